@@ -1,0 +1,1 @@
+"""Pretraining of language models that grow while they train."""

@@ -1,0 +1,61 @@
+"""Compiling the train step, and keeping what was compiled for the next start."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import zstandard
+from etils import epath
+from jax.sharding import Mesh
+
+from stackjax import model
+from stackjax.config import Config
+from stackjax.data.batch import Batch
+from stackjax.data.device import batch_sharding
+from stackjax.optimizer import build_optimizer
+from stackjax.phases import Phase
+from stackjax.train_state import TrainState, train_step
+
+
+def compile_step(
+    config: Config, phase: Phase, state: TrainState, mesh: Mesh
+) -> jax.stages.Compiled:
+    """Returns a phase's train step, compiled: (state, batch) -> (state, metrics).
+
+    The state is donated.
+    """
+    tx = build_optimizer(config.optimizer, model.logical_axes(phase.model))
+    step = functools.partial(
+        train_step, phase.model, tx, phase.learning_rate, config.optimizer.z_loss
+    )
+    shape = (
+        phase.accumulate,
+        phase.batch_size // phase.accumulate,
+        config.data.seq_len,
+    )
+    dtypes = Batch(jnp.int32, jnp.int32, jnp.int32, jnp.float32)
+    sharding = batch_sharding(mesh)
+    batch = Batch(*(jax.ShapeDtypeStruct(shape, d, sharding=sharding) for d in dtypes))
+    return jax.jit(step, donate_argnums=0).lower(state, batch).compile()
+
+
+def use_compilation_cache(workdir: epath.Path) -> None:
+    """Keeps compiled programs in the run directory, or where JAX is already told to.
+
+    JAX writes entries in place, so a killed run may leave half of one, which it would
+    warn of at every start and never write again: such entries are removed.
+    """
+    stated = jax.config.read("jax_compilation_cache_dir")
+    directory = epath.Path(stated or workdir / "compilation_cache")
+    jax.config.update("jax_compilation_cache_dir", str(directory))
+    for entry in directory.glob("*-cache") if directory.exists() else ():
+        if not _is_whole(entry.read_bytes()):
+            entry.unlink(missing_ok=True)
+
+
+def _is_whole(entry: bytes) -> bool:
+    try:
+        zstandard.decompress(entry)
+    except zstandard.ZstdError:
+        return False
+    return True

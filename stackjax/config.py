@@ -1,0 +1,180 @@
+"""The schema of a run: what a config file returns, what the command line overrides."""
+
+import dataclasses
+from typing import Annotated, Literal
+
+import tyro
+
+from stackjax.growth.depth import Interleave, LayerMap, Stack
+from stackjax.model.config import ModelConfig
+from stackjax.sharding import MeshConfig
+
+
+def _parse_count(text: list[str]) -> int:
+    value = float(text[0].replace("_", ""))
+    if value != int(value):
+        raise ValueError(f"{text[0]} is not a whole number")
+    return int(value)
+
+
+Count = Annotated[
+    int,
+    tyro.constructors.PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="INT",
+        instance_from_str=_parse_count,
+        is_instance=lambda value: isinstance(value, int),
+        str_from_instance=lambda value: [str(value)],
+    ),
+]
+"""A whole number that a command line may write as 2e6."""
+
+Growth = Stack | Interleave | LayerMap
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Where sequences come from."""
+
+    path: str
+    """Directory of token shards, as `python -m stackjax.prepare` writes it."""
+    seq_len: int
+    """Tokens in each sequence (T)."""
+    corpus: Literal["stdlib"] | None = None
+    """Built-in corpus that is prepared at `path` when nothing is there yet."""
+    mask_documents: bool = False
+    """Whether tokens attend, and are predicted, only within their own document."""
+    num_workers: int = 0
+    """Grain worker processes; 0 reads in threads of this process."""
+    prefetch: int = 4
+    """Batches read ahead of the train step."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Schedule:
+    """The course of the learning rate, as a fraction of its peak, over tokens."""
+
+    shape: Literal["cosine", "constant", "wsd"] = "cosine"
+    """Decay by half a cosine; none; or none until the last `decay_tokens`, then linear."""
+    warmup_tokens: Count = 0
+    """Tokens over which the rate rises linearly from zero to its peak."""
+    horizon_tokens: Count | None = None
+    """Tokens after which the decay has ended, counted from the start of the axis, warm-up
+    included; by default the length of the stage (or of the run). May lie past the end."""
+    decay_tokens: Count | None = None
+    """Tokens of linear decay at the end of the horizon (WSD only)."""
+    final_fraction: float = 0.1
+    """Rate at the horizon and after it, as a fraction of the peak."""
+    axis: Literal["stage", "run"] = "stage"
+    """Whether tokens are counted from the start of the stage, or of the run (which lets a
+    stage continue where the one before it stopped)."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OptimizerConfig:
+    """AdamW with decoupled weight decay, after clipping by the global norm."""
+
+    peak_learning_rate: float
+    """Peak of the schedule of every stage that names none of its own."""
+    schedule: Schedule = Schedule()
+    """Schedule of every stage that names none of its own."""
+    b1: float = 0.9
+    """Decay of the first moment."""
+    b2: float = 0.95
+    """Decay of the second moment."""
+    epsilon: float = 1e-8
+    """Added to the root of the second moment."""
+    weight_decay: float = 0.1
+    """Decoupled weight decay, times the learning rate; norms have none."""
+    clip_norm: float = 1.0
+    """Largest global norm of a gradient."""
+    z_loss: float = 0.0
+    """Weight of the squared log-normaliser of the logits (0 is off; PaLM uses 1e-4)."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Stage:
+    """One part of a run, trained with one model."""
+
+    tokens: Count | None = None
+    """Length in tokens, rounded up to whole steps."""
+    fraction: float | None = None
+    """Length as a fraction of the whole run, instead of `tokens`."""
+    batch_size: int
+    """Sequences in each optimizer step, over all devices and microbatches."""
+    accumulate: int = 1
+    """Microbatches that each step's batch is cut into."""
+    growth: Growth | None = None
+    """How this stage's model grows out of the stage before; the first stage has none."""
+    optimizer_state: Literal["reset", "grow"] = "reset"
+    """Whether growth starts the optimizer afresh (arXiv:2405.15319) or grows its moments."""
+    peak_learning_rate: float | None = None
+    """Peak learning rate; by default the optimizer's."""
+    schedule: Schedule | None = None
+    """Learning-rate schedule; by default the optimizer's."""
+    mesh: MeshConfig | None = None
+    """Mesh of this stage; by default the run's."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EvaluationConfig:
+    """Held-out loss, measured at intervals, at the end, and on both sides of each growth."""
+
+    every_tokens: Count
+    """Tokens between two evaluations."""
+    num_sequences: int
+    """Held-out sequences of each evaluation, always the same ones."""
+    batch_size: int
+    """Sequences evaluated at a time, over all devices."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CheckpointConfig:
+    """When to save, and what to keep."""
+
+    every_tokens: Count
+    """Tokens between two checkpoints. The end of each stage is always saved."""
+    keep_last: int = 2
+    """Most recent checkpoints of a stage that are kept; its last one always is."""
+    keep_every_tokens: Count | None = None
+    """Checkpoints that are the first past a multiple of this are kept for good."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LoggingConfig:
+    """When and where metrics are written; `metrics.jsonl` in the run directory always is."""
+
+    every_tokens: Count
+    """Tokens between two rows of metrics."""
+    tensorboard: bool = True
+    """Whether TensorBoard events are written into the run directory."""
+    wandb_project: str | None = None
+    """Weights & Biases project to log to; needs `pip install wandb`."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config:
+    """A run: one model that may grow from stage to stage."""
+
+    model: ModelConfig
+    """The model that `model_is` says; the others follow from it and the growths."""
+    model_is: Literal["source", "target"] = "target"
+    """Whether `model` is the model of the last stage (target) or of the first (source)."""
+    data: DataConfig
+    """Where sequences come from."""
+    optimizer: OptimizerConfig
+    """How parameters are updated."""
+    mesh: MeshConfig = MeshConfig()
+    """How arrays are laid out over devices."""
+    stages: tuple[Stage, ...]
+    """The parts of the run, in order."""
+    evaluation: EvaluationConfig
+    """Held-out evaluation."""
+    checkpoints: CheckpointConfig
+    """Checkpoints."""
+    logging: LoggingConfig
+    """Metrics."""
+    seed: int = 0
+    """Seed of the initial parameters and of the order of the data."""
+    workdir: str
+    """Directory of the run; starting the same command again resumes what is in it."""

@@ -1,0 +1,125 @@
+"""Configs as files: loaded, overridden on the command line, recorded, and compared."""
+
+import argparse
+import dataclasses
+import importlib.util
+import json
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+import tyro
+from etils import epath
+
+from stackjax.checkpoint import replace_text
+from stackjax.config import Config
+from stackjax.growth import Growth
+
+_RECORD = "config.json"
+
+_MAY_CHANGE = re.compile(
+    r"workdir|(mesh|evaluation|checkpoints|logging)\..*|stages\.\d+\.(mesh(\..*)?|accumulate)"
+    r"|data\.(path|corpus|num_workers|prefetch)|model\.(remat|scan_unroll|loss_chunk)"
+)
+"""Fields that a run may be resumed with other values of: they do not change what is
+learnt, other than by the order in which floats are added."""
+
+
+def load_config(prog: str, args: list[str]) -> Config:
+    """Returns the config that a command line names, with its overrides.
+
+    Args:
+      prog: How the command is called, for its help.
+      args: `--config FILE` and any field of `Config`, such as `--stages.1.tokens 2e6`.
+
+    Raises:
+      ValueError: The file is missing, cannot be run, or returns no config.
+    """
+    parser = argparse.ArgumentParser(prog=prog, add_help=False, allow_abbrev=False)
+    parser.add_argument("--config", metavar="FILE", type=Path)
+    known, overrides = parser.parse_known_args(args)
+    if known.config is None:
+        raise ValueError(
+            f"no config given; try `{prog} --config configs/tiny.py`, and add --help for "
+            f"every field that can be overridden."
+        )
+    return tyro.cli(
+        tyro.conf.AvoidSubcommands[Config],
+        prog=f"{prog} --config {known.config}",
+        default=_run_file(known.config),
+        args=overrides,
+    )
+
+
+def _run_file(path: Path) -> Config:
+    if not path.is_file():
+        raise ValueError(f"--config {path}: there is no such file.")
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    if spec is None or spec.loader is None:
+        raise ValueError(f"--config {path}: a config is a Python file, named *.py.")
+    module = importlib.util.module_from_spec(spec)
+    # Configs build on each other: `import tiny` works from beside it.
+    sys.path.insert(0, str(path.parent))
+    try:
+        spec.loader.exec_module(module)
+    finally:
+        sys.path.remove(str(path.parent))
+    get_config = getattr(module, "get_config", None)
+    config = get_config() if callable(get_config) else None
+    if not isinstance(config, Config):
+        raise ValueError(
+            f"--config {path}: the file must define get_config() -> stackjax.config.Config."
+        )
+    return config
+
+
+def flatten(value: Any, path: str = "") -> dict[str, Any]:
+    """Returns every field of a config by the name that the command line gives it."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, Growth):
+        fields = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+    elif isinstance(value, tuple):
+        fields = {str(i): item for i, item in enumerate(value)}
+    else:
+        return {path: repr(value) if isinstance(value, Growth) else value}
+    return {
+        key: leaf
+        for name, item in fields.items()
+        for key, leaf in flatten(item, f"{path}.{name}" if path else name).items()
+    }
+
+
+def record_config(workdir: epath.Path, config: Config) -> None:
+    """Writes every field of the config into the run directory."""
+    replace_text(workdir / _RECORD, json.dumps(flatten(config), indent=2) + "\n")
+
+
+def changed_fields(workdir: epath.Path, config: Config, stage: int) -> list[str]:
+    """Returns a line for each field that differs from the config the run had.
+
+    Args:
+      stage: The stage that the run is in; those after it may still be changed.
+
+    Raises:
+      ValueError: A field differs that a run cannot be resumed with.
+    """
+    path = workdir / _RECORD
+    if not path.exists():
+        return []
+    old, new = json.loads(path.read_text()), flatten(config)
+    allowed, forbidden = [], []
+    for field in sorted(old.keys() | new.keys()):
+        if old.get(field) != new.get(field):
+            line = f"{field}: {old.get(field)} -> {new.get(field)}"
+            is_later = re.match(r"stages\.(\d+)", field)
+            later = is_later is not None and int(is_later[1]) > stage
+            may_change = later or _MAY_CHANGE.fullmatch(field)
+            (allowed if may_change else forbidden).append(line)
+    if forbidden:
+        also = f" These may change: {'; '.join(allowed)}." if allowed else ""
+        raise ValueError(
+            f"{workdir} was trained with another config. These may not change when it is "
+            f"resumed: {'; '.join(forbidden)}.{also} Take the old values, or start a new "
+            f"run with --workdir."
+        )
+    return allowed

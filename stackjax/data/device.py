@@ -1,0 +1,42 @@
+"""Batches on their way from this process to its devices."""
+
+from collections.abc import Iterable, Iterator
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding
+
+from stackjax.data.batch import Batch
+from stackjax.sharding import logical
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """Returns how a field `[accumulate, B, T]` of a batch lies on the mesh."""
+    spec = logical(None, "batch", None)
+    assert spec is not None, "a mesh is set wherever batches are"
+    return NamedSharding(mesh, spec)
+
+
+def local_rows(mesh: Mesh, num_rows: int) -> np.ndarray:
+    """Returns which of a batch's B rows the devices of this process hold, ascending."""
+    indices = batch_sharding(mesh).addressable_devices_indices_map((1, num_rows, 1))
+    rows = [np.arange(num_rows)[index[1]] for index in indices.values() if index]
+    return np.unique(np.concatenate(rows))
+
+
+def put(batches: Iterable[Batch], mesh: Mesh, num_rows: int) -> Iterator[Batch]:
+    """Returns batches of `num_rows` rows on the mesh, each sent before it is asked for."""
+    sharding = batch_sharding(mesh)
+
+    def send(field: np.ndarray) -> jax.Array:
+        shape = (field.shape[0], num_rows, field.shape[2])
+        return jax.make_array_from_process_local_data(sharding, field, shape)
+
+    ahead: Batch | None = None
+    for batch in batches:
+        sent = jax.tree.map(send, batch)
+        if ahead is not None:
+            yield ahead
+        ahead = sent
+    if ahead is not None:
+        yield ahead

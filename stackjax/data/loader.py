@@ -1,0 +1,175 @@
+"""The input pipeline: batches whose order is a pure function of seed and example index.
+
+Shape letters: A microbatches of a step, B rows that this process holds, T tokens.
+"""
+
+import contextlib
+import functools
+import sys
+from collections.abc import Callable, Iterator
+
+import grain
+import numpy as np
+from absl import flags
+
+from stackjax.config import DataConfig
+from stackjax.data import packing
+from stackjax.data.batch import Batch
+from stackjax.data.sources import MANIFEST, SplitName, TokenSource, epath
+from stackjax.prepare import PrepareConfig, prepare
+
+Rows = slice | np.ndarray
+
+
+def open_source(config: DataConfig, split: SplitName, vocab_size: int) -> TokenSource:
+    """Returns the sequences of a split, having made the built-in corpus if need be.
+
+    Args:
+      vocab_size: The model's.
+
+    Raises:
+      ValueError: The data are missing or damaged, or have more tokens than the model.
+    """
+    missing = not (epath.Path(config.path) / MANIFEST).exists()
+    if config.corpus == "stdlib" and missing:
+        # Another process may have been quicker, and its set is the same.
+        with contextlib.suppress(FileExistsError):
+            prepare(
+                PrepareConfig(
+                    paths=("tfds:stackjax_stdlib", config.path),
+                    tokenizer="bytes",
+                    num_processes=1,
+                )
+            )
+    source = TokenSource(config.path, split, config.seq_len)
+    tokenizer = source.manifest.tokenizer
+    if tokenizer.vocab_size > vocab_size:
+        raise ValueError(
+            f"model.vocab_size is {vocab_size}, but the tokenizer {tokenizer.name!r} of "
+            f"{config.path!r} has {tokenizer.vocab_size} tokens; "
+            f"give --model.vocab-size {tokenizer.vocab_size}."
+        )
+    return source
+
+
+def train_batches(
+    source: TokenSource,
+    config: DataConfig,
+    *,
+    seed: int,
+    first_example: int,
+    batch_size: int,
+    accumulate: int,
+    rows: Rows,
+) -> Iterator[Batch]:
+    """Returns an endless iterator over batches `[A, B, T]`, shuffled anew each epoch.
+
+    Row b of microbatch a of step s is example `first_example + s * batch_size +
+    a * (batch_size // accumulate) + b`; which sequence that is depends on the seed alone.
+
+    Args:
+      first_example: Examples already consumed by the run, over all its stages.
+      rows: The rows of each microbatch that this process holds.
+    """
+    if batch_size % accumulate:
+        raise ValueError(f"accumulate {accumulate} does not divide batch_size {batch_size}.")
+    rows_AB = np.arange(batch_size).reshape(accumulate, -1)[:, rows]
+    order = grain.MapDataset.range(len(source)).seed(seed).shuffle()
+    read = functools.partial(
+        _read_train, source, config, order, first_example + rows_AB, batch_size
+    )
+    return iter(_prefetch(sys.maxsize, read, config, config.num_workers))
+
+
+def eval_batches(
+    source: TokenSource,
+    config: DataConfig,
+    *,
+    num_sequences: int,
+    batch_size: int,
+    rows: Rows,
+) -> Iterator[Batch]:
+    """Returns an iterator over the same few sequences each time, `[1, B, T]`.
+
+    They are spread evenly over the split. The last batch is filled up with sequences
+    whose loss weights are 0.
+
+    Args:
+      rows: The rows of each batch that this process holds.
+
+    Raises:
+      ValueError: The split has fewer than `num_sequences` sequences.
+    """
+    if not 1 <= num_sequences <= len(source):
+        raise ValueError(
+            f"evaluation.num_sequences is {num_sequences}; the split {source.split!r} of "
+            f"{source.path!r} has {len(source)} sequences of {source.seq_len} tokens."
+        )
+    chosen = np.arange(num_sequences) * len(source) // num_sequences
+    padded = np.full(-(-num_sequences // batch_size) * batch_size, -1)
+    padded[:num_sequences] = chosen
+    chosen_NB = padded.reshape(-1, batch_size)[:, rows]
+    read = functools.partial(_read_eval, source, config, chosen_NB)
+    return iter(_prefetch(len(chosen_NB), read, config, num_workers=0))
+
+
+def _prefetch(
+    num_batches: int,
+    read: Callable[[int], Batch],
+    config: DataConfig,
+    num_workers: int,
+) -> grain.IterDataset:
+    """Returns the batches 0, 1, ... as Grain reads them ahead."""
+    options = grain.ReadOptions(
+        num_threads=max(1, config.prefetch), prefetch_buffer_size=config.prefetch
+    )
+    batches = grain.MapDataset.range(num_batches).map(read).to_iter_dataset(options)
+    if num_workers == 0:
+        return batches
+    if not flags.FLAGS.is_parsed():  # Grain's workers read absl flags.
+        flags.FLAGS.mark_as_parsed()
+    workers = grain.MultiprocessingOptions(
+        num_workers=num_workers, per_worker_buffer_size=max(1, config.prefetch)
+    )
+    # Copied, because a batch in shared memory outlives its worker only with warnings.
+    return batches.mp_prefetch(workers).map(lambda batch: Batch(*map(np.array, batch)))
+
+
+def _read_train(
+    source: TokenSource,
+    config: DataConfig,
+    order: grain.MapDataset,
+    first_AB: np.ndarray,
+    batch_size: int,
+    step: int,
+) -> Batch:
+    examples_AB = first_AB + step * batch_size
+    # Grain's shuffle takes an index of any epoch, and draws each epoch anew.
+    index_AB = [[order[int(k)] for k in examples_B] for examples_B in examples_AB]
+    return _build_batch(source, config, np.array(index_AB))
+
+
+def _read_eval(
+    source: TokenSource, config: DataConfig, chosen_NB: np.ndarray, step: int
+) -> Batch:
+    index_AB = chosen_NB[step][None]
+    batch = _build_batch(source, config, np.maximum(index_AB, 0))
+    batch.loss_weights[index_AB < 0] = 0.0
+    return batch
+
+
+def _build_batch(source: TokenSource, config: DataConfig, index_AB: np.ndarray) -> Batch:
+    """Returns the sequences of the given indices, with what the model needs of them."""
+    tokens = np.empty((*index_AB.shape, source.seq_len), np.int32)
+    for where in np.ndindex(index_AB.shape):
+        tokens[where] = source[int(index_AB[where])]
+    if config.mask_documents:
+        segments = packing.segments(tokens, source.manifest.tokenizer.end_id)
+    else:
+        segments = np.zeros_like(tokens)
+    return Batch(
+        tokens=tokens,
+        positions=packing.positions(segments),
+        segments=segments,
+        loss_weights=packing.loss_weights(segments),
+    )

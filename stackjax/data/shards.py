@@ -1,0 +1,113 @@
+"""Documents written as token shards."""
+
+import collections
+import contextlib
+import itertools
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from array_record.python import array_record_module
+
+from stackjax.data import packing
+from stackjax.data.sources import RECORD_TOKENS, SPLITS, Shard, SplitName, TokenDtype
+from stackjax.data.tokenizer import Tokenizer
+
+DOCUMENTS_AT_A_TIME = 64
+
+ShardsOfPart = dict[SplitName, tuple[Shard, int]]
+"""The shard of each split that has documents in a part of the input, and how many."""
+
+
+class ShardWriter:
+    """Writes a stream of tokens as the records of one shard."""
+
+    def __init__(self, path: Path, dtype: str):
+        self._path = path
+        self._dtype = np.dtype(dtype).newbyteorder("<")
+        # One record a group makes random access cheap; tokens hardly compress.
+        self._writer = array_record_module.ArrayRecordWriter(
+            str(path), "group_size:1,uncompressed"
+        )
+        self._rest = np.empty(0, self._dtype)
+        self._records = self._tokens = 0
+
+    def write(self, tokens: np.ndarray) -> None:
+        """Appends tokens to the stream."""
+        stream = np.concatenate([self._rest, tokens.astype(self._dtype)])
+        records, self._rest = packing.cut_records(stream, RECORD_TOKENS)
+        for record in records:
+            self._write_record(record)
+
+    def close(self) -> Shard:
+        """Writes what is left over and returns what the manifest says of the shard."""
+        if len(self._rest):
+            self._write_record(self._rest)
+        with _as_os_error(self._path):
+            self._writer.close()
+        return Shard(
+            file=self._path.name,
+            bytes=self._path.stat().st_size,
+            records=self._records,
+            tokens=self._tokens,
+        )
+
+    def _write_record(self, record: np.ndarray) -> None:
+        with _as_os_error(self._path):
+            self._writer.write(record.tobytes())
+        self._records += 1
+        self._tokens += len(record)
+
+
+@contextlib.contextmanager
+def _as_os_error(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:  # What ArrayRecord raises on a full disk.
+        raise OSError(f"cannot write {str(path)!r}: {error}") from error
+
+
+def write_shards(
+    documents: Iterator[tuple[SplitName, str]], tokenizer: Tokenizer, stem: Path
+) -> ShardsOfPart:
+    """Writes documents, each with its split, as one shard a split called `stem.SPLIT`.
+
+    Documents without a token are left out.
+    """
+    writers: dict[SplitName, ShardWriter] = {}
+    counts: collections.Counter[SplitName] = collections.Counter()
+    for split, texts in _group_by_split(documents):
+        encoded = [_encode(tokenizer, text) for text in texts]
+        encoded = [tokens for tokens in encoded if len(tokens)]
+        if not encoded:
+            continue
+        if split not in writers:
+            path = stem.with_suffix(f".{split}")
+            writers[split] = ShardWriter(path, token_dtype(tokenizer))
+        writers[split].write(packing.join_documents(encoded, tokenizer.end_id))
+        counts[split] += len(encoded)
+    return {split: (writer.close(), counts[split]) for split, writer in writers.items()}
+
+
+def token_dtype(tokenizer: Tokenizer) -> TokenDtype:
+    """Returns the smallest type that holds every token."""
+    return "uint16" if tokenizer.vocab_size <= 2**16 else "uint32"
+
+
+def _group_by_split(
+    documents: Iterator[tuple[SplitName, str]],
+) -> Iterator[tuple[SplitName, list[str]]]:
+    """Yields lists of documents of one split; each split keeps its order."""
+    while chunk := list(itertools.islice(documents, DOCUMENTS_AT_A_TIME)):
+        for split in SPLITS:
+            yield split, [text for of, text in chunk if of == split]
+
+
+def _encode(tokenizer: Tokenizer, text: str) -> np.ndarray:
+    tokens = tokenizer.encode(text)
+    if len(tokens) and tokens.max() >= tokenizer.vocab_size:
+        raise ValueError(
+            f"tokenizer {tokenizer.name!r} gave token {tokens.max()}, which its "
+            f"vocabulary of {tokenizer.vocab_size} does not have."
+        )
+    return tokens

@@ -1,0 +1,40 @@
+"""Loss on held-out sequences."""
+
+import functools
+from collections.abc import Callable
+
+import jax
+from jax.sharding import Mesh
+
+from stackjax.config import Config
+from stackjax.data.device import local_rows, put
+from stackjax.data.loader import eval_batches
+from stackjax.data.sources import TokenSource
+from stackjax.model import ModelConfig, Params
+from stackjax.train_state import eval_step
+
+
+def held_out_loss(
+    config: Config, model: ModelConfig, source: TokenSource, mesh: Mesh
+) -> Callable[[Params], float]:
+    """Returns a function from parameters to their mean loss per token, in nats.
+
+    It always reads the same sequences, and weighs every token alike.
+    """
+    step = jax.jit(functools.partial(eval_step, model))
+    num_rows = config.evaluation.batch_size
+
+    def loss(params: Params) -> float:
+        batches = eval_batches(
+            source,
+            config.data,
+            num_sequences=config.evaluation.num_sequences,
+            batch_size=num_rows,
+            rows=local_rows(mesh, num_rows),
+        )
+        # All batches are under way before the first result is waited for.
+        results = [step(params, batch) for batch in put(batches, mesh, num_rows)]
+        nll = sum(float(sums.nll) for sums, _ in results)
+        return nll / sum(float(weight) for _, weight in results)
+
+    return loss

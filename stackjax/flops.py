@@ -1,0 +1,111 @@
+"""What a model costs: parameters, FLOPs per token, and the share of a device's peak.
+
+D embed, N heads, K kv heads, H head_dim, F mlp, V vocab, L layers, T sequence length.
+"""
+
+from collections.abc import Sequence
+
+import jax
+
+from stackjax.model.config import ModelConfig
+
+# Dense bfloat16 FLOP/s of what JAX calls one device, by `device_kind`. Datasheets of
+# NVIDIA give the sparse figure, which is twice this; those of Google give chips, and on
+# TPU v3 and TPU7x a chip is two devices.
+_PEAK_FLOPS = {
+    "NVIDIA A100-SXM4-40GB": 312e12,
+    "NVIDIA A100-SXM4-80GB": 312e12,
+    "NVIDIA A100-PCIE-40GB": 312e12,
+    "NVIDIA A100 80GB PCIe": 312e12,
+    "NVIDIA H100 80GB HBM3": 989.4e12,  # SXM
+    "NVIDIA H100 PCIe": 756e12,
+    "NVIDIA H100 NVL": 835.5e12,
+    "NVIDIA H200": 989.4e12,
+    "NVIDIA GH200 480GB": 989.4e12,
+    "NVIDIA B200": 2250e12,
+    "NVIDIA GB200": 2500e12,
+    "TPU v3": 123e12 / 2,
+    "TPU v4": 275e12,
+    "TPU v5 lite": 197e12,
+    "TPU v5e": 197e12,
+    "TPU v5": 459e12,
+    "TPU v5p": 459e12,
+    "TPU v6 lite": 918e12,
+    "TPU v6e": 918e12,
+    "TPU7x": 2307e12 / 2,
+}
+
+
+def num_params(config: ModelConfig) -> int:
+    """Returns the number of parameters, without the rows that pad the vocabulary.
+
+    Embedding, head (none of its own where it is tied) and norms are included.
+    """
+    norms = 2 * config.embed_dim + (2 * config.head_dim if config.qk_norm else 0)
+    tables = 1 if config.tie_head else 2
+    return (
+        tables * config.vocab_size * config.embed_dim
+        + config.num_layers * (_layer_weights(config) + norms)
+        + config.embed_dim
+    )
+
+
+def flops_6nd(config: ModelConfig) -> int:
+    """Returns the training FLOPs per token as 6 N, with N all parameters.
+
+    This is the convention behind the curves of arXiv:2405.15319 (embedding and untied
+    head included, attention scores not), so curves of both can be laid over each other.
+    """
+    return 6 * num_params(config)
+
+
+def matmul_flops(config: ModelConfig, seq_len: int) -> int:
+    """Returns the training FLOPs per token of the model's matrix products, exactly.
+
+    Three times those of the forward pass, per token
+
+      L (2 D H (2 N + 2 K) + 6 D F + 4 T N H) + 2 D V
+
+    for projections, SwiGLU, attention and head; the backward pass has two products for
+    each one forward. Attention counts as a full T x T product: its causal half is not
+    taken off. The embedding is a gather and counts nothing, and neither does what remat
+    computes again, nor the padding of the vocabulary.
+
+    Args:
+      seq_len: Tokens in each sequence (T).
+    """
+    attention = 4 * seq_len * config.num_heads * config.head_dim
+    layer = 2 * _layer_weights(config) + attention
+    head = 2 * config.embed_dim * config.vocab_size
+    return 3 * (config.num_layers * layer + head)
+
+
+def peak_flops(device: jax.Device) -> float | None:
+    """Returns the dense bfloat16 peak of a device in FLOP/s; None if it is unknown."""
+    return _PEAK_FLOPS.get(device.device_kind)
+
+
+def mfu(
+    tokens_per_second: float,
+    config: ModelConfig,
+    seq_len: int,
+    devices: Sequence[jax.Device],
+) -> float | None:
+    """Returns the model FLOPs utilisation (arXiv:2204.02311), between 0 and 1.
+
+    FLOPs are those of `matmul_flops`. None where the peak of any device is unknown.
+
+    Args:
+      tokens_per_second: Tokens trained per second on all of the devices together.
+    """
+    peaks = [peak_flops(device) for device in devices]
+    known = [peak for peak in peaks if peak is not None]
+    if len(known) < len(peaks):
+        return None
+    return tokens_per_second * matmul_flops(config, seq_len) / sum(known)
+
+
+def _layer_weights(config: ModelConfig) -> int:
+    """Returns the entries of the matrices of one layer: attention and SwiGLU."""
+    heads = 2 * config.num_heads + 2 * config.num_kv_heads
+    return config.embed_dim * (heads * config.head_dim + 3 * config.mlp_dim)

@@ -1,0 +1,58 @@
+"""The notation of arXiv:2405.15319 for the source layers that a target is made of."""
+
+import re
+
+_RUN = re.compile(r"(\d+)\.\.(\d+)")
+_PART = re.compile(r"\(([^()*-]+)\)(?:\*(\d+))?|([^()*-]+)(?:\*(\d+))?")
+
+
+def parse_pattern(pattern: str) -> tuple[int, ...]:
+    """Returns the source layer of every target layer, counted from 0.
+
+    Patterns count layers from 1. Parts are joined by `-`, and `*n` repeats a part:
+    `12-345*7-6` is layer 1, layer 2, then 3 4 5 seven times, then layer 6. Where any of
+    `,`, `..` and parentheses occurs, numbers may have several digits:
+    `1,2-(3..10)*2-11` is 1, 2, then 3 to 10 twice, then 11.
+
+    Raises:
+      ValueError: The pattern cannot be read, or names layer 0.
+
+    >>> parse_pattern("1-23*2-4")
+    (0, 1, 2, 1, 2, 3)
+    """
+    numbered = any(mark in pattern for mark in (",", "..", "("))
+    layers: list[int] = []
+    for part in pattern.split("-"):
+        match = _PART.fullmatch(part.strip())
+        if match is None:
+            raise _unreadable(pattern, part)
+        group, group_times, plain, plain_times = match.groups()
+        names = group or plain
+        items = names.split(",") if numbered else list(names)
+        run = [layer for item in items for layer in _parse_item(item, pattern)]
+        layers += run * int(group_times or plain_times or 1)
+    if not layers:
+        raise ValueError(f"layer map {pattern!r} has no layers.")
+    return tuple(layer - 1 for layer in layers)
+
+
+def _parse_item(item: str, pattern: str) -> list[int]:
+    item = item.strip()
+    run = _RUN.fullmatch(item)
+    first, last = run.groups() if run else (item, item)
+    if not first.isdecimal():
+        raise _unreadable(pattern, item)
+    layers = list(range(int(first), int(last) + 1))
+    if not layers or layers[0] < 1:
+        raise ValueError(
+            f"layer map {pattern!r}: {item!r} names no layer; patterns count from 1 and "
+            f"runs go upwards."
+        )
+    return layers
+
+
+def _unreadable(pattern: str, part: str) -> ValueError:
+    return ValueError(
+        f"layer map {pattern!r}: cannot read {part!r}; write parts joined by '-', as in "
+        f"'12-345*7-6', or '1,2-(3..10)*2-11' for layers from 10 on."
+    )

@@ -1,0 +1,69 @@
+"""The architecture of a decoder and how its layers are executed."""
+
+import dataclasses
+from typing import Literal
+
+RematPolicy = Literal["none", "dots", "full"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """A LLaMA-style decoder: RMSNorm, rotary positions, grouped-query attention, SwiGLU."""
+
+    vocab_size: int
+    """Number of tokens in the vocabulary, before padding."""
+    num_layers: int
+    """Transformer blocks."""
+    embed_dim: int
+    """Channels of the residual stream."""
+    mlp_dim: int
+    """Hidden units of each SwiGLU."""
+    num_heads: int
+    """Query heads."""
+    num_kv_heads: int
+    """Key and value heads; must divide `num_heads`. Query head n reads key head n // group."""
+    head_dim: int
+    """Channels of each head; even, because rotary positions turn pairs of channels."""
+    rope_theta: float = 1e4
+    """Base of the rotary frequencies."""
+    norm_epsilon: float = 1e-5
+    """Added to the mean square inside RMSNorm."""
+    tie_head: bool = False
+    """Whether the embedding is also the output head."""
+    qk_norm: bool = False
+    """Whether queries and keys are normalised per head before the rotation."""
+    init: Literal["reference", "scaled"] = "reference"
+    """Initial values: the released code of arXiv:2405.15319, or GPT-2's scaled residuals."""
+    vocab_multiple: int = 128
+    """The vocabulary is padded to a multiple of this, so that it divides over any mesh."""
+    compute_dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Type of activations and matrix products; `auto` is float32 on a CPU, else bfloat16."""
+    remat: RematPolicy = "none"
+    """What a block recomputes in the backward pass: nothing, all but matrix products, all."""
+    scan_unroll: int = 1
+    """Layers per iteration of the scan over layers; more is faster and compiles slower."""
+    loss_chunk: int = 0
+    """Positions whose logits are held at a time; 0 holds those of the whole sequence."""
+
+    @property
+    def padded_vocab_size(self) -> int:
+        """The vocabulary size that the embedding and the head are stored with."""
+        return -(-self.vocab_size // self.vocab_multiple) * self.vocab_multiple
+
+    def __post_init__(self):
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if field.type is int and field.name != "loss_chunk" and value < 1:
+                raise ValueError(f"model.{field.name} is {value}; it must be at least 1.")
+        if self.num_heads % self.num_kv_heads:
+            raise ValueError(
+                f"model.num_heads is {self.num_heads}, which model.num_kv_heads "
+                f"{self.num_kv_heads} does not divide; choose a divisor of {self.num_heads}."
+            )
+        if self.head_dim % 2:
+            raise ValueError(
+                f"model.head_dim is {self.head_dim}; rotary positions turn pairs of "
+                f"channels, so it must be even."
+            )
+        if self.loss_chunk < 0:
+            raise ValueError(f"model.loss_chunk is {self.loss_chunk}; 0 turns chunking off.")

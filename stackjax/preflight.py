@@ -1,0 +1,146 @@
+"""What can be known to fail before the first token: every phase, evaluated abstractly."""
+
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import AbstractMesh, AxisType
+
+from stackjax import model
+from stackjax.config import Config
+from stackjax.model.transformer import axis_size
+from stackjax.optimizer import build_optimizer
+from stackjax.phases import Phase, expand
+from stackjax.sharding import MESH_AXES, RULES, mesh_shape, num_shards, partition_of
+from stackjax.train_state import TrainState, init_state
+
+_FIELDS = {
+    "embed": "embed_dim",
+    "mlp": "mlp_dim",
+    "heads": "num_heads",
+    "kv_heads": "num_kv_heads",
+    "vocab": "vocab_size, padded to model.vocab_multiple,",
+}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Estimate:
+    """What a phase will hold on each device."""
+
+    phase: Phase
+    state: TrainState
+    """Shapes, types and partitions."""
+    state_bytes: int
+    """Parameters and optimizer state on one device."""
+    gradient_bytes: int
+    """Gradients on one device; twice this while microbatches accumulate."""
+
+
+def check(config: Config, num_devices: int, memory: int | None = None) -> list[Estimate]:
+    """Returns an estimate for each phase of a run, allocating nothing.
+
+    Args:
+      num_devices: How many devices the run will have.
+      memory: Bytes of each device, if known.
+
+    Raises:
+      ValueError: A stage does not fit its mesh, its batch or its devices.
+    """
+    _check_numbers(config)
+    return [_check_phase(config, phase, num_devices, memory) for phase in expand(config)]
+
+
+def _check_numbers(config: Config) -> None:
+    at_least_one = {
+        "data.seq_len": config.data.seq_len,
+        "evaluation.every_tokens": config.evaluation.every_tokens,
+        "evaluation.num_sequences": config.evaluation.num_sequences,
+        "evaluation.batch_size": config.evaluation.batch_size,
+        "checkpoints.every_tokens": config.checkpoints.every_tokens,
+        "checkpoints.keep_last": config.checkpoints.keep_last,
+        "logging.every_tokens": config.logging.every_tokens,
+    }
+    for i, stage in enumerate(config.stages):
+        at_least_one[f"stages.{i}.batch_size"] = stage.batch_size
+        at_least_one[f"stages.{i}.accumulate"] = stage.accumulate
+    for field, value in at_least_one.items():
+        if value < 1:
+            raise ValueError(f"{field} is {value}; it must be at least 1.")
+    keep = config.checkpoints.keep_every_tokens
+    if keep is not None and (keep < 1 or keep % config.checkpoints.every_tokens):
+        raise ValueError(
+            f"checkpoints.keep_every_tokens is {keep}; it must be a multiple of "
+            f"checkpoints.every_tokens {config.checkpoints.every_tokens}."
+        )
+    chunk = config.model.loss_chunk
+    if chunk and config.data.seq_len % chunk:
+        raise ValueError(
+            f"model.loss_chunk is {chunk}, which does not divide data.seq_len "
+            f"{config.data.seq_len}."
+        )
+
+
+def _check_phase(
+    config: Config, phase: Phase, num_devices: int, memory: int | None
+) -> Estimate:
+    shape = mesh_shape(phase.mesh, num_devices)
+    mesh = AbstractMesh(shape, MESH_AXES, axis_types=(AxisType.Explicit,) * 3)
+    with jax.sharding.use_abstract_mesh(mesh):
+        _check_batch(config, phase)
+        _check_divides(phase)
+        state = abstract_state(config, phase)
+    state_bytes = bytes_per_device(state, mesh)
+    gradient_bytes = bytes_per_device(state.params, mesh)
+    if memory is not None and state_bytes + gradient_bytes > memory:
+        raise ValueError(
+            f"stages.{phase.stage}: parameters, optimizer state and gradients take "
+            f"{(state_bytes + gradient_bytes) / 2**30:.1f} GiB on each device, which has "
+            f"{memory / 2**30:.1f} GiB; use more devices, or a larger mesh.fsdp."
+        )
+    return Estimate(
+        phase=phase, state=state, state_bytes=state_bytes, gradient_bytes=gradient_bytes
+    )
+
+
+def _check_batch(config: Config, phase: Phase) -> None:
+    shards = num_shards("batch")
+    rows = phase.accumulate * shards
+    if phase.batch_size % rows:
+        raise ValueError(
+            f"stages.{phase.stage}.batch_size is {phase.batch_size}, which does not divide "
+            f"into accumulate {phase.accumulate} x {shards} shards of the batch (mesh "
+            f"replica x fsdp); use a multiple of {rows}."
+        )
+    if config.evaluation.batch_size % shards:
+        raise ValueError(
+            f"evaluation.batch_size is {config.evaluation.batch_size}, which does not "
+            f"divide over {shards} shards of the batch; use a multiple of {shards}."
+        )
+
+
+def _check_divides(phase: Phase) -> None:
+    for axis, field in _FIELDS.items():
+        size, shards = axis_size(phase.model, axis), num_shards(axis)
+        if size % shards:
+            raise ValueError(
+                f"model.{field} is {size} in stage {phase.stage}, which does not divide "
+                f"over {shards} shards of mesh axis {RULES[axis]!r}; change one of them."
+            )
+
+
+def abstract_state(config: Config, phase: Phase) -> TrainState:
+    """Returns shapes, types and partitions of a phase's state on the current mesh."""
+    tx = build_optimizer(config.optimizer, model.logical_axes(phase.model))
+    return jax.eval_shape(lambda: init_state(phase.model, tx, jax.random.key(0)))
+
+
+def bytes_per_device(tree: object, mesh: AbstractMesh) -> int:
+    """Returns the bytes of a tree of abstract arrays on each device of a mesh."""
+
+    def leaf_bytes(leaf: jax.ShapeDtypeStruct) -> int:
+        axes = jax.tree.leaves(tuple(partition_of(leaf)))
+        shards = math.prod(mesh.shape[axis] for axis in axes)
+        return leaf.size * jnp.dtype(leaf.dtype).itemsize // shards
+
+    return sum(leaf_bytes(leaf) for leaf in jax.tree.leaves(tree))

@@ -1,0 +1,113 @@
+"""What all phases of a run share, and the rows it writes while it trains."""
+
+import contextlib
+import dataclasses
+import math
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+from etils import epath
+
+from stackjax.checkpoint import Checkpoints
+from stackjax.config import Config
+from stackjax.data.sources import TokenSource
+from stackjax.flops import mfu
+from stackjax.metrics import Sink
+from stackjax.phases import Counts, Phase
+from stackjax.progress import Progress
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Run:
+    """What all phases of a run share."""
+
+    config: Config
+    workdir: epath.Path
+    source: TokenSource
+    held_out: TokenSource
+    sinks: list[Sink]
+    progress: Progress
+    stop: threading.Event
+
+    def write(self, kind: str, phase: Phase, step: int, counts: Counts, **values: Any) -> None:
+        """Writes a row of metrics."""
+        where = {"kind": kind, "phase": phase.index, "stage": phase.stage, "step": step}
+        row = where | dataclasses.asdict(counts) | values
+        for sink in self.sinks:
+            sink.write(row)
+        if kind == "train":
+            self.progress.row(row)
+
+    def flush(self) -> None:
+        """Brings all metrics to disk."""
+        for sink in self.sinks:
+            sink.flush()
+
+
+class LateRows:
+    """Rows of training, each read while the devices already work on a later step."""
+
+    def __init__(self, run: Run, phase: Phase, checkpoints: Checkpoints, counts: Counts):
+        self._run = run
+        self._phase = phase
+        self._checkpoints = checkpoints
+        self._newest: tuple[int, Counts, dict[str, jax.Array]] | None = None
+        self._row_waits = False
+        self._since = time.monotonic(), counts.tokens
+
+    def add(
+        self, step: int, counts: Counts, metrics: dict[str, jax.Array], is_due: bool
+    ) -> None:
+        """Takes a step's metrics, which become a row where one is due; never waits."""
+        self._newest = step, counts, metrics
+        self._row_waits = is_due
+
+    def catch_up(self) -> None:
+        """Writes the row that is waiting, if any; FloatingPointError if it is not finite."""
+        if self._newest is None or not self._row_waits:
+            return
+        self._row_waits = False
+        step, counts, _ = self._newest
+        values: dict[str, Any] = dict(self._read())
+        (then, tokens), now = self._since, time.monotonic()
+        self._since = now, counts.tokens
+        values["seconds"] = now - then
+        rate = values["tokens_per_second"] = (counts.tokens - tokens) / (now - then)
+        seq_len = self._run.config.data.seq_len
+        values["mfu"] = mfu(rate, self._phase.model, seq_len, jax.devices())
+        self._run.write("train", self._phase, step, counts, **values)
+
+    def settle(self) -> None:
+        """Makes sure that all up to the newest step is finite, and its rows on disk."""
+        self.catch_up()
+        self._read()
+        self._run.flush()
+
+    def _read(self) -> dict[str, float]:
+        if self._newest is None:
+            return {}
+        _, counts, metrics = self._newest
+        values = {name: float(value) for name, value in metrics.items()}
+        if all(math.isfinite(value) for value in values.values()):
+            return values
+        self._run.flush()
+        self._checkpoints.wait()
+        step = self._checkpoints.latest_step
+        good = "there is no checkpoint yet"
+        if step is not None:
+            good = f"the last good checkpoint is {self._checkpoints.directory / str(step)}"
+        raise FloatingPointError(
+            f"loss {values['loss']}, gradient norm {values['grad_norm']} after "
+            f"{counts.tokens:,} tokens in stage {self._phase.stage}; {good}."
+        )
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Leaves what is done meanwhile out of the next row's tokens/s."""
+        start = time.monotonic()
+        yield
+        then, tokens = self._since
+        self._since = then + time.monotonic() - start, tokens

@@ -1,0 +1,97 @@
+"""The device mesh, and the one table from logical axis names to mesh axes."""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from stackjax.axes import Axes
+
+MESH_AXES = ("replica", "fsdp", "tensor")
+
+RULES: dict[str, str | tuple[str, ...]] = {
+    "batch": ("replica", "fsdp"),
+    "embed": "fsdp",
+    "heads": "tensor",
+    "kv_heads": "tensor",
+    "mlp": "tensor",
+    "vocab": "tensor",
+}
+"""Mesh axes that shard a logical axis; an axis that is not named here is whole."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MeshConfig:
+    """Sizes of the mesh axes; at most one may be -1 and takes the devices that are left."""
+
+    replica: int = 1
+    """Copies of the parameters (data parallel)."""
+    fsdp: int = -1
+    """Shards of batch, parameters and optimizer state (ZeRO-3)."""
+    tensor: int = 1
+    """Shards of heads, mlp and vocabulary (tensor parallel)."""
+
+
+def logical(*names: str | None) -> P | None:
+    """Returns the partition of an array with these logical axes, None outside a mesh.
+
+    Activations name `embed` as None: the residual stream is whole on every device, only
+    parameters are sharded along it.
+    """
+    if jax.sharding.get_abstract_mesh().empty:
+        return None
+    return P(*(RULES.get(name) if name else None for name in names))
+
+
+def partition(axes: Axes) -> P | None:
+    """Returns the partition of a parameter; gains and other vectors stay whole."""
+    return logical(*axes.names) if axes.reads else logical(*(None,) * len(axes.names))
+
+
+def on_mesh(abstract: Any, mesh: Mesh) -> Any:
+    """Returns a tree of abstract arrays with their partitions on a mesh of devices."""
+    return jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(
+            leaf.shape, leaf.dtype, sharding=NamedSharding(mesh, partition_of(leaf))
+        ),
+        abstract,
+    )
+
+
+def partition_of(leaf: jax.Array | jax.ShapeDtypeStruct) -> P:
+    """Returns the partition of an array; scalars that no mesh has seen are whole."""
+    return P() if leaf.sharding is None else leaf.sharding.spec  # type: ignore
+
+
+def mesh_shape(config: MeshConfig, num_devices: int) -> tuple[int, ...]:
+    """Returns the sizes of the mesh axes on `num_devices` devices."""
+    sizes = [getattr(config, axis) for axis in MESH_AXES]
+    stated = f"mesh {dict(zip(MESH_AXES, sizes, strict=True))}"
+    if any(size < 1 and size != -1 for size in sizes) or sizes.count(-1) > 1:
+        raise ValueError(f"{stated}: sizes are at least 1, and at most one is -1.")
+    known = math.prod(size for size in sizes if size != -1)
+    if num_devices % known or (-1 not in sizes and known != num_devices):
+        raise ValueError(
+            f"{stated} does not fit {num_devices} devices; the sizes must multiply to "
+            f"{num_devices}, or set one of them to -1."
+        )
+    return tuple(num_devices // known if size == -1 else size for size in sizes)
+
+
+def build_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """Returns the mesh of explicit axes that `config` describes."""
+    devices = jax.devices() if devices is None else devices
+    shape = mesh_shape(config, len(devices))
+    return jax.make_mesh(shape, MESH_AXES, axis_types=(AxisType.Explicit,) * 3, devices=devices)
+
+
+def num_shards(name: str) -> int:
+    """Returns over how many devices the current mesh splits a logical axis."""
+    mesh = jax.sharding.get_abstract_mesh()
+    rule = RULES.get(name, ())
+    axes = (rule,) if isinstance(rule, str) else rule
+    return 1 if mesh.empty else math.prod(mesh.shape[axis] for axis in axes)

@@ -1,0 +1,55 @@
+"""What a person reads when a run has ended."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from etils import epath
+
+from stackjax.flops import num_params
+from stackjax.phases import Counts, Phase
+
+
+def summarize(
+    workdir: epath.Path, phases: Sequence[Phase], rows: Sequence[Mapping[str, Any]]
+) -> str:
+    """Returns the summary of a finished run: its stages, its seams, where its files are."""
+    lines = [
+        "",
+        f"{'stage':<6}{'layers':>7}{'params':>9}{'tokens':>10}{'6ND FLOPs':>11}  loss",
+    ]
+    for phase in phases:
+        spent = Counts().after(phase.per_step, phase.num_steps)
+        lines.append(
+            f"{phase.stage:<6}{phase.model.num_layers:>7}"
+            f"{_short(num_params(phase.model)):>9}{_short(spent.tokens):>10}"
+            f"{spent.flops_6nd:>11.2e}  {_last(rows, phase.index)}"
+        )
+    end = phases[-1].end
+    lines.append(f"{'total':<22}{_short(end.tokens):>10}{end.flops_6nd:>11.2e}")
+    for row in rows:
+        if row["kind"] == "growth":
+            lines.append(
+                f"growth into stage {row['stage']} at {_short(row['tokens'])} tokens: held-out "
+                f"loss {row['held_out_loss_before']:.4f} -> {row['held_out_loss']:.4f}"
+            )
+    final = [row for row in rows if row["kind"] == "evaluation"][-1]
+    lines += [
+        f"final held-out loss {final['held_out_loss']:.4f} after {end.tokens:,} tokens, "
+        f"{end.flops_6nd:.3e} FLOPs (6ND), {end.flops:.3e} FLOPs of matrix products",
+        f"metrics   {workdir / 'metrics.jsonl'}",
+        f"model     {workdir / phases[-1].directory / str(phases[-1].num_steps)}",
+    ]
+    return "\n".join(lines)
+
+
+def _last(rows: Sequence[Mapping[str, Any]], phase: int) -> str:
+    losses = [row["loss"] for row in rows if row["kind"] == "train" and row["phase"] == phase]
+    return f"{losses[-1]:.4f}" if losses else "-"
+
+
+def _short(number: float) -> str:
+    """Returns a number to three digits, with a suffix: 98.3k, 2.10M, 1.36B."""
+    for size, suffix in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if number >= size:
+            return f"{number / size:.3g}{suffix}"
+    return f"{number:.3g}"

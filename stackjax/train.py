@@ -1,0 +1,274 @@
+"""The run, read top to bottom: resume; then for each phase step, evaluate, save; grow.
+
+`python -m stackjax.train --config configs/tiny.py`; the same command again resumes.
+"""
+
+import contextlib
+import dataclasses
+import functools
+import itertools
+import shlex
+import sys
+import warnings
+from collections.abc import Iterator
+from typing import NoReturn
+
+import jax
+import jax.numpy as jnp
+import optax
+from etils import epath
+from jax.sharding import Mesh, NamedSharding
+
+from stackjax import distributed, model
+from stackjax.checkpoint import Checkpoints, clear, is_finished, read_marker, write_marker
+from stackjax.compilation import compile_step, use_compilation_cache
+from stackjax.config import Config
+from stackjax.config_file import changed_fields, flatten, load_config, record_config
+from stackjax.data.batch import Batch
+from stackjax.data.device import local_rows, put
+from stackjax.data.loader import open_source, train_batches
+from stackjax.errors import one_line_errors
+from stackjax.evaluate import held_out_loss
+from stackjax.flops import num_params
+from stackjax.metrics import check_sinks, open_sinks, read_rows
+from stackjax.model.transformer import compute_dtype
+from stackjax.optimizer import build_optimizer
+from stackjax.phases import Counts, Phase, expand
+from stackjax.preflight import abstract_state, check
+from stackjax.progress import open_progress
+from stackjax.run import LateRows, Run
+from stackjax.sharding import build_mesh, partition_of
+from stackjax.stop import EXIT_CODE, should_stop, stop_on_signals
+from stackjax.summary import summarize
+from stackjax.train_state import TrainState, grow_state, init_state
+
+
+def train(config: Config) -> None:
+    """Runs every phase of a run, from where its directory says that it is.
+
+    Raises:
+      ValueError: The config, the data or the run directory do not fit together.
+      OSError: A file could not be read or written.
+      FloatingPointError: The loss is not finite.
+      SystemExit: The run was asked to stop, and has been saved.
+    """
+    workdir = epath.Path(config.workdir)
+    phases = expand(config)
+    current = read_marker(workdir)
+    changed = changed_fields(workdir, config, current)
+    if phases[current] is phases[-1] and is_finished(workdir, phases[-1]):
+        print(summarize(workdir, phases, read_rows(workdir)))
+        print("This run is finished; start a new one with --workdir DIR.")
+        return
+    check(config, jax.device_count(), _device_memory())
+    logging = config.logging
+    outputs = {
+        "tensorboard": logging.tensorboard,
+        "wandb_project": logging.wandb_project,
+    }
+    check_sinks(workdir, **outputs)
+    source = open_source(config.data, "train", config.model.vocab_size)
+    held_out = open_source(config.data, "validation", config.model.vocab_size)
+    workdir.mkdir(parents=True, exist_ok=True)
+    record_config(workdir, config)
+    use_compilation_cache(workdir)
+
+    with contextlib.ExitStack() as stack:
+        stop = stack.enter_context(stop_on_signals())
+        state, counts = resume(config, workdir, phases[current])
+        resume_at = None if counts == Counts() else (current, counts.tokens)
+        run = Run(
+            config=config,
+            workdir=workdir,
+            source=source,
+            held_out=held_out,
+            sinks=open_sinks(workdir, resume_at, settings=flatten(config), **outputs),
+            progress=open_progress(phases[-1].end.tokens),
+            stop=stop,
+        )
+        for output in (*run.sinks, run.progress):
+            stack.enter_context(contextlib.closing(output))
+        for line in changed:
+            run.progress.note(f"changed since this run was last started: {line}")
+        for phase in phases[current:]:
+            if phase.index > current:
+                state = grow(run, phases[phase.index - 1], phase, state)
+            state, counts = run_phase(run, phase, state, counts, phase is phases[-1])
+    if jax.process_index() == 0:
+        print(summarize(workdir, phases, read_rows(workdir)))
+
+
+def resume(config: Config, workdir: epath.Path, phase: Phase) -> tuple[TrainState, Counts]:
+    """Returns the newest state of the phase that the run is in, or that of a new model."""
+    mesh = build_mesh(phase.mesh)
+    with (
+        jax.set_mesh(mesh),
+        Checkpoints(workdir, phase, config.checkpoints) as checkpoints,
+    ):
+        if checkpoints.latest_step is not None:
+            return checkpoints.restore(abstract_state(config, phase), mesh)
+        if phase.index > 0:
+            raise ValueError(
+                f"{checkpoints.directory} has no checkpoint, but the run is in stage "
+                f"{phase.stage}; bring it back, or start a new run with --workdir."
+            )
+        tx = _optimizer(config, phase)
+        init = jax.jit(functools.partial(init_state, phase.model, tx))
+        return init(jax.random.key(config.seed)), phase.start
+
+
+def run_phase(
+    run: Run, phase: Phase, state: TrainState, counts: Counts, is_final: bool
+) -> tuple[TrainState, Counts]:
+    """Returns state and counts at the end of a phase, everything logged and saved."""
+    config, step, mesh = run.config, int(state.step), build_mesh(phase.mesh)
+    if step == phase.num_steps:
+        return state, counts
+    with (
+        jax.set_mesh(mesh),
+        Checkpoints(run.workdir, phase, config.checkpoints) as checkpoints,
+    ):
+        run.progress.note(
+            f"stage {phase.stage}: {phase.model.num_layers} layers, "
+            f"{num_params(phase.model) / 1e6:.3g}M parameters, {phase.num_steps - step} steps"
+        )
+        train_step = compile_step(config, phase, state, mesh)
+        evaluate = held_out_loss(config, phase.model, run.held_out, mesh)
+        rows = LateRows(run, phase, checkpoints, counts)
+        for batch in _batches(run, phase, mesh, counts, phase.num_steps - step):
+            if should_stop(run.stop, step):
+                _save_and_exit(run, checkpoints, rows, step, state, counts)
+            state, metrics = train_step(state, batch)
+            step, previous, counts = step + 1, counts, counts.after(phase.per_step)
+            is_last = step == phase.num_steps
+            is_due = functools.partial(_is_due, previous.tokens, counts.tokens, is_last)
+            rows.catch_up()
+            rows.add(step, counts, metrics, is_due(config.logging.every_tokens))
+            # At the end of a phase whose model grows, the seam evaluates.
+            if is_due(config.evaluation.every_tokens) and (is_final or not is_last):
+                rows.catch_up()
+                with rows.paused():
+                    loss = evaluate(state.params)
+                run.write("evaluation", phase, step, counts, held_out_loss=loss)
+                run.progress.note(f"{counts.tokens:,} tokens: held-out loss {loss:.4f}")
+            if is_due(config.checkpoints.every_tokens):
+                # Rows are on disk before the checkpoint that makes them final.
+                rows.settle()
+                checkpoints.save(step, state, counts)
+    return state, counts
+
+
+def grow(run: Run, source: Phase, target: Phase, state: TrainState) -> TrainState:
+    """Returns the state that the target phase starts from, committed to disk.
+
+    Until the marker is written the run is in the source phase, whose last checkpoint is
+    whole: a run that is killed before that grows again, to the same bits.
+    """
+    config, tx = run.config, _optimizer(run.config, target)
+    source_mesh, target_mesh = build_mesh(source.mesh), build_mesh(target.mesh)
+    with jax.set_mesh(source_mesh):
+        before = held_out_loss(config, source.model, run.held_out, source_mesh)(state.params)
+    if not target.grow_optimizer:
+        jax.tree.map(lambda moment: moment.delete(), state.opt_state)
+        state = dataclasses.replace(state, opt_state=None)
+    with jax.set_mesh(target_mesh):
+        state = _move(state, target_mesh)
+        key = jax.random.fold_in(jax.random.key(config.seed), target.index)
+        grow_fn = functools.partial(grow_state, target.growth, source.model, tx)
+        with warnings.catch_warnings():
+            # Donating frees the source, though only equal shapes are reused in place.
+            warnings.filterwarnings("ignore", "Some donated buffers were not usable")
+            grown = jax.jit(grow_fn, donate_argnums=0)(state, key)
+        after = held_out_loss(config, target.model, run.held_out, target_mesh)(grown.params)
+        _check_promise(target, before, after)
+        losses = {"held_out_loss_before": before, "held_out_loss": after}
+        run.write("growth", target, 0, target.start, **losses)
+        run.flush()
+        clear(run.workdir, target)
+        with Checkpoints(run.workdir, target, config.checkpoints) as checkpoints:
+            checkpoints.save(0, grown, target.start)
+        write_marker(run.workdir, target)
+    run.progress.note(
+        f"{target.start.tokens:,} tokens: {target.growth}: {source.model.num_layers} -> "
+        f"{target.model.num_layers} layers, held-out loss {before:.4f} -> {after:.4f}"
+    )
+    return grown
+
+
+def _batches(
+    run: Run, phase: Phase, mesh: Mesh, counts: Counts, num_steps: int
+) -> Iterator[Batch]:
+    """Returns the batches of the phase's remaining steps, on the devices."""
+    num_rows = phase.batch_size // phase.accumulate
+    batches = train_batches(
+        run.source,
+        run.config.data,
+        seed=run.config.seed,
+        first_example=counts.examples,
+        batch_size=phase.batch_size,
+        accumulate=phase.accumulate,
+        rows=local_rows(mesh, num_rows),
+    )
+    return put(itertools.islice(batches, num_steps), mesh, num_rows)
+
+
+def _is_due(tokens_before: int, tokens: int, is_last: bool, every_tokens: int) -> bool:
+    """Returns whether a step crosses a multiple of `every_tokens`, or ends its phase."""
+    return is_last or tokens // every_tokens > tokens_before // every_tokens
+
+
+def _save_and_exit(
+    run: Run,
+    checkpoints: Checkpoints,
+    rows: LateRows,
+    step: int,
+    state: TrainState,
+    counts: Counts,
+) -> NoReturn:
+    rows.settle()
+    checkpoints.save(step, state, counts)
+    checkpoints.wait()
+    command = shlex.join(["python", "-m", "stackjax.train", *sys.argv[1:]])
+    run.progress.note(f"stopped and saved at {counts.tokens:,} tokens; resume with: {command}")
+    sys.exit(EXIT_CODE)
+
+
+def _optimizer(config: Config, phase: Phase) -> optax.GradientTransformation:
+    return build_optimizer(config.optimizer, model.logical_axes(phase.model))
+
+
+def _move(state: TrainState, mesh: Mesh) -> TrainState:
+    """Returns the state on another mesh, with the partitions that it has."""
+    return jax.tree.map(
+        lambda leaf: jax.device_put(leaf, NamedSharding(mesh, partition_of(leaf))),
+        state,
+    )
+
+
+def _check_promise(phase: Phase, before: float, after: float) -> None:
+    """Raises ValueError where growth moved a loss that it promised to keep."""
+    exact_enough = 1e-4 if compute_dtype(phase.model) == jnp.float32 else 2e-2
+    if phase.growth is None or phase.growth.promise == "no":
+        return
+    if not abs(after - before) <= exact_enough:
+        raise ValueError(
+            f"{phase.growth} promises to keep the function ({phase.growth.promise}), but "
+            f"the held-out loss went from {before} to {after}; nothing was committed."
+        )
+
+
+def _device_memory() -> int | None:
+    statistics = jax.local_devices()[0].memory_stats() or {}
+    return statistics.get("bytes_limit")
+
+
+def main() -> None:
+    """Runs the command line."""
+    with one_line_errors():
+        config = load_config("python -m stackjax.train", sys.argv[1:])
+        distributed.initialize()
+        train(config)
+
+
+if __name__ == "__main__":
+    main()

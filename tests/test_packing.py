@@ -1,0 +1,69 @@
+"""Laws of packing: nothing is lost, and masks follow the end tokens."""
+
+import hypothesis
+import hypothesis.strategies as st
+import numpy as np
+
+from stackjax.data import packing
+
+END = 0
+documents_of = st.lists(
+    st.lists(st.integers(1, 99), max_size=9).map(lambda ids: np.array(ids, np.int64))
+)
+sequences = st.lists(st.integers(0, 3), min_size=1, max_size=40).map(np.array)
+
+
+@hypothesis.given(documents_of)
+def test_joined_documents_come_apart_at_the_end_tokens(documents):
+    stream = packing.join_documents(documents, END)
+    ends = np.flatnonzero(stream == END)
+    parts = np.split(stream, ends + 1)
+    assert len(parts.pop()) == 0
+    assert [part[:-1].tolist() for part in parts] == [d.tolist() for d in documents]
+
+
+@hypothesis.given(documents_of, st.integers(1, 7))
+def test_records_and_the_rest_are_the_stream(documents, length):
+    stream = packing.join_documents(documents, END)
+    records, rest = packing.cut_records(stream, length)
+    assert records.shape[1:] == (length,)
+    assert len(rest) < length
+    assert np.array_equal(np.concatenate([records.ravel(), rest]), stream)
+
+
+@hypothesis.given(sequences)
+def test_masks_are_what_a_loop_over_tokens_says(tokens):
+    segments, positions, weights = [], [], []
+    segment = position = 0
+    for index, token in enumerate(tokens):
+        segments.append(segment)
+        positions.append(position)
+        weights.append(float(token != END and index + 1 < len(tokens)))
+        segment, position = (segment + 1, 0) if token == END else (segment, position + 1)
+    segments_T = packing.segments(tokens, END)
+    assert segments_T.tolist() == segments
+    assert packing.positions(segments_T).tolist() == positions
+    assert packing.loss_weights(segments_T).tolist() == weights
+
+
+@hypothesis.given(sequences)
+def test_leading_axes_are_independent(tokens):
+    both = np.stack([tokens, np.roll(tokens, 1)])[:, None]
+    segments = packing.segments(both, END)
+    for row in range(2):
+        alone = packing.segments(both[row, 0], END)
+        assert np.array_equal(segments[row, 0], alone)
+        for law in (packing.positions, packing.loss_weights):
+            assert np.array_equal(law(segments)[row, 0], law(alone))
+
+
+def test_one_segment_counts_positions_and_drops_only_the_last_prediction():
+    segments = np.zeros((2, 5), np.int32)
+    assert packing.positions(segments).tolist() == [[0, 1, 2, 3, 4]] * 2
+    assert packing.loss_weights(segments).tolist() == [[1, 1, 1, 1, 0]] * 2
+
+
+def test_types_are_those_of_a_batch():
+    segments = packing.segments(np.array([1, 0, 2], np.int32), END)
+    assert segments.dtype == packing.positions(segments).dtype == np.int32
+    assert packing.loss_weights(segments).dtype == np.float32
