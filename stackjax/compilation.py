@@ -45,7 +45,7 @@ def use_compilation_cache(workdir: epath.Path) -> None:
     JAX writes entries in place, so a killed run may leave half of one, which it would
     warn of at every start and never write again: such entries are removed.
     """
-    stated = jax.config.read("jax_compilation_cache_dir")
+    stated = jax.config.jax_compilation_cache_dir
     directory = epath.Path(stated or workdir / "compilation_cache")
     jax.config.update("jax_compilation_cache_dir", str(directory))
     for entry in directory.glob("*-cache") if directory.exists() else ():

@@ -42,21 +42,18 @@ class LearningRate:
 
     def __call__(self, step: jax.Array | int) -> jax.Array:
         """Returns the rate of a step of the phase, counted from 0."""
-        tokens = self.first_tokens + self.tokens_per_step * (jnp.float32(step) + 1)
-        return self.peak * self._warmup(tokens) * self._decay(tokens)
-
-    def _warmup(self, tokens: jax.Array) -> jax.Array:
-        return jnp.minimum(1.0, tokens / max(self.schedule.warmup_tokens, 1))
+        # Floats, because whole runs have more tokens than an int32 can count.
+        steps_done = jnp.asarray(step, jnp.float32) + 1
+        tokens = float(self.first_tokens) + float(self.tokens_per_step) * steps_done
+        warmup = jnp.minimum(1.0, tokens / max(float(self.schedule.warmup_tokens), 1.0))
+        return self.peak * warmup * self._decay(tokens)
 
     def _decay(self, tokens: jax.Array) -> jax.Array:
-        final = self.schedule.final_fraction
-        start = {
-            "cosine": self.schedule.warmup_tokens,
-            "constant": self.horizon_tokens,
-            "wsd": self.horizon_tokens - (self.schedule.decay_tokens or 0),
-        }[self.schedule.shape]
-        length = max(self.horizon_tokens - start, 1)
-        progress = jnp.clip((tokens - start) / length, 0.0, 1.0)
+        final, horizon = self.schedule.final_fraction, float(self.horizon_tokens)
+        start = horizon - (self.schedule.decay_tokens or 0)
+        if self.schedule.shape == "cosine":
+            start = float(self.schedule.warmup_tokens)
+        progress = jnp.clip((tokens - start) / max(horizon - start, 1.0), 0.0, 1.0)
         if self.schedule.shape == "cosine":
             return final + (1 - final) * 0.5 * (1 + jnp.cos(jnp.pi * progress))
         if self.schedule.shape == "wsd":

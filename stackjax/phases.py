@@ -110,6 +110,15 @@ def expand(config: Config) -> tuple[Phase, ...]:
     return tuple(phases)
 
 
+def scratch_tokens(config: Config) -> int:
+    """Returns the tokens that train the last model from scratch for the FLOPs of the run.
+
+    FLOPs by 6ND; all stages are charged, so this is where the two break even.
+    """
+    phases = expand(config)
+    return math.ceil(phases[-1].end.flops_6nd / flops_6nd(phases[-1].model))
+
+
 def stage_models(config: Config) -> list[ModelConfig]:
     """Returns the model of each stage, from the one that the config names."""
     growths = [stage.growth for stage in config.stages[1:]]

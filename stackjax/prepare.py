@@ -17,9 +17,8 @@ import sys
 import threading
 from collections.abc import Iterable, Iterator
 from concurrent import futures
-from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import rich.progress
 import tyro
@@ -200,8 +199,8 @@ def _worker_pool(num_processes: int) -> Iterator[futures.ProcessPoolExecutor]:
         yield pool
 
 
-def _exit_with(parent: Connection) -> None:
-    """Ends this worker as soon as the other end of the pipe is closed."""
+def _exit_with(parent: Any) -> None:
+    """Ends this worker as soon as the other end of its connection is closed."""
 
     def watch() -> None:
         with contextlib.suppress(EOFError, OSError):

@@ -85,7 +85,7 @@ def assert_equal(a: Batch, b: Batch) -> None:
 
 def test_batches_have_the_shape_and_types_of_the_contract(source, config):
     batch = take(source, config, 1, batch_size=6, accumulate=2)
-    for field, dtype in zip(batch, (np.int32, np.int32, np.int32, np.float32)):
+    for field, dtype in zip(batch, (np.int32, np.int32, np.int32, np.float32), strict=True):
         assert field.shape == (1, 2, 3, T)
         assert field.dtype == dtype
 
@@ -281,7 +281,7 @@ def test_the_builtin_corpus_is_made_once(tmp_path, monkeypatch):
     monkeypatch.setattr("sysconfig.get_path", lambda name: str(root))
     path = tmp_path / "data" / "stdlib"
     config = DataConfig(path=str(path), seq_len=T)
-    with pytest.raises(ValueError, match="python -m stackjax.prepare"):
+    with pytest.raises(ValueError, match="python -m stackjax"):
         open_source(config, "train", 256)
     config = dataclasses.replace(config, corpus="stdlib")
     validation = open_source(config, "validation", 256)

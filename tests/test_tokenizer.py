@@ -79,7 +79,7 @@ def test_text_survives(tokenizer, text):
 def test_tokens_fit_the_vocabulary_and_hold_no_end(tokenizer):
     ids = tokenizer.encode(TEXT + "日本 </s> <|endoftext|> <s>")
     assert ids.ndim == 1 and np.issubdtype(ids.dtype, np.integer)
-    assert 0 <= ids.min() and ids.max() < tokenizer.vocab_size
+    assert ids.min() >= 0 and ids.max() < tokenizer.vocab_size
     assert 0 <= tokenizer.end_id < tokenizer.vocab_size
     assert tokenizer.end_id not in ids
 

@@ -13,7 +13,7 @@ import json
 import os
 import re
 from collections.abc import Iterable, Iterator
-from typing import BinaryIO, Literal
+from typing import Any, BinaryIO, Literal
 
 PIECE_BYTES = 2**24
 STDLIB = "stackjax_stdlib"
@@ -74,8 +74,11 @@ def read_documents(piece: Piece, text_field: str) -> Iterator[str]:
                 lines = _lines_between(file, piece.start, piece.stop)
                 yield from _read_json(piece, lines, text_field)
         case "compressed_jsonl":
-            with _decompress(piece.source) as file:
-                yield from _read_json(piece, file, text_field)
+            try:
+                with _decompress(piece.source) as file:
+                    yield from _read_json(piece, file, text_field)
+            except OSError as error:
+                raise ValueError(f"{piece.source!r} cannot be read: {error}.") from error
         case "parquet":
             yield from _read_parquet(piece, text_field)
         case "tfds":
@@ -148,17 +151,14 @@ def _decompress(path: str) -> io.BufferedReader:
     return io.BufferedReader(pyarrow.input_stream(path, compression=codec), 2**20)
 
 
-def _read_json(piece: Piece, lines: Iterator[bytes], text_field: str) -> Iterator[str]:
-    number = 0
-    try:
-        for number, line in enumerate(lines):
-            if line.strip():
+def _read_json(piece: Piece, lines: Iterable[bytes], text_field: str) -> Iterator[str]:
+    for number, line in enumerate(lines):
+        if line.strip():
+            try:
                 yield _text_of_line(line, text_field)
-    except ValueError as error:
-        number += _first_line(piece)
-        raise ValueError(f"{piece.source!r}, line {number}: {error}") from error
-    except OSError as error:
-        raise ValueError(f"{piece.source!r} cannot be read: {error}.") from error
+            except ValueError as error:
+                where = f"{piece.source!r}, line {_first_line(piece) + number}"
+                raise ValueError(f"{where}: {error}") from error
 
 
 def _first_line(piece: Piece) -> int:
@@ -245,8 +245,8 @@ def _list_tfds(name: str, scratch: str) -> Iterator[Piece]:
         data_dir = scratch
         stdlib.build(data_dir)
     try:
-        builder = tfds.builder(name, data_dir=data_dir)
-        builder.as_data_source("train")
+        builder: Any = tfds.builder(name, data_dir=data_dir)
+        builder.as_data_source(split="train")
     except (ValueError, AssertionError, NotImplementedError) as error:
         reason = str(error).splitlines()[0]
         raise ValueError(
@@ -275,7 +275,7 @@ def _read_tfds(piece: Piece, text_field: str) -> Iterator[str]:
 
     if piece.source == STDLIB:
         import stackjax.data.corpora.stdlib  # noqa: F401  Registers the builder.
-    source = tfds.data_source(
+    source: Any = tfds.data_source(
         piece.source, split=piece.tfds_split, data_dir=piece.data_dir, download=False
     )
     for index in range(piece.start, piece.stop):

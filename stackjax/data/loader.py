@@ -11,11 +11,12 @@ from collections.abc import Callable, Iterator
 import grain
 import numpy as np
 from absl import flags
+from etils import epath
 
 from stackjax.config import DataConfig
 from stackjax.data import packing
 from stackjax.data.batch import Batch
-from stackjax.data.sources import MANIFEST, SplitName, TokenSource, epath
+from stackjax.data.sources import MANIFEST, SplitName, TokenSource
 from stackjax.prepare import PrepareConfig, prepare
 
 Rows = slice | np.ndarray

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-from array_record.python import array_record_module
+from array_record.python.array_record_module import ArrayRecordWriter
 
 from stackjax.data import packing
 from stackjax.data.sources import RECORD_TOKENS, SPLITS, Shard, SplitName, TokenDtype
@@ -26,9 +26,7 @@ class ShardWriter:
         self._path = path
         self._dtype = np.dtype(dtype).newbyteorder("<")
         # One record a group makes random access cheap; tokens hardly compress.
-        self._writer = array_record_module.ArrayRecordWriter(
-            str(path), "group_size:1,uncompressed"
-        )
+        self._writer = ArrayRecordWriter(str(path), "group_size:1,uncompressed")
         self._rest = np.empty(0, self._dtype)
         self._records = self._tokens = 0
 

@@ -13,7 +13,7 @@ import threading
 from typing import Any, Literal
 
 import numpy as np
-from array_record.python import array_record_module
+from array_record.python.array_record_module import ArrayRecordReader
 from etils import epath
 
 MANIFEST = "manifest.json"
@@ -140,7 +140,7 @@ class TokenSource:
           ValueError: The set is missing, damaged, or too short for one sequence.
         """
         self.path = path
-        self.split = split
+        self.split: SplitName = split
         self.seq_len = seq_len
         self.manifest = read_manifest(path)
         if split not in self.manifest.splits:
@@ -188,7 +188,7 @@ class TokenSource:
         self._restart()
 
     def _restart(self) -> None:
-        self._readers: dict[int, array_record_module.ArrayRecordReader] = {}
+        self._readers: dict[int, ArrayRecordReader] = {}
         self._lock = threading.Lock()
 
     def _file(self, index: int) -> epath.Path:
@@ -212,10 +212,10 @@ class TokenSource:
                 f"says {shard.records}; {_again(self.path)}"
             )
 
-    def _reader(self, index: int) -> array_record_module.ArrayRecordReader:
+    def _reader(self, index: int) -> ArrayRecordReader:
         with self._lock:
             if index not in self._readers:
-                self._readers[index] = array_record_module.ArrayRecordReader(
+                self._readers[index] = ArrayRecordReader(
                     str(self._file(index)), options="readahead_buffer_size:0"
                 )
             return self._readers[index]
