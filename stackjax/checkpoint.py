@@ -1,8 +1,9 @@
 """Checkpoints of each phase, and the marker of the phase that a run is in."""
 
+import contextlib
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -46,7 +47,6 @@ class _KeepEvery:
     """Keeps the checkpoints that are the first past a multiple of so many tokens."""
 
     phase: Phase
-    every_tokens: int
     keep_every_tokens: int
 
     def should_preserve(
@@ -54,10 +54,9 @@ class _KeepEvery:
     ) -> list[bool]:
         def multiples(step: int) -> int:
             tokens = self.phase.start.after(self.phase.per_step, step).tokens
-            return tokens // self.every_tokens
+            return tokens // self.keep_every_tokens
 
-        per_kept = self.keep_every_tokens // self.every_tokens
-        return [multiples(c.step) % per_kept == 0 and c.step > 0 for c in checkpoints]
+        return [c.step > 0 and multiples(c.step) > multiples(c.step - 1) for c in checkpoints]
 
 
 class Checkpoints:
@@ -67,7 +66,7 @@ class Checkpoints:
         policies = ocp.training.preservation_policies
         keep: Any = policies.LatestN(config.keep_last)
         if config.keep_every_tokens is not None:
-            every: Any = _KeepEvery(phase, config.every_tokens, config.keep_every_tokens)
+            every: Any = _KeepEvery(phase, config.keep_every_tokens)
             keep = policies.AnyPreservationPolicy([keep, every])
         self.directory = workdir / phase.directory
         self._checkpointer = ocp.training.Checkpointer(
@@ -81,19 +80,26 @@ class Checkpoints:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._checkpointer.close()
+        with _as_os_error(self.directory):
+            self._checkpointer.close()
 
     def save(self, step: int, state: TrainState, counts: Counts) -> None:
-        """Starts saving; the state may be donated as soon as this returns."""
+        """Starts saving; the state may be donated as soon as this returns.
+
+        Raises:
+          OSError: This checkpoint, or the one before it, could not be written.
+        """
         if step == self.latest_step:
             return
         metadata = dataclasses.asdict(counts)
-        self._checkpointer.save_async(step, state, force=True, custom_metadata=metadata)
+        with _as_os_error(self.directory):
+            self._checkpointer.save_async(step, state, force=True, custom_metadata=metadata)
         self.latest_step = step
 
     def wait(self) -> None:
-        """Waits until what was saved is whole on disk."""
-        self._checkpointer.wait()
+        """Waits until what was saved is whole on disk; OSError if it cannot be."""
+        with _as_os_error(self.directory):
+            self._checkpointer.wait()
 
     def restore(
         self, abstract: TrainState, mesh: jax.sharding.Mesh
@@ -112,6 +118,17 @@ class Checkpoints:
         _check_same_model(self.directory, metadata.metadata["params"], abstract.params)
         state = self._checkpointer.load(latest, on_mesh(abstract, mesh))
         return state, Counts(**metadata.custom_metadata)
+
+
+@contextlib.contextmanager
+def _as_os_error(directory: epath.Path) -> Iterator[None]:
+    try:
+        yield
+    except (ValueError, OSError) as error:  # TensorStore raises ValueError on a full disk.
+        raise OSError(
+            f"a checkpoint could not be written to {directory}: {error}; those before it "
+            f"are whole, and the same command resumes from the newest."
+        ) from error
 
 
 def _check_same_model(directory: epath.Path, saved: Any, expected: Any) -> None:

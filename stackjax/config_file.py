@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import jax
 import tyro
 from etils import epath
 
@@ -91,7 +92,8 @@ def flatten(value: Any, path: str = "") -> dict[str, Any]:
 
 def record_config(workdir: epath.Path, config: Config) -> None:
     """Writes every field of the config into the run directory."""
-    replace_text(workdir / _RECORD, json.dumps(flatten(config), indent=2) + "\n")
+    if jax.process_index() == 0:
+        replace_text(workdir / _RECORD, json.dumps(flatten(config), indent=2) + "\n")
 
 
 def changed_fields(workdir: epath.Path, config: Config, stage: int) -> list[str]:

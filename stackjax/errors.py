@@ -15,9 +15,13 @@ def one_line_errors() -> Iterator[None]:
 
     That is a ValueError raised by stackjax itself, a file system that fails, or a loss
     that is no longer finite; all else is a fault of the code and keeps its traceback.
+    Ctrl-C ends it with one line and exit code 130.
     """
     try:
         yield
+    except KeyboardInterrupt:
+        print("error: interrupted.", file=sys.stderr)
+        sys.exit(130)
     except (OSError, FloatingPointError) as error:
         _exit(error)
     except ValueError as error:

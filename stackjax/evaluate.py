@@ -6,12 +6,22 @@ from collections.abc import Callable
 import jax
 from jax.sharding import Mesh
 
-from stackjax.config import Config
+from stackjax.config import Config, EvaluationConfig
 from stackjax.data.device import local_rows, put
 from stackjax.data.loader import eval_batches
 from stackjax.data.sources import TokenSource
 from stackjax.model import ModelConfig, Params
 from stackjax.train_state import eval_step
+
+
+def check_held_out(config: EvaluationConfig, source: TokenSource) -> None:
+    """Raises ValueError if there are fewer held-out sequences than an evaluation reads."""
+    if config.num_sequences > len(source):
+        raise ValueError(
+            f"evaluation.num_sequences is {config.num_sequences}, but the split "
+            f"{source.split!r} of {source.path!r} has {len(source)} sequences of "
+            f"{source.seq_len} tokens; give --evaluation.num-sequences {len(source)}."
+        )
 
 
 def held_out_loss(

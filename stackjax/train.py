@@ -16,6 +16,7 @@ from typing import NoReturn
 import jax
 import jax.numpy as jnp
 import optax
+from absl import logging
 from etils import epath
 from jax.sharding import Mesh, NamedSharding
 
@@ -28,7 +29,7 @@ from stackjax.data.batch import Batch
 from stackjax.data.device import local_rows, put
 from stackjax.data.loader import open_source, train_batches
 from stackjax.errors import one_line_errors
-from stackjax.evaluate import held_out_loss
+from stackjax.evaluate import check_held_out, held_out_loss
 from stackjax.flops import num_params
 from stackjax.metrics import check_sinks, open_sinks, read_rows
 from stackjax.model.transformer import compute_dtype
@@ -57,18 +58,19 @@ def train(config: Config) -> None:
     current = read_marker(workdir)
     changed = changed_fields(workdir, config, current)
     if phases[current] is phases[-1] and is_finished(workdir, phases[-1]):
-        print(summarize(workdir, phases, read_rows(workdir)))
-        print("This run is finished; start a new one with --workdir DIR.")
+        if jax.process_index() == 0:
+            print(summarize(workdir, phases, read_rows(workdir)))
+            print("This run is finished; start a new one with --workdir DIR.")
         return
     check(config, jax.device_count(), _device_memory())
-    logging = config.logging
     outputs = {
-        "tensorboard": logging.tensorboard,
-        "wandb_project": logging.wandb_project,
+        "tensorboard": config.logging.tensorboard,
+        "wandb_project": config.logging.wandb_project,
     }
     check_sinks(workdir, **outputs)
     source = open_source(config.data, "train", config.model.vocab_size)
     held_out = open_source(config.data, "validation", config.model.vocab_size)
+    check_held_out(config.evaluation, held_out)
     workdir.mkdir(parents=True, exist_ok=True)
     record_config(workdir, config)
     use_compilation_cache(workdir)
@@ -124,6 +126,7 @@ def run_phase(
     config, step, mesh = run.config, int(state.step), build_mesh(phase.mesh)
     if step == phase.num_steps:
         return state, counts
+    steps_before = sum(earlier.num_steps for earlier in expand(config)[: phase.index])
     with (
         jax.set_mesh(mesh),
         Checkpoints(run.workdir, phase, config.checkpoints) as checkpoints,
@@ -136,7 +139,7 @@ def run_phase(
         evaluate = held_out_loss(config, phase.model, run.held_out, mesh)
         rows = LateRows(run, phase, checkpoints, counts)
         for batch in _batches(run, phase, mesh, counts, phase.num_steps - step):
-            if should_stop(run.stop, step):
+            if should_stop(run.stop, steps_before + step):
                 _save_and_exit(run, checkpoints, rows, step, state, counts)
             state, metrics = train_step(state, batch)
             step, previous, counts = step + 1, counts, counts.after(phase.per_step)
@@ -172,13 +175,15 @@ def grow(run: Run, source: Phase, target: Phase, state: TrainState) -> TrainStat
         jax.tree.map(lambda moment: moment.delete(), state.opt_state)
         state = dataclasses.replace(state, opt_state=None)
     with jax.set_mesh(target_mesh):
-        state = _move(state, target_mesh)
+        moved = _move(state, target_mesh)
         key = jax.random.fold_in(jax.random.key(config.seed), target.index)
         grow_fn = functools.partial(grow_state, target.growth, source.model, tx)
         with warnings.catch_warnings():
-            # Donating frees the source, though only equal shapes are reused in place.
+            # Only equal shapes are reused in place.
             warnings.filterwarnings("ignore", "Some donated buffers were not usable")
-            grown = jax.jit(grow_fn, donate_argnums=0)(state, key)
+            grown = jax.jit(grow_fn, donate_argnums=0)(moved, key)
+        # Not sooner: where it is not moved, both are the same buffers.
+        jax.tree.map(lambda leaf: leaf.delete(), (state, moved))
         after = held_out_loss(config, target.model, run.held_out, target_mesh)(grown.params)
         _check_promise(target, before, after)
         losses = {"held_out_loss_before": before, "held_out_loss": after}
@@ -264,6 +269,8 @@ def _device_memory() -> int | None:
 
 def main() -> None:
     """Runs the command line."""
+    # Orbax and Grain log, with tracebacks, the errors that they raise as well.
+    logging.set_verbosity(logging.FATAL)
     with one_line_errors():
         config = load_config("python -m stackjax.train", sys.argv[1:])
         distributed.initialize()

@@ -63,7 +63,7 @@ def train_step(
     params = jax.tree.map(lambda p, update: p - rate * update, state.params, updates)
     metrics = {
         "loss": loss,
-        "grad_norm": optax.global_norm(grads),
+        "grad_norm": optax.tree.norm(grads),
         "learning_rate": rate,
     }
     return TrainState(state.step + 1, params, opt_state), metrics

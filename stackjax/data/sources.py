@@ -93,7 +93,7 @@ def read_manifest(path: str) -> Manifest:
     except (FileNotFoundError, NotADirectoryError) as error:
         raise ValueError(
             f"{path!r} has no {MANIFEST}, so it is not a complete set of token shards; "
-            f"make one: python -m stackjax.prepare INPUT... {path} --tokenizer bytes"
+            f"make one: python -m stackjax.prepare INPUT... {path} --tokenizer NAME"
         ) from error
     except ValueError as error:
         raise ValueError(f"{str(file)!r} is not JSON ({error}); {_again(path)}") from error

@@ -15,7 +15,7 @@ from stackjax.model.config import ModelConfig
 
 
 @dataclasses.dataclass(frozen=True)
-class _LayerGather(Growth):
+class LayerGather(Growth):
     """Gathers the layers of the target from those of the source."""
 
     @abc.abstractmethod
@@ -57,7 +57,7 @@ class _LayerGather(Growth):
 
 
 @dataclasses.dataclass(frozen=True)
-class Stack(_LayerGather):
+class Stack(LayerGather):
     """Repeats the whole stack of layers: 0 1 2 becomes 0 1 2 0 1 2.
 
     The G_stack of arXiv:2405.15319 (there also G_direct, depthwise).
@@ -77,7 +77,7 @@ class Stack(_LayerGather):
 
 
 @dataclasses.dataclass(frozen=True)
-class Interleave(_LayerGather):
+class Interleave(LayerGather):
     """Repeats every layer in place: 0 1 2 becomes 0 0 1 1 2 2.
 
     The interpolation of arXiv:2405.15319.
@@ -97,7 +97,7 @@ class Interleave(_LayerGather):
 
 
 @dataclasses.dataclass(frozen=True)
-class LayerMap(_LayerGather):
+class LayerMap(LayerGather):
     """Names the source layer of every target layer.
 
     `LayerMap("12-3456*5-56")` in the notation of arXiv:2405.15319, which counts layers

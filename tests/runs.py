@@ -1,0 +1,190 @@
+"""Whole runs, most of them `python -m stackjax.train` in a process of its own.
+
+`python runs.py SIGNAL POINT WHEN NTH ARG...` is the same command, which sends itself a
+signal `before` or `after` the nth call of a function, given as `module:name`.
+"""
+
+import dataclasses
+import functools
+import importlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from orbax.checkpoint import v1 as ocp
+
+from stackjax import train
+from stackjax.config import Config
+from stackjax.config_file import load_config
+from stackjax.prepare import PrepareConfig, prepare
+
+ROOT = Path(__file__).parent.parent
+CLOCK = ("seconds", "tokens_per_second", "mfu")
+CONFIG = """
+from stackjax.config import *
+from stackjax.growth import Stack
+from stackjax.model import ModelConfig
+
+
+def get_config():
+    return Config(
+        model=ModelConfig(
+            vocab_size=256,
+            num_layers=2,
+            embed_dim=16,
+            mlp_dim=32,
+            num_heads=4,
+            num_kv_heads=2,
+            head_dim=4,
+        ),
+        data=DataConfig(path="{data}", seq_len=16),
+        optimizer=OptimizerConfig(peak_learning_rate=1e-2),
+        stages=(
+            Stage(tokens=8 * 128, batch_size=8),
+            Stage(tokens=8 * 128, batch_size=8, growth=Stack(factor=2)),
+        ),
+        evaluation=EvaluationConfig(every_tokens=5 * 128, num_sequences=12, batch_size=8),
+        checkpoints=CheckpointConfig(every_tokens=3 * 128, keep_last=9),
+        logging=LoggingConfig(every_tokens=128),
+        workdir="{runs}/unnamed",
+    )
+"""
+
+
+@dataclasses.dataclass(frozen=True)
+class World:
+    """A corpus, a config, and a compilation cache that all runs share."""
+
+    path: Path
+
+    def args(self, workdir: Path, *overrides: str) -> list[str]:
+        """The command line of a run."""
+        config = str(self.path / "config.py")
+        return ["--config", config, "--workdir", str(workdir), *overrides]
+
+    def config(self, *overrides: str) -> Config:
+        """The config of a run, for calls in this process."""
+        return load_config("test", ["--config", str(self.path / "config.py"), *overrides])
+
+    def start(self, args: list[str], *signalled: str, **env: str) -> subprocess.Popen:
+        """Starts a run, which sends itself a signal if `signalled` says so."""
+        script = [str(Path(__file__)), *signalled] if signalled else ["-m", "stackjax.train"]
+        return subprocess.Popen(
+            [sys.executable, *script, *args],
+            cwd=ROOT,
+            env=os.environ
+            | {
+                "JAX_PLATFORMS": "cpu",
+                "JAX_NUM_CPU_DEVICES": "1",
+                "JAX_COMPILATION_CACHE_DIR": str(self.path / "compilation_cache"),
+                "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+                "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+                "PYTHONPATH": str(ROOT),
+            }
+            | env,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def run(self, args: list[str], *signalled: str) -> tuple[int, str, str]:
+        """Runs to the end; returns exit code, stdout and stderr."""
+        with self.start(args, *signalled) as process:
+            stdout, stderr = process.communicate()
+        return process.returncode, stdout, stderr
+
+
+@pytest.fixture(scope="session")
+def world(tmp_path_factory) -> World:
+    path = tmp_path_factory.mktemp("world")
+    data = str(path / "data")
+    inputs = str(ROOT / "stackjax" / "*.py")
+    prepare(PrepareConfig(paths=(inputs, data), tokenizer="bytes", validation_fraction=0.2))
+    (path / "config.py").write_text(CONFIG.format(data=data, runs=path))
+    return World(path)
+
+
+@pytest.fixture(scope="session")
+def uncut(world) -> Path:
+    """The directory of a run that nothing interrupted, on one device."""
+    workdir = world.path / "uncut"
+    code, _, stderr = world.run(world.args(workdir))
+    assert (code, stderr) == (0, "")
+    return workdir
+
+
+def rows(workdir: Path) -> list[dict]:
+    """The rows of a run, without the readings of the clock."""
+    lines = (workdir / "metrics.jsonl").read_text().splitlines()
+    return [
+        {name: value for name, value in json.loads(line).items() if name not in CLOCK}
+        for line in lines
+    ]
+
+
+def places(workdir: Path) -> list[tuple]:
+    """What each row is about."""
+    names = ("kind", "phase", "stage", "step", "tokens", "examples", "flops")
+    return [tuple(row[name] for name in names) for row in rows(workdir)]
+
+
+def losses(workdir: Path) -> list[float]:
+    """Every loss in the rows of a run."""
+    return [value for row in rows(workdir) for name, value in row.items() if "loss" in name]
+
+
+def last_state(workdir: Path, stage: int, step: int = 8):
+    """Everything in a checkpoint, as NumPy arrays."""
+    path = workdir / f"stage_{stage}" / "train" / str(step)
+    abstract = ocp.metadata(path).metadata
+    whole = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), abstract)
+    return ocp.load(path, whole)
+
+
+def cut(uncut: Path, workdir: Path, step: int) -> None:
+    """Makes a run directory in which stage 0 has been saved at a step and no further."""
+    kept = uncut / "stage_0" / "train" / str(step)
+    shutil.copytree(kept, workdir / "stage_0" / "train" / str(step))
+    for name in ("config.json", "metrics.jsonl"):
+        shutil.copy(uncut / name, workdir / name)
+
+
+def assert_same_run(workdir: Path, expected: Path) -> None:
+    """Parameters, optimizer state and rows agree, bit for bit."""
+    assert rows(workdir) == rows(expected)
+    for stage in (0, 1):
+        found, wanted = last_state(workdir, stage), last_state(expected, stage)
+        assert jax.tree.structure(found) == jax.tree.structure(wanted)
+        jax.tree.map(np.testing.assert_array_equal, found, wanted)
+
+
+def _main(number: str, point: str, when: str, nth: str, *args: str) -> None:
+    module, name = point.split(":")
+    owner = functools.reduce(getattr, name.split(".")[:-1], importlib.import_module(module))
+    name = name.split(".")[-1]
+    function, calls = getattr(owner, name), 0
+
+    def call(*args, **kwargs):
+        nonlocal calls
+        calls += 1
+        if when == "before" and calls == int(nth):
+            os.kill(os.getpid(), getattr(signal, number))
+        result = function(*args, **kwargs)
+        if when == "after" and calls == int(nth):
+            os.kill(os.getpid(), getattr(signal, number))
+        return result
+
+    setattr(owner, name, call)
+    sys.argv[1:] = args
+    train.main()
+
+
+if __name__ == "__main__":
+    _main(*sys.argv[1:])

@@ -1,0 +1,231 @@
+"""A config file and a command line make a config, which its run then remembers."""
+
+import dataclasses
+import json
+import re
+
+import pytest
+from conftest import tiny_run
+from etils import epath
+
+from stackjax.config import Config, Stage
+from stackjax.config_file import changed_fields, flatten, load_config, record_config
+from stackjax.growth import LayerMap, Stack
+from stackjax.phases import stage_models
+from stackjax.sharding import MeshConfig
+
+# Beside the tests, so that the file shares their tiny run.
+FILE = """
+from conftest import tiny_run
+
+def get_config():
+    return tiny_run()
+"""
+
+
+@pytest.fixture
+def path(tmp_path):
+    path = tmp_path / "experiment.py"
+    path.write_text(FILE)
+    return path
+
+
+@pytest.fixture
+def load(path):
+    return lambda *args: load_config("train", ["--config", str(path), *args])
+
+
+def test_without_overrides_the_config_is_that_of_the_file(load):
+    assert load() == tiny_run()
+
+
+def test_a_config_may_import_its_neighbours(path, load):
+    other = path.with_name("other.py")
+    other.write_text("from experiment import get_config\n")
+    assert load_config("train", ["--config", str(other)]) == tiny_run()
+
+
+def value_of(config: Config, field: str):
+    for name in field.split("."):
+        config = config[int(name)] if isinstance(config, tuple) else getattr(config, name)
+    return config
+
+
+OVERRIDES = [
+    ("--stages.1.tokens", "2e6", "stages.1.tokens", 2_000_000),
+    ("--stages.1.tokens", "1_280", "stages.1.tokens", 1280),
+    ("--model.num-layers", "12", "model.num_layers", 12),
+    ("--stages.1.growth.factor", "3", "stages.1.growth.factor", 3),
+    ("--optimizer.peak-learning-rate", "2e-4", "optimizer.peak_learning_rate", 2e-4),
+    ("--optimizer.schedule.axis", "run", "optimizer.schedule.axis", "run"),
+    ("--optimizer.schedule.horizon-tokens", "6e11", "optimizer.schedule.horizon_tokens", 6e11),
+    ("--checkpoints.keep-every-tokens", "None", "checkpoints.keep_every_tokens", None),
+    ("--mesh.tensor", "2", "mesh.tensor", 2),
+    ("--model-is", "source", "model_is", "source"),
+    ("--workdir", "elsewhere", "workdir", "elsewhere"),
+]
+
+
+@pytest.mark.parametrize(("flag", "text", "field", "value"), OVERRIDES)
+def test_overrides_reach_their_field_and_no_other(load, flag, text, field, value):
+    config = load(flag, text)
+    assert value_of(config, field) == value
+    assert type(value_of(config, field)) is type(value) or value == 6e11
+    differing = flatten(config).items() ^ flatten(tiny_run()).items()
+    top = field.split(".factor")[0]
+    assert {name for name, _ in differing} <= {top}
+
+
+def test_an_overridden_factor_leaves_the_target_alone(load):
+    models = stage_models(load("--stages.1.growth.factor", "3"))
+    assert [model.num_layers for model in models] == [2, 6]
+
+
+@pytest.mark.parametrize(
+    ("args", "shown"),
+    [
+        (("--stages.1.tokens", "0.5"), "not a whole number"),
+        (("--model.num-layer", "12"), "--model.num-layers"),
+        (("--model.num-layers", "many"), "many"),
+        (("--model.num-layers", "0"), "model.num_layers is 0; it must be at least 1"),
+        (("--stages.1.growth.factor", "0"), "Stack needs a factor of at least 1, got 0"),
+        (("--stages.7.tokens", "5"), "--stages.7.tokens"),
+    ],
+)
+def test_overrides_that_cannot_be_are_refused_by_name(load, capsys, args, shown):
+    with pytest.raises((SystemExit, ValueError)) as raised:
+        load(*args)
+    said = capsys.readouterr()
+    # Tyro draws a box around its words, and may break a line.
+    text = " ".join(re.sub(r"[│╭╮╰╯─]", " ", said.out + said.err).split())
+    assert shown in text + str(raised.value)
+
+
+def test_help_lists_every_field_with_its_documentation(load, capsys):
+    with pytest.raises(SystemExit) as exit_info:
+        load("--help")
+    assert not exit_info.value.code
+    shown = capsys.readouterr().out
+    # Fields that are None have fields of their own, for when they are set.
+    unset = ("growth", "schedule", "mesh")
+    for field in flatten(tiny_run()):
+        if field.split(".")[-1] not in unset:
+            assert re.search(rf"--{field.replace('_', '-')}[ ,]", shown), field
+    words = " ".join(re.sub(r"[│╭╮╰╯─]", " ", shown).split())
+    for documentation in ("Transformer blocks.", "Tokens between two checkpoints."):
+        assert documentation in words
+
+
+BAD_FILES = {
+    "no get_config": "x = 1",
+    "not a function": "get_config = 1",
+    "not a config": "def get_config():\n    return {}",
+}
+
+
+@pytest.mark.parametrize("name", BAD_FILES)
+def test_files_without_a_config_are_refused(path, load, name):
+    path.write_text(BAD_FILES[name])
+    with pytest.raises(ValueError, match=r"experiment.py: the file must define get_config\(\)"):
+        load()
+
+
+def test_a_missing_file_and_a_missing_flag_are_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"nothing\.py: there is no such file"):
+        load_config("train", ["--config", str(tmp_path / "nothing.py")])
+    with pytest.raises(ValueError, match=r"no config given; try `train --config .*--help"):
+        load_config("train", ["--model.num-layers", "3"])
+    (tmp_path / "config.yaml").write_text("")
+    with pytest.raises(ValueError, match=r"config\.yaml: a config is a Python file"):
+        load_config("train", ["--config", str(tmp_path / "config.yaml")])
+
+
+def test_flat_names_are_those_of_the_command_line_and_survive_json():
+    flat = flatten(tiny_run())
+    assert flat["stages.1.tokens"] == 1280
+    assert flat["stages.1.growth"] == "Stack(factor=2)"
+    assert flat["optimizer.schedule.shape"] == "cosine"
+    assert flat["stages.0.mesh"] is None
+    assert json.loads(json.dumps(flat)) == flat
+
+
+def replace(config, field, value):
+    """The config with the value at a dotted field."""
+    name, _, rest = field.partition(".")
+    if isinstance(config, tuple):
+        i = int(name)
+        return (*config[:i], replace(config[i], rest, value), *config[i + 1 :])
+    inner = replace(getattr(config, name), rest, value) if rest else value
+    return dataclasses.replace(config, **{name: inner})
+
+
+@pytest.fixture
+def recorded(tmp_path):
+    workdir = epath.Path(tmp_path)
+    record_config(workdir, tiny_run())
+    return workdir
+
+
+MAY_CHANGE = [
+    ("workdir", "elsewhere"),
+    ("mesh", MeshConfig(tensor=2)),
+    ("stages.0.mesh", MeshConfig(tensor=2)),
+    ("stages.0.accumulate", 2),
+    ("evaluation.every_tokens", 5),
+    ("checkpoints.keep_last", 5),
+    ("logging.tensorboard", False),
+    ("data.num_workers", 2),
+    ("data.path", "moved"),
+    ("model.remat", "full"),
+    ("model.scan_unroll", 3),
+    ("model.loss_chunk", 4),
+]
+
+MAY_NOT_CHANGE = [
+    ("model.num_layers", 12),
+    ("model.rope_theta", 5e5),
+    ("model.compute_dtype", "bfloat16"),
+    ("model_is", "source"),
+    ("optimizer.peak_learning_rate", 1.0),
+    ("optimizer.schedule.final_fraction", 0.0),
+    ("stages.0.tokens", 5),
+    ("stages.0.batch_size", 16),
+    ("data.seq_len", 16),
+    ("data.mask_documents", True),
+    ("seed", 1),
+]
+
+
+@pytest.mark.parametrize(("field", "value"), MAY_CHANGE)
+def test_what_does_not_change_learning_may_change_and_is_told(recorded, field, value):
+    lines = changed_fields(recorded, replace(tiny_run(), field, value), 0)
+    assert lines
+    assert all(line.startswith(field) for line in lines)
+
+
+@pytest.mark.parametrize(("field", "value"), MAY_NOT_CHANGE)
+def test_what_changes_learning_may_not_change_within_a_run(recorded, field, value):
+    config = replace(tiny_run(), field, value)
+    was = flatten(tiny_run())[field]
+    message = rf"{re.escape(field)}: {was} -> {value}.*start a new run with --workdir"
+    with pytest.raises(ValueError, match=message):
+        changed_fields(recorded, config, 0)
+
+
+def test_stages_that_are_still_to_come_may_change(recorded):
+    config = replace(tiny_run(), "stages.1.growth", LayerMap((0, 1, 2, 2, 1, 0)))
+    (line,) = changed_fields(recorded, config, 0)
+    assert line == "stages.1.growth: Stack(factor=2) -> LayerMap(layers=(0, 1, 2, 2, 1, 0))"
+    with pytest.raises(ValueError, match=r"may not change .* stages\.1\.growth"):
+        changed_fields(recorded, config, 1)
+
+
+def test_a_stage_may_be_added_to_the_end(recorded):
+    more = Stage(tokens=64, batch_size=8, growth=Stack(factor=2))
+    config = dataclasses.replace(tiny_run(), stages=(*tiny_run().stages, more))
+    assert "stages.2.tokens: None -> 64" in changed_fields(recorded, config, 1)
+
+
+def test_without_a_change_or_a_record_there_is_nothing_to_tell(recorded, tmp_path):
+    assert changed_fields(recorded, tiny_run(), 1) == []
+    assert changed_fields(epath.Path(tmp_path / "new"), tiny_run(), 0) == []

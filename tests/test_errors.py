@@ -1,0 +1,53 @@
+"""A user's mistake ends in one line; a fault of the code keeps its traceback."""
+
+import pytest
+
+from stackjax.errors import one_line_errors
+from stackjax.growth import Stack
+
+
+def fail_in_the_package():
+    Stack(factor=0)
+
+
+def fail_on_disk():
+    raise PermissionError(13, "Permission denied", "/runs")
+
+
+def diverge():
+    raise FloatingPointError("loss nan")
+
+
+@pytest.mark.parametrize(
+    ("fail", "line"),
+    [
+        (fail_in_the_package, "error: Stack needs a factor of at least 1, got 0.\n"),
+        (fail_on_disk, "error: [Errno 13] Permission denied: '/runs'\n"),
+        (diverge, "error: loss nan\n"),
+    ],
+)
+def test_what_the_user_can_mend_is_one_line_and_exit_code_2(fail, line, capsys):
+    with pytest.raises(SystemExit) as exit_info, one_line_errors():
+        fail()
+    assert exit_info.value.code == 2
+    assert capsys.readouterr() == ("", line)
+
+
+def test_errors_of_other_code_keep_their_traceback():
+    with pytest.raises(ValueError, match="invalid literal"), one_line_errors():
+        int("nothing of ours")
+    with pytest.raises(TypeError), one_line_errors():
+        Stack("2" / 2)
+
+
+def test_an_interrupt_is_one_line_and_the_exit_code_of_the_signal(capsys):
+    with pytest.raises(SystemExit) as exit_info, one_line_errors():
+        raise KeyboardInterrupt
+    assert exit_info.value.code == 128 + 2
+    assert capsys.readouterr().err == "error: interrupted.\n"
+
+
+def test_without_an_error_nothing_happens(capsys):
+    with one_line_errors():
+        pass
+    assert capsys.readouterr() == ("", "")

@@ -1,0 +1,99 @@
+"""The loss is the mean log-likelihood of the next tokens, however it is computed."""
+
+import dataclasses
+import functools
+
+import jax
+import numpy as np
+import pytest
+from conftest import MODELS, first_microbatch, mesh_of, random_batch, random_params
+
+from stackjax import model
+from stackjax.data.device import batch_sharding
+from stackjax.model.loss import next_token_loss
+from stackjax.sharding import on_mesh
+
+CONFIG = MODELS["gqa"]
+BATCH = random_batch()
+
+
+def test_sums_are_those_of_a_loop_over_positions():
+    batch = first_microbatch(BATCH)
+    weights = np.random.default_rng(1).uniform(0, 2, batch.tokens.shape)
+    batch = batch._replace(loss_weights=weights.astype(np.float32))
+    sums = jax.jit(functools.partial(next_token_loss, CONFIG))(random_params(CONFIG), batch)
+    logits = jax.jit(functools.partial(model.apply, CONFIG))(random_params(CONFIG), *batch[:3])
+    logits = np.float64(logits)
+    nll = squares = 0.0
+    for b, row in enumerate(batch.tokens):
+        for t in range(len(row)):
+            # Every weight counts; the last position, whose next token is not in the
+            # sequence, is told the first one.
+            label = row[(t + 1) % len(row)]
+            normaliser = np.log(np.sum(np.exp(logits[b, t])))
+            nll += weights[b, t] * (normaliser - logits[b, t, label])
+            squares += weights[b, t] * normaliser**2
+    # A sum of 64 float32 terms.
+    assert float(sums.nll) == pytest.approx(nll, rel=1e-5)
+    assert float(sums.squared_normaliser) == pytest.approx(squares, rel=1e-5)
+
+
+def mean_loss(config, params, batch):
+    batch = first_microbatch(batch)
+    sums = next_token_loss(config, params, batch)
+    return sums.nll / batch.loss_weights.sum()
+
+
+def loss_and_grads(config, params, batch):
+    return jax.jit(jax.value_and_grad(functools.partial(mean_loss, config)))(params, batch)
+
+
+@functools.cache
+def expected_loss_and_grads():
+    return loss_and_grads(CONFIG, random_params(CONFIG), BATCH)
+
+
+def assert_same(loss, grads, *, tolerance):
+    expected_loss, expected = expected_loss_and_grads()
+    assert float(loss) == pytest.approx(float(expected_loss), rel=tolerance)
+    for leaf, other in zip(jax.tree.leaves(grads), jax.tree.leaves(expected), strict=True):
+        other = np.asarray(other)
+        np.testing.assert_allclose(leaf, other, atol=tolerance * np.abs(other).max())
+
+
+def test_chunks_of_the_sequence_change_neither_loss_nor_gradient():
+    config = dataclasses.replace(CONFIG, loss_chunk=2)
+    result = loss_and_grads(config, random_params(CONFIG), BATCH)
+    # Float32 sums in another order.
+    assert_same(*result, tolerance=3e-6)
+
+
+def test_chunks_that_do_not_divide_the_sequence_are_refused():
+    config = dataclasses.replace(CONFIG, loss_chunk=3)
+    with pytest.raises(ValueError, match=r"loss_chunk is 3, which does not divide .* 8"):
+        jax.eval_shape(functools.partial(mean_loss, config), random_params(CONFIG), BATCH)
+
+
+@pytest.mark.parametrize(
+    ("name", "fields"),
+    [
+        ("one device", {}),
+        ("fsdp 4, tensor 2", {"loss_chunk": 4, "remat": "full"}),
+    ],
+)
+def test_meshes_change_neither_loss_nor_gradient(name, fields):
+    config = dataclasses.replace(CONFIG, **fields)
+    mesh = mesh_of(name)
+    expected_loss_and_grads()  # without a mesh
+    with jax.set_mesh(mesh):
+        abstract = jax.eval_shape(lambda: model.init(config, jax.random.key(0)))
+        layout = jax.tree.map(lambda leaf: leaf.sharding, on_mesh(abstract, mesh))
+        params = jax.device_put(random_params(CONFIG), layout)
+        loss, grads = loss_and_grads(
+            config, params, jax.device_put(BATCH, batch_sharding(mesh))
+        )
+        # Gradients lie as the parameters do, so no device holds them all.
+        for leaf, param in zip(jax.tree.leaves(grads), jax.tree.leaves(params), strict=True):
+            assert leaf.sharding.is_equivalent_to(param.sharding, leaf.ndim)
+    # Partial sums over eight devices, in float32.
+    assert_same(loss, grads, tolerance=1e-5)

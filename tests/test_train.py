@@ -1,0 +1,194 @@
+"""The run from within: its seams, its faults, and what it says of wrong input."""
+
+import dataclasses
+import errno
+import os
+import sys
+
+import jax
+import numpy as np
+import pytest
+from orbax.checkpoint._src.path import atomicity
+from runs import cut, last_state, rows
+
+from stackjax import train as run_module
+from stackjax.growth import Stack
+from stackjax.sharding import MeshConfig
+from stackjax.train import train
+
+
+@pytest.fixture(autouse=True)
+def _shared_cache(world):
+    """Programs are kept for all runs, and a run does not settle where for the next."""
+    jax.config.update("jax_compilation_cache_dir", str(world.path / "cache_of_eight"))
+    yield
+    jax.config.update("jax_compilation_cache_dir", None)
+
+
+def with_stage_1(config, **fields):
+    stage = dataclasses.replace(config.stages[1], **fields)
+    return dataclasses.replace(config, stages=(config.stages[0], stage))
+
+
+@pytest.fixture
+def at_the_seam(world, uncut, tmp_path):
+    """The config of a run that has just ended its first stage."""
+    cut(uncut, tmp_path, 8)
+    return world.config("--workdir", str(tmp_path))
+
+
+class Compiling(Exception):
+    """The run has come to compiling a train step of this state."""
+
+
+def train_until_compiling(config, monkeypatch) -> int:
+    """Trains until a train step is to be compiled; returns the step of the state."""
+
+    def compile_step(config, phase, state, mesh):
+        raise Compiling(int(state.step))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(run_module, "compile_step", compile_step)
+        with pytest.raises(Compiling) as compiling:
+            train(config)
+    return compiling.value.args[0]
+
+
+def adam(state):
+    return state["opt_state"][1]
+
+
+def test_an_optimizer_state_grows_or_starts_afresh(at_the_seam, uncut, tmp_path, monkeypatch):
+    train_until_compiling(with_stage_1(at_the_seam, optimizer_state="grow"), monkeypatch)
+    source, grown = adam(last_state(uncut, 0)), adam(last_state(tmp_path, 1, step=0))
+    afresh = adam(last_state(uncut, 1, step=0))
+    for name in ("mu", "nu"):
+        for path, moment in jax.tree.leaves_with_path(grown[name]):
+            wanted = source[name]
+            for key in path:
+                wanted = wanted[key.key]
+            if moment.shape != wanted.shape:
+                wanted = np.concatenate([wanted, wanted])
+            np.testing.assert_array_equal(moment, wanted)
+        assert all(not moment.any() for moment in jax.tree.leaves(afresh[name]))
+    assert (grown["count"], afresh["count"]) == (8, 0)
+
+
+def test_a_stage_without_growth_goes_on_with_the_model(
+    at_the_seam, uncut, tmp_path, monkeypatch
+):
+    (tmp_path / "config.json").unlink()  # the model is another one, in name
+    model = dataclasses.replace(at_the_seam.model, num_layers=1)
+    config = with_stage_1(dataclasses.replace(at_the_seam, model=model), growth=None)
+    train_until_compiling(config, monkeypatch)
+    [seam] = [row for row in rows(tmp_path) if row["kind"] == "growth"]
+    assert seam["held_out_loss"] == seam["held_out_loss_before"]
+    before, after = last_state(uncut, 0), last_state(tmp_path, 1, step=0)
+    jax.tree.map(np.testing.assert_array_equal, before["params"], after["params"])
+    jax.tree.map(np.testing.assert_array_equal, before["opt_state"], after["opt_state"])
+
+
+class Boastful(Stack):
+    """Promises what stacking does not keep."""
+
+    promise = "exact"
+
+
+def test_growth_that_breaks_its_promise_is_not_committed(at_the_seam, tmp_path):
+    with pytest.raises(ValueError, match="promises to keep the function"):
+        train(with_stage_1(at_the_seam, growth=Boastful(factor=2)))
+    assert not (tmp_path / "phase.json").exists()
+    assert not (tmp_path / "stage_1").exists()
+    assert {row["stage"] for row in rows(tmp_path)} == {0}
+
+
+@pytest.mark.parametrize(
+    "fields", [{}, {"optimizer_state": "grow", "mesh": MeshConfig(tensor=2)}]
+)
+def test_growth_frees_its_source(fields, at_the_seam, monkeypatch):
+    def grow(run, source, target, state):
+        leaves = jax.tree_util.tree_leaves_with_path(state)
+        real_grow(run, source, target, state)
+        assert [path for path, leaf in leaves if not leaf.is_deleted()] == []
+        raise InterruptedError("seen")
+
+    real_grow = run_module.grow
+    monkeypatch.setattr(run_module, "grow", grow)
+    with pytest.raises(InterruptedError, match="seen"):
+        train(with_stage_1(at_the_seam, **fields))
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_and_nothing_bad_is_saved(
+    world, uncut, tmp_path, monkeypatch, capsys
+):
+    def compile_step(config, phase, state, mesh):
+        step = real_compile(config, phase, state, mesh)
+
+        def bad_step(state, batch):
+            state, metrics = step(state, batch)
+            is_bad = int(state.step) >= 8
+            return state, metrics | {"loss": np.float32("nan")} if is_bad else metrics
+
+        return bad_step
+
+    cut(uncut, tmp_path, 6)
+    real_compile = run_module.compile_step
+    monkeypatch.setattr(run_module, "compile_step", compile_step)
+    error = error_of(world.args(tmp_path), monkeypatch, capsys)
+    assert "loss nan" in error
+    assert f"the last good checkpoint is {tmp_path}/stage_0/train/6." in error
+    assert os.listdir(tmp_path / "stage_0" / "train") == ["6"]
+    assert max(row["tokens"] for row in rows(tmp_path)) == 7 * 128
+
+
+def test_a_full_disk_ends_the_run_and_leaves_the_checkpoint_before(
+    world, uncut, tmp_path, monkeypatch, capsys
+):
+    async def finalize(self, *args, **kwargs):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    cut(uncut, tmp_path, 6)
+    with monkeypatch.context() as patch:
+        patch.setattr(atomicity.AtomicRenameTemporaryPath, "finalize", finalize)
+        error = error_of(world.args(tmp_path), patch, capsys)
+    assert "No space left on device" in error
+    config = world.config("--workdir", str(tmp_path))
+    assert train_until_compiling(config, monkeypatch) == 6
+
+
+def error_of(args, monkeypatch, capsys) -> str:
+    """Runs the command, which must fail with one line; returns it."""
+    monkeypatch.setattr(sys, "argv", ["train", *args])
+    with pytest.raises(SystemExit) as exit:
+        run_module.main()
+    error = capsys.readouterr().err
+    assert exit.value.code == 2
+    assert error.startswith("error: ") and error.count("\n") == 1
+    return error
+
+
+WRONG = {
+    "--stages.0.batch-size 12": "stages.0.batch_size is 12, which does not divide",
+    "--evaluation.batch-size 12": "evaluation.batch_size is 12, which does not divide",
+    "--model.embed-dim 20": "model.embed_dim is 20",
+    "--mesh.tensor 8": "model.num_heads is 4",
+    "--mesh.fsdp 3": "does not fit 8 devices",
+    "--data.path nowhere": "python -m stackjax.prepare INPUT... nowhere",
+    "--model.vocab-size 99": "the tokenizer 'bytes'",
+    "--logging.wandb-project mine": "pip install wandb",
+    "--stages.1.growth.factor 3": "3 does not divide 2",
+    "--evaluation.num-sequences 99999": "give --evaluation.num-sequences",
+    "--data.seq-len 999999": "choose a shorter sequence",
+    "--stages.0.tokens 0": "stages.0 is 0 tokens long",
+    "--workdir /proc/nowhere/run": "/proc/nowhere",
+}
+
+
+@pytest.mark.parametrize("override", WRONG)
+def test_wrong_input_is_one_line_and_leaves_nothing(
+    override, world, tmp_path, monkeypatch, capsys
+):
+    workdir = tmp_path / "run"
+    error = error_of(world.args(workdir, *override.split()), monkeypatch, capsys)
+    assert WRONG[override] in error
+    assert not workdir.exists()

@@ -1,0 +1,147 @@
+"""A train step is one step of the optimizer on the whole batch, wherever it runs."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from conftest import MODELS, mesh_of, random_batch, random_params
+
+from stackjax import model
+from stackjax.config import OptimizerConfig
+from stackjax.data.batch import Batch
+from stackjax.data.device import batch_sharding
+from stackjax.optimizer import build_optimizer
+from stackjax.sharding import on_mesh
+from stackjax.train_state import TrainState, eval_step, init_state, train_step
+
+CONFIG = MODELS["gqa"]
+RATE = 1e-2
+# Adam divides by the gradient's size, which would blow up the rounding of gradients near
+# zero; a large epsilon makes its update smooth in the gradient.
+TX = build_optimizer(
+    OptimizerConfig(peak_learning_rate=RATE, epsilon=1e-2), model.logical_axes(CONFIG)
+)
+
+
+def initial_state(params=None) -> TrainState:
+    params = jax.tree.map(jnp.asarray, random_params(CONFIG)) if params is None else params
+    return TrainState(jnp.int32(0), params, TX.init(params))
+
+
+def step_with(z_loss, state, batch):
+    return train_step(CONFIG, TX, lambda step: RATE * (step + 1), z_loss, state, batch)
+
+
+compiled = jax.jit(step_with)
+
+
+def assert_same_params(tree, other, *, tolerance):
+    for leaf, expected in zip(jax.tree.leaves(tree), jax.tree.leaves(other), strict=True):
+        np.testing.assert_allclose(leaf, expected, rtol=0, atol=tolerance)
+
+
+def cut(batch: Batch, accumulate: int) -> Batch:
+    """The same rows in more microbatches."""
+    return Batch(*(field.reshape(accumulate, -1, field.shape[-1]) for field in batch))
+
+
+@pytest.mark.parametrize("uneven", [False, True])
+def test_microbatches_add_up_to_the_whole_batch(uneven):
+    whole = random_batch(rows=16)
+    if uneven:
+        # Half the rows hardly count, so a mean of the microbatches' means would be wrong.
+        weights = whole.loss_weights.copy()
+        weights[:, :8] *= 0.01
+        whole = whole._replace(loss_weights=weights)
+    state, metrics = compiled(0.0, initial_state(), whole)
+    cut_state, cut_metrics = compiled(0.0, initial_state(), cut(whole, 2))
+    for name in ("loss", "grad_norm", "learning_rate"):
+        # Float32 sums in another order.
+        assert float(cut_metrics[name]) == pytest.approx(float(metrics[name]), rel=1e-5)
+    # A gradient's rounding, 1e-7, over the epsilon of 1e-2, times the rate of 1e-2.
+    assert_same_params(cut_state.params, state.params, tolerance=1e-6)
+
+
+def test_a_step_is_the_optimizers_on_the_gradient_of_the_mean_loss():
+    batch = random_batch()
+    state, metrics = compiled(0.1, initial_state(), batch)
+    flat = Batch(*(field[0] for field in batch))
+
+    def objective(params):
+        """The mean over what is learnt, written with log_softmax."""
+        logits = model.apply(CONFIG, params, *flat[:3])
+        log_probs = jax.nn.log_softmax(logits)[:, :-1]
+        labels = jax.nn.one_hot(flat.tokens[:, 1:], logits.shape[-1], dtype=bool)
+        nll = -jnp.where(labels, log_probs, 0.0).sum(-1)
+        squares = jnp.square(jax.nn.logsumexp(logits, axis=-1))[:, :-1]
+        weights = flat.loss_weights[:, :-1]
+        mean = functools.partial(jnp.average, weights=weights)
+        return mean(nll) + 0.1 * mean(squares), mean(nll)
+
+    params = initial_state().params
+    grads, loss = jax.jit(jax.grad(objective, has_aux=True))(params)
+    updates, _ = TX.update(grads, TX.init(params), params)
+    expected = jax.tree.map(lambda p, u: p - RATE * u, params, updates)
+    # What is reported is without the z-loss.
+    assert float(metrics["loss"]) == pytest.approx(float(loss), rel=1e-5)
+    assert float(metrics["grad_norm"]) == pytest.approx(float(optax.tree.norm(grads)), rel=1e-5)
+    assert float(metrics["learning_rate"]) == pytest.approx(RATE)
+    assert int(state.step) == 1
+    # As above: 1e-7 over epsilon, times the rate.
+    assert_same_params(state.params, expected, tolerance=1e-6)
+
+
+def test_the_loss_of_a_batch_that_is_seen_again_and_again_falls():
+    state, losses = initial_state(), []
+    for _ in range(25):
+        state, metrics = compiled(0.0, state, random_batch())
+        losses.append(float(metrics["loss"]))
+    assert losses[-1] < 0.5 * losses[0]
+    # The rate is asked of the step that it is used in.
+    assert int(state.step) == 25
+    assert float(metrics["learning_rate"]) == pytest.approx(25 * RATE)
+
+
+def three_steps(accumulate, step, state, put):
+    """State and loss after three steps."""
+    for seed in range(3):
+        batch = random_batch(seed, accumulate=accumulate)
+        state, metrics = step(1e-4, state, put(batch))
+    return state, float(metrics["loss"])
+
+
+@pytest.mark.parametrize(
+    ("name", "accumulate"),
+    [("fsdp 8", 1), ("replica 2, fsdp 2, tensor 2", 2), ("fsdp 4, tensor 2", 1)],
+)
+def test_steps_are_the_same_on_every_mesh_and_compile_once(name, accumulate):
+    expected, expected_loss = three_steps(
+        accumulate, compiled, initial_state(), lambda batch: batch
+    )
+    mesh, step = mesh_of(name), jax.jit(lambda *args: step_with(*args))
+    with jax.set_mesh(mesh):
+        abstract = jax.eval_shape(lambda: init_state(CONFIG, TX, jax.random.key(0)))
+        layout = jax.tree.map(lambda leaf: leaf.sharding, on_mesh(abstract, mesh))
+        sharding = batch_sharding(mesh)
+        put = functools.partial(jax.device_put, device=sharding)
+        state, loss = three_steps(
+            accumulate, step, jax.device_put(initial_state(), layout), put
+        )
+        assert step._cache_size() == 1
+        for leaf, place in zip(jax.tree.leaves(state), jax.tree.leaves(layout), strict=True):
+            assert leaf.sharding.is_equivalent_to(place, leaf.ndim)
+    # Three steps of what one is allowed above, summed over eight devices.
+    assert loss == pytest.approx(expected_loss, rel=2e-5)
+    assert_same_params(state.params, expected.params, tolerance=1e-5)
+
+
+def test_evaluation_sums_the_loss_that_training_reports():
+    batch = random_batch(5)
+    _, metrics = compiled(0.0, initial_state(), batch)
+    evaluate = jax.jit(functools.partial(eval_step, CONFIG))
+    sums, weight = evaluate(initial_state().params, batch)
+    assert float(weight) == batch.loss_weights.sum()
+    assert float(sums.nll / weight) == pytest.approx(float(metrics["loss"]), rel=1e-5)

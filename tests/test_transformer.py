@@ -1,0 +1,337 @@
+"""The decoder agrees with one written in numpy, and reads nothing that it must not."""
+
+import dataclasses
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import MODELS, first_microbatch, random_batch, random_params, tiny_model
+
+from stackjax import model
+from stackjax.axes import Axes
+from stackjax.flops import num_params
+from stackjax.model import LayerSpan
+from stackjax.sharding import num_shards
+
+B, T = 2, 8
+
+
+def inputs(seed=0):
+    """Tokens, positions and segments, [B, T]."""
+    return first_microbatch(random_batch(seed, rows=B, seq_len=T))[:3]
+
+
+class NumpyDecoder:
+    """The decoder in float64, one token and one head at a time."""
+
+    def __init__(self, config, params):
+        self.config = config
+        self.params = jax.tree.map(np.float64, params)
+
+    def logits(self, tokens_BT, positions_BT, segments_BT):
+        rows = zip(tokens_BT, positions_BT, segments_BT, strict=True)
+        return np.stack([self.row(*row) for row in rows])
+
+    def row(self, tokens, positions, segments):
+        xs = [self.params["embedding"][token] for token in tokens]
+        for i in range(self.config.num_layers):
+            layer = jax.tree.map(lambda leaf: leaf[i], self.params["layers"])  # noqa: B023
+            hs = [self.norm(x, layer["attention_norm"]) for x in xs]
+            outs = self.attention(layer, hs, positions, segments)
+            xs = [x + out for x, out in zip(xs, outs, strict=True)]
+            xs = [x + self.mlp(layer, self.norm(x, layer["mlp_norm"])) for x in xs]
+        xs = [self.norm(x, self.params["final_norm"]) for x in xs]
+        tied = self.config.tie_head
+        head = self.params["embedding"].T if tied else self.params["head"]
+        logits = np.stack([x @ head for x in xs])
+        logits[:, self.config.vocab_size :] = -np.inf
+        return logits
+
+    def norm(self, x, gain):
+        return x / math.sqrt(np.mean(x * x) + self.config.norm_epsilon) * gain
+
+    def turn(self, x, position):
+        turned, half = np.empty_like(x), len(x) // 2
+        for i in range(half):
+            angle = position * self.config.rope_theta ** (-i / half)
+            turned[i] = x[i] * math.cos(angle) - x[half + i] * math.sin(angle)
+            turned[half + i] = x[half + i] * math.cos(angle) + x[i] * math.sin(angle)
+        return turned
+
+    def heads(self, layer, kind, h, position):
+        """Queries or keys of one token, a list over heads."""
+        heads = [h @ layer[kind][:, n] for n in range(layer[kind].shape[1])]
+        if self.config.qk_norm:
+            heads = [self.norm(x, layer[f"{kind}_norm"]) for x in heads]
+        return [self.turn(x, position) for x in heads]
+
+    def attention(self, layer, hs, positions, segments):
+        group = self.config.num_heads // self.config.num_kv_heads
+        keys, values = [], []
+        for h, position in zip(hs, positions, strict=True):
+            keys.append(np.repeat(self.heads(layer, "key", h, position), group, axis=0))
+            value = np.einsum("D,DKH->KH", h, layer["value"])
+            values.append(np.repeat(value, group, axis=0))
+        outs = []
+        for t, h in enumerate(hs):
+            seen = [s for s in range(t + 1) if segments[s] == segments[t]]
+            out = np.zeros(self.config.embed_dim)
+            for n, query in enumerate(self.heads(layer, "query", h, positions[t])):
+                scores = np.array([query @ keys[s][n] for s in seen])
+                weights = np.exp(scores / math.sqrt(len(query)))
+                mixed = sum(w * values[s][n] for w, s in zip(weights, seen, strict=True))
+                out += mixed / weights.sum() @ layer["out"][n]
+            outs.append(out)
+        return outs
+
+    def mlp(self, layer, h):
+        gate, value = h @ layer["gate_up"][:, 0], h @ layer["gate_up"][:, 1]
+        return gate / (1 + np.exp(-gate)) * value @ layer["down"]
+
+
+def test_logits_are_those_of_a_numpy_decoder(config):
+    params, tokens = random_params(config), inputs()
+    expected = NumpyDecoder(config, params).logits(*tokens)
+    logits = jax.jit(functools.partial(model.apply, config))(params, *tokens)
+    assert logits.dtype == jnp.float32
+    # Float32 through three layers: a few roundings of logits of size one.
+    np.testing.assert_allclose(logits, expected, atol=2e-5)
+    np.testing.assert_array_equal(np.isneginf(logits), np.isneginf(expected))
+
+
+def test_in_bfloat16_logits_are_float32_and_near_those_of_float32():
+    config, tokens = MODELS["gqa"], inputs()
+    half = dataclasses.replace(config, compute_dtype="bfloat16")
+    logits, expected = (
+        jax.jit(functools.partial(model.apply, c))(random_params(c), *tokens)
+        for c in (half, config)
+    )
+    assert logits.dtype == jnp.float32
+    # Eight bits in each of a dozen products, against logits of size one.
+    error = np.abs(logits - expected)[..., : config.vocab_size]
+    assert 0 < error.max() < 0.2
+
+
+@functools.cache
+def influence(segments: tuple[int, ...]) -> np.ndarray:
+    """How far each input (columns) moves the logits of each position (rows)."""
+    config = tiny_model(vocab_size=T)
+    params = random_params(config)
+    tokens = np.arange(T, dtype=np.int32)[None]
+    arrays = tokens, tokens, np.int32(segments)[None]
+
+    def position_sums(embedding):
+        logits = model.apply(config, params | {"embedding": embedding}, *arrays)
+        # Squares, since the gradient of a plain sum could cancel.
+        return jnp.sum(jnp.square(logits[0]), axis=-1)
+
+    # Each place has a token of its own, and the head is untied: row t of the embedding
+    # enters at position t alone.
+    jacobian = jax.jit(jax.jacrev(position_sums))(params["embedding"])
+    return np.abs(np.asarray(jacobian)).max(axis=-1)[:, :T]
+
+
+def test_a_position_is_moved_by_itself_and_what_comes_before_and_nothing_else():
+    moved = influence((0,) * T)
+    allowed = np.tril(np.ones((T, T), bool))
+    assert (moved[~allowed] == 0).all()
+    assert (moved[allowed] > 0).all()
+
+
+def test_segments_block_attention():
+    segments = (0, 0, 0, 1, 1, 2, 2, 2)
+    moved = influence(segments)
+    same = np.equal.outer(segments, segments) & np.tril(np.ones((T, T), bool))
+    assert (moved[~same] == 0).all()
+    assert (moved[same] > 0).all()
+
+
+PADDED = tiny_model()
+
+
+@pytest.mark.parametrize("tie_head", [False, True])
+def test_padding_of_the_vocabulary_is_never_predicted_and_never_learnt(tie_head):
+    config = dataclasses.replace(PADDED, tie_head=tie_head)
+    params, tokens = random_params(config), inputs()
+
+    def log_likelihood(params):
+        log_probs = jax.nn.log_softmax(model.apply(config, params, *tokens))
+        return log_probs[..., 0].sum(), log_probs
+
+    grads, log_probs = jax.jit(jax.grad(log_likelihood, has_aux=True))(params)
+    assert np.isneginf(log_probs[..., 11:]).all()
+    assert np.isfinite(log_probs[..., :11]).all()
+    assert (grads["embedding"][11:] == 0).all()
+    assert tie_head or (grads["head"][:, 11:] == 0).all()
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(grads))
+
+
+# Shapes and axes of every parameter, written out for the model with all of them.
+LAYER = {
+    "attention_norm": ((16,), Axes((), (), ("embed",))),
+    "query": ((16, 4, 6), Axes((), ("embed",), ("heads", "head_dim"))),
+    "key": ((16, 2, 6), Axes((), ("embed",), ("kv_heads", "head_dim"))),
+    "value": ((16, 2, 6), Axes((), ("embed",), ("kv_heads", "head_dim"))),
+    "query_norm": ((6,), Axes((), (), ("head_dim",))),
+    "key_norm": ((6,), Axes((), (), ("head_dim",))),
+    "out": ((4, 6, 16), Axes((), ("heads", "head_dim"), ("embed",))),
+    "mlp_norm": ((16,), Axes((), (), ("embed",))),
+    "gate_up": ((16, 2, 20), Axes((), ("embed",), ("gate_up", "mlp"))),
+    "down": ((20, 16), Axes((), ("mlp",), ("embed",))),
+}
+OUTER = {
+    "embedding": ((24, 16), Axes((), ("vocab",), ("embed",))),
+    "final_norm": ((16,), Axes((), (), ("embed",))),
+    "head": ((16, 24), Axes((), ("embed",), ("vocab",))),
+}
+
+
+@pytest.mark.parametrize("qk_norm", [False, True])
+@pytest.mark.parametrize("tie_head", [False, True])
+def test_parameters_are_named_shaped_and_axed_as_checkpoints_hold_them(qk_norm, tie_head):
+    config = dataclasses.replace(PADDED, qk_norm=qk_norm, tie_head=tie_head)
+    layer = {
+        name: ((3, *shape), axes.stack("layers"))
+        for name, (shape, axes) in LAYER.items()
+        if qk_norm or name not in ("query_norm", "key_norm")
+    }
+    outer = {name: leaf for name, leaf in OUTER.items() if name != "head" or not tie_head}
+    expected = {**outer, "layers": layer}
+    abstract = jax.eval_shape(lambda: model.init(config, jax.random.key(0)))
+    found = jax.tree.map(
+        lambda leaf, axes: (leaf.shape, axes), abstract, model.logical_axes(config)
+    )
+    assert found == expected
+    assert {leaf.dtype for leaf in jax.tree.leaves(abstract)} == {jnp.dtype("float32")}
+    tables = 1 if tie_head else 2
+    size = sum(leaf.size for leaf in jax.tree.leaves(abstract))
+    assert num_params(config) == size - tables * (24 - 11) * 16
+
+
+# The standard deviation of every matrix of a model with D 64, H 32, N 2, F 176, L 4.
+REFERENCE = {
+    "embedding": math.sqrt(2 / (5 * 64)),
+    "head": math.sqrt(2 / (5 * 64)),
+    "query": math.sqrt(2 / (5 * 64)),
+    "key": math.sqrt(2 / (5 * 64)),
+    "value": math.sqrt(2 / (5 * 64)),
+    "out": math.sqrt(2 / (5 * 2 * 32)),
+    "gate_up": math.sqrt(2 / (5 * 64)),
+    "down": 1 / math.sqrt(176) / 4,
+}
+SCALED = dict.fromkeys(REFERENCE, 0.02) | {
+    "out": 0.02 / math.sqrt(8),
+    "down": 0.02 / math.sqrt(8),
+}
+
+
+@pytest.mark.parametrize(("init", "expected"), [("reference", REFERENCE), ("scaled", SCALED)])
+def test_initial_values_spread_as_documented_and_gains_are_one(init, expected):
+    config = tiny_model(
+        vocab_size=128,
+        num_layers=4,
+        embed_dim=64,
+        mlp_dim=176,
+        num_heads=2,
+        head_dim=32,
+        init=init,
+    )
+    params = jax.jit(functools.partial(model.init, config))(jax.random.key(1))
+    leaves = params | params["layers"]
+    for name, stddev in expected.items():
+        values = np.asarray(leaves[name])
+        # At least 8192 draws: their spread is within 4 / sqrt(2 n) = 3.2 % of its law's.
+        assert values.std() == pytest.approx(stddev, rel=0.032), name
+        assert abs(values.mean()) < 4 * stddev / math.sqrt(values.size), name
+    for name in ("attention_norm", "mlp_norm", "final_norm"):
+        assert (leaves[name] == 1).all()
+
+
+SMALL = tiny_model(num_layers=2)
+
+
+@pytest.fixture(scope="module")
+def initial_values():
+    """Those of a small model without a mesh."""
+    params = jax.jit(functools.partial(model.init, SMALL))(jax.random.key(0))
+    return jax.tree.map(np.asarray, params)
+
+
+def test_layers_start_apart_from_each_other(initial_values):
+    for name in REFERENCE.keys() & initial_values["layers"].keys():
+        first, second = initial_values["layers"][name]
+        assert not np.isclose(first, second).all()
+        assert abs(np.corrcoef(first.ravel(), second.ravel())[0, 1]) < 0.4
+
+
+def loss_and_grads(config, spans=None):
+    """A loss that every logit enters, and its gradient."""
+
+    def loss(params):
+        logits = model.apply(config, params, *inputs(), spans)
+        return -jax.nn.log_softmax(logits)[..., 3].mean()
+
+    return jax.jit(jax.value_and_grad(loss))(random_params(config))
+
+
+def span(num_layers, remat="none", unroll=1):
+    return LayerSpan(num_layers=num_layers, remat=remat, unroll=unroll)
+
+
+# Ways to run the same three layers.
+WAYS = {
+    "remat dots": ({"remat": "dots"}, None),
+    "remat full": ({"remat": "full"}, None),
+    "unrolled unevenly": ({"scan_unroll": 2}, None),
+    "two spans": ({}, (span(1), span(2, remat="full", unroll=2))),
+}
+
+
+@functools.cache
+def plain_loss_and_grads():
+    return loss_and_grads(MODELS["gqa"])
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_how_layers_run_changes_neither_loss_nor_gradient(way):
+    fields, spans = WAYS[way]
+    loss, grads = loss_and_grads(dataclasses.replace(MODELS["gqa"], **fields), spans)
+    expected_loss, expected = plain_loss_and_grads()
+    # The same sums, which a compiler may fuse otherwise: float32's last bits.
+    assert float(loss) == pytest.approx(float(expected_loss), rel=1e-6)
+    for leaf, other in zip(jax.tree.leaves(grads), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(leaf, other, atol=1e-6 * np.abs(other).max() + 1e-7)
+
+
+def test_initial_values_are_the_same_on_every_mesh(initial_values, mesh):
+    params = jax.jit(functools.partial(model.init, SMALL))(jax.random.key(0))
+    for leaf, other in zip(
+        jax.tree.leaves(params), jax.tree.leaves(initial_values), strict=True
+    ):
+        # The same bits of randomness; their quantiles are computed to a rounding or two.
+        np.testing.assert_allclose(leaf, other, rtol=1e-5, atol=1e-7)
+    # Shards along heads and along embed, in that order.
+    shard = params["layers"]["query"].addressable_shards[0].data.shape
+    assert shard == (2, 16 // num_shards("embed"), 4 // num_shards("heads"), 6)
+
+
+# Each field of a model, a value that it cannot have, and the reason.
+BAD_FIELDS = {
+    "num_layers": (0, "must be at least 1"),
+    "vocab_size": (-5, "must be at least 1"),
+    "vocab_multiple": (0, "must be at least 1"),
+    "scan_unroll": (0, "must be at least 1"),
+    "num_kv_heads": (3, "num_heads is 4, which model.num_kv_heads 3 does not divide"),
+    "head_dim": (5, "model.head_dim is 5; .* must be even"),
+    "loss_chunk": (-1, "loss_chunk is -1; 0 turns chunking off"),
+}
+
+
+@pytest.mark.parametrize("field", BAD_FIELDS)
+def test_sizes_that_make_no_model_are_refused_with_the_reason(field):
+    value, message = BAD_FIELDS[field]
+    with pytest.raises(ValueError, match=message):
+        tiny_model(**{field: value})
