@@ -30,9 +30,13 @@ def write_marker(workdir: epath.Path, phase: Phase) -> None:
         replace_text(workdir / _MARKER, json.dumps({"phase": phase.index}) + "\n")
 
 
-def is_finished(workdir: epath.Path, phase: Phase) -> bool:
-    """Returns whether the last checkpoint of a phase is there, and whole."""
-    return ocp.is_orbax_checkpoint(workdir / phase.directory / str(phase.num_steps))
+def newest_step(workdir: epath.Path, phase: Phase) -> int | None:
+    """Returns the step of the newest whole checkpoint of a phase, touching nothing."""
+    directory = workdir / phase.directory
+    if not directory.exists():
+        return None
+    with ocp.training.Checkpointer(directory) as checkpointer:
+        return checkpointer.latest.step if checkpointer.latest else None
 
 
 def replace_text(path: epath.Path, text: str) -> None:

@@ -15,6 +15,7 @@ from etils import epath
 
 from stackjax.checkpoint import replace_text
 from stackjax.config import Config
+from stackjax.data.sources import Manifest
 from stackjax.growth import Growth
 
 _RECORD = "config.json"
@@ -90,10 +91,21 @@ def flatten(value: Any, path: str = "") -> dict[str, Any]:
     }
 
 
-def record_config(workdir: epath.Path, config: Config) -> None:
-    """Writes every field of the config into the run directory."""
+def record_config(workdir: epath.Path, config: Config, manifest: Manifest) -> None:
+    """Writes every field of the config, and which data it reads, into the run directory."""
     if jax.process_index() == 0:
-        replace_text(workdir / _RECORD, json.dumps(flatten(config), indent=2) + "\n")
+        record = {"config": flatten(config), "data": manifest.digest}
+        replace_text(workdir / _RECORD, json.dumps(record, indent=2) + "\n")
+
+
+def check_same_data(workdir: epath.Path, manifest: Manifest) -> None:
+    """Raises ValueError if a run that is resumed would read other data than it did."""
+    if json.loads((workdir / _RECORD).read_text())["data"] != manifest.digest:
+        raise ValueError(
+            f"{workdir} was trained on another set of token shards than data.path now holds "
+            f"(its tokenizer or its shards differ); bring that set back, or start a new run "
+            f"with --workdir."
+        )
 
 
 def changed_fields(workdir: epath.Path, config: Config, stage: int) -> list[str]:
@@ -105,10 +117,8 @@ def changed_fields(workdir: epath.Path, config: Config, stage: int) -> list[str]
     Raises:
       ValueError: A field differs that a run cannot be resumed with.
     """
-    path = workdir / _RECORD
-    if not path.exists():
-        return []
-    old, new = json.loads(path.read_text()), flatten(config)
+    old = json.loads((workdir / _RECORD).read_text())["config"]
+    new = json.loads(json.dumps(flatten(config)))
     allowed, forbidden = [], []
     for field in sorted(old.keys() | new.keys()):
         if old.get(field) != new.get(field):

@@ -1,5 +1,6 @@
 """What a person reads when a run has ended."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -32,9 +33,10 @@ def summarize(
                 f"growth into stage {row['stage']} at {_short(row['tokens'])} tokens: held-out "
                 f"loss {row['held_out_loss_before']:.4f} -> {row['held_out_loss']:.4f}"
             )
-    final = [row for row in rows if row["kind"] == "evaluation"][-1]
+    losses = [row["held_out_loss"] for row in rows if row["kind"] == "evaluation"]
+    final = losses[-1] if losses else math.nan
     lines += [
-        f"final held-out loss {final['held_out_loss']:.4f} after {end.tokens:,} tokens, "
+        f"final held-out loss {final:.4f} after {end.tokens:,} tokens, "
         f"{end.flops_6nd:.3e} FLOPs (6ND), {end.flops:.3e} FLOPs of matrix products",
         f"metrics   {workdir / 'metrics.jsonl'}",
         f"model     {workdir / phases[-1].directory / str(phases[-1].num_steps)}",

@@ -21,10 +21,16 @@ from etils import epath
 from jax.sharding import Mesh, NamedSharding
 
 from stackjax import distributed, model
-from stackjax.checkpoint import Checkpoints, clear, is_finished, read_marker, write_marker
-from stackjax.compilation import compile_step, use_compilation_cache
+from stackjax.checkpoint import Checkpoints, clear, newest_step, read_marker, write_marker
+from stackjax.compilation import compile_step, new_state, use_compilation_cache
 from stackjax.config import Config
-from stackjax.config_file import changed_fields, flatten, load_config, record_config
+from stackjax.config_file import (
+    changed_fields,
+    check_same_data,
+    flatten,
+    load_config,
+    record_config,
+)
 from stackjax.data.batch import Batch
 from stackjax.data.device import local_rows, put
 from stackjax.data.loader import open_source, train_batches
@@ -41,7 +47,7 @@ from stackjax.run import LateRows, Run
 from stackjax.sharding import build_mesh, partition_of
 from stackjax.stop import EXIT_CODE, should_stop, stop_on_signals
 from stackjax.summary import summarize
-from stackjax.train_state import TrainState, grow_state, init_state
+from stackjax.train_state import TrainState, grow_state
 
 
 def train(config: Config) -> None:
@@ -56,8 +62,9 @@ def train(config: Config) -> None:
     workdir = epath.Path(config.workdir)
     phases = expand(config)
     current = read_marker(workdir)
-    changed = changed_fields(workdir, config, current)
-    if phases[current] is phases[-1] and is_finished(workdir, phases[-1]):
+    is_new = newest_step(workdir, phases[0]) is None
+    changed = [] if is_new else changed_fields(workdir, config, current)
+    if newest_step(workdir, phases[-1]) == phases[-1].num_steps:
         if jax.process_index() == 0:
             print(summarize(workdir, phases, read_rows(workdir)))
             print("This run is finished; start a new one with --workdir DIR.")
@@ -71,8 +78,10 @@ def train(config: Config) -> None:
     source = open_source(config.data, "train", config.model.vocab_size)
     held_out = open_source(config.data, "validation", config.model.vocab_size)
     check_held_out(config.evaluation, held_out)
+    if not is_new:
+        check_same_data(workdir, source.manifest)
     workdir.mkdir(parents=True, exist_ok=True)
-    record_config(workdir, config)
+    record_config(workdir, config, source.manifest)
     use_compilation_cache(workdir)
 
     with contextlib.ExitStack() as stack:
@@ -114,9 +123,7 @@ def resume(config: Config, workdir: epath.Path, phase: Phase) -> tuple[TrainStat
                 f"{checkpoints.directory} has no checkpoint, but the run is in stage "
                 f"{phase.stage}; bring it back, or start a new run with --workdir."
             )
-        tx = _optimizer(config, phase)
-        init = jax.jit(functools.partial(init_state, phase.model, tx))
-        return init(jax.random.key(config.seed)), phase.start
+        return new_state(config, phase), phase.start
 
 
 def run_phase(

@@ -15,7 +15,7 @@ from stackjax import model
 from stackjax.checkpoint import (
     Checkpoints,
     clear,
-    is_finished,
+    newest_step,
     read_marker,
     replace_text,
     write_marker,
@@ -178,14 +178,15 @@ def test_killed_while_it_is_written_a_small_file_is_the_old_one(workdir, monkeyp
     assert read_marker(workdir) == 1
 
 
-def test_a_phase_is_finished_when_its_last_checkpoint_is_whole(workdir):
+def test_only_whole_checkpoints_count_as_the_newest(workdir):
+    assert newest_step(workdir, PHASE) is None
+    assert not (workdir / PHASE.directory).exists()
     saved_steps(workdir, KEEP, [9])
-    assert not is_finished(workdir, PHASE)
     # Left by a run that was killed while it saved.
     (workdir / PHASE.directory / "10.orbax-checkpoint-tmp-1").mkdir()
-    assert not is_finished(workdir, PHASE)
+    assert newest_step(workdir, PHASE) == 9
     saved_steps(workdir, KEEP, [10])
-    assert is_finished(workdir, PHASE)
+    assert newest_step(workdir, PHASE) == 10
 
 
 def test_clearing_removes_a_phase_and_nothing_else(workdir):

@@ -9,7 +9,14 @@ from conftest import tiny_run
 from etils import epath
 
 from stackjax.config import Config, Stage
-from stackjax.config_file import changed_fields, flatten, load_config, record_config
+from stackjax.config_file import (
+    changed_fields,
+    check_same_data,
+    flatten,
+    load_config,
+    record_config,
+)
+from stackjax.data.sources import Manifest, Split, TokenizerInfo
 from stackjax.growth import LayerMap, Stack
 from stackjax.phases import stage_models
 from stackjax.sharding import MeshConfig
@@ -159,10 +166,17 @@ def replace(config, field, value):
     return dataclasses.replace(config, **{name: inner})
 
 
+MANIFEST = Manifest(
+    tokenizer=TokenizerInfo(name="bytes", digest="of bytes", vocab_size=256, end_id=0),
+    dtype="uint16",
+    splits={"train": Split(tokens=7, documents=1, shards=())},
+)
+
+
 @pytest.fixture
 def recorded(tmp_path):
     workdir = epath.Path(tmp_path)
-    record_config(workdir, tiny_run())
+    record_config(workdir, tiny_run(), MANIFEST)
     return workdir
 
 
@@ -226,6 +240,20 @@ def test_a_stage_may_be_added_to_the_end(recorded):
     assert "stages.2.tokens: None -> 64" in changed_fields(recorded, config, 1)
 
 
-def test_without_a_change_or_a_record_there_is_nothing_to_tell(recorded, tmp_path):
+def test_without_a_change_there_is_nothing_to_tell(recorded):
     assert changed_fields(recorded, tiny_run(), 1) == []
-    assert changed_fields(epath.Path(tmp_path / "new"), tiny_run(), 0) == []
+
+
+OTHER_DATA = [
+    ("tokenizer", dataclasses.replace(MANIFEST.tokenizer, digest="another")),
+    ("dtype", "uint32"),
+    ("splits", {"train": Split(tokens=8, documents=1, shards=())}),
+]
+
+
+@pytest.mark.parametrize(("field", "value"), OTHER_DATA)
+def test_other_data_are_noticed_and_moved_data_are_not(recorded, field, value):
+    moved = dataclasses.replace(MANIFEST.tokenizer, name="moved/tokenizer.json")
+    check_same_data(recorded, dataclasses.replace(MANIFEST, tokenizer=moved))
+    with pytest.raises(ValueError, match=r"another set of token shards.*--workdir"):
+        check_same_data(recorded, dataclasses.replace(MANIFEST, **{field: value}))

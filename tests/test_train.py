@@ -8,10 +8,13 @@ import sys
 import jax
 import numpy as np
 import pytest
+from etils import epath
 from orbax.checkpoint._src.path import atomicity
 from runs import cut, last_state, rows
 
 from stackjax import train as run_module
+from stackjax.config_file import record_config
+from stackjax.data.sources import read_manifest
 from stackjax.growth import Stack
 from stackjax.sharding import MeshConfig
 from stackjax.train import train
@@ -77,9 +80,10 @@ def test_an_optimizer_state_grows_or_starts_afresh(at_the_seam, uncut, tmp_path,
 def test_a_stage_without_growth_goes_on_with_the_model(
     at_the_seam, uncut, tmp_path, monkeypatch
 ):
-    (tmp_path / "config.json").unlink()  # the model is another one, in name
     model = dataclasses.replace(at_the_seam.model, num_layers=1)
     config = with_stage_1(dataclasses.replace(at_the_seam, model=model), growth=None)
+    # In name the model is another one.
+    record_config(epath.Path(tmp_path), config, read_manifest(config.data.path))
     train_until_compiling(config, monkeypatch)
     [seam] = [row for row in rows(tmp_path) if row["kind"] == "growth"]
     assert seam["held_out_loss"] == seam["held_out_loss_before"]

@@ -7,6 +7,7 @@ one of a shard may be shorter. Shape letters: T tokens of a sequence.
 
 import bisect
 import dataclasses
+import hashlib
 import itertools
 import json
 import threading
@@ -79,6 +80,13 @@ class Manifest:
     """Tokens in each record."""
     splits: dict[SplitName, Split]
     """The stream of each split."""
+
+    @property
+    def digest(self) -> str:
+        """A hash that tells sets apart by their tokenizer and the sizes of their shards."""
+        splits = {name: dataclasses.asdict(split) for name, split in self.splits.items()}
+        text = json.dumps([self.tokenizer.digest, self.dtype, splits], sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()
 
 
 def read_manifest(path: str) -> Manifest:

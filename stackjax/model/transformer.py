@@ -5,6 +5,7 @@ V vocabulary (padded), L layers. G is 2: the gate and the value of a SwiGLU.
 """
 
 import dataclasses
+import functools
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -332,6 +333,7 @@ def init(config: ModelConfig, key: jax.Array) -> Params:
     return nn.meta.unbox(_init_named(config, key))
 
 
+@functools.cache
 def logical_axes(config: ModelConfig) -> Any:
     """Returns the `Axes` of every parameter, as a tree shaped like the parameters."""
     named = jax.eval_shape(lambda: _init_named(config, jax.random.key(0)))
