@@ -1,4 +1,12 @@
-"""draft"""
+"""G_stack on a CPU (arXiv:2405.15319): 3 layers for 0.6M bytes, then 12 for 0.8M more.
+
+    python -m stackjax.train --config configs/tiny.py
+
+trains on the sources of the Python standard library, byte by byte, and takes about three
+minutes on two cores. Expect a held-out loss of @@G@@ nats per byte at @@F@@ FLOPs, and
+@@S@@ from tiny_scratch.py. Both stages warm up to a learning rate of 4e-3 and decay by a
+cosine to a tenth of it at their own end.
+"""
 
 from stackjax.config import (
     CheckpointConfig,
@@ -11,10 +19,11 @@ from stackjax.config import (
     Stage,
 )
 from stackjax.growth import Stack
-from stackjax.model.config import ModelConfig
+from stackjax.model import ModelConfig
 
 
 def get_config() -> Config:
+    """Returns the run."""
     return Config(
         model=ModelConfig(
             vocab_size=256,
@@ -31,11 +40,11 @@ def get_config() -> Config:
             peak_learning_rate=4e-3, schedule=Schedule(warmup_tokens=80_000)
         ),
         stages=(
-            Stage(tokens=800_000, batch_size=16),
-            Stage(tokens=1_200_000, batch_size=16, growth=Stack(factor=4)),
+            Stage(tokens=600_000, batch_size=16),
+            Stage(tokens=800_000, batch_size=16, growth=Stack(factor=4)),
         ),
-        evaluation=EvaluationConfig(every_tokens=200_000, num_sequences=512, batch_size=64),
-        checkpoints=CheckpointConfig(every_tokens=500_000),
+        evaluation=EvaluationConfig(every_tokens=100_000, num_sequences=256, batch_size=64),
+        checkpoints=CheckpointConfig(every_tokens=400_000),
         logging=LoggingConfig(every_tokens=40_000),
         workdir="runs/tiny",
     )

@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 from etils import epath
+from jax.experimental import multihost_utils
 from orbax.checkpoint import v1 as ocp
 
 from stackjax.config import CheckpointConfig
@@ -160,3 +161,4 @@ def clear(workdir: epath.Path, phase: Phase) -> None:
     directory = workdir / phase.directory
     if jax.process_index() == 0 and directory.exists():
         directory.rmtree()
+    multihost_utils.sync_global_devices(f"{directory} is clear")
