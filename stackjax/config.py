@@ -178,3 +178,40 @@ class Config:
     """Seed of the initial parameters and of the order of the data."""
     workdir: str
     """Directory of the run; starting the same command again resumes what is in it."""
+
+    def __post_init__(self):
+        if not self.stages:
+            raise ValueError("stages is empty; a run has at least one stage.")
+        for field, value in _positive_fields(self).items():
+            if value <= 0:
+                raise ValueError(f"{field} is {value}; it must be more than 0.")
+        keep, every = self.checkpoints.keep_every_tokens, self.checkpoints.every_tokens
+        if keep is not None and (keep < 1 or keep % every):
+            raise ValueError(
+                f"checkpoints.keep_every_tokens is {keep}; it must be a multiple of "
+                f"checkpoints.every_tokens {every}."
+            )
+        chunk, seq_len = self.model.loss_chunk, self.data.seq_len
+        if chunk and seq_len % chunk:
+            raise ValueError(
+                f"model.loss_chunk is {chunk}, which does not divide data.seq_len {seq_len}."
+            )
+
+
+def _positive_fields(config: Config) -> dict[str, float]:
+    fields: dict[str, float] = {
+        "data.seq_len": config.data.seq_len,
+        "optimizer.peak_learning_rate": config.optimizer.peak_learning_rate,
+        "optimizer.epsilon": config.optimizer.epsilon,
+        "optimizer.clip_norm": config.optimizer.clip_norm,
+        "evaluation.every_tokens": config.evaluation.every_tokens,
+        "evaluation.num_sequences": config.evaluation.num_sequences,
+        "evaluation.batch_size": config.evaluation.batch_size,
+        "checkpoints.every_tokens": config.checkpoints.every_tokens,
+        "checkpoints.keep_last": config.checkpoints.keep_last,
+        "logging.every_tokens": config.logging.every_tokens,
+    }
+    for i, stage in enumerate(config.stages):
+        fields[f"stages.{i}.batch_size"] = stage.batch_size
+        fields[f"stages.{i}.accumulate"] = stage.accumulate
+    return fields

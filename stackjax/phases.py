@@ -66,8 +66,6 @@ class Phase:
 
 def expand(config: Config) -> tuple[Phase, ...]:
     """Returns the phases of a run; ValueError where stages do not fit together."""
-    if not config.stages:
-        raise ValueError("stages is empty; a run has at least one stage.")
     if config.stages[0].growth is not None:
         raise ValueError(
             "stages.0.growth is set, but there is no model before the first stage; put "

@@ -47,38 +47,7 @@ def check(config: Config, num_devices: int, memory: int | None = None) -> list[E
     Raises:
       ValueError: A stage does not fit its mesh, its batch or its devices.
     """
-    _check_numbers(config)
     return [_check_phase(config, phase, num_devices, memory) for phase in expand(config)]
-
-
-def _check_numbers(config: Config) -> None:
-    at_least_one = {
-        "data.seq_len": config.data.seq_len,
-        "evaluation.every_tokens": config.evaluation.every_tokens,
-        "evaluation.num_sequences": config.evaluation.num_sequences,
-        "evaluation.batch_size": config.evaluation.batch_size,
-        "checkpoints.every_tokens": config.checkpoints.every_tokens,
-        "checkpoints.keep_last": config.checkpoints.keep_last,
-        "logging.every_tokens": config.logging.every_tokens,
-    }
-    for i, stage in enumerate(config.stages):
-        at_least_one[f"stages.{i}.batch_size"] = stage.batch_size
-        at_least_one[f"stages.{i}.accumulate"] = stage.accumulate
-    for field, value in at_least_one.items():
-        if value < 1:
-            raise ValueError(f"{field} is {value}; it must be at least 1.")
-    keep = config.checkpoints.keep_every_tokens
-    if keep is not None and (keep < 1 or keep % config.checkpoints.every_tokens):
-        raise ValueError(
-            f"checkpoints.keep_every_tokens is {keep}; it must be a multiple of "
-            f"checkpoints.every_tokens {config.checkpoints.every_tokens}."
-        )
-    chunk = config.model.loss_chunk
-    if chunk and config.data.seq_len % chunk:
-        raise ValueError(
-            f"model.loss_chunk is {chunk}, which does not divide data.seq_len "
-            f"{config.data.seq_len}."
-        )
 
 
 def _check_phase(

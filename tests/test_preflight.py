@@ -86,7 +86,7 @@ ERRORS = {
     ),
     "no checkpoint kept": (
         checkpoints(keep_last=0),
-        "checkpoints.keep_last is 0; it must be at least 1.",
+        "checkpoints.keep_last is 0; it must be more than 0.",
     ),
     "loss chunk": (
         {"model": tiny_model(num_layers=6, loss_chunk=3)},
@@ -94,16 +94,16 @@ ERRORS = {
     ),
     "no microbatch": (
         stage(accumulate=0),
-        "stages.0.accumulate is 0; it must be at least 1.",
+        "stages.0.accumulate is 0; it must be more than 0.",
     ),
-    "no batch": (stage(batch_size=0), "stages.0.batch_size is 0; it must be at least 1."),
+    "no batch": (stage(batch_size=0), "stages.0.batch_size is 0; it must be more than 0."),
     "never evaluated": (
         evaluation(every_tokens=0),
-        "evaluation.every_tokens is 0; it must be at least 1.",
+        "evaluation.every_tokens is 0; it must be more than 0.",
     ),
     "never logged": (
         {"logging": LoggingConfig(every_tokens=0)},
-        "logging.every_tokens is 0; it must be at least 1.",
+        "logging.every_tokens is 0; it must be more than 0.",
     ),
 }
 
