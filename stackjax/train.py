@@ -36,7 +36,7 @@ from stackjax.data.device import local_rows, put
 from stackjax.data.loader import open_source, train_batches
 from stackjax.errors import one_line_errors
 from stackjax.evaluate import check_held_out, held_out_loss
-from stackjax.flops import num_params
+from stackjax.flops import num_params, peak_flops
 from stackjax.metrics import check_sinks, open_sinks, read_rows
 from stackjax.model.transformer import compute_dtype
 from stackjax.optimizer import build_optimizer
@@ -59,7 +59,7 @@ def train(config: Config) -> None:
       FloatingPointError: The loss is not finite.
       SystemExit: The run was asked to stop, and has been saved.
     """
-    workdir = epath.Path(config.workdir)
+    workdir = epath.Path(config.workdir).expanduser().resolve()  # Orbax wants absolute paths
     phases = expand(config)
     current = read_marker(workdir)
     is_new = newest_step(workdir, phases[0]) is None
@@ -101,6 +101,9 @@ def train(config: Config) -> None:
             stack.enter_context(contextlib.closing(output))
         for line in changed:
             run.progress.note(f"changed since this run was last started: {line}")
+        device = jax.devices()[0]
+        if peak_flops(device) is None:
+            run.progress.note(f"no peak FLOP/s is known of {device.device_kind!r}, so no MFU")
         for phase in phases[current:]:
             if phase.index > current:
                 state = grow(run, phases[phase.index - 1], phase, state)
