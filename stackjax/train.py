@@ -59,7 +59,9 @@ def train(config: Config) -> None:
       FloatingPointError: The loss is not finite.
       SystemExit: The run was asked to stop, and has been saved.
     """
-    workdir = epath.Path(config.workdir).expanduser().resolve()  # Orbax wants absolute paths
+    workdir = epath.Path(config.workdir)
+    if not workdir.is_absolute():  # as Orbax wants them; what is on gs:// already is
+        workdir = workdir.absolute()
     phases = expand(config)
     current = read_marker(workdir)
     is_new = newest_step(workdir, phases[0]) is None

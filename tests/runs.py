@@ -78,7 +78,7 @@ class World:
         script = [str(Path(__file__)), *signalled] if signalled else ["-m", "stackjax.train"]
         return subprocess.Popen(
             [sys.executable, *script, *args],
-            cwd=ROOT,
+            cwd=self.path,
             env=os.environ
             | {
                 "JAX_PLATFORMS": "cpu",
@@ -114,10 +114,9 @@ def world(tmp_path_factory) -> World:
 @pytest.fixture(scope="session")
 def uncut(world) -> Path:
     """The directory of a run that nothing interrupted, on one device."""
-    workdir = world.path / "uncut"
-    code, _, stderr = world.run(world.args(workdir))
+    code, _, stderr = world.run(world.args(Path("uncut")))  # relative, as people write it
     assert (code, stderr) == (0, "")
-    return workdir
+    return world.path / "uncut"
 
 
 def rows(workdir: Path) -> list[dict]:
