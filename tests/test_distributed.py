@@ -59,7 +59,8 @@ def finish(processes: list[subprocess.Popen]) -> list[tuple[int, list[str]]]:
 
 def test_two_processes_stop_together_and_train_like_one(world, uncut, tmp_path):
     args = world.args(tmp_path, "--mesh.fsdp", "4", "--mesh.tensor", "2")
-    point = ("stackjax.train:should_stop", "before", "11")
+    # Early: JAX lets both run on until they have agreed on the step to stop at.
+    point = ("stackjax.train:should_stop", "before", "4")
     first, second = finish(start_two(world, args, "SIGTERM", *point))
     assert (first[0], second[0]) == (143, 143)
     assert first[1][-1].startswith("stopped and saved at ")

@@ -2,7 +2,6 @@
 
 import json
 import os
-import resource
 import signal
 import subprocess
 import sys
@@ -154,11 +153,11 @@ def test_an_interrupted_command_leaves_nothing(large, tmp_path):
 
 def test_a_full_disk_is_one_line_of_error_and_leaves_nothing(tmp_path):
     path = write_jsonl(tmp_path / "a.jsonl", copies=1)
+    at_most_200_kib = ["bash", "-c", 'ulimit -f 200; exec "$@"', "bash"]
     done = subprocess.run(
-        [*COMMAND, path, tmp_path / "out", "--tokenizer", "bytes"],
+        [*at_most_200_kib, *COMMAND, path, tmp_path / "out", "--tokenizer", "bytes"],
         capture_output=True,
         text=True,
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (200_000,) * 2),
     )
     assert done.returncode == 2
     assert done.stderr.startswith("error: cannot write")
