@@ -34,6 +34,7 @@ from stackjax.config_file import (
 from stackjax.data.batch import Batch
 from stackjax.data.device import local_rows, put
 from stackjax.data.loader import open_source, train_batches
+from stackjax.data.sources import TokenSource
 from stackjax.errors import one_line_errors
 from stackjax.evaluate import check_held_out, held_out_loss
 from stackjax.flops import num_params, peak_flops
@@ -64,7 +65,7 @@ def train(config: Config) -> None:
         workdir = workdir.absolute()
     phases = expand(config)
     current = read_marker(workdir)
-    is_new = newest_step(workdir, phases[0]) is None
+    is_new = current == 0 and newest_step(workdir, phases[0]) is None
     changed = [] if is_new else changed_fields(workdir, config, current)
     if newest_step(workdir, phases[-1]) == phases[-1].num_steps:
         if jax.process_index() == 0:
@@ -77,9 +78,7 @@ def train(config: Config) -> None:
         "wandb_project": config.logging.wandb_project,
     }
     check_sinks(workdir, **outputs)
-    source = open_source(config.data, "train", config.model.vocab_size)
-    held_out = open_source(config.data, "validation", config.model.vocab_size)
-    check_held_out(config.evaluation, held_out)
+    source, held_out = open_data(config)
     if not is_new:
         check_same_data(workdir, source.manifest)
     workdir.mkdir(parents=True, exist_ok=True)
@@ -112,6 +111,14 @@ def train(config: Config) -> None:
             state, counts = run_phase(run, phase, state, counts, phase is phases[-1])
     if jax.process_index() == 0:
         print(summarize(workdir, phases, read_rows(workdir)))
+
+
+def open_data(config: Config) -> tuple[TokenSource, TokenSource]:
+    """Returns the sequences to train on, and the held-out ones."""
+    source = open_source(config.data, "train", config.model.vocab_size)
+    held_out = open_source(config.data, "validation", config.model.vocab_size)
+    check_held_out(config.evaluation, held_out)
+    return source, held_out
 
 
 def resume(config: Config, workdir: epath.Path, phase: Phase) -> tuple[TrainState, Counts]:
