@@ -8,18 +8,20 @@ from runs import assert_same_run, rows
 FINALIZE = "orbax.checkpoint._src.path.atomicity:AtomicRenameTemporaryPath.finalize"
 SAVE = "stackjax.checkpoint:Checkpoints.save"
 
+FLUSH = "stackjax.metrics:MetricsLog.flush"
+
 # Each restart is killed later in the run than the one before it: where, and which
-# checkpoint is the newest then.
+# checkpoint may be the newest then. A save goes on in the background when it has returned.
 KILLS = [
-    ("stackjax.train:compile_step", "after", 1, None),
-    (SAVE, "after", 1, None),  # the save goes on in the background
-    ("stackjax.metrics:os.fsync", "after", 4, "stage_0/train/3"),
-    (FINALIZE, "before", 1, "stage_0/train/3"),
-    ("stackjax.train:grow_state", "after", 1, "stage_0/train/8"),
-    (SAVE, "after", 1, "stage_0/train/8"),
-    ("stackjax.train:write_marker", "before", 1, "stage_1/train/0"),
-    ("stackjax.train:write_marker", "after", 1, "stage_1/train/0"),
-    (SAVE, "after", 2, "stage_1/train/1"),
+    ("stackjax.train:compile_step", "after", 1, [None]),
+    (SAVE, "after", 1, [None, "stage_0/train/3"]),
+    (FLUSH, "before", 3, ["stage_0/train/3", "stage_0/train/6", "stage_0/train/8"]),
+    (FINALIZE, "before", 1, ["stage_0/train/3", "stage_0/train/6", "stage_0/train/8"]),
+    ("stackjax.train:grow_state", "after", 1, ["stage_0/train/8"]),
+    (SAVE, "after", 1, ["stage_0/train/8", "stage_1/train/0"]),
+    ("stackjax.train:write_marker", "before", 1, ["stage_1/train/0"]),
+    ("stackjax.train:write_marker", "after", 1, ["stage_1/train/0"]),
+    (SAVE, "after", 2, ["stage_1/train/1", "stage_1/train/4"]),
 ]
 
 
@@ -40,7 +42,7 @@ def test_a_run_killed_at_every_step_of_its_way_ends_in_the_same_bits(world, uncu
     for point, when, nth, expected in KILLS:
         code, _, stderr = world.run(args, "SIGKILL", point, when, str(nth))
         assert (code, stderr) == (-9, ""), f"{when} call {nth} of {point}"
-        assert newest(tmp_path) == expected, f"{when} call {nth} of {point}"
+        assert newest(tmp_path) in expected, f"{when} call {nth} of {point}"
     assert world.run(args)[0] == 0
     assert_same_run(tmp_path, uncut)
 
