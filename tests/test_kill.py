@@ -53,6 +53,7 @@ def test_a_run_killed_at_random_moments_ends_in_the_same_bits(world, uncut, tmp_
     for _ in range(3):
         with world.start(args) as process:
             while not tmp_path.joinpath("config.json").exists():
+                assert process.poll() is None, "it ended before it began"
                 time.sleep(0.01)
             time.sleep(rng.uniform(1, 5))
             process.kill()
