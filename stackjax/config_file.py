@@ -6,6 +6,7 @@ import importlib.util
 import json
 import re
 import sys
+import traceback
 from pathlib import Path
 from typing import Any
 
@@ -65,10 +66,17 @@ def _run_file(path: Path) -> Config:
     sys.path.insert(0, str(path.parent))
     try:
         spec.loader.exec_module(module)
+        get_config = getattr(module, "get_config", None)
+        config = get_config() if callable(get_config) else None
+    except ValueError:
+        raise
+    except Exception as error:  # The file is the user's code: anything may go wrong in it.
+        frames, file = traceback.extract_tb(error.__traceback__), path.resolve()
+        lines = [frame.lineno for frame in frames if Path(frame.filename).resolve() == file]
+        where = f", line {lines[-1]}" if lines else ""  # a SyntaxError says it itself
+        raise ValueError(f"--config {path}{where}: {type(error).__name__}: {error}") from error
     finally:
         sys.path.remove(str(path.parent))
-    get_config = getattr(module, "get_config", None)
-    config = get_config() if callable(get_config) else None
     if not isinstance(config, Config):
         raise ValueError(
             f"--config {path}: the file must define get_config() -> stackjax.config.Config."

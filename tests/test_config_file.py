@@ -137,6 +137,22 @@ def test_files_without_a_config_are_refused(path, load, name):
         load()
 
 
+BROKEN_FILES = {
+    "from stackjax.config import Config\n\ndef get_config():\n    return Config(modle=1)": (
+        r"experiment.py, line 4: TypeError: .*unexpected keyword argument 'modle'"
+    ),
+    "import nowhere": r"experiment.py, line 1: ModuleNotFoundError: No module named 'nowhere'",
+    "def get_config(:": r"experiment.py: SyntaxError: .*experiment.py, line 1",
+}
+
+
+@pytest.mark.parametrize("text", BROKEN_FILES)
+def test_files_that_fail_are_refused_with_the_line_and_the_reason(path, load, text):
+    path.write_text(text)
+    with pytest.raises(ValueError, match=BROKEN_FILES[text]):
+        load()
+
+
 def test_a_missing_file_and_a_missing_flag_are_refused(tmp_path):
     with pytest.raises(ValueError, match=r"nothing\.py: there is no such file"):
         load_config("train", ["--config", str(tmp_path / "nothing.py")])
