@@ -4,6 +4,7 @@ import functools
 
 import jax
 import jax.numpy as jnp
+import optax
 import zstandard
 from etils import epath
 from jax.sharding import Mesh
@@ -17,10 +18,14 @@ from stackjax.phases import Phase
 from stackjax.train_state import TrainState, init_state, train_step
 
 
+def phase_optimizer(config: Config, phase: Phase) -> optax.GradientTransformation:
+    """Returns the optimizer of a phase, without its learning rate."""
+    return build_optimizer(config.optimizer, model.logical_axes(phase.model))
+
+
 def new_state(config: Config, phase: Phase) -> TrainState:
     """Returns the state of a new model on the current mesh."""
-    tx = build_optimizer(config.optimizer, model.logical_axes(phase.model))
-    init = functools.partial(init_state, phase.model, tx)
+    init = functools.partial(init_state, phase.model, phase_optimizer(config, phase))
     # It runs once. On a CPU the compiler takes 11 s over optimising the random numbers of
     # a tiny model, and 2 s without.
     options = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
@@ -34,7 +39,7 @@ def compile_step(
 
     The state is donated.
     """
-    tx = build_optimizer(config.optimizer, model.logical_axes(phase.model))
+    tx = phase_optimizer(config, phase)
     step = functools.partial(
         train_step, phase.model, tx, phase.learning_rate, config.optimizer.z_loss
     )

@@ -7,10 +7,9 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import AbstractMesh, AxisType
 
-from stackjax import model
+from stackjax.compilation import phase_optimizer
 from stackjax.config import Config
 from stackjax.model.transformer import axis_size
-from stackjax.optimizer import build_optimizer
 from stackjax.phases import Phase, expand
 from stackjax.sharding import MESH_AXES, RULES, mesh_shape, num_shards, partition_of
 from stackjax.train_state import TrainState, init_state
@@ -100,7 +99,7 @@ def _check_divides(phase: Phase) -> None:
 
 def abstract_state(config: Config, phase: Phase) -> TrainState:
     """Returns shapes, types and partitions of a phase's state on the current mesh."""
-    tx = build_optimizer(config.optimizer, model.logical_axes(phase.model))
+    tx = phase_optimizer(config, phase)
     return jax.eval_shape(lambda: init_state(phase.model, tx, jax.random.key(0)))
 
 

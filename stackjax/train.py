@@ -15,14 +15,18 @@ from typing import NoReturn
 
 import jax
 import jax.numpy as jnp
-import optax
 from absl import logging
 from etils import epath
 from jax.sharding import Mesh, NamedSharding
 
-from stackjax import distributed, model
+from stackjax import distributed
 from stackjax.checkpoint import Checkpoints, clear, newest_step, read_marker, write_marker
-from stackjax.compilation import compile_step, new_state, use_compilation_cache
+from stackjax.compilation import (
+    compile_step,
+    new_state,
+    phase_optimizer,
+    use_compilation_cache,
+)
 from stackjax.config import Config
 from stackjax.config_file import (
     changed_fields,
@@ -40,7 +44,6 @@ from stackjax.evaluate import check_held_out, held_out_loss
 from stackjax.flops import num_params, peak_flops
 from stackjax.metrics import check_sinks, open_sinks, read_rows
 from stackjax.model.transformer import compute_dtype
-from stackjax.optimizer import build_optimizer
 from stackjax.phases import Counts, Phase, expand
 from stackjax.preflight import abstract_state, check
 from stackjax.progress import open_progress
@@ -186,7 +189,7 @@ def grow(run: Run, source: Phase, target: Phase, state: TrainState) -> TrainStat
     Until the marker is written the run is in the source phase, whose last checkpoint is
     whole: a run that is killed before that grows again, to the same bits.
     """
-    config, tx = run.config, _optimizer(run.config, target)
+    config, tx = run.config, phase_optimizer(run.config, target)
     source_mesh, target_mesh = build_mesh(source.mesh), build_mesh(target.mesh)
     with jax.set_mesh(source_mesh):
         before = held_out_loss(config, source.model, run.held_out, source_mesh)(state.params)
@@ -255,10 +258,6 @@ def _save_and_exit(
     command = shlex.join(["python", "-m", "stackjax.train", *sys.argv[1:]])
     run.progress.note(f"stopped and saved at {counts.tokens:,} tokens; resume with: {command}")
     sys.exit(EXIT_CODE)
-
-
-def _optimizer(config: Config, phase: Phase) -> optax.GradientTransformation:
-    return build_optimizer(config.optimizer, model.logical_axes(phase.model))
 
 
 def _move(state: TrainState, mesh: Mesh) -> TrainState:
