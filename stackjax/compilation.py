@@ -13,13 +13,15 @@ from stackjax import model
 from stackjax.config import Config
 from stackjax.data.batch import Batch
 from stackjax.data.device import batch_sharding
-from stackjax.optimizer import build_optimizer
+from stackjax.optimizer import build_fit_optimizer, build_optimizer
 from stackjax.phases import Phase
 from stackjax.train_state import TrainState, init_state, train_step
 
 
 def phase_optimizer(config: Config, phase: Phase) -> optax.GradientTransformation:
     """Returns the optimizer of a phase, without its learning rate."""
+    if phase.name == "fit":
+        return build_fit_optimizer(config.optimizer)
     return build_optimizer(config.optimizer, model.logical_axes(phase.model))
 
 
@@ -40,9 +42,7 @@ def compile_step(
     The state is donated.
     """
     tx = phase_optimizer(config, phase)
-    step = functools.partial(
-        train_step, phase.model, tx, phase.learning_rate, config.optimizer.z_loss
-    )
+    step = functools.partial(train_step, phase, tx, config.optimizer.z_loss)
     shape = (
         phase.accumulate,
         phase.batch_size // phase.accumulate,

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from stackjax.growth.depth import Interleave, LayerMap, Stack
+from stackjax.growth import Growth, parse_growth
 from stackjax.model.config import ModelConfig
 from stackjax.sharding import MeshConfig
 
@@ -29,7 +29,17 @@ Count = Annotated[
 ]
 """A whole number that a command line may write as 2e6."""
 
-Growth = Stack | Interleave | LayerMap
+GrowthField = Annotated[
+    Growth,
+    tyro.constructors.PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="GROWTH",
+        instance_from_str=lambda text: parse_growth(text[0]),
+        is_instance=lambda value: isinstance(value, Growth),
+        str_from_instance=lambda value: [str(value)],
+    ),
+]
+"""A growth operator, which a command line writes as `stack(4)`."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -72,8 +82,11 @@ class Schedule:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class OptimizerConfig:
-    """AdamW with decoupled weight decay, after clipping by the global norm."""
+    """AdamW or Muon with decoupled weight decay, after clipping by the global norm."""
 
+    name: Literal["adamw", "muon"] = "adamw"
+    """AdamW (arXiv:1711.05101), or Muon (arXiv:2502.16982) for the matrices of layers, with
+    updates as large as those of AdamW, and AdamW for the rest."""
     peak_learning_rate: float
     """Peak of the schedule of every stage that names none of its own."""
     schedule: Schedule = Schedule()
@@ -84,12 +97,24 @@ class OptimizerConfig:
     """Decay of the second moment."""
     epsilon: float = 1e-8
     """Added to the root of the second moment."""
+    momentum: float = 0.95
+    """Decay of Muon's momentum."""
     weight_decay: float = 0.1
     """Decoupled weight decay, times the learning rate; norms have none."""
     clip_norm: float = 1.0
     """Largest global norm of a gradient."""
     z_loss: float = 0.0
     """Weight of the squared log-normaliser of the logits (0 is off; PaLM uses 1e-4)."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Rewarm:
+    """A warm-up of new parameters alone (SPARKLING, arXiv:2602.02472)."""
+
+    tokens: Count
+    """Tokens since growth over which their rate rises from zero; there, 250 steps."""
+    ratio: float = 1.3
+    """What it rises to, and stays at, in learning rates of the parameters that are old."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -104,10 +129,18 @@ class Stage:
     """Sequences in each optimizer step, over all devices and microbatches."""
     accumulate: int = 1
     """Microbatches that each step's batch is cut into."""
-    growth: Growth | None = None
+    growth: GrowthField | None = None
     """How this stage's model grows out of the stage before; the first stage has none."""
-    optimizer_state: Literal["reset", "grow"] = "reset"
-    """Whether growth starts the optimizer afresh (arXiv:2405.15319) or grows its moments."""
+    optimizer_state: Literal["reset", "grow", "keep"] = "reset"
+    """What growth does to the optimizer: starts it afresh (arXiv:2405.15319), grows its
+    moments as the gradient grows, or keeps old moments as they are and zeroes new ones."""
+    rewarm: Rewarm | None = None
+    """Warm-up of the parameters that growth has added."""
+    scale_by_fan_in: bool = False
+    """Whether the learning rate of a matrix is divided by how many times its fan-in grew."""
+    train_layers: str = "all"
+    """Layers that learn: `all`; `new`, those that growth has added; or their numbers from 1,
+    as in `(7..12)`. Unless all do, the embedding does not, and head and final norm do."""
     peak_learning_rate: float | None = None
     """Peak learning rate; by default the optimizer's."""
     schedule: Schedule | None = None

@@ -18,6 +18,7 @@ from stackjax.checkpoint import replace_text
 from stackjax.config import Config
 from stackjax.data.sources import Manifest
 from stackjax.growth import Growth
+from stackjax.growth.text import replace_field
 
 _RECORD = "config.json"
 
@@ -47,12 +48,32 @@ def load_config(prog: str, args: list[str]) -> Config:
             f"no config given; try `{prog} --config configs/tiny.py`, and add --help for "
             f"every field that can be overridden."
         )
+    config, overrides = _override_growths(_run_file(known.config), overrides)
     return tyro.cli(
         tyro.conf.AvoidSubcommands[Config],
         prog=f"{prog} --config {known.config}",
-        default=_run_file(known.config),
+        default=config,
         args=overrides,
     )
+
+
+def _override_growths(config: Config, args: list[str]) -> tuple[Config, list[str]]:
+    """Returns a config with single fields of growths replaced, and the other overrides.
+
+    A growth is one value to the command line; `--stages.1.growth.factor 2` is ours.
+    """
+    stages, rest = list(config.stages), []
+    remaining = iter(args)
+    for arg in remaining:
+        match = re.fullmatch(r"--stages\.(\d+)\.growth\.([\w-]+)(?:=(.*))?", arg)
+        growth = stages[int(match[1])].growth if match and int(match[1]) < len(stages) else None
+        if match is None or growth is None:
+            rest.append(arg)
+            continue
+        text = next(remaining, "") if match[3] is None else match[3]
+        changed = replace_field(growth, match[2].replace("-", "_"), text)
+        stages[int(match[1])] = dataclasses.replace(stages[int(match[1])], growth=changed)
+    return dataclasses.replace(config, stages=tuple(stages)), rest
 
 
 def _run_file(path: Path) -> Config:
@@ -91,7 +112,7 @@ def flatten(value: Any, path: str = "") -> dict[str, Any]:
     elif isinstance(value, tuple):
         fields = {str(i): item for i, item in enumerate(value)}
     else:
-        return {path: repr(value) if isinstance(value, Growth) else value}
+        return {path: str(value) if isinstance(value, Growth) else value}
     return {
         key: leaf
         for name, item in fields.items()

@@ -10,8 +10,8 @@ from stackjax.config import Config, EvaluationConfig
 from stackjax.data.device import local_rows, put
 from stackjax.data.loader import eval_batches
 from stackjax.data.sources import TokenSource
-from stackjax.model import ModelConfig, Params
-from stackjax.train_state import eval_step
+from stackjax.phases import Phase
+from stackjax.train_state import TrainState, eval_step
 
 
 def check_held_out(config: EvaluationConfig, source: TokenSource) -> None:
@@ -25,16 +25,16 @@ def check_held_out(config: EvaluationConfig, source: TokenSource) -> None:
 
 
 def held_out_loss(
-    config: Config, model: ModelConfig, source: TokenSource, mesh: Mesh
-) -> Callable[[Params], float]:
-    """Returns a function from parameters to their mean loss per token, in nats.
+    config: Config, phase: Phase, source: TokenSource, mesh: Mesh
+) -> Callable[[TrainState], float]:
+    """Returns a function from states of a phase to their mean loss per token, in nats.
 
     It always reads the same sequences, and weighs every token alike.
     """
-    step = jax.jit(functools.partial(eval_step, model))
+    step = jax.jit(functools.partial(eval_step, phase))
     num_rows = config.evaluation.batch_size
 
-    def loss(params: Params) -> float:
+    def loss(state: TrainState) -> float:
         batches = eval_batches(
             source,
             config.data,
@@ -43,7 +43,7 @@ def held_out_loss(
             rows=local_rows(mesh, num_rows),
         )
         # All batches are under way before the first result is waited for.
-        results = [step(params, batch) for batch in put(batches, mesh, num_rows)]
+        results = [step(state, batch) for batch in put(batches, mesh, num_rows)]
         nll = sum(float(sums.nll) for sums, _ in results)
         return nll / sum(float(weight) for _, weight in results)
 

@@ -41,25 +41,35 @@ def num_params(config: ModelConfig) -> int:
 
     Embedding, head (none of its own where it is tied) and norms are included.
     """
-    norms = 2 * config.embed_dim + (2 * config.head_dim if config.qk_norm else 0)
     tables = 1 if config.tie_head else 2
     return (
         tables * config.vocab_size * config.embed_dim
-        + config.num_layers * (_layer_weights(config) + norms)
+        + config.num_layers * _layer_params(config)
         + config.embed_dim
     )
 
 
-def flops_6nd(config: ModelConfig) -> int:
+def flops_6nd(config: ModelConfig, trained: Sequence[bool] | None = None) -> int:
     """Returns the training FLOPs per token as 6 N, with N all parameters.
 
     This is the convention behind the curves of arXiv:2405.15319 (embedding and untied
     head included, attention scores not), so curves of both can be laid over each other.
+
+    Args:
+      trained: Which layers learn, if not all. The embedding and layers below the first cost
+        2 per parameter, as they only run forward, and those above it that do not learn 4.
     """
-    return 6 * num_params(config)
+    passes = _passes(config, trained)
+    frozen = 0
+    if trained is not None and not config.tie_head:
+        frozen = 4 * config.vocab_size * config.embed_dim
+    frozen += sum(2 * (3 - count) for count in passes) * _layer_params(config)
+    return 6 * num_params(config) - frozen
 
 
-def matmul_flops(config: ModelConfig, seq_len: int) -> int:
+def matmul_flops(
+    config: ModelConfig, seq_len: int, trained: Sequence[bool] | None = None
+) -> int:
     """Returns the training FLOPs per token of the model's matrix products, exactly.
 
     Three times those of the forward pass, per token
@@ -73,11 +83,13 @@ def matmul_flops(config: ModelConfig, seq_len: int) -> int:
 
     Args:
       seq_len: Tokens in each sequence (T).
+      trained: Which layers learn, if not all. Those below the first count once, as they
+        only run forward, and those above it that do not learn twice.
     """
     attention = 4 * seq_len * config.num_heads * config.head_dim
     layer = 2 * _layer_weights(config) + attention
     head = 2 * config.embed_dim * config.vocab_size
-    return 3 * (config.num_layers * layer + head)
+    return sum(_passes(config, trained)) * layer + 3 * head
 
 
 def peak_flops(device: jax.Device) -> float | None:
@@ -85,24 +97,30 @@ def peak_flops(device: jax.Device) -> float | None:
     return _PEAK_FLOPS.get(device.device_kind)
 
 
-def mfu(
-    tokens_per_second: float,
-    config: ModelConfig,
-    seq_len: int,
-    devices: Sequence[jax.Device],
-) -> float | None:
+def mfu(flops_per_second: float, devices: Sequence[jax.Device]) -> float | None:
     """Returns the model FLOPs utilisation (arXiv:2204.02311), between 0 and 1.
 
-    FLOPs are those of `matmul_flops`. None where the peak of any device is unknown.
+    None where the peak of any device is unknown.
 
     Args:
-      tokens_per_second: Tokens trained per second on all of the devices together.
+      flops_per_second: Of all the devices together, as `matmul_flops` counts them.
     """
     peaks = [peak_flops(device) for device in devices]
     known = [peak for peak in peaks if peak is not None]
-    if len(known) < len(peaks):
-        return None
-    return tokens_per_second * matmul_flops(config, seq_len) / sum(known)
+    return flops_per_second / sum(known) if len(known) == len(peaks) else None
+
+
+def _passes(config: ModelConfig, trained: Sequence[bool] | None) -> list[int]:
+    """Returns how many forward passes each layer costs: 3 learning, 2 frozen, 1 below."""
+    if trained is None:
+        return [3] * config.num_layers
+    first = trained.index(True)
+    return [3 if learns else 2 - (i < first) for i, learns in enumerate(trained)]
+
+
+def _layer_params(config: ModelConfig) -> int:
+    norms = 2 * config.embed_dim + (2 * config.head_dim if config.qk_norm else 0)
+    return _layer_weights(config) + norms
 
 
 def _layer_weights(config: ModelConfig) -> int:

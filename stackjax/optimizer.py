@@ -1,31 +1,49 @@
-"""AdamW by axis names, and the course of the learning rate over tokens."""
+"""AdamW and Muon by axis names, and the course of the learning rate over tokens."""
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
+import optax.contrib
 
 from stackjax.axes import Axes
-from stackjax.config import OptimizerConfig, Schedule
+from stackjax.config import OptimizerConfig, Rewarm, Schedule
+from stackjax.growth import Growth
+from stackjax.growth.axis_map import along, is_new
+from stackjax.model.config import ModelConfig, axis_size
+from stackjax.sharding import laid_out, partition_of
 
 
 def build_optimizer(config: OptimizerConfig, axes: Any) -> optax.GradientTransformation:
-    """Returns AdamW (arXiv:1711.05101) without its learning rate, which the step applies.
+    """Returns AdamW or Muon without its learning rate, which the step applies.
 
     Matrices decay; what reads no axis (the gain of a norm) does not.
 
     Args:
       axes: The `Axes` of each parameter.
     """
-    is_axes = lambda node: isinstance(node, Axes)  # noqa: E731
-    decays = jax.tree.map(lambda names: bool(names.reads), axes, is_leaf=is_axes)
+    clip = optax.clip_by_global_norm(config.clip_norm)
+    if config.name == "muon":
+        return optax.chain(clip, _muon(config, axes))
+    decays = _map_axes(lambda names: bool(names.reads), axes)
     return optax.chain(
-        optax.clip_by_global_norm(config.clip_norm),
+        clip,
         optax.scale_by_adam(b1=config.b1, b2=config.b2, eps=config.epsilon),
         optax.add_decayed_weights(config.weight_decay, mask=decays),
     )
+
+
+def build_fit_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
+    """Returns what fits the maps of a learned growth: Adam, the source held fixed."""
+    adam = optax.chain(
+        optax.clip_by_global_norm(config.clip_norm),
+        optax.scale_by_adam(b1=config.b1, b2=config.b2, eps=config.epsilon),
+    )
+    labels = {"maps": "fitted", "source": "fixed"}
+    return optax.partition({"fitted": adam, "fixed": optax.set_to_zero()}, labels)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -59,3 +77,85 @@ class LearningRate:
         if self.schedule.shape == "wsd":
             return 1 - (1 - final) * progress
         return jnp.ones_like(progress)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ParameterRates:
+    """What each parameter's learning rate is multiplied by in a phase."""
+
+    source: ModelConfig
+    growth: Growth | None
+    """How the phase's model grew out of `source`."""
+    rewarm: Rewarm | None
+    scale_by_fan_in: bool
+    trained_layers: tuple[bool, ...] | None
+    """Which layers learn; None if everything does."""
+
+    def __call__(self, axes: Any, tokens: jax.Array) -> Any:
+        """Returns a factor for each parameter, which broadcasts against it.
+
+        Args:
+          axes: The `Axes` of each parameter.
+          tokens: Tokens since growth; a float32 scalar.
+        """
+        return _map_axes(functools.partial(self._rate, tokens), axes)
+
+    def _rate(self, tokens: jax.Array, names: Axes) -> jax.Array:
+        rate = jnp.ones((1,) * len(names.names))
+        if self.rewarm is not None and self.growth is not None:
+            maps = self.growth.axis_maps(self.source)
+            risen = jnp.minimum(1.0, tokens / self.rewarm.tokens)
+            rate *= jnp.where(is_new(names, maps), self.rewarm.ratio * risen, 1.0)
+        if self.scale_by_fan_in and self.growth is not None:
+            target = self.growth.target_config(self.source)
+            for name in names.reads:
+                rate *= axis_size(self.source, name) / axis_size(target, name)
+        if self.trained_layers is not None:
+            rate *= self._trains(names)
+        return rate
+
+    def _trains(self, names: Axes) -> jax.Array | float:
+        """Returns 1 for what learns while only some layers do: head and final norm too."""
+        assert self.trained_layers is not None
+        if "layers" in names.stacked:
+            learns = jnp.array(self.trained_layers, jnp.float32)
+            return along(learns, names.names.index("layers"), len(names.names))
+        is_embedding = names.reads == ("vocab",)
+        return 0.0 if is_embedding and not self.source.tie_head else 1.0
+
+
+def _muon(config: OptimizerConfig, axes: Any) -> optax.GradientTransformation:
+    """Returns Muon (arXiv:2502.16982) for the matrices of layers, AdamW for the rest."""
+
+    def dimensions(names: Axes) -> optax.contrib.MuonDimensionNumbers | None:
+        if not names.stacked or not names.reads:
+            return None
+        place = names.names.index
+        # The gate and the value of a SwiGLU are matrices of their own, as layers are.
+        writes = tuple(place(name) for name in names.writes if name != "gate_up")
+        reads = tuple(place(name) for name in names.reads)
+        return optax.contrib.MuonDimensionNumbers(reduction_axis=reads, output_axis=writes)
+
+    tx = optax.contrib.muon(
+        learning_rate=-1.0,  # which leaves the update as a direction to subtract
+        beta=config.momentum,
+        weight_decay=config.weight_decay,
+        adam_b1=config.b1,
+        adam_b2=config.b2,
+        eps=config.epsilon,
+        adam_weight_decay=config.weight_decay,
+        muon_weight_dimension_numbers=_map_axes(dimensions, axes),
+        consistent_rms=0.2,
+    )
+
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        # Muon makes matrices of arrays with more axes, which only the compiler knows how
+        # to lay out.
+        layout = jax.tree.map(lambda x: partition_of(jax.typeof(x)), (updates, state))
+        return laid_out(tx.update, layout)(updates, state, params)
+
+    return optax.GradientTransformation(tx.init, update)
+
+
+def _map_axes(function: Any, axes: Any) -> Any:
+    return jax.tree.map(function, axes, is_leaf=lambda node: isinstance(node, Axes))

@@ -7,12 +7,13 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import AbstractMesh, AxisType
 
+from stackjax import model
 from stackjax.compilation import phase_optimizer
 from stackjax.config import Config
-from stackjax.model.transformer import axis_size
+from stackjax.model.config import axis_size
 from stackjax.phases import Phase, expand
 from stackjax.sharding import MESH_AXES, RULES, mesh_shape, num_shards, partition_of
-from stackjax.train_state import TrainState, init_state
+from stackjax.train_state import TrainState, fit_state, init_state
 
 _FIELDS = {
     "embed": "embed_dim",
@@ -100,7 +101,14 @@ def _check_divides(phase: Phase) -> None:
 def abstract_state(config: Config, phase: Phase) -> TrainState:
     """Returns shapes, types and partitions of a phase's state on the current mesh."""
     tx = phase_optimizer(config, phase)
-    return jax.eval_shape(lambda: init_state(phase.model, tx, jax.random.key(0)))
+
+    def state() -> TrainState:
+        key = jax.random.key(0)
+        if phase.name == "fit":
+            return fit_state(phase, tx, model.init(phase.source, key), key)
+        return init_state(phase.model, tx, key)
+
+    return jax.eval_shape(state)
 
 
 def bytes_per_device(tree: object, mesh: AbstractMesh) -> int:

@@ -76,8 +76,8 @@ class LateRows:
         self._since = now, counts.tokens
         values["seconds"] = now - then
         rate = values["tokens_per_second"] = (counts.tokens - tokens) / (now - then)
-        seq_len = self._run.config.data.seq_len
-        values["mfu"] = mfu(rate, self._phase.model, seq_len, jax.devices())
+        per_token = self._phase.per_step.flops / self._phase.per_step.tokens
+        values["mfu"] = mfu(rate * per_token, jax.devices())
         self._run.write("train", self._phase, step, counts, **values)
 
     def settle(self) -> None:

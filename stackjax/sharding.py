@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -37,12 +37,13 @@ class MeshConfig:
 
 
 def logical(*names: str | None) -> P | None:
-    """Returns the partition of an array with these logical axes, None outside a mesh.
+    """Returns the partition of an array with these logical axes.
 
-    Activations name `embed` as None: the residual stream is whole on every device, only
-    parameters are sharded along it.
+    None outside a mesh, and on one whose axes the compiler lays out by itself. Activations
+    name `embed` as None: the residual stream is whole on every device, only parameters are
+    sharded along it.
     """
-    if jax.sharding.get_abstract_mesh().empty:
+    if not _is_explicit(jax.sharding.get_abstract_mesh()):
         return None
     return P(*(RULES.get(name) if name else None for name in names))
 
@@ -60,6 +61,15 @@ def on_mesh(abstract: Any, mesh: Mesh) -> Any:
         ),
         abstract,
     )
+
+
+def laid_out(function: Callable[..., Any], layout: Any) -> Callable[..., Any]:
+    """Returns a function inside which the compiler lays out every array.
+
+    Args:
+      layout: The partitions of what it returns.
+    """
+    return jax.sharding.auto_axes(function, out_sharding=layout)
 
 
 def partition_of(leaf: jax.Array | jax.ShapeDtypeStruct) -> P:
@@ -90,8 +100,15 @@ def build_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) 
 
 
 def num_shards(name: str) -> int:
-    """Returns over how many devices the current mesh splits a logical axis."""
+    """Returns over how many devices the current mesh splits a logical axis.
+
+    1 where the compiler lays out the axes by itself.
+    """
     mesh = jax.sharding.get_abstract_mesh()
     rule = RULES.get(name, ())
     axes = (rule,) if isinstance(rule, str) else rule
-    return 1 if mesh.empty else math.prod(mesh.shape[axis] for axis in axes)
+    return math.prod(mesh.shape[axis] for axis in axes) if _is_explicit(mesh) else 1
+
+
+def _is_explicit(mesh: jax.sharding.AbstractMesh) -> bool:
+    return not mesh.empty and AxisType.Auto not in mesh.axis_types

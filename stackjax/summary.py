@@ -7,6 +7,7 @@ from typing import Any
 from etils import epath
 
 from stackjax.flops import num_params
+from stackjax.model import ModelConfig
 from stackjax.phases import Counts, Phase
 
 
@@ -42,6 +43,14 @@ def summarize(
         f"model     {workdir / phases[-1].directory / str(phases[-1].num_steps)}",
     ]
     return "\n".join(lines)
+
+
+def describe(model: ModelConfig) -> str:
+    """Returns the sizes of a model that may grow, in words."""
+    return (
+        f"{model.num_layers} layers x {model.embed_dim} channels, {model.num_heads}/"
+        f"{model.num_kv_heads} heads, {model.mlp_dim} units"
+    )
 
 
 def _last(rows: Sequence[Mapping[str, Any]], phase: int) -> str:

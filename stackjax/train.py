@@ -50,8 +50,8 @@ from stackjax.progress import open_progress
 from stackjax.run import LateRows, Run
 from stackjax.sharding import build_mesh, partition_of
 from stackjax.stop import EXIT_CODE, should_stop, stop_on_signals
-from stackjax.summary import summarize
-from stackjax.train_state import TrainState, grow_state
+from stackjax.summary import describe, summarize
+from stackjax.train_state import TrainState, enter_phase
 
 
 def train(config: Config) -> None:
@@ -110,7 +110,7 @@ def train(config: Config) -> None:
             run.progress.note(f"no peak FLOP/s is known of {device.device_kind!r}, so no MFU")
         for phase in phases[current:]:
             if phase.index > current:
-                state = grow(run, phases[phase.index - 1], phase, state)
+                state = enter(run, phases[phase.index - 1], phase, state)
             state, counts = run_phase(run, phase, state, counts, phase is phases[-1])
     if jax.process_index() == 0:
         print(summarize(workdir, phases, read_rows(workdir)))
@@ -154,11 +154,11 @@ def run_phase(
         Checkpoints(run.workdir, phase, config.checkpoints) as checkpoints,
     ):
         run.progress.note(
-            f"stage {phase.stage}: {phase.model.num_layers} layers, "
+            f"stage {phase.stage}, {phase.name}: {describe(phase.model)}, "
             f"{num_params(phase.model) / 1e6:.3g}M parameters, {phase.num_steps - step} steps"
         )
         train_step = compile_step(config, phase, state, mesh)
-        evaluate = held_out_loss(config, phase.model, run.held_out, mesh)
+        evaluate = held_out_loss(config, phase, run.held_out, mesh)
         rows = LateRows(run, phase, checkpoints, counts)
         for batch in _batches(run, phase, mesh, counts, phase.num_steps - step):
             if should_stop(run.stop, steps_before + step):
@@ -173,7 +173,7 @@ def run_phase(
             if is_due(config.evaluation.every_tokens) and (is_final or not is_last):
                 rows.catch_up()
                 with rows.paused():
-                    loss = evaluate(state.params)
+                    loss = evaluate(state)
                 run.write("evaluation", phase, step, counts, held_out_loss=loss)
                 run.progress.note(f"{counts.tokens:,} tokens: held-out loss {loss:.4f}")
             if is_due(config.checkpoints.every_tokens):
@@ -183,7 +183,7 @@ def run_phase(
     return state, counts
 
 
-def grow(run: Run, source: Phase, target: Phase, state: TrainState) -> TrainState:
+def enter(run: Run, source: Phase, target: Phase, state: TrainState) -> TrainState:
     """Returns the state that the target phase starts from, committed to disk.
 
     Until the marker is written the run is in the source phase, whose last checkpoint is
@@ -192,34 +192,40 @@ def grow(run: Run, source: Phase, target: Phase, state: TrainState) -> TrainStat
     config, tx = run.config, phase_optimizer(run.config, target)
     source_mesh, target_mesh = build_mesh(source.mesh), build_mesh(target.mesh)
     with jax.set_mesh(source_mesh):
-        before = held_out_loss(config, source.model, run.held_out, source_mesh)(state.params)
-    if not target.grow_optimizer:
+        before = held_out_loss(config, source, run.held_out, source_mesh)(state)
+    if target.optimizer_state == "reset":
         jax.tree.map(lambda moment: moment.delete(), state.opt_state)
         state = dataclasses.replace(state, opt_state=None)
     with jax.set_mesh(target_mesh):
         moved = _move(state, target_mesh)
         key = jax.random.fold_in(jax.random.key(config.seed), target.index)
-        grow_fn = functools.partial(grow_state, target.growth, source.model, tx)
+        enter_fn = functools.partial(enter_phase, source, target, tx)
         with warnings.catch_warnings():
             # Only equal shapes are reused in place.
             warnings.filterwarnings("ignore", "Some donated buffers were not usable")
-            grown = jax.jit(grow_fn, donate_argnums=0)(moved, key)
+            entered = jax.jit(enter_fn, donate_argnums=0)(moved, key)
         # Not sooner: where it is not moved, both are the same buffers.
         jax.tree.map(lambda leaf: leaf.delete(), (state, moved))
-        after = held_out_loss(config, target.model, run.held_out, target_mesh)(grown.params)
+        after = held_out_loss(config, target, run.held_out, target_mesh)(entered)
         _check_promise(target, before, after)
         losses = {"held_out_loss_before": before, "held_out_loss": after}
         run.write("growth", target, 0, target.start, **losses)
         run.flush()
         clear(run.workdir, target)
         with Checkpoints(run.workdir, target, config.checkpoints) as checkpoints:
-            checkpoints.save(0, grown, target.start)
+            checkpoints.save(0, entered, target.start)
         write_marker(run.workdir, target)
     run.progress.note(
-        f"{target.start.tokens:,} tokens: {target.growth}: {source.model.num_layers} -> "
-        f"{target.model.num_layers} layers, held-out loss {before:.4f} -> {after:.4f}"
+        f"{target.start.tokens:,} tokens: {target.growth or 'no growth'}: "
+        f"{describe(source.model)} -> {describe(target.model)}, held-out loss {before:.4f} -> "
+        f"{after:.4f}"
     )
-    return grown
+    if target.stays_symmetric:
+        run.progress.note(
+            f"the copies that {target.growth} makes are equal and have equal gradients, so "
+            f"they stay equal, as if the model were no larger; split=uneven or noise parts them"
+        )
+    return entered
 
 
 def _batches(

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -11,8 +11,10 @@ import optax
 
 from stackjax import model
 from stackjax.data.batch import Batch
-from stackjax.growth import Growth, grow_opt_state
+from stackjax.growth import Growth, Learn, grow_opt_state
 from stackjax.model import LossSums, ModelConfig, Params
+from stackjax.phases import Phase
+from stackjax.sharding import laid_out, partition_of
 
 
 @jax.tree_util.register_dataclass
@@ -35,9 +37,8 @@ def init_state(
 
 
 def train_step(
-    config: ModelConfig,
+    phase: Phase,
     tx: optax.GradientTransformation,
-    learning_rate: Callable[[jax.Array], jax.Array],
     z_loss: float,
     state: TrainState,
     batch: Batch,
@@ -45,6 +46,7 @@ def train_step(
     """Returns the state after one optimizer step, and that step's metrics.
 
     Args:
+      phase: Says which model runs, what trains of it, and how fast.
       z_loss: Weight of the squared log-normaliser in what is minimised; the reported loss
         is without it.
       batch: Microbatches `[accumulate, B, T]`, whose gradients add up to those of the
@@ -53,18 +55,18 @@ def train_step(
     total_weight = jnp.sum(batch.loss_weights)
 
     def objective(params: Params, microbatch: Batch) -> tuple[jax.Array, jax.Array]:
-        sums = model.next_token_loss(config, params, microbatch)
+        run = phase.model_params(params, state.step)
+        sums = model.next_token_loss(phase.model, run, microbatch, phase.spans)
         nll, squared_normaliser = jax.tree.map(lambda total: total / total_weight, sums)
         return nll + z_loss * squared_normaliser, nll
 
     loss, grads = _accumulate(jax.grad(objective, has_aux=True), state.params, batch)
     updates, opt_state = tx.update(grads, state.opt_state, state.params)
-    rate = learning_rate(state.step)
-    params = jax.tree.map(lambda p, update: p - rate * update, state.params, updates)
+    params = phase.step_params(state.params, updates, state.step)
     metrics = {
         "loss": loss,
         "grad_norm": optax.tree.norm(grads),
-        "learning_rate": rate,
+        "learning_rate": phase.learning_rate(state.step),
     }
     return TrainState(state.step + 1, params, opt_state), metrics
 
@@ -91,11 +93,46 @@ def _accumulate(
     return sums
 
 
-def eval_step(config: ModelConfig, params: Params, batch: Batch) -> tuple[LossSums, jax.Array]:
+def eval_step(phase: Phase, state: TrainState, batch: Batch) -> tuple[LossSums, jax.Array]:
     """Returns the loss sums of one batch `[1, B, T]` and its total weight."""
     microbatch = jax.tree.map(lambda field: field[0], batch)
-    sums = model.next_token_loss(config, params, microbatch)
+    params = phase.model_params(state.params, state.step)
+    sums = model.next_token_loss(phase.model, params, microbatch)
     return sums, jnp.sum(batch.loss_weights)
+
+
+def enter_phase(
+    source: Phase,
+    phase: Phase,
+    tx: optax.GradientTransformation,
+    state: TrainState,
+    key: jax.Array,
+) -> TrainState:
+    """Returns the state at step 0 of a phase.
+
+    Args:
+      source: The phase before.
+      phase: Its growth may be None, which keeps the model as it is.
+      tx: The optimizer.
+      state: The source's; where its optimizer state is None, the optimizer starts afresh.
+      key: Randomness of the growth.
+    """
+    params = source.model_params(state.params, state.step)
+    if phase.name == "fit":
+        return fit_state(phase, tx, params, key)
+    state = TrainState(state.step, params, state.opt_state)
+    return grow_state(phase.growth, phase.source, tx, state, key, phase.optimizer_state)
+
+
+def fit_state(
+    phase: Phase, tx: optax.GradientTransformation, source: Params, key: jax.Array
+) -> TrainState:
+    """Returns the state at step 0 of fitting the maps of a learned growth."""
+    assert isinstance(phase.growth, Learn), "only a learned growth is fitted"
+    axes = model.logical_axes(phase.source)
+    maps = phase.growth.init_maps(axes, phase.source, key=key)
+    params = {"maps": maps, "source": source}
+    return TrainState(jnp.zeros((), jnp.int32), params, tx.init(params))
 
 
 def grow_state(
@@ -104,6 +141,7 @@ def grow_state(
     tx: optax.GradientTransformation,
     state: TrainState,
     key: jax.Array,
+    moments: Literal["reset", "grow", "keep"],
 ) -> TrainState:
     """Returns the state at step 0 of the grown model.
 
@@ -111,18 +149,30 @@ def grow_state(
       growth: None keeps the model as it is.
       source: The config of the model that grows.
       tx: The optimizer.
-      state: The source's; its optimizer state grows with the parameters, or, where it is
-        None, starts afresh.
+      state: The source's; its optimizer state may be None where it starts afresh.
       key: Randomness of the operator.
+      moments: What becomes of the optimizer state.
     """
     axes = model.logical_axes(source)
+    target = source if growth is None else growth.target_config(source)
+    layout = jax.tree.map(
+        partition_of, jax.eval_shape(lambda: init_state(target, tx, jax.random.key(0)))
+    )
     params, opt_state = state.params, state.opt_state
     if growth is not None:
-        grow_key, fresh_key = jax.random.split(key)
-        fresh = functools.partial(model.init, key=fresh_key)
-        params = growth.grow_params(params, axes, source, key=grow_key, fresh=fresh)
-        if opt_state is not None:
-            opt_state = grow_opt_state(growth, opt_state, axes, source)
-    if opt_state is None:
+
+        def grow_params(params: Params, key: jax.Array) -> Params:
+            grow_key, fresh_key = jax.random.split(key)
+            fresh = functools.partial(model.init, key=fresh_key)
+            return growth.grow_params(params, axes, source, key=grow_key, fresh=fresh)
+
+        # Operators are free of layouts: inside, the compiler finds them.
+        params = laid_out(grow_params, layout.params)(params, key)
+        if moments != "reset":
+            grow_moments = functools.partial(
+                grow_opt_state, growth, axes=axes, source=source, mode=moments
+            )
+            opt_state = laid_out(grow_moments, layout.opt_state)(opt_state)
+    if moments == "reset":
         opt_state = tx.init(params)
     return TrainState(jnp.zeros((), jnp.int32), params, opt_state)

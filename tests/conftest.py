@@ -1,6 +1,7 @@
 """Eight CPU devices, no broadcasting of ranks, and the tables that the laws run over."""
 
 import functools
+from fractions import Fraction
 
 import jax
 import numpy as np
@@ -15,11 +16,28 @@ from stackjax.config import (
     EvaluationConfig,
     LoggingConfig,
     OptimizerConfig,
+    Schedule,
     Stage,
 )
 from stackjax.data.batch import Batch
-from stackjax.growth import Interleave, LayerMap, Stack, chain
+from stackjax.growth import (
+    DepthRandom,
+    DepthUpscale,
+    DepthZero,
+    InsertBlock,
+    Interleave,
+    LayerMap,
+    Learn,
+    Noise,
+    Stack,
+    WidthRandom,
+    WidthSplit,
+    WidthZero,
+    chain,
+)
 from stackjax.model import ModelConfig
+from stackjax.optimizer import LearningRate
+from stackjax.phases import Counts, Phase
 from stackjax.sharding import MeshConfig, build_mesh
 
 jax.config.update("jax_num_cpu_devices", 8)
@@ -51,13 +69,44 @@ MODELS = {
     "gqa, tied, qk_norm": tiny_model(tie_head=True, qk_norm=True),
 }
 
-# Of three layers these make six: each growth, and the source layer of every target layer.
-GROWTHS = {
-    "stack": (Stack(factor=2), (0, 1, 2, 0, 1, 2)),
-    "interleave": (Interleave(factor=2), (0, 0, 1, 1, 2, 2)),
+# Growths that copy layers, and the source layer of every target layer, of three.
+COPIES = {
+    "stack": (Stack(2), (0, 1, 2, 0, 1, 2)),
+    "interleave": (Interleave(2), (0, 0, 1, 1, 2, 2)),
     "layer map": (LayerMap((0, 1, 1, 2, 1, 2)), (0, 1, 1, 2, 1, 2)),
     "pattern": (LayerMap("12-3*2-23"), (0, 1, 2, 2, 1, 2)),
-    "chain": (chain(Stack(factor=3), LayerMap((0, 1, 2, 5, 7, 8))), (0, 1, 2, 2, 1, 2)),
+    "upscale": (DepthUpscale(1), (0, 1, 1, 2)),
+    "middle block": (InsertBlock(1), (0, 1, 1, 2)),
+    "last block": (InsertBlock(1, at="last"), (0, 1, 2, 2)),
+    "chain of depth": (chain(Stack(3), LayerMap((0, 1, 2, 5, 7, 8))), (0, 1, 2, 2, 1, 2)),
+}
+HALF_MORE = Fraction(3, 2)
+
+# Every operator in its variants, for the models of `tiny_model`.
+GROWTHS = {name: growth for name, (growth, _) in COPIES.items()} | {
+    "depth zero": DepthZero(2),
+    "depth zero, stacked, fresh": DepthZero(2, order="stack", rest="fresh"),
+    "depth random": DepthRandom(2, mask_tokens=128),
+    "depth random, stacked, copies": DepthRandom(2, 128, order="stack", init="copy"),
+    "split": WidthSplit(embed=2, mlp=2, heads=2),
+    "split, uneven": WidthSplit(embed=2, mlp=2, heads=2, split="uneven"),
+    "split, noise": WidthSplit(embed=2, mlp=2, heads=2, noise=0.3),
+    "split, odd ratios": WidthSplit(embed=HALF_MORE, mlp=Fraction(6, 5), heads=3, kv_heads=1),
+    "split, next layer": WidthSplit(embed=2, mlp=2, heads=2, new_units="next_layer"),
+    "width zero": WidthZero(embed=HALF_MORE, mlp=2, heads=2),
+    "width zero, channels alone": WidthZero(embed=2),
+    "width zero, queries alone": WidthZero(mlp=HALF_MORE, heads=2, kv_heads=1),
+    "width random": WidthRandom(embed=HALF_MORE, mlp=2, heads=2, mask_tokens=128),
+    "width random, copies": WidthRandom(
+        embed=2, mlp=2, heads=2, mask_tokens=128, phases="together", init="copy"
+    ),
+    "learn depth": Learn(2),
+    "learn width": Learn(embed=HALF_MORE, mlp=2, heads=2),
+    "learn both": Learn(2, embed=2, mlp=2, heads=2),
+    "noise": Noise(0.2),
+    "chain of both": chain(WidthSplit(embed=2, mlp=2, heads=2, split="uneven"), DepthZero(2)),
+    "chain with noise": chain(WidthSplit(embed=2, mlp=2, heads=2), Stack(2), Noise(0.2)),
+    "chain of masks": chain(DepthRandom(2, 128), WidthRandom(mlp=2, mask_tokens=128)),
 }
 
 MESHES = {
@@ -141,3 +190,33 @@ def tiny_run(workdir="runs/test", **fields) -> Config:
         "workdir": str(workdir),
     }
     return Config(**(values | fields))
+
+
+def phase_of(config: ModelConfig, rate=1e-2, **fields) -> Phase:
+    """A phase that trains all of a model at a constant learning rate."""
+    values = {
+        "index": 0,
+        "stage": 0,
+        "name": "train",
+        "source": config,
+        "model": config,
+        "growth": None,
+        "optimizer_state": "reset",
+        "reparameterisations": (),
+        "trained_layers": None,
+        "mesh": MeshConfig(),
+        "batch_size": 8,
+        "accumulate": 1,
+        "num_steps": 10,
+        "learning_rate": LearningRate(
+            peak=rate,
+            schedule=Schedule(shape="constant"),
+            horizon_tokens=640,
+            first_tokens=0,
+            tokens_per_step=64,
+        ),
+        "parameter_rates": None,
+        "start": Counts(),
+        "per_step": Counts(tokens=64, examples=8),
+    }
+    return Phase(**(values | fields))

@@ -114,7 +114,7 @@ def test_help_lists_every_field_with_its_documentation(load, capsys):
     assert not exit_info.value.code
     shown = capsys.readouterr().out
     # Fields that are None have fields of their own, for when they are set.
-    unset = ("growth", "schedule", "mesh")
+    unset = ("rewarm", "schedule", "mesh")
     for field in flatten(tiny_run()):
         if field.split(".")[-1] not in unset:
             assert re.search(rf"--{field.replace('_', '-')}[ ,]", shown), field
@@ -166,7 +166,7 @@ def test_a_missing_file_and_a_missing_flag_are_refused(tmp_path):
 def test_flat_names_are_those_of_the_command_line_and_survive_json():
     flat = flatten(tiny_run())
     assert flat["stages.1.tokens"] == 1280
-    assert flat["stages.1.growth"] == "Stack(factor=2)"
+    assert flat["stages.1.growth"] == "stack(2)"
     assert flat["optimizer.schedule.shape"] == "cosine"
     assert flat["stages.0.mesh"] is None
     assert json.loads(json.dumps(flat)) == flat
@@ -245,7 +245,7 @@ def test_what_changes_learning_may_not_change_within_a_run(recorded, field, valu
 def test_stages_that_are_still_to_come_may_change(recorded):
     config = replace(tiny_run(), "stages.1.growth", LayerMap((0, 1, 2, 2, 1, 0)))
     (line,) = changed_fields(recorded, config, 0)
-    assert line == "stages.1.growth: Stack(factor=2) -> LayerMap(layers=(0, 1, 2, 2, 1, 0))"
+    assert line == "stages.1.growth: stack(2) -> layer_map([0,1,2,2,1,0])"
     with pytest.raises(ValueError, match=r"may not change .* stages\.1\.growth"):
         changed_fields(recorded, config, 1)
 

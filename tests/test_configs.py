@@ -54,7 +54,7 @@ def test_the_papers_models_have_its_sizes(name):
     assert round(billions - tables, 3) == without_tables
     assert (base.model.num_layers, target.model.num_layers) == layers
     assert target.growth == Stack(factor=4)
-    assert not target.grow_optimizer
+    assert target.optimizer_state == "reset"
     step_tokens = 1024 * 2048
     assert base.per_step.tokens == target.per_step.tokens == step_tokens
     assert 0 <= base.end.tokens - 10e9 < step_tokens

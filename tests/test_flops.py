@@ -137,18 +137,18 @@ def test_peaks_are_dense_and_per_device(kind, teraflops):
 
 
 def test_a_cpu_has_no_known_peak():
-    assert flops.mfu(1e3, TINY, 16, jax.devices("cpu")) is None
+    assert flops.mfu(1e3, jax.devices("cpu")) is None
 
 
 def test_one_unknown_device_leaves_the_utilisation_unknown():
     devices = [fake_device("NVIDIA H200"), fake_device("an unknown device")]
-    assert flops.mfu(1e3, TINY, 16, devices) is None
+    assert flops.mfu(1e3, devices) is None
 
 
 def test_utilisation_of_several_devices_is_a_share_of_all_of_them():
-    config = PAPER["1.1B"][0]
-    one = flops.mfu(5e4, config, 2048, [fake_device("NVIDIA H200")])
-    eight = flops.mfu(4e5, config, 2048, [fake_device("NVIDIA H200")] * 8)
+    per_token = flops.matmul_flops(PAPER["1.1B"][0], 2048)
+    one = flops.mfu(5e4 * per_token, [fake_device("NVIDIA H200")])
+    eight = flops.mfu(4e5 * per_token, [fake_device("NVIDIA H200")] * 8)
     # 5e4 tokens/s times 6 (1.30e9 weights) + 12 L T D = 9.0 GFLOP, over 989.4 TFLOP/s.
     assert one == pytest.approx(0.455, abs=0.005)
     assert eight == pytest.approx(one)

@@ -67,8 +67,8 @@ def test_each_phase_has_the_numbers_of_its_stage():
     assert (first.index, second.index) == (0, 1)
     assert (first.growth, second.growth) == (None, Stack(factor=2))
     assert (first.accumulate, second.accumulate) == (1, 2)
-    assert second.grow_optimizer
-    assert not expand(config)[1].grow_optimizer
+    assert second.optimizer_state == "grow"
+    assert expand(config)[1].optimizer_state == "reset"
     assert (first.learning_rate.peak, second.learning_rate.peak) == (1e-2, 5e-3)
     # Over the stage, and over the run, counted from where the stage begins.
     assert first.learning_rate.horizon_tokens == 640
@@ -147,7 +147,7 @@ ERRORS = {
     ),
     "no such source": (
         with_stages({"tokens": 64}, {"tokens": 64, "growth": Stack(factor=4)}),
-        "Stack(factor=4) cannot make model.num_layers 6: 4 does not divide 6.",
+        "Stack(factor=4) does not fit model.num_layers 6: 4 does not divide 6.",
     ),
     "wsd without decay": (
         with_schedule(shape="wsd"),

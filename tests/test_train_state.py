@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from conftest import MODELS, mesh_of, random_batch, random_params
+from conftest import MODELS, mesh_of, phase_of, random_batch, random_params
 
 from stackjax import model
 from stackjax.config import OptimizerConfig
@@ -31,8 +31,11 @@ def initial_state(params=None) -> TrainState:
     return TrainState(jnp.int32(0), params, TX.init(params))
 
 
+PHASE = phase_of(CONFIG, learning_rate=lambda step: RATE * (step + 1))
+
+
 def step_with(z_loss, state, batch):
-    return train_step(CONFIG, TX, lambda step: RATE * (step + 1), z_loss, state, batch)
+    return train_step(PHASE, TX, z_loss, state, batch)
 
 
 compiled = jax.jit(step_with)
@@ -141,7 +144,7 @@ def test_steps_are_the_same_on_every_mesh_and_compile_once(name, accumulate):
 def test_evaluation_sums_the_loss_that_training_reports():
     batch = random_batch(5)
     _, metrics = compiled(0.0, initial_state(), batch)
-    evaluate = jax.jit(functools.partial(eval_step, CONFIG))
-    sums, weight = evaluate(initial_state().params, batch)
+    evaluate = jax.jit(functools.partial(eval_step, PHASE))
+    sums, weight = evaluate(initial_state(), batch)
     assert float(weight) == batch.loss_weights.sum()
     assert float(sums.nll / weight) == pytest.approx(float(metrics["loss"]), rel=1e-5)

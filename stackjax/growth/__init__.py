@@ -1,15 +1,37 @@
 """Growth operators: pure functions from a small model to a large one."""
 
 from stackjax.growth.base import Growth, Promise, chain
-from stackjax.growth.depth import Interleave, LayerMap, Stack
+from stackjax.growth.depth import (
+    DepthUpscale,
+    DepthZero,
+    InsertBlock,
+    Interleave,
+    LayerMap,
+    Stack,
+)
+from stackjax.growth.learned import Learn
+from stackjax.growth.masked import DepthRandom, WidthRandom
 from stackjax.growth.moments import grow_opt_state
+from stackjax.growth.noise import Noise
+from stackjax.growth.text import parse_growth
+from stackjax.growth.width import WidthSplit, WidthZero
 
 __all__ = [
+    "DepthRandom",
+    "DepthUpscale",
+    "DepthZero",
     "Growth",
+    "InsertBlock",
     "Interleave",
     "LayerMap",
+    "Learn",
+    "Noise",
     "Promise",
     "Stack",
+    "WidthRandom",
+    "WidthSplit",
+    "WidthZero",
     "chain",
     "grow_opt_state",
+    "parse_growth",
 ]

@@ -3,15 +3,39 @@
 import abc
 import dataclasses
 import functools
+import itertools
+import re
+import zlib
 from collections.abc import Callable
 from typing import Any, Literal
 
 import jax
+import jax.numpy as jnp
 
-from stackjax.model.config import ModelConfig
+from stackjax.axes import Axes
+from stackjax.growth.axis_map import AxisMap
+from stackjax.model.config import SIZES, ModelConfig
 
 Promise = Literal["no", "exact_at_start", "exact"]
 """Whether the grown model computes the source's function: not, until it trains, always."""
+
+Order = Literal[0, 1, 2]
+"""Power of the gradient's factor that something grows by: 1 for a first moment, 2 for a
+second one, 0 to copy values as they are."""
+
+
+class Reparameterisation(abc.ABC):
+    """How the parameters that train become those that the model runs."""
+
+    @abc.abstractmethod
+    def model_params(self, params: Any, axes: Any, tokens: jax.Array) -> Any:
+        """Returns the parameters that the model runs.
+
+        Args:
+          params: Those that train.
+          axes: The `Axes` of each parameter of the model.
+          tokens: Tokens since growth; a float32 scalar.
+        """
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,17 +43,37 @@ class Growth(abc.ABC):
     """A growth operator: pure functions from a source model to a larger target.
 
     Trees of parameters are plain dicts; `axes` is the tree of their `Axes`, which is the
-    same for source and target.
+    same for source and target. Every parameter grows by itself, so any part of a tree can
+    be grown alone.
     """
+
+    def __str__(self) -> str:
+        """The textual form, which `parse_growth` reads: `stack(4)`."""
+        fields = dataclasses.fields(self)
+        values = {field.name: getattr(self, field.name) for field in fields}
+        if len(values) == 1:
+            (inside,) = map(str, values.values())
+        else:
+            stated = [f.name for f in fields if values[f.name] != f.default]
+            inside = ", ".join(f"{name}={values[name]}".lower() for name in stated)
+        return f"{_snake_case(type(self).__name__)}({inside})"
 
     @property
     @abc.abstractmethod
     def promise(self) -> Promise:
         """What the operator promises about the function that the model computes."""
 
+    def is_symmetric(self, before: bool = False) -> bool:
+        """Whether copies in the target are equal, and so stay equal while they train.
+
+        Args:
+          before: Whether the source has such copies.
+        """
+        return before
+
     @abc.abstractmethod
-    def target_config(self, source: ModelConfig) -> ModelConfig:
-        """Returns the config of the grown model; ValueError if `source` cannot grow so."""
+    def axis_maps(self, source: ModelConfig) -> dict[str, AxisMap]:
+        """Returns how every axis grows that does; ValueError if `source` cannot grow so."""
 
     @abc.abstractmethod
     def source_config(self, target: ModelConfig) -> ModelConfig:
@@ -54,13 +98,23 @@ class Growth(abc.ABC):
         """
 
     @abc.abstractmethod
-    def grow_moment(
-        self, moment: Any, axes: Any, source: ModelConfig, *, order: Literal[1, 2]
-    ) -> Any:
+    def grow_moment(self, moment: Any, axes: Any, source: ModelConfig, *, order: Order) -> Any:
         """Returns a moment of the gradients as it grows with the parameters.
 
         A first moment takes the factor by which the gradient grows, a second its square.
+        What no gradient of the source tells about is zero.
         """
+
+    def target_config(self, source: ModelConfig) -> ModelConfig:
+        """Returns the config of the grown model; ValueError if `source` cannot grow so."""
+        maps = self.axis_maps(source).items()
+        return dataclasses.replace(
+            source, **{SIZES[axis]: len(axis_map.sources) for axis, axis_map in maps}
+        )
+
+    def reparameterisations(self, source: ModelConfig) -> tuple[Reparameterisation, ...]:
+        """Returns what lies between the parameters that train and those that the model runs."""
+        return ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,16 +123,27 @@ class Chain(Growth):
 
     growths: tuple[Growth, ...]
 
+    def __str__(self) -> str:
+        return " + ".join(map(str, self.growths))
+
     @property
     def promise(self) -> Promise:
         """The weakest promise of the links."""
         strength: list[Promise] = ["no", "exact_at_start", "exact"]
         return min((growth.promise for growth in self.growths), key=strength.index)
 
-    def target_config(self, source: ModelConfig) -> ModelConfig:
-        return functools.reduce(
-            lambda config, growth: growth.target_config(config), self.growths, source
-        )
+    def is_symmetric(self, before: bool = False) -> bool:
+        for growth in self.growths:
+            before = growth.is_symmetric(before)
+        return before
+
+    def axis_maps(self, source: ModelConfig) -> dict[str, AxisMap]:
+        maps: dict[str, AxisMap] = {}
+        for growth in self.growths:
+            for axis, axis_map in growth.axis_maps(source).items():
+                maps[axis] = axis_map.after(maps[axis]) if axis in maps else axis_map
+            source = growth.target_config(source)
+        return maps
 
     def source_config(self, target: ModelConfig) -> ModelConfig:
         return functools.reduce(
@@ -102,13 +167,18 @@ class Chain(Growth):
             source = growth.target_config(source)
         return params
 
-    def grow_moment(
-        self, moment: Any, axes: Any, source: ModelConfig, *, order: Literal[1, 2]
-    ) -> Any:
+    def grow_moment(self, moment: Any, axes: Any, source: ModelConfig, *, order: Order) -> Any:
         for growth in self.growths:
             moment = growth.grow_moment(moment, axes, source, order=order)
             source = growth.target_config(source)
         return moment
+
+    def reparameterisations(self, source: ModelConfig) -> tuple[Reparameterisation, ...]:
+        found: list[Reparameterisation] = []
+        for growth in self.growths:
+            found += growth.reparameterisations(source)
+            source = growth.target_config(source)
+        return tuple(found)
 
 
 def chain(*growths: Growth) -> Growth:
@@ -123,4 +193,49 @@ def chain(*growths: Growth) -> Growth:
     )
     if not links:
         raise ValueError("chain needs at least one growth.")
+    for link, following in itertools.pairwise(links):
+        if link.promise == "exact_at_start" and following.promise != "exact_at_start":
+            raise ValueError(
+                f"{following} follows {link} in a chain; growth behind masks comes last."
+            )
     return Chain(links)
+
+
+def _snake_case(name: str) -> str:
+    return re.sub(r"(?<!^)(?=[A-Z])", "_", name).lower()
+
+
+def map_params(
+    grow: Callable[..., jax.Array], params: Any, axes: Any, *rest: Any, key: jax.Array
+) -> Any:
+    """Returns `grow(parameter, its Axes, *rest, key)` for every parameter.
+
+    The keys differ, and depend on nothing but `key` and the parameter's name.
+    """
+
+    def grow_leaf(path: Any, leaf: jax.Array, *others: Any) -> jax.Array:
+        return grow(leaf, *others, fold_name(key, jax.tree_util.keystr(path)))
+
+    return jax.tree_util.tree_map_with_path(grow_leaf, params, axes, *rest)
+
+
+def fold_name(key: jax.Array, name: str) -> jax.Array:
+    """Returns a key that depends on nothing but `key` and the name."""
+    return jax.random.fold_in(key, zlib.crc32(name.encode()))
+
+
+def writes_residual(names: Axes) -> bool:
+    """Returns whether a parameter is a matrix that adds to the residual stream."""
+    return bool(names.reads) and names.writes == ("embed",)
+
+
+def fill_new(
+    grown: jax.Array, names: Axes, new: jax.Array, fresh: jax.Array, *, zero_writers: bool
+) -> jax.Array:
+    """Returns a grown parameter whose new entries are fresh.
+
+    With `zero_writers`, those that add to the residual stream are zero instead, so that
+    nothing that is new has an effect yet.
+    """
+    values = jnp.zeros_like(grown) if zero_writers and writes_residual(names) else fresh
+    return jnp.where(new, values, grown)

@@ -1,15 +1,15 @@
-"""Depthwise growth: every layer of the target is a copy of a layer of the source."""
+"""Depthwise growth: every layer of the target is made of a layer of the source."""
 
 import abc
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, Literal
 
 import jax
-import jax.numpy as jnp
 
 from stackjax.axes import Axes
-from stackjax.growth.base import Growth, Promise
+from stackjax.growth.axis_map import AxisMap, gather, is_new, zero_new
+from stackjax.growth.base import Growth, Order, Promise, fill_new
 from stackjax.growth.pattern import parse_pattern
 from stackjax.model.config import ModelConfig
 
@@ -30,8 +30,8 @@ class LayerGather(Growth):
     def promise(self) -> Promise:
         return "no"
 
-    def target_config(self, source: ModelConfig) -> ModelConfig:
-        return dataclasses.replace(source, num_layers=len(self.sources(source.num_layers)))
+    def axis_maps(self, source: ModelConfig) -> dict[str, AxisMap]:
+        return {"layers": AxisMap(self.sources(source.num_layers))}
 
     def source_config(self, target: ModelConfig) -> ModelConfig:
         return dataclasses.replace(target, num_layers=self.source_depth(target.num_layers))
@@ -45,15 +45,13 @@ class LayerGather(Growth):
         key: jax.Array,
         fresh: Callable[[ModelConfig], Any],
     ) -> Any:
-        layers = self.sources(source.num_layers)
-        return jax.tree.map(lambda leaf, names: _gather(leaf, names, layers), params, axes)
+        maps = self.axis_maps(source)
+        return jax.tree.map(lambda leaf, names: gather(leaf, names, maps), params, axes)
 
-    def grow_moment(
-        self, moment: Any, axes: Any, source: ModelConfig, *, order: Literal[1, 2]
-    ) -> Any:
+    def grow_moment(self, moment: Any, axes: Any, source: ModelConfig, *, order: Order) -> Any:
         # A copied layer starts with its source's gradient statistics, as they are.
-        layers = self.sources(source.num_layers)
-        return jax.tree.map(lambda leaf, names: _gather(leaf, names, layers), moment, axes)
+        maps = self.axis_maps(source)
+        return jax.tree.map(lambda leaf, names: gather(leaf, names, maps), moment, axes)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,6 +113,10 @@ class LayerMap(LayerGather):
             )
         self._indices()
 
+    def __str__(self) -> str:
+        layers = self.layers if isinstance(self.layers, str) else list(self.layers)
+        return f"layer_map({layers})".replace(" ", "")
+
     def _indices(self) -> tuple[int, ...]:
         if isinstance(self.layers, str):
             return parse_pattern(self.layers)
@@ -140,38 +142,135 @@ class LayerMap(LayerGather):
         return max(indices) + 1
 
 
+@dataclasses.dataclass(frozen=True)
+class DepthUpscale(LayerGather):
+    """Stacks a copy without its first layers on one without its last: 0 1 2 1 2 3.
+
+    The depth up-scaling of SOLAR (arXiv:2312.15166), with `drop` its m.
+    """
+
+    drop: int
+    """Layers that each of the two copies loses."""
+
+    def __post_init__(self):
+        if self.drop < 1:
+            raise ValueError(f"DepthUpscale drops at least 1 layer, got {self.drop}.")
+
+    def sources(self, depth: int) -> tuple[int, ...]:
+        if 2 * self.drop > depth:
+            raise ValueError(
+                f"DepthUpscale(drop={self.drop}) would lose layers of a model with {depth}: "
+                f"drop at most half of them."
+            )
+        return (*range(depth - self.drop), *range(self.drop, depth))
+
+    def source_depth(self, depth: int) -> int:
+        return _divide("DepthUpscale", depth, 2) + self.drop
+
+
+@dataclasses.dataclass(frozen=True)
+class InsertBlock(LayerGather):
+    """Repeats one block of layers right above itself: 0 1 2 3 becomes 0 1 0 1 2 3.
+
+    The middle block is that of MIDAS (arXiv:2409.19044), block ceil(n / 2) of n counted
+    from 1; the last one is that of gradual stacking.
+    """
+
+    size: int
+    """Layers of the block; divides the number of layers."""
+    at: Literal["middle", "last"] = "middle"
+    """Which block is repeated."""
+
+    def __post_init__(self):
+        if self.size < 1:
+            raise ValueError(f"InsertBlock needs a size of at least 1, got {self.size}.")
+
+    def sources(self, depth: int) -> tuple[int, ...]:
+        blocks = _divide("InsertBlock", depth, self.size, field="size")
+        index = blocks if self.at == "last" else -(-blocks // 2)
+        end = index * self.size
+        return (*range(end), *range(end - self.size, depth))
+
+    def source_depth(self, depth: int) -> int:
+        if depth <= self.size:
+            raise ValueError(
+                f"InsertBlock(size={self.size}) cannot make model.num_layers {depth}: "
+                f"nothing would be left to grow from."
+            )
+        return depth - self.size
+
+
+@dataclasses.dataclass(frozen=True)
+class DepthZero(LayerGather):
+    """Adds layers that have no effect yet: what leaves their attention and SwiGLU is zero.
+
+    The G_zero, depthwise, of arXiv:2405.15319. Only the matrices that add to the residual
+    stream are zero, so that these learn in the first step and the rest in the second.
+    """
+
+    factor: int
+    """How many times as deep the target is (the growth factor g)."""
+    order: Literal["interleave", "stack"] = "interleave"
+    """Whether new layers follow the layer that they copy, or the whole stack."""
+    rest: Literal["copy", "fresh"] = "copy"
+    """Whether the other parameters of a new layer are copies, or initial values."""
+
+    def __post_init__(self):
+        _check_factor("DepthZero", self.factor)
+
+    @property
+    def promise(self) -> Promise:
+        return "exact"
+
+    def is_symmetric(self, before: bool = False) -> bool:
+        return before and self.rest == "copy"
+
+    def sources(self, depth: int) -> tuple[int, ...]:
+        return sources_in_order(self.order, self.factor, depth)
+
+    def source_depth(self, depth: int) -> int:
+        return _divide("DepthZero", depth, self.factor)
+
+    def grow_params(
+        self,
+        params: Any,
+        axes: Any,
+        source: ModelConfig,
+        *,
+        key: jax.Array,
+        fresh: Callable[[ModelConfig], Any],
+    ) -> Any:
+        maps = self.axis_maps(source)
+        copies = super().grow_params(params, axes, source, key=key, fresh=fresh)
+        rest = copies if self.rest == "copy" else fresh(self.target_config(source))
+
+        def fill(copy: jax.Array, names: Axes, rest: jax.Array) -> jax.Array:
+            return fill_new(copy, names, is_new(names, maps), rest, zero_writers=True)
+
+        return jax.tree.map(fill, copies, axes, rest)
+
+    def grow_moment(self, moment: Any, axes: Any, source: ModelConfig, *, order: Order) -> Any:
+        maps = self.axis_maps(source)
+        return zero_new(super().grow_moment(moment, axes, source, order=order), axes, maps)
+
+
+def sources_in_order(
+    order: Literal["interleave", "stack"], factor: int, depth: int
+) -> tuple[int, ...]:
+    """Returns the source layer of every target layer, copies side by side or on top."""
+    growth = Interleave(factor) if order == "interleave" else Stack(factor)
+    return growth.sources(depth)
+
+
 def _check_factor(name: str, factor: int) -> None:
     if factor < 1:
         raise ValueError(f"{name} needs a factor of at least 1, got {factor}.")
 
 
-def _divide(name: str, depth: int, factor: int) -> int:
+def _divide(name: str, depth: int, factor: int, field: str = "factor") -> int:
     if depth % factor:
         raise ValueError(
-            f"{name}(factor={factor}) cannot make model.num_layers {depth}: {factor} does "
+            f"{name}({field}={factor}) does not fit model.num_layers {depth}: {factor} does "
             f"not divide {depth}."
         )
     return depth // factor
-
-
-def _gather(leaf: jax.Array, axes: Axes, layers: Sequence[int]) -> jax.Array:
-    if "layers" not in axes.names:
-        return leaf
-    axis = axes.names.index("layers")
-    # Runs of consecutive layers are copied whole: as fast as memory, unlike a gather.
-    runs = [
-        jax.lax.slice_in_dim(leaf, start, stop, axis=axis)
-        for start, stop in _consecutive_runs(layers)
-    ]
-    return jnp.concatenate(runs, axis=axis)
-
-
-def _consecutive_runs(layers: Sequence[int]) -> list[tuple[int, int]]:
-    """Returns (start, stop) of the runs of consecutive layers that make up `layers`."""
-    runs: list[tuple[int, int]] = []
-    for layer in layers:
-        if runs and runs[-1][1] == layer:
-            runs[-1] = (runs[-1][0], layer + 1)
-        else:
-            runs.append((layer, layer + 1))
-    return runs

@@ -1,32 +1,67 @@
 """How the state of an optimizer grows with the parameters."""
 
-from typing import Any
+from typing import Any, Literal
 
 import jax
+import jax.numpy as jnp
 import optax
+import optax.contrib
 
-from stackjax.growth.base import Growth
-from stackjax.model.config import ModelConfig
+from stackjax.axes import Axes
+from stackjax.growth.axis_map import zero_new
+from stackjax.growth.base import Growth, Order
+from stackjax.model.config import ModelConfig, axis_size
 
 
-def grow_opt_state(growth: Growth, opt_state: Any, axes: Any, source: ModelConfig) -> Any:
+def grow_opt_state(
+    growth: Growth,
+    opt_state: Any,
+    axes: Any,
+    source: ModelConfig,
+    mode: Literal["grow", "keep"] = "grow",
+) -> Any:
     """Returns an optax state whose moments have grown; its step counts are kept.
 
     Args:
       axes: The `Axes` of each parameter.
       source: The config of the model that is growing.
+      mode: `grow` multiplies moments by the gradient's factor and its square; `keep` leaves
+        those of old entries as they are, and zeroes those of new ones.
     """
 
-    def grow(node: Any) -> Any:
-        if not _is_adam(node):
-            return node
-        return node._replace(
-            mu=growth.grow_moment(node.mu, axes, source, order=1),
-            nu=growth.grow_moment(node.nu, axes, source, order=2),
+    def grow_moment(moment: Any, order: Order) -> Any:
+        if mode == "grow":
+            return growth.grow_moment(moment, axes, source, order=order)
+        copies = growth.grow_moment(moment, axes, source, order=0)
+        return zero_new(copies, axes, growth.axis_maps(source))
+
+    def grow_present(moment: Any, order: Order) -> Any:
+        # A tree leaves out what another optimizer takes care of.
+        def whole(leaf: Any, names: Axes) -> Any:
+            shape = tuple(axis_size(source, name) for name in names.names)
+            return jnp.zeros(shape) if _is_absent(leaf) else leaf
+
+        filled = jax.tree.map(whole, moment, axes, is_leaf=_is_absent)
+        return jax.tree.map(
+            lambda leaf, grown: leaf if _is_absent(leaf) else grown,
+            moment,
+            grow_moment(filled, order),
+            is_leaf=_is_absent,
         )
 
-    return jax.tree.map(grow, opt_state, is_leaf=_is_adam)
+    def grow(node: Any) -> Any:
+        if isinstance(node, optax.ScaleByAdamState):
+            return node._replace(mu=grow_present(node.mu, 1), nu=grow_present(node.nu, 2))
+        if isinstance(node, optax.contrib.MuonState):
+            return node._replace(mu=grow_present(node.mu, 1))
+        return node
+
+    return jax.tree.map(grow, opt_state, is_leaf=_has_moments)
 
 
-def _is_adam(node: Any) -> bool:
-    return isinstance(node, optax.ScaleByAdamState)
+def _has_moments(node: Any) -> bool:
+    return isinstance(node, optax.ScaleByAdamState | optax.contrib.MuonState)
+
+
+def _is_absent(node: Any) -> bool:
+    return isinstance(node, optax.MaskedNode)

@@ -5,6 +5,17 @@ from typing import Literal
 
 RematPolicy = Literal["none", "dots", "full"]
 
+SIZES = {
+    "layers": "num_layers",
+    "embed": "embed_dim",
+    "mlp": "mlp_dim",
+    "heads": "num_heads",
+    "kv_heads": "num_kv_heads",
+    "head_dim": "head_dim",
+    "vocab": "padded_vocab_size",
+}
+"""The field of `ModelConfig` that holds the length of each logical axis."""
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ModelConfig:
@@ -67,3 +78,8 @@ class ModelConfig:
             )
         if self.loss_chunk < 0:
             raise ValueError(f"model.loss_chunk is {self.loss_chunk}; 0 turns chunking off.")
+
+
+def axis_size(config: ModelConfig, axis: str) -> int:
+    """Returns the length of a logical axis."""
+    return 2 if axis == "gate_up" else getattr(config, SIZES[axis])

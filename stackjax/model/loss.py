@@ -4,6 +4,7 @@ Shapes: B batch, T time, D embed, V vocabulary (padded).
 """
 
 import functools
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
@@ -11,7 +12,7 @@ import jax.numpy as jnp
 
 from stackjax.data.batch import Batch
 from stackjax.model.config import ModelConfig
-from stackjax.model.transformer import Params, hidden, unembed
+from stackjax.model.transformer import LayerSpan, Params, hidden, unembed
 
 
 class LossSums(NamedTuple):
@@ -23,13 +24,21 @@ class LossSums(NamedTuple):
     """Squared log-normaliser of the logits: the z-loss of arXiv:2204.02311."""
 
 
-def next_token_loss(config: ModelConfig, params: Params, batch: Batch) -> LossSums:
+def next_token_loss(
+    config: ModelConfig,
+    params: Params,
+    batch: Batch,
+    spans: Sequence[LayerSpan] | None = None,
+) -> LossSums:
     """Returns the loss sums of one microbatch, whose fields are [B, T].
 
     With `config.loss_chunk`, logits exist for that many positions at a time and are
     computed again in the backward pass.
+
+    Args:
+      spans: How the layers run, as `apply` takes it.
     """
-    x_BTD = hidden(config, params, batch.tokens, batch.positions, batch.segments)
+    x_BTD = hidden(config, params, batch.tokens, batch.positions, batch.segments, spans)
     # Position t learns the token at t + 1; the last position has no weight.
     labels_BT = jnp.roll(batch.tokens, -1, axis=1)
     sums = functools.partial(_sums, config, params)

@@ -18,7 +18,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from stackjax.axes import Axes
 from stackjax.model.attention import causal_attention, rotate, rotation
-from stackjax.model.config import ModelConfig, RematPolicy
+from stackjax.model.config import ModelConfig, RematPolicy, axis_size
 from stackjax.sharding import logical, num_shards, partition
 
 Params = dict[str, Any]
@@ -35,6 +35,8 @@ class LayerSpan:
     num_layers: int
     remat: RematPolicy
     unroll: int
+    trains: bool = True
+    """Whether the layers have gradients; below the first that do, nothing has."""
 
 
 class _Named(flax.struct.PyTreeNode, nn.meta.AxisMetadata[jax.Array]):
@@ -163,20 +165,6 @@ class _FinalNorm(_Module):
         return self.norm("final_norm", x_BTD, "embed")
 
 
-def axis_size(config: ModelConfig, axis: str) -> int:
-    """Returns the length of a logical axis."""
-    return {
-        "layers": config.num_layers,
-        "embed": config.embed_dim,
-        "mlp": config.mlp_dim,
-        "heads": config.num_heads,
-        "kv_heads": config.num_kv_heads,
-        "head_dim": config.head_dim,
-        "vocab": config.padded_vocab_size,
-        "gate_up": 2,
-    }[axis]
-
-
 def init_stddev(config: ModelConfig, axes: Axes) -> float:
     """Returns the standard deviation of a matrix's initial values.
 
@@ -258,13 +246,18 @@ def _run_layers(
         return _call(_Block(config), layer, x_BTD, turn, segments_BT), None
 
     start = 0
-    for span in spans:
+    for i, span in enumerate(spans):
         stop = start + span.num_layers
         part = layers
         if len(spans) > 1:
             part = jax.tree.map(lambda leaf: leaf[start:stop], layers)  # noqa: B023
+        if not span.trains:
+            part = jax.lax.stop_gradient(part)
+        if not any(earlier.trains for earlier in spans[: i + 1]):
+            # Nothing below learns either, so these layers only run forward.
+            x_BTD = jax.lax.stop_gradient(x_BTD)
         body = _remat(block, span.remat)
-        x_BTD, _ = jax.lax.scan(body, x_BTD, part, unroll=span.unroll)
+        x_BTD, _ = jax.lax.scan(body, x_BTD, part, unroll=min(span.unroll, span.num_layers))
         start = stop
     assert start == config.num_layers, "the spans do not cover the layers"
     return x_BTD
@@ -315,8 +308,8 @@ def hidden(
 ) -> jax.Array:
     """Returns the residual stream after the final norm, [B, T, D] in the compute type."""
     if spans is None:
-        unroll = min(config.scan_unroll, config.num_layers)
-        spans = [LayerSpan(num_layers=config.num_layers, remat=config.remat, unroll=unroll)]
+        whole = (config.num_layers, config.remat, config.scan_unroll)
+        spans = [LayerSpan(num_layers=whole[0], remat=whole[1], unroll=whole[2])]
     x_BTD = _call(_Embedding(config), params, tokens_BT)
     layers = params["layers"]
     x_BTD = _run_layers(config, layers, x_BTD, positions_BT, segments_BT, spans)

@@ -1,0 +1,192 @@
+"""Learned growth: the target is a linear map of the source, fitted before it trains."""
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from stackjax.axes import Axes
+from stackjax.growth.axis_map import AxisMap
+from stackjax.growth.base import Growth, Order, Promise, Reparameterisation, fold_name
+from stackjax.growth.depth import Stack
+from stackjax.growth.width import Ratio, WidthSplit
+from stackjax.model.config import ModelConfig, axis_size
+
+_EXACT = jax.lax.Precision.HIGHEST
+
+
+@dataclasses.dataclass(frozen=True)
+class Learn(Growth):
+    """Grows depth, width or both by maps that are fitted on the loss of the target.
+
+    LiGO (arXiv:2303.00980) as the G_learn of arXiv:2405.15319: every layer of the target is
+    sum_j D_j B W_j A, with maps A and B of the channels, of the SwiGLU units, and of queries,
+    keys and values, the same for all layers, and with a map D of the layers for each kind of
+    parameter. They start as (identity, stack): B is the identity above normal values of
+    variance 1 / target, D copies the stack. The source is held fixed while they are fitted.
+    """
+
+    factor: int = 1
+    """How many times as deep the target is."""
+    embed: Ratio = 1
+    """How many times as many channels the residual stream has."""
+    mlp: Ratio = 1
+    """How many times as many hidden units each SwiGLU has."""
+    heads: int = 1
+    """How many times as many query, key and value heads there are."""
+    fit_steps: int = 100
+    """Optimizer steps that fit the maps, the first of the stage."""
+    learning_rate: float = 1e-3
+    """Constant learning rate of the fit, which has no weight decay."""
+
+    def __post_init__(self):
+        self._width()
+        Stack(self.factor)
+        if self.fit_steps < 1 or self.learning_rate <= 0:
+            raise ValueError(
+                f"Learn has fit_steps {self.fit_steps} and learning_rate "
+                f"{self.learning_rate}; both must be more than 0."
+            )
+
+    def _width(self) -> WidthSplit:
+        return WidthSplit(embed=self.embed, mlp=self.mlp, heads=self.heads)
+
+    @property
+    def promise(self) -> Promise:
+        return "no"
+
+    def is_symmetric(self, before: bool = False) -> bool:
+        return False
+
+    def axis_maps(self, source: ModelConfig) -> dict[str, AxisMap]:
+        layers = Stack(self.factor).axis_maps(source) if self.factor > 1 else {}
+        return layers | self._width().axis_maps(source)
+
+    def source_config(self, target: ModelConfig) -> ModelConfig:
+        return self._width().source_config(Stack(self.factor).source_config(target))
+
+    def grow_params(
+        self,
+        params: Any,
+        axes: Any,
+        source: ModelConfig,
+        *,
+        key: jax.Array,
+        fresh: Callable[[ModelConfig], Any],
+    ) -> Any:
+        return self.materialise(self.init_maps(axes, source, key=key), params, axes, source)
+
+    def grow_moment(self, moment: Any, axes: Any, source: ModelConfig, *, order: Order) -> Any:
+        raise ValueError(
+            "Learn mixes parameters, and nothing is known of how their moments mix; use "
+            "optimizer_state 'reset'."
+        )
+
+    def init_maps(self, axes: Any, source: ModelConfig, *, key: jax.Array) -> dict[str, Any]:
+        """Returns the maps before they are fitted; float32, in all axes that grow."""
+        target = self.target_config(source)
+        maps: dict[str, Any] = {}
+        sizes = {
+            "embed": ((target.embed_dim,), (source.embed_dim,)),
+            "mlp": ((target.mlp_dim,), (source.mlp_dim,)),
+            "query": (
+                (target.num_heads, target.head_dim),
+                (source.num_heads, source.head_dim),
+            ),
+            "key": (
+                (target.num_kv_heads, target.head_dim),
+                (source.num_kv_heads, source.head_dim),
+            ),
+        }
+        sizes["value"] = sizes["key"]
+        for name, (rows, columns) in sizes.items():
+            if rows != columns:
+                below = (math.prod(rows) - math.prod(columns), math.prod(columns))
+                values = jax.random.normal(fold_name(key, name), below)
+                identity = jnp.eye(below[1])
+                matrix = jnp.concatenate([identity, values / math.sqrt(math.prod(rows))])
+                maps[name] = matrix.reshape(*rows, *columns)
+        if self.factor > 1:
+            stack = jnp.tile(jnp.eye(source.num_layers), (self.factor, 1))
+            maps["layers"] = {
+                kind: jnp.stack([stack, stack]) if "gate_up" in names.writes else stack
+                for kind, names in axes.get("layers", {}).items()
+            }
+        return maps
+
+    def materialise(self, maps: Any, params: Any, axes: Any, source: ModelConfig) -> Any:
+        """Returns the parameters of the target that the maps make of the source's."""
+
+        def grow(path: Any, leaf: jax.Array, names: Axes) -> jax.Array:
+            return self._grow_leaf(maps, path[-1].key, leaf, names, source)
+
+        return jax.tree_util.tree_map_with_path(grow, params, axes)
+
+    def _grow_leaf(
+        self, maps: Any, kind: str, leaf: jax.Array, names: Axes, source: ModelConfig
+    ) -> jax.Array:
+        for axis, name in enumerate(names.names):
+            matrix = _map_along(name, kind, maps, source)
+            if matrix is not None:
+                leaf = _contract(matrix, leaf, axis)
+        if "layers" in names.stacked and "layers" in maps:
+            # The gate and the value of a SwiGLU are parameters of different kinds.
+            rule = "GJL,LDGF->JDGF" if "gate_up" in names.writes else "JL,L...->J..."
+            leaf = jnp.einsum(rule, maps["layers"][kind], leaf, precision=_EXACT)
+        return leaf
+
+    def flops(self, axes: Any, source: ModelConfig) -> int:
+        """Returns the FLOPs of making the target's parameters, and their gradient, once.
+
+        Three times those of the forward products, which is an upper bound, because the
+        source needs no gradient.
+        """
+        target, total = self.target_config(source), 0
+        for names in jax.tree.leaves(axes, is_leaf=lambda node: isinstance(node, Axes)):
+            shape = {name: axis_size(source, name) for name in names.names}
+            for name in (*names.reads, *names.writes, *names.stacked):
+                grown = axis_size(target, name)
+                if grown != shape[name]:
+                    mixed = source.head_dim if name in ("heads", "kv_heads") else 1
+                    total += 2 * math.prod(shape.values()) * grown * mixed
+                    shape[name] = grown
+        return 3 * total
+
+
+def _map_along(name: str, kind: str, maps: Any, source: ModelConfig) -> jax.Array | None:
+    """Returns the map of an axis of a kind of parameter, [target, source]; None if none."""
+    if name not in ("heads", "kv_heads"):
+        return maps.get(name) if name != "layers" else None
+    if kind != "out":
+        return maps.get(kind)
+    if "value" not in maps:
+        return None
+    # The output reads, for every query head, the value of its group.
+    map_KHKH = maps["value"]
+    group = source.num_heads // source.num_kv_heads
+    heads = jnp.einsum("PIKH,QG->PQIKGH", map_KHKH, jnp.eye(group))
+    rows, columns = map_KHKH.shape[:2], map_KHKH.shape[2:]
+    return heads.reshape(rows[0] * group, rows[1], columns[0] * group, columns[1])
+
+
+def _contract(matrix: jax.Array, leaf: jax.Array, axis: int) -> jax.Array:
+    """Returns the array mapped along an axis, or along it and the next: heads are pairs."""
+    pairs = range(matrix.ndim // 2)
+    old, read = [matrix.ndim // 2 + i for i in pairs], [axis + i for i in pairs]
+    grown = jnp.tensordot(matrix, leaf, axes=(old, read), precision=_EXACT)
+    return jnp.moveaxis(grown, list(pairs), read)
+
+
+@dataclasses.dataclass(frozen=True)
+class Fit(Reparameterisation):
+    """While a `Learn` is fitted, `{"maps", "source"}` make the model; only the maps train."""
+
+    growth: Learn
+    source: ModelConfig
+
+    def model_params(self, params: Any, axes: Any, tokens: jax.Array) -> Any:
+        fixed = jax.lax.stop_gradient(params["source"])
+        return self.growth.materialise(params["maps"], fixed, axes, self.source)

@@ -1,0 +1,221 @@
+"""Random growth behind a mask: what is new comes in little by little.
+
+The masks of MSG (arXiv:2305.02869) multiply activations. Here they multiply parameters, to
+the same effect, so that the model knows nothing of them.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+
+from stackjax.axes import Axes
+from stackjax.growth.axis_map import AxisMap, along, gather, is_new, zero_new
+from stackjax.growth.base import (
+    Growth,
+    Order,
+    Promise,
+    Reparameterisation,
+    fill_new,
+    writes_residual,
+)
+from stackjax.growth.depth import LayerGather, sources_in_order
+from stackjax.growth.width import WidthGrowth, check_new_heads
+from stackjax.model.config import ModelConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class Mask(Reparameterisation):
+    """Lets what is new along one axis into the residual stream, linearly over tokens.
+
+    The mask m is 1 for what is old and v, from 0 to 1, for what is new. New channels change
+    the mean square inside RMSNorm: with r = sqrt(channels / sum(m)), residual writers times
+    r m and gains times m / r are exactly RMSNorm with statistics weighted by m.
+    """
+
+    axis: str
+    is_new: tuple[bool, ...]
+    tie_head: bool
+    first_tokens: int
+    """Tokens since growth at which the mask starts to open."""
+    tokens: int
+    """Tokens over which it opens."""
+
+    def model_params(self, params: Any, axes: Any, tokens: jax.Array) -> Any:
+        opening = jnp.clip((tokens - self.first_tokens) / self.tokens, 0.0, 1.0)
+        mask = jnp.where(jnp.array(self.is_new), opening, 1.0)
+
+        def apply(leaf: jax.Array, names: Axes) -> jax.Array:
+            factor = self._factor(names, mask)
+            if factor is None:
+                return leaf
+            return leaf * along(factor, names.names.index(self.axis), leaf.ndim)
+
+        return jax.tree.map(apply, params, axes)
+
+    def _factor(self, names: Axes, mask: jax.Array) -> jax.Array | None:
+        if self.axis == "layers":
+            return mask if "layers" in names.stacked and writes_residual(names) else None
+        if self.axis != "embed":
+            return mask if self.axis in names.reads else None
+        if "embed" not in names.writes:
+            return None
+        scale = jnp.sqrt(mask.size / jnp.sum(mask))
+        if names.reads:
+            return scale * mask
+        is_final = not names.stacked
+        # A tied head is as large as the embedding, which the final gain makes up for.
+        return mask / (scale * scale if self.tie_head and is_final else scale)
+
+
+@dataclasses.dataclass(frozen=True)
+class DepthRandom(LayerGather):
+    """Adds layers with initial values behind a mask that opens: X + layer(X) m.
+
+    The G_random, depthwise, of arXiv:2405.15319, whose formula this is; the released code
+    mixes the layer's output with its input instead.
+    """
+
+    factor: int
+    """How many times as deep the target is (the growth factor g)."""
+    mask_tokens: int
+    """Tokens over which the mask opens."""
+    order: Literal["interleave", "stack"] = "interleave"
+    """Whether new layers follow the layer of their position, or the whole stack."""
+    init: Literal["fresh", "copy"] = "fresh"
+    """Whether initial values or copies of layers come in."""
+
+    def __post_init__(self):
+        _check_mask_tokens(self, self.mask_tokens)
+        if self.factor < 1:
+            raise ValueError(f"DepthRandom needs a factor of at least 1, got {self.factor}.")
+
+    @property
+    def promise(self) -> Promise:
+        return "exact_at_start"
+
+    def is_symmetric(self, before: bool = False) -> bool:
+        return before and self.init == "copy"
+
+    def sources(self, depth: int) -> tuple[int, ...]:
+        return sources_in_order(self.order, self.factor, depth)
+
+    def source_depth(self, depth: int) -> int:
+        if depth % self.factor:
+            raise ValueError(
+                f"DepthRandom(factor={self.factor}) does not fit model.num_layers {depth}: "
+                f"{self.factor} does not divide {depth}."
+            )
+        return depth // self.factor
+
+    def grow_params(
+        self,
+        params: Any,
+        axes: Any,
+        source: ModelConfig,
+        *,
+        key: jax.Array,
+        fresh: Callable[[ModelConfig], Any],
+    ) -> Any:
+        copies = super().grow_params(params, axes, source, key=key, fresh=fresh)
+        return copies if self.init == "copy" else _freshen(self, copies, axes, source, fresh)
+
+    def grow_moment(self, moment: Any, axes: Any, source: ModelConfig, *, order: Order) -> Any:
+        grown = super().grow_moment(moment, axes, source, order=order)
+        return zero_new(grown, axes, self.axis_maps(source))
+
+    def reparameterisations(self, source: ModelConfig) -> tuple[Reparameterisation, ...]:
+        is_new = _is_new_tuple(self.axis_maps(source)["layers"])
+        return (Mask("layers", is_new, source.tie_head, 0, self.mask_tokens),)
+
+
+@dataclasses.dataclass(frozen=True)
+class WidthRandom(WidthGrowth):
+    """Adds channels, units and heads with initial values behind masks that open.
+
+    The G_random, widthwise, of arXiv:2405.15319.
+    """
+
+    mask_tokens: int = dataclasses.field(kw_only=True)
+    """Tokens over which each mask opens."""
+    phases: Literal["in_turn", "together"] = "in_turn"
+    """Whether masks open one after another, as the released code does it (the units of the
+    SwiGLU, then channels, then heads), or all at once."""
+    init: Literal["fresh", "copy"] = "fresh"
+    """Whether initial values or copies come in."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        _check_mask_tokens(self, self.mask_tokens)
+
+    @property
+    def promise(self) -> Promise:
+        return "exact_at_start"
+
+    def is_symmetric(self, before: bool = False) -> bool:
+        return before and self.init == "copy"
+
+    def axis_maps(self, source: ModelConfig) -> dict[str, AxisMap]:
+        check_new_heads(self, self._ratios())
+        return super().axis_maps(source)
+
+    def grow_params(
+        self,
+        params: Any,
+        axes: Any,
+        source: ModelConfig,
+        *,
+        key: jax.Array,
+        fresh: Callable[[ModelConfig], Any],
+    ) -> Any:
+        maps = self.axis_maps(source)
+        copies = jax.tree.map(lambda leaf, names: gather(leaf, names, maps), params, axes)
+        return copies if self.init == "copy" else _freshen(self, copies, axes, source, fresh)
+
+    def grow_moment(self, moment: Any, axes: Any, source: ModelConfig, *, order: Order) -> Any:
+        maps = self.axis_maps(source)
+        grown = jax.tree.map(lambda leaf, names: gather(leaf, names, maps), moment, axes)
+        return zero_new(grown, axes, maps)
+
+    def reparameterisations(self, source: ModelConfig) -> tuple[Reparameterisation, ...]:
+        maps = self.axis_maps(source)
+        grown = [axis for axis in ("mlp", "embed", "heads") if axis in maps]
+        return tuple(
+            Mask(
+                axis,
+                _is_new_tuple(maps[axis]),
+                source.tie_head,
+                i * self.mask_tokens if self.phases == "in_turn" else 0,
+                self.mask_tokens,
+            )
+            for i, axis in enumerate(grown)
+        )
+
+
+def _freshen(
+    growth: Growth,
+    copies: Any,
+    axes: Any,
+    source: ModelConfig,
+    fresh: Callable[[ModelConfig], Any],
+) -> Any:
+    maps = growth.axis_maps(source)
+
+    def fill(copy: jax.Array, names: Axes, fresh: jax.Array) -> jax.Array:
+        return fill_new(copy, names, is_new(names, maps), fresh, zero_writers=False)
+
+    return jax.tree.map(fill, copies, axes, fresh(growth.target_config(source)))
+
+
+def _is_new_tuple(axis_map: AxisMap) -> tuple[bool, ...]:
+    return tuple(bool(new) for new in axis_map.is_new)
+
+
+def _check_mask_tokens(growth: Growth, mask_tokens: int) -> None:
+    if mask_tokens < 1:
+        raise ValueError(
+            f"{type(growth).__name__} has mask_tokens {mask_tokens}; the mask opens over at "
+            f"least 1 token."
+        )

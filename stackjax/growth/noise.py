@@ -1,0 +1,65 @@
+"""The noise of the function-preservation ablation."""
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+from stackjax.axes import Axes
+from stackjax.growth.axis_map import AxisMap
+from stackjax.growth.base import Growth, Order, Promise, map_params, writes_residual
+from stackjax.model.config import ModelConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class Noise(Growth):
+    """Mixes every matrix W with noise: (1 - alpha) W + alpha e; put it last in a chain.
+
+    Equations 53 and 54 of arXiv:2405.15319: e is normal, with variance 1 / (d layers^2) for
+    what adds to the residual stream inside a layer, 2 / (5 d) for the rest, and d channels.
+    """
+
+    alpha: float = 0.2
+    """Share of the noise."""
+
+    def __post_init__(self):
+        if not 0 <= self.alpha <= 1:
+            raise ValueError(f"Noise has alpha {self.alpha}; it must be from 0 to 1.")
+
+    @property
+    def promise(self) -> Promise:
+        return "no" if self.alpha else "exact"
+
+    def is_symmetric(self, before: bool = False) -> bool:
+        return before and not self.alpha
+
+    def axis_maps(self, source: ModelConfig) -> dict[str, AxisMap]:
+        return {}
+
+    def source_config(self, target: ModelConfig) -> ModelConfig:
+        return target
+
+    def grow_params(
+        self,
+        params: Any,
+        axes: Any,
+        source: ModelConfig,
+        *,
+        key: jax.Array,
+        fresh: Callable[[ModelConfig], Any],
+    ) -> Any:
+        def mix(leaf: jax.Array, names: Axes, key: jax.Array) -> jax.Array:
+            if not names.reads:
+                return leaf
+            stddev = math.sqrt(2 / (5 * source.embed_dim))
+            if names.stacked and writes_residual(names):
+                stddev = 1 / (math.sqrt(source.embed_dim) * source.num_layers)
+            noise = stddev * jax.random.normal(key, leaf.shape, leaf.dtype)
+            return (1 - self.alpha) * leaf + self.alpha * noise
+
+        return map_params(mix, params, axes, key=key)
+
+    def grow_moment(self, moment: Any, axes: Any, source: ModelConfig, *, order: Order) -> Any:
+        return moment
