@@ -12,11 +12,31 @@ from jax.experimental import multihost_utils
 from orbax.checkpoint import v1 as ocp
 
 from stackjax.config import CheckpointConfig
+from stackjax.model.config import ModelConfig
 from stackjax.phases import Counts, Phase
 from stackjax.sharding import on_mesh
 from stackjax.train_state import TrainState
 
 _MARKER = "phase.json"
+_RESUMES = "those before it are whole, and the same command resumes from the newest"
+
+
+@dataclasses.dataclass(frozen=True)
+class Contents:
+    """What a checkpoint says of the state that it holds."""
+
+    counts: Counts
+    """What had been consumed."""
+    model: ModelConfig
+    is_model: bool
+    """Whether the parameters are those that the model runs: not while a learned growth is
+    fitted, and not until all masks are open."""
+
+
+def absolute(path: str) -> epath.Path:
+    """Returns a path as Orbax wants it: absolute, which one on gs:// already is."""
+    found = epath.Path(path)
+    return found if found.is_absolute() else found.absolute()
 
 
 def read_marker(workdir: epath.Path) -> int:
@@ -28,16 +48,25 @@ def read_marker(workdir: epath.Path) -> int:
 def write_marker(workdir: epath.Path, phase: Phase) -> None:
     """Commits that the run is in `phase` now; all or nothing."""
     if jax.process_index() == 0:
-        replace_text(workdir / _MARKER, json.dumps({"phase": phase.index}) + "\n")
+        marker = {"phase": phase.index, "directory": phase.directory}
+        replace_text(workdir / _MARKER, json.dumps(marker) + "\n")
 
 
 def newest_step(workdir: epath.Path, phase: Phase) -> int | None:
     """Returns the step of the newest whole checkpoint of a phase, touching nothing."""
-    directory = workdir / phase.directory
+    return _newest_step(workdir / phase.directory)
+
+
+def _newest_step(directory: epath.Path) -> int | None:
+    return max(_steps(directory), default=None)
+
+
+def _steps(directory: epath.Path) -> list[int]:
+    """Returns the steps of the whole checkpoints in a directory."""
     if not directory.exists():
-        return None
+        return []
     with ocp.training.Checkpointer(directory) as checkpointer:
-        return checkpointer.latest.step if checkpointer.latest else None
+        return [checkpoint.step for checkpoint in checkpointer.checkpoints]
 
 
 def replace_text(path: epath.Path, text: str) -> None:
@@ -73,6 +102,7 @@ class Checkpoints:
         if config.keep_every_tokens is not None:
             every: Any = _KeepEvery(phase, config.keep_every_tokens)
             keep = policies.AnyPreservationPolicy([keep, every])
+        self._phase = phase
         self.directory = workdir / phase.directory
         self._checkpointer = ocp.training.Checkpointer(
             self.directory, preservation_policy=keep, cleanup_tmp_directories=True
@@ -85,7 +115,7 @@ class Checkpoints:
         return self
 
     def __exit__(self, *_: object) -> None:
-        with _as_os_error(self.directory):
+        with _as_os_error(self.directory, _RESUMES):
             self._checkpointer.close()
 
     def save(self, step: int, state: TrainState, counts: Counts) -> None:
@@ -96,14 +126,15 @@ class Checkpoints:
         """
         if step == self.latest_step:
             return
-        metadata = dataclasses.asdict(counts)
-        with _as_os_error(self.directory):
+        contents = Contents(counts, self._phase.model, self._phase.trains_model(step))
+        metadata = dataclasses.asdict(contents)
+        with _as_os_error(self.directory, _RESUMES):
             self._checkpointer.save_async(step, state, force=True, custom_metadata=metadata)
         self.latest_step = step
 
     def wait(self) -> None:
         """Waits until what was saved is whole on disk; OSError if it cannot be."""
-        with _as_os_error(self.directory):
+        with _as_os_error(self.directory, _RESUMES):
             self._checkpointer.wait()
 
     def restore(
@@ -122,22 +153,95 @@ class Checkpoints:
         metadata: Any = self._checkpointer.metadata(latest)
         _check_same_model(self.directory, metadata.metadata["params"], abstract.params)
         state = self._checkpointer.load(latest, on_mesh(abstract, mesh))
-        return state, Counts(**metadata.custom_metadata)
+        return state, _read_contents(metadata).counts
+
+
+def find_checkpoint(path: epath.Path) -> epath.Path:
+    """Returns the newest checkpoint that a path names, touching nothing.
+
+    Args:
+      path: A run, which means the phase that it is in; a directory of checkpoints; or one
+        checkpoint, which is named by its step.
+    """
+    marker, directory = path / _MARKER, path
+    if marker.exists():
+        directory = path / json.loads(marker.read_text())["directory"]
+    elif (path / "stage_0").exists():
+        directory = path / "stage_0" / "train"
+    step = _newest_step(directory)
+    if step is not None:
+        return directory / str(step)
+    if path.name.isdecimal() and int(path.name) in _steps(path.parent):
+        return path
+    raise ValueError(
+        f"there is no checkpoint in {directory}; name a run directory, a directory of "
+        f"checkpoints such as RUN/stage_0/train, or a checkpoint such as "
+        f"RUN/stage_0/train/600."
+    )
+
+
+def read_contents(checkpoint: epath.Path) -> tuple[Contents, dict[str, tuple[int, ...]]]:
+    """Returns what a checkpoint says of its state, and the shape of every array by path."""
+    metadata: Any = ocp.metadata(checkpoint)
+    if not {"counts", "model", "is_model"} <= (metadata.custom_metadata or {}).keys():
+        raise ValueError(
+            f"{checkpoint} does not say which model it holds; name a checkpoint that "
+            f"stackjax.train or stackjax.grow has written."
+        )
+    return _read_contents(metadata), shapes(metadata.metadata)
+
+
+def _read_contents(metadata: Any) -> Contents:
+    fields = metadata.custom_metadata
+    return Contents(
+        Counts(**fields["counts"]), ModelConfig(**fields["model"]), fields["is_model"]
+    )
+
+
+def load_part(
+    checkpoint: epath.Path, abstract: TrainState, mesh: jax.sharding.Mesh
+) -> TrainState:
+    """Returns a part of the state in a checkpoint, laid out over `mesh`.
+
+    Args:
+      abstract: Shapes, types and partitions of the part; its optimizer state may be None.
+    """
+    tree: Any = abstract
+    if abstract.opt_state is None:
+        tree = {"step": abstract.step, "params": abstract.params}
+    context = ocp.Context()
+    context.pytree.loading.partial_load = True
+    with context:
+        loaded: Any = ocp.load(checkpoint, on_mesh(tree, mesh))
+    return TrainState(**loaded, opt_state=None) if isinstance(loaded, dict) else loaded
+
+
+def write_first(directory: epath.Path, state: TrainState, contents: Contents) -> epath.Path:
+    """Writes a state as the first checkpoint of a directory, whole or not at all.
+
+    Raises:
+      OSError: It could not be written.
+    """
+    with (
+        _as_os_error(directory, "nothing there is whole"),
+        ocp.training.Checkpointer(directory) as checkpointer,
+    ):
+        checkpointer.save(0, state, force=True, custom_metadata=dataclasses.asdict(contents))
+    return directory / "0"
 
 
 @contextlib.contextmanager
-def _as_os_error(directory: epath.Path) -> Iterator[None]:
+def _as_os_error(directory: epath.Path, what_is_left: str) -> Iterator[None]:
     try:
         yield
     except (ValueError, OSError) as error:  # TensorStore raises ValueError on a full disk.
         raise OSError(
-            f"a checkpoint could not be written to {directory}: {error}; those before it "
-            f"are whole, and the same command resumes from the newest."
+            f"a checkpoint could not be written to {directory}: {error}; {what_is_left}."
         ) from error
 
 
 def _check_same_model(directory: epath.Path, saved: Any, expected: Any) -> None:
-    found, wanted = _shapes(saved), _shapes(expected)
+    found, wanted = shapes(saved), shapes(expected)
     differing = sorted(path for path in found | wanted if found.get(path) != wanted.get(path))
     if differing:
         path = differing[0]
@@ -149,7 +253,8 @@ def _check_same_model(directory: epath.Path, saved: Any, expected: Any) -> None:
         )
 
 
-def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
+def shapes(tree: Any) -> dict[str, tuple[int, ...]]:
+    """Returns the shape of every array of a tree by its path, such as `params.head`."""
     return {
         jax.tree_util.keystr(path, simple=True, separator="."): tuple(leaf.shape)
         for path, leaf in jax.tree_util.tree_leaves_with_path(tree)

@@ -12,7 +12,7 @@ from stackjax.sharding import MeshConfig
 
 def _parse_count(text: list[str]) -> int:
     value = float(text[0].replace("_", ""))
-    if value != int(value):
+    if not value.is_integer():
         raise ValueError(f"{text[0]} is not a whole number")
     return int(value)
 

@@ -17,10 +17,13 @@ from etils import epath
 from stackjax.checkpoint import replace_text
 from stackjax.config import Config
 from stackjax.data.sources import Manifest
-from stackjax.growth import Growth
+from stackjax.growth import Growth, parse_growth
 from stackjax.growth.text import replace_field
 
 _RECORD = "config.json"
+_GROWTH_FLAG = re.compile(
+    r"--stages\.(?P<stage>\d+)\.growth(\.(?P<field>[\w-]+))?(=(?P<text>.*))?", re.DOTALL
+)
 
 _MAY_CHANGE = re.compile(
     r"workdir|(mesh|evaluation|checkpoints|logging)\..*|stages\.\d+\.(mesh(\..*)?|accumulate)"
@@ -48,7 +51,7 @@ def load_config(prog: str, args: list[str]) -> Config:
             f"no config given; try `{prog} --config configs/tiny.py`, and add --help for "
             f"every field that can be overridden."
         )
-    config, overrides = _override_growths(_run_file(known.config), overrides)
+    config, overrides = _override_growths(read_config(known.config), overrides)
     return tyro.cli(
         tyro.conf.AvoidSubcommands[Config],
         prog=f"{prog} --config {known.config}",
@@ -58,25 +61,31 @@ def load_config(prog: str, args: list[str]) -> Config:
 
 
 def _override_growths(config: Config, args: list[str]) -> tuple[Config, list[str]]:
-    """Returns a config with single fields of growths replaced, and the other overrides.
+    """Returns a config with its growths, or fields of them, replaced, and other overrides.
 
-    A growth is one value to the command line; `--stages.1.growth.factor 2` is ours.
+    A growth is one value to the command line; `--stages.1.growth.factor 2` is ours, after
+    any `--stages.1.growth` that stands before it.
     """
     stages, rest = list(config.stages), []
     remaining = iter(args)
     for arg in remaining:
-        match = re.fullmatch(r"--stages\.(\d+)\.growth\.([\w-]+)(?:=(.*))?", arg)
-        growth = stages[int(match[1])].growth if match and int(match[1]) < len(stages) else None
-        if match is None or growth is None:
+        match = _GROWTH_FLAG.fullmatch(arg)
+        stage = int(match["stage"]) if match else len(stages)
+        growth = stages[stage].growth if stage < len(stages) else None
+        if match is None or stage >= len(stages) or (match["field"] and growth is None):
             rest.append(arg)
             continue
-        text = next(remaining, "") if match[3] is None else match[3]
-        changed = replace_field(growth, match[2].replace("-", "_"), text)
-        stages[int(match[1])] = dataclasses.replace(stages[int(match[1])], growth=changed)
+        text = next(remaining, "") if match["text"] is None else match["text"]
+        if growth is not None and match["field"]:
+            growth = replace_field(growth, match["field"].replace("-", "_"), text)
+        else:
+            growth = None if text.lower() == "none" else parse_growth(text)
+        stages[stage] = dataclasses.replace(stages[stage], growth=growth)
     return dataclasses.replace(config, stages=tuple(stages)), rest
 
 
-def _run_file(path: Path) -> Config:
+def read_config(path: Path) -> Config:
+    """Returns the config that a file defines; ValueError if it defines none."""
     if not path.is_file():
         raise ValueError(f"--config {path}: there is no such file.")
     spec = importlib.util.spec_from_file_location(path.stem, path)

@@ -2,14 +2,20 @@
 
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from stackjax.config import Config, EvaluationConfig
+from stackjax.data.batch import Batch
 from stackjax.data.device import local_rows, put
 from stackjax.data.loader import eval_batches
 from stackjax.data.sources import TokenSource
+from stackjax.growth import Growth
+from stackjax.model import LossSums, ModelConfig, Params, next_token_loss
+from stackjax.model.transformer import compute_dtype
 from stackjax.phases import Phase
 from stackjax.train_state import TrainState, eval_step
 
@@ -24,6 +30,18 @@ def check_held_out(config: EvaluationConfig, source: TokenSource) -> None:
         )
 
 
+def check_promise(growth: Growth, model: ModelConfig, before: float, after: float) -> None:
+    """Raises ValueError where growth moved a held-out loss that it promised to keep."""
+    exact_enough = 1e-4 if compute_dtype(model) == jnp.float32 else 2e-2
+    if growth.promise == "no":
+        return
+    if not abs(after - before) <= exact_enough:
+        raise ValueError(
+            f"{growth} promises to keep the function ({growth.promise}), but the held-out "
+            f"loss went from {before} to {after}; nothing was committed."
+        )
+
+
 def held_out_loss(
     config: Config, phase: Phase, source: TokenSource, mesh: Mesh
 ) -> Callable[[TrainState], float]:
@@ -31,10 +49,36 @@ def held_out_loss(
 
     It always reads the same sequences, and weighs every token alike.
     """
-    step = jax.jit(functools.partial(eval_step, phase))
+    return _mean_loss(config, functools.partial(eval_step, phase), source, mesh)
+
+
+def model_loss(
+    config: Config, model: ModelConfig, source: TokenSource, mesh: Mesh
+) -> Callable[[Params], float]:
+    """Returns the same of parameters that a model runs, outside of a run.
+
+    Args:
+      config: Says what is read, and how.
+      model: Which model runs.
+    """
+
+    def step(params: Params, batch: Batch) -> tuple[LossSums, jax.Array]:
+        whole = jax.tree.map(lambda field: field[0], batch)
+        return next_token_loss(model, params, whole), jnp.sum(whole.loss_weights)
+
+    return _mean_loss(config, step, source, mesh)
+
+
+def _mean_loss(
+    config: Config,
+    step: Callable[[Any, Batch], tuple[LossSums, jax.Array]],
+    source: TokenSource,
+    mesh: Mesh,
+) -> Callable[[Any], float]:
+    compiled = jax.jit(step)
     num_rows = config.evaluation.batch_size
 
-    def loss(state: TrainState) -> float:
+    def loss(tree: Any) -> float:
         batches = eval_batches(
             source,
             config.data,
@@ -43,7 +87,7 @@ def held_out_loss(
             rows=local_rows(mesh, num_rows),
         )
         # All batches are under way before the first result is waited for.
-        results = [step(state, batch) for batch in put(batches, mesh, num_rows)]
+        results = [compiled(tree, batch) for batch in put(batches, mesh, num_rows)]
         nll = sum(float(sums.nll) for sums, _ in results)
         return nll / sum(float(weight) for _, weight in results)
 

@@ -84,12 +84,14 @@ def matmul_flops(
     Args:
       seq_len: Tokens in each sequence (T).
       trained: Which layers learn, if not all. Those below the first count once, as they
-        only run forward, and those above it that do not learn twice.
+        only run forward. Those above it that do not learn count twice, but for attention,
+        which multiplies no weights and so has all of its backward pass.
     """
     attention = 4 * seq_len * config.num_heads * config.head_dim
-    layer = 2 * _layer_weights(config) + attention
     head = 2 * config.embed_dim * config.vocab_size
-    return sum(_passes(config, trained)) * layer + 3 * head
+    passes = _passes(config, trained)
+    of_attention = [3 if count > 1 else 1 for count in passes]
+    return 2 * _layer_weights(config) * sum(passes) + attention * sum(of_attention) + 3 * head
 
 
 def peak_flops(device: jax.Device) -> float | None:
@@ -111,7 +113,7 @@ def mfu(flops_per_second: float, devices: Sequence[jax.Device]) -> float | None:
 
 
 def _passes(config: ModelConfig, trained: Sequence[bool] | None) -> list[int]:
-    """Returns how many forward passes each layer costs: 3 learning, 2 frozen, 1 below."""
+    """Returns how often weights of each layer are used: 3 learning, 2 frozen, 1 below."""
     if trained is None:
         return [3] * config.num_layers
     first = trained.index(True)

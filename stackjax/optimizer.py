@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 from typing import Any
 
 import jax
@@ -25,23 +26,18 @@ def build_optimizer(config: OptimizerConfig, axes: Any) -> optax.GradientTransfo
     Args:
       axes: The `Axes` of each parameter.
     """
-    clip = optax.clip_by_global_norm(config.clip_norm)
-    if config.name == "muon":
-        return optax.chain(clip, _muon(config, axes))
+    is_muon = config.name == "muon"
     decays = _map_axes(lambda names: bool(names.reads), axes)
     return optax.chain(
-        clip,
-        optax.scale_by_adam(b1=config.b1, b2=config.b2, eps=config.epsilon),
+        optax.clip_by_global_norm(config.clip_norm),
+        _scale_by_muon(config, axes) if is_muon else _scale_by_adam(config),
         optax.add_decayed_weights(config.weight_decay, mask=decays),
     )
 
 
 def build_fit_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
     """Returns what fits the maps of a learned growth: Adam, the source held fixed."""
-    adam = optax.chain(
-        optax.clip_by_global_norm(config.clip_norm),
-        optax.scale_by_adam(b1=config.b1, b2=config.b2, eps=config.epsilon),
-    )
+    adam = optax.chain(optax.clip_by_global_norm(config.clip_norm), _scale_by_adam(config))
     labels = {"maps": "fitted", "source": "fixed"}
     return optax.partition({"fitted": adam, "fixed": optax.set_to_zero()}, labels)
 
@@ -104,7 +100,7 @@ class ParameterRates:
         rate = jnp.ones((1,) * len(names.names))
         if self.rewarm is not None and self.growth is not None:
             maps = self.growth.axis_maps(self.source)
-            risen = jnp.minimum(1.0, tokens / self.rewarm.tokens)
+            risen = jnp.minimum(1.0, tokens / float(self.rewarm.tokens))
             rate *= jnp.where(is_new(names, maps), self.rewarm.ratio * risen, 1.0)
         if self.scale_by_fan_in and self.growth is not None:
             target = self.growth.target_config(self.source)
@@ -124,28 +120,36 @@ class ParameterRates:
         return 0.0 if is_embedding and not self.source.tie_head else 1.0
 
 
-def _muon(config: OptimizerConfig, axes: Any) -> optax.GradientTransformation:
-    """Returns Muon (arXiv:2502.16982) for the matrices of layers, AdamW for the rest."""
+def _scale_by_muon(config: OptimizerConfig, axes: Any) -> optax.GradientTransformation:
+    """Returns Muon (arXiv:2502.16982) for the matrices of layers, Adam for the rest."""
 
-    def dimensions(names: Axes) -> optax.contrib.MuonDimensionNumbers | None:
+    def dimensions(names: Axes) -> optax.contrib.MuonDimensionNumbers | optax.MaskedNode:
         if not names.stacked or not names.reads:
-            return None
+            return optax.MaskedNode()
         place = names.names.index
         # The gate and the value of a SwiGLU are matrices of their own, as layers are.
         writes = tuple(place(name) for name in names.writes if name != "gate_up")
         reads = tuple(place(name) for name in names.reads)
         return optax.contrib.MuonDimensionNumbers(reduction_axis=reads, output_axis=writes)
 
-    tx = optax.contrib.muon(
-        learning_rate=-1.0,  # which leaves the update as a direction to subtract
-        beta=config.momentum,
-        weight_decay=config.weight_decay,
-        adam_b1=config.b1,
-        adam_b2=config.b2,
-        eps=config.epsilon,
-        adam_weight_decay=config.weight_decay,
-        muon_weight_dimension_numbers=_map_axes(dimensions, axes),
-        consistent_rms=0.2,
+    matrices = _map_axes(dimensions, axes)
+
+    def as_large_as_adam(
+        update: jax.Array, matrix: optax.contrib.MuonDimensionNumbers
+    ) -> jax.Array:
+        sides: Any = (matrix.reduction_axis, matrix.output_axis)
+        fans = (math.prod(update.shape[axis] for axis in side) for side in sides)
+        return 0.2 * math.sqrt(max(fans)) * update
+
+    muon = optax.chain(
+        optax.contrib.scale_by_muon(
+            beta=config.momentum, eps=config.epsilon, weight_dimension_numbers=matrices
+        ),
+        optax.stateless(lambda updates, _: jax.tree.map(as_large_as_adam, updates, matrices)),
+    )
+    tx = optax.partition(
+        {"muon": muon, "adam": _scale_by_adam(config)},
+        _map_axes(lambda names: "muon" if names.stacked and names.reads else "adam", axes),
     )
 
     def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
@@ -155,6 +159,10 @@ def _muon(config: OptimizerConfig, axes: Any) -> optax.GradientTransformation:
         return laid_out(tx.update, layout)(updates, state, params)
 
     return optax.GradientTransformation(tx.init, update)
+
+
+def _scale_by_adam(config: OptimizerConfig) -> optax.GradientTransformation:
+    return optax.scale_by_adam(b1=config.b1, b2=config.b2, eps=config.epsilon)
 
 
 def _map_axes(function: Any, axes: Any) -> Any:

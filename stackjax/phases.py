@@ -107,6 +107,17 @@ class Phase:
             for trains, run in itertools.groupby(self.trained_layers)
         ]
 
+    def trains_model(self, step: int) -> bool:
+        """Returns whether what trains is, after a step, what the model runs.
+
+        It is once every mask is open, and never while the maps of a growth are fitted.
+        """
+        tokens = step * self.per_step.tokens
+        return all(
+            isinstance(mask, Mask) and tokens >= mask.first_tokens + mask.tokens
+            for mask in self.reparameterisations
+        )
+
     def model_params(self, params: Any, step: jax.Array | int) -> Any:
         """Returns the parameters that the model runs, of those that train."""
         if not self.reparameterisations:
@@ -228,7 +239,8 @@ def _fit_phase(train: Phase, growth: Learn) -> Phase:
             f"stages.{train.stage} has {train.num_steps} steps, of which its growth takes "
             f"{growth.fit_steps} for the fit; give it more tokens, or fewer fit_steps."
         )
-    making = growth.flops(logical_axes(train.source), train.source)
+    # Every microbatch makes the target's parameters for itself.
+    making = train.accumulate * growth.flops(logical_axes(train.source), train.source)
     per_step = train.per_step
     return dataclasses.replace(
         train,
@@ -322,6 +334,17 @@ def scratch_tokens(config: Config) -> int:
     """
     phases = expand(config)
     return math.ceil(phases[-1].end.flops_6nd / flops_6nd(phases[-1].model))
+
+
+def last_stage_tokens(config: Config, flops: float) -> int:
+    """Returns the length of the last stage with which a run costs that many FLOPs (6ND).
+
+    In tokens, rounded down to whole steps; at least one step.
+    """
+    phases = expand(config)
+    last, first = phases[-1], next(p for p in phases if p.stage == phases[-1].stage)
+    steps = max(1, int((flops - last.start.flops_6nd) // last.per_step.flops_6nd))
+    return last.start.tokens - first.start.tokens + steps * last.per_step.tokens
 
 
 def stage_models(config: Config) -> list[ModelConfig]:

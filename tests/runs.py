@@ -144,9 +144,9 @@ def losses(workdir: Path) -> list[float]:
     return [value for row in rows(workdir) for name, value in row.items() if "loss" in name]
 
 
-def last_state(workdir: Path, stage: int, step: int = 8):
+def last_state(workdir: Path, stage: int, step: int = 8, phase: str = "train"):
     """Everything in a checkpoint, as NumPy arrays."""
-    path = workdir / f"stage_{stage}" / "train" / str(step)
+    path = workdir / f"stage_{stage}" / phase / str(step)
     abstract = ocp.metadata(path).metadata
     whole = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), abstract)
     return ocp.load(path, whole)

@@ -14,8 +14,11 @@ from etils import epath
 from stackjax import model
 from stackjax.checkpoint import (
     Checkpoints,
+    Contents,
     clear,
+    find_checkpoint,
     newest_step,
+    read_contents,
     read_marker,
     replace_text,
     write_marker,
@@ -187,6 +190,28 @@ def test_only_whole_checkpoints_count_as_the_newest(workdir):
     assert newest_step(workdir, PHASE) == 9
     saved_steps(workdir, KEEP, [10])
     assert newest_step(workdir, PHASE) == 10
+
+
+def test_a_checkpoint_says_which_model_it_holds_and_is_found_by_its_run(workdir):
+    phases = expand(tiny_run())
+    for phase, steps in zip(phases, ([2, 9], [3]), strict=True):
+        saved_steps(workdir, KEEP, steps, phase)
+    first, second = (workdir / phase.directory for phase in phases)
+    table = {first: first / "9", first / "2": first / "2", workdir: first / "9"}
+    for path, found in table.items():
+        assert find_checkpoint(path) == found
+    write_marker(workdir, phases[1])
+    assert find_checkpoint(workdir) == second / "3"
+    contents, saved = read_contents(second / "3")
+    assert contents == Contents(COUNTS, phases[1].model, is_model=True)
+    assert saved["params.w"] == (3,)
+
+
+@pytest.mark.parametrize("path", ["", "nowhere", "stage_0/train/5", "stage_1/train"])
+def test_where_there_is_no_checkpoint_the_way_to_name_one_is_said(workdir, path):
+    saved_steps(workdir, KEEP, [4])
+    with pytest.raises(ValueError, match=r"no checkpoint in .*; name a run directory"):
+        find_checkpoint((workdir if path else workdir.parent) / path)
 
 
 def test_clearing_removes_a_phase_and_nothing_else(workdir):

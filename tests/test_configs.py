@@ -4,14 +4,17 @@ from pathlib import Path
 
 import pytest
 
+from scripts.bakeoff import load_runs
 from stackjax.config_file import load_config
-from stackjax.flops import num_params
+from stackjax.flops import flops_6nd, num_params
 from stackjax.growth import Stack
 from stackjax.phases import expand
 from stackjax.preflight import check
 from stackjax.sharding import MeshConfig, partition_of
 
-CONFIGS = sorted(path for path in Path("configs").glob("*.py") if path.stem not in ("paper",))
+CONFIGS = sorted(
+    path for path in Path("configs").glob("*.py") if path.stem not in ("paper", "bakeoff")
+)
 PAPER = {
     # Billions of parameters, in all and without embedding and head; tokens of the target;
     # layers of source and target; peaks of both. Table 1 of arXiv:2405.15319 and its code.
@@ -29,7 +32,7 @@ def load(name: str, *overrides: str):
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_every_config_fits_a_mesh_of_8_by_4(path):
     mesh = ["--mesh.fsdp", "8", "--mesh.tensor", "4"]
-    if path.stem.startswith("tiny"):
+    if "tiny" in path.stem:
         mesh = ["--mesh.fsdp", "8"]
     config = load(path.stem, *mesh)
     devices = 8 * config.mesh.tensor
@@ -83,6 +86,52 @@ def test_another_growth_factor_keeps_the_target():
             peak_learning_rate=2e-4, schedule=load("gstack_1b").optimizer.schedule
         )
     )
+
+
+@pytest.mark.parametrize(
+    ("name", "flops"),
+    [
+        ("bakeoff_tiny", 1e6),
+        ("bakeoff_1b", 8e20),
+        ("noise_tiny", 1e6),
+        ("noise_1b", 8e20),
+        ("table5_tiny", 4e5),
+        ("table5_1b", 8e20),
+    ],
+)
+def test_runs_that_are_compared_share_target_and_cost(name, flops):
+    runs = load_runs(Path(f"configs/{name}.py"))(seed=3)
+    target = load(name).model
+    if flops < 1e9:
+        flops *= flops_6nd(target)  # tokens from scratch
+    assert len({config.workdir for config in runs.values()}) == len(runs)
+    for config in runs.values():
+        phases = expand(config)
+        assert config.seed == 3
+        assert phases[-1].model == target
+        # Whole steps, and not one more.
+        assert 0 <= flops - phases[-1].end.flops_6nd < phases[-1].per_step.flops_6nd
+    growths = {str(config.stages[1].growth) for config in runs.values() if config.stages[1:]}
+    timings = {config.stages[0].tokens for config in runs.values() if config.stages[1:]}
+    assert len(runs) == len(growths) * len(timings) + 1
+
+
+def test_the_bakeoff_has_every_operator_of_the_paper_at_d_and_5d():
+    for name in ("bakeoff_tiny", "bakeoff_1b"):
+        runs = load_runs(Path(f"configs/{name}.py"))(seed=0)
+        kinds = {label.rpartition(", ")[0] for label in runs if label != "scratch"}
+        ways = ("direct", "zero", "random", "learned")
+        assert kinds == {f"{way}, {axis}" for way in ways for axis in ("depth", "width")}
+        tokens = [run.stages[0].tokens for label, run in runs.items() if label != "scratch"]
+        assert max(tokens) == 5 * min(tokens)
+
+
+def test_growth_of_all_three_sizes_keeps_the_family():
+    sizes = [(p.model.num_layers, p.model.embed_dim) for p in expand(load("flm_1b"))]
+    assert sizes == [(6, 512), (12, 1024), (24, 2048)]
+    layers = [phase.trained_layers for phase in expand(load("mslt_1b"))]
+    assert [None if row is None else sum(row) for row in layers] == [None, 6, 12, None]
+    assert [p.model.num_layers for p in expand(load("gradual_1b"))] == [6, 12, 24]
 
 
 def test_one_mesh_for_all_by_default():

@@ -4,9 +4,11 @@ import dataclasses
 import functools
 import types
 
+import hypothesis
+import hypothesis.strategies as st
 import jax
 import pytest
-from conftest import first_microbatch, random_batch
+from conftest import first_microbatch, phase_of, random_batch
 
 from stackjax import flops, model
 from stackjax.model.config import ModelConfig
@@ -154,26 +156,91 @@ def test_utilisation_of_several_devices_is_a_share_of_all_of_them():
     assert eight == pytest.approx(one)
 
 
-@pytest.mark.parametrize("backward", [False, True])
-def test_matmul_flops_are_those_that_xla_counts(backward):
-    config = ModelConfig(
-        vocab_size=512,
-        num_layers=2,
-        embed_dim=256,
-        mlp_dim=704,
-        num_heads=4,
-        num_kv_heads=2,
-        head_dim=64,
-        scan_unroll=2,  # XLA counts the body of a loop once.
+# Which layers of three learn, and how often the matrices of each, and its attention, are
+# multiplied with: once forward, once for the gradient of what comes in, once for their own.
+# Attention has no weights of its own, so its two products come back whole or not at all.
+PASSES = {
+    "all": ((True, True, True), (3, 3, 3), (3, 3, 3)),
+    "last": ((False, False, True), (1, 1, 3), (1, 1, 3)),
+    "middle": ((False, True, False), (1, 3, 2), (1, 3, 3)),
+    "first": ((True, False, False), (3, 2, 2), (3, 3, 3)),
+    "all but the middle": ((True, False, True), (3, 2, 3), (3, 3, 3)),
+}
+
+
+@pytest.mark.parametrize("name", PASSES)
+def test_frozen_layers_cost_what_is_left_of_their_products(name):
+    trained, weights, attention = PASSES[name]
+    # D 8, N 4, K 2, H 6, F 20, V 11, T 16: query, out, key, value, SwiGLU; scores, mixing.
+    layer = 2 * (2 * 8 * 24 + 2 * 8 * 12 + 3 * 8 * 20)
+    scores = 2 * (2 * 16 * 24)
+    expected = sum(weights) * layer + sum(attention) * scores + 3 * 2 * 8 * 11
+    assert flops.matmul_flops(TINY, 16, trained) == expected
+    assert flops.matmul_flops(TINY, 16, list(trained)) == expected
+
+
+@pytest.mark.parametrize("tie_head", [False, True])
+@pytest.mark.parametrize("name", PASSES)
+def test_by_6nd_a_frozen_parameter_costs_two_or_four(name, tie_head):
+    trained, passes, _ = PASSES[name]
+    layer = 2 * 8 * 24 + 2 * 8 * 12 + 3 * 8 * 20 + 2 * 8
+    expected = sum(2 * count * layer for count in passes) + 6 * 8
+    # A tied embedding is the head, which learns.
+    expected += 6 * 11 * 8 if tie_head else (2 + 6) * 11 * 8
+    config = dataclasses.replace(TINY, tie_head=tie_head)
+    assert flops.flops_6nd(config, trained) == expected
+
+
+@hypothesis.given(st.integers(1, 6), st.integers(1, 99), st.data())
+def test_what_learns_more_costs_more_up_to_all_of_it(num_layers, seq_len, data):
+    config = dataclasses.replace(TINY, num_layers=num_layers)
+    every = st.lists(st.booleans(), min_size=num_layers, max_size=num_layers)
+    trained = data.draw(every.filter(any))
+    more = [a or b for a, b in zip(trained, data.draw(every), strict=True)]
+    costs = [flops.matmul_flops(config, seq_len, layers) for layers in (trained, more)]
+    assert costs[0] <= costs[1] <= flops.matmul_flops(config, seq_len)
+    assert flops.matmul_flops(config, seq_len, [True] * num_layers) == flops.matmul_flops(
+        config, seq_len
     )
+    forward = flops.matmul_flops(config, seq_len) / 3
+    assert costs[0] > forward
+
+
+MATMULS = ModelConfig(
+    vocab_size=512,
+    num_layers=3,
+    embed_dim=256,
+    mlp_dim=704,
+    num_heads=4,
+    num_kv_heads=2,
+    head_dim=64,
+    scan_unroll=3,  # XLA counts the body of a loop once.
+)
+
+
+def counted_flops(config, spans=None, *, backward=True):
+    """What XLA counts for the loss of 256 tokens, or for its gradient."""
     batch = first_microbatch(random_batch(rows=1, seq_len=256))
 
     def loss(params):
-        return model.next_token_loss(config, params, batch).nll
+        return model.next_token_loss(config, params, batch, spans).nll
 
     params = jax.eval_shape(functools.partial(model.init, config), jax.random.key(0))
     step = jax.jit(jax.grad(loss) if backward else loss)
-    counted = step.lower(params).compile().cost_analysis()["flops"]
-    expected = flops.matmul_flops(config, 256) * 256 / (1 if backward else 3)
+    return step.lower(params).compile().cost_analysis()["flops"]
+
+
+@pytest.mark.parametrize("backward", [False, True])
+def test_matmul_flops_are_those_that_xla_counts(backward):
+    expected = flops.matmul_flops(MATMULS, 256) * 256 / (1 if backward else 3)
     # What is not a product of matrices (norms, softmax, SwiGLU) is below 3 % at this width.
-    assert counted == pytest.approx(expected, rel=0.03)
+    assert counted_flops(MATMULS, backward=backward) == pytest.approx(expected, rel=0.03)
+
+
+@pytest.mark.parametrize("name", [name for name in PASSES if name != "all"])
+def test_matmul_flops_with_frozen_layers_are_those_that_xla_counts(name):
+    trained = PASSES[name][0]
+    phase = phase_of(MATMULS, trained_layers=trained)
+    expected = flops.matmul_flops(MATMULS, 256, trained) * 256
+    # As above.
+    assert counted_flops(MATMULS, phase.spans) == pytest.approx(expected, rel=0.03)

@@ -1,6 +1,7 @@
-"""AdamW is optax's, and the learning rate follows its formula over tokens."""
+"""AdamW and Muon follow their formulas, and so do learning rates over tokens and parameters."""
 
 import dataclasses
+import functools
 import math
 
 import hypothesis
@@ -10,10 +11,20 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from conftest import GROWTHS, MODELS, mesh_of, random_params, tiny_model
 
+from stackjax import model
 from stackjax.axes import Axes
-from stackjax.config import OptimizerConfig, Schedule
-from stackjax.optimizer import LearningRate, build_optimizer
+from stackjax.config import OptimizerConfig, Rewarm, Schedule
+from stackjax.growth import Learn, grow_opt_state
+from stackjax.model.config import axis_size
+from stackjax.optimizer import (
+    LearningRate,
+    ParameterRates,
+    build_fit_optimizer,
+    build_optimizer,
+)
+from stackjax.sharding import on_mesh
 
 AXES = {
     "matrix": Axes(reads=("embed",), writes=("mlp",)),
@@ -146,3 +157,377 @@ def test_gradients_are_clipped_together_by_their_global_norm():
     for name, grad in grads.items():
         # With b1 = 0 the first moment is the clipped gradient, to float32's rounding.
         np.testing.assert_allclose(moments.mu[name], grad / np.float32(norm), rtol=1e-5)
+
+
+MUON = OptimizerConfig(name="muon", peak_learning_rate=0.1, weight_decay=0.3, clip_norm=1e3)
+
+# The matrices of one layer, as rows that are read and columns that are written.
+LAYER_MATRICES = {
+    "query": lambda w_DNH: [w_DNH.reshape(w_DNH.shape[0], -1)],
+    "key": lambda w_DKH: [w_DKH.reshape(w_DKH.shape[0], -1)],
+    "value": lambda w_DKH: [w_DKH.reshape(w_DKH.shape[0], -1)],
+    "out": lambda w_NHD: [w_NHD.reshape(-1, w_NHD.shape[-1])],
+    "gate_up": lambda w_DGF: [w_DGF[:, 0], w_DGF[:, 1]],
+    "down": lambda w_FD: [w_FD],
+}
+
+
+def random_like(tree, seed):
+    rng = np.random.default_rng(seed)
+    return jax.tree.map(lambda leaf: np.float32(rng.normal(size=np.shape(leaf))), tree)
+
+
+def gradients_of(config, count):
+    """Random gradients of every parameter of a model."""
+    return [random_like(random_params(config), seed) for seed in range(count)]
+
+
+@functools.cache
+def compiled_optimizer(config, optimizer):
+    """What makes the state of a model's parameters, and the step."""
+    tx = build_optimizer(optimizer, model.logical_axes(config))
+    return jax.jit(tx.init), jax.jit(tx.update)
+
+
+def directions(config, optimizer, gradients):
+    """The update of every step from random parameters, which stay where they are."""
+    init, update = compiled_optimizer(config, optimizer)
+    params, found = random_params(config), []
+    state = init(params)
+    for grads in gradients:
+        updates, state = update(grads, state, params)
+        found.append(updates)
+    return found
+
+
+def orthogonalised(matrix):
+    """Five Newton-Schulz steps with the coefficients of Keller Jordan, in float64."""
+    x = matrix / np.sqrt(np.sum(matrix * matrix))
+    for _ in range(5):
+        gram = x @ x.T
+        x = 3.4445 * x - 4.7750 * gram @ x + 2.0315 * gram @ gram @ x
+    return x
+
+
+def test_muon_orthogonalises_the_momentum_of_every_matrix_of_a_layer_by_itself():
+    config = MODELS["gqa, tied, qk_norm"]
+    gradients = gradients_of(config, 3)
+    found = directions(config, MUON, gradients)
+    params = random_params(config)["layers"]
+    for name, matrices in LAYER_MATRICES.items():
+        momentum = np.zeros_like(params[name], np.float64)
+        for step, (grads, updates) in enumerate(zip(gradients, found, strict=True), 1):
+            grad = np.float64(grads["layers"][name])
+            momentum = 0.95 * momentum + 0.05 * grad
+            # Nesterov's: the momentum of a step later, as if the gradient came again.
+            ahead = 0.95 * momentum / (1 - 0.95 ** (step + 1)) + 0.05 * grad / (1 - 0.95**step)
+            for layer in range(config.num_layers):
+                for matrix, weight, update in zip(
+                    *(
+                        matrices(x[layer])
+                        for x in (ahead, params[name], updates["layers"][name])
+                    ),
+                    strict=True,
+                ):
+                    size = 0.2 * math.sqrt(max(matrix.shape))
+                    expected = size * orthogonalised(matrix) + 0.3 * weight
+                    # Float32 through five steps, each of which may triple an error.
+                    np.testing.assert_allclose(update, expected, atol=2e-4, err_msg=name)
+
+
+def test_muons_updates_are_as_large_as_those_of_adamw():
+    config = tiny_model(embed_dim=64, mlp_dim=96, num_heads=8, num_kv_heads=4)
+    no_decay = dataclasses.replace(MUON, weight_decay=0.0)
+    (updates,) = directions(config, no_decay, gradients_of(config, 1))
+    for name in LAYER_MATRICES:
+        rms = np.sqrt(np.mean(np.square(updates["layers"][name])))
+        # Singular values are between about 0.7 and 1.2.
+        assert 0.13 < rms < 0.25, name
+
+
+@pytest.mark.parametrize("name", ["gqa", "gqa, tied, qk_norm"])
+def test_under_muon_tables_and_gains_are_updated_as_by_adamw(name):
+    config, gradients = MODELS[name], gradients_of(MODELS[name], 3)
+    adamw = dataclasses.replace(MUON, name="adamw")
+    for ours, theirs in zip(
+        directions(config, MUON, gradients), directions(config, adamw, gradients), strict=True
+    ):
+        for tree, expected in ((ours, theirs), (ours["layers"], theirs["layers"])):
+            for leaf in tree.keys() - LAYER_MATRICES.keys() - {"layers"}:
+                np.testing.assert_array_equal(tree[leaf], expected[leaf], err_msg=leaf)
+
+
+def test_under_muon_matrices_decay_and_gains_stay():
+    config = MODELS["gqa, tied, qk_norm"]
+    params = random_params(config)
+    zeros = jax.tree.map(jnp.zeros_like, params)
+    (updates,) = directions(config, MUON, [zeros])
+    for leaf, update, axes in zip(
+        *map(jax.tree.leaves, (params, updates)),
+        jax.tree.leaves(model.logical_axes(config), is_leaf=lambda x: isinstance(x, Axes)),
+        strict=True,
+    ):
+        expected = np.float32(0.3) * leaf if axes.reads else np.zeros_like(leaf)
+        np.testing.assert_array_equal(update, expected)
+
+
+def test_muon_clips_before_its_momentum():
+    config = MODELS["gqa"]
+    large, small = gradients_of(config, 2)
+    gradients = [jax.tree.map(lambda g: 100 * g, large), small]
+    clipped = [optax.tree.scale(1 / optax.tree.norm(tree), tree) for tree in gradients]
+    once = dataclasses.replace(MUON, clip_norm=1.0)
+    ours = directions(config, once, gradients)[-1]
+    expected = directions(config, MUON, clipped)[-1]
+    for name in LAYER_MATRICES:
+        # As above.
+        np.testing.assert_allclose(
+            ours["layers"][name], expected["layers"][name], atol=2e-4, err_msg=name
+        )
+
+
+def test_muon_is_the_same_on_eight_devices_and_keeps_the_sharding():
+    config, gradients = MODELS["gqa"], gradients_of(MODELS["gqa"], 2)
+    expected = directions(config, MUON, gradients)
+    mesh = mesh_of("replica 2, fsdp 2, tensor 2")
+    tx = build_optimizer(MUON, model.logical_axes(config))
+    with jax.set_mesh(mesh):
+        abstract = jax.eval_shape(lambda: model.init(config, jax.random.key(0)))
+        layout = jax.tree.map(lambda leaf: leaf.sharding, on_mesh(abstract, mesh))
+        params = jax.device_put(random_params(config), layout)
+        state, update = tx.init(params), jax.jit(tx.update)
+        places = [leaf.sharding for leaf in jax.tree.leaves(state)]
+        for grads, there in zip(gradients, expected, strict=True):
+            updates, state = update(jax.device_put(grads, layout), state, params)
+            for leaf, other, place in zip(
+                *map(jax.tree.leaves, (updates, there, layout)), strict=True
+            ):
+                assert leaf.sharding.is_equivalent_to(place, leaf.ndim)
+                # Sums in another order, through five steps that may triple an error.
+                np.testing.assert_allclose(leaf, other, atol=2e-4)
+        for leaf, place in zip(jax.tree.leaves(state), places, strict=True):
+            assert leaf.sharding.is_equivalent_to(place, leaf.ndim)
+
+
+SOURCE = MODELS["gqa"]
+SOURCE_AXES = model.logical_axes(SOURCE)
+
+
+@functools.cache
+def muon_state():
+    """Muon's state of the source after a step, so that its moments are not zero."""
+    init, update = compiled_optimizer(SOURCE, MUON)
+    params = random_params(SOURCE)
+    return update(*gradients_of(SOURCE, 1), init(params), params)[1]
+
+
+def moments_in(state, kind, field):
+    """The moments of a state by the name of their parameter."""
+    (node,) = (
+        node
+        for node in jax.tree.leaves(state, is_leaf=lambda node: isinstance(node, kind))
+        if isinstance(node, kind)
+    )
+    leaves, _ = jax.tree_util.tree_flatten_with_path(getattr(node, field))
+    return {path[-1].key: leaf for path, leaf in leaves}
+
+
+MOMENTS = [
+    (optax.contrib.MuonState, "mu", 1),
+    (optax.ScaleByAdamState, "mu", 1),
+    (optax.ScaleByAdamState, "nu", 2),
+]
+# One of each way in which moments grow.
+GROWN = [
+    "layer map",
+    "depth zero",
+    "split, uneven",
+    "split, odd ratios",
+    "width zero",
+    "width random",
+    "noise",
+    "chain of both",
+]
+
+
+def by_name(tree):
+    leaves, _ = jax.tree_util.tree_flatten_with_path(
+        tree, is_leaf=lambda node: isinstance(node, Axes)
+    )
+    return {path[-1].key: leaf for path, leaf in leaves}
+
+
+@pytest.mark.parametrize("mode", ["grow", "keep"])
+@pytest.mark.parametrize("name", GROWN)
+def test_muons_state_grows_into_that_of_the_grown_model(name, mode):
+    growth, target = GROWTHS[name], GROWTHS[name].target_config(SOURCE)
+    grown = grow_opt_state(growth, muon_state(), SOURCE_AXES, SOURCE, mode)
+    tx = build_optimizer(MUON, model.logical_axes(target))
+    fresh = jax.eval_shape(lambda: tx.init(model.init(target, jax.random.key(0))))
+    assert jax.tree.structure(grown) == jax.tree.structure(fresh)
+    assert [(x.shape, x.dtype) for x in jax.tree.leaves(grown)] == [
+        (x.shape, x.dtype) for x in jax.tree.leaves(fresh)
+    ]
+    axes, maps = by_name(SOURCE_AXES), growth.axis_maps(SOURCE)
+    for kind, field, order in MOMENTS:
+        before, after = (moments_in(state, kind, field) for state in (muon_state(), grown))
+        assert before.keys() == after.keys()
+        assert (kind is optax.contrib.MuonState) == (before.keys() == LAYER_MATRICES.keys())
+        whole = {
+            leaf: before.get(leaf, np.zeros(shape, np.float32))
+            for leaf, shape in SHAPES.items()
+        }
+        by_growth = growth.grow_moment(
+            whole, axes, SOURCE, order=order if mode == "grow" else 0
+        )
+        for leaf, moment in after.items():
+            expected = np.array(by_growth[leaf])
+            if mode == "keep":
+                for place, axis in enumerate(axes[leaf].names):
+                    if axis in maps:
+                        np.moveaxis(expected, place, 0)[maps[axis].is_new] = 0
+            np.testing.assert_array_equal(moment, expected, err_msg=leaf)
+
+
+SHAPES = {leaf: np.shape(value) for leaf, value in by_name(random_params(SOURCE)).items()}
+
+
+def rates_of(growth, *, source=SOURCE, rewarm=None, fan_in=False, trained=None):
+    return ParameterRates(
+        source=source,
+        growth=growth,
+        rewarm=rewarm,
+        scale_by_fan_in=fan_in,
+        trained_layers=trained,
+    )
+
+
+def on_parameters(rates, tokens=0):
+    """The factor of every entry of every parameter, by name."""
+    target = rates.source if rates.growth is None else rates.growth.target_config(rates.source)
+    axes = model.logical_axes(target)
+    factors = by_name(rates(axes, jnp.float32(tokens)))
+    return {
+        leaf: np.broadcast_to(factors[leaf], [axis_size(target, axis) for axis in names.names])
+        for leaf, names in by_name(axes).items()
+    }
+
+
+def rewarmed_by_hand(growth, source, new_rate):
+    """The rate of new entries, and 1 for those that the source has."""
+    target, maps = growth.target_config(source), growth.axis_maps(source)
+    found = {}
+    for leaf, names in by_name(model.logical_axes(source)).items():
+        rate = np.full([axis_size(target, axis) for axis in names.names], new_rate)
+        # The first copy of everything is old.
+        firsts = [
+            [maps[axis].sources.index(i) for i in range(axis_size(source, axis))]
+            if axis in maps
+            else range(axis_size(source, axis))
+            for axis in names.names
+        ]
+        rate[np.ix_(*firsts)] = 1
+        found[leaf] = rate
+    return found
+
+
+@pytest.mark.parametrize("name", GROWTHS)
+def test_new_parameters_are_warmed_up_to_their_ratio_and_old_ones_go_on(name):
+    rates = rates_of(GROWTHS[name], rewarm=Rewarm(tokens=256, ratio=1.3))
+    for tokens in (1, 64, 256, 10**12):
+        found = on_parameters(rates, tokens)
+        expected = rewarmed_by_hand(GROWTHS[name], SOURCE, 1.3 * min(1, tokens / 256))
+        for leaf, rate in expected.items():
+            np.testing.assert_allclose(found[leaf], rate, rtol=1e-6, err_msg=leaf)
+
+
+def test_a_warm_up_may_have_more_tokens_than_an_int32_can_count():
+    rates = rates_of(GROWTHS["stack"], rewarm=Rewarm(tokens=6_000_000_000, ratio=1.0))
+    query = on_parameters(rates, 1_500_000_000)["query"]
+    assert query[:3] == pytest.approx(1)
+    assert query[3:] == pytest.approx(0.25)
+
+
+# By how much the fan-in of every matrix grows where channels grow to 3/2, units to 6/5 and
+# query heads three times.
+FAN_IN = {
+    "query": 1.5,
+    "key": 1.5,
+    "value": 1.5,
+    "out": 3,
+    "gate_up": 1.5,
+    "down": 1.2,
+    "head": 1.5,
+}
+
+
+def test_matrices_learn_more_slowly_by_as_much_as_their_fan_in_has_grown():
+    found = on_parameters(rates_of(GROWTHS["split, odd ratios"], fan_in=True))
+    for leaf, rate in found.items():
+        assert rate == pytest.approx(1 / FAN_IN.get(leaf, 1)), leaf
+    tied = rates_of(GROWTHS["split, odd ratios"], source=MODELS["mqa, tied"], fan_in=True)
+    assert on_parameters(tied)["embedding"] == pytest.approx(1)
+
+
+def test_depth_does_not_change_any_fan_in():
+    for rate in on_parameters(rates_of(GROWTHS["stack"], fan_in=True)).values():
+        assert (rate == 1).all()
+
+
+@pytest.mark.parametrize("name", ["gqa", "gqa, tied, qk_norm"])
+@pytest.mark.parametrize("trained", [(True, False, True), (False, False, True)])
+def test_where_some_layers_learn_the_rest_and_the_embedding_do_not(name, trained):
+    source = MODELS[name]
+    found = on_parameters(rates_of(None, source=source, trained=trained))
+    layers = model.logical_axes(source)["layers"].keys()
+    outer = {"embedding": float(source.tie_head), "final_norm": 1.0, "head": 1.0}
+    for leaf, rate in found.items():
+        expected = np.float32(trained) if leaf in layers else np.float32([outer[leaf]])
+        for i, of_layer in enumerate(expected):
+            assert (rate[i] == of_layer).all() if leaf in layers else (rate == of_layer).all()
+
+
+@hypothesis.settings(max_examples=15, deadline=None)
+@hypothesis.given(
+    name=st.sampled_from(["chain of both", "split, odd ratios", "learn both"]),
+    tokens=st.integers(1, 1000),
+    rewarm=st.none() | st.builds(Rewarm, tokens=st.integers(1, 500), ratio=st.floats(0, 4)),
+    fan_in=st.booleans(),
+    data=st.data(),
+)
+def test_factors_multiply(name, tokens, rewarm, fan_in, data):
+    growth = GROWTHS[name]
+    depth = growth.target_config(SOURCE).num_layers
+    layers = st.lists(st.booleans(), min_size=depth, max_size=depth).map(tuple)
+    trained = data.draw(st.none() | layers)
+    together = on_parameters(
+        rates_of(growth, rewarm=rewarm, fan_in=fan_in, trained=trained), tokens
+    )
+    alone = [
+        on_parameters(rates_of(growth, rewarm=rewarm), tokens),
+        on_parameters(rates_of(growth, fan_in=fan_in), tokens),
+        on_parameters(rates_of(growth, trained=trained), tokens),
+    ]
+    for leaf, rate in together.items():
+        product = alone[0][leaf] * alone[1][leaf] * alone[2][leaf]
+        np.testing.assert_allclose(rate, product, rtol=1e-5, atol=1e-7, err_msg=leaf)
+
+
+def test_the_fit_updates_maps_by_adam_and_the_source_not_at_all():
+    config = OptimizerConfig(peak_learning_rate=0.1, weight_decay=0.5, clip_norm=0.5)
+    growth = Learn(2, embed=2)
+    maps = growth.init_maps(SOURCE_AXES, SOURCE, key=jax.random.key(0))
+    params = {"maps": maps, "source": random_params(SOURCE)}
+    tx = build_fit_optimizer(config)
+    adam = optax.chain(optax.clip_by_global_norm(0.5), optax.scale_by_adam(0.9, 0.95, 1e-8))
+    state, expected_state = tx.init(params), adam.init(maps)
+    # Two moments of the maps, a count, and nothing of the source.
+    assert optax.tree.size(state) == 2 * optax.tree.size(maps) + 1
+    for seed in range(2):
+        # The source's gradient, were there one, would not enter the norm.
+        grads = random_like(params, seed)
+        updates, state = tx.update(grads, state, params)
+        expected, expected_state = adam.update(grads["maps"], expected_state, maps)
+        jax.tree.map(np.testing.assert_array_equal, updates["maps"], expected)
+        for leaf in jax.tree.leaves(updates["source"]):
+            assert not np.any(leaf)

@@ -1,16 +1,37 @@
 """A run's stages become phases whose every number is settled."""
 
 import dataclasses
+import functools
+import itertools
 import re
+from fractions import Fraction
 
 import hypothesis
 import hypothesis.strategies as st
+import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
-from conftest import tiny_run
+from conftest import phase_of, random_params, tiny_model, tiny_run
 
-from stackjax.config import OptimizerConfig, Schedule, Stage
+from stackjax import model
+from stackjax.config import OptimizerConfig, Rewarm, Schedule, Stage
 from stackjax.flops import flops_6nd, matmul_flops
-from stackjax.growth import Interleave, Stack
+from stackjax.growth import (
+    DepthRandom,
+    DepthZero,
+    InsertBlock,
+    Interleave,
+    LayerMap,
+    Learn,
+    Noise,
+    Stack,
+    WidthRandom,
+    WidthSplit,
+    WidthZero,
+    chain,
+)
+from stackjax.optimizer import ParameterRates
 from stackjax.phases import Counts, expand, stage_models, stage_steps
 
 
@@ -118,6 +139,21 @@ def with_stages(*stages):
     return {"stages": tuple(Stage(batch_size=8, **fields) for fields in stages)}
 
 
+def growing(growth, **fields):
+    """Two stages of ten steps of 64 tokens, the second of which grows."""
+    return with_stages({"tokens": 640}, {"tokens": 640, "growth": growth, **fields})
+
+
+LEARNED_ALONE = (
+    "stages.1 has rewarm, scale_by_fan_in or train_layers, which a learned growth does not "
+    "take: all of its parameters are new."
+)
+NOTHING_NEW = (
+    "stages.1.train_layers is 'new', but the stage has no growth that adds layers; name them "
+    "by number, or train 'all'."
+)
+NO_GROWTH = "stages.1 has rewarm or scale_by_fan_in, which are about growth, but no growth."
+
 # What is wrong with a run, and what its message must say.
 ERRORS = {
     "no stages": (with_stages(), "stages is empty; a run has at least one stage."),
@@ -162,6 +198,80 @@ ERRORS = {
         with_schedule(shape="wsd", warmup_tokens=600, decay_tokens=41),
         "stages.0 warms up over 600 and decays over 41 tokens",
     ),
+    "long mask": (
+        growing(DepthRandom(2, mask_tokens=641)),
+        "stages.1 is 640 tokens long, and the last mask of "
+        "depth_random(factor=2, mask_tokens=641) is open after 641; lower mask_tokens, or "
+        "make the stage longer.",
+    ),
+    "long masks in turn": (
+        growing(WidthRandom(embed=2, mlp=2, mask_tokens=321)),
+        "width_random(embed=2, mlp=2, mask_tokens=321) is open after 642; lower",
+    ),
+    "long mask in a chain": (
+        growing(chain(Stack(2), WidthRandom(embed=2, mask_tokens=641))),
+        "the last mask of stack(2) + width_random(embed=2, mask_tokens=641) is open after 641",
+    ),
+    "learned moments": (
+        growing(Learn(2, fit_steps=3), optimizer_state="grow"),
+        "stages.1.optimizer_state is 'grow'; after a learned growth the optimizer can only be "
+        "'reset'.",
+    ),
+    "learned, old moments": (
+        growing(Learn(2, fit_steps=3), optimizer_state="keep"),
+        "stages.1.optimizer_state is 'keep'; after a learned growth",
+    ),
+    "learned, rewarmed": (growing(Learn(2), rewarm=Rewarm(tokens=64)), LEARNED_ALONE),
+    "learned, scaled": (growing(Learn(2), scale_by_fan_in=True), LEARNED_ALONE),
+    "learned, frozen": (growing(Learn(2), train_layers="1"), LEARNED_ALONE),
+    "learned, new": (growing(Learn(2), train_layers="new"), LEARNED_ALONE),
+    "learned in a chain": (
+        growing(chain(Learn(2), Noise())),
+        "stages.1.growth is learn(factor=2) + noise(0.2); a learned growth stands alone, and "
+        "grows depth and width by itself.",
+    ),
+    "long fit": (
+        growing(Learn(2, fit_steps=10)),
+        "stages.1 has 10 steps, of which its growth takes 10 for the fit; give it more "
+        "tokens, or fewer fit_steps.",
+    ),
+    "frozen by no pattern": (
+        with_stages({"tokens": 64}, {"tokens": 64, "train_layers": "1-x"}),
+        "stages.1.train_layers: layer map '1-x': cannot read 'x'; write parts joined by '-', "
+        "as in '12-345*7-6', or '1,2-(3..10)*2-11' for layers from 10 on. It may also be "
+        "'all' or 'new'.",
+    ),
+    "layer 0": (
+        with_stages({"tokens": 64, "train_layers": "0"}),
+        "stages.0.train_layers: layer map '0': '0' names no layer; patterns count from 1",
+    ),
+    "frozen by name": (
+        with_stages({"tokens": 64, "train_layers": "old"}),
+        "stages.0.train_layers: layer map 'old': cannot read",
+    ),
+    "no such layer": (
+        with_stages({"tokens": 64, "train_layers": "(5..7)"}),
+        "stages.0.train_layers is '(5..7)', which names layer 7 of a model with 6.",
+    ),
+    "no such layer yet": (
+        with_stages({"tokens": 64, "train_layers": "4"}, {"tokens": 64, "growth": Stack(2)}),
+        "stages.0.train_layers is '4', which names layer 4 of a model with 3.",
+    ),
+    "new without growth": (
+        with_stages({"tokens": 64}, {"tokens": 64, "train_layers": "new"}),
+        NOTHING_NEW,
+    ),
+    "new in width": (growing(WidthSplit(embed=2), train_layers="new"), NOTHING_NEW),
+    "new of noise": (growing(Noise(), train_layers="new"), NOTHING_NEW),
+    "new in order": (growing(LayerMap("654321"), train_layers="new"), NOTHING_NEW),
+    "rewarmed without growth": (
+        with_stages({"tokens": 64}, {"tokens": 64, "rewarm": Rewarm(tokens=64)}),
+        NO_GROWTH,
+    ),
+    "scaled without growth": (
+        with_stages({"tokens": 64}, {"tokens": 64, "scale_by_fan_in": True}),
+        NO_GROWTH,
+    ),
 }
 
 
@@ -176,3 +286,247 @@ def test_a_negative_fraction_is_refused_even_where_others_make_up_for_it():
     config = tiny_run(**with_stages({"tokens": 64}, {"fraction": 0.5}, {"fraction": -0.1}))
     with pytest.raises(ValueError, match=r"stages\.2"):
         expand(config)
+
+
+@pytest.mark.parametrize(
+    "growth",
+    [
+        DepthRandom(2, mask_tokens=640),
+        WidthRandom(embed=2, mlp=2, mask_tokens=320),
+        WidthRandom(embed=2, mlp=2, heads=2, mask_tokens=640, phases="together"),
+        Learn(2, fit_steps=9),
+    ],
+)
+def test_what_just_fits_into_its_stage_is_not_refused(growth):
+    assert expand(tiny_run(**growing(growth)))[-1].end.tokens == 1280
+
+
+LEARN = Learn(2, embed=2, mlp=2, heads=2, fit_steps=3, learning_rate=0.25)
+
+
+def learned_run(**fields):
+    """A stage before a learned growth, its own, and one after it."""
+    stages = (
+        Stage(tokens=640, batch_size=8),
+        Stage(tokens=1280, batch_size=16, accumulate=2, growth=LEARN, **fields),
+        Stage(tokens=64, batch_size=8, growth=Stack(2)),
+    )
+    return tiny_run(stages=stages, model=tiny_model(num_layers=3), model_is="source")
+
+
+def test_a_learned_growth_is_fitted_in_the_first_steps_of_its_stage():
+    first, fit, train, last = expand(learned_run())
+    assert [phase.directory for phase in (first, fit, train, last)] == [
+        "stage_0/train",
+        "stage_1/fit",
+        "stage_1/train",
+        "stage_2/train",
+    ]
+    assert [phase.index for phase in (first, fit, train, last)] == [0, 1, 2, 3]
+    assert (fit.num_steps, train.num_steps) == (3, 7)
+    assert (fit.growth, train.growth) == (LEARN, None)
+    assert (fit.optimizer_state, train.optimizer_state) == ("reset", "reset")
+    assert (fit.source, fit.model) == (first.model, LEARN.target_config(first.model))
+    assert train.source == train.model == fit.model == last.source
+    assert [len(phase.reparameterisations) for phase in (first, fit, train)] == [0, 1, 0]
+    assert {(phase.batch_size, phase.accumulate) for phase in (fit, train)} == {(16, 2)}
+
+
+def test_a_fit_has_a_constant_rate_and_the_stage_goes_on_with_its_own():
+    _, fit, train, _ = expand(learned_run())
+    assert [float(fit.learning_rate(step)) for step in range(3)] == [0.25] * 3
+    # The seven steps that are left are all of the schedule.
+    assert (train.learning_rate.peak, train.learning_rate.horizon_tokens) == (1e-2, 7 * 128)
+    assert train.learning_rate.first_tokens == 0
+    assert float(train.learning_rate(6)) == pytest.approx(1e-3)
+    of_run = learned_run(schedule=Schedule(shape="constant", axis="run"))
+    assert expand(of_run)[2].learning_rate.first_tokens == 640 + 3 * 128
+
+
+def test_a_fit_is_charged_with_making_its_target_and_later_stages_count_on():
+    first, fit, train, last = expand(learned_run())
+    making = LEARN.flops(model.logical_axes(first.model), first.model)
+    large = fit.model
+    step = Counts(
+        tokens=128,
+        examples=16,
+        flops_6nd=128 * flops_6nd(large),
+        flops=128 * matmul_flops(large, 8),
+    )
+    assert train.per_step == step
+    assert fit.per_step == dataclasses.replace(
+        step, flops_6nd=step.flops_6nd + making, flops=step.flops + making
+    )
+    assert (fit.start, train.start, last.start) == (first.end, fit.end, train.end)
+    assert train.end == first.end.after(step, 10).after(
+        Counts(flops_6nd=making, flops=making), 3
+    )
+    assert (train.end.tokens, train.end.examples) == (640 + 1280, 80 + 160)
+
+
+@pytest.mark.parametrize(
+    "growth", [LEARN, Learn(3), Learn(heads=2), Learn(embed=Fraction(3, 2), mlp=2)]
+)
+def test_making_a_target_costs_three_times_the_products_that_xla_counts(growth):
+    source = tiny_model(vocab_size=40, embed_dim=32, mlp_dim=48)
+    axes = model.logical_axes(source)
+    maps = jax.eval_shape(
+        functools.partial(growth.init_maps, axes, source, key=jax.random.key(0))
+    )
+    make = jax.jit(lambda maps, params: growth.materialise(maps, params, axes, source))
+    counted = make.lower(maps, random_params(source)).compile().cost_analysis()["flops"]
+    # Writing the map of heads once for every head of a group is no product of matrices.
+    assert growth.flops(axes, source) == pytest.approx(3 * counted, rel=0.02)
+
+
+# A growth of six layers or into them, which layers learn, and these written out.
+TRAINED = {
+    "all": (Stack(2), "all", None),
+    "new of stack": (Stack(2), "new", "...XXX"),
+    "new of interleave": (Interleave(2), "new", ".X.X.X"),
+    "new of three copies": (Interleave(3), "new", ".XX.XX"),
+    "new of middle block": (InsertBlock(2), "new", "..XX.."),
+    "new of last block": (InsertBlock(2, at="last"), "new", "....XX"),
+    "new of layer map": (LayerMap("12-3*3-2"), "new", "...XXX"),
+    "new of zero": (DepthZero(2), "new", ".X.X.X"),
+    "new of random": (DepthRandom(2, 64, order="stack"), "new", "...XXX"),
+    "new of chain": (chain(Stack(3), WidthSplit(embed=2)), "new", "..XXXX"),
+    "numbers": (None, "1-4*2-2", "XX.X.."),
+    "numbers after growth": (Stack(2), "(4..6)", "...XXX"),
+    "every number": (None, "123456", "XXXXXX"),
+}
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_trained_layers_are_those_that_are_named_or_new(name):
+    growth, layers, drawn = TRAINED[name]
+    trained = None if drawn is None else tuple(mark == "X" for mark in drawn)
+    phase = expand(tiny_run(**growing(growth, train_layers=layers)))[1]
+    assert phase.trained_layers == trained
+    assert phase.per_step.flops == 64 * matmul_flops(phase.model, 8, trained)
+    assert phase.per_step.flops_6nd == 64 * flops_6nd(phase.model, trained)
+    if trained is None:
+        assert phase.parameter_rates is None
+    else:
+        assert phase.parameter_rates == ParameterRates(
+            source=phase.source,
+            growth=growth,
+            rewarm=None,
+            scale_by_fan_in=False,
+            trained_layers=trained,
+        )
+
+
+@hypothesis.given(st.lists(st.booleans(), min_size=1, max_size=12))
+def test_spans_are_the_longest_runs_of_layers_that_all_learn_or_do_not(trained):
+    config = tiny_model(num_layers=len(trained), remat="full", scan_unroll=4)
+    assert phase_of(config).spans is None
+    spans = phase_of(config, trained_layers=tuple(trained)).spans
+    assert [span.trains for span in spans for _ in range(span.num_layers)] == trained
+    for span, following in itertools.pairwise(spans):
+        assert span.trains != following.trains
+    assert {(span.remat, span.unroll) for span in spans} == {("full", 4)}
+
+
+EVEN = WidthSplit(embed=2, mlp=2, heads=2)
+
+# Stages of a width growth, and whether copies stay equal in them for ever.
+SYMMETRIC = {
+    "even": (EVEN, {}, True),
+    "even, one axis": (WidthSplit(mlp=2), {}, True),
+    "even, moments grown": (EVEN, {"optimizer_state": "grow"}, True),
+    "even, moments kept": (EVEN, {"optimizer_state": "keep"}, False),
+    "even, rewarmed": (EVEN, {"rewarm": Rewarm(tokens=64)}, False),
+    "even, scaled": (EVEN, {"scale_by_fan_in": True}, True),
+    "even, frozen": (EVEN, {"train_layers": "1"}, True),
+    "even, then deeper": (chain(EVEN, Stack(2)), {}, True),
+    "even, then zero copies": (chain(EVEN, DepthZero(2)), {}, True),
+    "even, then fresh zeros": (chain(EVEN, DepthZero(2, rest="fresh")), {}, False),
+    "even after fresh zeros": (chain(DepthZero(2, rest="fresh"), EVEN), {}, True),
+    "even, then uneven": (chain(EVEN, WidthSplit(mlp=2, split="uneven")), {}, True),
+    "even, then noise": (chain(EVEN, Noise(0.1)), {}, False),
+    "even, then no noise": (chain(EVEN, Noise(0.0)), {}, True),
+    "even, then random copies": (chain(EVEN, DepthRandom(2, 64, init="copy")), {}, True),
+    "even, then random": (chain(EVEN, DepthRandom(2, 64)), {}, False),
+    "even, then new units": (chain(EVEN, WidthZero(mlp=2)), {}, False),
+    "uneven": (dataclasses.replace(EVEN, split="uneven"), {}, False),
+    "noisy": (dataclasses.replace(EVEN, noise=0.1), {}, False),
+    "next layer": (dataclasses.replace(EVEN, new_units="next_layer"), {}, False),
+    "nothing to split": (WidthSplit(), {}, False),
+    "zero": (WidthZero(embed=2), {}, False),
+    "stack": (Stack(2), {}, False),
+    "learned": (Learn(2, embed=2, fit_steps=3), {}, False),
+    "no growth": (None, {}, False),
+}
+
+
+@pytest.mark.parametrize("name", SYMMETRIC)
+def test_copies_stay_equal_where_nothing_tells_them_apart(name):
+    growth, fields, expected = SYMMETRIC[name]
+    for phase in expand(tiny_run(**growing(growth, **fields)))[1:]:
+        assert phase.stays_symmetric == expected
+
+
+@functools.cache
+def masked_phase(mask_tokens=256):
+    """A phase of 64 tokens a step whose layers 2 and 4 come in."""
+    growth = DepthRandom(2, mask_tokens)
+    source = tiny_model(num_layers=2)
+    return phase_of(
+        growth.target_config(source),
+        source=source,
+        growth=growth,
+        reparameterisations=growth.reparameterisations(source),
+    )
+
+
+@pytest.mark.parametrize(("step", "share"), [(0, 0), (1, 0.25), (3, 0.75), (4, 1), (99, 1)])
+def test_the_model_runs_what_masks_let_in_after_as_many_tokens(step, share):
+    phase = masked_phase()
+    params = random_params(phase.model)
+    run = phase.model_params(params, step)
+    for name, leaf in params["layers"].items():
+        writes = name in ("out", "down")
+        factors = np.float32([1, share, 1, share] if writes else [1, 1, 1, 1])
+        factors = factors.reshape(-1, *(1,) * (leaf.ndim - 1))
+        np.testing.assert_array_equal(run["layers"][name], factors * leaf, err_msg=name)
+    for name in params.keys() - {"layers"}:
+        np.testing.assert_array_equal(run[name], params[name])
+
+
+def test_masks_may_take_more_tokens_than_an_int32_can_count():
+    phase = dataclasses.replace(masked_phase(6_000_000_000), per_step=Counts(tokens=10**9))
+    params = random_params(phase.model)
+    run = phase.model_params(params, 3)
+    np.testing.assert_array_equal(run["layers"]["out"][1], 0.5 * params["layers"]["out"][1])
+
+
+def test_without_masks_the_model_runs_what_trains():
+    params = object()
+    assert phase_of(tiny_model()).model_params(params, 3) is params
+
+
+def test_a_step_goes_along_the_updates_as_far_as_the_rates_say():
+    phase = dataclasses.replace(masked_phase(), reparameterisations=())
+    rates = ParameterRates(
+        source=phase.source,
+        growth=phase.growth,
+        rewarm=Rewarm(tokens=512, ratio=2.0),
+        scale_by_fan_in=False,
+        trained_layers=(True, True, False, False),
+    )
+    params = random_params(phase.model)
+    updates = jax.tree.map(lambda leaf: 1 + leaf, params)
+    plain = phase.step_params(params, updates, jnp.int32(1))
+    slow = dataclasses.replace(phase, parameter_rates=rates)
+    stepped = slow.step_params(params, updates, jnp.int32(1))
+    query, update = params["layers"]["query"], updates["layers"]["query"]
+    # The second step ends after 128 tokens, a quarter of the warm-up to twice the rate.
+    for layer, factor in enumerate([1, 2 / 4, 0, 0]):
+        expected = query[layer] - 1e-2 * factor * update[layer]
+        np.testing.assert_allclose(stepped["layers"]["query"][layer], expected, rtol=1e-6)
+        expected = query[layer] - 1e-2 * update[layer]
+        np.testing.assert_allclose(plain["layers"]["query"][layer], expected, rtol=1e-6)
+    np.testing.assert_array_equal(stepped["layers"]["query"][2:], query[2:])
+    np.testing.assert_array_equal(stepped["embedding"], params["embedding"])
+    np.testing.assert_array_equal(stepped["head"], plain["head"])

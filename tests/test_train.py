@@ -13,9 +13,20 @@ from orbax.checkpoint._src.path import atomicity
 from runs import cut, last_state, rows
 
 from stackjax import train as run_module
+from stackjax.config import Rewarm
 from stackjax.config_file import record_config
 from stackjax.data.sources import read_manifest
-from stackjax.growth import Stack
+from stackjax.growth import (
+    DepthRandom,
+    DepthZero,
+    InsertBlock,
+    Learn,
+    Stack,
+    WidthRandom,
+    WidthSplit,
+    WidthZero,
+    chain,
+)
 from stackjax.sharding import MeshConfig
 from stackjax.train import train
 
@@ -110,16 +121,93 @@ def test_growth_that_breaks_its_promise_is_not_committed(at_the_seam, tmp_path):
     "fields", [{}, {"optimizer_state": "grow", "mesh": MeshConfig(tensor=2)}]
 )
 def test_growth_frees_its_source(fields, at_the_seam, monkeypatch):
-    def grow(run, source, target, state):
+    def enter(run, source, target, state):
         leaves = jax.tree_util.tree_leaves_with_path(state)
-        real_grow(run, source, target, state)
+        real_enter(run, source, target, state)
         assert [path for path, leaf in leaves if not leaf.is_deleted()] == []
         raise InterruptedError("seen")
 
-    real_grow = run_module.grow
-    monkeypatch.setattr(run_module, "grow", grow)
+    real_enter = run_module.enter
+    monkeypatch.setattr(run_module, "enter", enter)
     with pytest.raises(InterruptedError, match="seen"):
         train(with_stage_1(at_the_seam, **fields))
+
+
+def grown_run(world, workdir, growth, **fields):
+    """A run whose second stage, of eight steps, grows so, from 2 layers x 16 channels."""
+    config = with_stage_1(world.config(), growth=growth, **fields)
+    return dataclasses.replace(config, model_is="source", workdir=str(workdir))
+
+
+WIDE = {"embed": 2, "mlp": 2, "heads": 2}
+KEPT = {"optimizer_state": "keep", "rewarm": Rewarm(tokens=256), "scale_by_fan_in": True}
+
+
+@pytest.mark.parametrize(
+    ("growth", "fields"),
+    [
+        (chain(WidthSplit(**WIDE, split="uneven"), DepthZero(2)), KEPT),
+        (WidthZero(**WIDE), {"optimizer_state": "grow"}),
+        (chain(DepthRandom(2, 256), WidthRandom(**WIDE, mask_tokens=256)), {}),
+        (InsertBlock(1, at="last"), {"train_layers": "new"}),
+    ],
+    ids=["exact", "zero", "masked", "frozen"],
+)
+def test_models_grow_while_they_train_on_eight_devices(growth, fields, world, tmp_path):
+    config = grown_run(world, tmp_path, growth, **fields)
+    train(config)
+    [seam] = [row for row in rows(tmp_path) if row["kind"] == "growth"]
+    if growth.promise != "no":
+        assert seam["held_out_loss"] == pytest.approx(seam["held_out_loss_before"], abs=1e-5)
+    before, after = (
+        last_state(tmp_path, 1, step)["params"]["layers"]["down"] for step in (0, 8)
+    )
+    target = growth.target_config(config.model)
+    assert after.shape == (target.num_layers, target.mlp_dim, target.embed_dim)
+    # Layers below the first that learns are as they were, and all others are not.
+    frozen = 2 if "train_layers" in fields else 0
+    moved = [(old != new).any() for old, new in zip(before, after, strict=True)]
+    assert moved == [False] * frozen + [True] * (target.num_layers - frozen)
+
+
+def test_a_learned_growth_is_fitted_then_trained_and_may_be_killed_between(
+    world, tmp_path, monkeypatch, capsys
+):
+    growth = Learn(2, **WIDE, fit_steps=3)
+    whole, cut_short = (grown_run(world, tmp_path / name, growth) for name in ("a", "b"))
+    train(whole)
+
+    def clear(workdir, phase):
+        if phase.index == 2:
+            raise InterruptedError("killed")
+        real_clear(workdir, phase)
+
+    real_clear = run_module.clear
+    with monkeypatch.context() as patch:
+        patch.setattr(run_module, "clear", clear)
+        with pytest.raises(InterruptedError):
+            train(cut_short)
+    train(cut_short)
+    assert rows(tmp_path / "a") == rows(tmp_path / "b")
+    states = [last_state(tmp_path / name, 1, step=5) for name in ("a", "b")]
+    jax.tree.map(np.testing.assert_array_equal, *states)
+    # The source is held, the maps learn, and what they make is what goes on.
+    fits = [last_state(tmp_path / "a", 1, step, "fit")["params"] for step in (0, 3)]
+    jax.tree.map(np.testing.assert_array_equal, *(fit["source"] for fit in fits))
+    into_fit, into_train = [row for row in rows(tmp_path / "a") if row["kind"] == "growth"]
+    assert into_train["held_out_loss_before"] < into_fit["held_out_loss"]
+    same = pytest.approx(into_train["held_out_loss_before"], abs=1e-5)
+    assert into_train["held_out_loss"] == same
+
+
+def test_copies_that_stay_equal_are_told_of(world, tmp_path, monkeypatch, capsys):
+    config = grown_run(world, tmp_path, WidthSplit(**WIDE))
+    monkeypatch.setattr(
+        run_module, "run_phase", lambda run, phase, state, counts, last: (state, counts)
+    )
+    train(config)
+    said = " ".join(capsys.readouterr().out.split())
+    assert "have equal gradients, so they stay equal, as if the model were no larger" in said
 
 
 def test_a_loss_that_is_not_finite_ends_the_run_and_nothing_bad_is_saved(

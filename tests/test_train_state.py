@@ -13,7 +13,7 @@ from stackjax import model
 from stackjax.config import OptimizerConfig
 from stackjax.data.batch import Batch
 from stackjax.data.device import batch_sharding
-from stackjax.optimizer import build_optimizer
+from stackjax.optimizer import ParameterRates, build_optimizer
 from stackjax.sharding import on_mesh
 from stackjax.train_state import TrainState, eval_step, init_state, train_step
 
@@ -148,3 +148,87 @@ def test_evaluation_sums_the_loss_that_training_reports():
     sums, weight = evaluate(initial_state(), batch)
     assert float(weight) == batch.loss_weights.sum()
     assert float(sums.nll / weight) == pytest.approx(float(metrics["loss"]), rel=1e-5)
+
+
+def frozen_phase(config, trained):
+    """A phase in which only some layers learn."""
+    rates = ParameterRates(
+        source=config,
+        growth=None,
+        rewarm=None,
+        scale_by_fan_in=False,
+        trained_layers=trained,
+    )
+    return phase_of(config, rate=RATE, trained_layers=trained, parameter_rates=rates)
+
+
+@pytest.mark.parametrize(
+    ("name", "trained", "optimizer"),
+    [
+        ("gqa", (False, False, True), "adamw"),
+        ("gqa, tied, qk_norm", (True, False, True), "adamw"),
+        ("gqa", (True, False, True), "muon"),
+    ],
+)
+def test_frozen_layers_stay_bit_by_bit_and_the_rest_learns(name, trained, optimizer):
+    config = MODELS[name]
+    fields = OptimizerConfig(name=optimizer, peak_learning_rate=RATE, weight_decay=0.5)
+    tx = build_optimizer(fields, model.logical_axes(config))
+    step = jax.jit(functools.partial(train_step, frozen_phase(config, trained), tx, 1e-4))
+    params = random_params(config)
+    state = TrainState(jnp.int32(0), params, tx.init(params))
+    for seed in range(3):
+        state, _ = step(state, random_batch(seed))
+    for kind, leaf in state.params["layers"].items():
+        for before, after, learns in zip(params["layers"][kind], leaf, trained, strict=True):
+            if learns:
+                assert (before != after).mean() > 0.99, kind
+            else:
+                np.testing.assert_array_equal(after, before, err_msg=kind)
+    if config.tie_head:
+        assert (state.params["embedding"] != params["embedding"]).all()
+    else:
+        np.testing.assert_array_equal(state.params["embedding"], params["embedding"])
+        assert (state.params["head"] != params["head"]).all()
+    assert (state.params["final_norm"] != params["final_norm"]).all()
+
+
+MIDDLE = (False, True, False)
+compiled_frozen = jax.jit(functools.partial(train_step, frozen_phase(CONFIG, MIDDLE), TX, 0.0))
+
+
+def test_a_frozen_step_is_that_of_a_model_whose_gradient_has_holes():
+    batch = random_batch()
+    state, metrics = compiled_frozen(initial_state(), batch)
+    params, flat = initial_state().params, Batch(*(field[0] for field in batch))
+
+    def objective(params):
+        return model.next_token_loss(CONFIG, params, flat).nll / flat.loss_weights.sum()
+
+    loss, grads = jax.jit(jax.value_and_grad(objective))(params)
+    held = {"embedding": False, "final_norm": True, "head": True}
+    held["layers"] = {
+        kind: jnp.array(MIDDLE).reshape(-1, *(1,) * (leaf.ndim - 1))
+        for kind, leaf in params["layers"].items()
+    }
+    grads = jax.tree.map(lambda grad, learns: jnp.where(learns, grad, 0.0), grads, held)
+    updates, _ = TX.update(grads, TX.init(params), params)
+    expected = jax.tree.map(
+        lambda p, u, learns: jnp.where(learns, p - RATE * u, p), params, updates, held
+    )
+    assert float(metrics["loss"]) == pytest.approx(float(loss), rel=1e-5)
+    assert float(metrics["grad_norm"]) == pytest.approx(float(optax.tree.norm(grads)), rel=1e-5)
+    # As above: 1e-7 over epsilon, times the rate.
+    assert_same_params(state.params, expected, tolerance=1e-6)
+
+
+def test_a_frozen_step_is_the_same_on_a_mesh():
+    expected, _ = compiled_frozen(initial_state(), random_batch())
+    mesh = mesh_of("replica 2, fsdp 2, tensor 2")
+    with jax.set_mesh(mesh):
+        abstract = jax.eval_shape(lambda: init_state(CONFIG, TX, jax.random.key(0)))
+        layout = jax.tree.map(lambda leaf: leaf.sharding, on_mesh(abstract, mesh))
+        batch = jax.device_put(random_batch(), batch_sharding(mesh))
+        state, _ = compiled_frozen(jax.device_put(initial_state(), layout), batch)
+    # As above.
+    assert_same_params(state.params, expected.params, tolerance=1e-6)

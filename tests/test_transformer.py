@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import MODELS, first_microbatch, random_batch, random_params, tiny_model
+from conftest import MODELS, first_microbatch, phase_of, random_batch, random_params, tiny_model
 
 from stackjax import model
 from stackjax.axes import Axes
@@ -267,14 +267,15 @@ def test_layers_start_apart_from_each_other(initial_values):
         assert abs(np.corrcoef(first.ravel(), second.ravel())[0, 1]) < 0.4
 
 
-def loss_and_grads(config, spans=None):
+def loss_and_grads(config, spans=None, params=None):
     """A loss that every logit enters, and its gradient."""
 
     def loss(params):
         logits = model.apply(config, params, *inputs(), spans)
         return -jax.nn.log_softmax(logits)[..., 3].mean()
 
-    return jax.jit(jax.value_and_grad(loss))(random_params(config))
+    params = random_params(config) if params is None else params
+    return jax.jit(jax.value_and_grad(loss))(params)
 
 
 def span(num_layers, remat="none", unroll=1):
@@ -304,6 +305,63 @@ def test_how_layers_run_changes_neither_loss_nor_gradient(way):
     assert float(loss) == pytest.approx(float(expected_loss), rel=1e-6)
     for leaf, other in zip(jax.tree.leaves(grads), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(leaf, other, atol=1e-6 * np.abs(other).max() + 1e-7)
+
+
+# Which of three layers learn.
+TRAINED = {
+    "last": (False, False, True),
+    "middle": (False, True, False),
+    "first": (True, False, False),
+    "all but the middle": (True, False, True),
+    "all": (True, True, True),
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "remat"), [*((name, "none") for name in TRAINED), ("all but the middle", "full")]
+)
+def test_frozen_layers_run_as_ever_and_only_trained_ones_have_a_gradient(name, remat):
+    config = dataclasses.replace(MODELS["gqa"], remat=remat)
+    trained = TRAINED[name]
+    loss, grads = loss_and_grads(config, phase_of(config, trained_layers=trained).spans)
+    expected_loss, expected = plain_loss_and_grads()
+    # As above.
+    assert float(loss) == pytest.approx(float(expected_loss), rel=1e-6)
+    layers = dict.fromkeys(grads["layers"], np.array(trained))
+    learns = {"embedding": trained[0], "final_norm": True, "head": True, "layers": layers}
+    for leaf, full, here in zip(*map(jax.tree.leaves, (grads, expected, learns)), strict=True):
+        here = np.broadcast_to(here, len(leaf))
+        assert not np.any(leaf[~here])
+        assert np.any(full[~here]) or here.all()
+        tolerance = 1e-6 * np.abs(full).max() + 1e-7
+        np.testing.assert_allclose(leaf[here], full[here], atol=tolerance)
+
+
+def test_logits_do_not_depend_on_which_layers_learn():
+    config, tokens = MODELS["gqa"], inputs()
+    trained = TRAINED["all but the middle"]
+    logits, expected = (
+        jax.jit(functools.partial(model.apply, config, spans=spans))(
+            random_params(config), *tokens
+        )
+        for spans in (phase_of(config, trained_layers=trained).spans, None)
+    )
+    # As above.
+    np.testing.assert_allclose(logits, expected, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["last", "first"])
+def test_above_frozen_layers_a_tied_embedding_learns_as_the_head_alone(name):
+    tied = MODELS["mqa, tied"]
+    untied = dataclasses.replace(tied, tie_head=False)
+    params = random_params(tied)
+    spans = phase_of(tied, trained_layers=TRAINED[name]).spans
+    _, grads = loss_and_grads(tied, spans)
+    # The same model, with a head of its own that happens to be equal.
+    _, apart = loss_and_grads(untied, spans, params | {"head": params["embedding"].T})
+    expected = apart["head"].T + apart["embedding"]
+    assert np.any(apart["embedding"]) == TRAINED[name][0]
+    np.testing.assert_allclose(grads["embedding"], expected, atol=1e-6)
 
 
 def test_initial_values_are_the_same_on_every_mesh(initial_values, mesh):

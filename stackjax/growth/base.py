@@ -55,7 +55,7 @@ class Growth(abc.ABC):
             (inside,) = map(str, values.values())
         else:
             stated = [f.name for f in fields if values[f.name] != f.default]
-            inside = ", ".join(f"{name}={values[name]}".lower() for name in stated)
+            inside = ", ".join(f"{name}={values[name]}" for name in stated)
         return f"{_snake_case(type(self).__name__)}({inside})"
 
     @property
@@ -184,7 +184,8 @@ class Chain(Growth):
 def chain(*growths: Growth) -> Growth:
     """Returns the growth that applies `growths` from first to last.
 
-    Chains of chains are flat: `chain(a, chain(b, c)) == chain(chain(a, b), c)`.
+    Chains of chains are flat, `chain(a, chain(b, c)) == chain(chain(a, b), c)`, and a chain
+    of one growth is that growth.
     """
     links = tuple(
         link
@@ -198,7 +199,8 @@ def chain(*growths: Growth) -> Growth:
             raise ValueError(
                 f"{following} follows {link} in a chain; growth behind masks comes last."
             )
-    return Chain(links)
+    first, *rest = links
+    return Chain(links) if rest else first
 
 
 def _snake_case(name: str) -> str:

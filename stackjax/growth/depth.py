@@ -2,6 +2,7 @@
 
 import abc
 import dataclasses
+import re
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -111,6 +112,10 @@ class LayerMap(LayerGather):
             raise ValueError(
                 f"LayerMap {self.layers} must name at least one layer, counted from 0."
             )
+        if isinstance(self.layers, str):
+            # Blanks between digits stay, for the pattern to refuse.
+            pattern = re.sub(r"(?<!\d)\s+|\s+(?!\d)", "", self.layers)
+            object.__setattr__(self, "layers", pattern)
         self._indices()
 
     def __str__(self) -> str:

@@ -44,7 +44,9 @@ class Mask(Reparameterisation):
     """Tokens over which it opens."""
 
     def model_params(self, params: Any, axes: Any, tokens: jax.Array) -> Any:
-        opening = jnp.clip((tokens - self.first_tokens) / self.tokens, 0.0, 1.0)
+        # Floats, because whole runs have more tokens than an int32 can count.
+        since = tokens - float(self.first_tokens)
+        opening = jnp.clip(since / float(self.tokens), 0.0, 1.0)
         mask = jnp.where(jnp.array(self.is_new), opening, 1.0)
 
         def apply(leaf: jax.Array, names: Axes) -> jax.Array:

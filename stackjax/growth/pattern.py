@@ -3,6 +3,7 @@
 import re
 
 _RUN = re.compile(r"(\d+)\.\.(\d+)")
+_MAX_LAYERS = 10_000
 _PART = re.compile(r"\(([^()*-]+)\)(?:\*(\d+))?|([^()*-]+)(?:\*(\d+))?")
 
 
@@ -15,7 +16,7 @@ def parse_pattern(pattern: str) -> tuple[int, ...]:
     `1,2-(3..10)*2-11` is 1, 2, then 3 to 10 twice, then 11.
 
     Raises:
-      ValueError: The pattern cannot be read, or names layer 0.
+      ValueError: The pattern cannot be read, names layer 0, or makes more layers than 10000.
 
     >>> parse_pattern("1-23*2-4")
     (0, 1, 2, 1, 2, 3)
@@ -30,7 +31,10 @@ def parse_pattern(pattern: str) -> tuple[int, ...]:
         names = group or plain
         items = names.split(",") if numbered else list(names)
         run = [layer for item in items for layer in _parse_item(item, pattern)]
-        layers += run * int(group_times or plain_times or 1)
+        times = int(group_times or plain_times or 1)
+        if len(layers) + len(run) * times > _MAX_LAYERS:
+            raise _too_many(pattern)
+        layers += run * times
     if not layers:
         raise ValueError(f"layer map {pattern!r} has no layers.")
     return tuple(layer - 1 for layer in layers)
@@ -42,6 +46,8 @@ def _parse_item(item: str, pattern: str) -> list[int]:
     first, last = run.groups() if run else (item, item)
     if not first.isdecimal():
         raise _unreadable(pattern, item)
+    if int(last) - int(first) >= _MAX_LAYERS:
+        raise _too_many(pattern)
     layers = list(range(int(first), int(last) + 1))
     if not layers or layers[0] < 1:
         raise ValueError(
@@ -49,6 +55,10 @@ def _parse_item(item: str, pattern: str) -> list[int]:
             f"runs go upwards."
         )
     return layers
+
+
+def _too_many(pattern: str) -> ValueError:
+    return ValueError(f"layer map {pattern!r} has more layers than {_MAX_LAYERS}.")
 
 
 def _unreadable(pattern: str, part: str) -> ValueError:

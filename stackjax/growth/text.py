@@ -1,9 +1,11 @@
 """The textual form of growths: `stack(4)`, `width_split(embed=2, mlp=3/2)+noise(0.2)`."""
 
 import dataclasses
+import math
 import re
 import types
 import typing
+from collections.abc import Callable
 from fractions import Fraction
 from typing import Any, Literal
 
@@ -38,6 +40,8 @@ OPERATORS: dict[str, type[Growth]] = {
 """Every growth operator by its name in text."""
 
 _OPERATOR = re.compile(r"\s*(\w+)\s*\((.*)\)\s*", re.DOTALL)
+# No exponents, which could make numbers of any length.
+_RATIO = re.compile(r"[\d.]+(/\d+)?")
 
 
 def parse_growth(text: str) -> Growth:
@@ -51,8 +55,7 @@ def parse_growth(text: str) -> Growth:
     >>> parse_growth("stack(2)+noise(0.2)")
     Chain(growths=(Stack(factor=2), Noise(alpha=0.2)))
     """
-    growths = [_parse_operator(part, text) for part in _split(text, "+")]
-    return growths[0] if len(growths) == 1 else chain(*growths)
+    return chain(*(_parse_operator(part, text) for part in _split(text, "+")))
 
 
 def replace_field(growth: Growth, field: str, text: str) -> Growth:
@@ -104,32 +107,55 @@ def _parse_value(name: str, field: str, text: str) -> Any:
     hints = typing.get_type_hints(OPERATORS[name])
     if field not in hints:
         raise ValueError(f"{name} has no field {field!r}; it has {_list(hints)}.")
-    if OPERATORS[name] is LayerMap:
-        is_tuple = text.startswith("[") and text.endswith("]")
-        return tuple(_parse_int(item) for item in text[1:-1].split(",")) if is_tuple else text
-    hint = hints[field]
-    choices = typing.get_args(hint)
+    parse, rule = _parser(OPERATORS[name], hints[field])
     try:
-        if typing.get_origin(hint) is Literal:
-            if text not in choices:
-                raise ValueError(f"one of {_list(choices)}")
-            return text
-        if types.NoneType in choices and text == "none":
-            return None
-        if Fraction in choices:
-            ratio = Fraction(text)
-            return int(ratio) if ratio.denominator == 1 else ratio
-        return float(text) if hint is float else _parse_int(text)
-    except (ValueError, ZeroDivisionError) as error:
-        kinds = {float: "a number", int: "a whole number"}
-        rule = kinds.get(hint, "a whole number, or a ratio such as 3/2")
-        if typing.get_origin(hint) is Literal:
-            rule = str(error)
+        return parse(text)
+    except (ValueError, LookupError, ArithmeticError):
         raise ValueError(f"{name} has {field} {text!r}; it must be {rule}.") from None
 
 
+def _parser(kind: type[Growth], hint: Any) -> tuple[Callable[[str], Any], str]:
+    """Returns what reads a field of an operator, and what its text must be."""
+    choices = typing.get_args(hint)
+    if typing.get_origin(hint) is Literal:
+        return {choice: choice for choice in choices}.__getitem__, f"one of {_list(choices)}"
+    if kind is LayerMap:
+        return _parse_layers, "a pattern such as 12-3*2, or a list from 0 such as [0,1,1,2]"
+    if Fraction in choices:
+        return _parse_ratio, "a whole number, or a ratio such as 3/2"
+    if types.NoneType in choices:
+        return _parse_optional, "a whole number, or none"
+    return (_parse_float, "a number") if hint is float else (_parse_int, "a whole number")
+
+
+def _parse_layers(text: str) -> tuple[int, ...] | str:
+    is_list = text.startswith("[") and text.endswith("]")
+    return tuple(_parse_int(item) for item in text[1:-1].split(",")) if is_list else text
+
+
+def _parse_ratio(text: str) -> int | Fraction:
+    if _RATIO.fullmatch(text) is None:
+        raise ValueError
+    ratio = Fraction(text)
+    return int(ratio) if ratio.denominator == 1 else ratio
+
+
+def _parse_optional(text: str) -> int | None:
+    return None if text.lower() == "none" else _parse_int(text)
+
+
+def _parse_float(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError
+    return value
+
+
 def _parse_int(text: str) -> int:
-    value = float(text.replace("_", ""))
+    digits = text.strip().replace("_", "")
+    if digits.isdecimal():
+        return int(digits)  # a float would round
+    value = float(digits)
     if value != int(value):
         raise ValueError
     return int(value)

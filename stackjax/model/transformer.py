@@ -36,7 +36,7 @@ class LayerSpan:
     remat: RematPolicy
     unroll: int
     trains: bool = True
-    """Whether the layers have gradients; below the first that do, nothing has."""
+    """Whether the layers have gradients; unless all do, the embedding of tokens has none."""
 
 
 class _Named(flax.struct.PyTreeNode, nn.meta.AxisMetadata[jax.Array]):
@@ -246,16 +246,13 @@ def _run_layers(
         return _call(_Block(config), layer, x_BTD, turn, segments_BT), None
 
     start = 0
-    for i, span in enumerate(spans):
+    for span in spans:
         stop = start + span.num_layers
         part = layers
         if len(spans) > 1:
             part = jax.tree.map(lambda leaf: leaf[start:stop], layers)  # noqa: B023
         if not span.trains:
             part = jax.lax.stop_gradient(part)
-        if not any(earlier.trains for earlier in spans[: i + 1]):
-            # Nothing below learns either, so these layers only run forward.
-            x_BTD = jax.lax.stop_gradient(x_BTD)
         body = _remat(block, span.remat)
         x_BTD, _ = jax.lax.scan(body, x_BTD, part, unroll=min(span.unroll, span.num_layers))
         start = stop
@@ -311,6 +308,9 @@ def hidden(
         whole = (config.num_layers, config.remat, config.scan_unroll)
         spans = [LayerSpan(num_layers=whole[0], remat=whole[1], unroll=whole[2])]
     x_BTD = _call(_Embedding(config), params, tokens_BT)
+    if not all(span.trains for span in spans):
+        # Tokens are not learnt either, so layers below the first that learns only run forward.
+        x_BTD = jax.lax.stop_gradient(x_BTD)
     layers = params["layers"]
     x_BTD = _run_layers(config, layers, x_BTD, positions_BT, segments_BT, spans)
     return _call(_FinalNorm(config), params, x_BTD)

@@ -1,0 +1,30 @@
+"""The operators of arXiv:2405.15319, figure 3, as the paper runs them: 1.1B, 8e20 FLOPs.
+
+    python -m scripts.bakeoff configs/bakeoff_1b.py --dry-run
+
+lists a command for each operator at d = 10 and 50 billion tokens, and for the target from scratch.
+"""
+
+import dataclasses
+
+import bakeoff
+import gstack_1b
+
+from stackjax.config import Config
+
+
+def get_config() -> Config:
+    """Returns the run that stacks."""
+    return dataclasses.replace(gstack_1b.get_config(), workdir="runs/bakeoff_1b")
+
+
+def get_runs(seed: int) -> dict[str, Config]:
+    """Returns every run of the bake-off."""
+    return bakeoff.runs(
+        get_config(),
+        # 5000 steps for each mask, as in the released code.
+        bakeoff.operators(mask_tokens=5_000 * 1024 * 2048, fit_steps=100),
+        timings={"d": 10_000_000_000, "5d": 50_000_000_000},
+        flops=8e20,
+        seed=seed,
+    )

@@ -1,0 +1,27 @@
+"""Multi-stage layerwise training on a CPU (MSLT, arXiv:2011.13635): old layers are frozen.
+
+    python -m stackjax.train --config configs/mslt_tiny.py
+
+6 layers train, then the upper 6 of 12, then the upper 12 of 24, with head and final norm, and
+at last all of them. What lies below the first layer that learns only runs forward, and is
+charged for that alone.
+"""
+
+import dataclasses
+
+import gradual_tiny
+
+from stackjax.config import Config
+
+
+def get_config() -> Config:
+    """Returns the run."""
+    config = gradual_tiny.get_config()
+    base, second, third = (
+        dataclasses.replace(stage, tokens=150_000) for stage in config.stages
+    )
+    second, third = (
+        dataclasses.replace(stage, train_layers="new") for stage in (second, third)
+    )
+    stages = (base, second, third, base)
+    return dataclasses.replace(config, stages=stages, workdir="runs/mslt_tiny")

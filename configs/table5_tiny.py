@@ -1,0 +1,42 @@
+"""The eight patterns of arXiv:2405.15319, Table 5, on a CPU: 6 layers become 24.
+
+    python -m scripts.bakeoff configs/table5_tiny.py
+
+One pattern alone:
+
+    python -m stackjax.train --config configs/table5_tiny.py --stages.1.growth 'layer_map(12-3456*5-56)'
+"""
+
+import dataclasses
+
+import bakeoff
+import gradual_tiny
+
+from stackjax.config import Config
+from stackjax.flops import flops_6nd
+from stackjax.growth import LayerMap
+
+TOKENS = 400_000
+
+
+def get_config() -> Config:
+    """Returns the run that stacks all of the layers."""
+    config = gradual_tiny.get_config()
+    base, _, last = config.stages
+    stages = (
+        dataclasses.replace(base, tokens=100_000),
+        dataclasses.replace(last, growth=LayerMap("123456*4")),
+    )
+    return dataclasses.replace(config, stages=stages, workdir="runs/table5_tiny")
+
+
+def get_runs(seed: int) -> dict[str, Config]:
+    """Returns the run of every pattern."""
+    config = get_config()
+    return bakeoff.runs(
+        config,
+        bakeoff.PATTERNS,
+        timings={"d": 100_000},
+        flops=flops_6nd(config.model) * TOKENS,
+        seed=seed,
+    )

@@ -1,0 +1,325 @@
+"""Growth outside of a run: `python -m stackjax.grow SOURCE TARGET --growth 'stack(4)'`.
+
+Parameters are read and grown one after another, so that memory holds the target and one
+parameter of the source.
+"""
+
+import dataclasses
+import functools
+import math
+import time
+import typing
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import jax
+import jax.numpy as jnp
+import tyro
+from absl import logging
+from etils import epath
+from jax.sharding import Mesh
+
+from stackjax import model
+from stackjax.checkpoint import (
+    Contents,
+    absolute,
+    find_checkpoint,
+    load_part,
+    read_contents,
+    shapes,
+    write_first,
+)
+from stackjax.config import Config, GrowthField, OptimizerConfig
+from stackjax.config_file import read_config
+from stackjax.data.loader import open_source
+from stackjax.data.staging import refuse_existing
+from stackjax.errors import one_line_errors
+from stackjax.evaluate import check_held_out, check_promise, model_loss
+from stackjax.flops import num_params
+from stackjax.growth import Growth, Learn, grow_opt_state
+from stackjax.growth.base import Chain
+from stackjax.model import ModelConfig, Params
+from stackjax.model.config import axis_size
+from stackjax.optimizer import build_optimizer
+from stackjax.sharding import MeshConfig, build_mesh, laid_out, partition, partition_of
+from stackjax.summary import describe
+from stackjax.train_state import TrainState
+
+_KEEPS = "keeps the function: the loss is the same, up to rounding"
+_PROMISES = {
+    "no": "does not keep the function: the loss moves, and comes back while it trains",
+    "exact_at_start": _KEEPS,
+    "exact": _KEEPS,
+}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class GrowConfig:
+    """Grows the model of a checkpoint, outside of a run."""
+
+    source: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="SOURCE")]
+    """A run, a directory of checkpoints, or one of them; of several the newest grows."""
+    target: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="TARGET")]
+    """Directory to write, as a checkpoint at step 0; it must be new, or empty."""
+    growth: GrowthField
+    """How the model grows: `stack(4)`."""
+    optimizer_state: Literal["drop", "grow", "keep"] = "drop"
+    """Whether the optimizer state is left out, its moments grow as the gradient does, or old
+    moments stay as they are and new ones are zero."""
+    config: Path | None = None
+    """An experiment, whose held-out sequences are to be evaluated before and after."""
+    seed: int = 0
+    """Seed of what is new and random."""
+
+
+def grow(config: GrowConfig) -> epath.Path:
+    """Writes the checkpoint of a grown model, and returns where.
+
+    Raises:
+      FileExistsError: TARGET is not empty.
+      ValueError: SOURCE holds no model, or it cannot grow so.
+      OSError: A file could not be read or written.
+    """
+    start = time.monotonic()
+    directory: Any = absolute(config.target)
+    refuse_existing(directory)
+    checkpoint = find_checkpoint(absolute(config.source))
+    contents, saved = read_contents(checkpoint)
+    _check_is_model(checkpoint, contents)
+    growth, source = config.growth, contents.model
+    _check_growth(config, source)
+    target = growth.target_config(source)
+    optimizer = None
+    if config.optimizer_state != "drop":
+        optimizer = saved_optimizer(checkpoint, source, saved)
+    run = None if config.config is None else read_config(config.config)
+    print(_plan(checkpoint, contents, growth, target))
+
+    rows = [] if run is None else [run.evaluation.batch_size]
+    mesh = _mesh(source.embed_dim, target.embed_dim, *rows)
+    with jax.set_mesh(mesh):
+        before = math.nan
+        if run is not None:
+            whole = abstract_part(source, None, model.logical_axes(source))
+            params = load_part(checkpoint, whole, mesh).params
+            before = _held_out_loss(run, source, mesh, params)
+            del params
+        state = grow_by_parts(
+            growth,
+            source,
+            optimizer,
+            functools.partial(load_part, checkpoint, mesh=mesh),
+            jax.random.key(config.seed),
+            "keep" if config.optimizer_state == "keep" else "grow",
+        )
+        if run is not None:
+            after = _held_out_loss(run, target, mesh, state.params)
+            print(f"loss    held-out {before:.4f} -> {after:.4f}")
+            check_promise(growth, target, before, after)
+        grown = write_first(directory, state, dataclasses.replace(contents, model=target))
+    num_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
+    print(f"wrote   {grown}: {num_bytes / 1e6:.4g} MB in {time.monotonic() - start:.1f} s")
+    return grown
+
+
+def grow_by_parts(
+    growth: Growth,
+    source: ModelConfig,
+    optimizer: OptimizerConfig | None,
+    load: Callable[[TrainState], TrainState],
+    key: jax.Array,
+    moments: Literal["grow", "keep"] = "grow",
+) -> TrainState:
+    """Returns the state at step 0 of the grown model, made one parameter at a time.
+
+    Bit for bit what `grow_state` makes of all of them at once.
+
+    Args:
+      source: The config of the model that grows.
+      optimizer: The optimizer whose state grows with the parameters; None leaves it out.
+      load: Returns a part of the source's state, given its shapes, types and partitions.
+      key: Randomness of the operator.
+      moments: What becomes of the optimizer state.
+    """
+    axes, target = model.logical_axes(source), growth.target_config(source)
+    grown: dict[str, jax.Array] = {}
+    for path, _ in jax.tree_util.tree_leaves_with_path(axes):
+        part = _only(axes, path)
+        layout = jax.tree.map(partition_of, abstract_part(target, optimizer, part))
+        grow_fn = functools.partial(grow_part, growth, source, part, layout, moments=moments)
+        state = jax.jit(grow_fn)(load(abstract_part(source, optimizer, part)), key)
+        # Waited for, so that the parameter of the source is free before the next is read.
+        grown |= _by_path(jax.block_until_ready(state))
+    whole = abstract_part(target, optimizer, axes)
+    return jax.tree_util.tree_map_with_path(
+        lambda path, _: grown[jax.tree_util.keystr(path)], whole
+    )
+
+
+def grow_part(
+    growth: Growth,
+    source: ModelConfig,
+    axes: Any,
+    layout: TrainState,
+    state: TrainState,
+    key: jax.Array,
+    *,
+    moments: Literal["grow", "keep"],
+) -> TrainState:
+    """Returns the state at step 0 of some of the grown model's parameters.
+
+    Args:
+      axes: The `Axes` of these parameters.
+      layout: The partitions of what it returns.
+      state: The source's state of these parameters.
+    """
+
+    def grow_params(params: Params, key: jax.Array) -> Params:
+        grow_key, fresh_key = jax.random.split(key)
+
+        def fresh(config: ModelConfig) -> Params:
+            whole = model.init(config, fresh_key)
+            ((path, _),) = jax.tree_util.tree_leaves_with_path(axes)
+            return _only(whole, path)
+
+        return growth.grow_params(params, axes, source, key=grow_key, fresh=fresh)
+
+    def grow_moments(opt_state: Any) -> Any:
+        return grow_opt_state(growth, opt_state, axes, source, mode=moments)
+
+    # Operators are free of layouts: inside, the compiler finds them.
+    params = laid_out(grow_params, layout.params)(state.params, key)
+    opt_state = state.opt_state
+    if opt_state is not None:
+        opt_state = laid_out(grow_moments, layout.opt_state)(opt_state)
+    return TrainState(jnp.zeros((), jnp.int32), params, opt_state)
+
+
+def abstract_part(
+    config: ModelConfig, optimizer: OptimizerConfig | None, axes: Any
+) -> TrainState:
+    """Returns shapes, types and partitions of the state of some parameters of a model.
+
+    Args:
+      optimizer: None leaves its state out.
+      axes: The `Axes` of the parameters.
+    """
+
+    def state() -> TrainState:
+        params = jax.tree.map(
+            lambda names: jnp.zeros(
+                tuple(axis_size(config, name) for name in names.names),
+                out_sharding=partition(names),
+            ),
+            axes,
+        )
+        opt_state = None if optimizer is None else build_optimizer(optimizer, axes).init(params)
+        return TrainState(jnp.zeros((), jnp.int32), params, opt_state)
+
+    return jax.eval_shape(state)
+
+
+def saved_optimizer(
+    checkpoint: epath.Path, config: ModelConfig, saved: dict[str, tuple[int, ...]]
+) -> OptimizerConfig:
+    """Returns an optimizer whose state has the arrays that a checkpoint holds.
+
+    Nothing that grows depends on its numbers, so these may be others than it had.
+    """
+    names = typing.get_args(typing.get_type_hints(OptimizerConfig)["name"])
+    for name in names:
+        optimizer = OptimizerConfig(name=name, peak_learning_rate=1.0)
+        if shapes(abstract_part(config, optimizer, model.logical_axes(config))) == saved:
+            return optimizer
+    raise ValueError(
+        f"{checkpoint} holds no optimizer state of {' or '.join(names)} to grow; leave "
+        f"--optimizer-state at drop."
+    )
+
+
+def _check_is_model(checkpoint: epath.Path, contents: Contents) -> None:
+    if not contents.is_model:
+        raise ValueError(
+            f"{checkpoint} holds a model that is not done growing: its maps are still being "
+            f"fitted, or its masks are not open; name a later checkpoint."
+        )
+
+
+def _check_growth(config: GrowConfig, source: ModelConfig) -> None:
+    """Raises ValueError where a growth needs a run."""
+    if config.growth.reparameterisations(source):
+        raise ValueError(
+            f"--growth {config.growth} lets in what is new through masks, which open while "
+            f"the model trains and which a checkpoint does not hold; such growth only works "
+            f"inside a run, as the growth of a stage."
+        )
+    if _is_learned(config.growth) and config.optimizer_state != "drop":
+        raise ValueError(
+            f"--optimizer-state is {config.optimizer_state!r}, but nothing is known of how "
+            f"moments grow by {config.growth}; leave it at drop."
+        )
+
+
+def _is_learned(growth: Growth) -> bool:
+    links = growth.growths if isinstance(growth, Chain) else (growth,)
+    return any(isinstance(link, Learn) for link in links)
+
+
+def _plan(
+    checkpoint: epath.Path, contents: Contents, growth: Growth, target: ModelConfig
+) -> str:
+    """Returns what is going to be done, in words."""
+    source = contents.model
+    maps = growth.axis_maps(source)
+    layers = maps["layers"].sources if "layers" in maps else range(source.num_layers)
+    lines = [
+        f"source  {checkpoint}: {_sizes(source)}, after {contents.counts.tokens:,} tokens",
+        f"growth  {growth} {_PROMISES[growth.promise]}",
+        f"layers  {' '.join(str(layer + 1) for layer in layers)}",
+        f"target  {_sizes(target)}",
+    ]
+    if _is_learned(growth):
+        lines.append("note    the maps are the initial ones; only a run fits them")
+    return "\n".join(lines)
+
+
+def _sizes(config: ModelConfig) -> str:
+    return f"{describe(config)}, {num_params(config) / 1e6:.3g}M parameters"
+
+
+def _mesh(*sizes: int) -> Mesh:
+    """Returns the mesh of as many devices as divide all sizes."""
+    devices = jax.local_devices()
+    return build_mesh(MeshConfig(), devices[: math.gcd(len(devices), *sizes)])
+
+
+def _held_out_loss(run: Config, config: ModelConfig, mesh: Mesh, params: Params) -> float:
+    held_out = open_source(run.data, "validation", config.vocab_size)
+    check_held_out(run.evaluation, held_out)
+    # What has to divide the sequences goes with the data.
+    config = dataclasses.replace(config, loss_chunk=run.model.loss_chunk)
+    return model_loss(run, config, held_out, mesh)(params)
+
+
+def _only(tree: Any, path: Any) -> Any:
+    """Returns nested dicts that hold nothing but what is at a path."""
+    name, *rest = path
+    return {name.key: _only(tree[name.key], rest) if rest else tree[name.key]}
+
+
+def _by_path(tree: Any) -> dict[str, Any]:
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {jax.tree_util.keystr(path): leaf for path, leaf in leaves}
+
+
+def main() -> None:
+    """Runs the command line."""
+    # Orbax and Grain log, with tracebacks, the errors that they raise as well.
+    logging.set_verbosity(logging.FATAL)
+    with one_line_errors():
+        grow(tyro.cli(GrowConfig, prog="python -m stackjax.grow"))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,158 @@
+"""A judge of what parameters compute that is not ours: transformers, in float64.
+
+Nothing of it comes from the package: neither the model nor the way its masks work.
+"""
+
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+import transformers
+
+from stackjax.model import ModelConfig
+
+# Threads that share so little work spend their time waiting for each other.
+torch.set_num_threads(1)
+
+
+@torch.inference_mode()
+def logits(
+    config: ModelConfig,
+    params: dict,
+    tokens_BT: np.ndarray,
+    masks: Mapping[str, np.ndarray] | None = None,
+) -> np.ndarray:
+    """The logits of the vocabulary without its padding, [B, T, V].
+
+    Args:
+      masks: Masks of activations along "layers", "embed", "mlp" and "heads", as those of
+        arXiv:2305.02869; axes that are not named are open. A tied head reads the
+        embeddings as they are masked.
+    """
+    network = _network(config)
+    weights = {
+        f"{name}.weight": torch.tensor(value, dtype=torch.float64)
+        for name, value in _weights(config, params).items()
+    }
+    network.load_state_dict(weights)
+    if masks is not None:
+        _mask(config, network, masks)
+    out = network(torch.tensor(tokens_BT, dtype=torch.long), use_cache=False)
+    return out.logits[..., : config.vocab_size].numpy()
+
+
+class _LlamaConfig(transformers.LlamaConfig):
+    """Whose channels need not divide over the heads, since these have a size of their own."""
+
+    def validate_architecture(self):
+        pass
+
+
+def _network(config: ModelConfig) -> torch.nn.Module:
+    """LLaMA, or Qwen 3 for its norms of queries and keys."""
+    llama = _LlamaConfig, transformers.LlamaForCausalLM
+    qwen = transformers.Qwen3Config, transformers.Qwen3ForCausalLM
+    make_config, make_network = qwen if config.qk_norm else llama
+    network = make_network(
+        make_config(
+            vocab_size=config.padded_vocab_size,
+            hidden_size=config.embed_dim,
+            intermediate_size=config.mlp_dim,
+            num_hidden_layers=config.num_layers,
+            num_attention_heads=config.num_heads,
+            num_key_value_heads=config.num_kv_heads,
+            head_dim=config.head_dim,
+            rms_norm_eps=config.norm_epsilon,
+            rope_parameters={"rope_type": "default", "rope_theta": config.rope_theta},
+            tie_word_embeddings=config.tie_head,
+            # The softmax of its eager attention is float32.
+            attn_implementation="sdpa",
+        )
+    ).double()
+    for name, module in list(network.named_modules()):
+        if name.endswith("norm"):
+            # Its own norms compute in float32; PyTorch's do not.
+            shape = tuple(module.weight.shape)
+            norm = torch.nn.RMSNorm(shape, eps=config.norm_epsilon, dtype=torch.float64)
+            network.set_submodule(name, norm)
+    return network
+
+
+def _weights(config: ModelConfig, params: dict) -> dict[str, np.ndarray]:
+    """Parameters by their names in transformers, matrices [writes, reads]."""
+    weights = {
+        "model.embed_tokens": params["embedding"],
+        "model.norm": params["final_norm"],
+        "lm_head": params["embedding"] if config.tie_head else params["head"].T,
+    }
+    for i in range(config.num_layers):
+        layer = {name: leaf[i] for name, leaf in params["layers"].items()}
+        matrices = {
+            "self_attn.q_proj": layer["query"].reshape(config.embed_dim, -1).T,
+            "self_attn.k_proj": layer["key"].reshape(config.embed_dim, -1).T,
+            "self_attn.v_proj": layer["value"].reshape(config.embed_dim, -1).T,
+            "self_attn.o_proj": layer["out"].reshape(-1, config.embed_dim).T,
+            "mlp.gate_proj": layer["gate_up"][:, 0].T,
+            "mlp.up_proj": layer["gate_up"][:, 1].T,
+            "mlp.down_proj": layer["down"].T,
+        }
+        norms = {
+            "input_layernorm": layer["attention_norm"],
+            "post_attention_layernorm": layer["mlp_norm"],
+        }
+        if config.qk_norm:
+            norms["self_attn.q_norm"] = layer["query_norm"]
+            norms["self_attn.k_norm"] = layer["key_norm"]
+        for name, value in (matrices | norms).items():
+            weights[f"model.layers.{i}.{name}"] = value
+    return weights
+
+
+class _MaskedRMSNorm(torch.nn.Module):
+    """RMSNorm of masked channels: its mean square counts each as much as it is open."""
+
+    def __init__(self, gain: torch.Tensor, mask: torch.Tensor, epsilon: float):
+        super().__init__()
+        self.gain, self.mask, self.epsilon = gain, mask, epsilon
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        mean_square = x.square().sum(-1, keepdim=True) / self.mask.sum()
+        return x / torch.sqrt(mean_square + self.epsilon) * self.gain * self.mask
+
+
+def _mask(
+    config: ModelConfig, network: torch.nn.Module, masks: Mapping[str, np.ndarray]
+) -> None:
+    """Multiplies activations: channels wherever they are written, units, heads, layers."""
+    sizes = {
+        "layers": config.num_layers,
+        "embed": config.embed_dim,
+        "mlp": config.mlp_dim,
+        "heads": config.num_heads,
+    }
+    open_masks = {axis: np.ones(size) for axis, size in sizes.items()}
+    mask = {axis: torch.tensor(values) for axis, values in (open_masks | dict(masks)).items()}
+    body = network.model
+
+    def norm(gain: torch.Tensor) -> _MaskedRMSNorm:
+        return _MaskedRMSNorm(gain, mask["embed"], config.norm_epsilon)
+
+    _scale_output(body.embed_tokens, mask["embed"])
+    for layer, is_open in zip(body.layers, mask["layers"], strict=True):
+        layer.input_layernorm = norm(layer.input_layernorm.weight)
+        _scale_input(layer.self_attn.o_proj, mask["heads"].repeat_interleave(config.head_dim))
+        _scale_output(layer.self_attn.o_proj, mask["embed"] * is_open)
+        layer.post_attention_layernorm = norm(layer.post_attention_layernorm.weight)
+        _scale_input(layer.mlp.down_proj, mask["mlp"])
+        _scale_output(layer.mlp.down_proj, mask["embed"] * is_open)
+    body.norm = norm(body.norm.weight)
+    if config.tie_head:
+        _scale_input(network.lm_head, mask["embed"])
+
+
+def _scale_input(module: torch.nn.Module, factor: torch.Tensor) -> None:
+    module.register_forward_pre_hook(lambda _, args: args[0] * factor)
+
+
+def _scale_output(module: torch.nn.Module, factor: torch.Tensor) -> None:
+    module.register_forward_hook(lambda _, args, out: out * factor)

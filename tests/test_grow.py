@@ -1,0 +1,225 @@
+"""Growth outside of a run is the growth of a run, one parameter at a time."""
+
+import dataclasses
+import functools
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import GROWTHS, MODELS, mesh_of, phase_of, random_params, tiny_model
+from etils import epath
+from runs import last_state, rows
+
+from stackjax import grow as command
+from stackjax import model
+from stackjax.checkpoint import Checkpoints, find_checkpoint, read_contents
+from stackjax.config import CheckpointConfig, OptimizerConfig
+from stackjax.growth import DepthRandom, Learn, Stack
+from stackjax.growth.learned import Fit
+from stackjax.optimizer import build_optimizer
+from stackjax.phases import Counts
+from stackjax.sharding import on_mesh
+from stackjax.train_state import TrainState, grow_state, init_state
+
+KEY = jax.random.key(0)
+ADAMW = OptimizerConfig(peak_learning_rate=1e-2)
+MUON = OptimizerConfig(name="muon", peak_learning_rate=1e-2)
+
+
+def by_path(tree):
+    return {
+        jax.tree_util.keystr(path): leaf
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+    }
+
+
+def assert_same(tree, other):
+    assert jax.tree.structure(tree) == jax.tree.structure(other)
+    expected = by_path(other)
+    for path, leaf in by_path(tree).items():
+        np.testing.assert_array_equal(leaf, expected[path], err_msg=path)
+
+
+def state_of(config, optimizer) -> TrainState:
+    """A state whose moments all differ."""
+    params, rng = random_params(config), np.random.default_rng(1)
+    opt_state = build_optimizer(optimizer, model.logical_axes(config)).init(params)
+    opt_state = jax.tree.map(
+        lambda leaf: rng.uniform(1, 2, leaf.shape).astype(leaf.dtype), opt_state
+    )
+    return TrainState(jnp.int32(4), params, opt_state)
+
+
+@pytest.mark.parametrize(
+    ("name", "optimizer", "moments", "on"),
+    [
+        ("stack", MUON, "keep", "fsdp 8"),
+        ("depth zero, stacked, fresh", None, "grow", "one device"),
+        ("chain with noise", ADAMW, "grow", "one device"),
+        ("learn both", None, "grow", "one device"),
+    ],
+)
+def test_parameters_grown_one_at_a_time_are_those_grown_at_once(name, optimizer, moments, on):
+    source, growth, mesh = MODELS["gqa"], GROWTHS[name], mesh_of(on)
+    target, whole = growth.target_config(source), state_of(source, optimizer or ADAMW)
+    held, asked = by_path(whole), []
+
+    def load(abstract):
+        asked.append(len(jax.tree.leaves(abstract.params)))
+        return jax.tree_util.tree_map_with_path(
+            lambda path, leaf: jax.device_put(held[jax.tree_util.keystr(path)], leaf.sharding),
+            on_mesh(abstract, mesh),
+        )
+
+    tx = build_optimizer(optimizer or ADAMW, model.logical_axes(target))
+    at_once = functools.partial(grow_state, growth, source, tx, moments=moments)
+    if optimizer is None:
+        at_once = functools.partial(at_once, moments="reset")
+    expected = jax.jit(at_once)(whole, key=KEY)
+    with jax.set_mesh(mesh):
+        grown = command.grow_by_parts(growth, source, optimizer, load, KEY, moments)
+        layout = on_mesh(jax.eval_shape(lambda: init_state(target, tx, KEY)), mesh)
+    assert asked == [1] * len(jax.tree.leaves(whole.params))
+    if optimizer is None:
+        expected, layout = (
+            dataclasses.replace(state, opt_state=None) for state in (expected, layout)
+        )
+    assert_same(grown, expected)
+    for leaf, place in zip(jax.tree.leaves(grown), jax.tree.leaves(layout), strict=True):
+        assert leaf.sharding.is_equivalent_to(place.sharding, leaf.ndim)
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """The command: its exit code, and what it prints."""
+
+    def call(*args):
+        monkeypatch.setattr("sys.argv", ["grow", *map(str, args)])
+        code = 0
+        try:
+            command.main()
+        except SystemExit as error:
+            code = error.code
+        return code, *capsys.readouterr()
+
+    return call
+
+
+def test_a_run_grows_outside_of_it_again_and_again(uncut, tmp_path, run):
+    once, twice = tmp_path / "once", tmp_path / "twice"
+    moments = ("--optimizer-state", "grow")
+    # As a run directory, which is more than the command asks for.
+    target = once / "stage_0" / "train"
+    code, out, err = run(uncut / "stage_0/train", target, "--growth", "stack(2)", *moments)
+    assert (code, err) == (0, "")
+    assert re.search(r"stage_0/train/8: 1 layers x 16 channels.* after 1,024 tokens\n", out)
+    assert "\nlayers  1 1\ntarget  2 layers x 16 channels" in out
+    source, grown = last_state(uncut, 0), last_state(once, 0, step=0)
+    for name, leaf in grown["params"]["layers"].items():
+        np.testing.assert_array_equal(leaf, np.repeat(source["params"]["layers"][name], 2, 0))
+    assert (grown["opt_state"][1]["count"], grown["step"]) == (8, 0)
+    contents, _ = read_contents(find_checkpoint(epath.Path(once)))
+    assert contents.model.num_layers == 2
+    assert contents.counts.tokens == 8 * 128
+
+    growth = "width_split(embed=2, mlp=2, heads=2) + depth_zero(2)"
+    config = uncut.parent / "config.py"
+    code, out, err = run(once, twice, "--growth", growth, "--config", config)
+    assert (code, err) == (0, "")
+    assert "depth_zero(factor=2) keeps the function" in out
+    assert "target  4 layers x 32 channels, 8/4 heads, 64 units" in out
+    before, after = map(float, re.search(r"held-out (\S+) -> (\S+)", out).groups())
+    (seam,) = (row for row in rows(uncut) if row["kind"] == "growth")
+    # Four digits are printed. The seam of the run stacks the same layers.
+    assert before == pytest.approx(seam["held_out_loss"], abs=1e-4)
+    assert after == pytest.approx(before, abs=2e-4)
+
+    code, _, err = run(twice, tmp_path / "x", "--growth", growth, *moments)
+    assert code == 2
+    assert re.search(r"twice/0 holds no optimizer state of adamw or muon to grow; leave", err)
+    assert not (tmp_path / "x").exists()
+
+
+def test_what_is_grown_with_its_optimizer_is_restored_as_a_run_is(uncut, tmp_path, run):
+    args = ("--growth", "stack(2)", "--optimizer-state", "keep")
+    assert run(uncut / "stage_0/train/6", tmp_path / "stage_0" / "train", *args)[0] == 0
+    contents, _ = read_contents(find_checkpoint(epath.Path(tmp_path)))
+    keep = CheckpointConfig(every_tokens=1)
+    mesh = mesh_of("one device")
+    axes = model.logical_axes(contents.model)
+    with jax.set_mesh(mesh):
+        phase = phase_of(contents.model)
+        with Checkpoints(epath.Path(tmp_path), phase, keep) as checkpoints:
+            abstract = command.abstract_part(contents.model, ADAMW, axes)
+            state, counts = checkpoints.restore(abstract, mesh)
+    assert counts.tokens == 6 * 128
+    before = last_state(uncut, 0, step=6)["opt_state"][1]["nu"]["head"]
+    np.testing.assert_array_equal(state.opt_state[1].nu["head"], before)
+
+
+def test_a_promise_that_is_broken_leaves_nothing(uncut, tmp_path, run, monkeypatch):
+    monkeypatch.setattr(Stack, "promise", "exact")
+    args = ("--growth", "stack(2)", "--config", uncut.parent / "config.py")
+    code, _, err = run(uncut / "stage_0/train", tmp_path / "x", *args)
+    assert code == 2
+    assert re.match(r"error: stack\(2\) promises to keep the function \(exact\), but", err)
+    assert not (tmp_path / "x").exists()
+
+
+# What is asked for, and what the line must say.
+ERRORS = {
+    "no such path": (("nowhere", "new", "stack(2)"), "there is no checkpoint in .*nowhere; na"),
+    "no checkpoint": (("data", "new", "stack(2)"), "there is no checkpoint in .*data; name"),
+    "target taken": (("uncut", "uncut", "stack(2)"), "output '.*uncut' exists already; remove"),
+    "masks": (
+        ("uncut", "new", "depth_random(2, 100)"),
+        r"--growth depth_random\(factor=2, mask_tokens=100\) lets in .* works inside a run, as",
+    ),
+    "learned moments": (
+        ("uncut", "new", "learn(2)", "--optimizer-state", "grow"),
+        r"--optimizer-state is 'grow', but .* moments grow by learn\(factor=2\); leave it at",
+    ),
+    "no such layer": (
+        ("uncut", "new", "layer_map(1-9)"),
+        "'1-9' names layer 9 .* with 2 layers",
+    ),
+    "no such config": (
+        ("uncut", "new", "stack(2)", "--config", "nowhere.py"),
+        "--config nowhere.py: there is no such file",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", ERRORS)
+def test_what_cannot_be_is_one_line(name, uncut, run):
+    (source, target, growth, *rest), message = ERRORS[name]
+    world = uncut.parent
+    code, _, err = run(world / source, world / target, "--growth", growth, *rest)
+    assert code == 2
+    assert re.match(f"error: .*{message}.*\n$", err)
+    assert not (world / "new").exists()
+
+
+def test_a_model_that_is_not_done_growing_is_refused(tmp_path, run):
+    source = tiny_model(num_layers=2)
+    masks = DepthRandom(2, mask_tokens=4 * 64).reparameterisations(tiny_model(num_layers=1))
+    phase = phase_of(source, reparameterisations=masks)
+    keep = CheckpointConfig(every_tokens=1, keep_last=2)
+    mesh = mesh_of("one device")
+    with (
+        jax.set_mesh(mesh),
+        Checkpoints(epath.Path(tmp_path), phase, keep) as checkpoints,
+    ):
+        for step in (3, 4):
+            state = jax.tree.map(jnp.asarray, state_of(source, ADAMW))
+            checkpoints.save(step, state, Counts())
+    directory = tmp_path / phase.directory
+    code, _, err = run(directory / "3", tmp_path / "x", "--growth", "stack(2)")
+    assert code == 2
+    assert re.match(r"error: .*train/3 holds a model that is not done growing: .*\n$", err)
+    fit = phase_of(source, reparameterisations=(Fit(Learn(2), source),))
+    assert not fit.trains_model(10**9)
+    # Once the mask is open, it is a model like any other.
+    assert run(directory / "4", tmp_path / "x", "--growth", "stack(2)")[0] == 0
