@@ -7,7 +7,7 @@ by `python -m scripts.bakeoff configs/NAME.py`.
 import dataclasses
 from collections.abc import Mapping
 
-from stackjax.config import Config
+from stackjax.config import Config, Stage
 from stackjax.growth import parse_growth
 from stackjax.phases import last_stage_tokens
 
@@ -74,29 +74,46 @@ def runs(
       timings: Tokens of the first stage (d) by name.
       flops: What every run costs (6ND), the small model and a fit included.
     """
-    cells = {
-        f"{name}, {d}": (growth, tokens)
-        for d, tokens in timings.items()
-        for name, growth in growths.items()
-    }
+    found = grown_runs(grown, growths, timings=timings, flops=flops, seed=seed)
+    return found | {"scratch": scratch_run(grown, flops=flops, seed=seed)}
+
+
+def grown_runs(
+    grown: Config,
+    growths: Mapping[str, str],
+    *,
+    timings: Mapping[str, int],
+    flops: float,
+    seed: int,
+) -> dict[str, Config]:
+    """Returns a run for each growth and growth timing; the arguments are those of `runs`."""
     base, last = grown.stages
     found = {}
-    for name, (growth, tokens) in cells.items():
-        stages = (
-            dataclasses.replace(base, tokens=tokens),
-            # More than it can need, until its length is settled.
-            dataclasses.replace(last, tokens=10**15, growth=parse_growth(growth)),
-        )
-        found[name] = _cell(grown, name, stages, flops, seed)
-    scratch = (dataclasses.replace(last, tokens=10**15, growth=None),)
-    return found | {"scratch": _cell(grown, "scratch", scratch, flops, seed)}
+    for timing, tokens in timings.items():
+        for growth, text in growths.items():
+            stages = (
+                dataclasses.replace(base, tokens=tokens),
+                dataclasses.replace(last, growth=parse_growth(text)),
+            )
+            name = f"{growth}, {timing}"
+            found[name] = _cell(grown, name, stages, flops, seed)
+    return found
 
 
-def _cell(grown: Config, name: str, stages: tuple, flops: float, seed: int) -> Config:
+def scratch_run(grown: Config, *, flops: float, seed: int) -> Config:
+    """Returns the run that trains the target from scratch, for as many FLOPs."""
+    stage = dataclasses.replace(grown.stages[-1], growth=None)
+    return _cell(grown, "scratch", (stage,), flops, seed)
+
+
+def _cell(
+    grown: Config, name: str, stages: tuple[Stage, ...], flops: float, seed: int
+) -> Config:
     slug = name.replace(", ", "-").replace(" ", "_").replace("*", "x")
+    # More than it can need, until the length of the last stage is settled.
+    longer = (*stages[:-1], dataclasses.replace(stages[-1], tokens=10**15))
     config = dataclasses.replace(
-        grown, stages=stages, seed=seed, workdir=f"{grown.workdir}/{slug}-seed_{seed}"
+        grown, stages=longer, seed=seed, workdir=f"{grown.workdir}/{slug}-seed_{seed}"
     )
-    length = last_stage_tokens(config, flops)
-    settled = (*stages[:-1], dataclasses.replace(stages[-1], tokens=length))
-    return dataclasses.replace(config, stages=settled)
+    last = dataclasses.replace(stages[-1], tokens=last_stage_tokens(config, flops))
+    return dataclasses.replace(config, stages=(*stages[:-1], last))

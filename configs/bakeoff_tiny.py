@@ -1,6 +1,6 @@
 """The operators of arXiv:2405.15319, figure 3, on a CPU: 8 layers x 64, from a fourth.
 
-    python -m scripts.bakeoff configs/bakeoff_tiny.py
+    python -m scripts.bakeoff configs/bakeoff_tiny.py --jobs 2
 
 runs all eight at two growth timings and the target from scratch, every run for the FLOPs of 1M
 bytes from scratch, in less than an hour on two cores. One operator alone:
@@ -43,7 +43,7 @@ def get_config() -> Config:
         config,
         model=model,
         stages=(base, last),
-        evaluation=EvaluationConfig(every_tokens=50_000, num_sequences=512, batch_size=64),
+        evaluation=EvaluationConfig(every_tokens=100_000, num_sequences=512, batch_size=64),
         workdir="runs/bakeoff_tiny",
     )
 

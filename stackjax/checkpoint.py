@@ -13,7 +13,7 @@ from orbax.checkpoint import v1 as ocp
 
 from stackjax.config import CheckpointConfig
 from stackjax.model.config import ModelConfig
-from stackjax.phases import Counts, Phase
+from stackjax.phase import Counts, Phase
 from stackjax.sharding import on_mesh
 from stackjax.train_state import TrainState
 

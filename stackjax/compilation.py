@@ -14,7 +14,7 @@ from stackjax.config import Config
 from stackjax.data.batch import Batch
 from stackjax.data.device import batch_sharding
 from stackjax.optimizer import build_fit_optimizer, build_optimizer
-from stackjax.phases import Phase
+from stackjax.phase import Phase
 from stackjax.train_state import TrainState, init_state, train_step
 
 

@@ -14,9 +14,9 @@ from stackjax.data.device import local_rows, put
 from stackjax.data.loader import eval_batches
 from stackjax.data.sources import TokenSource
 from stackjax.growth import Growth
-from stackjax.model import LossSums, ModelConfig, Params, next_token_loss
+from stackjax.model import LossSums, ModelConfig, Params
 from stackjax.model.transformer import compute_dtype
-from stackjax.phases import Phase
+from stackjax.phase import Phase
 from stackjax.train_state import TrainState, eval_step
 
 
@@ -45,28 +45,25 @@ def check_promise(growth: Growth, model: ModelConfig, before: float, after: floa
 def held_out_loss(
     config: Config, phase: Phase, source: TokenSource, mesh: Mesh
 ) -> Callable[[TrainState], float]:
-    """Returns a function from states of a phase to their mean loss per token, in nats.
+    """Returns a function from states of a phase to the `model_loss` of what they run."""
 
-    It always reads the same sequences, and weighs every token alike.
-    """
-    return _mean_loss(config, functools.partial(eval_step, phase), source, mesh)
+    def step(state: TrainState, batch: Batch) -> tuple[LossSums, jax.Array]:
+        return eval_step(phase.model, phase.model_params(state.params, state.step), batch)
+
+    return _mean_loss(config, step, source, mesh)
 
 
 def model_loss(
     config: Config, model: ModelConfig, source: TokenSource, mesh: Mesh
 ) -> Callable[[Params], float]:
-    """Returns the same of parameters that a model runs, outside of a run.
+    """Returns a function from parameters of a model to their mean loss per token, in nats.
+
+    It always reads the same sequences, and weighs every token alike.
 
     Args:
       config: Says what is read, and how.
-      model: Which model runs.
     """
-
-    def step(params: Params, batch: Batch) -> tuple[LossSums, jax.Array]:
-        whole = jax.tree.map(lambda field: field[0], batch)
-        return next_token_loss(model, params, whole), jnp.sum(whole.loss_weights)
-
-    return _mean_loss(config, step, source, mesh)
+    return _mean_loss(config, functools.partial(eval_step, model), source, mesh)
 
 
 def _mean_loss(

@@ -1,148 +1,19 @@
 """The phases that a run consists of: the stages of its config, with every number settled."""
 
 import dataclasses
-import itertools
 import math
-from typing import Any, Literal
 
-import jax
-import jax.numpy as jnp
-
-from stackjax.axes import Axes
 from stackjax.config import Config, Schedule, Stage
 from stackjax.flops import flops_6nd, matmul_flops
-from stackjax.growth import Growth, Learn
-from stackjax.growth.base import Chain, Reparameterisation
+from stackjax.growth import Learn
+from stackjax.growth.base import Chain
 from stackjax.growth.learned import Fit
 from stackjax.growth.masked import Mask
 from stackjax.growth.pattern import parse_pattern
 from stackjax.model.config import ModelConfig
-from stackjax.model.transformer import LayerSpan, logical_axes
+from stackjax.model.transformer import logical_axes
 from stackjax.optimizer import LearningRate, ParameterRates
-from stackjax.sharding import MeshConfig, laid_out, partition
-
-
-@dataclasses.dataclass(frozen=True)
-class Counts:
-    """What a run has consumed, over all its stages; whole numbers of any size."""
-
-    tokens: int = 0
-    examples: int = 0
-    """Sequences; the index of the next one in the order of the data."""
-    flops_6nd: int = 0
-    """FLOPs by 6 x parameters x tokens, as arXiv:2405.15319 counts."""
-    flops: int = 0
-    """FLOPs of the matrix products."""
-
-    def after(self, per_step: "Counts", steps: int = 1) -> "Counts":
-        """Returns the counts after `steps` steps of `per_step` each."""
-        mine, theirs = dataclasses.astuple(self), dataclasses.astuple(per_step)
-        return Counts(*(a + steps * b for a, b in zip(mine, theirs, strict=True)))
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Phase:
-    """A part of a stage with one tree of trainable parameters and one compiled step."""
-
-    index: int
-    """Position among the phases of the run."""
-    stage: int
-    """Index of the stage that it belongs to."""
-    name: Literal["fit", "train"]
-    """What the phase does in its stage: fit the maps of a learned growth, or train."""
-    source: ModelConfig
-    """The model of the phase before, or the phase's own if it is the first."""
-    model: ModelConfig
-    growth: Growth | None
-    """How the model grows out of the phase before."""
-    optimizer_state: Literal["reset", "grow", "keep"]
-    """Whether the optimizer starts afresh, grows its moments, or keeps old ones."""
-    reparameterisations: tuple[Reparameterisation, ...]
-    """What lies between the parameters that train and those that the model runs."""
-    trained_layers: tuple[bool, ...] | None
-    """Which layers learn; None if everything does."""
-    mesh: MeshConfig
-    batch_size: int
-    accumulate: int
-    num_steps: int
-    learning_rate: LearningRate
-    parameter_rates: ParameterRates | None
-    """Factors of the learning rate of each parameter; None if all are 1."""
-    start: Counts
-    """What the run has consumed before the phase."""
-    per_step: Counts
-    """What each step consumes."""
-
-    @property
-    def directory(self) -> str:
-        """Where its checkpoints lie in the run directory."""
-        return f"stage_{self.stage}/{self.name}"
-
-    @property
-    def end(self) -> Counts:
-        """What the run has consumed after the phase."""
-        return self.start.after(self.per_step, self.num_steps)
-
-    @property
-    def stays_symmetric(self) -> bool:
-        """Whether copies in the model are equal and have equal gradients for ever."""
-        if self.growth is None or self.optimizer_state == "keep":
-            return False
-        rates = self.parameter_rates
-        alike = rates is None or rates.rewarm is None
-        return alike and self.growth.is_symmetric()
-
-    @property
-    def spans(self) -> list[LayerSpan] | None:
-        """How the layers run where only some learn: one scan for each run of them."""
-        if self.trained_layers is None:
-            return None
-        return [
-            LayerSpan(
-                num_layers=len(list(run)),
-                remat=self.model.remat,
-                unroll=self.model.scan_unroll,
-                trains=trains,
-            )
-            for trains, run in itertools.groupby(self.trained_layers)
-        ]
-
-    def trains_model(self, step: int) -> bool:
-        """Returns whether what trains is, after a step, what the model runs.
-
-        It is once every mask is open, and never while the maps of a growth are fitted.
-        """
-        tokens = step * self.per_step.tokens
-        return all(
-            isinstance(mask, Mask) and tokens >= mask.first_tokens + mask.tokens
-            for mask in self.reparameterisations
-        )
-
-    def model_params(self, params: Any, step: jax.Array | int) -> Any:
-        """Returns the parameters that the model runs, of those that train."""
-        if not self.reparameterisations:
-            return params
-        axes = logical_axes(self.model)
-        tokens = jnp.asarray(step, jnp.float32) * float(self.per_step.tokens)
-
-        def apply(params: Any, tokens: jax.Array) -> Any:
-            for reparameterisation in self.reparameterisations:
-                params = reparameterisation.model_params(params, axes, tokens)
-            return params
-
-        layout = jax.tree.map(partition, axes, is_leaf=lambda node: isinstance(node, Axes))
-        return laid_out(apply, layout)(params, tokens)
-
-    def step_params(self, params: Any, updates: Any, step: jax.Array) -> Any:
-        """Returns parameters after a step along the optimizer's updates."""
-        rate = self.learning_rate(step)
-        if self.parameter_rates is None:
-            return jax.tree.map(lambda p, update: p - rate * update, params, updates)
-        tokens = (jnp.asarray(step, jnp.float32) + 1) * float(self.per_step.tokens)
-        factors = self.parameter_rates(logical_axes(self.model), tokens)
-        return jax.tree.map(
-            lambda p, update, factor: p - rate * factor * update, params, updates, factors
-        )
+from stackjax.phase import Counts, Phase
 
 
 def expand(config: Config) -> tuple[Phase, ...]:

@@ -11,7 +11,8 @@ from stackjax import model
 from stackjax.compilation import phase_optimizer
 from stackjax.config import Config
 from stackjax.model.config import axis_size
-from stackjax.phases import Phase, expand
+from stackjax.phase import Phase
+from stackjax.phases import expand
 from stackjax.sharding import MESH_AXES, RULES, mesh_shape, num_shards, partition_of
 from stackjax.train_state import TrainState, fit_state, init_state
 

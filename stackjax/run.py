@@ -16,7 +16,7 @@ from stackjax.config import Config
 from stackjax.data.sources import TokenSource
 from stackjax.flops import mfu
 from stackjax.metrics import Sink
-from stackjax.phases import Counts, Phase
+from stackjax.phase import Counts, Phase
 from stackjax.progress import Progress
 
 

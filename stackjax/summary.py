@@ -8,7 +8,7 @@ from etils import epath
 
 from stackjax.flops import num_params
 from stackjax.model import ModelConfig
-from stackjax.phases import Counts, Phase
+from stackjax.phase import Counts, Phase
 
 
 def summarize(

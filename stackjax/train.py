@@ -49,7 +49,8 @@ from stackjax.errors import one_line_errors
 from stackjax.evaluate import check_held_out, check_promise, held_out_loss
 from stackjax.flops import num_params, peak_flops
 from stackjax.metrics import check_sinks, open_sinks, read_rows
-from stackjax.phases import Counts, Phase, expand
+from stackjax.phase import Counts, Phase
+from stackjax.phases import expand
 from stackjax.preflight import abstract_state, check
 from stackjax.progress import open_progress
 from stackjax.run import LateRows, Run

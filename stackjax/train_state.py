@@ -13,7 +13,7 @@ from stackjax import model
 from stackjax.data.batch import Batch
 from stackjax.growth import Growth, Learn, grow_opt_state
 from stackjax.model import LossSums, ModelConfig, Params
-from stackjax.phases import Phase
+from stackjax.phase import Phase
 from stackjax.sharding import laid_out, partition_of
 
 
@@ -93,11 +93,10 @@ def _accumulate(
     return sums
 
 
-def eval_step(phase: Phase, state: TrainState, batch: Batch) -> tuple[LossSums, jax.Array]:
+def eval_step(config: ModelConfig, params: Params, batch: Batch) -> tuple[LossSums, jax.Array]:
     """Returns the loss sums of one batch `[1, B, T]` and its total weight."""
     microbatch = jax.tree.map(lambda field: field[0], batch)
-    params = phase.model_params(state.params, state.step)
-    sums = model.next_token_loss(phase.model, params, microbatch)
+    sums = model.next_token_loss(config, params, microbatch)
     return sums, jnp.sum(batch.loss_weights)
 
 

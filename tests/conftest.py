@@ -37,7 +37,7 @@ from stackjax.growth import (
 )
 from stackjax.model import ModelConfig
 from stackjax.optimizer import LearningRate
-from stackjax.phases import Counts, Phase
+from stackjax.phase import Counts, Phase
 from stackjax.sharding import MeshConfig, build_mesh
 
 jax.config.update("jax_num_cpu_devices", 8)

@@ -25,7 +25,8 @@ from stackjax.checkpoint import (
 )
 from stackjax.config import CheckpointConfig, Stage
 from stackjax.optimizer import build_optimizer
-from stackjax.phases import Counts, expand
+from stackjax.phase import Counts
+from stackjax.phases import expand
 from stackjax.preflight import abstract_state
 from stackjax.sharding import on_mesh
 from stackjax.train_state import TrainState

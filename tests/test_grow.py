@@ -19,7 +19,7 @@ from stackjax.config import CheckpointConfig, OptimizerConfig
 from stackjax.growth import DepthRandom, Learn, Stack
 from stackjax.growth.learned import Fit
 from stackjax.optimizer import build_optimizer
-from stackjax.phases import Counts
+from stackjax.phase import Counts
 from stackjax.sharding import on_mesh
 from stackjax.train_state import TrainState, grow_state, init_state
 

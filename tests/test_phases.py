@@ -32,7 +32,8 @@ from stackjax.growth import (
     chain,
 )
 from stackjax.optimizer import ParameterRates
-from stackjax.phases import Counts, expand, stage_models, stage_steps
+from stackjax.phase import Counts
+from stackjax.phases import expand, stage_models, stage_steps
 
 
 @hypothesis.given(st.integers(1, 10**6), st.integers(1, 64), st.integers(1, 512))

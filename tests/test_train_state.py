@@ -144,8 +144,8 @@ def test_steps_are_the_same_on_every_mesh_and_compile_once(name, accumulate):
 def test_evaluation_sums_the_loss_that_training_reports():
     batch = random_batch(5)
     _, metrics = compiled(0.0, initial_state(), batch)
-    evaluate = jax.jit(functools.partial(eval_step, PHASE))
-    sums, weight = evaluate(initial_state(), batch)
+    evaluate = jax.jit(functools.partial(eval_step, CONFIG))
+    sums, weight = evaluate(initial_state().params, batch)
     assert float(weight) == batch.loss_weights.sum()
     assert float(sums.nll / weight) == pytest.approx(float(metrics["loss"]), rel=1e-5)
 

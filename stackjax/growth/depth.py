@@ -66,13 +66,13 @@ class Stack(LayerGather):
     """How many times as deep the target is (the growth factor g)."""
 
     def __post_init__(self):
-        _check_factor("Stack", self.factor)
+        check_factor("Stack", self.factor)
 
     def sources(self, depth: int) -> tuple[int, ...]:
         return tuple(range(depth)) * self.factor
 
     def source_depth(self, depth: int) -> int:
-        return _divide("Stack", depth, self.factor)
+        return divide_depth("Stack", depth, self.factor)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,13 +86,13 @@ class Interleave(LayerGather):
     """How many times as deep the target is (the growth factor g)."""
 
     def __post_init__(self):
-        _check_factor("Interleave", self.factor)
+        check_factor("Interleave", self.factor)
 
     def sources(self, depth: int) -> tuple[int, ...]:
         return tuple(layer for layer in range(depth) for _ in range(self.factor))
 
     def source_depth(self, depth: int) -> int:
-        return _divide("Interleave", depth, self.factor)
+        return divide_depth("Interleave", depth, self.factor)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -170,7 +170,7 @@ class DepthUpscale(LayerGather):
         return (*range(depth - self.drop), *range(self.drop, depth))
 
     def source_depth(self, depth: int) -> int:
-        return _divide("DepthUpscale", depth, 2) + self.drop
+        return divide_depth("DepthUpscale", depth, 2) + self.drop
 
 
 @dataclasses.dataclass(frozen=True)
@@ -191,7 +191,7 @@ class InsertBlock(LayerGather):
             raise ValueError(f"InsertBlock needs a size of at least 1, got {self.size}.")
 
     def sources(self, depth: int) -> tuple[int, ...]:
-        blocks = _divide("InsertBlock", depth, self.size, field="size")
+        blocks = divide_depth("InsertBlock", depth, self.size, field="size")
         index = blocks if self.at == "last" else -(-blocks // 2)
         end = index * self.size
         return (*range(end), *range(end - self.size, depth))
@@ -221,7 +221,7 @@ class DepthZero(LayerGather):
     """Whether the other parameters of a new layer are copies, or initial values."""
 
     def __post_init__(self):
-        _check_factor("DepthZero", self.factor)
+        check_factor("DepthZero", self.factor)
 
     @property
     def promise(self) -> Promise:
@@ -234,7 +234,7 @@ class DepthZero(LayerGather):
         return sources_in_order(self.order, self.factor, depth)
 
     def source_depth(self, depth: int) -> int:
-        return _divide("DepthZero", depth, self.factor)
+        return divide_depth("DepthZero", depth, self.factor)
 
     def grow_params(
         self,
@@ -267,12 +267,14 @@ def sources_in_order(
     return growth.sources(depth)
 
 
-def _check_factor(name: str, factor: int) -> None:
+def check_factor(name: str, factor: int) -> None:
+    """Raises ValueError for a growth factor that there cannot be."""
     if factor < 1:
         raise ValueError(f"{name} needs a factor of at least 1, got {factor}.")
 
 
-def _divide(name: str, depth: int, factor: int, field: str = "factor") -> int:
+def divide_depth(name: str, depth: int, factor: int, field: str = "factor") -> int:
+    """Returns `depth / factor`; ValueError, with the operator's name, if it is not whole."""
     if depth % factor:
         raise ValueError(
             f"{name}({field}={factor}) does not fit model.num_layers {depth}: {factor} does "

@@ -21,7 +21,12 @@ from stackjax.growth.base import (
     fill_new,
     writes_residual,
 )
-from stackjax.growth.depth import LayerGather, sources_in_order
+from stackjax.growth.depth import (
+    LayerGather,
+    check_factor,
+    divide_depth,
+    sources_in_order,
+)
 from stackjax.growth.width import WidthGrowth, check_new_heads
 from stackjax.model.config import ModelConfig
 
@@ -91,8 +96,7 @@ class DepthRandom(LayerGather):
 
     def __post_init__(self):
         _check_mask_tokens(self, self.mask_tokens)
-        if self.factor < 1:
-            raise ValueError(f"DepthRandom needs a factor of at least 1, got {self.factor}.")
+        check_factor("DepthRandom", self.factor)
 
     @property
     def promise(self) -> Promise:
@@ -105,12 +109,7 @@ class DepthRandom(LayerGather):
         return sources_in_order(self.order, self.factor, depth)
 
     def source_depth(self, depth: int) -> int:
-        if depth % self.factor:
-            raise ValueError(
-                f"DepthRandom(factor={self.factor}) does not fit model.num_layers {depth}: "
-                f"{self.factor} does not divide {depth}."
-            )
-        return depth // self.factor
+        return divide_depth("DepthRandom", depth, self.factor)
 
     def grow_params(
         self,

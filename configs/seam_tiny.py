@@ -1,0 +1,54 @@
+"""The optimizer state and the learning rate after growth, on a CPU: what docs/growth.md tables.
+
+    python -m scripts.bakeoff configs/seam_tiny.py --seeds 1
+
+Stacking and an uneven split, otherwise as in bakeoff_tiny.py, for the FLOPs of 600,000 bytes from
+scratch and with a small model that has seen half of that.
+"""
+
+import dataclasses
+
+import bakeoff
+import bakeoff_tiny
+
+from stackjax.config import Config, Rewarm, Schedule
+from stackjax.flops import flops_6nd
+
+TOKENS = 600_000
+GROWTHS = {
+    "stack": "stack(4)",
+    "split": "width_split(embed=2, mlp=2, heads=2, split=uneven)",
+}
+CONTINUE = {"schedule": Schedule(warmup_tokens=60_000, axis="run")}
+SEAMS = {
+    **{(state, "restart"): {} for state in ("reset", "grow", "keep")},
+    **{(state, "continue"): CONTINUE for state in ("reset", "grow", "keep")},
+    ("keep", "rewarm new"): CONTINUE | {"rewarm": Rewarm(tokens=60_000)},
+    ("grow", "by fan-in"): {"scale_by_fan_in": True},
+}
+
+
+def get_config() -> Config:
+    """Returns the run that stacks, with the defaults of the seam."""
+    return dataclasses.replace(bakeoff_tiny.get_config(), workdir="runs/seam_tiny")
+
+
+def get_runs(seed: int) -> dict[str, Config]:
+    """Returns the run of every combination."""
+    config = get_config()
+    base, last = config.stages
+    flops = flops_6nd(config.model) * TOKENS
+    found = {"scratch": bakeoff.scratch_run(config, flops=flops, seed=seed)}
+    for growth, text in GROWTHS.items():
+        for (state, rate), fields in SEAMS.items():
+            if growth == "stack" and rate == "by fan-in":
+                continue  # stacking leaves every fan-in as it is
+            stage = dataclasses.replace(last, optimizer_state=state, **fields)
+            found |= bakeoff.grown_runs(
+                dataclasses.replace(config, stages=(base, stage)),
+                {f"{growth}, {state}, {rate}": text},
+                timings={"d": TOKENS // 2},
+                flops=flops,
+                seed=seed,
+            )
+    return found

@@ -1,0 +1,101 @@
+"""Comparisons of growths: shared first stages, a table of what was measured, a picture."""
+
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+from runs import rows
+
+from scripts.bakeoff import BakeoffConfig, bake
+
+RUNS = """
+import dataclasses
+from pathlib import Path
+from stackjax.config_file import read_config
+from stackjax.growth import DepthZero, Stack
+
+def get_runs(seed):
+    config = read_config(Path("{config}"))
+    base, last = config.stages
+    stages = {{
+        "stack, d": (base, dataclasses.replace(last, growth=Stack(2))),
+        "zero, d": (base, dataclasses.replace(last, growth=DepthZero(2))),
+        "scratch": (dataclasses.replace(last, growth=None),),
+    }}
+    return {{
+        name: dataclasses.replace(
+            config, stages=cells, seed=seed, workdir=f"{runs}/{{name[:4]}}-{{seed}}"
+        )
+        for name, cells in stages.items()
+    }}
+"""
+
+
+@pytest.fixture
+def options(world, tmp_path, monkeypatch):
+    # Runs are made by processes of their own, which share what they compile.
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(world.path / "compilation_cache"))
+    monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+    path = tmp_path / "compared.py"
+    path.write_text(RUNS.format(config=world.path / "config.py", runs=tmp_path))
+    return BakeoffConfig(config=path, seeds=1, jobs=2)
+
+
+def test_runs_share_their_first_stage_and_end_in_a_table(
+    options, tmp_path, monkeypatch, capsys
+):
+    bake(options)
+    [base] = tmp_path.glob("base-*")
+    assert len(rows(base)) == 10
+    finals = {}
+    for label, name in (("stack, d", "stac-0"), ("zero, d", "zero-0"), ("scratch", "scra-0")):
+        found = rows(tmp_path / name)
+        if label != "scratch":
+            # Up to the seam it is the shared run, but for the loss that the seam measures.
+            assert [row for row in found if row["stage"] == 0] == rows(base)
+            assert sum(row["kind"] == "growth" for row in found) == 1
+        finals[label] = [row["held_out_loss"] for row in found if "held_out_loss" in row][-1]
+    table = (tmp_path / "table.md").read_text()
+    for label, loss in finals.items():
+        assert re.search(rf"\| {label} \| {loss:.4f} ", table), table
+    order = re.findall(r"\| ([a-z, ]+) \| \d", table)
+    assert order == sorted(finals, key=finals.get)
+    assert (tmp_path / "table.png").stat().st_size > 10_000
+
+    # What is finished is not run again, and a lost run is made again from the shared stage.
+    written = (tmp_path / "stac-0" / "metrics.jsonl").stat().st_mtime_ns
+    shutil.rmtree(tmp_path / "zero-0")
+    bake(options)
+    assert (tmp_path / "stac-0" / "metrics.jsonl").stat().st_mtime_ns == written
+    assert (tmp_path / "table.md").read_text() == table
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        (
+            {"only": "stak, d"},
+            r"--only 'stak, d' is none of the runs: stack, d; zero, d; scratch",
+        ),
+        ({"config": Path("no.py")}, r"no.py is not a config file"),
+    ],
+)
+def test_wrong_names_are_refused(options, fields, message):
+    with pytest.raises(ValueError, match=message):
+        bake(BakeoffConfig(**{"config": options.config, **fields}))
+
+
+def test_a_config_that_compares_nothing_is_refused(world):
+    with pytest.raises(ValueError, match=r"has no get_runs\(seed\); it is one run"):
+        bake(BakeoffConfig(config=world.path / "config.py"))
+
+
+def test_every_run_has_a_command(options, capsys):
+    bake(BakeoffConfig(config=options.config, dry_run=True))
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.rpartition("--only ")[2] for line in lines] == [
+        "'stack, d'",
+        "'zero, d'",
+        "scratch",
+    ]
