@@ -1,8 +1,8 @@
 """The optimizer state and the learning rate after growth, on a CPU: what docs/growth.md tables.
 
-    python -m scripts.bakeoff configs/seam_tiny.py --seeds 1
+    python -m scripts.bakeoff configs/seam_tiny.py --jobs 2 --seeds 1
 
-Stacking and an uneven split, otherwise as in bakeoff_tiny.py, for the FLOPs of 600,000 bytes from
+Stacking and an uneven split, otherwise as in bakeoff_tiny.py, for the FLOPs of 400,000 bytes from
 scratch and with a small model that has seen half of that.
 """
 
@@ -14,16 +14,16 @@ import bakeoff_tiny
 from stackjax.config import Config, Rewarm, Schedule
 from stackjax.flops import flops_6nd
 
-TOKENS = 600_000
+TOKENS = 400_000
 GROWTHS = {
     "stack": "stack(4)",
     "split": "width_split(embed=2, mlp=2, heads=2, split=uneven)",
 }
-CONTINUE = {"schedule": Schedule(warmup_tokens=60_000, axis="run")}
+CONTINUE = {"schedule": Schedule(warmup_tokens=40_000, axis="run")}
 SEAMS = {
     **{(state, "restart"): {} for state in ("reset", "grow", "keep")},
     **{(state, "continue"): CONTINUE for state in ("reset", "grow", "keep")},
-    ("keep", "rewarm new"): CONTINUE | {"rewarm": Rewarm(tokens=60_000)},
+    ("keep", "rewarm new"): CONTINUE | {"rewarm": Rewarm(tokens=40_000)},
     ("grow", "by fan-in"): {"scale_by_fan_in": True},
 }
 

@@ -204,8 +204,8 @@ def _draw(runs: Mapping[tuple[str, int], Config], output: Path) -> None:
     )
     for plot, timing in zip(plots[0], timings, strict=True):
         shown = [name for name in names if name.split(", ")[-1] == timing]
-        colors = plt.colormaps["tab10"].colors
-        for color, name in zip(colors, shown, strict=False):
+        for i, name in enumerate(shown):
+            color = plt.colormaps["tab10"](i % 10)
             label = name.removesuffix(f", {timing}")
             style = "--" if "width" in name else "-"
             points = _losses(runs[name, 0])

@@ -227,7 +227,13 @@ def stage_models(config: Config) -> list[ModelConfig]:
             models.append(growth.target_config(models[-1]) if growth else models[-1])
         return models
     for growth in reversed(growths):
-        models.insert(0, growth.source_config(models[0]) if growth else models[0])
+        source = growth.source_config(models[0]) if growth else models[0]
+        if growth is not None and growth.target_config(source) != models[0]:
+            raise ValueError(
+                f"{growth}.source_config and .target_config contradict each other: {models[0]} "
+                f"comes from {source}, which grows into {growth.target_config(source)}."
+            )
+        models.insert(0, source)
     return models
 
 

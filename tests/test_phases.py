@@ -136,6 +136,13 @@ def with_schedule(**fields):
     return {"optimizer": optimizer}
 
 
+class Halved(Stack):
+    """Says that it comes from twice as many layers as it does."""
+
+    def source_depth(self, depth):
+        return depth
+
+
 def with_stages(*stages):
     return {"stages": tuple(Stage(batch_size=8, **fields) for fields in stages)}
 
@@ -185,6 +192,14 @@ ERRORS = {
     "no such source": (
         with_stages({"tokens": 64}, {"tokens": 64, "growth": Stack(factor=4)}),
         "Stack(factor=4) does not fit model.num_layers 6: 4 does not divide 6.",
+    ),
+    "a source that does not grow so": (
+        with_stages({"tokens": 64}, {"tokens": 64, "growth": InsertBlock(5)}),
+        "InsertBlock(size=5) does not fit model.num_layers 1: 5 does not divide 1.",
+    ),
+    "a growth that contradicts itself": (
+        with_stages({"tokens": 64}, {"tokens": 64, "growth": Halved(2)}),
+        "halved(2).source_config and .target_config contradict each other",
     ),
     "wsd without decay": (
         with_schedule(shape="wsd"),
