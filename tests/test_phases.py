@@ -361,7 +361,8 @@ def test_a_fit_has_a_constant_rate_and_the_stage_goes_on_with_its_own():
 
 def test_a_fit_is_charged_with_making_its_target_and_later_stages_count_on():
     first, fit, train, last = expand(learned_run())
-    making = LEARN.flops(model.logical_axes(first.model), first.model)
+    # For each of the two microbatches.
+    making = 2 * LEARN.flops(model.logical_axes(first.model), first.model)
     large = fit.model
     step = Counts(
         tokens=128,
