@@ -109,7 +109,7 @@ class Phase:
         """
         tokens = step * self.per_step.tokens
         return all(
-            isinstance(mask, Mask) and tokens >= mask.first_tokens + mask.tokens
+            isinstance(mask, Mask) and tokens >= mask.open_tokens
             for mask in self.reparameterisations
         )
 

@@ -144,10 +144,10 @@ def _check_growth(phase: Phase) -> None:
                 )
     tokens = phase.num_steps * phase.per_step.tokens
     for mask in phase.reparameterisations:
-        if isinstance(mask, Mask) and mask.first_tokens + mask.tokens > tokens:
+        if isinstance(mask, Mask) and mask.open_tokens > tokens:
             raise ValueError(
                 f"stages.{phase.stage} is {tokens} tokens long, and the last mask of "
-                f"{phase.growth} is open after {mask.first_tokens + mask.tokens}; lower "
+                f"{phase.growth} is open after {mask.open_tokens}; lower "
                 f"mask_tokens, or make the stage longer."
             )
 

@@ -58,6 +58,11 @@ def gather(leaf: jax.Array, names: Axes, maps: Mapping[str, AxisMap]) -> jax.Arr
     return leaf
 
 
+def gather_tree(tree: Any, axes: Any, maps: Mapping[str, AxisMap]) -> Any:
+    """Returns a tree of arrays with all of their axes grown."""
+    return jax.tree.map(lambda leaf, names: gather(leaf, names, maps), tree, axes)
+
+
 def along(values: Any, axis: int, rank: int) -> jax.Array:
     """Returns a vector as an array of `rank` axes that lies along one of them."""
     return jnp.expand_dims(jnp.asarray(values), [i for i in range(rank) if i != axis])

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import jax
 
 from stackjax.axes import Axes
-from stackjax.growth.axis_map import AxisMap, gather, is_new, zero_new
+from stackjax.growth.axis_map import AxisMap, gather_tree, is_new, zero_new
 from stackjax.growth.base import Growth, Order, Promise, fill_new
 from stackjax.growth.pattern import parse_pattern
 from stackjax.model.config import ModelConfig
@@ -46,13 +46,11 @@ class LayerGather(Growth):
         key: jax.Array,
         fresh: Callable[[ModelConfig], Any],
     ) -> Any:
-        maps = self.axis_maps(source)
-        return jax.tree.map(lambda leaf, names: gather(leaf, names, maps), params, axes)
+        return gather_tree(params, axes, self.axis_maps(source))
 
     def grow_moment(self, moment: Any, axes: Any, source: ModelConfig, *, order: Order) -> Any:
         # A copied layer starts with its source's gradient statistics, as they are.
-        maps = self.axis_maps(source)
-        return jax.tree.map(lambda leaf, names: gather(leaf, names, maps), moment, axes)
+        return gather_tree(moment, axes, self.axis_maps(source))
 
 
 @dataclasses.dataclass(frozen=True)

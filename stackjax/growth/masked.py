@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from stackjax.axes import Axes
-from stackjax.growth.axis_map import AxisMap, along, gather, is_new, zero_new
+from stackjax.growth.axis_map import AxisMap, along, gather_tree, is_new, zero_new
 from stackjax.growth.base import (
     Growth,
     Order,
@@ -47,6 +47,11 @@ class Mask(Reparameterisation):
     """Tokens since growth at which the mask starts to open."""
     tokens: int
     """Tokens over which it opens."""
+
+    @property
+    def open_tokens(self) -> int:
+        """Tokens since growth from which the mask is open."""
+        return self.first_tokens + self.tokens
 
     def model_params(self, params: Any, axes: Any, tokens: jax.Array) -> Any:
         # Floats, because whole runs have more tokens than an int32 can count.
@@ -172,13 +177,12 @@ class WidthRandom(WidthGrowth):
         fresh: Callable[[ModelConfig], Any],
     ) -> Any:
         maps = self.axis_maps(source)
-        copies = jax.tree.map(lambda leaf, names: gather(leaf, names, maps), params, axes)
+        copies = gather_tree(params, axes, maps)
         return copies if self.init == "copy" else _freshen(self, copies, axes, source, fresh)
 
     def grow_moment(self, moment: Any, axes: Any, source: ModelConfig, *, order: Order) -> Any:
         maps = self.axis_maps(source)
-        grown = jax.tree.map(lambda leaf, names: gather(leaf, names, maps), moment, axes)
-        return zero_new(grown, axes, maps)
+        return zero_new(gather_tree(moment, axes, maps), axes, maps)
 
     def reparameterisations(self, source: ModelConfig) -> tuple[Reparameterisation, ...]:
         maps = self.axis_maps(source)
