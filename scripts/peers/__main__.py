@@ -1,0 +1,202 @@
+"""Times the train step of stackjax beside those of its peers, on a CPU, round and round.
+
+    python -m scripts.peers --shape tiny --python maxtext=/path/to/python
+
+Each peer is a process of its own, in the Python that is named for it. One is active at a time
+and all take turns, so what disturbs the machine disturbs them alike. docs/performance.md says
+what to install for each.
+"""
+
+import contextlib
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
+
+import tyro
+
+from scripts.peers.environment import cpu_environment
+from scripts.peers.report import JAX_PEERS, Measured, contents, table
+from stackjax.errors import one_line_errors
+
+PeerName = Literal["stackjax", "plain", "maxtext", "litgpt", "transformers"]
+ROOT = Path(__file__).parents[2]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PeersConfig:
+    """Times the train step of stackjax beside those of its peers, on a CPU."""
+
+    shape: Literal["tiny", "small"]
+    """Size of model and batch."""
+    peers: tuple[PeerName, ...] = get_args(PeerName)
+    """Which to run."""
+    python: tuple[str, ...] = ()
+    """PEER=PATH for each peer whose Python is not this one."""
+    environment: Literal["none", "cpu"] = "none"
+    """Variables set for all processes: none, or those of scripts/peers/environment.py."""
+    rounds: int = 20
+    """Turns of each peer."""
+    steps: int = 3
+    """Steps that are timed in each turn; one more goes before them."""
+    output: Annotated[Path | None, tyro.conf.arg(metavar="FILE.json")] = None
+    """File for all that was measured."""
+
+
+class Worker:
+    """A peer in a process of its own, which answers each line that it is sent."""
+
+    def __init__(self, command: Sequence[str], environment: Mapping[str, str], log: Path):
+        self._log = log
+        with log.open("w") as stream:
+            self._process = subprocess.Popen(
+                command,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=stream,
+                cwd=ROOT,
+                env=environment,
+                text=True,
+            )
+
+    def read(self) -> dict[str, Any]:
+        """Returns the next answer; SystemExit with the end of its log if there is none."""
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        if not line:
+            sys.exit(f"error: {self._process.args} ended:\n{self._log.read_text()[-4000:]}")
+        return json.loads(line)
+
+    def ask(self, num_steps: int) -> dict[str, Any]:
+        """Returns what a turn of so many steps measured."""
+        assert self._process.stdin is not None
+        print(num_steps, file=self._process.stdin, flush=True)
+        return self.read()
+
+    def close(self) -> None:
+        """Ends the process."""
+        self._process.communicate()
+
+
+def main() -> None:
+    """Runs the command line."""
+    with one_line_errors():
+        compare(tyro.cli(PeersConfig, prog="python -m scripts.peers", args=sys.argv[1:]))
+
+
+def compare(config: PeersConfig) -> None:
+    """Runs, prints and writes a comparison."""
+    pythons = interpreters(config)
+    jax = jax_version(pythons)
+    tuning = cpu_environment(jax) if config.environment == "cpu" else {}
+    commands = {
+        name: [python, "-m", "scripts.peers.worker", name, config.shape]
+        for name, python in pythons.items()
+    }
+    print(f"{config.shape}, jax {jax}, environment {tuning or 'none'}", flush=True)
+    with tempfile.TemporaryDirectory() as directory:
+        measured = measure(
+            commands,
+            clean_environment(directory) | tuning,
+            Path(directory),
+            rounds=config.rounds,
+            steps=config.steps,
+        )
+    print(table(measured, config.shape))
+    if config.output is not None:
+        settings = {"jax": jax, "environment": tuning}
+        config.output.write_text(
+            json.dumps(contents(measured, config.shape, settings), indent=1)
+        )
+
+
+def measure(
+    commands: Mapping[str, Sequence[str]],
+    environment: Mapping[str, str],
+    logs: Path,
+    *,
+    rounds: int,
+    steps: int,
+) -> dict[str, Measured]:
+    """Returns what every peer did, each started by its command, all taking turns.
+
+    Args:
+      environment: All the variables of every process.
+      logs: Directory for what the processes print.
+      rounds: Turns of each.
+      steps: Steps that are timed in each turn.
+    """
+    starts: dict[str, dict[str, Any]] = {}
+    turns: dict[str, list[dict[str, Any]]] = {name: [] for name in commands}
+    with contextlib.ExitStack() as stack:
+        workers: dict[str, Worker] = {}
+        for name, command in commands.items():
+            # One after another, so that none compiles while another is timed.
+            begin = time.perf_counter()
+            worker = Worker(command, environment, logs / f"{name}.log")
+            workers[name] = stack.enter_context(contextlib.closing(worker))
+            starts[name] = worker.read()
+            starts[name]["first_step_seconds"] = time.perf_counter() - begin
+            starts[name] |= worker.read()
+            print(f"{name} is ready", flush=True)
+        for _ in range(rounds):
+            for name, worker in workers.items():
+                turns[name].append(worker.ask(steps))
+    return {
+        name: Measured(
+            seconds=[turn["seconds"] for turn in turns[name]],
+            steps=steps,
+            first_step_seconds=start["first_step_seconds"],
+            peak_rss_mb=max(turn["peak_rss_mb"] for turn in turns[name]),
+            num_params=start["num_params"],
+            losses=[*start["losses"], *(turn["loss"] for turn in turns[name])],
+        )
+        for name, start in starts.items()
+    }
+
+
+def clean_environment(caches: str) -> dict[str, str]:
+    """Returns this process's environment without what would favour a peer.
+
+    Args:
+      caches: An empty directory for what is compiled.
+    """
+    tuned = ("XLA_FLAGS", "GLIBC_TUNABLES", "LD_PRELOAD", "JAX_COMPILATION_CACHE_DIR")
+    kept = {name: value for name, value in os.environ.items() if name not in tuned}
+    return kept | {"JAX_PLATFORMS": "cpu", "TORCHINDUCTOR_CACHE_DIR": caches}
+
+
+def interpreters(config: PeersConfig) -> dict[str, str]:
+    """Returns the Python of each peer; SystemExit if one is named for none of them."""
+    pythons: dict[str, str] = dict.fromkeys(config.peers, sys.executable)
+    for pair in config.python:
+        name, _, path = pair.partition("=")
+        if name not in pythons or not path:
+            sys.exit(f"error: --python {pair!r} is not PEER=PATH for one of {config.peers}.")
+        pythons[name] = path
+    return pythons
+
+
+def jax_version(pythons: Mapping[str, str]) -> str | None:
+    """Returns the version of JAX of all JAX peers; SystemExit if they differ."""
+    code = "import importlib.metadata as m; print(m.version('jax'))"
+    found = {
+        name: subprocess.run(
+            [python, "-c", code], capture_output=True, text=True
+        ).stdout.strip()
+        for name, python in pythons.items()
+        if name in JAX_PEERS
+    }
+    if "" in found.values() or len(set(found.values())) > 1:
+        sys.exit(f"error: all JAX peers need one version of JAX; found {found}.")
+    return next(iter(found.values()), None)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,112 @@
+"""What a comparison of peers comes to: a table, and a file of all that was measured."""
+
+import dataclasses
+import statistics
+from collections.abc import Mapping
+
+import numpy as np
+
+from scripts.peers.peer import SHAPES, Shape
+
+JAX_PEERS = ("stackjax", "plain", "maxtext")
+OURS = "stackjax"
+BY_RATIO = {
+    "tiny": {"nanodo": 4148 / 4590, "levanter": 4164 / 4590},
+    "small": {"nanodo": 635 / 573, "levanter": 560 / 573},
+}
+"""Tokens/s over those of `plain`, of JAX peers that cannot be installed beside the others.
+
+Measured in one run with `plain` on two cores of a Xeon with AVX-512, as shipped, without an
+environment; Levanter of September 2025. nanodo's model differs, so its ratio is of FLOP/s.
+"""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Measured:
+    """What one peer did."""
+
+    seconds: list[float]
+    """Of each round."""
+    steps: int
+    """Of each round."""
+    first_step_seconds: float
+    """From the start of the process to the end of its first step."""
+    peak_rss_mb: float
+    num_params: int
+    losses: list[float]
+    """Of the first step, of the end of the warm-up, and of each round."""
+
+    def tokens_per_second(self, shape: Shape) -> list[float]:
+        """Returns the throughput of each round."""
+        tokens = self.steps * shape.batch_size * shape.seq_len
+        return [tokens / seconds for seconds in self.seconds]
+
+
+def medians(peers: Mapping[str, Measured], shape_name: str) -> dict[str, float]:
+    """Returns tokens/s of every peer, of those that are known by their ratio too."""
+    shape = SHAPES[shape_name]
+    known = {
+        name: statistics.median(peer.tokens_per_second(shape)) for name, peer in peers.items()
+    }
+    if "plain" in known:
+        known |= {name: ratio * known["plain"] for name, ratio in BY_RATIO[shape_name].items()}
+    return known
+
+
+def yardstick(tokens_per_second: Mapping[str, float]) -> str:
+    """Returns the name of the fastest JAX peer that is not ours; of all if there is none."""
+    others = [
+        name
+        for name in tokens_per_second
+        if name in (*JAX_PEERS, *BY_RATIO["tiny"]) and name != OURS
+    ]
+    return max(others or tokens_per_second, key=lambda name: tokens_per_second[name])
+
+
+def table(peers: Mapping[str, Measured], shape_name: str) -> str:
+    """Returns a Markdown table, fastest first, and a line on the numbers of parameters."""
+    known = medians(peers, shape_name)
+    fastest = yardstick(known)
+    heads = ("peer", "tokens/s", "p10", "p90", f"over {fastest}", "first step s", "peak RSS MB")
+    rows = [(*heads, "loss"), ("---",) * 8]
+    for name in sorted(known, key=lambda name: known[name], reverse=True):
+        spread, cost = ("", ""), ("", "", "by ratio to plain")
+        if name in peers:
+            peer = peers[name]
+            tokens_per_second = peer.tokens_per_second(SHAPES[shape_name])
+            spread = tuple(f"{x:,.0f}" for x in np.percentile(tokens_per_second, (10, 90)))
+            cost = (
+                f"{peer.first_step_seconds:.1f}",
+                f"{peer.peak_rss_mb:,.0f}",
+                f"{peer.losses[0]:.2f} to {peer.losses[-1]:.2f}",
+            )
+        ratio = f"{known[name] / known[fastest]:.2f}"
+        rows.append((name, f"{known[name]:,.0f}", *spread, ratio, *cost))
+    lines = ["| " + " | ".join(row) + " |" for row in rows]
+    return "\n".join([*lines, "", _parameters(peers)])
+
+
+def _parameters(peers: Mapping[str, Measured]) -> str:
+    by_count: dict[int, list[str]] = {}
+    for name, peer in peers.items():
+        by_count.setdefault(peer.num_params, []).append(name)
+    if len(by_count) == 1:
+        return f"Parameters: {next(iter(by_count)):,} in all of them."
+    counts = (f"{count:,} in {', '.join(names)}" for count, names in by_count.items())
+    return "Parameters differ: " + "; ".join(counts) + "."
+
+
+def contents(
+    peers: Mapping[str, Measured], shape_name: str, settings: Mapping[str, object]
+) -> dict[str, object]:
+    """Returns what the file of a comparison holds.
+
+    Args:
+      settings: What the comparison was run with.
+    """
+    return {
+        "shape": {"name": shape_name} | dataclasses.asdict(SHAPES[shape_name]),
+        "settings": dict(settings),
+        "tokens_per_second": medians(peers, shape_name),
+        "peers": {name: dataclasses.asdict(peer) for name, peer in peers.items()},
+    }
