@@ -19,18 +19,20 @@ def one_line_errors() -> Iterator[None]:
     """
     try:
         yield
-    except KeyboardInterrupt:
-        print("error: interrupted.", file=sys.stderr)
-        sys.exit(130)
-    except (OSError, FloatingPointError) as error:
-        _exit(error)
-    except ValueError as error:
-        raised_in = traceback.extract_tb(error.__traceback__)[-1].filename
-        if not raised_in.startswith(_PACKAGE):
+    except (Exception, KeyboardInterrupt) as error:
+        text, code = describe(error)
+        if code == 1:
             raise
-        _exit(error)
+        print(text, file=sys.stderr)
+        sys.exit(code)
 
 
-def _exit(error: Exception) -> None:
-    print(f"error: {error}", file=sys.stderr)
-    sys.exit(2)
+def describe(error: BaseException) -> tuple[str, int]:
+    """Returns what is said of an error, and the exit code: 1 with a traceback."""
+    if isinstance(error, KeyboardInterrupt):
+        return "error: interrupted.", 130
+    raised_in = traceback.extract_tb(error.__traceback__)[-1].filename
+    ours = isinstance(error, ValueError) and raised_in.startswith(_PACKAGE)
+    if ours or isinstance(error, OSError | FloatingPointError):
+        return f"error: {error}", 2
+    return "".join(traceback.format_exception(error)).rstrip(), 1

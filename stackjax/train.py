@@ -287,7 +287,7 @@ def main() -> None:
     """Runs the command line."""
     # Orbax and Grain log, with tracebacks, the errors that they raise as well.
     logging.set_verbosity(logging.FATAL)
-    with one_line_errors():
+    with one_line_errors(), distributed.errors_once():
         config = load_config("python -m stackjax.train", sys.argv[1:])
         distributed.initialize()
         train(config)
