@@ -28,7 +28,7 @@ def get_config() -> Config:
     """Returns the run that stacks."""
     config = tiny.get_config()
     model = dataclasses.replace(
-        config.model, num_layers=8, num_heads=4, num_kv_heads=4, head_dim=16, scan_unroll=8
+        config.model, num_layers=8, num_heads=4, num_kv_heads=4, head_dim=16
     )
     warmup = 60_000
     base = dataclasses.replace(

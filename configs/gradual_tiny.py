@@ -21,7 +21,7 @@ def get_config() -> Config:
     twice = dataclasses.replace(base, growth=Stack(2))
     return dataclasses.replace(
         config,
-        model=dataclasses.replace(config.model, num_layers=24, scan_unroll=6),
+        model=dataclasses.replace(config.model, num_layers=24),
         stages=(base, twice, dataclasses.replace(twice, tokens=300_000)),
         workdir="runs/gradual_tiny",
     )

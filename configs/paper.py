@@ -46,7 +46,6 @@ def model_config(
         num_kv_heads=num_kv_heads,
         head_dim=embed_dim // num_heads,
         remat="dots",
-        loss_chunk=512,
     )
 
 

@@ -33,7 +33,6 @@ def get_config() -> Config:
             num_heads=2,
             num_kv_heads=2,
             head_dim=32,
-            scan_unroll=12,
         ),
         data=DataConfig(path="data/stdlib", seq_len=128, corpus="stdlib"),
         optimizer=OptimizerConfig(

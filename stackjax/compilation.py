@@ -48,9 +48,10 @@ def compile_step(
         phase.batch_size // phase.accumulate,
         config.data.seq_len,
     )
-    dtypes = Batch(jnp.int32, jnp.int32, jnp.int32, jnp.float32)
+    segments = jnp.int32 if config.data.mask_documents else None
+    dtypes = Batch(jnp.int32, jnp.int32, segments, jnp.float32)
     sharding = batch_sharding(mesh)
-    batch = Batch(*(jax.ShapeDtypeStruct(shape, d, sharding=sharding) for d in dtypes))
+    batch = jax.tree.map(lambda d: jax.ShapeDtypeStruct(shape, d, sharding=sharding), dtypes)
     return jax.jit(step, donate_argnums=0).lower(state, batch).compile()
 
 

@@ -224,11 +224,6 @@ class Config:
                 f"checkpoints.keep_every_tokens is {keep}; it must be a multiple of "
                 f"checkpoints.every_tokens {every}."
             )
-        chunk, seq_len = self.model.loss_chunk, self.data.seq_len
-        if chunk and seq_len % chunk:
-            raise ValueError(
-                f"model.loss_chunk is {chunk}, which does not divide data.seq_len {seq_len}."
-            )
 
 
 def _positive_fields(config: Config) -> dict[str, float]:

@@ -297,8 +297,6 @@ def _mesh(*sizes: int) -> Mesh:
 def _held_out_loss(run: Config, config: ModelConfig, mesh: Mesh, params: Params) -> float:
     held_out = open_source(run.data, "validation", config.vocab_size)
     check_held_out(run.evaluation, held_out)
-    # What has to divide the sequences goes with the data.
-    config = dataclasses.replace(config, loss_chunk=run.model.loss_chunk)
     return model_loss(run, config, held_out, mesh)(params)
 
 

@@ -53,6 +53,17 @@ def partition(axes: Axes) -> P | None:
     return logical(*axes.names) if axes.reads else logical(*(None,) * len(axes.names))
 
 
+def layout(x: jax.Array) -> P | None:
+    """Returns the partition in the type of an array; None where `logical` has none."""
+    is_explicit = _is_explicit(jax.sharding.get_abstract_mesh())
+    return jax.typeof(x).sharding.spec if is_explicit else None
+
+
+def whole_along(name: str, spec: P) -> P:
+    """Returns a partition without the shards along a logical axis."""
+    return P(*(None if axis == RULES[name] else axis for axis in spec))
+
+
 def on_mesh(abstract: Any, mesh: Mesh) -> Any:
     """Returns a tree of abstract arrays with their partitions on a mesh of devices."""
     return jax.tree.map(

@@ -56,9 +56,10 @@ def train_step(
 
     def objective(params: Params, microbatch: Batch) -> tuple[jax.Array, jax.Array]:
         run = phase.model_params(params, state.step)
-        sums = model.next_token_loss(phase.model, run, microbatch, phase.spans)
-        nll, squared_normaliser = jax.tree.map(lambda total: total / total_weight, sums)
-        return nll + z_loss * squared_normaliser, nll
+        sums = model.next_token_loss(
+            phase.model, run, microbatch, z_loss=z_loss, spans=phase.spans
+        )
+        return sums.objective / total_weight, sums.nll / total_weight
 
     loss, grads = _accumulate(jax.grad(objective, has_aux=True), state.params, batch)
     updates, opt_state = tx.update(grads, state.opt_state, state.params)

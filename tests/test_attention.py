@@ -41,7 +41,7 @@ def test_outputs_are_those_of_loops_whatever_the_segments(kv_heads, segments):
     # Segments need not be sorted: packing best-fit may put them anywhere.
     segments_BT = np.reshape(np.int32(segments), (B, T))
     q, k, v = random_heads(4, kv_heads)
-    out = causal_attention(*map(jnp.asarray, (q, k, v)), jnp.asarray(segments_BT))
+    out = causal_attention(*map(jnp.asarray, (q, k, v)), jnp.asarray(segments_BT), "xla")
     # Float32 sums of a handful of terms of size one.
     np.testing.assert_allclose(out, attention_by_loops(q, k, v, segments_BT), atol=2e-6)
 
@@ -49,7 +49,7 @@ def test_outputs_are_those_of_loops_whatever_the_segments(kv_heads, segments):
 def test_in_bfloat16_the_softmax_is_still_float32():
     q, k, v = (jnp.bfloat16(x) for x in random_heads(4, 2, seed=1))
     one = jnp.zeros((B, T), jnp.int32)
-    out = causal_attention(8 * q, k, v, one)
+    out = causal_attention(8 * q, k, v, one, "xla")
     wide = [np.float64(x) for x in (8 * q, k, v)]
     # Only weights and result may round, to 8 bits; logits of size 30 that were rounded
     # would move the weights by a tenth.

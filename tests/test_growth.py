@@ -295,7 +295,7 @@ def gradient_of(phase):
     def loss(params, step, batch):
         run = phase.model_params(params, step)
         sums = model.next_token_loss(phase.model, run, jax.tree.map(lambda x: x[0], batch))
-        return sums.nll / jnp.sum(batch.loss_weights)
+        return sums.objective / jnp.sum(batch.loss_weights)
 
     return jax.jit(jax.grad(loss))
 

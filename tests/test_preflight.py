@@ -88,10 +88,6 @@ ERRORS = {
         checkpoints(keep_last=0),
         "checkpoints.keep_last is 0; it must be more than 0.",
     ),
-    "loss chunk": (
-        {"model": tiny_model(num_layers=6, loss_chunk=3)},
-        "model.loss_chunk is 3, which does not divide data.seq_len 8.",
-    ),
     "no microbatch": (
         stage(accumulate=0),
         "stages.0.accumulate is 0; it must be more than 0.",

@@ -380,10 +380,10 @@ BAD_FIELDS = {
     "num_layers": (0, "must be at least 1"),
     "vocab_size": (-5, "must be at least 1"),
     "vocab_multiple": (0, "must be at least 1"),
-    "scan_unroll": (0, "must be at least 1"),
+    "scan_unroll": (-1, "scan_unroll is -1; it is a number of layers, or 0"),
     "num_kv_heads": (3, "num_heads is 4, which model.num_kv_heads 3 does not divide"),
     "head_dim": (5, "model.head_dim is 5; .* must be even"),
-    "loss_chunk": (-1, "loss_chunk is -1; 0 turns chunking off"),
+    "loss_chunk": (0, "must be at least 1"),
 }
 
 

@@ -59,7 +59,6 @@ def get_config(shape: Shape) -> Config:
             num_heads=shape.num_heads,
             num_kv_heads=shape.num_heads,
             head_dim=shape.head_dim,
-            scan_unroll=shape.num_layers,
         ),
         data=DataConfig(path="", seq_len=shape.seq_len),
         optimizer=OptimizerConfig(
@@ -79,4 +78,4 @@ def get_batch(shape: Shape) -> Batch:
     weights = np.ones(tokens.shape, np.float32)
     weights[..., -1] = 0
     positions = np.broadcast_to(np.arange(shape.seq_len, dtype=np.int32), tokens.shape)
-    return Batch(tokens, positions, np.zeros_like(tokens), weights)
+    return Batch(tokens, positions, None, weights)

@@ -17,7 +17,7 @@ class Batch(NamedTuple):
     """int32: the input tokens. Position t learns to predict the token at t + 1."""
     positions: Array
     """int32: the position of each token in its document or sequence."""
-    segments: Array
-    """int32: tokens attend only within one segment."""
+    segments: Array | None
+    """int32: tokens attend only within one segment; None if each row is one segment."""
     loss_weights: Array
     """float32: the weight of each prediction; 0 where the next token is not to be learnt."""

@@ -133,7 +133,11 @@ def _prefetch(
         num_workers=num_workers, per_worker_buffer_size=max(1, config.prefetch)
     )
     # Copied, because a batch in shared memory outlives its worker only with warnings.
-    return batches.mp_prefetch(workers).map(lambda batch: Batch(*map(np.array, batch)))
+    return batches.mp_prefetch(workers).map(_copied)
+
+
+def _copied(batch: Batch) -> Batch:
+    return Batch(*(None if field is None else np.array(field) for field in batch))
 
 
 def _read_train(
@@ -164,13 +168,13 @@ def _build_batch(source: TokenSource, config: DataConfig, index_AB: np.ndarray) 
     tokens = np.empty((*index_AB.shape, source.seq_len), np.int32)
     for where in np.ndindex(index_AB.shape):
         tokens[where] = source[int(index_AB[where])]
+    segments = None
     if config.mask_documents:
         segments = packing.segments(tokens, source.manifest.tokenizer.end_id)
-    else:
-        segments = np.zeros_like(tokens)
+    parts = np.zeros_like(tokens) if segments is None else segments
     return Batch(
         tokens=tokens,
-        positions=packing.positions(segments),
+        positions=packing.positions(parts),
         segments=segments,
-        loss_weights=packing.loss_weights(segments),
+        loss_weights=packing.loss_weights(parts),
     )

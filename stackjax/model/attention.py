@@ -1,41 +1,166 @@
-"""Causal self-attention with rotary positions.
+"""Causal self-attention with rotary positions, by the fastest kernel that the device has.
 
-Shapes: B batch, T query time, S key time, N query heads, K key/value heads, H head_dim.
+Shapes: B batch, T query time, S key time, N query heads, K key/value heads, H head_dim. G is
+N / K: query head n reads key head n // G.
 """
 
+from collections.abc import Callable
+from typing import Any
+
 import jax
+import jax.extend
 import jax.numpy as jnp
+from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash
+from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
+
+from stackjax.model.config import AttentionKernel, ModelConfig
+from stackjax.sharding import logical
+
+Kernel = Callable[[jax.Array, jax.Array, jax.Array, jax.Array | None], jax.Array]
+
+_MAX_BLOCKS = 8
+_MIN_BLOCK = 128
+_SPLASH_BLOCK = 512
+_LANES = 128
+"""What the length of a sequence must divide by for splash attention."""
 
 
 def rotation(
     positions_BT: jax.Array, head_dim: int, theta: float
 ) -> tuple[jax.Array, jax.Array]:
-    """Returns cosine and sine of each position's angles, float32 [B, T, 1, H / 2].
+    """Returns what `rotate` multiplies channels, and their partners, by: [B, T, 1, H].
 
-    Rotary positions of arXiv:2104.09864, in the half-split layout of LLaMA's checkpoints:
-    channel i turns with channel i + H / 2.
+    The cosine and the signed sine, float32, of each position's angles. Rotary positions of
+    arXiv:2104.09864, in the half-split layout of LLaMA's checkpoints: channel i turns with
+    channel i + H / 2.
     """
     exponents = -jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim
     frequencies = jnp.expand_dims(theta**exponents, (0, 1, 2))
     angles = positions_BT[:, :, None, None].astype(jnp.float32) * frequencies
-    return jnp.cos(angles), jnp.sin(angles)
+    cos, sin = jnp.cos(angles), jnp.sin(angles)
+    return jnp.concatenate([cos, cos], -1), jnp.concatenate([-sin, sin], -1)
 
 
 def rotate(x_BTNH: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
     """Returns queries or keys turned by their positions' angles, in their own type."""
-    first, second = jnp.split(x_BTNH.astype(jnp.float32), 2, axis=-1)
-    turned = (first * cos - second * sin, second * cos + first * sin)
-    return jnp.concatenate(turned, axis=-1).astype(x_BTNH.dtype)
+    wide = x_BTNH.astype(jnp.float32)
+    partners = jnp.roll(wide, wide.shape[-1] // 2, axis=-1)
+    return (wide * cos + partners * sin).astype(x_BTNH.dtype)
+
+
+def choose_kernel(config: ModelConfig, dtype: jnp.dtype, seq_len: int) -> AttentionKernel:
+    """Returns the kernel that `config` names, or the fastest that takes these arrays."""
+    if config.attention != "auto":
+        return config.attention
+    backend = jax.extend.backend.get_backend()
+    # cuDNN takes 16 bits and heads of up to 128 channels on every GPU since Ampere.
+    narrow = dtype == jnp.bfloat16 and config.head_dim % 8 == 0 and config.head_dim <= 128
+    if "cuda" in backend.platform_version and narrow:
+        return "cudnn"
+    if backend.platform == "tpu" and seq_len % _LANES == 0:
+        return "splash"
+    return "xla"
 
 
 def causal_attention(
-    q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, segments_BT: jax.Array
+    q_BTNH: jax.Array,
+    k_BSKH: jax.Array,
+    v_BSKH: jax.Array,
+    segments_BT: jax.Array | None,
+    kernel: AttentionKernel,
 ) -> jax.Array:
     """Returns attention over earlier positions of the same segment, [B, T, N, H].
 
-    Query head n reads key head n // (N / K); the softmax is float32.
+    The softmax is float32.
+
+    Args:
+      segments_BT: None if each row is one segment.
+      kernel: Any but "auto".
     """
-    same_BTS = segments_BT[:, :, None] == segments_BT[:, None, :]
-    return jax.nn.dot_product_attention(
-        q_BTNH, k_BSKH, v_BSKH, mask=same_BTS[:, None], is_causal=True
+    if kernel == "xla":
+        return _in_blocks(q_BTNH, k_BSKH, v_BSKH, segments_BT)
+    one_device = {"cudnn": _cudnn, "splash": _splash}[kernel]
+    return _on_each_device(one_device)(q_BTNH, k_BSKH, v_BSKH, segments_BT)
+
+
+def _on_each_device(kernel: Kernel) -> Kernel:
+    """Returns a kernel of one device, applied to the rows and heads of each."""
+    heads, kv_heads = (logical("batch", None, name, None) for name in ("heads", "kv_heads"))
+    if heads is None:
+        return kernel
+    specs = (heads, kv_heads, kv_heads, logical("batch", None))
+    # Pallas does not say over which axes its results vary.
+    return jax.shard_map(kernel, in_specs=specs, out_specs=heads, check_vma=False)
+
+
+def _in_blocks(
+    q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, segments_BT: jax.Array | None
+) -> jax.Array:
+    """Returns attention of blocks of queries, each over the keys that it may see at all."""
+    batch, seq_len, num_heads, head_dim = q_BTNH.shape
+    grouped = (batch, seq_len, k_BSKH.shape[2], -1, head_dim)
+    q_BKGTH = (q_BTNH * head_dim**-0.5).reshape(grouped).transpose(0, 2, 3, 1, 4)
+    k_BKSH, v_BKSH = k_BSKH.transpose(0, 2, 1, 3), v_BSKH.transpose(0, 2, 1, 3)
+    block = max(_MIN_BLOCK, -(-seq_len // _MAX_BLOCKS))
+    blocks = []
+    for start in range(0, seq_len, block):
+        stop = min(start + block, seq_len)
+        is_past_TS = jnp.arange(start, stop)[:, None] >= jnp.arange(stop)[None, :]
+        mask = is_past_TS[None, None, None]
+        if segments_BT is not None:
+            same_BTS = segments_BT[:, start:stop, None] == segments_BT[:, None, :stop]
+            mask &= same_BTS[:, None, None]
+        blocks.append(
+            _softmax_attention(
+                q_BKGTH[:, :, :, start:stop], k_BKSH[:, :, :stop], v_BKSH[:, :, :stop], mask
+            )
+        )
+    out_BKGTH = jnp.concatenate(blocks, axis=3)
+    return out_BKGTH.transpose(0, 3, 1, 2, 4).reshape(batch, seq_len, num_heads, head_dim)
+
+
+def _softmax_attention(
+    q_BKGTH: jax.Array, k_BKSH: jax.Array, v_BKSH: jax.Array, mask: jax.Array
+) -> jax.Array:
+    logits = jnp.einsum(
+        "BKGTH,BKSH->BKGTS", q_BKGTH, k_BKSH, preferred_element_type=jnp.float32
     )
+    weights = jax.nn.softmax(jnp.where(mask, logits, -jnp.inf), axis=-1)
+    return jnp.einsum("BKGTS,BKSH->BKGTH", weights.astype(v_BKSH.dtype), v_BKSH)
+
+
+def _cudnn(
+    q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, segments_BT: jax.Array | None
+) -> jax.Array:
+    mask = None
+    if segments_BT is not None:
+        mask = (segments_BT[:, :, None] == segments_BT[:, None, :])[:, None]
+    return jax.nn.dot_product_attention(
+        q_BTNH, k_BSKH, v_BSKH, mask=mask, is_causal=True, implementation="cudnn"
+    )
+
+
+def _splash(
+    q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, segments_BT: jax.Array | None
+) -> jax.Array:
+    _, seq_len, num_heads, head_dim = q_BTNH.shape
+    size = min(_SPLASH_BLOCK, seq_len)
+    attend = splash.make_splash_mha_single_device(
+        masks.MultiHeadMask([masks.CausalMask((seq_len, seq_len))] * num_heads),
+        block_sizes=splash.BlockSizes(
+            block_q=size,
+            block_kv=size,
+            block_kv_compute=size,
+            block_q_dkv=size,
+            block_kv_dkv=size,
+            block_kv_dkv_compute=size,
+            block_q_dq=size,
+            block_kv_dq=size,
+        ),
+    )
+    segments = None if segments_BT is None else splash.SegmentIds(segments_BT, segments_BT)
+    q_BNTH, k_BKSH, v_BKSH = (x.transpose(0, 2, 1, 3) for x in (q_BTNH, k_BSKH, v_BSKH))
+    # It does not scale by itself.
+    q_BNTH *= head_dim**-0.5
+    out_BNTH: Any = jax.vmap(attend)(q_BNTH, k_BKSH, v_BKSH, segments)
+    return out_BNTH.transpose(0, 2, 1, 3)

@@ -3,6 +3,7 @@
 import dataclasses
 from typing import Literal
 
+AttentionKernel = Literal["xla", "cudnn", "splash"]
 RematPolicy = Literal["none", "dots", "full"]
 
 SIZES = {
@@ -51,10 +52,14 @@ class ModelConfig:
     """Type of activations and matrix products; `auto` is float32 on a CPU, else bfloat16."""
     remat: RematPolicy = "none"
     """What a block recomputes in the backward pass: nothing, all but matrix products, all."""
-    scan_unroll: int = 1
-    """Layers per iteration of the scan over layers; more is faster and compiles slower."""
-    loss_chunk: int = 0
-    """Positions whose logits are held at a time; 0 holds those of the whole sequence."""
+    attention: Literal["auto"] | AttentionKernel = "auto"
+    """Attention by cuDNN (NVIDIA GPUs, in bfloat16), by splash attention (TPUs), or by XLA
+    (everywhere); `auto` is the first of these that the device has."""
+    scan_unroll: int = 0
+    """Layers per iteration of the scan over layers; 0 is all of them on a CPU, where that is
+    faster, and 1 elsewhere."""
+    loss_chunk: int = 512
+    """Positions of each sequence whose logits are held at a time."""
 
     @property
     def padded_vocab_size(self) -> int:
@@ -64,7 +69,7 @@ class ModelConfig:
     def __post_init__(self):
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
-            if field.type is int and field.name != "loss_chunk" and value < 1:
+            if field.type is int and field.name != "scan_unroll" and value < 1:
                 raise ValueError(f"model.{field.name} is {value}; it must be at least 1.")
         if self.num_heads % self.num_kv_heads:
             raise ValueError(
@@ -76,8 +81,10 @@ class ModelConfig:
                 f"model.head_dim is {self.head_dim}; rotary positions turn pairs of "
                 f"channels, so it must be even."
             )
-        if self.loss_chunk < 0:
-            raise ValueError(f"model.loss_chunk is {self.loss_chunk}; 0 turns chunking off.")
+        if self.scan_unroll < 0:
+            raise ValueError(
+                f"model.scan_unroll is {self.scan_unroll}; it is a number of layers, or 0."
+            )
 
 
 def axis_size(config: ModelConfig, axis: str) -> int:

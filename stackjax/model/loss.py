@@ -1,77 +1,140 @@
-"""Next-token loss whose logits need not be held for the whole sequence at once.
+"""Next-token loss that holds the logits of a few positions at a time.
 
 Shapes: B batch, T time, D embed, V vocabulary (padded).
 """
 
 import functools
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from stackjax.data.batch import Batch
 from stackjax.model.config import ModelConfig
-from stackjax.model.transformer import LayerSpan, Params, hidden, unembed
+from stackjax.model.contraction import contract_gradients
+from stackjax.model.transformer import (
+    HEAD_PRODUCT,
+    LayerSpan,
+    Params,
+    head_weight,
+    hidden,
+    logits,
+)
 
 
 class LossSums(NamedTuple):
     """Sums over the positions of a batch, weighted by `loss_weights`."""
 
     nll: jax.Array
-    """Negative log-likelihood of the next token, in nats."""
-    squared_normaliser: jax.Array
-    """Squared log-normaliser of the logits: the z-loss of arXiv:2204.02311."""
+    """Negative log-likelihood of the next token, in nats; without a gradient."""
+    objective: jax.Array
+    """What is minimised: that, and the z-loss times its weight."""
 
 
 def next_token_loss(
     config: ModelConfig,
     params: Params,
     batch: Batch,
+    *,
+    z_loss: float = 0.0,
     spans: Sequence[LayerSpan] | None = None,
 ) -> LossSums:
     """Returns the loss sums of one microbatch, whose fields are [B, T].
 
-    With `config.loss_chunk`, logits exist for that many positions at a time and are
-    computed again in the backward pass.
+    The gradient by the logits is formed with them, in chunks of `config.loss_chunk`
+    positions, so that they are neither kept nor computed twice.
 
     Args:
+      z_loss: Weight of the squared log-normaliser of the logits (arXiv:2204.02311).
       spans: How the layers run, as `apply` takes it.
     """
     x_BTD = hidden(config, params, batch.tokens, batch.positions, batch.segments, spans)
     # Position t learns the token at t + 1; the last position has no weight.
     labels_BT = jnp.roll(batch.tokens, -1, axis=1)
-    sums = functools.partial(_sums, config, params)
-    seq_len = labels_BT.shape[1]
-    chunk = config.loss_chunk or seq_len
-    if chunk >= seq_len:
-        return sums(x_BTD, labels_BT, batch.loss_weights)
-    if seq_len % chunk:
-        raise ValueError(
-            f"model.loss_chunk is {chunk}, which does not divide data.seq_len {seq_len}."
-        )
-    # Chunks are cut from T, which no mesh axis shards, never from B times T.
-    total = LossSums(jnp.zeros(()), jnp.zeros(()))
-    remat_sums = jax.checkpoint(sums)
-    for start in range(0, seq_len, chunk):
-        part = slice(start, start + chunk)
-        arrays = (x_BTD[:, part], labels_BT[:, part], batch.loss_weights[:, part])
-        total = jax.tree.map(jnp.add, total, remat_sums(*arrays))
-    return total
+    w = head_weight(config, params)
+    sums: Any = _loss_sums(config, z_loss, x_BTD, w, labels_BT, batch.loss_weights)
+    return LossSums(jax.lax.stop_gradient(sums.nll), sums.objective)
 
 
-def _sums(
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _loss_sums(
     config: ModelConfig,
-    params: Params,
+    z_loss: float,
     x_BTD: jax.Array,
+    w: jax.Array,
     labels_BT: jax.Array,
     weights_BT: jax.Array,
 ) -> LossSums:
-    logits_BTV = unembed(config, params, x_BTD)
+    zeros = LossSums(jnp.zeros(()), jnp.zeros(()))
+    chunks = _chunks(config, x_BTD, labels_BT, weights_BT)
+    parts = (_chunk_loss(config, z_loss, w, *chunk)[0] for chunk in chunks)
+    return functools.reduce(lambda *sums: jax.tree.map(jnp.add, *sums), parts, zeros)
+
+
+def _forward(
+    config: ModelConfig,
+    z_loss: float,
+    x_BTD: jax.Array,
+    w: jax.Array,
+    labels_BT: jax.Array,
+    weights_BT: jax.Array,
+) -> tuple[LossSums, tuple[jax.Array, jax.Array]]:
+    """Returns the sums, and the gradients of the objective by `x_BTD` and `w`."""
+    sums, w_gradient = LossSums(jnp.zeros(()), jnp.zeros(())), None
+    x_gradients = []
+    for x_BCD, *targets in _chunks(config, x_BTD, labels_BT, weights_BT):
+        part, logits_gradient = _chunk_loss(config, z_loss, w, x_BCD, *targets)
+        by_x, by_w = contract_gradients(
+            HEAD_PRODUCT[config.tie_head], x_BCD, w, logits_gradient.astype(x_BCD.dtype)
+        )
+        sums = jax.tree.map(jnp.add, sums, part)
+        x_gradients.append(by_x)
+        w_gradient = by_w if w_gradient is None else w_gradient + by_w
+    assert w_gradient is not None, "a sequence has at least one position"
+    return sums, (jnp.concatenate(x_gradients, axis=1), w_gradient)
+
+
+def _backward(
+    config: ModelConfig,
+    z_loss: float,
+    gradients: tuple[jax.Array, jax.Array],
+    sums_gradient: LossSums,
+) -> tuple[jax.Array, jax.Array, None, None]:
+    scale = sums_gradient.objective
+    x_gradient, w_gradient = (scale.astype(g.dtype) * g for g in gradients)
+    return x_gradient, w_gradient, None, None
+
+
+_loss_sums.defvjp(_forward, _backward)
+
+
+def _chunks(config: ModelConfig, *arrays: jax.Array) -> Iterator[tuple[jax.Array, ...]]:
+    # Cut from T, which no mesh axis shards, never from B times T.
+    for start in range(0, arrays[0].shape[1], config.loss_chunk):
+        yield tuple(array[:, start : start + config.loss_chunk] for array in arrays)
+
+
+def _chunk_loss(
+    config: ModelConfig,
+    z_loss: float,
+    w: jax.Array,
+    x_BTD: jax.Array,
+    labels_BT: jax.Array,
+    weights_BT: jax.Array,
+) -> tuple[LossSums, jax.Array]:
+    """Returns the sums of one chunk, and the gradient of the objective by its logits."""
+    logits_BTV = logits(config, w, x_BTD)
     normaliser_BT = jax.nn.logsumexp(logits_BTV, axis=-1)
     # A gather of the label's logit would fail where the vocabulary is sharded.
     token_V = jax.lax.broadcasted_iota(jnp.int32, (1, 1, logits_BTV.shape[-1]), 2)
     is_label_BTV = token_V == labels_BT[:, :, None]
     label_BT = jnp.sum(jnp.where(is_label_BTV, logits_BTV, 0.0), axis=-1)
     nll = jnp.sum((normaliser_BT - label_BT) * weights_BT)
-    return LossSums(nll, jnp.sum(jnp.square(normaliser_BT) * weights_BT))
+    squares = jnp.sum(jnp.square(normaliser_BT) * weights_BT)
+    likely_BTV = jnp.exp(logits_BTV - normaliser_BT[:, :, None])
+    pull_BT = weights_BT * (1 + 2 * z_loss * normaliser_BT)
+    gradient_BTV = likely_BTV * pull_BT[:, :, None] - jnp.where(
+        is_label_BTV, weights_BT[:, :, None], 0.0
+    )
+    return LossSums(nll, nll + z_loss * squares), gradient_BTV

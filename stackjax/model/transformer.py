@@ -14,18 +14,20 @@ import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
-from jax.ad_checkpoint import checkpoint_name
 
 from stackjax.axes import Axes
-from stackjax.model.attention import causal_attention, rotate, rotation
+from stackjax.model.attention import causal_attention, choose_kernel, rotate, rotation
 from stackjax.model.config import ModelConfig, RematPolicy, axis_size
+from stackjax.model.contraction import contract, gathered
 from stackjax.sharding import logical, num_shards, partition
 
 Params = dict[str, Any]
 
 _EMBEDDING = Axes(reads=("vocab",), writes=("embed",))
-_GATHERED = "gathered_weight"
 _HEAD = Axes(reads=("embed",), writes=("vocab",))
+
+HEAD_PRODUCT = {True: "BTD,VD->BTV", False: "BTD,DV->BTV"}
+"""The einsum of the head, by whether it is the embedding."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -35,6 +37,7 @@ class LayerSpan:
     num_layers: int
     remat: RematPolicy
     unroll: int
+    """As `ModelConfig.scan_unroll`."""
     trains: bool = True
     """Whether the layers have gradients; unless all do, the embedding of tokens has none."""
 
@@ -59,12 +62,12 @@ class _Named(flax.struct.PyTreeNode, nn.meta.AxisMetadata[jax.Array]):
 
 
 class _Module(nn.Module):
-    """A module whose parameters carry axes and are used in the compute type."""
+    """A module whose parameters carry axes."""
 
     config: ModelConfig
 
     def weight(self, name: str, axes: Axes) -> jax.Array:
-        """Returns a matrix in the compute type, gathered from its shards along `embed`."""
+        """Returns a matrix as it is stored: float32, in shards."""
         shape = tuple(axis_size(self.config, axis) for axis in axes.names)
 
         def init(key: jax.Array) -> _Named:
@@ -72,13 +75,7 @@ class _Module(nn.Module):
             return _Named(init_stddev(self.config, axes) * normal, axes)
 
         stored: Any = self.param(name, init)
-        matrix = stored.astype(compute_dtype(self.config))
-        if num_shards("embed") == 1:
-            return matrix
-        # Left to itself, the partitioner sometimes shards activations along `embed`
-        # instead, at the price of moving them back.
-        whole = (None if axis == "embed" else axis for axis in axes.names)
-        return checkpoint_name(jax.reshard(matrix, logical(*whole)), _GATHERED)
+        return stored
 
     def norm(self, name: str, x: jax.Array, axis: str) -> jax.Array:
         """Returns RMSNorm (arXiv:1910.07467) over the last axis, in the type of `x`."""
@@ -93,8 +90,11 @@ class _Module(nn.Module):
 class _Embedding(_Module):
     @nn.compact
     def __call__(self, tokens_BT: jax.Array) -> jax.Array:
-        table_VD = self.weight("embedding", _EMBEDDING)
-        return table_VD.at[tokens_BT].get(out_sharding=logical("batch", None, None))
+        stored_VD = self.weight("embedding", _EMBEDDING)
+        table_VD = gathered(stored_VD, stored_VD.dtype)
+        # Cast last, so that the gradients of a token's uses are summed in float32.
+        x_BTD = table_VD.at[tokens_BT].get(out_sharding=logical("batch", None, None))
+        return x_BTD.astype(compute_dtype(self.config))
 
 
 class _Block(_Module):
@@ -105,7 +105,7 @@ class _Block(_Module):
         self,
         x_BTD: jax.Array,
         turn: tuple[jax.Array, jax.Array],
-        segments_BT: jax.Array,
+        segments_BT: jax.Array | None,
     ) -> jax.Array:
         h_BTD = self.norm("attention_norm", x_BTD, "embed")
         x_BTD += self.attention(h_BTD, turn, segments_BT)
@@ -115,12 +115,11 @@ class _Block(_Module):
         self,
         x_BTD: jax.Array,
         turn: tuple[jax.Array, jax.Array],
-        segments_BT: jax.Array,
+        segments_BT: jax.Array | None,
     ) -> jax.Array:
         def project(name: str, heads: str) -> jax.Array:
             w_DNH = self.weight(name, Axes(reads=("embed",), writes=(heads, "head_dim")))
-            sharding = logical("batch", None, heads, None)
-            return jnp.einsum("BTD,DNH->BTNH", x_BTD, w_DNH, out_sharding=sharding)
+            return contract("BTD,DNH->BTNH", x_BTD, w_DNH, logical("batch", None, heads, None))
 
         q_BTNH = project("query", "heads")
         k_BTKH = project("key", "kv_heads")
@@ -129,34 +128,26 @@ class _Block(_Module):
             q_BTNH = self.norm("query_norm", q_BTNH, "head_dim")
             k_BTKH = self.norm("key_norm", k_BTKH, "head_dim")
         q_BTNH, k_BTKH = rotate(q_BTNH, *turn), rotate(k_BTKH, *turn)
-        out_BTNH = causal_attention(q_BTNH, k_BTKH, v_BTKH, segments_BT)
+        kernel = choose_kernel(self.config, x_BTD.dtype, x_BTD.shape[1])
+        out_BTNH = causal_attention(q_BTNH, k_BTKH, v_BTKH, segments_BT, kernel)
         w_NHD = self.weight("out", Axes(reads=("heads", "head_dim"), writes=("embed",)))
-        sharding = logical("batch", None, None)
-        return jnp.einsum("BTNH,NHD->BTD", out_BTNH, w_NHD, out_sharding=sharding)
+        return contract("BTNH,NHD->BTD", out_BTNH, w_NHD, logical("batch", None, None))
 
     def mlp(self, x_BTD: jax.Array) -> jax.Array:
         # Gate and value in one array: one product of twice the width is faster than two.
         w_DGF = self.weight("gate_up", Axes(reads=("embed",), writes=("gate_up", "mlp")))
-        sharding = logical("batch", None, None, "mlp")
-        h_BTGF = jnp.einsum("BTD,DGF->BTGF", x_BTD, w_DGF, out_sharding=sharding)
-        h_BTF = nn.silu(h_BTGF[:, :, 0]) * h_BTGF[:, :, 1]
+        h_BTGF = contract("BTD,DGF->BTGF", x_BTD, w_DGF, logical("batch", None, None, "mlp"))
+        # The gradient of a split is a concatenation; that of two slices is padded and added.
+        gate_BT1F, value_BT1F = jnp.split(h_BTGF, 2, axis=2)
+        h_BTF = jnp.squeeze(nn.silu(gate_BT1F) * value_BT1F, axis=2)
         w_FD = self.weight("down", Axes(reads=("mlp",), writes=("embed",)))
-        sharding = logical("batch", None, None)
-        return jnp.einsum("BTF,FD->BTD", h_BTF, w_FD, out_sharding=sharding)
+        return contract("BTF,FD->BTD", h_BTF, w_FD, logical("batch", None, None))
 
 
 class _Head(_Module):
     @nn.compact
     def __call__(self, x_BTD: jax.Array) -> jax.Array:
-        if self.config.tie_head:
-            w_DV = self.weight("embedding", _EMBEDDING).T
-        else:
-            w_DV = self.weight("head", _HEAD)
-        sharding = logical("batch", None, "vocab")
-        logits_BTV = jnp.einsum("BTD,DV->BTV", x_BTD, w_DV, out_sharding=sharding)
-        wide = logits_BTV.astype(jnp.promote_types(x_BTD.dtype, jnp.float32))
-        token_V = jax.lax.broadcasted_iota(jnp.int32, (1, 1, wide.shape[-1]), 2)
-        return jnp.where(token_V < self.config.vocab_size, wide, -jnp.inf)
+        return logits(self.config, self.weight("head", _HEAD), x_BTD)
 
 
 class _FinalNorm(_Module):
@@ -203,6 +194,8 @@ def _call(module: nn.Module, params: Params, *args: Any) -> Any:
 def _init_named(config: ModelConfig, key: jax.Array) -> dict[str, Any]:
     """Returns the tree of parameters with their axes; the layers are stacked first."""
     embedding_key, layers_key, head_key = jax.random.split(key, 3)
+    # No kernel is run for the shapes of its result.
+    config = dataclasses.replace(config, attention="xla")
     # Linen finds parameters by running the modules: on two tokens for each batch shard,
     # because JAX 0.11 loses the sharding of an axis of length 1 under vmap.
     shape = (2 * num_shards("batch"), 1)
@@ -238,7 +231,7 @@ def _run_layers(
     layers: Params,
     x_BTD: jax.Array,
     positions_BT: jax.Array,
-    segments_BT: jax.Array,
+    segments_BT: jax.Array | None,
     spans: Sequence[LayerSpan],
 ) -> jax.Array:
     turn = rotation(positions_BT, config.head_dim, config.rope_theta)
@@ -255,23 +248,26 @@ def _run_layers(
         if not span.trains:
             part = jax.lax.stop_gradient(part)
         body = _remat(block, span.remat)
-        x_BTD, _ = jax.lax.scan(body, x_BTD, part, unroll=min(span.unroll, span.num_layers))
+        unroll = span.unroll or _fastest_unroll(span)
+        x_BTD, _ = jax.lax.scan(body, x_BTD, part, unroll=min(unroll, span.num_layers))
         start = stop
     assert start == config.num_layers, "the spans do not cover the layers"
     return x_BTD
 
 
+def _fastest_unroll(span: LayerSpan) -> int:
+    return span.num_layers if jax.default_backend() == "cpu" else 1
+
+
 def _remat(block: Any, policy: RematPolicy) -> Any:
     """Returns the block with what the policy names recomputed in the backward pass."""
     policies = jax.checkpoint_policies
+    if policy == "none":
+        return block
     saveable = {
-        # Gathered weights are never kept: all layers together may not fit a device.
-        "none": policies.save_anything_except_these_names(_GATHERED),
         "dots": policies.dots_with_no_batch_dims_saveable,
         "full": policies.nothing_saveable,
     }[policy]
-    if policy == "none" and num_shards("embed") == 1:
-        return block
     # Inside a scan the compiler cannot undo the recomputation, so it needs no barrier.
     return jax.checkpoint(block, policy=saveable, prevent_cse=False)
 
@@ -281,7 +277,7 @@ def apply(
     params: Params,
     tokens_BT: jax.Array,
     positions_BT: jax.Array,
-    segments_BT: jax.Array,
+    segments_BT: jax.Array | None,
     spans: Sequence[LayerSpan] | None = None,
 ) -> jax.Array:
     """Returns the logits of every next token, at least float32 [B, T, V].
@@ -301,7 +297,7 @@ def hidden(
     params: Params,
     tokens_BT: jax.Array,
     positions_BT: jax.Array,
-    segments_BT: jax.Array,
+    segments_BT: jax.Array | None,
     spans: Sequence[LayerSpan] | None = None,
 ) -> jax.Array:
     """Returns the residual stream after the final norm, [B, T, D] in the compute type."""
@@ -319,7 +315,21 @@ def hidden(
 
 def unembed(config: ModelConfig, params: Params, x_BTD: jax.Array) -> jax.Array:
     """Returns the logits of the final residual stream, at least float32 [B, T, V]."""
-    return _call(_Head(config), params, x_BTD)
+    return logits(config, head_weight(config, params), x_BTD)
+
+
+def head_weight(config: ModelConfig, params: Params) -> jax.Array:
+    """Returns the weight of the head, as it is stored: [V, D] where it is tied, else [D, V]."""
+    return params["embedding" if config.tie_head else "head"]
+
+
+def logits(config: ModelConfig, w: jax.Array, x_BTD: jax.Array) -> jax.Array:
+    """Returns `unembed` by the `head_weight` alone."""
+    sharding = logical("batch", None, "vocab")
+    logits_BTV = contract(HEAD_PRODUCT[config.tie_head], x_BTD, w, sharding)
+    wide = logits_BTV.astype(jnp.promote_types(x_BTD.dtype, jnp.float32))
+    token_V = jax.lax.broadcasted_iota(jnp.int32, (1, 1, wide.shape[-1]), 2)
+    return jnp.where(token_V < config.vocab_size, wide, -jnp.inf)
 
 
 def init(config: ModelConfig, key: jax.Array) -> Params:
