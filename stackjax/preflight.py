@@ -7,14 +7,13 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import AbstractMesh, AxisType
 
-from stackjax import model
-from stackjax.compilation import phase_optimizer
+from stackjax.compilation import abstract_state
 from stackjax.config import Config
 from stackjax.model.config import axis_size
 from stackjax.phase import Phase
 from stackjax.phases import expand
 from stackjax.sharding import MESH_AXES, RULES, mesh_shape, num_shards, partition_of
-from stackjax.train_state import TrainState, fit_state, init_state
+from stackjax.train_state import TrainState
 
 _FIELDS = {
     "embed": "embed_dim",
@@ -97,19 +96,6 @@ def _check_divides(phase: Phase) -> None:
                 f"model.{field} is {size} in stage {phase.stage}, which does not divide "
                 f"over {shards} shards of mesh axis {RULES[axis]!r}; change one of them."
             )
-
-
-def abstract_state(config: Config, phase: Phase) -> TrainState:
-    """Returns shapes, types and partitions of a phase's state on the current mesh."""
-    tx = phase_optimizer(config, phase)
-
-    def state() -> TrainState:
-        key = jax.random.key(0)
-        if phase.name == "fit":
-            return fit_state(phase, tx, model.init(phase.source, key), key)
-        return init_state(phase.model, tx, key)
-
-    return jax.eval_shape(state)
 
 
 def bytes_per_device(tree: object, mesh: AbstractMesh) -> int:

@@ -5,7 +5,7 @@ import dataclasses
 import math
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -31,6 +31,8 @@ class Run:
     sinks: list[Sink]
     progress: Progress
     stop: threading.Event
+    step_of: Callable[[Phase], jax.stages.Compiled]
+    """The compiled step of a phase."""
 
     def write(self, kind: str, phase: Phase, step: int, counts: Counts, **values: Any) -> None:
         """Writes a row of metrics."""

@@ -28,7 +28,8 @@ from stackjax.checkpoint import (
     write_marker,
 )
 from stackjax.compilation import (
-    compile_step,
+    abstract_state,
+    compile_ahead,
     new_state,
     phase_optimizer,
     use_compilation_cache,
@@ -51,7 +52,7 @@ from stackjax.flops import num_params, peak_flops
 from stackjax.metrics import check_sinks, open_sinks, read_rows
 from stackjax.phase import Counts, Phase
 from stackjax.phases import expand
-from stackjax.preflight import abstract_state, check
+from stackjax.preflight import check
 from stackjax.progress import open_progress
 from stackjax.run import LateRows, Run
 from stackjax.sharding import build_mesh, partition_of
@@ -104,6 +105,7 @@ def train(config: Config) -> None:
             sinks=open_sinks(workdir, resume_at, settings=flatten(config), **outputs),
             progress=open_progress(phases[-1].end.tokens),
             stop=stop,
+            step_of=compile_ahead(config, phases),
         )
         for output in (*run.sinks, run.progress):
             stack.enter_context(contextlib.closing(output))
@@ -161,7 +163,7 @@ def run_phase(
             f"stage {phase.stage}, {phase.name}: {describe(phase.model)}, "
             f"{num_params(phase.model) / 1e6:.3g}M parameters, {phase.num_steps - step} steps"
         )
-        train_step = compile_step(config, phase, state, mesh)
+        train_step = run.step_of(phase)
         evaluate = held_out_loss(config, phase, run.held_out, mesh)
         rows = LateRows(run, phase, checkpoints, counts)
         for batch in _batches(run, phase, mesh, counts, phase.num_steps - step):

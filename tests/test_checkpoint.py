@@ -23,11 +23,11 @@ from stackjax.checkpoint import (
     replace_text,
     write_marker,
 )
+from stackjax.compilation import abstract_state
 from stackjax.config import CheckpointConfig, Stage
 from stackjax.optimizer import build_optimizer
 from stackjax.phase import Counts
 from stackjax.phases import expand
-from stackjax.preflight import abstract_state
 from stackjax.sharding import on_mesh
 from stackjax.train_state import TrainState
 

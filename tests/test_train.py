@@ -12,6 +12,7 @@ from etils import epath
 from orbax.checkpoint._src.path import atomicity
 from runs import cut, last_state, rows
 
+from stackjax import compilation
 from stackjax import train as run_module
 from stackjax.config import Rewarm
 from stackjax.config_file import record_config
@@ -58,11 +59,13 @@ class Compiling(Exception):
 def train_until_compiling(config, monkeypatch) -> int:
     """Trains until a train step is to be compiled; returns the step of the state."""
 
-    def compile_step(config, phase, state, mesh):
-        raise Compiling(int(state.step))
+    def run_phase(run, phase, state, counts, is_final):
+        if int(state.step) < phase.num_steps:
+            raise Compiling(int(state.step))
+        return state, counts
 
     with monkeypatch.context() as patch:
-        patch.setattr(run_module, "compile_step", compile_step)
+        patch.setattr(run_module, "run_phase", run_phase)
         with pytest.raises(Compiling) as compiling:
             train(config)
     return compiling.value.args[0]
@@ -213,8 +216,8 @@ def test_copies_that_stay_equal_are_told_of(world, tmp_path, monkeypatch, capsys
 def test_a_loss_that_is_not_finite_ends_the_run_and_nothing_bad_is_saved(
     world, uncut, tmp_path, monkeypatch, capsys
 ):
-    def compile_step(config, phase, state, mesh):
-        step = real_compile(config, phase, state, mesh)
+    def compile_step(config, phase):
+        step = real_compile(config, phase)
 
         def bad_step(state, batch):
             state, metrics = step(state, batch)
@@ -224,8 +227,8 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_nothing_bad_is_saved(
         return bad_step
 
     cut(uncut, tmp_path, 6)
-    real_compile = run_module.compile_step
-    monkeypatch.setattr(run_module, "compile_step", compile_step)
+    real_compile = compilation.compile_step
+    monkeypatch.setattr(compilation, "compile_step", compile_step)
     error = error_of(world.args(tmp_path), monkeypatch, capsys)
     assert "loss nan" in error
     assert f"the last good checkpoint is {tmp_path}/stage_0/train/6." in error

@@ -31,7 +31,7 @@ def build(shape: Shape) -> Peer:
     mesh = build_mesh(phase.mesh)
     jax.set_mesh(mesh)
     state = new_state(config, phase)
-    compiled = compile_step(config, phase, state, mesh)
+    compiled = compile_step(config, phase)
     [batch] = put([get_batch(shape)], mesh, shape.batch_size)
 
     def step(state: Any, batch: Batch) -> tuple[Any, jax.Array]:
