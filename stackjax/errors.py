@@ -6,16 +6,17 @@ import traceback
 from collections.abc import Iterator
 from pathlib import Path
 
-_PACKAGE = str(Path(__file__).parent)
+_ROOT = Path(__file__).parent.parent
+_OURS = (str(_ROOT / "stackjax"), str(_ROOT / "scripts"))
 
 
 @contextlib.contextmanager
 def one_line_errors() -> Iterator[None]:
     """Ends the command with one line and exit code 2 where the user can mend the cause.
 
-    That is a ValueError raised by stackjax itself, a file system that fails, or a loss
-    that is no longer finite; all else is a fault of the code and keeps its traceback.
-    Ctrl-C ends it with one line and exit code 130.
+    That is a ValueError raised by stackjax itself or by its scripts, a file system that
+    fails, or a loss that is no longer finite; all else is a fault of the code and keeps its
+    traceback. Ctrl-C ends it with one line and exit code 130.
     """
     try:
         yield
@@ -32,7 +33,7 @@ def describe(error: BaseException) -> tuple[str, int]:
     if isinstance(error, KeyboardInterrupt):
         return "error: interrupted.", 130
     raised_in = traceback.extract_tb(error.__traceback__)[-1].filename
-    ours = isinstance(error, ValueError) and raised_in.startswith(_PACKAGE)
+    ours = isinstance(error, ValueError) and raised_in.startswith(_OURS)
     if ours or isinstance(error, OSError | FloatingPointError):
         return f"error: {error}", 2
     return "".join(traceback.format_exception(error)).rstrip(), 1

@@ -1,0 +1,239 @@
+"""Measures what a config costs on this machine: a table, and a JSON file of the same.
+
+    python -m scripts.benchmark configs/gstack_1b.py --stages.1.mesh.fsdp 8
+
+Any field of the config may be overridden, as for `python -m stackjax.train`.
+"""
+
+import dataclasses
+import datetime
+import functools
+import importlib.metadata
+import json
+import os
+import platform
+import re
+import shlex
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import jax
+import tyro
+from absl import logging
+from jax.sharding import Mesh
+
+from scripts.measure.choices import measure_choices
+from scripts.measure.loop import measure_host, measure_loader
+from scripts.measure.machine import VARIABLES, measure_machine
+from scripts.measure.result import NotMeasured, Row, attempt
+from scripts.measure.seam import cases, measure_saves, measure_seam
+from scripts.measure.step import (
+    Times,
+    compile_phase,
+    describe,
+    measure_flops,
+    measure_times,
+)
+from scripts.measure.text import lines
+from stackjax import distributed
+from stackjax.config import Config
+from stackjax.config_file import flatten, load_config
+from stackjax.errors import one_line_errors
+from stackjax.model.transformer import compute_dtype
+from stackjax.phase import Phase
+from stackjax.phases import expand
+from stackjax.preflight import check
+from stackjax.sharding import build_mesh
+
+SECTIONS = ("loader", "growth", "checkpoint", "step", "host")
+"""In an order in which each is likely to need more memory than those before it."""
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class BenchmarkConfig:
+    """Measures what a config costs on this machine; takes any field of the config too."""
+
+    config: Annotated[Path, tyro.conf.Positional]
+    """A config file, such as configs/tiny.py."""
+    sections: tuple[str, ...] = SECTIONS
+    """What to measure."""
+    phases: tuple[int, ...] = ()
+    """Indices of the phases to measure; by default all of them."""
+    steps: int = 20
+    """Steps that are timed, one by one and then together."""
+    limit_seconds: float = 600
+    """A measurement of steps that would take longer is not made."""
+    ablate: bool = False
+    """Whether to measure the step with each choice of its execution changed."""
+    profile: Path | None = None
+    """Directory for a trace of a few steps of each phase, for XProf."""
+    out: Path = Path("benchmark.json")
+    """JSON file to write."""
+
+
+def main() -> None:
+    """Runs the command line."""
+    logging.set_verbosity(logging.FATAL)
+    # Compile times are those of a first start.
+    jax.config.update("jax_enable_compilation_cache", False)
+    with one_line_errors():
+        prog = "python -m scripts.benchmark"
+        options, overrides = tyro.cli(
+            BenchmarkConfig, prog=prog, args=sys.argv[1:], return_unknown_args=True
+        )
+        config = load_config(prog, ["--config", str(options.config), *overrides])
+        distributed.initialize()
+        benchmark(options, config)
+
+
+def benchmark(options: BenchmarkConfig, config: Config) -> None:
+    """Measures, prints what it finds as it goes, and writes the JSON file.
+
+    Raises:
+      ValueError: The options name what is not there, or the config does not fit the devices.
+    """
+    phases = expand(config)
+    _check_options(options, phases)
+    check(config, jax.device_count())
+    report = environment() | {"config": flatten(config), "rows": []}
+
+    def add(row: Row) -> None:
+        report["rows"].append(dataclasses.asdict(row))
+        if jax.process_index() == 0:
+            print(lines(report["rows"][-1]), flush=True)
+            options.out.write_text(json.dumps(report, indent=1) + "\n")
+
+    dtype = compute_dtype(config.model)
+    add(Row(section="machine", case=str(dtype), values=measure_machine(dtype)))
+    for phase in phases:
+        if not options.phases or phase.index in options.phases:
+            source = phases[phase.index - 1] if phase.index > 0 else None
+            _measure_phase(options, config, source, phase, add)
+    if jax.process_index() == 0:
+        print(f"{options.out}: all of this, for python -m scripts.performance")
+
+
+def environment() -> dict[str, Any]:
+    """Returns what the numbers depend on besides the config."""
+    devices = jax.devices()
+    return {
+        "command": shlex.join(["python", "-m", "scripts.benchmark", *sys.argv[1:]]),
+        "date": datetime.date.today().isoformat(),
+        "versions": {"python": platform.python_version()}
+        | {name: importlib.metadata.version(name) for name in PACKAGES},
+        "platform": devices[0].platform,
+        "device_kind": devices[0].device_kind,
+        "num_devices": len(devices),
+        "num_processes": jax.process_count(),
+        "cpu": _cpu_model(),
+        "num_cores": _num_cores(),
+    } | {name: os.environ.get(name, "") for name in VARIABLES}
+
+
+def _num_cores() -> int | None:
+    affinity = getattr(os, "sched_getaffinity", None)
+    return len(affinity(0)) if affinity else os.cpu_count()
+
+
+def _cpu_model() -> str:
+    path = Path("/proc/cpuinfo")
+    found = re.search(r"model name\s*:\s*(.*)", path.read_text() if path.exists() else "")
+    return found[1] if found else platform.machine()
+
+
+def _check_options(options: BenchmarkConfig, phases: Sequence[Phase]) -> None:
+    if unknown := [name for name in options.sections if name not in SECTIONS]:
+        raise ValueError(
+            f"--sections has {unknown[0]!r}, which is none of {', '.join(SECTIONS)}."
+        )
+    if unknown := [index for index in options.phases if not 0 <= index < len(phases)]:
+        raise ValueError(
+            f"--phases has {unknown[0]}; those of the run are 0 to {len(phases) - 1}."
+        )
+    if options.steps < 1:
+        raise ValueError(f"--steps is {options.steps}; it must be at least 1.")
+    if not options.out.absolute().parent.is_dir():
+        raise ValueError(f"--out is {options.out}, whose directory does not exist; make it.")
+
+
+def _measure_phase(
+    options: BenchmarkConfig,
+    config: Config,
+    source: Phase | None,
+    phase: Phase,
+    add: Callable[[Row], None],
+) -> None:
+    """Adds a row for each measurement of a phase.
+
+    Args:
+      source: The phase before.
+    """
+
+    def record(section: str, measure: Callable[[], Any], case: str = "") -> None:
+        add(Row(section=section, phase=phase.directory, case=case, values=attempt(measure)))
+
+    sections, mesh = options.sections, build_mesh(phase.mesh)
+    with jax.set_mesh(mesh):
+        record("model", lambda: describe(config, phase))
+        if phase.name == "fit":
+            reason = "the step that fits a learned growth is not the model's"
+            add(Row(section="step", phase=phase.directory, values=NotMeasured(reason)))
+            return
+        if "loader" in sections:
+            record("loader", lambda: measure_loader(config, phase, mesh, options.steps))
+        if "growth" in sections and source is not None:
+            for grown in cases(phase):
+                seam = functools.partial(measure_seam, config, source, phase, grown)
+                record("growth", seam, grown)
+        if "checkpoint" in sections:
+            record("checkpoint", lambda: measure_saves(config, phase, mesh))
+        times = NotMeasured("the step is not among --sections")
+        if "step" in sections:
+            times = _measure_step(options, config, phase, mesh, add)
+        if options.ablate:
+            limits = (options.steps, options.limit_seconds)
+            for name, choice in measure_choices(config, phase, mesh, *limits).items():
+                record("choice", lambda choice=choice: choice, name)
+        if "host" in sections:
+            record("host", lambda: measure_host(config, phase, mesh, times))
+
+
+def _measure_step(
+    options: BenchmarkConfig,
+    config: Config,
+    phase: Phase,
+    mesh: Mesh,
+    add: Callable[[Row], None],
+) -> Times | NotMeasured:
+    """Adds what a step costs, and returns how long it takes."""
+    row = functools.partial(Row, phase=phase.directory)
+    flops = measure_flops(config, phase, mesh)
+    add(row(section="flops", values=flops))
+    compiled = attempt(lambda: compile_phase(config, phase, mesh))
+    if isinstance(compiled, NotMeasured):
+        add(row(section="compile", values=compiled))
+        return compiled
+    step, program = compiled
+    add(row(section="compile", values=program))
+    times = attempt(
+        lambda: measure_times(
+            config,
+            phase,
+            mesh,
+            step=step,
+            program=program,
+            flops=flops,
+            num_steps=options.steps,
+            limit_seconds=options.limit_seconds,
+            profile=options.profile,
+        )
+    )
+    add(row(section="step", values=times))
+    return times
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,101 @@
+"""How a step is executed: its choices, each changed alone, timed in turns."""
+
+import dataclasses
+import time
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+
+from scripts.measure.machine import check_memory, check_time
+from scripts.measure.result import CannotMeasure, NotMeasured, attempt, median
+from scripts.measure.step import (
+    WARMUP_STEPS,
+    Program,
+    compile_phase,
+    random_batch,
+    run_steps,
+)
+from stackjax.compilation import new_state
+from stackjax.config import Config
+from stackjax.phase import Phase
+
+CHUNKS = (64, 128, 256, 512)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Choice:
+    """The step with one of its choices changed."""
+
+    median_seconds: float
+    temporary_bytes: int
+    """What the compiled program holds besides its arguments, on each device."""
+    compile_seconds: float
+
+
+def choices(config: Config, phase: Phase) -> dict[str, tuple[Any, ...]]:
+    """Returns the values to try of every field that says how a model is executed."""
+    layers, seq_len = phase.model.num_layers, config.data.seq_len
+    chunks = (size for size in CHUNKS if size < seq_len and seq_len % size == 0)
+    return {
+        "remat": ("none", "dots", "full"),
+        "scan_unroll": tuple(unroll for unroll in (1, 2, layers) if unroll <= layers),
+        "loss_chunk": (0, *chunks),
+    }
+
+
+def variants(config: Config, phase: Phase) -> dict[str, Phase]:
+    """Returns the phase as configured, and with each choice changed alone, by name."""
+    # More than all layers are all of them.
+    own = {"scan_unroll": min(phase.model.scan_unroll, phase.model.num_layers)}
+    found = {"as configured": phase}
+    for field, values in choices(config, phase).items():
+        for value in values:
+            if value != own.get(field, getattr(phase.model, field)):
+                model = dataclasses.replace(phase.model, **{field: value})
+                found[f"{field}={value}"] = dataclasses.replace(phase, model=model)
+    return found
+
+
+def measure_choices(
+    config: Config, phase: Phase, mesh: Mesh, num_steps: int, limit_seconds: float
+) -> dict[str, Choice | NotMeasured]:
+    """Returns what a step costs with each choice changed alone, by name.
+
+    They take their steps in turns, so that what else the machine does slows all alike.
+    """
+    found = {
+        name: attempt(lambda variant=variant: _compile(config, variant, mesh))
+        for name, variant in variants(config, phase).items()
+    }
+    compiled = {name: pair for name, pair in found.items() if isinstance(pair, tuple)}
+    seconds: dict[str, list[float]] = {name: [] for name in compiled}
+    state, batch = new_state(config, phase), random_batch(config, phase, mesh)
+    for turn in range(WARMUP_STEPS + num_steps):
+        start = time.perf_counter()
+        for name, (step, _) in compiled.items():
+            spent, state = run_steps(step, state, batch, 1)
+            seconds[name].append(spent)
+        turns = WARMUP_STEPS + num_steps - turn
+        check_time(f"{turns} turns", turns * (time.perf_counter() - start), limit_seconds)
+    return {
+        name: pair if isinstance(pair, NotMeasured) else _choice(pair[1], seconds[name])
+        for name, pair in found.items()
+    }
+
+
+def _compile(config: Config, phase: Phase, mesh: Mesh) -> tuple[jax.stages.Compiled, Program]:
+    try:
+        step, program = compile_phase(config, phase, mesh)
+    except (ValueError, NotImplementedError) as error:  # No such kernel on this backend.
+        raise CannotMeasure(str(error).splitlines()[0]) from error
+    check_memory("a step", program.program_bytes)
+    return step, program
+
+
+def _choice(program: Program, seconds: list[float]) -> Choice:
+    return Choice(
+        median_seconds=median(seconds[WARMUP_STEPS:]),
+        temporary_bytes=program.temporary_bytes,
+        compile_seconds=program.compile_seconds,
+    )

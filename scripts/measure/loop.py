@@ -1,0 +1,243 @@
+"""What surrounds the step: the loader, and the work of the host between two steps."""
+
+import contextlib
+import dataclasses
+import hashlib
+import io
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+from etils import epath
+from jax.sharding import Mesh
+
+from scripts.measure.result import (
+    CannotMeasure,
+    NotMeasured,
+    Number,
+    median,
+    seconds_of,
+)
+from scripts.measure.step import Times, random_batch, random_rows, run_steps
+from stackjax.checkpoint import absolute
+from stackjax.compilation import compile_step, new_state
+from stackjax.config import CheckpointConfig, Config, EvaluationConfig, Schedule, Stage
+from stackjax.data.device import local_rows, put
+from stackjax.data.loader import open_source, train_batches
+from stackjax.data.shards import ShardWriter
+from stackjax.data.sources import (
+    MANIFEST,
+    Manifest,
+    Split,
+    TokenizerInfo,
+    TokenSource,
+    write_manifest,
+)
+from stackjax.metrics import open_sinks
+from stackjax.model import ModelConfig
+from stackjax.phase import Phase
+from stackjax.phases import expand
+from stackjax.progress import open_progress
+from stackjax.run import Run
+from stackjax.sharding import num_shards
+from stackjax.train import run_phase
+
+SYNTHETIC_TOKENS = 2**24
+BLOCK_STEPS = 50
+NUM_BLOCKS = 8
+LOOP_STEPS = BLOCK_STEPS * (1 + NUM_BLOCKS) + 1  # the first block warms up
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Loader:
+    """The loader of the run by itself, as fast as it goes."""
+
+    tokens_per_second: float
+    """Of this process."""
+    source: str
+    """Token shards that were read: those of the config, or synthetic ones."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Host:
+    """What the loop of a run does between two steps."""
+
+    loop_seconds: float
+    """Per step of a tiny model, in the loop of the run."""
+    bare_seconds: float
+    """Per step of the same model, on one batch, without the loop."""
+    overhead_seconds: float
+    """Their difference: rows of metrics, checks, reading and sending the tiny batches."""
+    put_seconds: float
+    """Until a batch of this phase is on its devices; the loop sends it one step early."""
+    share_of_step: Number
+    """The overhead over the step of this phase, at its median."""
+
+
+def measure_loader(config: Config, phase: Phase, mesh: Mesh, num_batches: int) -> Loader:
+    """Returns how fast the loader yields batches of a phase, once it reads ahead."""
+    ahead = config.data.prefetch * (1 + config.data.num_workers) + 1
+    num_rows = phase.batch_size // phase.accumulate
+    with tempfile.TemporaryDirectory() as directory:
+        source = _source(config, Path(directory))
+        batches = train_batches(
+            source,
+            config.data,
+            seed=config.seed,
+            first_example=phase.start.examples,
+            batch_size=phase.batch_size,
+            accumulate=phase.accumulate,
+            rows=local_rows(mesh, num_rows),
+        )
+        for _ in range(ahead):
+            tokens = next(batches).tokens.size
+        start = time.perf_counter()
+        for _ in range(num_batches):
+            next(batches)
+        seconds = time.perf_counter() - start
+    return Loader(
+        tokens_per_second=tokens * num_batches / seconds,
+        source="synthetic" if source.path == directory else source.path,
+    )
+
+
+def _source(config: Config, directory: Path) -> TokenSource:
+    """Returns the config's token shards, or synthetic ones where it has none yet."""
+    if (epath.Path(config.data.path) / MANIFEST).exists():
+        return open_source(config.data, "train", config.model.vocab_size)
+    return write_synthetic(directory, config.model.vocab_size, config.data.seq_len)
+
+
+def write_synthetic(directory: Path, vocab_size: int, seq_len: int) -> TokenSource:
+    """Returns sequences of random tokens, written as token shards into a directory."""
+    dtype = "uint16" if vocab_size <= 2**16 else "uint32"
+    writer, rng = ShardWriter(directory / "synthetic.train", dtype), np.random.default_rng(0)
+    for _ in range(16):
+        writer.write(rng.integers(0, vocab_size, SYNTHETIC_TOKENS // 16))
+    shard = writer.close()
+    tokenizer = TokenizerInfo(
+        name="synthetic",
+        digest=hashlib.sha256(b"synthetic").hexdigest(),
+        vocab_size=vocab_size,
+        end_id=0,
+    )
+    stream = Split(tokens=shard.tokens, documents=1, shards=(shard,))
+    write_manifest(
+        str(directory), Manifest(tokenizer=tokenizer, dtype=dtype, splits={"train": stream})
+    )
+    return TokenSource(str(directory), "train", seq_len)
+
+
+class _Ticks(threading.Event):
+    """Is never set, and notes when the loop asks, which it does before every step."""
+
+    def __init__(self):
+        super().__init__()
+        self.times: list[float] = []
+
+    def is_set(self) -> bool:
+        self.times.append(time.perf_counter())
+        return False
+
+
+def measure_host(config: Config, phase: Phase, mesh: Mesh, times: Times | NotMeasured) -> Host:
+    """Returns what the loop of a run adds to a step.
+
+    Args:
+      times: Those of the phase's own step.
+
+    Raises:
+      CannotMeasure: There are several processes.
+    """
+    if jax.process_count() > 1:
+        raise CannotMeasure("the loop is measured in one process")
+    with tempfile.TemporaryDirectory() as directory:
+        tiny = _tiny_config(config, phase, directory)
+        (tiny_phase,) = expand(tiny)
+        loop_seconds = _loop_seconds(tiny, tiny_phase)
+    bare_seconds = _bare_seconds(tiny, tiny_phase, mesh)
+    overhead = loop_seconds - bare_seconds
+    share = NotMeasured("the step itself was not measured")
+    return Host(
+        loop_seconds=loop_seconds,
+        bare_seconds=bare_seconds,
+        overhead_seconds=overhead,
+        put_seconds=_put_seconds(config, phase, mesh),
+        share_of_step=overhead / times.median_seconds if isinstance(times, Times) else share,
+    )
+
+
+def _tiny_config(config: Config, phase: Phase, directory: str) -> Config:
+    """Returns a run of a tiny model on the mesh of a phase, which logs as often as it does."""
+    seq_len, batch_size = 16, num_shards("batch")
+    step_tokens = seq_len * batch_size
+    steps_per_row = max(1, config.logging.every_tokens // phase.per_step.tokens)
+    never = 2 * LOOP_STEPS * step_tokens
+    return Config(
+        model=ModelConfig(
+            vocab_size=256,
+            num_layers=1,
+            embed_dim=64,
+            mlp_dim=64,
+            num_heads=8,
+            num_kv_heads=8,
+            head_dim=8,
+        ),
+        data=dataclasses.replace(
+            config.data, path=directory, seq_len=seq_len, corpus=None, num_workers=0
+        ),
+        optimizer=dataclasses.replace(config.optimizer, schedule=Schedule()),
+        mesh=phase.mesh,
+        stages=(Stage(tokens=LOOP_STEPS * step_tokens, batch_size=batch_size),),
+        evaluation=EvaluationConfig(every_tokens=never, num_sequences=1, batch_size=1),
+        checkpoints=CheckpointConfig(every_tokens=never),
+        logging=dataclasses.replace(
+            config.logging, every_tokens=steps_per_row * step_tokens, wandb_project=None
+        ),
+        workdir=f"{directory}/run",
+    )
+
+
+def _loop_seconds(config: Config, phase: Phase) -> float:
+    """Returns the seconds per step of a run's only phase, in its median block of steps."""
+    workdir = absolute(config.workdir)
+    source = write_synthetic(
+        Path(config.data.path), config.model.vocab_size, config.data.seq_len
+    )
+    sinks = open_sinks(
+        workdir, None, tensorboard=config.logging.tensorboard, wandb_project=None, settings={}
+    )
+    ticks = _Ticks()
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(contextlib.redirect_stdout(io.StringIO()))
+        run = Run(
+            config=config,
+            workdir=workdir,
+            source=source,
+            held_out=source,
+            sinks=sinks,
+            progress=open_progress(phase.end.tokens),
+            stop=ticks,
+        )
+        for output in (*run.sinks, run.progress):
+            stack.enter_context(contextlib.closing(output))
+        run_phase(run, phase, new_state(config, phase), phase.start, is_final=False)
+    return median(np.diff(ticks.times[BLOCK_STEPS::BLOCK_STEPS]).tolist()) / BLOCK_STEPS
+
+
+def _bare_seconds(config: Config, phase: Phase, mesh: Mesh) -> float:
+    """Returns the seconds per step of the same phase without a loop around it."""
+    state, batch = new_state(config, phase), random_batch(config, phase, mesh)
+    step, blocks = compile_step(config, phase, state, mesh), []
+    for _ in range(1 + NUM_BLOCKS):
+        seconds, state = run_steps(step, state, batch, BLOCK_STEPS)
+        blocks.append(seconds)
+    return median(blocks[1:]) / BLOCK_STEPS
+
+
+def _put_seconds(config: Config, phase: Phase, mesh: Mesh) -> float:
+    rows, num_rows = random_rows(config, phase, mesh), phase.batch_size // phase.accumulate
+    return median([seconds_of(lambda: next(put([rows], mesh, num_rows)))[0] for _ in range(5)])

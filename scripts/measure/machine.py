@@ -1,0 +1,74 @@
+"""What the machine does at best, and whether a measurement fits it."""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import psutil
+
+from scripts.measure.result import CannotMeasure, seconds_of
+
+VARIABLES = ("XLA_FLAGS", "GLIBC_TUNABLES", "LD_PRELOAD")
+"""Variables of the environment that make the same program faster or slower."""
+_ENOUGH_SECONDS = 0.02
+_WIDTHS = (1024, 2048, 4096, 8192)
+_REPEATS = 5
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Machine:
+    """What one device does with the simplest programs, each at its quickest."""
+
+    matmul_flops_per_second: float
+    """Of a product of square matrices in the compute type of the model."""
+    matmul_width: int
+    """Rows of those matrices: the first power of two that takes 20 ms, or 8192."""
+    copy_bytes_per_second: float
+    """Bytes copied between arrays of that size, each read once and written once."""
+
+
+@functools.cache
+def measure_machine(dtype: jnp.dtype) -> Machine:
+    """Returns the rates of a product and of a copy on the first device."""
+    for width in _WIDTHS:
+        matrix = jnp.ones((width, width), dtype)
+        seconds = _quickest(jax.jit(jnp.matmul), matrix, matrix)
+        if seconds > _ENOUGH_SECONDS:
+            break
+    return Machine(
+        matmul_flops_per_second=2 * width**3 / seconds,
+        matmul_width=width,
+        copy_bytes_per_second=matrix.nbytes / _quickest(jax.jit(jnp.copy), matrix),
+    )
+
+
+def _quickest(function: Callable[..., Any], *args: Any) -> float:
+    jax.block_until_ready(function(*args))
+    return min(seconds_of(lambda: function(*args))[0] for _ in range(_REPEATS))
+
+
+def check_memory(what: str, bytes_per_device: int) -> None:
+    """Raises CannotMeasure if a device has less memory free; a CPU's is the host's."""
+    devices = jax.local_devices()
+    free = [
+        statistics["bytes_limit"] - statistics["bytes_in_use"]
+        for statistics in (device.memory_stats() or {} for device in devices)
+        if "bytes_limit" in statistics
+    ]
+    least = min(free, default=psutil.virtual_memory().available // len(devices))
+    if bytes_per_device > least:
+        raise CannotMeasure(
+            f"{what} takes {bytes_per_device / 2**30:.1f} GiB on each device, which has "
+            f"{least / 2**30:.1f} GiB free"
+        )
+
+
+def check_time(what: str, seconds: float, limit_seconds: float) -> None:
+    """Raises CannotMeasure if something is known to take longer than it may."""
+    if seconds > limit_seconds:
+        raise CannotMeasure(
+            f"{what} takes at least {seconds:.0f} s, and --limit-seconds is {limit_seconds:.0f}"
+        )

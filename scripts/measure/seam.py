@@ -1,0 +1,221 @@
+"""What stands between steps: the growth into a phase, and the checkpoints of one."""
+
+import contextlib
+import dataclasses
+import functools
+import shutil
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import optax
+from etils import epath
+from jax.sharding import Mesh, NamedSharding
+
+from scripts.measure.machine import check_memory
+from scripts.measure.result import (
+    CannotMeasure,
+    Number,
+    Peaks,
+    median,
+    peaks_since,
+    read_peaks,
+    seconds_of,
+)
+from stackjax.checkpoint import Checkpoints, absolute
+from stackjax.compilation import new_state, phase_optimizer
+from stackjax.config import Config
+from stackjax.phase import Phase
+from stackjax.preflight import abstract_state, bytes_per_device
+from stackjax.sharding import build_mesh, partition_of
+from stackjax.train_state import TrainState, enter_phase
+
+Grown = Literal["parameters", "reset", "grow", "keep"]
+"""What grows: parameters alone; or the whole state, with that `optimizer_state`."""
+
+REPEATS = 7
+SAVES = 3
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Seam:
+    """The jitted function between two phases, against a copy of what it returns."""
+
+    compile_seconds: float
+    first_seconds: float
+    """In a run there is no other. Memory comes fresh from the system."""
+    median_seconds: float
+    """Of those after the first."""
+    copy_seconds: float
+    """Median of copying all that it returned, on the same devices."""
+    copies: float
+    """How many such copies the growth takes."""
+    grown_bytes: int
+    """What it returned, over all devices."""
+    program_bytes: int
+    """The source, the result where it does not take the source's place, and temporaries, on
+    each device."""
+    device_peak_bytes: Number
+    host_peak_bytes: Number
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Saves:
+    """Checkpoints of a state, as the loop saves them and a resumed run reads them."""
+
+    stall_seconds: float
+    """Median of how long a save keeps the loop from its next step."""
+    longest_stall_seconds: float
+    on_disk_seconds: float
+    """Median time from the start of a save until the checkpoint is whole on disk."""
+    restore_seconds: float
+    """From the open directory to the state on the devices; what was just written may still be
+    in the memory of the host."""
+    state_bytes: int
+    """Parameters and optimizer state, over all devices."""
+    device_peak_bytes: Number
+    host_peak_bytes: Number
+
+
+def cases(target: Phase) -> tuple[Grown, ...]:
+    """Returns what to grow: parameters, the state as the run does, and moments too."""
+    return tuple(dict.fromkeys(("parameters", target.optimizer_state, "grow")))
+
+
+def measure_seam(config: Config, source: Phase, target: Phase, grown: Grown) -> Seam:
+    """Returns how long the model of a phase takes to grow out of the phase before.
+
+    Raises:
+      CannotMeasure: The model does not grow, or memory does not suffice.
+    """
+    if target.growth is None:
+        raise CannotMeasure("no operator grows the model of this phase")
+    before = read_peaks()
+    tx = phase_optimizer(config, target)
+    if grown == "parameters":
+        tx, grown = optax.identity(), "reset"
+    target = dataclasses.replace(target, optimizer_state=grown)
+    source_mesh, mesh = build_mesh(source.mesh), build_mesh(target.mesh)
+    with jax.set_mesh(mesh):
+        both = [abstract_state(config, phase) for phase in (source, target)]
+        check_memory(
+            "growing", 2 * sum(bytes_per_device(state, mesh.abstract_mesh) for state in both)
+        )
+
+    def start() -> TrainState:
+        with jax.set_mesh(source_mesh):
+            state = new_state(config, source)
+        if grown == "reset":
+            state = dataclasses.replace(state, opt_state=None)
+        return jax.device_put(state, jax.tree.map(lambda leaf: _on(leaf, mesh), state))
+
+    with jax.set_mesh(mesh):
+        return _time_seam(functools.partial(enter_phase, source, target, tx), start, before)
+
+
+def _time_seam(
+    enter: Callable[[TrainState, jax.Array], TrainState],
+    start: Callable[[], TrainState],
+    before: Peaks,
+) -> Seam:
+    """Returns the times of a growth whose source is donated, as in a run.
+
+    Args:
+      start: Makes a source.
+    """
+    source, key = jax.block_until_ready(start()), jax.random.key(0)
+    since = time.perf_counter()
+    with warnings.catch_warnings():
+        # Only equal shapes are reused in place.
+        warnings.filterwarnings("ignore", "Some donated buffers were not usable")
+        compiled = jax.jit(enter, donate_argnums=0).lower(source, key).compile()
+    compile_seconds = time.perf_counter() - since
+    first_seconds, grown = seconds_of(lambda: compiled(source, key))
+    peaks, grown_bytes = peaks_since(before), _num_bytes(grown)
+    del source, grown
+    source, copy = start(), jax.jit(lambda tree: jax.tree.map(jnp.copy, tree))
+    growing, copying = [], []
+    for _ in range(REPEATS):
+        donated = jax.block_until_ready(copy(source))
+        seconds, grown = seconds_of(lambda donated=donated: compiled(donated, key))
+        growing.append(seconds)
+        copying.append(seconds_of(lambda grown=grown: copy(grown))[0])
+        del donated, grown  # before the next ones are made
+    memory: Any = compiled.memory_analysis()
+    results = memory.output_size_in_bytes - memory.alias_size_in_bytes
+    return Seam(
+        compile_seconds=compile_seconds,
+        first_seconds=first_seconds,
+        median_seconds=median(growing),
+        copy_seconds=median(copying),
+        copies=median(growing) / median(copying),
+        grown_bytes=grown_bytes,
+        program_bytes=memory.argument_size_in_bytes + memory.temp_size_in_bytes + results,
+        **peaks,
+    )
+
+
+def measure_saves(config: Config, phase: Phase, mesh: Mesh) -> Saves:
+    """Returns how long checkpoints of a phase's state take, beside the run directory.
+
+    Raises:
+      CannotMeasure: Memory or disk do not suffice.
+    """
+    before, abstract = read_peaks(), abstract_state(config, phase)
+    check_memory("a state with its copy", 2 * bytes_per_device(abstract, mesh.abstract_mesh))
+    with _directory(config) as workdir:
+        _check_disk(workdir, (config.checkpoints.keep_last + 1) * _num_bytes(abstract))
+        state = jax.block_until_ready(new_state(config, phase))
+        stalls, on_disk = [], []
+        with Checkpoints(workdir, phase, config.checkpoints) as checkpoints:
+            for step in range(1, SAVES + 1):
+                start = time.perf_counter()
+                checkpoints.save(step, state, phase.start)
+                stalls.append(time.perf_counter() - start)
+                checkpoints.wait()
+                on_disk.append(time.perf_counter() - start)
+        del state
+        with Checkpoints(workdir, phase, config.checkpoints) as checkpoints:
+            restore, _ = seconds_of(lambda: checkpoints.restore(abstract, mesh)[0])
+    return Saves(
+        stall_seconds=median(stalls),
+        longest_stall_seconds=max(stalls),
+        on_disk_seconds=median(on_disk),
+        restore_seconds=restore,
+        state_bytes=_num_bytes(abstract),
+        **peaks_since(before),
+    )
+
+
+@contextlib.contextmanager
+def _directory(config: Config) -> Iterator[epath.Path]:
+    """Yields a directory on the file system of the run, and removes it."""
+    workdir = absolute(config.workdir)
+    directory = workdir.with_name(f"{workdir.name}.benchmark")
+    directory.mkdir(parents=True, exist_ok=True)
+    try:
+        yield directory
+    finally:
+        directory.rmtree()
+
+
+def _check_disk(directory: epath.Path, needed: int) -> None:
+    if "://" in str(directory):  # a bucket is never full
+        return
+    free = shutil.disk_usage(directory).free
+    if needed > free:
+        raise CannotMeasure(
+            f"checkpoints take {needed / 2**30:.1f} GiB, and {directory} has "
+            f"{free / 2**30:.1f} GiB free"
+        )
+
+
+def _on(leaf: jax.Array, mesh: Mesh) -> NamedSharding:
+    return NamedSharding(mesh, partition_of(leaf))
+
+
+def _num_bytes(tree: Any) -> int:
+    return sum(leaf.size * jnp.dtype(leaf.dtype).itemsize for leaf in jax.tree.leaves(tree))

@@ -1,0 +1,279 @@
+"""The train step of a phase: what it costs by formula, to compile, and to run."""
+
+import dataclasses
+import functools
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from scripts.measure.machine import check_memory, check_time, measure_machine
+from scripts.measure.result import NotMeasured, Number, peaks_since, read_peaks, seconds_of
+from stackjax.compilation import compile_step, new_state, phase_optimizer
+from stackjax.config import Config
+from stackjax.data import packing
+from stackjax.data.batch import Batch
+from stackjax.data.device import local_rows, put
+from stackjax.flops import flops_6nd, matmul_flops, mfu, num_params
+from stackjax.model.transformer import compute_dtype
+from stackjax.phase import Phase
+from stackjax.preflight import abstract_state
+from stackjax.sharding import on_mesh
+from stackjax.train_state import TrainState, train_step
+
+WARMUP_STEPS = 3
+PROFILED_STEPS = 5
+EXECUTION = ("remat", "scan_unroll", "loss_chunk")
+"""Fields of `ModelConfig` that say how it computes, and not what."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Sizes:
+    """What a step trains, and on what."""
+
+    params: int
+    num_layers: int
+    embed_dim: int
+    vocab_size: int
+    seq_len: int
+    batch_size: int
+    accumulate: int
+    tokens_per_step: int
+    compute_dtype: str
+    execution: str
+    """How the model is executed, by the fields of `ModelConfig`."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Flops:
+    """FLOPs of a step over all devices, by formula and as XLA counts them."""
+
+    six_nd_flops: int
+    """6 N D, with N all parameters."""
+    matmul_flops: int
+    """Every product of matrices, attention as a full square."""
+    palm_flops: int
+    """6 N + 12 L T D for each token, with N less the input embedding (arXiv:2204.02311)."""
+    palm_causal_flops: int
+    """The same with half of the attention, which is all that a causal model needs."""
+    xla_flops: Number
+    """XLA's count before it optimises, every scan unrolled: with norms, softmax, what remat
+    computes again, and the update (once for each microbatch)."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Program:
+    """The step as it was compiled; bytes are those of each device."""
+
+    compile_seconds: float
+    """Tracing, lowering and XLA, without the persistent cache."""
+    argument_bytes: int
+    """State and batch."""
+    temporary_bytes: int
+    """What it holds besides."""
+    program_bytes: int
+    """Arguments, temporaries, and results that do not take an argument's place."""
+    xla_scanned_flops: Number
+    """XLA's count of what it compiled, over all devices: the body of a scan counts once."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Times:
+    """How long steps took, on a batch that is on the devices already."""
+
+    median_seconds: float
+    """Of steps that are waited for one by one."""
+    p10_seconds: float
+    p90_seconds: float
+    back_to_back_seconds: float
+    """Mean of as many steps that are waited for together."""
+    tokens_per_second: float
+    """At the median."""
+    back_to_back_tokens_per_second: float
+    palm_flops_per_second: float
+    """At the median, over all devices."""
+    matmul_share: float
+    """That, over what products of large matrices reach on as many devices."""
+    mfu: Number
+    """That, over the peak of the devices."""
+    causal_mfu: Number
+    """The same by `palm_causal_flops`."""
+    device_peak_bytes: Number
+    host_peak_bytes: Number
+
+
+def describe(config: Config, phase: Phase) -> Sizes:
+    """Returns the sizes of a phase's model and of its step."""
+    model = phase.model
+    return Sizes(
+        params=num_params(model),
+        num_layers=model.num_layers,
+        embed_dim=model.embed_dim,
+        vocab_size=model.vocab_size,
+        seq_len=config.data.seq_len,
+        batch_size=phase.batch_size,
+        accumulate=phase.accumulate,
+        tokens_per_step=phase.per_step.tokens,
+        compute_dtype=str(compute_dtype(model)),
+        execution=", ".join(f"{field}={getattr(model, field)}" for field in EXECUTION),
+    )
+
+
+def measure_flops(config: Config, phase: Phase, mesh: Mesh) -> Flops:
+    """Returns the FLOPs of a step."""
+    seq_len, model, trained = config.data.seq_len, phase.model, phase.trained_layers
+    attention = matmul_flops(model, seq_len, trained) - matmul_flops(model, 0, trained)
+    # The gather of the input embedding multiplies nothing, whatever 6ND says.
+    per_entry = 6 if trained is None else 2
+    table = 0 if model.tie_head else per_entry * model.vocab_size * model.embed_dim
+    palm = flops_6nd(model, trained) - table + attention
+    return Flops(
+        six_nd_flops=phase.per_step.flops_6nd,
+        matmul_flops=phase.per_step.flops,
+        palm_flops=phase.per_step.tokens * palm,
+        palm_causal_flops=phase.per_step.tokens * (palm - attention // 2),
+        xla_flops=_unrolled_flops(config, phase, mesh),
+    )
+
+
+def _unrolled_flops(config: Config, phase: Phase, mesh: Mesh) -> Number:
+    """Returns what XLA counts for a microbatch without scans, times the microbatches."""
+    model = dataclasses.replace(phase.model, scan_unroll=phase.model.num_layers)
+    rows = phase.batch_size // phase.accumulate
+    unrolled = dataclasses.replace(phase, model=model, accumulate=1, batch_size=rows)
+    tx, state = phase_optimizer(config, phase), on_mesh(abstract_state(config, phase), mesh)
+    step = functools.partial(train_step, unrolled, tx, config.optimizer.z_loss)
+    lowered = jax.jit(step).lower(state, random_batch(config, unrolled, mesh))
+    return _times(phase.accumulate, lowered.cost_analysis())
+
+
+def _times(factor: int, counted: Any) -> Number:
+    if not counted or "flops" not in counted:
+        return NotMeasured("XLA counts no FLOPs on this backend")
+    return factor * counted["flops"]
+
+
+def compile_phase(
+    config: Config, phase: Phase, mesh: Mesh
+) -> tuple[jax.stages.Compiled, Program]:
+    """Returns the train step of a phase, compiled without allocating a state."""
+    state = on_mesh(abstract_state(config, phase), mesh)
+    start = time.perf_counter()
+    step = compile_step(config, phase, state, mesh)
+    seconds = time.perf_counter() - start
+    memory: Any = step.memory_analysis()
+    results = memory.output_size_in_bytes - memory.alias_size_in_bytes
+    arguments, temporaries = memory.argument_size_in_bytes, memory.temp_size_in_bytes
+    return step, Program(
+        compile_seconds=seconds,
+        argument_bytes=arguments,
+        temporary_bytes=temporaries,
+        program_bytes=arguments + temporaries + results,
+        xla_scanned_flops=_times(mesh.size, step.cost_analysis()),
+    )
+
+
+def random_rows(config: Config, phase: Phase, mesh: Mesh) -> Batch:
+    """Returns the rows of a batch of random tokens that this process holds."""
+    num_rows = phase.batch_size // phase.accumulate
+    shape = (phase.accumulate, len(local_rows(mesh, num_rows)), config.data.seq_len)
+    tokens = np.random.default_rng(0).integers(0, phase.model.vocab_size, shape, np.int32)
+    segments = np.zeros_like(tokens)
+    return Batch(
+        tokens=tokens,
+        positions=packing.positions(segments),
+        segments=segments,
+        loss_weights=packing.loss_weights(segments),
+    )
+
+
+def random_batch(config: Config, phase: Phase, mesh: Mesh) -> Batch:
+    """Returns a batch of random tokens on the mesh."""
+    num_rows = phase.batch_size // phase.accumulate
+    return next(put([random_rows(config, phase, mesh)], mesh, num_rows))
+
+
+def measure_times(
+    config: Config,
+    phase: Phase,
+    mesh: Mesh,
+    *,
+    step: jax.stages.Compiled,
+    program: Program,
+    flops: Flops,
+    num_steps: int,
+    limit_seconds: float,
+    profile: Path | None,
+) -> Times:
+    """Returns how long steps of a phase take.
+
+    Args:
+      num_steps: How many are timed in each of the two ways.
+      limit_seconds: How long they may all take.
+      profile: Where a trace of a few more steps goes, for XProf.
+
+    Raises:
+      CannotMeasure: Memory or time do not suffice.
+    """
+    check_memory("a step", program.program_bytes)
+    before, devices = read_peaks(), mesh.devices.flatten().tolist()
+    machine = measure_machine(compute_dtype(phase.model))
+    at_best = len(devices) * machine.matmul_flops_per_second
+    total = WARMUP_STEPS + 2 * num_steps
+    check_time(f"{total} steps", total * flops.palm_causal_flops / at_best, limit_seconds)
+    state, batch = new_state(config, phase), random_batch(config, phase, mesh)
+    first, (state, _) = seconds_of(lambda: step(state, batch))
+    check_time(f"{total} steps", total * first, limit_seconds)
+    _, state = run_steps(step, state, batch, WARMUP_STEPS - 1)
+    seconds, state = step_seconds(step, state, batch, num_steps)
+    together, state = run_steps(step, state, batch, num_steps)
+    if profile is not None:
+        with jax.profiler.trace(str(profile / phase.directory)):
+            run_steps(step, state, batch, PROFILED_STEPS)
+    median, p10, p90 = (float(np.percentile(seconds, point)) for point in (50, 10, 90))
+    rate = flops.palm_flops / median
+    return Times(
+        median_seconds=median,
+        p10_seconds=p10,
+        p90_seconds=p90,
+        back_to_back_seconds=together / num_steps,
+        tokens_per_second=phase.per_step.tokens / median,
+        back_to_back_tokens_per_second=phase.per_step.tokens * num_steps / together,
+        palm_flops_per_second=rate,
+        matmul_share=rate / at_best,
+        mfu=_mfu(rate, devices),
+        causal_mfu=_mfu(flops.palm_causal_flops / median, devices),
+        **peaks_since(before),
+    )
+
+
+def run_steps(
+    step: jax.stages.Compiled, state: TrainState, batch: Batch, num_steps: int
+) -> tuple[float, TrainState]:
+    """Returns how long steps take together, the last of them waited for, and the state."""
+    start = time.perf_counter()
+    for _ in range(num_steps):
+        state, _ = step(state, batch)
+    jax.block_until_ready(state)
+    return time.perf_counter() - start, state
+
+
+def step_seconds(
+    step: jax.stages.Compiled, state: TrainState, batch: Batch, num_steps: int
+) -> tuple[list[float], TrainState]:
+    """Returns how long each of some steps takes, and the state after them."""
+    seconds = []
+    for _ in range(num_steps):
+        each, state = run_steps(step, state, batch, 1)
+        seconds.append(each)
+    return seconds, state
+
+
+def _mfu(flops_per_second: float, devices: list[jax.Device]) -> Number:
+    share = mfu(flops_per_second, devices)
+    if share is None:
+        return NotMeasured(f"no peak is known of {devices[0].device_kind!r}")
+    return share

@@ -1,0 +1,240 @@
+"""Writes the tables of docs/performance.md, of what scripts.benchmark has measured.
+
+    python -m scripts.performance runs/performance/*.json
+
+`scripts/performance.sh` measures it all and then does this.
+"""
+
+import dataclasses
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from scripts.measure.machine import VARIABLES
+from scripts.measure.text import show
+from stackjax.errors import one_line_errors
+
+Report = Mapping[str, Any]
+"""What one JSON file holds, and its name without the ending as `name`."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PerformanceConfig:
+    """Writes the tables of a page, of what scripts.benchmark has measured."""
+
+    results: Annotated[tuple[Path, ...], tyro.conf.Positional]
+    """JSON files of scripts.benchmark; each is named by its file in the tables."""
+    page: Path = Path("docs/performance.md")
+    """Page whose tables are replaced."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Table:
+    """A table with a line for each row of one section."""
+
+    section: str
+    columns: Mapping[str, str]
+    """By heading, `section.field` of the same phase."""
+    on: Callable[[Report], bool] = lambda report: True
+    """Which reports it is about."""
+
+
+def _on_cpu(report: Report) -> bool:
+    return report["platform"] == "cpu"
+
+
+_STEP = {
+    "parameters": "model.params",
+    "tokens a step": "model.tokens_per_step",
+    "step": "step.median_seconds",
+    "p10": "step.p10_seconds",
+    "p90": "step.p90_seconds",
+    "back to back": "step.back_to_back_seconds",
+    "tokens/s": "step.tokens_per_second",
+    "6N + 12LTD": "step.palm_flops_per_second",
+}
+_MEMORY = {
+    "compile": "compile.compile_seconds",
+    "temporary": "compile.temporary_bytes",
+}
+TABLES = {
+    "steps": Table(
+        section="step",
+        columns=_STEP
+        | {"of a matrix product": "step.matmul_share"}
+        | _MEMORY
+        | {"peak of the process": "step.host_peak_bytes"},
+        on=_on_cpu,
+    ),
+    "accelerators": Table(
+        section="step",
+        columns=_STEP
+        | {"MFU": "step.mfu", "causal MFU": "step.causal_mfu"}
+        | _MEMORY
+        | {"peak of the device": "step.device_peak_bytes"},
+        on=lambda report: not _on_cpu(report),
+    ),
+    "flops": Table(
+        section="flops",
+        columns={
+            "6ND": "flops.six_nd_flops",
+            "matrix products": "flops.matmul_flops",
+            "6N + 12LTD": "flops.palm_flops",
+            "causal": "flops.palm_causal_flops",
+            "XLA": "flops.xla_flops",
+            "XLA, scans once": "compile.xla_scanned_flops",
+        },
+    ),
+    "choices": Table(
+        section="choice",
+        columns={
+            "step": "choice.median_seconds",
+            "temporary": "choice.temporary_bytes",
+            "compile": "choice.compile_seconds",
+        },
+    ),
+    "growth": Table(
+        section="growth",
+        columns={
+            "grown": "growth.grown_bytes",
+            "first": "growth.first_seconds",
+            "median": "growth.median_seconds",
+            "copy": "growth.copy_seconds",
+            "copies": "growth.copies",
+            "source and result": "growth.program_bytes",
+            "compile": "growth.compile_seconds",
+            "peak of the process": "growth.host_peak_bytes",
+            "peak of the device": "growth.device_peak_bytes",
+        },
+    ),
+    "checkpoints": Table(
+        section="checkpoint",
+        columns={
+            "state": "checkpoint.state_bytes",
+            "stall": "checkpoint.stall_seconds",
+            "longest": "checkpoint.longest_stall_seconds",
+            "on disk after": "checkpoint.on_disk_seconds",
+            "restore": "checkpoint.restore_seconds",
+        },
+    ),
+    "loader": Table(
+        section="loader",
+        columns={
+            "loader tokens/s": "loader.tokens_per_second",
+            "shards": "loader.source",
+            "step tokens/s": "step.tokens_per_second",
+        },
+    ),
+    "host": Table(
+        section="host",
+        columns={
+            "in the loop": "host.loop_seconds",
+            "bare": "host.bare_seconds",
+            "overhead": "host.overhead_seconds",
+            "of this step": "host.share_of_step",
+            "sending a batch": "host.put_seconds",
+        },
+    ),
+}
+
+
+def main() -> None:
+    """Runs the command line."""
+    with one_line_errors():
+        write(tyro.cli(PerformanceConfig, prog="python -m scripts.performance"))
+
+
+def write(options: PerformanceConfig) -> None:
+    """Replaces every table of the page; ValueError where a file is not what it should be."""
+    reports = [_read(path) for path in options.results]
+    text = options.page.read_text()
+    tables = {"machines": machines(reports)} | {
+        name: "\n".join(_lines(table, reports)) for name, table in TABLES.items()
+    }
+    for name, table in tables.items():
+        begin, end = f"<!-- begin {name} -->", f"<!-- end {name} -->"
+        if text.count(begin) != 1 or text.count(end) != 1:
+            raise ValueError(f"{options.page} must have one {begin} and one {end}.")
+        head, rest = text.split(begin)
+        text = f"{head}{begin}\n{table}\n{end}{rest.split(end)[1]}"
+    options.page.write_text(text)
+
+
+def _read(path: Path) -> Report:
+    try:
+        report = json.loads(path.read_text())
+        return report | {"name": path.stem, "rows": list(report["rows"])}
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is no file of scripts.benchmark: {error!r}.") from error
+
+
+def machines(reports: Sequence[Report]) -> str:
+    """Returns what was run where, with which versions."""
+    lines = []
+    for report in reports:
+        versions = ", ".join(f"{name} {of}" for name, of in report["versions"].items())
+        variables = [f"{name}={report[name]!r}" for name in VARIABLES if report[name]]
+        machine = next(row["values"] for row in report["rows"] if row["section"] == "machine")
+        rates = (
+            f"{show('_flops_per_second', machine['matmul_flops_per_second'])} in a product of "
+            f"matrices, {show('_bytes_per_second', machine['copy_bytes_per_second'])} copied"
+        )
+        lines += [
+            f"- **{report['name']}**: `{report['command']}`, {report['date']}",
+            f"  - {report['num_devices']} x {report['device_kind']} ({rates}), on "
+            f"{report['num_cores']} cores of {report['cpu']}",
+            f"  - {versions}; {'; '.join(variables) or 'no flags'}",
+        ]
+    return "\n".join(lines)
+
+
+def _lines(table: Table, reports: Sequence[Report]) -> Iterator[str]:
+    """Yields a table in Markdown; a line that says so where nothing was measured."""
+    shown = [
+        [_label(report, row), *_cells(table, report, row)]
+        for report in filter(table.on, reports)
+        for row in report["rows"]
+        if row["section"] == table.section
+    ]
+    if not shown:
+        yield "not measured"
+        return
+    yield _line(["", *table.columns])
+    yield _line(["---"] * (1 + len(table.columns)))
+    yield from map(_line, shown)
+
+
+def _line(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _label(report: Report, row: Mapping[str, Any]) -> str:
+    phase = row["phase"].removesuffix("/train")
+    return " ".join(part for part in (report["name"], phase, row["case"]) if part)
+
+
+def _cells(table: Table, report: Report, row: Mapping[str, Any]) -> Iterator[str]:
+    """Yields the cells of a line; the same reason for having no number is given once."""
+    given = set()
+    for path in table.columns.values():
+        section, field = path.split(".")
+        of = row if section == row["section"] else _find(report, section, row["phase"])
+        value = of["values"].get(field, of["values"])
+        text = show(field, value)
+        yield "" if text in given else text
+        if isinstance(value, Mapping):
+            given.add(text)
+
+
+def _find(report: Report, section: str, phase: str) -> Mapping[str, Any]:
+    """Returns the row of a section and phase."""
+    reason = {"not_measured": f"{section} was not among the sections"}
+    found = (r for r in report["rows"] if (r["section"], r["phase"]) == (section, phase))
+    return next(found, {"values": reason})
+
+
+if __name__ == "__main__":
+    main()

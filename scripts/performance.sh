@@ -1,0 +1,29 @@
+#!/usr/bin/env bash
+# Every number of docs/performance.md, on this machine. A process each, so that peaks of memory
+# are its own; what does not fit says so.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+results=runs/performance
+mkdir -p "$results"
+measure() { # NAME CONFIG [options and overrides]
+  python -m scripts.benchmark "${@:2}" --out "$results/$1.json"
+}
+
+measure tiny configs/tiny.py --ablate
+# 52M parameters, 32,000 tokens: the second shape that codebases are compared at.
+measure small configs/tiny_scratch.py --ablate --sections loader step host \
+  --model.vocab-size 32000 --model.num-layers 6 --model.embed-dim 512 --model.mlp-dim 1408 \
+  --model.num-heads 8 --model.num-kv-heads 8 --model.head-dim 64 --model.scan-unroll 6 \
+  --data.path data/none --data.corpus None --data.seq-len 512 \
+  --stages.0.batch-size 4
+# Growth from 6 to 24 layers of 1024 channels, and checkpoints of both.
+measure growth-410m configs/gstack_410m.py --sections loader growth checkpoint
+for phase in 0 1; do
+  measure "step-1b-$phase" configs/gstack_1b.py --sections step --phases "$phase" \
+    --stages.0.batch-size 16 --stages.0.accumulate 1 \
+    --stages.1.batch-size 16 --stages.1.accumulate 1
+done
+measure growth-1b configs/gstack_1b.py --sections loader growth checkpoint
+
+python -m scripts.performance "$results"/*.json
