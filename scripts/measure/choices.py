@@ -18,9 +18,12 @@ from scripts.measure.step import (
 )
 from stackjax.compilation import new_state
 from stackjax.config import Config
+from stackjax.model.attention import choose_kernel
+from stackjax.model.transformer import compute_dtype, layers_per_iteration
 from stackjax.phase import Phase
 
 CHUNKS = (64, 128, 256, 512)
+KERNELS = {"cpu": ("xla",), "gpu": ("xla", "cudnn"), "tpu": ("xla", "splash")}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -36,24 +39,29 @@ class Choice:
 def choices(config: Config, phase: Phase) -> dict[str, tuple[Any, ...]]:
     """Returns the values to try of every field that says how a model is executed."""
     layers, seq_len = phase.model.num_layers, config.data.seq_len
-    chunks = (size for size in CHUNKS if size < seq_len and seq_len % size == 0)
     return {
+        "attention": KERNELS[jax.default_backend()],
         "remat": ("none", "dots", "full"),
         "scan_unroll": tuple(unroll for unroll in (1, 2, layers) if unroll <= layers),
-        "loss_chunk": (0, *chunks),
+        "loss_chunk": (*(size for size in CHUNKS if size < seq_len), seq_len),
     }
 
 
 def variants(config: Config, phase: Phase) -> dict[str, Phase]:
     """Returns the phase as configured, and with each choice changed alone, by name."""
-    # More than all layers are all of them.
-    own = {"scan_unroll": min(phase.model.scan_unroll, phase.model.num_layers)}
+    model, seq_len = phase.model, config.data.seq_len
+    # What the numbers come to: more than all layers are all of them.
+    own = {
+        "attention": choose_kernel(model, compute_dtype(model), seq_len),
+        "scan_unroll": layers_per_iteration(model.scan_unroll, model.num_layers),
+        "loss_chunk": min(model.loss_chunk, seq_len),
+    }
     found = {"as configured": phase}
     for field, values in choices(config, phase).items():
         for value in values:
-            if value != own.get(field, getattr(phase.model, field)):
-                model = dataclasses.replace(phase.model, **{field: value})
-                found[f"{field}={value}"] = dataclasses.replace(phase, model=model)
+            if value != own.get(field, getattr(model, field)):
+                changed = dataclasses.replace(model, **{field: value})
+                found[f"{field}={value}"] = dataclasses.replace(phase, model=changed)
     return found
 
 

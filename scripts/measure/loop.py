@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import io
 import tempfile
@@ -224,6 +225,7 @@ def _loop_seconds(config: Config, phase: Phase) -> tuple[float, TrainState]:
             sinks=sinks,
             progress=open_progress(phase.end.tokens),
             stop=ticks,
+            step_of=functools.partial(compile_step, config),
         )
         for output in (*run.sinks, run.progress):
             stack.enter_context(contextlib.closing(output))
@@ -234,7 +236,7 @@ def _loop_seconds(config: Config, phase: Phase) -> tuple[float, TrainState]:
 
 def _bare_seconds(config: Config, phase: Phase, mesh: Mesh, state: TrainState) -> float:
     """Returns the same without a loop around the step."""
-    step, blocks = compile_step(config, phase, state, mesh), []
+    step, blocks = compile_step(config, phase), []
     batch = random_batch(config, phase, mesh)
     for _ in range(1 + NUM_BLOCKS):
         seconds, state = run_steps(step, state, batch, BLOCK_STEPS)

@@ -26,10 +26,10 @@ from scripts.measure.result import (
     seconds_of,
 )
 from stackjax.checkpoint import Checkpoints, absolute
-from stackjax.compilation import new_state, phase_optimizer
+from stackjax.compilation import abstract_state, new_state, phase_optimizer
 from stackjax.config import Config
 from stackjax.phase import Phase
-from stackjax.preflight import abstract_state, bytes_per_device
+from stackjax.preflight import bytes_per_device
 from stackjax.sharding import build_mesh, partition_of
 from stackjax.train_state import TrainState, enter_phase
 

@@ -1,7 +1,6 @@
 """The train step of a phase: what it costs by formula, to compile, and to run."""
 
 import dataclasses
-import functools
 import time
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ from jax.sharding import Mesh
 
 from scripts.measure.machine import check_memory, check_time, measure_machine
 from scripts.measure.result import NotMeasured, Number, peaks_since, read_peaks, seconds_of
-from stackjax.compilation import compile_step, new_state, phase_optimizer
+from stackjax.compilation import abstract_state, compile_step, jit_step, new_state
 from stackjax.config import Config
 from stackjax.data import packing
 from stackjax.data.batch import Batch
@@ -20,13 +19,12 @@ from stackjax.data.device import local_rows, put
 from stackjax.flops import flops_6nd, matmul_flops, mfu, num_params
 from stackjax.model.transformer import compute_dtype
 from stackjax.phase import Phase
-from stackjax.preflight import abstract_state
 from stackjax.sharding import on_mesh
-from stackjax.train_state import TrainState, train_step
+from stackjax.train_state import TrainState
 
 WARMUP_STEPS = 3
 PROFILED_STEPS = 5
-EXECUTION = ("remat", "scan_unroll", "loss_chunk")
+EXECUTION = ("attention", "remat", "scan_unroll", "loss_chunk")
 """Fields of `ModelConfig` that say how it computes, and not what."""
 
 
@@ -144,9 +142,9 @@ def _unrolled_flops(config: Config, phase: Phase, mesh: Mesh) -> Number:
     model = dataclasses.replace(phase.model, scan_unroll=phase.model.num_layers)
     rows = phase.batch_size // phase.accumulate
     unrolled = dataclasses.replace(phase, model=model, accumulate=1, batch_size=rows)
-    tx, state = phase_optimizer(config, phase), on_mesh(abstract_state(config, phase), mesh)
-    step = functools.partial(train_step, unrolled, tx, config.optimizer.z_loss)
-    lowered = jax.jit(step).lower(state, random_batch(config, unrolled, mesh))
+    state = on_mesh(abstract_state(config, phase), mesh)
+    step = jit_step(config, unrolled)
+    lowered = step.lower(state, random_batch(config, unrolled, mesh))
     return _times(phase.accumulate, lowered.cost_analysis())
 
 
@@ -160,9 +158,8 @@ def compile_phase(
     config: Config, phase: Phase, mesh: Mesh
 ) -> tuple[jax.stages.Compiled, Program]:
     """Returns the train step of a phase, compiled without allocating a state."""
-    state = on_mesh(abstract_state(config, phase), mesh)
     start = time.perf_counter()
-    step = compile_step(config, phase, state, mesh)
+    step = compile_step(config, phase)
     seconds = time.perf_counter() - start
     memory: Any = step.memory_analysis()
     results = memory.output_size_in_bytes - memory.alias_size_in_bytes
@@ -185,7 +182,7 @@ def random_rows(config: Config, phase: Phase, mesh: Mesh) -> Batch:
     return Batch(
         tokens=tokens,
         positions=packing.positions(segments),
-        segments=segments,
+        segments=segments if config.data.mask_documents else None,
         loss_weights=packing.loss_weights(segments),
     )
 

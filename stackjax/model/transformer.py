@@ -248,15 +248,18 @@ def _run_layers(
         if not span.trains:
             part = jax.lax.stop_gradient(part)
         body = _remat(block, span.remat)
-        unroll = span.unroll or _fastest_unroll(span)
-        x_BTD, _ = jax.lax.scan(body, x_BTD, part, unroll=min(unroll, span.num_layers))
+        unroll = layers_per_iteration(span.unroll, span.num_layers)
+        x_BTD, _ = jax.lax.scan(body, x_BTD, part, unroll=unroll)
         start = stop
     assert start == config.num_layers, "the spans do not cover the layers"
     return x_BTD
 
 
-def _fastest_unroll(span: LayerSpan) -> int:
-    return span.num_layers if jax.default_backend() == "cpu" else 1
+def layers_per_iteration(unroll: int, num_layers: int) -> int:
+    """Returns how many layers each iteration of their scan runs, by `scan_unroll`."""
+    if unroll == 0:
+        return num_layers if jax.default_backend() == "cpu" else 1
+    return min(unroll, num_layers)
 
 
 def _remat(block: Any, policy: RematPolicy) -> Any:
