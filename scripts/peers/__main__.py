@@ -1,10 +1,13 @@
 """Times the train step of stackjax beside those of its peers, on a CPU, round and round.
 
-    python -m scripts.peers --shape tiny --python maxtext=/path/to/python
+    python3.12 -m venv A && A/bin/pip install -r scripts/peers/requirements-maxtext.txt
+    python3.11 -m venv B && B/bin/pip install -r scripts/peers/requirements-litgpt.txt
+    python3.11 -m venv C && C/bin/pip install -r requirements-dev.txt
+    A/bin/python -m scripts.peers --shape tiny \\
+        --python litgpt=B/bin/python transformers=C/bin/python --output tiny.json
 
-Each peer is a process of its own, in the Python that is named for it. One is active at a time
-and all take turns, so what disturbs the machine disturbs them alike. docs/performance.md says
-what to install for each.
+Each peer is a process of its own, in the Python that is named for it or else in this one. One
+is active at a time and all take turns, so what disturbs the machine disturbs them alike.
 """
 
 import contextlib
