@@ -98,8 +98,12 @@ def _in_blocks(
 ) -> jax.Array:
     """Returns attention of blocks of queries, each over the keys that it may see at all."""
     batch, seq_len, num_heads, head_dim = q_BTNH.shape
-    grouped = (batch, seq_len, k_BSKH.shape[2], -1, head_dim)
-    q_BKGTH = (q_BTNH * head_dim**-0.5).reshape(grouped).transpose(0, 2, 3, 1, 4)
+    num_kv_heads = k_BSKH.shape[2]
+    grouped = (batch, seq_len, num_kv_heads, num_heads // num_kv_heads, head_dim)
+    # JAX 0.11 forgets how an axis of length 1 is sharded when it reshapes.
+    layout = logical("batch", None, "kv_heads", None, None)
+    q_BTKGH = jnp.reshape(q_BTNH * head_dim**-0.5, grouped, out_sharding=layout)
+    q_BKGTH = q_BTKGH.transpose(0, 2, 3, 1, 4)
     k_BKSH, v_BKSH = k_BSKH.transpose(0, 2, 1, 3), v_BSKH.transpose(0, 2, 1, 3)
     block = max(_MIN_BLOCK, -(-seq_len // _MAX_BLOCKS))
     blocks = []
@@ -115,8 +119,9 @@ def _in_blocks(
                 q_BKGTH[:, :, :, start:stop], k_BKSH[:, :, :stop], v_BKSH[:, :, :stop], mask
             )
         )
-    out_BKGTH = jnp.concatenate(blocks, axis=3)
-    return out_BKGTH.transpose(0, 3, 1, 2, 4).reshape(batch, seq_len, num_heads, head_dim)
+    out_BTKGH = jnp.concatenate(blocks, axis=3).transpose(0, 3, 1, 2, 4)
+    layout = logical("batch", None, "heads", None)
+    return jnp.reshape(out_BTKGH, q_BTNH.shape, out_sharding=layout)
 
 
 def _softmax_attention(

@@ -51,7 +51,7 @@ def next_token_loss(
     """
     x_BTD = hidden(config, params, batch.tokens, batch.positions, batch.segments, spans)
     # Position t learns the token at t + 1; the last position has no weight.
-    labels_BT = jnp.roll(batch.tokens, -1, axis=1)
+    labels_BT = jnp.pad(batch.tokens[:, 1:], ((0, 0), (0, 1)))
     w = head_weight(config, params)
     sums: Any = _loss_sums(config, z_loss, x_BTD, w, labels_BT, batch.loss_weights)
     return LossSums(jax.lax.stop_gradient(sums.nll), sums.objective)

@@ -196,9 +196,8 @@ def _init_named(config: ModelConfig, key: jax.Array) -> dict[str, Any]:
     embedding_key, layers_key, head_key = jax.random.split(key, 3)
     # No kernel is run for the shapes of its result.
     config = dataclasses.replace(config, attention="xla")
-    # Linen finds parameters by running the modules: on two tokens for each batch shard,
-    # because JAX 0.11 loses the sharding of an axis of length 1 under vmap.
-    shape = (2 * num_shards("batch"), 1)
+    # Linen finds parameters by running the modules: on one token for each batch shard.
+    shape = (num_shards("batch"), 1)
     zeros_BT = jnp.zeros(shape, jnp.int32, out_sharding=logical("batch", None))
     x_BTD = jnp.zeros(
         (*shape, config.embed_dim),
