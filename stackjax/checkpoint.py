@@ -15,6 +15,7 @@ from stackjax.config import CheckpointConfig
 from stackjax.model.config import ModelConfig
 from stackjax.phase import Counts, Phase
 from stackjax.sharding import on_mesh
+from stackjax.storage import check_bucket, is_remote, replace_text
 from stackjax.train_state import TrainState
 
 _MARKER = "phase.json"
@@ -34,8 +35,16 @@ class Contents:
 
 
 def absolute(path: str) -> epath.Path:
-    """Returns a path as Orbax wants it: absolute, which one on gs:// already is."""
+    """Returns a path as Orbax wants it: absolute, or in a bucket of Google's.
+
+    Raises:
+      ValueError: It lies in a bucket of another kind, or a package is not installed.
+      OSError: There is no such bucket, or no permission.
+    """
     found = epath.Path(path)
+    if is_remote(path) and not path.startswith("gs://"):
+        raise ValueError(f"{path}: checkpoints are kept on disks and on gs:// only.")
+    check_bucket(path, for_checkpoints=True)
     return found if found.is_absolute() else found.absolute()
 
 
@@ -67,13 +76,6 @@ def _steps(directory: epath.Path) -> list[int]:
         return []
     with ocp.training.Checkpointer(directory) as checkpointer:
         return [checkpoint.step for checkpoint in checkpointer.checkpoints]
-
-
-def replace_text(path: epath.Path, text: str) -> None:
-    """Replaces a small file as a whole: readers see the old text or the new."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text)
-    temporary.replace(path)
 
 
 @dataclasses.dataclass(frozen=True)

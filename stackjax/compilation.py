@@ -19,6 +19,7 @@ from stackjax.data.device import batch_sharding
 from stackjax.optimizer import build_fit_optimizer, build_optimizer
 from stackjax.phase import Phase
 from stackjax.sharding import build_mesh, on_mesh
+from stackjax.storage import is_remote
 from stackjax.train_state import TrainState, fit_state, init_state, train_step
 from stackjax.xla import COMPILER_OPTIONS
 
@@ -109,12 +110,16 @@ def compile_ahead(
 def use_compilation_cache(workdir: epath.Path) -> None:
     """Keeps compiled programs in the run directory, or where JAX is already told to.
 
-    JAX writes entries in place, so a killed run may leave half of one, which it would
-    warn of at every start and never write again: such entries are removed.
+    On a disk JAX writes entries in place, so a killed run may leave half of one, which it
+    would warn of at every start and never write again: such entries are removed.
     """
     stated = jax.config.jax_compilation_cache_dir  # type: ignore
     directory = epath.Path(stated or workdir / "compilation_cache")
     jax.config.update("jax_compilation_cache_dir", str(directory))
+    if is_remote(directory):
+        # XLA would put its cache of autotuning there too, which it cannot.
+        jax.config.update("jax_persistent_cache_enable_xla_caches", "none")
+        return
     for entry in directory.glob("*-cache") if directory.exists() else ():
         if not _is_whole(entry.read_bytes()):
             entry.unlink(missing_ok=True)

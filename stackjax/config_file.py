@@ -14,11 +14,11 @@ import jax
 import tyro
 from etils import epath
 
-from stackjax.checkpoint import replace_text
 from stackjax.config import Config
 from stackjax.data.sources import Manifest
 from stackjax.growth import Growth, parse_growth
 from stackjax.growth.text import replace_field
+from stackjax.storage import replace_text
 
 _RECORD = "config.json"
 _GROWTH_FLAG = re.compile(
@@ -27,7 +27,7 @@ _GROWTH_FLAG = re.compile(
 
 _MAY_CHANGE = re.compile(
     r"workdir|(mesh|evaluation|checkpoints|logging)\..*|stages\.\d+\.(mesh(\..*)?|accumulate)"
-    r"|data\.(path|corpus|num_workers|prefetch)|model\.(remat|scan_unroll|loss_chunk)"
+    r"|data\.(path|cache_dir|corpus|num_workers|prefetch)|model\.(remat|scan_unroll|loss_chunk)"
 )
 """Fields that a run may be resumed with other values of: they do not change what is
 learnt, other than by the order in which floats are added."""

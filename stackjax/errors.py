@@ -35,5 +35,6 @@ def describe(error: BaseException) -> tuple[str, int]:
     raised_in = traceback.extract_tb(error.__traceback__)[-1].filename
     ours = isinstance(error, ValueError) and raised_in.startswith(_OURS)
     if ours or isinstance(error, OSError | FloatingPointError):
-        return f"error: {error}", 2
+        # Messages of others may have several lines.
+        return f"error: {' '.join(str(error).splitlines())}", 2
     return "".join(traceback.format_exception(error)).rstrip(), 1

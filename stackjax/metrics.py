@@ -21,6 +21,8 @@ import tensorboardX
 from etils import epath
 from tensorboardX import record_writer
 
+from stackjax.storage import is_remote
+
 Row = Mapping[str, Any]
 Position = tuple[int, int]
 """A point of a run: its phase, and the tokens trained on so far."""
@@ -52,7 +54,7 @@ def check_sinks(
             f"logging.wandb_project is {wandb_project!r}, but Weights & Biases is not "
             "installed; `pip install wandb`, or leave it out."
         )
-    if tensorboard and _is_remote(directory) and not record_writer.GCS_ENABLED:
+    if tensorboard and is_remote(directory) and not record_writer.GCS_ENABLED:
         raise ValueError(
             f"logging.tensorboard is on and the run directory is {directory}, which "
             "needs `pip install google-cloud-storage`; or turn it off."
@@ -141,7 +143,7 @@ class MetricsLog:
     def _replace(self) -> None:
         start = time.monotonic()
         text = "".join(self._lines)
-        if _is_remote(self._path):
+        if is_remote(self._path):
             self._path.write_text(text)  # an object appears whole or not at all
         else:
             temporary = self._path.with_name("metrics.jsonl.tmp")
@@ -203,7 +205,7 @@ class WeightsAndBiases:
             project=project,
             id=path.read_text(),
             name=path.parent.name,
-            dir=None if _is_remote(path) else os.fspath(path.parent),
+            dir=None if is_remote(path) else os.fspath(path.parent),
             config=dict(settings),
             resume="allow",
         )
@@ -218,10 +220,6 @@ class WeightsAndBiases:
     def close(self) -> None:
         """Uploads what is left."""
         self._run.finish()
-
-
-def _is_remote(path: epath.PathLike) -> bool:
-    return os.fspath(path).startswith("gs://")
 
 
 def _encode(row: Row) -> str:

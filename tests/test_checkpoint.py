@@ -20,7 +20,6 @@ from stackjax.checkpoint import (
     newest_step,
     read_contents,
     read_marker,
-    replace_text,
     write_marker,
 )
 from stackjax.compilation import abstract_state
@@ -29,6 +28,7 @@ from stackjax.optimizer import build_optimizer
 from stackjax.phase import Counts
 from stackjax.phases import expand
 from stackjax.sharding import on_mesh
+from stackjax.storage import replace_text
 from stackjax.train_state import TrainState
 
 RUN = tiny_run(model=tiny_model(num_layers=2), stages=(Stage(tokens=640, batch_size=8),))

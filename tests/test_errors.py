@@ -14,6 +14,10 @@ def fail_on_disk():
     raise PermissionError(13, "Permission denied", "/runs")
 
 
+def fail_in_a_bucket():
+    raise OSError("Forbidden: b/bucket\nno access")
+
+
 def diverge():
     raise FloatingPointError("loss nan")
 
@@ -23,6 +27,7 @@ def diverge():
     [
         (fail_in_the_package, "error: Stack needs a factor of at least 1, got 0.\n"),
         (fail_on_disk, "error: [Errno 13] Permission denied: '/runs'\n"),
+        (fail_in_a_bucket, "error: Forbidden: b/bucket no access\n"),
         (diverge, "error: loss nan\n"),
     ],
 )

@@ -141,7 +141,7 @@ def test_the_file_is_replaced_every_few_seconds_and_on_flush(tmp_path, monkeypat
 def test_a_bucket_gets_whole_objects(tmp_path, monkeypatch):
     (tmp_path / "bucket").mkdir()
     local = epath.Path(tmp_path / "bucket")
-    monkeypatch.setattr(metrics, "_is_remote", lambda path: True)
+    monkeypatch.setattr(metrics, "is_remote", lambda path: True)
     write_run(local, RUN)
     assert metrics.read_rows(local) == RUN
     assert [path.name for path in local.iterdir()] == ["metrics.jsonl"]

@@ -1,0 +1,65 @@
+"""Paths that may lie in a bucket, `gs://bucket/...`, beside those on a disk."""
+
+import importlib
+import os
+
+from etils import epath
+from fsspec import config as fsspec_config
+
+_PACKAGES = {"gs": "gcsfs", "s3": "s3fs", "az": "adlfs", "hf": "huggingface_hub"}
+
+# Other hosts write too: what a directory of a bucket holds is asked anew each time.
+for _protocol in ("gcs", "s3"):
+    fsspec_config.conf.setdefault(_protocol, {}).setdefault("use_listings_cache", False)
+
+
+def is_remote(path: epath.PathLike) -> bool:
+    """Returns whether a path lies in a bucket, where a file appears whole or not at all."""
+    return "://" in os.fspath(path)
+
+
+def check_bucket(path: epath.PathLike, *, for_checkpoints: bool = False) -> None:
+    """Raises where a path lies in a bucket that cannot be used; does nothing for a disk.
+
+    Args:
+      for_checkpoints: Whether Orbax is to use it, which asks for the bucket's metadata.
+
+    Raises:
+      ValueError: A package is not installed, or no package is known.
+      OSError: There is no such bucket, or no permission.
+    """
+    if not is_remote(path):
+        return
+    scheme, _, rest = os.fspath(path).partition("://")
+    if scheme not in _PACKAGES:
+        known = ", ".join(f"{name}://" for name in _PACKAGES)
+        raise ValueError(f"{path} is not on a disk and in none of {known}; name another path.")
+    bucket = epath.Path(f"{scheme}://{rest.partition('/')[0]}")
+    try:
+        exists = bucket.exists()
+        if for_checkpoints:
+            client = importlib.import_module("google.cloud.storage").Client()
+            client.get_bucket(bucket.name)
+    except ImportError as error:
+        raise ValueError(f"{path} needs `pip install {_PACKAGES[scheme]}`.") from error
+    except Exception as error:  # Every package of a kind of bucket has errors of its own.
+        reason = " ".join(str(error).split())
+        raise OSError(
+            f"{bucket} cannot be used: {reason}; log in, or see to it that this account may "
+            f"read the bucket's metadata and list, read and write its objects."
+        ) from error
+    if not exists:
+        raise FileNotFoundError(
+            f"there is no bucket {bucket}, or this account may not see it; create it, or name "
+            f"another."
+        )
+
+
+def replace_text(path: epath.Path, text: str) -> None:
+    """Replaces a small file as a whole: readers see the old text or the new."""
+    if is_remote(path):
+        path.write_text(text)
+        return
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(text)
+    temporary.replace(path)
