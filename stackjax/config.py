@@ -47,7 +47,11 @@ class DataConfig:
     """Where sequences come from."""
 
     path: str
-    """Directory of token shards, as `python -m stackjax.prepare` writes it."""
+    """Directory of token shards, as `python -m stackjax.prepare` writes it; on a disk or in
+    a bucket (`gs://`)."""
+    cache_dir: str | None = None
+    """Directory on a local disk that shards are copied to before they are read, once for all
+    processes of a host; by default they are read where they are."""
     seq_len: int
     """Tokens in each sequence (T)."""
     corpus: Literal["stdlib"] | None = None

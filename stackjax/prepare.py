@@ -14,6 +14,7 @@ import os
 import shutil
 import signal
 import sys
+import tempfile
 import threading
 from collections.abc import Iterable, Iterator
 from concurrent import futures
@@ -22,13 +23,15 @@ from typing import Annotated, Any
 
 import rich.progress
 import tyro
+from etils import epath
 
 from stackjax.data import sources
 from stackjax.data.documents import Piece, list_pieces, read_documents
 from stackjax.data.shards import ShardsOfPart, token_dtype, write_shards
 from stackjax.data.sources import Manifest, Split, SplitName, TokenizerInfo
-from stackjax.data.staging import refuse_existing, staging_directory
+from stackjax.data.staging import refuse_existing, staging_directory, upload
 from stackjax.data.tokenizer import Tokenizer, load_tokenizer
+from stackjax.storage import check_bucket, is_remote
 
 PART_BYTES = 2**24
 MAX_PARTS = 256
@@ -100,7 +103,8 @@ class Part:
 def prepare(config: PrepareConfig) -> Manifest:
     """Writes the token shards of the inputs and returns their manifest.
 
-    All is written beside OUTPUT and renamed at the end, so OUTPUT is complete or absent.
+    All is written beside OUTPUT and renamed at the end, so OUTPUT is complete or absent; or
+    written into a temporary directory, where OUTPUT is in a bucket, and uploaded at the end.
 
     Raises:
       FileExistsError: OUTPUT exists already.
@@ -108,8 +112,11 @@ def prepare(config: PrepareConfig) -> Manifest:
       OSError: Reading or writing failed.
     """
     tokenizer = load_tokenizer(config.tokenizer, config.end_token)
-    output = Path(config.output)
+    output = epath.Path(config.output)
+    check_bucket(config.output)
     refuse_existing(output)
+    if is_remote(output):
+        return _prepare_and_upload(config, output)
     with staging_directory(output) as staging:
         scratch = staging / "scratch"
         parts = group_pieces(list(list_pieces(config.inputs, str(scratch))))
@@ -118,6 +125,14 @@ def prepare(config: PrepareConfig) -> Manifest:
         shutil.rmtree(scratch, ignore_errors=True)
         manifest = _build_manifest(tokenizer, _join_results(results, staging))
         sources.write_manifest(str(staging), manifest)
+    return manifest
+
+
+def _prepare_and_upload(config: PrepareConfig, output: epath.Path) -> Manifest:
+    with tempfile.TemporaryDirectory(prefix="stackjax-") as name:
+        local = Path(name) / "set"
+        manifest = prepare(dataclasses.replace(config, paths=(*config.inputs, str(local))))
+        upload(local, output, last=sources.MANIFEST)
     return manifest
 
 

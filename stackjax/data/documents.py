@@ -15,6 +15,8 @@ import re
 from collections.abc import Iterable, Iterator
 from typing import Any, BinaryIO, Literal
 
+from stackjax.storage import is_remote
+
 PIECE_BYTES = 2**24
 STDLIB = "stackjax_stdlib"
 
@@ -87,6 +89,8 @@ def read_documents(piece: Piece, text_field: str) -> Iterator[str]:
 
 def _expand(name: str) -> list[str]:
     """Returns the files that an input names, sorted."""
+    if is_remote(name):
+        raise ValueError(f"input {name!r} is in a bucket; mount it, or copy it to a disk.")
     if os.path.isdir(name):
         raise ValueError(
             f"input {name!r} is a directory; name its files, such as '{name}/**/*.txt'."

@@ -16,8 +16,10 @@ from etils import epath
 from stackjax.config import DataConfig
 from stackjax.data import packing
 from stackjax.data.batch import Batch
+from stackjax.data.cache import local_copy
 from stackjax.data.sources import MANIFEST, SplitName, TokenSource
 from stackjax.prepare import PrepareConfig, prepare
+from stackjax.storage import check_bucket, is_remote
 
 Rows = slice | np.ndarray
 
@@ -30,7 +32,9 @@ def open_source(config: DataConfig, split: SplitName, vocab_size: int) -> TokenS
 
     Raises:
       ValueError: The data are missing or damaged, or have more tokens than the model.
+      OSError: Their bucket cannot be used, or they could not be copied.
     """
+    check_bucket(config.path)
     missing = not (epath.Path(config.path) / MANIFEST).exists()
     if config.corpus == "stdlib" and missing:
         # Another process may have been quicker, and its set is the same.
@@ -42,7 +46,15 @@ def open_source(config: DataConfig, split: SplitName, vocab_size: int) -> TokenS
                     num_processes=1,
                 )
             )
-    source = TokenSource(config.path, split, config.seq_len)
+    path = config.path
+    if config.cache_dir is not None:
+        path = local_copy(path, split, config.cache_dir)
+    elif is_remote(path) and not path.startswith("gs://"):
+        raise ValueError(
+            f"data.path is {path}, but shards are read from disks and from gs:// only; give "
+            f"--data.cache-dir DIRECTORY, which they are copied to first."
+        )
+    source = TokenSource(path, split, config.seq_len)
     tokenizer = source.manifest.tokenizer
     if tokenizer.vocab_size > vocab_size:
         raise ValueError(

@@ -10,7 +10,7 @@ import dataclasses
 import hashlib
 import itertools
 import json
-import threading
+from concurrent import futures
 from typing import Any, Literal
 
 import numpy as np
@@ -20,6 +20,7 @@ from etils import epath
 MANIFEST = "manifest.json"
 FORMAT = 1
 RECORD_TOKENS = 2048
+CHECKS_AT_A_TIME = 16
 
 SplitName = Literal["train", "validation"]
 TokenDtype = Literal["uint16", "uint32"]
@@ -163,9 +164,10 @@ class TokenSource:
         self._shards = stream.shards
         self._ends = list(itertools.accumulate(shard.tokens for shard in self._shards))
         self._dtype = np.dtype(self.manifest.dtype).newbyteorder("<")
-        self._restart()
-        for index in range(len(self._shards)):
-            self._check_shard(index)
+        self._readers: dict[int, ArrayRecordReader] = {}
+        # A bucket answers late, but many questions at a time.
+        with futures.ThreadPoolExecutor(CHECKS_AT_A_TIME) as pool:
+            list(pool.map(self._check_shard, range(len(self._shards))))
 
     def __len__(self) -> int:
         """Returns the number of sequences; a shorter rest of the stream is left out."""
@@ -189,15 +191,7 @@ class TokenSource:
         return tokens_T
 
     def __getstate__(self) -> dict[str, Any]:
-        return {k: v for k, v in self.__dict__.items() if k not in ("_readers", "_lock")}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        self._restart()
-
-    def _restart(self) -> None:
-        self._readers: dict[int, ArrayRecordReader] = {}
-        self._lock = threading.Lock()
+        return self.__dict__ | {"_readers": {}}
 
     def _file(self, index: int) -> epath.Path:
         return epath.Path(self.path) / self._shards[index].file
@@ -205,9 +199,10 @@ class TokenSource:
     def _check_shard(self, index: int) -> None:
         """Raises ValueError where a shard is not what the manifest says."""
         shard, file = self._shards[index], self._file(index)
-        if not file.exists():
-            raise ValueError(f"shard {str(file)!r} is missing; {_again(self.path)}")
-        size = file.stat().length
+        try:
+            size = file.stat().length
+        except FileNotFoundError as error:
+            raise ValueError(f"shard {str(file)!r} is missing; {_again(self.path)}") from error
         if size != shard.bytes:
             raise ValueError(
                 f"shard {str(file)!r} has {size} bytes where the manifest says "
@@ -221,12 +216,12 @@ class TokenSource:
             )
 
     def _reader(self, index: int) -> ArrayRecordReader:
-        with self._lock:
-            if index not in self._readers:
-                self._readers[index] = ArrayRecordReader(
-                    str(self._file(index)), options="readahead_buffer_size:0"
-                )
-            return self._readers[index]
+        if index not in self._readers:
+            reader = ArrayRecordReader(
+                str(self._file(index)), options="readahead_buffer_size:0"
+            )
+            self._readers.setdefault(index, reader)  # another thread may have been quicker
+        return self._readers[index]
 
     def _read_from(self, offset: int) -> np.ndarray:
         """Returns the tokens from an offset of the stream to the end of its record."""
@@ -249,6 +244,6 @@ class TokenSource:
 
     def _damaged(self, index: int, record: int, reason: str) -> OSError:
         return OSError(
-            f"record {record} of shard {str(self._file(index))!r} is damaged: {reason}; "
-            f"{_again(self.path)}"
+            f"record {record} of shard {str(self._file(index))!r} cannot be read, or is "
+            f"damaged: {reason}; {_again(self.path)}"
         )

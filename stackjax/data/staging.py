@@ -1,15 +1,29 @@
-"""A directory that is complete or absent: written beside its place, then renamed."""
+"""A directory that is complete or absent: written beside its place, then renamed.
+
+One in a bucket is complete when its last file is there, which is uploaded after all others.
+"""
 
 import contextlib
 import fcntl
 import os
 import shutil
 from collections.abc import Iterator
+from concurrent import futures
 from pathlib import Path
 
+from etils import epath
 
-def refuse_existing(output: Path) -> None:
-    """Raises FileExistsError where the output is more than an empty directory."""
+UPLOADS_AT_A_TIME = 8
+_UPLOADING = ".uploading"
+
+
+def refuse_existing(output: epath.Path) -> None:
+    """Raises FileExistsError where the output is more than an empty directory.
+
+    What an upload that was killed has left does not count.
+    """
+    if (output / _UPLOADING).exists():
+        return
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise FileExistsError(
             f"output {str(output)!r} exists already; remove it or name another one."
@@ -17,14 +31,14 @@ def refuse_existing(output: Path) -> None:
 
 
 @contextlib.contextmanager
-def staging_directory(output: Path) -> Iterator[Path]:
+def staging_directory(output: epath.Path) -> Iterator[Path]:
     """Yields an empty directory that becomes the output when the block succeeds.
 
     No other process writes into it meanwhile. It is removed when the block fails; what a
     killed run has left in it is removed first.
     """
-    staging = output.parent / f".{output.name}.unfinished"
-    lock = _lock_directory(staging)
+    staging = Path(output.parent / f".{output.name}.unfinished")
+    lock = lock_directory(staging)
     try:
         refuse_existing(output)
         _clear(staging)
@@ -37,12 +51,35 @@ def staging_directory(output: Path) -> Iterator[Path]:
         os.close(lock)
 
 
+def upload(directory: Path, output: epath.Path, last: str) -> None:
+    """Uploads the files of a directory, and `last` when all others are there.
+
+    What a killed upload has left is written over, or removed.
+
+    Raises:
+      FileExistsError: The output holds anything else.
+    """
+    refuse_existing(output)
+    (output / _UPLOADING).write_text("Incomplete: the upload goes on, or was killed.\n")
+    names = sorted(path.name for path in directory.iterdir())
+
+    def send(name: str) -> None:
+        epath.Path(directory / name).copy(output / name, overwrite=True)
+
+    with futures.ThreadPoolExecutor(UPLOADS_AT_A_TIME) as pool:
+        list(pool.map(send, (name for name in names if name != last)))
+    send(last)
+    for path in output.iterdir():
+        if path.name not in names:
+            path.unlink(missing_ok=True)
+
+
 def _clear(directory: Path) -> None:
     for path in directory.iterdir():
         shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
-def _lock_directory(directory: Path) -> int:
+def lock_directory(directory: Path) -> int:
     """Makes a directory and returns a descriptor that holds its lock; waits for it.
 
     The kernel releases the lock of a process that dies.

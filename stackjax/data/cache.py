@@ -1,0 +1,95 @@
+"""Token shards copied to a local disk, once for all processes of a host."""
+
+import contextlib
+import functools
+import hashlib
+import os
+import shutil
+from collections.abc import Iterator
+from concurrent import futures
+from pathlib import Path
+
+import jax
+from etils import epath
+
+from stackjax.data.sources import MANIFEST, Shard, SplitName, read_manifest
+from stackjax.data.staging import lock_directory
+from stackjax.storage import replace_text
+
+COPIES_AT_A_TIME = 8
+
+
+def local_copy(path: str, split: SplitName, cache_dir: str) -> str:
+    """Returns a directory in `cache_dir` that holds the shards of a split, copied if need be.
+
+    A copy appears whole or not at all; one that is there with the right size is kept. What
+    is copied is told apart by where the set is, what its manifest says, and when that was
+    written.
+
+    Raises:
+      ValueError: There is no such set, or the disk has no room for it.
+      OSError: A file could not be copied.
+    """
+    manifest, source = read_manifest(path), epath.Path(path)
+    written = (source / MANIFEST).stat().mtime
+    name = hashlib.sha256(f"{path} {written} {manifest.digest}".encode()).hexdigest()[:16]
+    with _locked(Path(cache_dir) / name) as directory:
+        shards = manifest.splits[split].shards if split in manifest.splits else ()
+        missing = [shard for shard in shards if not _is_there(directory, shard)]
+        _check_room(directory, path, sum(shard.bytes for shard in missing))
+        _copy_all(source, directory, missing)
+        replace_text(epath.Path(directory / MANIFEST), (source / MANIFEST).read_text())
+    return str(directory)
+
+
+@contextlib.contextmanager
+def _locked(directory: Path) -> Iterator[Path]:
+    """Yields a directory that no other process writes to meanwhile."""
+    lock = lock_directory(directory)
+    try:
+        yield directory
+    finally:
+        os.close(lock)
+
+
+def _is_there(directory: Path, shard: Shard) -> bool:
+    file = directory / shard.file
+    return file.exists() and file.stat().st_size == shard.bytes
+
+
+def _check_room(directory: Path, path: str, num_bytes: int) -> None:
+    free = shutil.disk_usage(directory).free
+    if num_bytes > free:
+        raise ValueError(
+            f"the shards of {path!r} take {num_bytes / 1e9:.1f} GB, but the disk of "
+            f"data.cache_dir {str(directory.parent)!r} has {free / 1e9:.1f} GB left; name "
+            f"another, or leave it out and they are read where they are."
+        )
+
+
+def _copy_all(source: epath.Path, directory: Path, shards: list[Shard]) -> None:
+    total = sum(shard.bytes for shard in shards)
+    done, told, tells = 0, 0, jax.process_index() == 0
+    if shards and tells:
+        print(f"copying {total / 1e6:.1f} MB of shards to {directory}", flush=True)
+    with futures.ThreadPoolExecutor(COPIES_AT_A_TIME) as pool:
+        for num_bytes in pool.map(functools.partial(_copy, source, directory), shards):
+            done += num_bytes
+            percent = 100 * done // total
+            if percent >= told + 10 and tells:
+                told = percent
+                print(f"copied {percent} %", flush=True)
+
+
+def _copy(source: epath.Path, directory: Path, shard: Shard) -> int:
+    """Returns how many bytes were copied; OSError where the manifest says otherwise."""
+    file, unfinished = source / shard.file, directory / f"{shard.file}.unfinished"
+    file.copy(unfinished, overwrite=True)
+    size = unfinished.stat().st_size
+    if size != shard.bytes:
+        raise OSError(
+            f"shard {str(file)!r} has {size} bytes where the manifest says {shard.bytes}; "
+            f"upload it again."
+        )
+    unfinished.rename(directory / shard.file)
+    return size
