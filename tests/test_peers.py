@@ -7,7 +7,6 @@ import sys
 import pytest
 
 from scripts.peers.__main__ import PeersConfig, interpreters, measure
-from scripts.peers.environment import cpu_environment
 from scripts.peers.peer import SHAPES, Peer
 from scripts.peers.report import BY_RATIO, contents, medians, table
 from scripts.peers.worker import serve
@@ -105,16 +104,6 @@ def test_a_worker_answers_each_line_with_what_its_steps_took():
 def test_a_step_that_does_not_train_is_refused():
     with pytest.raises(ValueError, match=r"the loss went from 6.0 to 6.0"):
         serve(falling(0.0), [], io.StringIO())
-
-
-@pytest.mark.parametrize(
-    ("version", "flag"),
-    [("0.10.2", "ynn_fusion"), ("0.11.2", "onednn"), ("0.12.0.1", "onednn"), ("1.0", "onednn")],
-)
-def test_each_version_of_jax_has_its_flags(version, flag):
-    environment = cpu_environment(version)
-    assert flag in environment["XLA_FLAGS"]
-    assert cpu_environment(None) == {"GLIBC_TUNABLES": environment["GLIBC_TUNABLES"]}
 
 
 def test_each_peer_has_the_python_that_is_named_for_it():

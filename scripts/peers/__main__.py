@@ -24,7 +24,7 @@ from typing import Annotated, Any, Literal, get_args
 
 import tyro
 
-from scripts.peers.environment import cpu_environment
+from scripts.peers.environment import CPU_ENVIRONMENT
 from scripts.peers.report import JAX_PEERS, Measured, contents, table
 from stackjax.errors import one_line_errors
 
@@ -97,7 +97,7 @@ def compare(config: PeersConfig) -> None:
     """Runs, prints and writes a comparison."""
     pythons = interpreters(config)
     jax = jax_version(pythons)
-    tuning = cpu_environment(jax) if config.environment == "cpu" else {}
+    tuning = CPU_ENVIRONMENT if config.environment == "cpu" else {}
     commands = {
         name: [python, "-m", "scripts.peers.worker", name, config.shape]
         for name, python in pythons.items()
