@@ -6,5 +6,5 @@ CPU_ENVIRONMENT = {
         "glibc.malloc.hugetlb=1:glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=34359738368"
     ),
 }
-"""Variables to set before a process starts. There is no flag of XLA among them: those of oneDNN
-(JAX 0.11.2) are faster still, but the gradient that they give is wrong (docs/performance.md)."""
+"""Variables to set before a process starts. No flag of XLA is among them: those of oneDNN are
+faster still (JAX 0.11.2), but the gradients that they give are wrong (docs/performance.md)."""
