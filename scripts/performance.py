@@ -15,6 +15,7 @@ import tyro
 
 from scripts.measure.machine import VARIABLES
 from scripts.measure.text import show
+from scripts.page import replace_table
 from stackjax.errors import one_line_errors
 
 Report = Mapping[str, Any]
@@ -150,17 +151,9 @@ def main() -> None:
 def write(options: PerformanceConfig) -> None:
     """Replaces every table of the page; ValueError where a file is not what it should be."""
     reports = [_read(path) for path in options.results]
-    text = options.page.read_text()
-    tables = {"machines": machines(reports)} | {
-        name: "\n".join(_lines(table, reports)) for name, table in TABLES.items()
-    }
-    for name, table in tables.items():
-        begin, end = f"<!-- begin {name} -->", f"<!-- end {name} -->"
-        if text.count(begin) != 1 or text.count(end) != 1:
-            raise ValueError(f"{options.page} must have one {begin} and one {end}.")
-        head, rest = text.split(begin)
-        text = f"{head}{begin}\n{table}\n{end}{rest.split(end)[1]}"
-    options.page.write_text(text)
+    replace_table(options.page, "machines", machines(reports))
+    for name, table in TABLES.items():
+        replace_table(options.page, name, "\n".join(_lines(table, reports)))
 
 
 def _read(path: Path) -> Report:

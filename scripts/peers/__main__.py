@@ -1,13 +1,10 @@
 """Times the train step of stackjax beside those of its peers, on a CPU, round and round.
 
-    python3.12 -m venv A && A/bin/pip install -r scripts/peers/requirements-maxtext.txt
-    python3.11 -m venv B && B/bin/pip install -r scripts/peers/requirements-litgpt.txt
-    python3.11 -m venv C && C/bin/pip install -r requirements-dev.txt
-    A/bin/python -m scripts.peers --shape tiny \\
-        --python litgpt=B/bin/python transformers=C/bin/python --output tiny.json
+    scripts/peers.sh
 
-Each peer is a process of its own, in the Python that is named for it or else in this one. One
-is active at a time and all take turns, so what disturbs the machine disturbs them alike.
+makes the Pythons that it needs, and fills the tables of docs/performance.md. Each peer is a
+process of its own, in the Python that is named for it or else in this one. One is active at a
+time and all take turns, so what disturbs the machine disturbs them alike.
 """
 
 import contextlib
@@ -24,6 +21,7 @@ from typing import Annotated, Any, Literal, get_args
 
 import tyro
 
+from scripts.page import replace_table
 from scripts.peers.environment import CPU_ENVIRONMENT
 from scripts.peers.report import JAX_PEERS, Measured, contents, table
 from stackjax.errors import one_line_errors
@@ -50,6 +48,8 @@ class PeersConfig:
     """Steps that are timed in each turn; one more goes before them."""
     output: Annotated[Path | None, tyro.conf.arg(metavar="FILE.json")] = None
     """File for all that was measured."""
+    page: Path | None = None
+    """Page whose table of this shape and environment is replaced."""
 
 
 class Worker:
@@ -112,6 +112,9 @@ def compare(config: PeersConfig) -> None:
             steps=config.steps,
         )
     print(table(measured, config.shape))
+    if config.page is not None:
+        name = f"peers {config.shape} {config.environment}"
+        replace_table(config.page, name, table(measured, config.shape))
     if config.output is not None:
         settings = {"jax": jax, "environment": tuning}
         config.output.write_text(
