@@ -182,15 +182,15 @@ def find_checkpoint(path: epath.Path) -> epath.Path:
     )
 
 
-def read_contents(checkpoint: epath.Path) -> tuple[Contents, dict[str, tuple[int, ...]]]:
-    """Returns what a checkpoint says of its state, and the shape of every array by path."""
+def read_contents(checkpoint: epath.Path) -> tuple[Contents, dict[str, str]]:
+    """Returns what a checkpoint says of its state, and its `array_types`."""
     metadata: Any = ocp.metadata(checkpoint)
     if not {"counts", "model", "is_model"} <= (metadata.custom_metadata or {}).keys():
         raise ValueError(
             f"{checkpoint} does not say which model it holds; name a checkpoint that "
             f"stackjax.train or stackjax.grow has written."
         )
-    return _read_contents(metadata), shapes(metadata.metadata)
+    return _read_contents(metadata), array_types(metadata.metadata)
 
 
 def _read_contents(metadata: Any) -> Contents:
@@ -243,7 +243,7 @@ def _as_os_error(directory: epath.Path, what_is_left: str) -> Iterator[None]:
 
 
 def _check_same_model(directory: epath.Path, saved: Any, expected: Any) -> None:
-    found, wanted = shapes(saved), shapes(expected)
+    found, wanted = array_types(saved), array_types(expected)
     differing = sorted(path for path in found | wanted if found.get(path) != wanted.get(path))
     if differing:
         path = differing[0]
@@ -255,10 +255,13 @@ def _check_same_model(directory: epath.Path, saved: Any, expected: Any) -> None:
         )
 
 
-def shapes(tree: Any) -> dict[str, tuple[int, ...]]:
-    """Returns the shape of every array of a tree by its path, such as `params.head`."""
+def array_types(tree: Any) -> dict[str, str]:
+    """Returns type and shape of every array of a tree, such as `float32[64, 256]`.
+
+    By its path, such as `params.head`.
+    """
     return {
-        jax.tree_util.keystr(path, simple=True, separator="."): tuple(leaf.shape)
+        jax.tree_util.keystr(path, simple=True, separator="."): f"{leaf.dtype}{[*leaf.shape]}"
         for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
     }
 

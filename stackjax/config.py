@@ -41,6 +41,9 @@ GrowthField = Annotated[
 ]
 """A growth operator, which a command line writes as `stack(4)`."""
 
+MAX_BFLOAT16_DECAY = 0.98
+"""The slowest decay of moments that are stored in bfloat16."""
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DataConfig:
@@ -109,6 +112,9 @@ class OptimizerConfig:
     """Largest global norm of a gradient."""
     z_loss: float = 0.0
     """Weight of the squared log-normaliser of the logits (0 is off; PaLM uses 1e-4)."""
+    moments_dtype: Literal["float32", "bfloat16"] = "float32"
+    """Type that moments and momentum are stored in; `bfloat16` saves half of the optimizer
+    state and rounds them to 8 bits at every step, so no decay may be more than 0.98."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -227,6 +233,28 @@ class Config:
             raise ValueError(
                 f"checkpoints.keep_every_tokens is {keep}; it must be a multiple of "
                 f"checkpoints.every_tokens {every}."
+            )
+        _check_moments(self.optimizer)
+
+
+def _check_moments(optimizer: OptimizerConfig) -> None:
+    """Raises ValueError where bfloat16 would round away what a step does to a moment.
+
+    A moment stays where it is as long as steps change it by less than half of its last bit,
+    2**-8 of it: up to 2**-8 / (1 - decay) from where it belongs, a fifth at 0.98. From 0.996
+    on, the second moment cannot fall at all.
+    """
+    if optimizer.moments_dtype == "float32":
+        return
+    decays = {"b1": optimizer.b1, "b2": optimizer.b2}
+    if optimizer.name == "muon":
+        decays["momentum"] = optimizer.momentum
+    for field, decay in decays.items():
+        if decay > MAX_BFLOAT16_DECAY:
+            raise ValueError(
+                f"optimizer.{field} is {decay}, and optimizer.moments_dtype is 'bfloat16', "
+                f"whose 8 bits lose changes as small as {1 - decay:.2g} of a moment; use at "
+                f"most {MAX_BFLOAT16_DECAY}, or float32."
             )
 
 

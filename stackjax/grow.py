@@ -6,6 +6,7 @@ parameter of the source.
 
 import dataclasses
 import functools
+import itertools
 import math
 import time
 import typing
@@ -24,10 +25,10 @@ from stackjax import model
 from stackjax.checkpoint import (
     Contents,
     absolute,
+    array_types,
     find_checkpoint,
     load_part,
     read_contents,
-    shapes,
     write_first,
 )
 from stackjax.config import Config, GrowthField, OptimizerConfig
@@ -221,16 +222,21 @@ def abstract_part(
 
 
 def saved_optimizer(
-    checkpoint: epath.Path, config: ModelConfig, saved: dict[str, tuple[int, ...]]
+    checkpoint: epath.Path, config: ModelConfig, saved: dict[str, str]
 ) -> OptimizerConfig:
     """Returns an optimizer whose state has the arrays that a checkpoint holds.
 
     Nothing that grows depends on its numbers, so these may be others than it had.
+
+    Args:
+      saved: The `array_types` of the checkpoint.
     """
-    names = typing.get_args(typing.get_type_hints(OptimizerConfig)["name"])
-    for name in names:
-        optimizer = OptimizerConfig(name=name, peak_learning_rate=1.0)
-        if shapes(abstract_part(config, optimizer, model.logical_axes(config))) == saved:
+    hints = typing.get_type_hints(OptimizerConfig)
+    names, dtypes = (typing.get_args(hints[field]) for field in ("name", "moments_dtype"))
+    axes = model.logical_axes(config)
+    for name, dtype in itertools.product(names, dtypes):
+        optimizer = OptimizerConfig(name=name, peak_learning_rate=1.0, moments_dtype=dtype)
+        if array_types(abstract_part(config, optimizer, axes)) == saved:
             return optimizer
     raise ValueError(
         f"{checkpoint} holds no optimizer state of {' or '.join(names)} to grow; leave "

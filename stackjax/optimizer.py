@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import math
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -141,10 +141,11 @@ def _scale_by_muon(config: OptimizerConfig, axes: Any) -> optax.GradientTransfor
         fans = (math.prod(update.shape[axis] for axis in side) for side in sides)
         return 0.2 * math.sqrt(max(fans)) * update
 
+    orthogonalise = optax.contrib.scale_by_muon(
+        beta=config.momentum, eps=config.epsilon, weight_dimension_numbers=matrices
+    )
     muon = optax.chain(
-        optax.contrib.scale_by_muon(
-            beta=config.momentum, eps=config.epsilon, weight_dimension_numbers=matrices
-        ),
+        _store_moments(orthogonalise, config.moments_dtype),
         optax.stateless(lambda updates, _: jax.tree.map(as_large_as_adam, updates, matrices)),
     )
     tx = optax.partition(
@@ -162,7 +163,27 @@ def _scale_by_muon(config: OptimizerConfig, axes: Any) -> optax.GradientTransfor
 
 
 def _scale_by_adam(config: OptimizerConfig) -> optax.GradientTransformation:
-    return optax.scale_by_adam(b1=config.b1, b2=config.b2, eps=config.epsilon)
+    adam = optax.scale_by_adam(b1=config.b1, b2=config.b2, eps=config.epsilon)
+    return _store_moments(adam, config.moments_dtype)
+
+
+def _store_moments(
+    tx: optax.GradientTransformation, dtype: Literal["float32", "bfloat16"]
+) -> optax.GradientTransformation:
+    """Returns Adam or Muon with moments of a type, which a step computes in float32."""
+    if dtype == "float32":
+        return tx
+
+    def cast(state: Any, to: str) -> Any:
+        # By name: Muon's state also has the coefficients of its polynomial.
+        trees = {name: getattr(state, name) for name in ("mu", "nu") if hasattr(state, name)}
+        return state._replace(**jax.tree.map(lambda moment: moment.astype(to), trees))
+
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        updates, state = tx.update(updates, cast(state, "float32"), params)
+        return updates, cast(state, dtype)
+
+    return optax.GradientTransformation(lambda params: cast(tx.init(params), dtype), update)
 
 
 def _map_axes(function: Any, axes: Any) -> Any:

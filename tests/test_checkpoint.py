@@ -144,9 +144,15 @@ def other_model(**fields):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"num_layers": 3}, r"layers.attention_norm is \(2, 16\), and .* \(3, 16\) \(8 such"),
-        ({"tie_head": True}, r"head is \(16, 24\), and the config's model has none \(1 such"),
-        ({"qk_norm": True}, r"layers.key_norm is not there, .* has \(2, 6\) \(2 such"),
+        (
+            {"num_layers": 3},
+            r"layers.attention_norm is float32\[2, 16\], and .* float32\[3, 16\] \(8 such",
+        ),
+        (
+            {"tie_head": True},
+            r"head is float32\[16, 24\], and the config's model has none \(1 such",
+        ),
+        ({"qk_norm": True}, r"layers.key_norm is not there, .* has float32\[2, 6\] \(2 such"),
     ],
 )
 def test_checkpoints_of_another_model_are_refused_by_parameter(workdir, fields, message):
@@ -205,7 +211,7 @@ def test_a_checkpoint_says_which_model_it_holds_and_is_found_by_its_run(workdir)
     assert find_checkpoint(workdir) == second / "3"
     contents, saved = read_contents(second / "3")
     assert contents == Contents(COUNTS, phases[1].model, is_model=True)
-    assert saved["params.w"] == (3,)
+    assert saved["params.w"] == "float32[3]"
 
 
 @pytest.mark.parametrize("path", ["", "nowhere", "stage_0/train/5", "stage_1/train"])

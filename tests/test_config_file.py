@@ -218,6 +218,7 @@ MAY_NOT_CHANGE = [
     ("model_is", "source"),
     ("optimizer.peak_learning_rate", 1.0),
     ("optimizer.schedule.final_fraction", 0.0),
+    ("optimizer.moments_dtype", "bfloat16"),
     ("stages.0.tokens", 5),
     ("stages.0.batch_size", 16),
     ("data.seq_len", 16),

@@ -26,6 +26,7 @@ from stackjax.train_state import TrainState, grow_state, init_state
 KEY = jax.random.key(0)
 ADAMW = OptimizerConfig(peak_learning_rate=1e-2)
 MUON = OptimizerConfig(name="muon", peak_learning_rate=1e-2)
+BFLOAT16 = dataclasses.replace(MUON, moments_dtype="bfloat16")
 
 
 def by_path(tree):
@@ -56,6 +57,7 @@ def state_of(config, optimizer) -> TrainState:
     ("name", "optimizer", "moments", "on"),
     [
         ("stack", MUON, "keep", "fsdp 8"),
+        ("split, uneven", BFLOAT16, "grow", "fsdp 8"),
         ("depth zero, stacked, fresh", None, "grow", "one device"),
         ("chain with noise", ADAMW, "grow", "one device"),
         ("learn both", None, "grow", "one device"),
@@ -157,6 +159,31 @@ def test_what_is_grown_with_its_optimizer_is_restored_as_a_run_is(uncut, tmp_pat
     assert counts.tokens == 6 * 128
     before = last_state(uncut, 0, step=6)["opt_state"][1]["nu"]["head"]
     np.testing.assert_array_equal(state.opt_state[1].nu["head"], before)
+
+
+def test_moments_in_bfloat16_are_found_grown_and_stay_so(tmp_path, run):
+    source, growth, mesh = tiny_model(num_layers=1), Stack(2), mesh_of("one device")
+    state = jax.tree.map(jnp.asarray, state_of(source, BFLOAT16))
+    target = growth.target_config(source)
+    tx = build_optimizer(BFLOAT16, model.logical_axes(target))
+    expected = jax.jit(functools.partial(grow_state, growth, source, tx, moments="grow"))(
+        state, key=KEY
+    )
+    keep, phase = CheckpointConfig(every_tokens=1), phase_of(source)
+    with jax.set_mesh(mesh), Checkpoints(epath.Path(tmp_path), phase, keep) as checkpoints:
+        checkpoints.save(4, state, Counts())
+    grown = tmp_path / "grown" / phase.directory
+    args = ("--growth", growth, "--optimizer-state", "grow")
+    assert run(tmp_path, grown, *args)[0] == 0
+    with jax.set_mesh(mesh):
+        phase = phase_of(target)
+        with Checkpoints(epath.Path(tmp_path / "grown"), phase, keep) as checkpoints:
+            restored, _ = checkpoints.restore(jax.eval_shape(lambda: expected), mesh)
+    moments = last_state(tmp_path / "grown", 0, step=0)["opt_state"]
+    dtypes = {leaf.dtype.name for leaf in jax.tree.leaves(moments)}
+    # The coefficients of Muon, and the counts.
+    assert dtypes == {"bfloat16", "float32", "int32"}
+    assert_same(restored, expected)
 
 
 def test_a_promise_that_is_broken_leaves_nothing(uncut, tmp_path, run, monkeypatch):

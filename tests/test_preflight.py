@@ -7,7 +7,13 @@ import pytest
 from conftest import MESHES, mesh_of, tiny_model, tiny_run
 
 from stackjax import model
-from stackjax.config import CheckpointConfig, EvaluationConfig, LoggingConfig, Stage
+from stackjax.config import (
+    CheckpointConfig,
+    EvaluationConfig,
+    LoggingConfig,
+    OptimizerConfig,
+    Stage,
+)
 from stackjax.growth import Stack
 from stackjax.optimizer import build_optimizer
 from stackjax.phases import expand
@@ -27,6 +33,11 @@ def evaluation(**fields):
 
 def checkpoints(**fields):
     return {"checkpoints": CheckpointConfig(**({"every_tokens": 128} | fields))}
+
+
+def optimizer(**fields):
+    values = {"peak_learning_rate": 1e-2, "moments_dtype": "bfloat16"} | fields
+    return {"optimizer": OptimizerConfig(**values)}
 
 
 TENSOR = {"mesh": MeshConfig(tensor=4)}
@@ -93,6 +104,16 @@ ERRORS = {
         "stages.0.accumulate is 0; it must be more than 0.",
     ),
     "no batch": (stage(batch_size=0), "stages.0.batch_size is 0; it must be more than 0."),
+    "second moment that bfloat16 cannot follow": (
+        optimizer(b2=0.99),
+        "optimizer.b2 is 0.99, and optimizer.moments_dtype is 'bfloat16', whose 8 bits lose "
+        "changes as small as 0.01 of a moment; use at most 0.98, or float32.",
+    ),
+    "first moment that it cannot": (optimizer(b1=0.985), "optimizer.b1 is 0.985, and"),
+    "momentum that it cannot": (
+        optimizer(name="muon", momentum=0.99),
+        "optimizer.momentum is 0.99, and",
+    ),
     "never evaluated": (
         evaluation(every_tokens=0),
         "evaluation.every_tokens is 0; it must be more than 0.",
@@ -125,6 +146,20 @@ def test_states_that_exceed_the_memory_of_a_device_are_refused():
     check(config, 8, memory=needed[1])
     with pytest.raises(ValueError, match=r"stages.1: .* GiB on each device.*more devices"):
         check(config, 8, memory=needed[1] - 1)
+
+
+def test_moments_in_bfloat16_take_half_of_the_bytes_on_every_device():
+    # Two moments of two bytes less are as much as the gradients; the count stays.
+    for wide, narrow in zip(
+        check(tiny_run(), 8), check(tiny_run(**optimizer()), 8), strict=True
+    ):
+        assert wide.state_bytes - narrow.state_bytes == wide.gradient_bytes
+        assert narrow.gradient_bytes == wide.gradient_bytes
+
+
+def test_decays_that_no_moment_has_may_be_as_slow_as_they_like():
+    tiny_run(**optimizer(momentum=0.999))
+    tiny_run(**optimizer(b2=0.999, moments_dtype="float32"))
 
 
 @pytest.mark.parametrize("name", MESHES)

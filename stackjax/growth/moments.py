@@ -20,7 +20,7 @@ def grow_opt_state(
     source: ModelConfig,
     mode: Literal["grow", "keep"] = "grow",
 ) -> Any:
-    """Returns an optax state whose moments have grown; its step counts are kept.
+    """Returns an optax state whose moments have grown; types and step counts are kept.
 
     Args:
       axes: The `Axes` of each parameter.
@@ -39,11 +39,11 @@ def grow_opt_state(
         # A tree leaves out what another optimizer takes care of.
         def whole(leaf: Any, names: Axes) -> Any:
             shape = tuple(axis_size(source, name) for name in names.names)
-            return jnp.zeros(shape) if _is_absent(leaf) else leaf
+            return jnp.zeros(shape) if _is_absent(leaf) else _widened(leaf)
 
         filled = jax.tree.map(whole, moment, axes, is_leaf=_is_absent)
         return jax.tree.map(
-            lambda leaf, grown: leaf if _is_absent(leaf) else grown,
+            lambda leaf, grown: leaf if _is_absent(leaf) else grown.astype(leaf.dtype),
             moment,
             grow_moment(filled, order),
             is_leaf=_is_absent,
@@ -57,6 +57,11 @@ def grow_opt_state(
         return node
 
     return jax.tree.map(grow, opt_state, is_leaf=_has_moments)
+
+
+def _widened(moment: jax.Array) -> jax.Array:
+    """Returns a moment in a type to compute in."""
+    return moment.astype(jnp.promote_types(moment.dtype, jnp.float32))
 
 
 def _has_moments(node: Any) -> bool:
