@@ -1,12 +1,20 @@
 """Attention agrees with loops over heads and positions; rotations with their algebra."""
 
+import dataclasses
+import functools
+import types
+
 import hypothesis
 import hypothesis.strategies as st
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import mesh_of, tiny_model
 
-from stackjax.model.attention import causal_attention, rotate, rotation
+from stackjax.model import attention
+from stackjax.model.attention import causal_attention, choose_kernel, rotate, rotation
+from stackjax.sharding import logical
 
 B, T, H = 2, 5, 4
 
@@ -55,6 +63,144 @@ def test_in_bfloat16_the_softmax_is_still_float32():
     # would move the weights by a tenth.
     error = np.abs(np.float64(out) - attention_by_loops(*wide, np.zeros((B, T))))
     assert error.max() < 0.03
+
+
+@pytest.fixture
+def interpreted(monkeypatch):
+    """Splash attention where there is no TPU."""
+    name = "make_splash_mha_single_device"
+    make = functools.partial(getattr(attention.splash, name), interpret=True)
+    monkeypatch.setattr(attention.splash, name, make)
+
+
+def kernel_inputs(dtype, rows, seq_len, num_kv_heads, head_dim):
+    """Queries, keys and values, a gradient by the result, and two documents a row."""
+    rng = np.random.default_rng(0)
+    heads = (4, num_kv_heads, num_kv_heads, 4)
+    arrays = [jnp.asarray(rng.normal(size=(rows, seq_len, n, head_dim)), dtype) for n in heads]
+    cut = rng.integers(1, seq_len, (rows, 1))
+    return arrays, jnp.asarray(np.arange(seq_len) >= cut, jnp.int32)
+
+
+def plain_attention(q_BTNH, k_BSKH, v_BSKH, segments_BT):
+    """The softmax of the whole of the products, float32."""
+    q_BTNH, k_BSKH, v_BSKH = (x.astype(jnp.float32) for x in (q_BTNH, k_BSKH, v_BSKH))
+    group = q_BTNH.shape[2] // k_BSKH.shape[2]
+    k_BSNH, v_BSNH = (jnp.repeat(x, group, axis=2) for x in (k_BSKH, v_BSKH))
+    logits = jnp.einsum("BTNH,BSNH->BNTS", q_BTNH, k_BSNH) / q_BTNH.shape[-1] ** 0.5
+    mask = np.tri(q_BTNH.shape[1], dtype=bool)[None]
+    if segments_BT is not None:
+        mask &= segments_BT[:, :, None] == segments_BT[:, None, :]
+    weights = jax.nn.softmax(jnp.where(mask[:, None], logits, -jnp.inf), axis=-1)
+    return jnp.einsum("BNTS,BSNH->BTNH", weights, v_BSNH)
+
+
+def value_and_gradients(attend, arrays, segments):
+    """The result, and the gradients by queries, keys and values."""
+
+    def run(q, k, v, g, segments):
+        out, pull = jax.vjp(lambda *heads: attend(*heads, segments), q, k, v)
+        return out, *pull(g.astype(out.dtype))
+
+    return jax.jit(run)(*arrays, segments)
+
+
+# Kernel, type, sequence length, key heads, channels, whether a row is two documents. XLA's
+# blocks have 128, 128 and 44 queries.
+KERNELS = [
+    ("xla", jnp.float32, 300, 2, 8, False),
+    ("xla", jnp.float32, 300, 4, 8, True),
+    ("xla", jnp.bfloat16, 300, 2, 8, True),
+    ("splash", jnp.float32, 128, 2, 8, True),
+]
+if jax.default_backend() == "gpu":
+    KERNELS += [
+        ("cudnn", jnp.bfloat16, 256, num_kv_heads, 64, documents)
+        for num_kv_heads in (2, 4)
+        for documents in (False, True)
+    ]
+# The roundings of a sum of up to 300 products of size one; in bfloat16 those of weights,
+# which are below one, of the result and of its gradient, to 8 bits each.
+TOLERANCES = {jnp.float32: 1e-5, jnp.bfloat16: 2e-2}
+
+
+@pytest.mark.usefixtures("interpreted")
+@pytest.mark.parametrize(
+    ("kernel", "dtype", "seq_len", "num_kv_heads", "head_dim", "documents"), KERNELS
+)
+def test_kernels_are_the_plain_softmax_in_value_and_gradient(
+    kernel, dtype, seq_len, num_kv_heads, head_dim, documents
+):
+    arrays, segments = kernel_inputs(dtype, 2, seq_len, num_kv_heads, head_dim)
+    # None is the one segment that the plain softmax sees.
+    segments = segments if documents else None
+    attend = functools.partial(causal_attention, kernel=kernel)
+    found = value_and_gradients(attend, arrays, segments)
+    expected = value_and_gradients(plain_attention, arrays, segments)
+    for leaf, other in zip(found, expected, strict=True):
+        assert leaf.dtype == dtype
+        leaf, other = np.float32(leaf), np.float32(other)
+        tolerance = TOLERANCES[dtype] * np.abs(other).max()
+        np.testing.assert_allclose(leaf, other, rtol=0, atol=tolerance)
+
+
+@pytest.mark.usefixtures("interpreted")
+def test_a_kernel_of_one_device_runs_on_the_rows_and_heads_of_each_of_a_mesh():
+    arrays, segments = kernel_inputs(jnp.float32, 4, 128, 2, 8)
+    expected = value_and_gradients(plain_attention, arrays, segments)
+    with jax.set_mesh(mesh_of("fsdp 4, tensor 2")):
+        heads = logical("batch", None, "heads", None)
+        arrays = [jax.device_put(x, heads) for x in arrays]
+        segments = jax.device_put(segments, logical("batch", None))
+        attend = functools.partial(causal_attention, kernel="splash")
+        found = value_and_gradients(attend, arrays, segments)
+    for leaf, other in zip(found, expected, strict=True):
+        # One row of two heads, or of one key head.
+        assert leaf.sharding.shard_shape(leaf.shape) == (1, 128, leaf.shape[2] // 2, 8)
+        # As above.
+        np.testing.assert_allclose(leaf, other, rtol=0, atol=1e-5 * np.abs(other).max())
+
+
+@pytest.mark.parametrize("seq_len", [128, 384, 640, 2048])
+def test_splash_attention_takes_every_length_that_it_is_chosen_for(seq_len):
+    x = jax.ShapeDtypeStruct((1, seq_len, 2, 64), jnp.bfloat16)
+    attend = functools.partial(causal_attention, segments_BT=None, kernel="splash")
+    assert jax.eval_shape(attend, x, x, x) == x
+
+
+CUDA = types.SimpleNamespace(platform="gpu", platform_version="PJRT C API\ncuda 12090")
+ROCM = types.SimpleNamespace(platform="gpu", platform_version="PJRT C API\nrocm 60300")
+TPU = types.SimpleNamespace(platform="tpu", platform_version="libtpu\nBuilt on Mar 4 2026")
+CPU = types.SimpleNamespace(platform="cpu", platform_version="cpu")
+
+
+# Backend, type, head_dim, sequence length, and the kernel for them.
+CHOICES = [
+    (CUDA, jnp.bfloat16, 64, 2048, "cudnn"),
+    (CUDA, jnp.bfloat16, 128, 1000, "cudnn"),
+    (CUDA, jnp.float32, 64, 2048, "xla"),
+    (CUDA, jnp.bfloat16, 160, 2048, "xla"),
+    (CUDA, jnp.bfloat16, 4, 2048, "xla"),
+    (CUDA, jnp.bfloat16, 64, 2047, "xla"),
+    (ROCM, jnp.bfloat16, 64, 2048, "xla"),
+    (TPU, jnp.bfloat16, 64, 2048, "splash"),
+    (TPU, jnp.float32, 256, 640, "splash"),
+    (TPU, jnp.bfloat16, 64, 2000, "xla"),
+    (CPU, jnp.float32, 64, 2048, "xla"),
+    (CPU, jnp.bfloat16, 64, 2048, "xla"),
+]
+
+
+@pytest.mark.parametrize(("backend", "dtype", "head_dim", "seq_len", "kernel"), CHOICES)
+def test_the_kernel_is_the_fastest_that_takes_the_arrays_unless_it_is_named(
+    monkeypatch, backend, dtype, head_dim, seq_len, kernel
+):
+    monkeypatch.setattr(jax.extend.backend, "get_backend", lambda: backend)
+    config = tiny_model(head_dim=head_dim)
+    assert choose_kernel(config, dtype, seq_len) == kernel
+    for named in ("xla", "cudnn", "splash"):
+        config = dataclasses.replace(config, attention=named)
+        assert choose_kernel(config, dtype, seq_len) == named
 
 
 @hypothesis.settings(max_examples=25, deadline=None)

@@ -4,6 +4,7 @@ Shapes: B batch, T query time, S key time, N query heads, K key/value heads, H h
 N / K: query head n reads key head n // G.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -53,9 +54,10 @@ def choose_kernel(config: ModelConfig, dtype: jnp.dtype, seq_len: int) -> Attent
     if config.attention != "auto":
         return config.attention
     backend = jax.extend.backend.get_backend()
-    # cuDNN takes 16 bits and heads of up to 128 channels on every GPU since Ampere.
+    # cuDNN takes 16 bits and heads of up to 128 channels on every GPU since Ampere, and
+    # masks of even length.
     narrow = dtype == jnp.bfloat16 and config.head_dim % 8 == 0 and config.head_dim <= 128
-    if "cuda" in backend.platform_version and narrow:
+    if "cuda" in backend.platform_version and narrow and seq_len % 2 == 0:
         return "cudnn"
     if backend.platform == "tpu" and seq_len % _LANES == 0:
         return "splash"
@@ -149,7 +151,7 @@ def _splash(
     q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, segments_BT: jax.Array | None
 ) -> jax.Array:
     _, seq_len, num_heads, head_dim = q_BTNH.shape
-    size = min(_SPLASH_BLOCK, seq_len)
+    size = math.gcd(_SPLASH_BLOCK, seq_len)
     attend = splash.make_splash_mha_single_device(
         masks.MultiHeadMask([masks.CausalMask((seq_len, seq_len))] * num_heads),
         block_sizes=splash.BlockSizes(
