@@ -4,6 +4,7 @@ import dataclasses
 import math
 
 import jax
+import jax.extend
 import jax.numpy as jnp
 from jax.sharding import AbstractMesh, AxisType
 
@@ -35,6 +36,27 @@ class Estimate:
     """Parameters and optimizer state on one device."""
     gradient_bytes: int
     """Gradients on one device; twice this while microbatches accumulate."""
+
+
+def check_platform(config: Config) -> None:
+    """Raises ValueError where JAX has not found the devices that a run is made for."""
+    backend = jax.extend.backend.get_backend()
+    if config.platform == "accelerator" and backend.platform == "cpu":
+        raise ValueError(
+            "platform is 'accelerator', but JAX finds a CPU alone, which would crawl; start "
+            "the run on GPUs or TPUs (pip install -r requirements-cuda.txt, or -tpu.txt), or "
+            "give --platform any."
+        )
+    kernel = config.model.attention
+    is_there = {
+        "cudnn": "cuda" in backend.platform_version,
+        "splash": backend.platform == "tpu",
+    }
+    if not is_there.get(kernel, True):
+        raise ValueError(
+            f"model.attention is {kernel!r}, which needs NVIDIA GPUs (cudnn) or TPUs (splash), "
+            f"but JAX finds {backend.platform!r}; use 'auto'."
+        )
 
 
 def check(config: Config, num_devices: int, memory: int | None = None) -> list[Estimate]:

@@ -208,6 +208,8 @@ MAY_CHANGE = [
     ("data.path", "moved"),
     ("model.remat", "full"),
     ("model.scan_unroll", 3),
+    ("model.attention", "xla"),
+    ("platform", "accelerator"),
     ("model.loss_chunk", 4),
 ]
 

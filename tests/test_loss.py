@@ -6,12 +6,10 @@ import functools
 import jax
 import numpy as np
 import pytest
-from conftest import MODELS, first_microbatch, mesh_of, random_batch, random_params
+from conftest import MODELS, first_microbatch, random_batch, random_params
 
 from stackjax import model
-from stackjax.data.device import batch_sharding
 from stackjax.model.loss import next_token_loss
-from stackjax.sharding import on_mesh
 
 CONFIG = MODELS["gqa"]
 BATCH = random_batch()
@@ -68,28 +66,3 @@ def test_chunks_of_the_sequence_change_neither_loss_nor_gradient(chunk):
     result = loss_and_grads(config, random_params(CONFIG), BATCH)
     # Float32 sums in another order.
     assert_same(*result, tolerance=3e-6)
-
-
-@pytest.mark.parametrize(
-    ("name", "fields"),
-    [
-        ("one device", {}),
-        ("fsdp 4, tensor 2", {"loss_chunk": 4, "remat": "full"}),
-    ],
-)
-def test_meshes_change_neither_loss_nor_gradient(name, fields):
-    config = dataclasses.replace(CONFIG, **fields)
-    mesh = mesh_of(name)
-    expected_loss_and_grads()  # without a mesh
-    with jax.set_mesh(mesh):
-        abstract = jax.eval_shape(lambda: model.init(config, jax.random.key(0)))
-        layout = jax.tree.map(lambda leaf: leaf.sharding, on_mesh(abstract, mesh))
-        params = jax.device_put(random_params(CONFIG), layout)
-        loss, grads = loss_and_grads(
-            config, params, jax.device_put(BATCH, batch_sharding(mesh))
-        )
-        # Gradients lie as the parameters do, so no device holds them all.
-        for leaf, param in zip(jax.tree.leaves(grads), jax.tree.leaves(params), strict=True):
-            assert leaf.sharding.is_equivalent_to(param.sharding, leaf.ndim)
-    # Partial sums over eight devices, in float32.
-    assert_same(loss, grads, tolerance=1e-5)

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from etils import epath
 from orbax.checkpoint._src.path import atomicity
-from runs import cut, last_state, rows
 
+from runs import cut, last_state, rows
 from stackjax import compilation
 from stackjax import train as run_module
 from stackjax.config import Rewarm
@@ -268,6 +268,8 @@ WRONG = {
     "--model.embed-dim 20": "model.embed_dim is 20",
     "--mesh.tensor 8": "model.num_heads is 4",
     "--mesh.fsdp 3": "does not fit 8 devices",
+    "--platform accelerator": "give --platform any",
+    "--model.attention splash": "model.attention is 'splash', which needs",
     "--data.path nowhere": "python -m stackjax.prepare INPUT... nowhere",
     "--model.vocab-size 99": "the tokenizer 'bytes'",
     "--logging.wandb-project mine": "pip install wandb",

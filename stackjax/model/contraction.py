@@ -42,8 +42,13 @@ def contract_gradients(
         w = jax.lax.optimization_barrier(w)
     whole = gathered(w, x.dtype)
     x_gradient = jnp.einsum(f"{of_g},{of_w}->{of_x}", g, whole, out_sharding=x_layout)
-    # A product over tokens copies its first operand to transpose it: the narrow one.
-    first, second, ordered = (of_x, of_g, (x, g)) if x.size < g.size else (of_g, of_x, (g, x))
+    if x.dtype == w.dtype:
+        # A product over tokens copies its first operand to transpose it: the narrow one.
+        is_x_first = x.size < g.size
+    else:
+        # XLA has no transposed product of narrower types on a CPU.
+        is_x_first = of_w[0] in of_x
+    first, second, ordered = (of_x, of_g, (x, g)) if is_x_first else (of_g, of_x, (g, x))
     of_sum = "".join(axis for axis in first + second if axis in of_w)
     sum_layout = None
     if w_layout is not None:
