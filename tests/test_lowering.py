@@ -23,9 +23,9 @@ CALLS = {
     "tpu": (
         "splash",
         [
-            r"@tpu_custom_call\(.*splash_mha_fwd_residuals",
-            r"@tpu_custom_call\(.*splash_mha_dq_no_residuals",
-            r"@tpu_custom_call\(.*splash_mha_dkv_no_residuals",
+            r"@tpu_custom_call\(.*splash_mha_fwd_(segmented_)?residuals",
+            r"@tpu_custom_call\(.*splash_mha_dq_(segmented_)?no_residuals",
+            r"@tpu_custom_call\(.*splash_mha_dkv_(segmented_)?no_residuals",
         ],
     ),
     "cuda": (
