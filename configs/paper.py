@@ -92,6 +92,7 @@ def gstack(
             every_tokens=2_000_000_000, keep_last=2, keep_every_tokens=50_000_000_000
         ),
         logging=LoggingConfig(every_tokens=10 * STEP_TOKENS),
+        platform="accelerator",
         seed=3407,
         workdir=f"runs/gstack_{name}",
     )

@@ -219,6 +219,8 @@ class Config:
     """Checkpoints."""
     logging: LoggingConfig
     """Metrics."""
+    platform: Literal["any", "accelerator"] = "any"
+    """Where the run may start: wherever JAX does, or not on a CPU, which would crawl."""
     seed: int = 0
     """Seed of the initial parameters and of the order of the data."""
     workdir: str

@@ -10,6 +10,7 @@ from jax.sharding import AbstractMesh, AxisType
 
 from stackjax.compilation import abstract_state
 from stackjax.config import Config
+from stackjax.model.attention import has_kernel
 from stackjax.model.config import axis_size
 from stackjax.phase import Phase
 from stackjax.phases import expand
@@ -25,6 +26,9 @@ _FIELDS = {
 }
 
 
+_KERNEL_DEVICES = {"cudnn": "an NVIDIA GPU", "splash": "a TPU"}
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Estimate:
     """What a phase will hold on each device."""
@@ -38,24 +42,24 @@ class Estimate:
     """Gradients on one device; twice this while microbatches accumulate."""
 
 
-def check_platform(config: Config) -> None:
-    """Raises ValueError where JAX has not found the devices that a run is made for."""
-    backend = jax.extend.backend.get_backend()
-    if config.platform == "accelerator" and backend.platform == "cpu":
+def check_backend(config: Config) -> None:
+    """Raises ValueError where a run needs other devices than those that JAX has."""
+    if config.platform == "accelerator" and jax.default_backend() == "cpu":
         raise ValueError(
-            "platform is 'accelerator', but JAX finds a CPU alone, which would crawl; start "
-            "the run on GPUs or TPUs (pip install -r requirements-cuda.txt, or -tpu.txt), or "
-            "give --platform any."
+            "platform is 'accelerator', but JAX has only the CPU here, on which this run would "
+            "crawl; run it on a GPU or TPU (`pip install -r requirements-cuda.txt`, or "
+            "`-tpu.txt`), or go on regardless with `--platform any`."
         )
     kernel = config.model.attention
-    is_there = {
-        "cudnn": "cuda" in backend.platform_version,
-        "splash": backend.platform == "tpu",
-    }
-    if not is_there.get(kernel, True):
+    if kernel == "cudnn" and config.model.compute_dtype == "float32":
         raise ValueError(
-            f"model.attention is {kernel!r}, which needs NVIDIA GPUs (cudnn) or TPUs (splash), "
-            f"but JAX finds {backend.platform!r}; use 'auto'."
+            "model.attention is 'cudnn', which takes bfloat16 alone, and model.compute_dtype "
+            "is 'float32'; use bfloat16, or `--model.attention xla`."
+        )
+    if kernel != "auto" and not has_kernel(kernel):
+        raise ValueError(
+            f"model.attention is {kernel!r}, which needs {_KERNEL_DEVICES[kernel]}, but JAX "
+            f"runs on {jax.default_backend()} here; use `--model.attention auto`."
         )
 
 

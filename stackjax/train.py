@@ -52,7 +52,7 @@ from stackjax.flops import num_params, peak_flops
 from stackjax.metrics import check_sinks, open_sinks, read_rows
 from stackjax.phase import Counts, Phase
 from stackjax.phases import expand
-from stackjax.preflight import check, check_platform
+from stackjax.preflight import abstract_state, check, check_backend
 from stackjax.progress import open_progress
 from stackjax.run import LateRows, Run
 from stackjax.sharding import build_mesh, partition_of
@@ -80,7 +80,7 @@ def train(config: Config) -> None:
             print(summarize(workdir, phases, read_rows(workdir)))
             print("This run is finished; start a new one with --workdir DIR.")
         return
-    check_platform(config)
+    check_backend(config)
     check(config, jax.device_count(), _device_memory())
     outputs = {
         "tensorboard": config.logging.tensorboard,

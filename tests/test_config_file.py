@@ -198,6 +198,7 @@ def recorded(tmp_path):
 
 MAY_CHANGE = [
     ("workdir", "elsewhere"),
+    ("platform", "accelerator"),
     ("mesh", MeshConfig(tensor=2)),
     ("stages.0.mesh", MeshConfig(tensor=2)),
     ("stages.0.accumulate", 2),

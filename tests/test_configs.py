@@ -48,6 +48,17 @@ def test_every_config_fits_a_mesh_of_8_by_4(path):
         assert whole <= estimate.state_bytes < 1.01 * whole + 12 * 2**20
 
 
+def test_the_papers_sizes_need_an_accelerator_and_tiny_ones_run_anywhere():
+    configs = {path.stem: [load(path.stem)] for path in CONFIGS}
+    for name in ("bakeoff", "noise", "table5"):
+        for size in ("tiny", "1b"):
+            runs = load_runs(Path(f"configs/{name}_{size}.py"))(seed=0)
+            configs[f"{name}_{size}"] += runs.values()
+    for name, found in configs.items():
+        expected = "any" if "tiny" in name else "accelerator"
+        assert {config.platform for config in found} == {expected}, name
+
+
 @pytest.mark.parametrize("name", PAPER)
 def test_the_papers_models_have_its_sizes(name):
     total, without_tables, tokens, layers, peaks = PAPER[name]

@@ -1,8 +1,10 @@
 """What cannot work is known before the first token, and costs no memory to find out."""
 
 import re
+import types
 
 import jax
+import jax.extend
 import pytest
 from conftest import MESHES, mesh_of, tiny_model, tiny_run
 
@@ -17,7 +19,7 @@ from stackjax.config import (
 from stackjax.growth import Stack
 from stackjax.optimizer import build_optimizer
 from stackjax.phases import expand
-from stackjax.preflight import check
+from stackjax.preflight import check, check_backend
 from stackjax.sharding import MeshConfig, on_mesh
 from stackjax.train_state import init_state
 
@@ -130,6 +132,59 @@ def test_runs_that_cannot_work_are_refused_with_the_way_out(name):
     fields, message = ERRORS[name]
     with pytest.raises(ValueError, match=re.escape(message)):
         check(tiny_run(**fields), 8)
+
+
+# What a run asks for that a CPU has not, and what its message must say.
+NOT_HERE = {
+    "accelerator": (
+        {"platform": "accelerator"},
+        "platform is 'accelerator', but JAX has only the CPU here, on which this run would "
+        "crawl; run it on a GPU or TPU (`pip install -r requirements-cuda.txt`, or "
+        "`-tpu.txt`), or go on regardless with `--platform any`.",
+    ),
+    "cudnn": (
+        {"model": tiny_model(attention="cudnn")},
+        "model.attention is 'cudnn', which needs an NVIDIA GPU, but JAX runs on cpu here; "
+        "use `--model.attention auto`.",
+    ),
+    "splash": (
+        {"model": tiny_model(attention="splash")},
+        "model.attention is 'splash', which needs a TPU, but JAX runs on cpu here",
+    ),
+    "cudnn in float32": (
+        {"model": tiny_model(attention="cudnn", compute_dtype="float32")},
+        "model.attention is 'cudnn', which takes bfloat16 alone, and model.compute_dtype is "
+        "'float32'; use bfloat16, or `--model.attention xla`.",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", NOT_HERE)
+def test_what_a_cpu_does_not_have_is_refused_with_the_way_out(name):
+    fields, message = NOT_HERE[name]
+    with pytest.raises(ValueError, match=re.escape(message)):
+        check_backend(tiny_run(**fields))
+
+
+def test_on_a_cpu_a_run_that_may_be_anywhere_starts():
+    for attention in ("auto", "xla"):
+        check_backend(tiny_run(model=tiny_model(attention=attention)))
+
+
+@pytest.mark.parametrize(
+    ("platform", "version", "kernel"),
+    [("gpu", "PJRT C API\ncuda 12090", "cudnn"), ("tpu", "PJRT C API\nTFRT TPU v5", "splash")],
+)
+def test_an_accelerator_is_enough_for_its_own_kernel(monkeypatch, platform, version, kernel):
+    backend = types.SimpleNamespace(platform=platform, platform_version=version)
+    monkeypatch.setattr(jax.extend.backend, "get_backend", lambda: backend)
+    monkeypatch.setattr(jax, "default_backend", lambda: platform)
+    for attention in ("auto", "xla", kernel):
+        model = tiny_model(attention=attention)
+        check_backend(tiny_run(model=model, platform="accelerator"))
+    (other,) = {"cudnn", "splash"} - {kernel}
+    with pytest.raises(ValueError, match=f"'{other}', which needs .* runs on {platform}"):
+        check_backend(tiny_run(model=tiny_model(attention=other)))
 
 
 def test_a_later_stage_is_checked_before_the_first_token_too():

@@ -49,17 +49,25 @@ def rotate(x_BTNH: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
     return (wide * cos + partners * sin).astype(x_BTNH.dtype)
 
 
+def has_kernel(kernel: AttentionKernel) -> bool:
+    """Returns whether this backend has a kernel."""
+    backend = jax.extend.backend.get_backend()
+    return {
+        "xla": True,
+        "cudnn": "cuda" in backend.platform_version,
+        "splash": backend.platform == "tpu",
+    }[kernel]
+
+
 def choose_kernel(config: ModelConfig, dtype: jnp.dtype, seq_len: int) -> AttentionKernel:
     """Returns the kernel that `config` names, or the fastest that takes these arrays."""
     if config.attention != "auto":
         return config.attention
-    backend = jax.extend.backend.get_backend()
-    # cuDNN takes 16 bits and heads of up to 128 channels on every GPU since Ampere, and
-    # masks of even length.
+    # cuDNN takes 16 bits and heads of up to 128 channels on every GPU since Ampere.
     narrow = dtype == jnp.bfloat16 and config.head_dim % 8 == 0 and config.head_dim <= 128
-    if "cuda" in backend.platform_version and narrow and seq_len % 2 == 0:
+    if narrow and has_kernel("cudnn"):
         return "cudnn"
-    if backend.platform == "tpu" and seq_len % _LANES == 0:
+    if seq_len % _LANES == 0 and has_kernel("splash"):
         return "splash"
     return "xla"
 
