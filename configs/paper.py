@@ -74,7 +74,6 @@ def gstack(
     )
     return Config(
         model=model,
-        platform="accelerator",
         # SlimPajama-627B, the tokenizer of LLaMA; see docs/data.md.
         data=DataConfig(path="data/slimpajama", seq_len=SEQ_LEN, num_workers=4),
         optimizer=OptimizerConfig(peak_learning_rate=peak_learning_rate, schedule=schedule),

@@ -201,8 +201,6 @@ class Config:
 
     model: ModelConfig
     """The model that `model_is` says; the others follow from it and the growths."""
-    platform: Literal["any", "accelerator"] = "any"
-    """Whether the run is refused on a CPU, where it would crawl."""
     model_is: Literal["source", "target"] = "target"
     """Whether `model` is the model of the last stage (target) or of the first (source)."""
     data: DataConfig

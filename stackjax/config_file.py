@@ -26,8 +26,10 @@ _GROWTH_FLAG = re.compile(
 )
 
 _MAY_CHANGE = re.compile(
-    r"workdir|platform|(mesh|evaluation|checkpoints|logging)\..*|stages\.\d+\.(mesh(\..*)?|accumulate)"
-    r"|data\.(path|corpus|num_workers|prefetch)|model\.(remat|scan_unroll|loss_chunk)"
+    r"workdir|platform|(mesh|evaluation|checkpoints|logging)\..*"
+    r"|stages\.\d+\.(mesh(\..*)?|accumulate)"
+    r"|data\.(path|cache_dir|corpus|num_workers|prefetch)"
+    r"|model\.(attention|remat|scan_unroll|loss_chunk)"
 )
 """Fields that a run may be resumed with other values of: they do not change what is
 learnt, other than by the order in which floats are added."""

@@ -4,7 +4,6 @@ import dataclasses
 import math
 
 import jax
-import jax.extend
 import jax.numpy as jnp
 from jax.sharding import AbstractMesh, AxisType
 

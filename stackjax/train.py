@@ -52,7 +52,7 @@ from stackjax.flops import num_params, peak_flops
 from stackjax.metrics import check_sinks, open_sinks, read_rows
 from stackjax.phase import Counts, Phase
 from stackjax.phases import expand
-from stackjax.preflight import abstract_state, check, check_backend
+from stackjax.preflight import check, check_backend
 from stackjax.progress import open_progress
 from stackjax.run import LateRows, Run
 from stackjax.sharding import build_mesh, partition_of

@@ -6,6 +6,7 @@ from fractions import Fraction
 import jax
 import numpy as np
 import pytest
+from jax.extend.core import ClosedJaxpr, Jaxpr
 from runs import uncut, world  # noqa: F401, session fixtures
 
 from stackjax import model
@@ -222,3 +223,14 @@ def phase_of(config: ModelConfig, rate=1e-2, **fields) -> Phase:
         "per_step": Counts(tokens=64, examples=8),
     }
     return Phase(**(values | fields))
+
+
+def equations(jaxpr):
+    """Every equation of a jaxpr, and of the jaxprs inside of it."""
+    for equation in jaxpr.eqns:
+        yield equation
+        for inner in jax.tree.leaves(equation.params):
+            if isinstance(inner, ClosedJaxpr):
+                yield from equations(inner.jaxpr)
+            elif isinstance(inner, Jaxpr):
+                yield from equations(inner)

@@ -198,7 +198,6 @@ def recorded(tmp_path):
 
 MAY_CHANGE = [
     ("workdir", "elsewhere"),
-    ("platform", "accelerator"),
     ("mesh", MeshConfig(tensor=2)),
     ("stages.0.mesh", MeshConfig(tensor=2)),
     ("stages.0.accumulate", 2),

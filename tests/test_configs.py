@@ -35,7 +35,6 @@ def test_every_config_fits_a_mesh_of_8_by_4(path):
     if "tiny" in path.stem:
         mesh = ["--mesh.fsdp", "8"]
     config = load(path.stem, *mesh)
-    assert (config.platform == "any") == ("tiny" in path.stem)
     devices = 8 * config.mesh.tensor
     for estimate in check(config, devices):
         params = estimate.state.params

@@ -4,8 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import first_microbatch, mesh_of, random_batch, tiny_model
-from jax.extend.core import ClosedJaxpr, Jaxpr
+from conftest import equations, first_microbatch, mesh_of, random_batch, tiny_model
 
 from stackjax import model
 from stackjax.model.contraction import contract
@@ -41,17 +40,6 @@ def test_the_gradient_by_a_weight_of_many_tokens_is_rounded_as_float32_is(spec):
     # result alone rounds to 2**-9.
     assert gradient(contract) < 2e-6
     assert gradient(plain_contract) > 2**-11
-
-
-def equations(jaxpr):
-    """Every equation of a jaxpr, and of the jaxprs inside of it."""
-    for equation in jaxpr.eqns:
-        yield equation
-        for inner in jax.tree.leaves(equation.params):
-            if isinstance(inner, ClosedJaxpr):
-                yield from equations(inner.jaxpr)
-            elif isinstance(inner, Jaxpr):
-                yield from equations(inner)
 
 
 def sums_over_tokens(function, *args):

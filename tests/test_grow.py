@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from conftest import GROWTHS, MODELS, mesh_of, phase_of, random_params, tiny_model
 from etils import epath
-
 from runs import last_state, rows
+
 from stackjax import grow as command
 from stackjax import model
 from stackjax.checkpoint import Checkpoints, find_checkpoint, read_contents

@@ -1,6 +1,5 @@
 """The loss is the mean log-likelihood of the next tokens, however it is computed."""
 
-import dataclasses
 import functools
 
 import jax
@@ -35,34 +34,3 @@ def test_sums_are_those_of_a_loop_over_positions():
     # A sum of 64 float32 terms.
     assert float(sums.nll) == pytest.approx(nll, rel=1e-5)
     assert float(sums.objective) == pytest.approx(nll + 0.5 * squares, rel=1e-5)
-
-
-def mean_loss(config, params, batch):
-    batch = first_microbatch(batch)
-    sums = next_token_loss(config, params, batch)
-    return sums.objective / batch.loss_weights.sum()
-
-
-def loss_and_grads(config, params, batch):
-    return jax.jit(jax.value_and_grad(functools.partial(mean_loss, config)))(params, batch)
-
-
-@functools.cache
-def expected_loss_and_grads():
-    return loss_and_grads(CONFIG, random_params(CONFIG), BATCH)
-
-
-def assert_same(loss, grads, *, tolerance):
-    expected_loss, expected = expected_loss_and_grads()
-    assert float(loss) == pytest.approx(float(expected_loss), rel=tolerance)
-    for leaf, other in zip(jax.tree.leaves(grads), jax.tree.leaves(expected), strict=True):
-        other = np.asarray(other)
-        np.testing.assert_allclose(leaf, other, atol=tolerance * np.abs(other).max())
-
-
-@pytest.mark.parametrize("chunk", [2, 3])  # 3 leaves 2 of 8 positions for the last one
-def test_chunks_of_the_sequence_change_neither_loss_nor_gradient(chunk):
-    config = dataclasses.replace(CONFIG, loss_chunk=chunk)
-    result = loss_and_grads(config, random_params(CONFIG), BATCH)
-    # Float32 sums in another order.
-    assert_same(*result, tolerance=3e-6)

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from etils import epath
 from orbax.checkpoint._src.path import atomicity
-
 from runs import cut, last_state, rows
+
 from stackjax import compilation
 from stackjax import train as run_module
 from stackjax.config import Rewarm

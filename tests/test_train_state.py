@@ -46,28 +46,6 @@ def assert_same_params(tree, other, *, tolerance):
         np.testing.assert_allclose(leaf, expected, rtol=0, atol=tolerance)
 
 
-def cut(batch: Batch, accumulate: int) -> Batch:
-    """The same rows in more microbatches."""
-    return Batch(*(field.reshape(accumulate, -1, field.shape[-1]) for field in batch))
-
-
-@pytest.mark.parametrize("uneven", [False, True])
-def test_microbatches_add_up_to_the_whole_batch(uneven):
-    whole = random_batch(rows=16)
-    if uneven:
-        # Half the rows hardly count, so a mean of the microbatches' means would be wrong.
-        weights = whole.loss_weights.copy()
-        weights[:, :8] *= 0.01
-        whole = whole._replace(loss_weights=weights)
-    state, metrics = compiled(0.0, initial_state(), whole)
-    cut_state, cut_metrics = compiled(0.0, initial_state(), cut(whole, 2))
-    for name in ("loss", "grad_norm", "learning_rate"):
-        # Float32 sums in another order.
-        assert float(cut_metrics[name]) == pytest.approx(float(metrics[name]), rel=1e-5)
-    # A gradient's rounding, 1e-7, over the epsilon of 1e-2, times the rate of 1e-2.
-    assert_same_params(cut_state.params, state.params, tolerance=1e-6)
-
-
 def test_a_step_is_the_optimizers_on_the_gradient_of_the_mean_loss():
     batch = random_batch()
     state, metrics = compiled(0.1, initial_state(), batch)

@@ -63,9 +63,10 @@ def choose_kernel(config: ModelConfig, dtype: jnp.dtype, seq_len: int) -> Attent
     """Returns the kernel that `config` names, or the fastest that takes these arrays."""
     if config.attention != "auto":
         return config.attention
-    # cuDNN takes 16 bits and heads of up to 128 channels on every GPU since Ampere.
+    # cuDNN takes 16 bits and heads of up to 128 channels on every GPU since Ampere, and
+    # masks of even length.
     narrow = dtype == jnp.bfloat16 and config.head_dim % 8 == 0 and config.head_dim <= 128
-    if narrow and has_kernel("cudnn"):
+    if narrow and seq_len % 2 == 0 and has_kernel("cudnn"):
         return "cudnn"
     if seq_len % _LANES == 0 and has_kernel("splash"):
         return "splash"

@@ -1,0 +1,78 @@
+"""What a step keeps and computes again is what the remat policy and the loss chunk say."""
+
+import collections
+import functools
+import re
+
+import jax
+import jax.numpy as jnp
+import pytest
+from conftest import equations, tiny_model
+
+from stackjax import model
+from stackjax.data.batch import Batch
+
+SHAPE = (1, 512)
+VOCAB = 4096
+
+
+def gradient_of(**fields):
+    """The gradient by the parameters, jitted, and the abstract arrays that it takes."""
+    sizes = {"embed_dim": 64, "mlp_dim": 192, "head_dim": 16, "vocab_size": VOCAB}
+    config = tiny_model(scan_unroll=1, num_layers=4, **(sizes | fields))
+    params = jax.eval_shape(lambda: model.init(config, jax.random.key(0)))
+    dtypes = Batch(jnp.int32, jnp.int32, jnp.int32, jnp.float32)
+    batch = jax.tree.map(lambda dtype: jax.ShapeDtypeStruct(SHAPE, dtype), dtypes)
+
+    def objective(params, batch):
+        return model.next_token_loss(config, params, batch).objective
+
+    return jax.jit(jax.grad(objective)), params, batch
+
+
+@functools.cache
+def num_products(remat):
+    """How many products a layer makes, forward and backward: of weights, and of heads."""
+    gradient, *args = gradient_of(remat=remat, vocab_size=8)
+    counts = collections.Counter()
+    for equation in equations(gradient.trace(*args).jaxpr.jaxpr):
+        if equation.primitive.name == "dot_general":
+            _, (batched, _) = equation.params["dimension_numbers"]
+            counts["heads" if batched else "weights"] += 1
+    # Those of the head: forward, and two backward.
+    return counts["weights"] - 3, counts["heads"]
+
+
+def test_dots_computes_products_of_heads_again_and_full_those_of_weights_too():
+    # Six weights, and two products of heads in each of four blocks of queries; each has
+    # two products in the backward pass. Nothing needs the result of the layer's last one.
+    assert num_products("none") == (3 * 6, 3 * 2 * 4)
+    assert num_products("dots") == (3 * 6, 4 * 2 * 4)
+    assert num_products("full") == (4 * 6 - 1, 4 * 2 * 4)
+
+
+@functools.cache
+def compiled(remat, loss_chunk):
+    gradient, *args = gradient_of(remat=remat, loss_chunk=loss_chunk)
+    return gradient.lower(*args).compile()
+
+
+def test_each_remat_policy_takes_less_memory_than_the_one_before():
+    none, dots, full = (
+        compiled(remat, 64).memory_analysis().temp_size_in_bytes
+        for remat in ("none", "dots", "full")
+    )
+    # Four layers keep for each token 64 + 2 x 192 channels of float32, and more.
+    assert none > 1.2 * dots
+    assert dots > 1.2 * full
+
+
+@pytest.mark.parametrize(("loss_chunk", "holds"), [(64, False), (512, True)])
+def test_logits_of_the_whole_sequence_are_held_only_if_the_chunk_is_the_sequence(
+    loss_chunk, holds
+):
+    rows, seq_len = SHAPE
+    shapes = rf"f32\[({rows},{seq_len},{VOCAB}|{rows * seq_len},{VOCAB}|{seq_len},{VOCAB})\]"
+    text = compiled("full", loss_chunk).as_text()
+    assert bool(re.search(shapes, text)) == holds
+    assert re.search(rf"f32\[{rows},{loss_chunk},{VOCAB}\]", text)
