@@ -18,7 +18,13 @@ VOCAB = 4096
 
 def gradient_of(**fields):
     """The gradient by the parameters, jitted, and the abstract arrays that it takes."""
-    sizes = {"embed_dim": 64, "mlp_dim": 192, "head_dim": 16, "vocab_size": VOCAB}
+    sizes = {
+        "embed_dim": 64,
+        "mlp_dim": 192,
+        "head_dim": 16,
+        "vocab_size": VOCAB,
+        "vocab_multiple": 1,
+    }
     config = tiny_model(scan_unroll=1, num_layers=4, **(sizes | fields))
     params = jax.eval_shape(lambda: model.init(config, jax.random.key(0)))
     dtypes = Batch(jnp.int32, jnp.int32, jnp.int32, jnp.float32)

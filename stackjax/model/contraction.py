@@ -8,9 +8,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import PartitionSpec as P
 
 from stackjax.sharding import layout, num_shards, whole_along
+
+PRODUCT = "product"
+"""What remat knows the result of a product of a weight by."""
 
 
 def gathered(w: jax.Array, dtype: jnp.dtype) -> jax.Array:
@@ -28,7 +32,7 @@ def contract(spec: str, x: jax.Array, w: jax.Array, out_sharding: P | None) -> j
     and over devices, in the type and the shards that it is stored in.
     """
     product: Any = _contract(spec, x, w, out_sharding)
-    return product
+    return checkpoint_name(product, PRODUCT)
 
 
 def contract_gradients(

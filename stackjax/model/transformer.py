@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from stackjax.axes import Axes
 from stackjax.model.attention import causal_attention, choose_kernel, rotate, rotation
 from stackjax.model.config import ModelConfig, RematPolicy, axis_size
-from stackjax.model.contraction import contract, gathered
+from stackjax.model.contraction import PRODUCT, contract, gathered
 from stackjax.sharding import logical, num_shards, partition
 
 Params = dict[str, Any]
@@ -267,7 +267,7 @@ def _remat(block: Any, policy: RematPolicy) -> Any:
     if policy == "none":
         return block
     saveable = {
-        "dots": policies.dots_with_no_batch_dims_saveable,
+        "dots": policies.save_only_these_names(PRODUCT),
         "full": policies.nothing_saveable,
     }[policy]
     # Inside a scan the compiler cannot undo the recomputation, so it needs no barrier.
