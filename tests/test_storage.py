@@ -253,11 +253,13 @@ def test_a_run_in_a_bucket_without_permission_is_one_line(world, gcs, monkeypatc
 def compilation_cache():
     """Puts back what a test changes of JAX's compilation cache."""
     names = (
+        "jax_enable_compilation_cache",
         "jax_compilation_cache_dir",
         "jax_persistent_cache_min_compile_time_secs",
         "jax_persistent_cache_enable_xla_caches",
     )
     saved = {name: getattr(jax.config, name) for name in names}
+    jax.config.update("jax_enable_compilation_cache", True)
     reset_cache()
     yield
     for name, value in saved.items():
