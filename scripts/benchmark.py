@@ -210,8 +210,7 @@ def _measure_step(
 ) -> Times | NotMeasured:
     """Adds what a step costs, and returns how long it takes."""
     row = functools.partial(Row, phase=phase.directory)
-    flops = measure_flops(config, phase, mesh)
-    add(row(section="flops", values=flops))
+    add(row(section="flops", values=measure_flops(config, phase, mesh)))
     compiled = attempt(lambda: compile_phase(config, phase, mesh))
     if isinstance(compiled, NotMeasured):
         add(row(section="compile", values=compiled))
@@ -225,7 +224,6 @@ def _measure_step(
             mesh,
             step=step,
             program=program,
-            flops=flops,
             num_steps=options.steps,
             limit_seconds=options.limit_seconds,
             profile=options.profile,

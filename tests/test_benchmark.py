@@ -204,27 +204,31 @@ def measure(config, path, *sections, **fields):
 def test_what_memory_does_not_hold_is_not_measured_and_says_why(tmp_path, monkeypatch):
     memory = types.SimpleNamespace(available=8 * 2**10)
     monkeypatch.setattr(machine.psutil, "virtual_memory", lambda: memory)
+    monkeypatch.setattr(module_of_choices, "choices", lambda *_: {})
     sections = ("growth", "checkpoint", "step")
-    found = measure(run_config(tmp_path), tmp_path, *sections, phases=(1,))
-    reason = "takes 0.0 GiB on each device, which has 0.0 GiB free"
+    found = measure(run_config(tmp_path), tmp_path, *sections, phases=(1,), ablate=True)
+    reason = "needs 0.0 GiB on each device, which has 0.0 GiB free"
     for key, what in {
         ("growth", "parameters"): "growing",
         ("growth", "grow"): "growing",
         ("checkpoint", ""): "a state with its copy",
         ("step", ""): "a step",
+        ("choice", "as configured"): "a step",
     }.items():
         assert found[key] == {"not_measured": f"{what} {reason}"}
     # What needs no memory is there.
     assert found["compile", ""]["program_bytes"] > 2**10
 
 
-def test_steps_that_take_too_long_are_not_measured(tmp_path):
-    fields = {"phases": (1,), "steps": 10**9, "limit_seconds": 1e-6}
-    found = measure(run_config(tmp_path), tmp_path, "step", **fields)["step", ""]
-    assert re.fullmatch(
-        r"2000000003 steps takes at least \d+ s, and --limit-seconds is 0",
-        found["not_measured"],
-    )
+def test_steps_that_take_too_long_are_not_measured(tmp_path, monkeypatch):
+    monkeypatch.setattr(module_of_choices, "choices", lambda *_: {})
+    fields = {"phases": (1,), "steps": 10**9, "limit_seconds": 1e-6, "ablate": True}
+    found = measure(run_config(tmp_path), tmp_path, "step", **fields)
+    for key, steps in {("step", ""): 2 * 10**9, ("choice", "as configured"): 10**9}.items():
+        reason = (
+            rf"{steps + 3} steps of at least \S+ s each are more than --limit-seconds 1e-06"
+        )
+        assert re.fullmatch(reason, found[key]["not_measured"])
 
 
 def test_phases_of_a_learned_growth_say_what_they_are(tmp_path):

@@ -1,7 +1,8 @@
 """How a step is executed: its choices, each changed alone, timed in turns."""
 
 import dataclasses
-import time
+import functools
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -13,6 +14,7 @@ from scripts.measure.step import (
     WARMUP_STEPS,
     Program,
     compile_phase,
+    least_seconds,
     random_batch,
     run_steps,
 )
@@ -76,20 +78,41 @@ def measure_choices(
         name: attempt(lambda variant=variant: _compile(config, variant, mesh))
         for name, variant in variants(config, phase).items()
     }
-    compiled = {name: pair for name, pair in found.items() if isinstance(pair, tuple)}
-    seconds: dict[str, list[float]] = {name: [] for name in compiled}
+    steps = {name: pair[0] for name, pair in found.items() if isinstance(pair, tuple)}
+    turns = functools.partial(_take_turns, config, phase, mesh, steps)
+    seconds = attempt(lambda: turns(WARMUP_STEPS + num_steps, limit_seconds))
+
+    def choice(name: str, pair: Any) -> Choice | NotMeasured:
+        if isinstance(pair, NotMeasured):
+            return pair
+        return seconds if isinstance(seconds, NotMeasured) else _choice(pair[1], seconds[name])
+
+    return {name: choice(name, pair) for name, pair in found.items()}
+
+
+def _take_turns(
+    config: Config,
+    phase: Phase,
+    mesh: Mesh,
+    steps: Mapping[str, jax.stages.Compiled],
+    num_turns: int,
+    limit_seconds: float,
+) -> dict[str, list[float]]:
+    """Returns how long each step took in each turn, by name."""
+    if not steps:  # Then not even the state may fit.
+        return {}
+    total = len(steps) * num_turns
+    check_time(total, least_seconds(config, phase, mesh), limit_seconds)
     state, batch = new_state(config, phase), random_batch(config, phase, mesh)
-    for turn in range(WARMUP_STEPS + num_steps):
-        start = time.perf_counter()
-        for name, (step, _) in compiled.items():
+    seconds: dict[str, list[float]] = {name: [] for name in steps}
+    for turn in range(num_turns):
+        for name, step in steps.items():
             spent, state = run_steps(step, state, batch, 1)
             seconds[name].append(spent)
-        turns = WARMUP_STEPS + num_steps - turn
-        check_time(f"{turns} turns", turns * (time.perf_counter() - start), limit_seconds)
-    return {
-        name: pair if isinstance(pair, NotMeasured) else _choice(pair[1], seconds[name])
-        for name, pair in found.items()
-    }
+        if turn == 0:
+            mean = sum(times[0] for times in seconds.values()) / len(steps)
+            check_time(total, mean, limit_seconds)
+    return seconds
 
 
 def _compile(config: Config, phase: Phase, mesh: Mesh) -> tuple[jax.stages.Compiled, Program]:

@@ -61,14 +61,20 @@ def check_memory(what: str, bytes_per_device: int) -> None:
     least = min(free, default=psutil.virtual_memory().available // len(devices))
     if bytes_per_device > least:
         raise CannotMeasure(
-            f"{what} takes {bytes_per_device / 2**30:.1f} GiB on each device, which has "
+            f"{what} needs {bytes_per_device / 2**30:.1f} GiB on each device, which has "
             f"{least / 2**30:.1f} GiB free"
         )
 
 
-def check_time(what: str, seconds: float, limit_seconds: float) -> None:
-    """Raises CannotMeasure if something is known to take longer than it may."""
+def check_time(num_steps: int, least_seconds: float, limit_seconds: float) -> None:
+    """Raises CannotMeasure if steps are known to take longer than they may.
+
+    Args:
+      least_seconds: Of each step.
+    """
+    seconds = num_steps * least_seconds
     if seconds > limit_seconds:
         raise CannotMeasure(
-            f"{what} takes at least {seconds:.0f} s, and --limit-seconds is {limit_seconds:.0f}"
+            f"{num_steps} steps of at least {least_seconds:.3g} s each are more than "
+            f"--limit-seconds {limit_seconds:g}"
         )

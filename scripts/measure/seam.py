@@ -98,22 +98,25 @@ def measure_seam(config: Config, source: Phase, target: Phase, grown: Grown) -> 
     if grown == "parameters":
         tx, grown = optax.identity(), "reset"
     target = dataclasses.replace(target, optimizer_state=grown)
+    enter = functools.partial(enter_phase, source, target, tx)
     source_mesh, mesh = build_mesh(source.mesh), build_mesh(target.mesh)
-    with jax.set_mesh(mesh):
-        both = [abstract_state(config, phase) for phase in (source, target)]
-        check_memory(
-            "growing", 2 * sum(bytes_per_device(state, mesh.abstract_mesh) for state in both)
-        )
 
     def start() -> TrainState:
         with jax.set_mesh(source_mesh):
-            state = new_state(config, source)
-        if grown == "reset":
-            state = dataclasses.replace(state, opt_state=None)
+            state = _parted(new_state(config, source), grown)
         return jax.device_put(state, jax.tree.map(lambda leaf: _on(leaf, mesh), state))
 
     with jax.set_mesh(mesh):
-        return _time_seam(functools.partial(enter_phase, source, target, tx), start, before)
+        whole = abstract_state(config, source)
+        state = _parted(whole, grown)
+        result = jax.eval_shape(enter, state, jax.random.key(0))
+        check_memory("growing", max(_on_each(whole, mesh), 2 * _on_each((state, result), mesh)))
+        return _time_seam(enter, start, before)
+
+
+def _parted(state: TrainState, grown: Grown) -> TrainState:
+    """Returns a state as growth takes it: without moments where they start afresh."""
+    return dataclasses.replace(state, opt_state=None) if grown == "reset" else state
 
 
 def _time_seam(
@@ -165,7 +168,7 @@ def measure_saves(config: Config, phase: Phase, mesh: Mesh) -> Saves:
       CannotMeasure: Memory or disk do not suffice.
     """
     before, abstract = read_peaks(), abstract_state(config, phase)
-    check_memory("a state with its copy", 2 * bytes_per_device(abstract, mesh.abstract_mesh))
+    check_memory("a state with its copy", 2 * _on_each(abstract, mesh))
     with _directory(config) as workdir:
         _check_disk(workdir, (config.checkpoints.keep_last + 1) * _num_bytes(abstract))
         state = jax.block_until_ready(new_state(config, phase))
@@ -215,6 +218,11 @@ def _check_disk(directory: epath.Path, needed: int) -> None:
 
 def _on(leaf: jax.Array, mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, partition_of(leaf))
+
+
+def _on_each(tree: Any, mesh: Mesh) -> int:
+    """Returns the bytes of a tree on each device of a mesh."""
+    return bytes_per_device(tree, mesh.abstract_mesh)
 
 
 def _num_bytes(tree: Any) -> int:

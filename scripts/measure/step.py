@@ -120,19 +120,26 @@ def describe(config: Config, phase: Phase) -> Sizes:
     )
 
 
-def measure_flops(config: Config, phase: Phase, mesh: Mesh) -> Flops:
-    """Returns the FLOPs of a step."""
+def palm_flops(config: Config, phase: Phase) -> tuple[int, int]:
+    """Returns `palm_flops` and `palm_causal_flops` of a step."""
     seq_len, model, trained = config.data.seq_len, phase.model, phase.trained_layers
     attention = matmul_flops(model, seq_len, trained) - matmul_flops(model, 0, trained)
     # The gather of the input embedding multiplies nothing, whatever 6ND says.
     per_entry = 6 if trained is None else 2
     table = 0 if model.tie_head else per_entry * model.vocab_size * model.embed_dim
-    palm = flops_6nd(model, trained) - table + attention
+    full = flops_6nd(model, trained) - table + attention
+    tokens = phase.per_step.tokens
+    return tokens * full, tokens * (full - attention // 2)
+
+
+def measure_flops(config: Config, phase: Phase, mesh: Mesh) -> Flops:
+    """Returns the FLOPs of a step."""
+    full, causal = palm_flops(config, phase)
     return Flops(
         six_nd_flops=phase.per_step.flops_6nd,
         matmul_flops=phase.per_step.flops,
-        palm_flops=phase.per_step.tokens * palm,
-        palm_causal_flops=phase.per_step.tokens * (palm - attention // 2),
+        palm_flops=full,
+        palm_causal_flops=causal,
         xla_flops=_unrolled_flops(config, phase, mesh),
     )
 
@@ -144,14 +151,20 @@ def _unrolled_flops(config: Config, phase: Phase, mesh: Mesh) -> Number:
     unrolled = dataclasses.replace(phase, model=model, accumulate=1, batch_size=rows)
     state = on_mesh(abstract_state(config, phase), mesh)
     step = jit_step(config, unrolled)
-    lowered = step.lower(state, random_batch(config, unrolled, mesh))
-    return _times(phase.accumulate, lowered.cost_analysis())
+    counted: Any = step.lower(state, random_batch(config, unrolled, mesh)).cost_analysis()
+    if counted is None:
+        return NotMeasured("XLA counts what it has not optimised with JAX_PLATFORMS=cpu alone")
+    return phase.accumulate * counted["flops"]
 
 
-def _times(factor: int, counted: Any) -> Number:
-    if not counted or "flops" not in counted:
-        return NotMeasured("XLA counts no FLOPs on this backend")
-    return factor * counted["flops"]
+def matmul_rate(phase: Phase, mesh: Mesh) -> float:
+    """Returns the FLOP/s of products of large matrices on all devices of a mesh."""
+    return mesh.size * measure_machine(compute_dtype(phase.model)).matmul_flops_per_second
+
+
+def least_seconds(config: Config, phase: Phase, mesh: Mesh) -> float:
+    """Returns what a step takes if all of it runs at that rate."""
+    return palm_flops(config, phase)[1] / matmul_rate(phase, mesh)
 
 
 def compile_phase(
@@ -169,8 +182,15 @@ def compile_phase(
         argument_bytes=arguments,
         temporary_bytes=temporaries,
         program_bytes=arguments + temporaries + results,
-        xla_scanned_flops=_times(mesh.size, step.cost_analysis()),
+        xla_scanned_flops=_scanned_flops(step, mesh),
     )
+
+
+def _scanned_flops(step: jax.stages.Compiled, mesh: Mesh) -> Number:
+    counted: Any = step.cost_analysis() or {}
+    if "flops" not in counted:
+        return NotMeasured("XLA does not count on this backend")
+    return mesh.size * counted["flops"]
 
 
 def random_rows(config: Config, phase: Phase, mesh: Mesh) -> Batch:
@@ -200,7 +220,6 @@ def measure_times(
     *,
     step: jax.stages.Compiled,
     program: Program,
-    flops: Flops,
     num_steps: int,
     limit_seconds: float,
     profile: Path | None,
@@ -216,14 +235,11 @@ def measure_times(
       CannotMeasure: Memory or time do not suffice.
     """
     check_memory("a step", program.program_bytes)
-    before, devices = read_peaks(), mesh.devices.flatten().tolist()
-    machine = measure_machine(compute_dtype(phase.model))
-    at_best = len(devices) * machine.matmul_flops_per_second
-    total = WARMUP_STEPS + 2 * num_steps
-    check_time(f"{total} steps", total * flops.palm_causal_flops / at_best, limit_seconds)
+    before, total = read_peaks(), WARMUP_STEPS + 2 * num_steps
+    check_time(total, least_seconds(config, phase, mesh), limit_seconds)
     state, batch = new_state(config, phase), random_batch(config, phase, mesh)
     first, (state, _) = seconds_of(lambda: step(state, batch))
-    check_time(f"{total} steps", total * first, limit_seconds)
+    check_time(total, first, limit_seconds)
     _, state = run_steps(step, state, batch, WARMUP_STEPS - 1)
     seconds, state = step_seconds(step, state, batch, num_steps)
     together, state = run_steps(step, state, batch, num_steps)
@@ -231,7 +247,8 @@ def measure_times(
         with jax.profiler.trace(str(profile / phase.directory)):
             run_steps(step, state, batch, PROFILED_STEPS)
     median, p10, p90 = (float(np.percentile(seconds, point)) for point in (50, 10, 90))
-    rate = flops.palm_flops / median
+    devices = mesh.devices.flatten().tolist()
+    full, causal = (each / median for each in palm_flops(config, phase))
     return Times(
         median_seconds=median,
         p10_seconds=p10,
@@ -239,10 +256,10 @@ def measure_times(
         back_to_back_seconds=together / num_steps,
         tokens_per_second=phase.per_step.tokens / median,
         back_to_back_tokens_per_second=phase.per_step.tokens * num_steps / together,
-        palm_flops_per_second=rate,
-        matmul_share=rate / at_best,
-        mfu=_mfu(rate, devices),
-        causal_mfu=_mfu(flops.palm_causal_flops / median, devices),
+        palm_flops_per_second=full,
+        matmul_share=full / matmul_rate(phase, mesh),
+        mfu=_mfu(full, devices),
+        causal_mfu=_mfu(causal, devices),
         **peaks_since(before),
     )
 
