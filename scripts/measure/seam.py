@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from etils import epath
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding
 
 from scripts.measure.machine import check_memory
@@ -198,11 +199,18 @@ def _directory(config: Config) -> Iterator[epath.Path]:
     """Yields a directory on the file system of the run, and removes it."""
     workdir = absolute(config.workdir)
     directory = workdir.with_name(f"{workdir.name}.benchmark")
+    _remove(directory)  # what a killed benchmark has left
     directory.mkdir(parents=True, exist_ok=True)
     try:
         yield directory
     finally:
+        _remove(directory)
+
+
+def _remove(directory: epath.Path) -> None:
+    if jax.process_index() == 0 and directory.exists():
         directory.rmtree()
+    multihost_utils.sync_global_devices(f"{directory} is gone")
 
 
 def _check_disk(directory: epath.Path, needed: int) -> None:
