@@ -24,6 +24,7 @@ import tyro
 from absl import logging
 from jax.sharding import Mesh
 
+from scripts.measure.ahead import measure_ahead
 from scripts.measure.choices import measure_choices
 from scripts.measure.loop import measure_host, measure_loader
 from scripts.measure.machine import VARIABLES, measure_machine
@@ -41,13 +42,13 @@ from stackjax import distributed
 from stackjax.config import Config
 from stackjax.config_file import flatten, load_config
 from stackjax.errors import one_line_errors
-from stackjax.model.transformer import compute_dtype
+from stackjax.model.module import compute_dtype
 from stackjax.phase import Phase
 from stackjax.phases import expand
 from stackjax.preflight import check
 from stackjax.sharding import build_mesh
 
-SECTIONS = ("loader", "growth", "checkpoint", "step", "host")
+SECTIONS = ("loader", "growth", "checkpoint", "step", "ahead", "host")
 """In an order in which each is likely to need more memory than those before it."""
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain")
 
@@ -176,6 +177,7 @@ def _measure_phase(
         add(Row(section=section, phase=phase.directory, case=case, values=attempt(measure)))
 
     sections, mesh = options.sections, build_mesh(phase.mesh)
+    limits = (options.steps, options.limit_seconds)
     with jax.set_mesh(mesh):
         record("model", lambda: describe(config, phase))
         if phase.name == "fit":
@@ -194,9 +196,10 @@ def _measure_phase(
         if "step" in sections:
             times = _measure_step(options, config, phase, mesh, add)
         if options.ablate:
-            limits = (options.steps, options.limit_seconds)
             for name, choice in measure_choices(config, phase, mesh, *limits).items():
                 record("choice", lambda choice=choice: choice, name)
+        if "ahead" in sections and source is not None and source.name != "fit":
+            record("ahead", lambda: measure_ahead(config, source, phase, *limits))
         if "host" in sections:
             record("host", lambda: measure_host(config, phase, mesh, times))
 

@@ -129,6 +129,16 @@ TABLES = {
             "step tokens/s": "step.tokens_per_second",
         },
     ),
+    "ahead": Table(
+        section="ahead",
+        columns={
+            "step": "ahead.step_seconds",
+            "meanwhile": "ahead.meanwhile_seconds",
+            "compile": "ahead.compile_seconds",
+            "compile meanwhile": "ahead.compile_meanwhile_seconds",
+            "saved": "ahead.saved_seconds",
+        },
+    ),
     "host": Table(
         section="host",
         columns={

@@ -15,7 +15,7 @@ from stackjax.data.loader import eval_batches
 from stackjax.data.sources import TokenSource
 from stackjax.growth import Growth
 from stackjax.model import LossSums, ModelConfig, Params
-from stackjax.model.transformer import compute_dtype
+from stackjax.model.module import compute_dtype
 from stackjax.phase import Phase
 from stackjax.train_state import TrainState, eval_step
 

@@ -68,8 +68,10 @@ def test_devices_sum_gradients_by_weights_in_float32():
 
         sums = list(sums_over_tokens(jax.grad(objective), on_mesh(abstract, mesh)))
     layers = {k: leaf for k, leaf in abstract["layers"].items() if not k.endswith("norm")}
-    # Of a scan over layers, and of two chunks of the loss.
+    # Of a scan over layers, in which gate and value are multiplied apart, and of two chunks
+    # of the loss.
+    halves = layers.pop("gate_up").size // 2
     sizes = [leaf.size // config.num_layers for leaf in layers.values()]
-    sizes += 2 * [abstract["head"].size]
+    sizes += 2 * [halves // config.num_layers] + 2 * [abstract["head"].size]
     assert {str(dtype) for dtype, _ in sums} == {"float32"}
     assert sorted(size for _, size in sums) == sorted(sizes)

@@ -50,11 +50,11 @@ def num_products(remat):
 
 
 def test_dots_computes_products_of_heads_again_and_full_those_of_weights_too():
-    # Six weights, and two products of heads in each of four blocks of queries; each has
+    # Seven products of weights, and two of heads in each of four blocks of queries; each has
     # two products in the backward pass. Nothing needs the result of the layer's last one.
-    assert num_products("none") == (3 * 6, 3 * 2 * 4)
-    assert num_products("dots") == (3 * 6, 4 * 2 * 4)
-    assert num_products("full") == (4 * 6 - 1, 4 * 2 * 4)
+    assert num_products("none") == (3 * 7, 3 * 2 * 4)
+    assert num_products("dots") == (3 * 7, 4 * 2 * 4)
+    assert num_products("full") == (4 * 7 - 1, 4 * 2 * 4)
 
 
 @functools.cache

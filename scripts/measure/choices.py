@@ -21,7 +21,8 @@ from scripts.measure.step import (
 from stackjax.compilation import new_state
 from stackjax.config import Config
 from stackjax.model.attention import choose_kernel
-from stackjax.model.transformer import compute_dtype, layers_per_iteration
+from stackjax.model.module import compute_dtype
+from stackjax.model.transformer import layers_per_iteration
 from stackjax.phase import Phase
 
 CHUNKS = (64, 128, 256, 512)

@@ -17,7 +17,7 @@ from stackjax.data import packing
 from stackjax.data.batch import Batch
 from stackjax.data.device import local_rows, put
 from stackjax.flops import flops_6nd, matmul_flops, mfu, num_params
-from stackjax.model.transformer import compute_dtype
+from stackjax.model.module import compute_dtype
 from stackjax.phase import Phase
 from stackjax.sharding import on_mesh
 from stackjax.train_state import TrainState

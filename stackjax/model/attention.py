@@ -14,13 +14,12 @@ import jax.numpy as jnp
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
 
+from stackjax.model.block_attention import block_attention
 from stackjax.model.config import AttentionKernel, ModelConfig
 from stackjax.sharding import logical
 
 Kernel = Callable[[jax.Array, jax.Array, jax.Array, jax.Array | None], jax.Array]
 
-_MAX_BLOCKS = 8
-_MIN_BLOCK = 128
 _SPLASH_BLOCK = 512
 _LANES = 128
 """What the length of a sequence must divide by for splash attention."""
@@ -29,24 +28,24 @@ _LANES = 128
 def rotation(
     positions_BT: jax.Array, head_dim: int, theta: float
 ) -> tuple[jax.Array, jax.Array]:
-    """Returns what `rotate` multiplies channels, and their partners, by: [B, T, 1, H].
+    """Returns the cosine and the sine of each position's angles, float32 [B, T, 1, H / 2].
 
-    The cosine and the signed sine, float32, of each position's angles. Rotary positions of
-    arXiv:2104.09864, in the half-split layout of LLaMA's checkpoints: channel i turns with
-    channel i + H / 2.
+    Rotary positions of arXiv:2104.09864.
     """
     exponents = -jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim
     frequencies = jnp.expand_dims(theta**exponents, (0, 1, 2))
     angles = positions_BT[:, :, None, None].astype(jnp.float32) * frequencies
-    cos, sin = jnp.cos(angles), jnp.sin(angles)
-    return jnp.concatenate([cos, cos], -1), jnp.concatenate([-sin, sin], -1)
+    return jnp.cos(angles), jnp.sin(angles)
 
 
 def rotate(x_BTNH: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
-    """Returns queries or keys turned by their positions' angles, in their own type."""
-    wide = x_BTNH.astype(jnp.float32)
-    partners = jnp.roll(wide, wide.shape[-1] // 2, axis=-1)
-    return (wide * cos + partners * sin).astype(x_BTNH.dtype)
+    """Returns queries or keys turned by their positions' angles, in their own type.
+
+    In the half-split layout of LLaMA's checkpoints: channel i turns with channel i + H / 2.
+    """
+    first, second = jnp.split(x_BTNH.astype(jnp.float32), 2, axis=-1)
+    turned = [first * cos - second * sin, second * cos + first * sin]
+    return jnp.concatenate(turned, axis=-1).astype(x_BTNH.dtype)
 
 
 def has_kernel(kernel: AttentionKernel) -> bool:
@@ -89,7 +88,7 @@ def causal_attention(
       kernel: Any but "auto".
     """
     if kernel == "xla":
-        return _in_blocks(q_BTNH, k_BSKH, v_BSKH, segments_BT)
+        return _xla(q_BTNH, k_BSKH, v_BSKH, segments_BT)
     one_device = {"cudnn": _cudnn, "splash": _splash}[kernel]
     return _on_each_device(one_device)(q_BTNH, k_BSKH, v_BSKH, segments_BT)
 
@@ -104,45 +103,20 @@ def _on_each_device(kernel: Kernel) -> Kernel:
     return jax.shard_map(kernel, in_specs=specs, out_specs=heads, check_vma=False)
 
 
-def _in_blocks(
+def _xla(
     q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, segments_BT: jax.Array | None
 ) -> jax.Array:
-    """Returns attention of blocks of queries, each over the keys that it may see at all."""
     batch, seq_len, num_heads, head_dim = q_BTNH.shape
     num_kv_heads = k_BSKH.shape[2]
     grouped = (batch, seq_len, num_kv_heads, num_heads // num_kv_heads, head_dim)
     # JAX 0.11 forgets how an axis of length 1 is sharded when it reshapes.
     layout = logical("batch", None, "kv_heads", None, None)
     q_BTKGH = jnp.reshape(q_BTNH * head_dim**-0.5, grouped, out_sharding=layout)
-    q_BKGTH = q_BTKGH.transpose(0, 2, 3, 1, 4)
+    q_BKHGT = q_BTKGH.transpose(0, 2, 4, 3, 1)
     k_BKSH, v_BKSH = k_BSKH.transpose(0, 2, 1, 3), v_BSKH.transpose(0, 2, 1, 3)
-    block = max(_MIN_BLOCK, -(-seq_len // _MAX_BLOCKS))
-    blocks = []
-    for start in range(0, seq_len, block):
-        stop = min(start + block, seq_len)
-        is_past_TS = jnp.arange(start, stop)[:, None] >= jnp.arange(stop)[None, :]
-        mask = is_past_TS[None, None, None]
-        if segments_BT is not None:
-            same_BTS = segments_BT[:, start:stop, None] == segments_BT[:, None, :stop]
-            mask &= same_BTS[:, None, None]
-        blocks.append(
-            _softmax_attention(
-                q_BKGTH[:, :, :, start:stop], k_BKSH[:, :, :stop], v_BKSH[:, :, :stop], mask
-            )
-        )
-    out_BTKGH = jnp.concatenate(blocks, axis=3).transpose(0, 3, 1, 2, 4)
+    out_BKHGT = block_attention(q_BKHGT, k_BKSH, v_BKSH, segments_BT)
     layout = logical("batch", None, "heads", None)
-    return jnp.reshape(out_BTKGH, q_BTNH.shape, out_sharding=layout)
-
-
-def _softmax_attention(
-    q_BKGTH: jax.Array, k_BKSH: jax.Array, v_BKSH: jax.Array, mask: jax.Array
-) -> jax.Array:
-    logits = jnp.einsum(
-        "BKGTH,BKSH->BKGTS", q_BKGTH, k_BKSH, preferred_element_type=jnp.float32
-    )
-    weights = jax.nn.softmax(jnp.where(mask, logits, -jnp.inf), axis=-1)
-    return jnp.einsum("BKGTS,BKSH->BKGTH", weights.astype(v_BKSH.dtype), v_BKSH)
+    return jnp.reshape(out_BKHGT.transpose(0, 4, 1, 3, 2), q_BTNH.shape, out_sharding=layout)
 
 
 def _cudnn(

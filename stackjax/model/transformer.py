@@ -1,25 +1,24 @@
 """A LLaMA-style decoder as pure functions: `init`, `apply`, `logical_axes`.
 
-Shapes: B batch, T time, D embed, N query heads, K key/value heads, H head_dim, F mlp,
-V vocabulary (padded), L layers. G is 2: the gate and the value of a SwiGLU.
+Shapes: B batch, T time, D embed, V vocabulary (padded).
 """
 
 import dataclasses
 import functools
-import math
 from collections.abc import Sequence
 from typing import Any
 
 import flax.linen as nn
-import flax.struct
 import jax
 import jax.numpy as jnp
 
 from stackjax.axes import Axes
-from stackjax.model.attention import causal_attention, choose_kernel, rotate, rotation
-from stackjax.model.config import ModelConfig, RematPolicy, axis_size
+from stackjax.model.attention import rotation
+from stackjax.model.block import Block
+from stackjax.model.config import ModelConfig, RematPolicy
 from stackjax.model.contraction import PRODUCT, contract, gathered
-from stackjax.sharding import logical, num_shards, partition
+from stackjax.model.module import Module, Named, compute_dtype
+from stackjax.sharding import logical, num_shards
 
 Params = dict[str, Any]
 
@@ -42,52 +41,7 @@ class LayerSpan:
     """Whether the layers have gradients; unless all do, the embedding of tokens has none."""
 
 
-class _Named(flax.struct.PyTreeNode, nn.meta.AxisMetadata[jax.Array]):
-    """A parameter together with its axes, as initialisation returns it."""
-
-    value: jax.Array
-    axes: Axes = flax.struct.field(pytree_node=False)
-
-    def unbox(self) -> jax.Array:
-        return self.value
-
-    def replace_boxed(self, val: Any) -> "_Named":
-        return self.replace(value=val)
-
-    def add_axis(self, index: int, params: dict[Any, Any]) -> "_Named":
-        raise NotImplementedError("`init` stacks the layers, not a lifted transform.")
-
-    def remove_axis(self, index: int, params: dict[Any, Any]) -> "_Named":
-        raise NotImplementedError("`init` stacks the layers, not a lifted transform.")
-
-
-class _Module(nn.Module):
-    """A module whose parameters carry axes."""
-
-    config: ModelConfig
-
-    def weight(self, name: str, axes: Axes) -> jax.Array:
-        """Returns a matrix as it is stored: float32, in shards."""
-        shape = tuple(axis_size(self.config, axis) for axis in axes.names)
-
-        def init(key: jax.Array) -> _Named:
-            normal = jax.random.normal(key, shape, out_sharding=partition(axes))
-            return _Named(init_stddev(self.config, axes) * normal, axes)
-
-        stored: Any = self.param(name, init)
-        return stored
-
-    def norm(self, name: str, x: jax.Array, axis: str) -> jax.Array:
-        """Returns RMSNorm (arXiv:1910.07467) over the last axis, in the type of `x`."""
-        ones = jnp.ones((axis_size(self.config, axis),))
-        gain: Any = self.param(name, lambda _: _Named(ones, Axes(writes=(axis,))))
-        wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-        mean_square = jnp.mean(jnp.square(wide), axis=-1, keepdims=True)
-        wide *= jax.lax.rsqrt(mean_square + self.config.norm_epsilon)
-        return (wide * jnp.expand_dims(gain, range(x.ndim - 1))).astype(x.dtype)
-
-
-class _Embedding(_Module):
+class _Embedding(Module):
     @nn.compact
     def __call__(self, tokens_BT: jax.Array) -> jax.Array:
         stored_VD = self.weight("embedding", _EMBEDDING)
@@ -97,89 +51,16 @@ class _Embedding(_Module):
         return x_BTD.astype(compute_dtype(self.config))
 
 
-class _Block(_Module):
-    """Attention and SwiGLU, each reading the normalised residual stream and adding to it."""
-
-    @nn.compact
-    def __call__(
-        self,
-        x_BTD: jax.Array,
-        turn: tuple[jax.Array, jax.Array],
-        segments_BT: jax.Array | None,
-    ) -> jax.Array:
-        h_BTD = self.norm("attention_norm", x_BTD, "embed")
-        x_BTD += self.attention(h_BTD, turn, segments_BT)
-        return x_BTD + self.mlp(self.norm("mlp_norm", x_BTD, "embed"))
-
-    def attention(
-        self,
-        x_BTD: jax.Array,
-        turn: tuple[jax.Array, jax.Array],
-        segments_BT: jax.Array | None,
-    ) -> jax.Array:
-        def project(name: str, heads: str) -> jax.Array:
-            w_DNH = self.weight(name, Axes(reads=("embed",), writes=(heads, "head_dim")))
-            return contract("BTD,DNH->BTNH", x_BTD, w_DNH, logical("batch", None, heads, None))
-
-        q_BTNH = project("query", "heads")
-        k_BTKH = project("key", "kv_heads")
-        v_BTKH = project("value", "kv_heads")
-        if self.config.qk_norm:
-            q_BTNH = self.norm("query_norm", q_BTNH, "head_dim")
-            k_BTKH = self.norm("key_norm", k_BTKH, "head_dim")
-        q_BTNH, k_BTKH = rotate(q_BTNH, *turn), rotate(k_BTKH, *turn)
-        kernel = choose_kernel(self.config, x_BTD.dtype, x_BTD.shape[1])
-        out_BTNH = causal_attention(q_BTNH, k_BTKH, v_BTKH, segments_BT, kernel)
-        w_NHD = self.weight("out", Axes(reads=("heads", "head_dim"), writes=("embed",)))
-        return contract("BTNH,NHD->BTD", out_BTNH, w_NHD, logical("batch", None, None))
-
-    def mlp(self, x_BTD: jax.Array) -> jax.Array:
-        # Gate and value in one array: one product of twice the width is faster than two.
-        w_DGF = self.weight("gate_up", Axes(reads=("embed",), writes=("gate_up", "mlp")))
-        h_BTGF = contract("BTD,DGF->BTGF", x_BTD, w_DGF, logical("batch", None, None, "mlp"))
-        # The gradient of a split is a concatenation; that of two slices is padded and added.
-        gate_BT1F, value_BT1F = jnp.split(h_BTGF, 2, axis=2)
-        h_BTF = jnp.squeeze(nn.silu(gate_BT1F) * value_BT1F, axis=2)
-        w_FD = self.weight("down", Axes(reads=("mlp",), writes=("embed",)))
-        return contract("BTF,FD->BTD", h_BTF, w_FD, logical("batch", None, None))
-
-
-class _Head(_Module):
+class _Head(Module):
     @nn.compact
     def __call__(self, x_BTD: jax.Array) -> jax.Array:
         return logits(self.config, self.weight("head", _HEAD), x_BTD)
 
 
-class _FinalNorm(_Module):
+class _FinalNorm(Module):
     @nn.compact
     def __call__(self, x_BTD: jax.Array) -> jax.Array:
         return self.norm("final_norm", x_BTD, "embed")
-
-
-def init_stddev(config: ModelConfig, axes: Axes) -> float:
-    """Returns the standard deviation of a matrix's initial values.
-
-    "reference" is what the code of arXiv:2405.15319 does: sqrt(2 / (5 fan_in)), the
-    embedding as if its fan-in were embed_dim, and 1 / (sqrt(fan_in) layers) for the
-    matrix that leaves the SwiGLU. "scaled" is GPT-2's: 0.02, and what writes into the
-    residual stream over sqrt(2 layers).
-    """
-    embeds = axes.reads == ("vocab",)
-    if config.init == "scaled":
-        writes_residual = axes.writes == ("embed",) and not embeds
-        return 0.02 / math.sqrt(2 * config.num_layers) if writes_residual else 0.02
-    fan_in = math.prod(axis_size(config, axis) for axis in axes.reads)
-    if axes.reads == ("mlp",):
-        return 1 / (math.sqrt(fan_in) * config.num_layers)
-    return math.sqrt(2 / (5 * (config.embed_dim if embeds else fan_in)))
-
-
-def compute_dtype(config: ModelConfig) -> jnp.dtype:
-    """Returns the type of activations and matrix products on this backend."""
-    if config.compute_dtype == "auto":
-        on_cpu = jax.default_backend() == "cpu"
-        return jnp.dtype(jnp.float32 if on_cpu else jnp.bfloat16)
-    return jnp.dtype(config.compute_dtype)
 
 
 def _init(module: nn.Module, key: jax.Array, *args: Any) -> dict[str, Any]:
@@ -207,10 +88,10 @@ def _init_named(config: ModelConfig, key: jax.Array) -> dict[str, Any]:
     turn = rotation(zeros_BT, config.head_dim, config.rope_theta)
 
     def init_layer(layer_key: jax.Array) -> dict[str, Any]:
-        return _init(_Block(config), layer_key, x_BTD, turn, zeros_BT)
+        return _init(Block(config), layer_key, x_BTD, turn, zeros_BT)
 
     def is_named(node: Any) -> bool:
-        return isinstance(node, _Named)
+        return isinstance(node, Named)
 
     layers = jax.vmap(init_layer)(jax.random.split(layers_key, config.num_layers))
     layers = jax.tree.map(
@@ -233,10 +114,13 @@ def _run_layers(
     segments_BT: jax.Array | None,
     spans: Sequence[LayerSpan],
 ) -> jax.Array:
-    turn = rotation(positions_BT, config.head_dim, config.rope_theta)
+    # Else the compiler computes the angles again wherever it turns by them.
+    turn = jax.lax.optimization_barrier(
+        rotation(positions_BT, config.head_dim, config.rope_theta)
+    )
 
     def block(x_BTD: jax.Array, layer: Params) -> tuple[jax.Array, None]:
-        return _call(_Block(config), layer, x_BTD, turn, segments_BT), None
+        return _call(Block(config), layer, x_BTD, turn, segments_BT), None
 
     start = 0
     for span in spans:
@@ -330,6 +214,8 @@ def logits(config: ModelConfig, w: jax.Array, x_BTD: jax.Array) -> jax.Array:
     sharding = logical("batch", None, "vocab")
     logits_BTV = contract(HEAD_PRODUCT[config.tie_head], x_BTD, w, sharding)
     wide = logits_BTV.astype(jnp.promote_types(x_BTD.dtype, jnp.float32))
+    if config.vocab_size == config.padded_vocab_size:
+        return wide
     token_V = jax.lax.broadcasted_iota(jnp.int32, (1, 1, wide.shape[-1]), 2)
     return jnp.where(token_V < config.vocab_size, wide, -jnp.inf)
 
@@ -344,5 +230,5 @@ def logical_axes(config: ModelConfig) -> Any:
     """Returns the `Axes` of every parameter, as a tree shaped like the parameters."""
     named = jax.eval_shape(lambda: _init_named(config, jax.random.key(0)))
     return jax.tree.map(
-        lambda leaf: leaf.axes, named, is_leaf=lambda node: isinstance(node, _Named)
+        lambda leaf: leaf.axes, named, is_leaf=lambda node: isinstance(node, Named)
     )

@@ -1,0 +1,66 @@
+"""The next step, compiled while a phase trains: what that costs the training."""
+
+import dataclasses
+import time
+from concurrent import futures
+
+import jax
+
+from scripts.measure.machine import check_time
+from scripts.measure.result import CannotMeasure, seconds_of
+from scripts.measure.step import WARMUP_STEPS, random_batch, run_steps
+from stackjax.compilation import compile_step, new_state
+from stackjax.config import Config
+from stackjax.phase import Phase
+from stackjax.sharding import build_mesh
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Ahead:
+    """Steps of the phase before, alone and while the step of this phase is compiled."""
+
+    step_seconds: float
+    """Of a step, nothing else being done."""
+    meanwhile_seconds: float
+    """Of a step while the compiler works."""
+    compile_seconds: float
+    """Of compiling, nothing else being done."""
+    compile_meanwhile_seconds: float
+    """Of compiling while the steps run."""
+    saved_seconds: float
+    """What compiling first, and then as many steps, would have taken longer."""
+
+
+def measure_ahead(
+    config: Config, source: Phase, phase: Phase, num_steps: int, limit_seconds: float
+) -> Ahead:
+    """Returns what compiling the step of a phase costs while the phase before it trains.
+
+    Raises:
+      CannotMeasure: There are several processes, or it would take too long.
+    """
+    if jax.process_count() > 1:
+        raise CannotMeasure("compiling ahead is measured in one process")
+    mesh = build_mesh(source.mesh)
+    with jax.set_mesh(mesh):
+        state, batch = new_state(config, source), random_batch(config, source, mesh)
+        step = compile_step(config, source)
+        warm_up, state = run_steps(step, state, batch, WARMUP_STEPS)
+        check_time(num_steps, warm_up / WARMUP_STEPS, limit_seconds)
+        together, state = run_steps(step, state, batch, num_steps)
+        compile_seconds, _ = seconds_of(lambda: compile_step(config, phase) and None)
+        steps, start = 0, time.perf_counter()
+        with futures.ThreadPoolExecutor(max_workers=1) as thread:
+            compiled = thread.submit(compile_step, config, phase)
+            while not compiled.done():
+                _, state = run_steps(step, state, batch, 1)
+                steps += 1
+        elapsed = time.perf_counter() - start
+        compiled.result()
+    return Ahead(
+        step_seconds=together / num_steps,
+        meanwhile_seconds=elapsed / steps,
+        compile_seconds=compile_seconds,
+        compile_meanwhile_seconds=elapsed,
+        saved_seconds=compile_seconds + steps * together / num_steps - elapsed,
+    )

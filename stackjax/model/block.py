@@ -1,0 +1,70 @@
+"""One layer of a decoder: attention and SwiGLU on a residual stream.
+
+Shapes: B batch, T time, D embed, N query heads, K key/value heads, H head_dim, F mlp. G is 2:
+the gate and the value of a SwiGLU.
+"""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from stackjax.axes import Axes
+from stackjax.model.attention import causal_attention, choose_kernel, rotate
+from stackjax.model.contraction import contract
+from stackjax.model.module import Module
+from stackjax.sharding import logical
+
+
+class Block(Module):
+    """Attention and SwiGLU, each reading the normalised residual stream and adding to it."""
+
+    @nn.compact
+    def __call__(
+        self,
+        x_BTD: jax.Array,
+        turn: tuple[jax.Array, jax.Array],
+        segments_BT: jax.Array | None,
+    ) -> jax.Array:
+        h_BTD = self.norm("attention_norm", x_BTD, "embed")
+        x_BTD += self.attention(h_BTD, turn, segments_BT)
+        return x_BTD + self.mlp(self.norm("mlp_norm", x_BTD, "embed"))
+
+    def attention(
+        self,
+        x_BTD: jax.Array,
+        turn: tuple[jax.Array, jax.Array],
+        segments_BT: jax.Array | None,
+    ) -> jax.Array:
+        def project(name: str, heads: str) -> jax.Array:
+            w_DNH = self.weight(name, Axes(reads=("embed",), writes=(heads, "head_dim")))
+            return contract("BTD,DNH->BTNH", x_BTD, w_DNH, logical("batch", None, heads, None))
+
+        q_BTNH = project("query", "heads")
+        k_BTKH = project("key", "kv_heads")
+        v_BTKH = project("value", "kv_heads")
+        if self.config.qk_norm:
+            q_BTNH = self.norm("query_norm", q_BTNH, "head_dim")
+            k_BTKH = self.norm("key_norm", k_BTKH, "head_dim")
+        q_BTNH, k_BTKH = rotate(q_BTNH, *turn), rotate(k_BTKH, *turn)
+        kernel = choose_kernel(self.config, x_BTD.dtype, x_BTD.shape[1])
+        out_BTNH = causal_attention(q_BTNH, k_BTKH, v_BTKH, segments_BT, kernel)
+        w_NHD = self.weight("out", Axes(reads=("heads", "head_dim"), writes=("embed",)))
+        return contract("BTNH,NHD->BTD", out_BTNH, w_NHD, logical("batch", None, None))
+
+    def mlp(self, x_BTD: jax.Array) -> jax.Array:
+        w_DGF = self.weight("gate_up", Axes(reads=("embed",), writes=("gate_up", "mlp")))
+        # Two products: the gradient of one of twice the width would have to be put together.
+        gate_BTF, value_BTF = (
+            contract("BTD,DF->BTF", x_BTD, jnp.squeeze(w_D1F, 1), logical("batch", None, "mlp"))
+            for w_D1F in jnp.split(w_DGF, 2, axis=1)
+        )
+        h_BTF = _swiglu(gate_BTF, value_BTF)
+        w_FD = self.weight("down", Axes(reads=("mlp",), writes=("embed",)))
+        return contract("BTF,FD->BTD", h_BTF, w_FD, logical("batch", None, None))
+
+
+# What lies between is cheaper to compute again than to keep.
+@jax.checkpoint
+def _swiglu(gate_BTF: jax.Array, value_BTF: jax.Array) -> jax.Array:
+    """Returns the hidden units of SwiGLU (arXiv:2002.05202)."""
+    return nn.silu(gate_BTF) * value_BTF

@@ -1,0 +1,126 @@
+"""Causal attention that XLA compiles: blocks of queries, each over the keys that it may see.
+
+The masked half is not computed. The gradient takes the softmax from its unnormalised weights
+and the sum of its pull from the result, as flash attention does (arXiv:2205.14135).
+
+Shapes: B batch, T query time, S key time, K key/value heads, H head_dim. G query heads read
+each key head. Keys come before queries, and channels before time in whatever belongs to
+queries: then no product has to transpose what is as large as the weights.
+"""
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+
+_MAX_BLOCKS = 8
+_MIN_BLOCK = 128
+
+_Residuals = tuple[jax.Array, jax.Array, jax.Array, Sequence[jax.Array], jax.Array, jax.Array]
+
+
+@jax.custom_vjp
+def block_attention(
+    q_BKHGT: jax.Array, k_BKSH: jax.Array, v_BKSH: jax.Array, segments_BT: jax.Array | None
+) -> jax.Array:
+    """Returns attention over earlier positions of the same segment, [B, K, H, G, T].
+
+    The softmax is float32.
+
+    Args:
+      q_BKHGT: Queries, already scaled.
+      segments_BT: None if each row is one segment.
+    """
+    return _forward(q_BKHGT, k_BKSH, v_BKSH, segments_BT)[0]
+
+
+def _forward(
+    q_BKHGT: jax.Array, k_BKSH: jax.Array, v_BKSH: jax.Array, segments_BT: jax.Array | None
+) -> tuple[jax.Array, _Residuals]:
+    weights, sums, outs = [], [], []
+    v_BKHS = v_BKSH.transpose(0, 1, 3, 2)
+    for block in _blocks(q_BKHGT.shape[-1]):
+        past = slice(block.stop)
+        logits_BKSGT = jnp.einsum(
+            "BKSH,BKHGT->BKSGT",
+            k_BKSH[:, :, past],
+            q_BKHGT[..., block],
+            preferred_element_type=jnp.float32,
+        )
+        logits_BKSGT = jnp.where(_is_seen(block, segments_BT), logits_BKSGT, -jnp.inf)
+        largest_BK1GT = jnp.max(logits_BKSGT, axis=2, keepdims=True)
+        weights_BKSGT = jnp.exp(logits_BKSGT - largest_BK1GT)
+        sum_BK1GT = jnp.sum(weights_BKSGT, axis=2, keepdims=True)
+        weights_BKSGT = weights_BKSGT.astype(v_BKSH.dtype)
+        out_BKHGT = jnp.einsum(
+            "BKHS,BKSGT->BKHGT",
+            v_BKHS[..., past],
+            weights_BKSGT,
+            preferred_element_type=jnp.float32,
+        )
+        weights.append(weights_BKSGT)
+        sums.append(sum_BK1GT)
+        outs.append((out_BKHGT / sum_BK1GT).astype(q_BKHGT.dtype))
+    sum_BK1GT, out_BKHGT = jnp.concatenate(sums, axis=-1), jnp.concatenate(outs, axis=-1)
+    return out_BKHGT, (q_BKHGT, k_BKSH, v_BKSH, weights, sum_BK1GT, out_BKHGT)
+
+
+def _backward(
+    residuals: _Residuals, g_BKHGT: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array, None]:
+    q_BKHGT, k_BKSH, v_BKSH, weights, sum_BK1GT, out_BKHGT = residuals
+    wide_BKHGT = g_BKHGT.astype(jnp.float32) / sum_BK1GT
+    pull_BK1GT = jnp.sum(wide_BKHGT * out_BKHGT, axis=2, keepdims=True)
+    g_BKHGT = wide_BKHGT.astype(g_BKHGT.dtype)
+    by_q, by_k, by_v = [], [], []
+    k_BKHS = k_BKSH.transpose(0, 1, 3, 2)
+    for block, weights_BKSGT in zip(_blocks(q_BKHGT.shape[-1]), weights, strict=True):
+        past = slice(block.stop)
+        by_weights_BKSGT = jnp.einsum(
+            "BKSH,BKHGT->BKSGT",
+            v_BKSH[:, :, past],
+            g_BKHGT[..., block],
+            preferred_element_type=jnp.float32,
+        )
+        by_logits_BKSGT = weights_BKSGT * (by_weights_BKSGT - pull_BK1GT[..., block])
+        by_logits_BKSGT = by_logits_BKSGT.astype(q_BKHGT.dtype)
+        by_q.append(jnp.einsum("BKHS,BKSGT->BKHGT", k_BKHS[..., past], by_logits_BKSGT))
+        by_k.append(_sum_over_queries(by_logits_BKSGT, q_BKHGT[..., block]))
+        by_v.append(_sum_over_queries(weights_BKSGT, g_BKHGT[..., block]))
+    return (
+        jnp.concatenate(by_q, axis=-1),
+        _sum_over_blocks(by_k).astype(k_BKSH.dtype),
+        _sum_over_blocks(by_v).astype(v_BKSH.dtype),
+        None,
+    )
+
+
+block_attention.defvjp(_forward, _backward)
+
+
+def _blocks(seq_len: int) -> list[slice]:
+    """Returns the queries of each block."""
+    size = max(_MIN_BLOCK, -(-seq_len // _MAX_BLOCKS))
+    return [slice(start, min(start + size, seq_len)) for start in range(0, seq_len, size)]
+
+
+def _is_seen(block: slice, segments_BT: jax.Array | None) -> jax.Array:
+    """Returns which keys up to its end each query of a block attends to, [B, 1, S, 1, T]."""
+    is_past_ST = jnp.arange(block.stop)[:, None] <= jnp.arange(block.start, block.stop)[None, :]
+    is_seen_BST = is_past_ST[None]
+    if segments_BT is not None:
+        is_seen_BST &= segments_BT[:, : block.stop, None] == segments_BT[:, None, block]
+    return is_seen_BST[:, None, :, None]
+
+
+def _sum_over_queries(x_BKSGT: jax.Array, y_BKHGT: jax.Array) -> jax.Array:
+    return jnp.einsum("BKSGT,BKHGT->BKSH", x_BKSGT, y_BKHGT, preferred_element_type=jnp.float32)
+
+
+def _sum_over_blocks(parts: Sequence[jax.Array]) -> jax.Array:
+    """Returns the sum of [B, K, S, H] whose S ends where their block of queries does."""
+    blocks = _blocks(parts[-1].shape[2])
+    sums = [
+        sum(part[:, :, keys] for part in parts[index:]) for index, keys in enumerate(blocks)
+    ]
+    return jnp.concatenate(sums, axis=2)

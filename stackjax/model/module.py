@@ -1,0 +1,84 @@
+"""The Flax module that parameters with axes come from."""
+
+import math
+from typing import Any
+
+import flax.linen as nn
+import flax.struct
+import jax
+import jax.numpy as jnp
+
+from stackjax.axes import Axes
+from stackjax.model.config import ModelConfig, axis_size
+from stackjax.sharding import partition
+
+
+class Named(flax.struct.PyTreeNode, nn.meta.AxisMetadata[jax.Array]):
+    """A parameter together with its axes, as initialisation returns it."""
+
+    value: jax.Array
+    axes: Axes = flax.struct.field(pytree_node=False)
+
+    def unbox(self) -> jax.Array:
+        return self.value
+
+    def replace_boxed(self, val: Any) -> "Named":
+        return self.replace(value=val)
+
+    def add_axis(self, index: int, params: dict[Any, Any]) -> "Named":
+        raise NotImplementedError("`init` stacks the layers, not a lifted transform.")
+
+    def remove_axis(self, index: int, params: dict[Any, Any]) -> "Named":
+        raise NotImplementedError("`init` stacks the layers, not a lifted transform.")
+
+
+class Module(nn.Module):
+    """A module whose parameters carry axes."""
+
+    config: ModelConfig
+
+    def weight(self, name: str, axes: Axes) -> jax.Array:
+        """Returns a matrix as it is stored: float32, in shards."""
+        shape = tuple(axis_size(self.config, axis) for axis in axes.names)
+
+        def init(key: jax.Array) -> Named:
+            normal = jax.random.normal(key, shape, out_sharding=partition(axes))
+            return Named(init_stddev(self.config, axes) * normal, axes)
+
+        stored: Any = self.param(name, init)
+        return stored
+
+    def norm(self, name: str, x: jax.Array, axis: str) -> jax.Array:
+        """Returns RMSNorm (arXiv:1910.07467) over the last axis, in the type of `x`."""
+        ones = jnp.ones((axis_size(self.config, axis),))
+        gain: Any = self.param(name, lambda _: Named(ones, Axes(writes=(axis,))))
+        wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+        mean_square = jnp.mean(jnp.square(wide), axis=-1, keepdims=True)
+        wide *= jax.lax.rsqrt(mean_square + self.config.norm_epsilon)
+        return (wide * jnp.expand_dims(gain, range(x.ndim - 1))).astype(x.dtype)
+
+
+def init_stddev(config: ModelConfig, axes: Axes) -> float:
+    """Returns the standard deviation of a matrix's initial values.
+
+    "reference" is what the code of arXiv:2405.15319 does: sqrt(2 / (5 fan_in)), the
+    embedding as if its fan-in were embed_dim, and 1 / (sqrt(fan_in) layers) for the
+    matrix that leaves the SwiGLU. "scaled" is GPT-2's: 0.02, and what writes into the
+    residual stream over sqrt(2 layers).
+    """
+    embeds = axes.reads == ("vocab",)
+    if config.init == "scaled":
+        writes_residual = axes.writes == ("embed",) and not embeds
+        return 0.02 / math.sqrt(2 * config.num_layers) if writes_residual else 0.02
+    fan_in = math.prod(axis_size(config, axis) for axis in axes.reads)
+    if axes.reads == ("mlp",):
+        return 1 / (math.sqrt(fan_in) * config.num_layers)
+    return math.sqrt(2 / (5 * (config.embed_dim if embeds else fan_in)))
+
+
+def compute_dtype(config: ModelConfig) -> jnp.dtype:
+    """Returns the type of activations and matrix products on this backend."""
+    if config.compute_dtype == "auto":
+        on_cpu = jax.default_backend() == "cpu"
+        return jnp.dtype(jnp.float32 if on_cpu else jnp.bfloat16)
+    return jnp.dtype(config.compute_dtype)
