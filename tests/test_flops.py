@@ -219,7 +219,7 @@ MATMULS = ModelConfig(
 
 
 # One block of attention: with more of them, less than the full square is computed.
-SEQ_LEN = 128
+SEQ_LEN = 64
 
 
 def counted_flops(config, spans=None, *, backward=True):

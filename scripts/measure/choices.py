@@ -22,7 +22,7 @@ from stackjax.compilation import new_state
 from stackjax.config import Config
 from stackjax.model.attention import choose_kernel
 from stackjax.model.module import compute_dtype
-from stackjax.model.transformer import layers_per_iteration
+from stackjax.model.transformer import all_layers, layers_per_iteration
 from stackjax.phase import Phase
 
 CHUNKS = (64, 128, 256, 512)
@@ -56,7 +56,7 @@ def variants(config: Config, phase: Phase) -> dict[str, Phase]:
     # What the numbers come to: more than all layers are all of them.
     own = {
         "attention": choose_kernel(model, compute_dtype(model), seq_len),
-        "scan_unroll": layers_per_iteration(model.scan_unroll, model.num_layers),
+        "scan_unroll": layers_per_iteration(all_layers(model)),
         "loss_chunk": min(model.loss_chunk, seq_len),
     }
     found = {"as configured": phase}

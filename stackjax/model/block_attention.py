@@ -13,8 +13,8 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 
-_MAX_BLOCKS = 8
-_MIN_BLOCK = 128
+_MAX_BLOCKS = 4
+_MIN_BLOCK = 64
 
 _Residuals = tuple[jax.Array, jax.Array, jax.Array, Sequence[jax.Array], jax.Array, jax.Array]
 

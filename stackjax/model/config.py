@@ -56,8 +56,8 @@ class ModelConfig:
     """Attention by cuDNN (NVIDIA GPUs, in bfloat16), by splash attention (TPUs), or by XLA
     (everywhere); `auto` is the first of these that the device has."""
     scan_unroll: int = 0
-    """Layers per iteration of the scan over layers; 0 is all of them on a CPU, where that is
-    faster, and 1 elsewhere."""
+    """Layers per iteration of the scan over layers; 0 is all of them on a CPU without remat,
+    where that is faster, and 1 elsewhere."""
     loss_chunk: int = 512
     """Positions of each sequence whose logits are held at a time."""
 

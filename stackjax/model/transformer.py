@@ -41,6 +41,13 @@ class LayerSpan:
     """Whether the layers have gradients; unless all do, the embedding of tokens has none."""
 
 
+def all_layers(config: ModelConfig) -> LayerSpan:
+    """Returns the span of all layers of a model, which all learn."""
+    return LayerSpan(
+        num_layers=config.num_layers, remat=config.remat, unroll=config.scan_unroll
+    )
+
+
 class _Embedding(Module):
     @nn.compact
     def __call__(self, tokens_BT: jax.Array) -> jax.Array:
@@ -131,18 +138,20 @@ def _run_layers(
         if not span.trains:
             part = jax.lax.stop_gradient(part)
         body = _remat(block, span.remat)
-        unroll = layers_per_iteration(span.unroll, span.num_layers)
+        unroll = layers_per_iteration(span)
         x_BTD, _ = jax.lax.scan(body, x_BTD, part, unroll=unroll)
         start = stop
     assert start == config.num_layers, "the spans do not cover the layers"
     return x_BTD
 
 
-def layers_per_iteration(unroll: int, num_layers: int) -> int:
+def layers_per_iteration(span: LayerSpan) -> int:
     """Returns how many layers each iteration of their scan runs, by `scan_unroll`."""
-    if unroll == 0:
-        return num_layers if jax.default_backend() == "cpu" else 1
-    return min(unroll, num_layers)
+    if span.unroll == 0:
+        # Without a loop, the compiler computes again long before it is needed, and keeps it.
+        is_unrolled = jax.default_backend() == "cpu" and span.remat == "none"
+        return span.num_layers if is_unrolled else 1
+    return min(span.unroll, span.num_layers)
 
 
 def _remat(block: Any, policy: RematPolicy) -> Any:
@@ -188,8 +197,7 @@ def hidden(
 ) -> jax.Array:
     """Returns the residual stream after the final norm, [B, T, D] in the compute type."""
     if spans is None:
-        whole = (config.num_layers, config.remat, config.scan_unroll)
-        spans = [LayerSpan(num_layers=whole[0], remat=whole[1], unroll=whole[2])]
+        spans = [all_layers(config)]
     x_BTD = _call(_Embedding(config), params, tokens_BT)
     if not all(span.trains for span in spans):
         # Tokens are not learnt either, so layers below the first that learns only run forward.
