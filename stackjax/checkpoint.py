@@ -12,6 +12,7 @@ from jax.experimental import multihost_utils
 from orbax.checkpoint import v1 as ocp
 
 from stackjax.config import CheckpointConfig
+from stackjax.lineage import Generation, begin, from_json, spend
 from stackjax.model.config import ModelConfig
 from stackjax.phase import Counts, Phase
 from stackjax.sharding import on_mesh
@@ -32,6 +33,8 @@ class Contents:
     is_model: bool
     """Whether the parameters are those that the model runs: not while a learned growth is
     fitted, and not until all masks are open."""
+    lineage: tuple[Generation, ...]
+    """Where the model comes from, itself last."""
 
 
 def absolute(path: str) -> epath.Path:
@@ -96,9 +99,22 @@ class _KeepEvery:
 
 
 class Checkpoints:
-    """The checkpoints of one phase, saved in the background; a context manager."""
+    """The checkpoints of one phase, saved in the background; a context manager.
 
-    def __init__(self, workdir: epath.Path, phase: Phase, config: CheckpointConfig):
+    Args:
+      workdir: The run directory.
+      phase: Whose checkpoints they are.
+      config: What is kept.
+      source: The phase before, where this one has none yet.
+    """
+
+    def __init__(
+        self,
+        workdir: epath.Path,
+        phase: Phase,
+        config: CheckpointConfig,
+        source: Phase | None = None,
+    ):
         policies = ocp.training.preservation_policies
         keep: Any = policies.LatestN(config.keep_last)
         if config.keep_every_tokens is not None:
@@ -112,6 +128,11 @@ class Checkpoints:
         latest = self._checkpointer.latest
         self.latest_step: int | None = None if latest is None else latest.step
         """The step of the newest checkpoint, which may still be on its way to disk."""
+        if latest is not None:
+            metadata = self._checkpointer.metadata(latest)
+            self._lineage = _read_contents(self.directory, metadata).lineage
+        else:
+            self._lineage = begin(_lineage(workdir, source), phase)
 
     def __enter__(self) -> "Checkpoints":
         return self
@@ -128,7 +149,9 @@ class Checkpoints:
         """
         if step == self.latest_step:
             return
-        contents = Contents(counts, self._phase.model, self._phase.trains_model(step))
+        lineage = spend(self._lineage, self._phase, step)
+        model, is_model = self._phase.model, self._phase.trains_model(step)
+        contents = Contents(counts, model, is_model, lineage)
         metadata = dataclasses.asdict(contents)
         with _as_os_error(self.directory, _RESUMES):
             self._checkpointer.save_async(step, state, force=True, custom_metadata=metadata)
@@ -155,7 +178,7 @@ class Checkpoints:
         metadata: Any = self._checkpointer.metadata(latest)
         _check_same_model(self.directory, metadata.metadata["params"], abstract.params)
         state = self._checkpointer.load(latest, on_mesh(abstract, mesh))
-        return state, _read_contents(metadata).counts
+        return state, _read_contents(self.directory, metadata).counts
 
 
 def find_checkpoint(path: epath.Path) -> epath.Path:
@@ -185,19 +208,30 @@ def find_checkpoint(path: epath.Path) -> epath.Path:
 def read_contents(checkpoint: epath.Path) -> tuple[Contents, dict[str, str]]:
     """Returns what a checkpoint says of its state, and its `array_types`."""
     metadata: Any = ocp.metadata(checkpoint)
-    if not {"counts", "model", "is_model"} <= (metadata.custom_metadata or {}).keys():
+    return _read_contents(checkpoint, metadata), array_types(metadata.metadata)
+
+
+def _read_contents(checkpoint: epath.Path, metadata: Any) -> Contents:
+    fields = metadata.custom_metadata or {}
+    if not {field.name for field in dataclasses.fields(Contents)} <= fields.keys():
         raise ValueError(
-            f"{checkpoint} does not say which model it holds; name a checkpoint that "
-            f"stackjax.train or stackjax.grow has written."
+            f"{checkpoint} does not say which model it holds, and where that comes from; name "
+            f"a checkpoint that this version of stackjax.train or stackjax.grow has written."
         )
-    return _read_contents(metadata), array_types(metadata.metadata)
-
-
-def _read_contents(metadata: Any) -> Contents:
-    fields = metadata.custom_metadata
     return Contents(
-        Counts(**fields["counts"]), ModelConfig(**fields["model"]), fields["is_model"]
+        counts=Counts(**fields["counts"]),
+        model=ModelConfig(**fields["model"]),
+        is_model=fields["is_model"],
+        lineage=from_json(fields["lineage"]),
     )
+
+
+def _lineage(workdir: epath.Path, source: Phase | None) -> tuple[Generation, ...]:
+    """Returns the lineage at the end of a phase; none where there is no phase."""
+    step = None if source is None else newest_step(workdir, source)
+    if source is None or step is None:
+        return ()
+    return read_contents(workdir / source.directory / str(step))[0].lineage
 
 
 def load_part(

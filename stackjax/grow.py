@@ -40,6 +40,7 @@ from stackjax.evaluate import check_held_out, check_promise, model_loss
 from stackjax.flops import num_params
 from stackjax.growth import Growth, Learn, grow_opt_state
 from stackjax.growth.base import Chain
+from stackjax.lineage import begin_grown
 from stackjax.model import ModelConfig, Params
 from stackjax.model.config import axis_size
 from stackjax.optimizer import build_optimizer
@@ -118,7 +119,9 @@ def grow(config: GrowConfig) -> epath.Path:
             after = _held_out_loss(run, target, mesh, state.params)
             print(f"loss    held-out {before:.4f} -> {after:.4f}")
             check_promise(growth, target, before, after)
-        grown = write_first(directory, state, dataclasses.replace(contents, model=target))
+        lineage = begin_grown(contents.lineage, growth, target)
+        contents = dataclasses.replace(contents, model=target, lineage=lineage)
+        grown = write_first(directory, state, contents)
     num_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
     print(f"wrote   {grown}: {num_bytes / 1e6:.4g} MB in {time.monotonic() - start:.1f} s")
     return grown

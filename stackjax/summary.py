@@ -23,15 +23,15 @@ def summarize(
         spent = Counts().after(phase.per_step, phase.num_steps)
         lines.append(
             f"{phase.stage:<6}{phase.model.num_layers:>7}"
-            f"{_short(num_params(phase.model)):>9}{_short(spent.tokens):>10}"
+            f"{short(num_params(phase.model)):>9}{short(spent.tokens):>10}"
             f"{spent.flops_6nd:>11.2e}  {_last(rows, phase.index)}"
         )
     end = phases[-1].end
-    lines.append(f"{'total':<22}{_short(end.tokens):>10}{end.flops_6nd:>11.2e}")
+    lines.append(f"{'total':<22}{short(end.tokens):>10}{end.flops_6nd:>11.2e}")
     for row in rows:
         if row["kind"] == "growth":
             lines.append(
-                f"growth into stage {row['stage']} at {_short(row['tokens'])} tokens: held-out "
+                f"growth into stage {row['stage']} at {short(row['tokens'])} tokens: held-out "
                 f"loss {row['held_out_loss_before']:.4f} -> {row['held_out_loss']:.4f}"
             )
     losses = [row["held_out_loss"] for row in rows if row["kind"] == "evaluation"]
@@ -58,7 +58,7 @@ def _last(rows: Sequence[Mapping[str, Any]], phase: int) -> str:
     return f"{losses[-1]:.4f}" if losses else "-"
 
 
-def _short(number: float) -> str:
+def short(number: float) -> str:
     """Returns a number to three digits, with a suffix: 98.3k, 2.10M, 1.36B."""
     for size, suffix in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
         if number >= size:

@@ -220,7 +220,7 @@ def enter(run: Run, source: Phase, target: Phase, state: TrainState) -> TrainSta
         run.write("growth", target, 0, target.start, **losses)
         run.flush()
         clear(run.workdir, target)
-        with Checkpoints(run.workdir, target, config.checkpoints) as checkpoints:
+        with Checkpoints(run.workdir, target, config.checkpoints, source) as checkpoints:
             checkpoints.save(0, entered, target.start)
         write_marker(run.workdir, target)
     run.progress.note(

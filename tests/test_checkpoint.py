@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from conftest import mesh_of, random_params, tiny_model, tiny_run
 from etils import epath
+from orbax.checkpoint import v1 as ocp
 
 from stackjax import model
 from stackjax.checkpoint import (
@@ -24,6 +25,7 @@ from stackjax.checkpoint import (
 )
 from stackjax.compilation import abstract_state
 from stackjax.config import CheckpointConfig, Stage
+from stackjax.lineage import begin, spend
 from stackjax.optimizer import build_optimizer
 from stackjax.phase import Counts
 from stackjax.phases import expand
@@ -210,8 +212,17 @@ def test_a_checkpoint_says_which_model_it_holds_and_is_found_by_its_run(workdir)
     write_marker(workdir, phases[1])
     assert find_checkpoint(workdir) == second / "3"
     contents, saved = read_contents(second / "3")
-    assert contents == Contents(COUNTS, phases[1].model, is_model=True)
+    lineage = spend(begin((), phases[1]), phases[1], 3)
+    assert contents == Contents(COUNTS, phases[1].model, is_model=True, lineage=lineage)
     assert saved["params.w"] == "float32[3]"
+
+
+def test_a_checkpoint_that_does_not_say_where_its_model_comes_from_is_refused(workdir):
+    older = {"counts": {}, "model": {}, "is_model": True}
+    with ocp.training.Checkpointer(workdir / PHASE.directory) as checkpointer:
+        checkpointer.save(3, {"w": np.zeros(2)}, custom_metadata=older)
+    with pytest.raises(ValueError, match=r"does not say which model it holds, and where that"):
+        Checkpoints(workdir, PHASE, KEEP)
 
 
 @pytest.mark.parametrize("path", ["", "nowhere", "stage_0/train/5", "stage_1/train"])

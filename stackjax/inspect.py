@@ -1,0 +1,86 @@
+"""Where the model of a checkpoint comes from.
+
+    python -m stackjax.inspect RUN
+
+prints every growth on the way to it, and the tokens and FLOPs of each stage.
+"""
+
+import dataclasses
+import json
+import sys
+from typing import Annotated
+
+import tyro
+from absl import logging
+
+from stackjax.checkpoint import Contents, absolute, find_checkpoint, read_contents
+from stackjax.errors import one_line_errors
+from stackjax.flops import num_params
+from stackjax.lineage import Generation, total
+from stackjax.phase import Counts
+from stackjax.summary import describe, short
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class InspectConfig:
+    """Tells where the model of a checkpoint comes from."""
+
+    run: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
+    """A run, a directory of checkpoints, or one of them; of several the newest."""
+    json: bool = False
+    """Whether to print it for machines."""
+
+
+def inspect(config: InspectConfig) -> str:
+    """Returns what a checkpoint says of itself; ValueError if there is none."""
+    checkpoint = find_checkpoint(absolute(config.run))
+    contents, _ = read_contents(checkpoint)
+    if config.json:
+        return json.dumps({"checkpoint": str(checkpoint)} | dataclasses.asdict(contents))
+    return f"{checkpoint}\n{tell(contents)}"
+
+
+def tell(contents: Contents) -> str:
+    """Returns the lineage of a checkpoint, a generation a line, from the first to itself."""
+    head = ("stage", "growth", "params", "tokens", "6ND FLOPs", "FLOPs", "code", "model")
+    lines = [head, *map(_cells, contents.lineage), _sums(total(contents.lineage))]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
+    table = "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
+        for line in lines
+    )
+    if contents.is_model:
+        return table
+    return f"{table}\nits parameters are not yet the model's: a growth is fitted, or masks open"
+
+
+def _cells(generation: Generation) -> tuple[str, ...]:
+    model, spent = generation.model, generation.spent
+    return (
+        f"{generation.stage} {generation.name}",
+        generation.growth or "-",
+        short(num_params(model)),
+        *_spent(spent),
+        generation.code,
+        describe(model),
+    )
+
+
+def _sums(counts: Counts) -> tuple[str, ...]:
+    return ("total", "", "", *_spent(counts), "", "")
+
+
+def _spent(counts: Counts) -> tuple[str, str, str]:
+    return short(counts.tokens), f"{counts.flops_6nd:.3e}", f"{counts.flops:.3e}"
+
+
+def main() -> None:
+    """Runs the command line."""
+    logging.set_verbosity(logging.FATAL)
+    with one_line_errors():
+        prog = "python -m stackjax.inspect"
+        print(inspect(tyro.cli(InspectConfig, prog=prog, args=sys.argv[1:])))
+
+
+if __name__ == "__main__":
+    main()

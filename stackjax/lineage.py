@@ -1,0 +1,97 @@
+"""Where a model comes from: every growth, and all that was spent on the way."""
+
+import dataclasses
+import functools
+import subprocess
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from stackjax.growth import Growth
+from stackjax.model.config import ModelConfig
+from stackjax.phase import Counts, Phase
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Generation:
+    """A model for as long as it trained as it was."""
+
+    stage: int
+    name: Literal["fit", "train"]
+    """Whether it trained, or the maps of the growth into it did."""
+    growth: str | None
+    """How it came out of the generation before; None where it is as before, or the first."""
+    model: ModelConfig
+    spent: Counts
+    """On this generation alone."""
+    code: str
+    """Version of the code that began it."""
+
+
+def begin(lineage: Sequence[Generation], phase: Phase) -> tuple[Generation, ...]:
+    """Returns a lineage that goes on with a phase, on which nothing is spent yet."""
+    return _append(lineage, phase.stage, phase.name, phase.growth, phase.model)
+
+
+def begin_grown(
+    lineage: Sequence[Generation], growth: Growth, model: ModelConfig
+) -> tuple[Generation, ...]:
+    """Returns a lineage that goes on with a model that was grown outside of a run."""
+    return _append(lineage, lineage[-1].stage + 1, "train", growth, model)
+
+
+def _append(
+    lineage: Sequence[Generation],
+    stage: int,
+    name: Literal["fit", "train"],
+    growth: Growth | None,
+    model: ModelConfig,
+) -> tuple[Generation, ...]:
+    generation = Generation(
+        stage=stage,
+        name=name,
+        growth=None if growth is None else str(growth),
+        model=model,
+        spent=Counts(),
+        code=code_version(),
+    )
+    return (*lineage, generation)
+
+
+def spend(lineage: Sequence[Generation], phase: Phase, step: int) -> tuple[Generation, ...]:
+    """Returns a lineage whose last generation, that of a phase, is at a step."""
+    spent = Counts().after(phase.per_step, step)
+    return (*lineage[:-1], dataclasses.replace(lineage[-1], spent=spent))
+
+
+def total(lineage: Sequence[Generation]) -> Counts:
+    """Returns what was spent on all generations."""
+    return functools.reduce(lambda sum_, each: sum_.after(each.spent), lineage, Counts())
+
+
+def from_json(generations: Sequence[Mapping[str, Any]]) -> tuple[Generation, ...]:
+    """Returns the lineage that `dataclasses.asdict` has made plain."""
+    return tuple(
+        Generation(
+            **{
+                **fields,
+                "model": ModelConfig(**fields["model"]),
+                "spent": Counts(**fields["spent"]),
+            }
+        )
+        for fields in generations
+    )
+
+
+@functools.cache
+def code_version() -> str:
+    """Returns the commit of this code, with `-dirty` where files differ from it.
+
+    "unknown" where it is no checkout of git.
+    """
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
+    try:
+        found = subprocess.run(command, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return found.stdout.strip()
