@@ -134,7 +134,12 @@ def flatten(value: Any, path: str = "") -> dict[str, Any]:
 def record_config(workdir: epath.Path, config: Config, manifest: Manifest) -> None:
     """Writes every field of the config, and which data it reads, into the run directory."""
     if jax.process_index() == 0:
-        record = {"config": flatten(config), "data": manifest.digest}
+        tokenizer = f"{manifest.tokenizer.name} {manifest.tokenizer.digest[:12]}"
+        record = {
+            "config": flatten(config),
+            "data": manifest.digest,
+            "tokenizer": tokenizer,
+        }
         replace_text(workdir / _RECORD, json.dumps(record, indent=2) + "\n")
 
 

@@ -79,6 +79,7 @@ class LateRows:
         values["seconds"] = now - then
         rate = values["tokens_per_second"] = (counts.tokens - tokens) / (now - then)
         per_token = self._phase.per_step.flops / self._phase.per_step.tokens
+        values["num_devices"] = jax.device_count()
         values["mfu"] = mfu(rate * per_token, jax.devices())
         self._run.write("train", self._phase, step, counts, **values)
 

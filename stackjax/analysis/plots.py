@@ -1,83 +1,103 @@
-"""Held-out loss over FLOPs, of several runs in one picture.
+"""Pictures of runs: their loss over what they have spent."""
 
-`python -m stackjax.analysis.plots runs/tiny runs/tiny_scratch --output loss.png`; needs
-matplotlib, which is among the development requirements.
-"""
-
-import dataclasses
-import sys
+import io
+import itertools
+import re
 from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Annotated, Any
 
-import matplotlib.pyplot as plt
-import tyro
+import matplotlib
+import numpy as np
 from matplotlib.axes import Axes as Plot
+from matplotlib.figure import Figure
 
-from stackjax.errors import one_line_errors
-from stackjax.metrics import read_rows
+from stackjax.analysis.comparison import Group
+from stackjax.analysis.record import COSTS, LossName
+from stackjax.analysis.tables import LOSSES
 
-_COLORS = ("#c8442b", "#3b6ea5", "#5a8f3c", "#8a5aa8", "#b8860b")
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class PlotConfig:
-    """Draws the held-out loss of runs over their cumulative FLOPs."""
-
-    runs: Annotated[tuple[Path, ...], tyro.conf.Positional]
-    """Run directories."""
-    output: Path
-    """Picture to write: .png, .svg or .pdf."""
+# Told apart on white and on black, and by the eyes that cannot tell red from green.
+COLORS = ("#d1495b", "#3d85c6", "#d99a2b", "#8e6bbf", "#2a9d8f", "#a0724c")
+_INK = "#0a0b0c"
+"""The color of text and of scratch, which a page replaces by its own."""
+_SHOWN_FROM = 0.06
+"""The share of a run's cost whose loss is the top of the picture."""
 
 
-def plot_runs(config: PlotConfig) -> None:
-    """Writes the picture; ValueError where a run has no held-out losses."""
-    figure, plot = plt.subplots(figsize=(7.2, 4.2), dpi=160, layout="constrained")
-    for i, run in enumerate(config.runs):
-        rows = read_rows(run)
-        if not any("held_out_loss" in row for row in rows):
-            raise ValueError(f"{run} has no held-out losses in its metrics.jsonl.")
-        _draw(plot, run.name, rows, _COLORS[i % len(_COLORS)])
-    plot.set_xlabel("FLOPs, all stages (6 x parameters x tokens)")
-    plot.set_ylabel("held-out loss, nats per token")
-    plot.grid(alpha=0.25)
+_in_ink = matplotlib.rc_context(
+    dict.fromkeys(
+        ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), _INK
+    )
+)
+
+
+@_in_ink
+def loss_figure(groups: Sequence[Group], loss: LossName, cost: str) -> Figure:
+    """Returns the losses of every run over a cost; a dotted line where a model grows.
+
+    It is as wide as a telephone, so that its letters are no smaller there than elsewhere.
+    """
+    figure = Figure(figsize=(4.4, 3.3), dpi=200, layout="constrained")
+    plot: Plot = figure.subplots()
+    colors = itertools.cycle(COLORS)
+    for each in groups:
+        color = next(colors) if each.is_grown else _INK
+        for i, record in enumerate(each.records):
+            costs, losses = record.all_losses(loss, cost)
+            label = each.label if i == 0 else "_"
+            style = "-" if each.is_grown else "--"
+            plot.plot(costs, losses, style, color=color, label=label, lw=1.3, alpha=0.85)
+            for at in costs[np.isnan(losses)]:
+                plot.axvline(at, color=color, ls=":", lw=0.8)
+    curves = [curve for each in groups for curve in each.curves(loss, cost)]
+    lowest = min(curve.last_loss for curve in curves)
+    top = max(
+        curve.loss_at(max(curve.first_cost, _SHOWN_FROM * curve.last_cost)) for curve in curves
+    )
+    margin = 0.04 * (top - lowest)
+    plot.set_ylim(lowest - margin, top + margin)
+    plot.set_xlabel(COSTS[cost])
+    plot.set_ylabel(f"{LOSSES[loss]}, nats per token")
+    plot.grid(alpha=0.2)
     plot.spines[["top", "right"]].set_visible(False)
-    plot.legend(frameon=False)
-    figure.savefig(config.output)
-    plt.close(figure)
+    plot.legend(frameon=False, fontsize=8)
+    return figure
 
 
-def _draw(plot: Plot, label: str, rows: Sequence[Mapping[str, Any]], color: str) -> None:
-    """Draws one run: a line for each phase, and the jump where its model grew."""
-    for phase in sorted({row["phase"] for row in rows}):
-        points = [
-            (row["flops_6nd"], row["held_out_loss"])
-            for row in rows
-            if row["phase"] == phase and "held_out_loss" in row
-        ]
-        following = [row for row in rows if row["kind"] == "growth" and row["phase"] > phase]
-        if following:
-            seam = following[0]
-            points.append((seam["flops_6nd"], seam["held_out_loss_before"]))
-            losses = (seam["held_out_loss_before"], seam["held_out_loss"])
-            plot.plot([seam["flops_6nd"]] * 2, losses, color=color, linestyle=":")
-            plot.annotate(
-                "growth",
-                (seam["flops_6nd"], max(losses)),
-                xytext=(6, 2),
-                textcoords="offset points",
-                color=color,
-            )
-        plot.plot(*zip(*points, strict=True), color=color, label=label, marker=".")
-        label = "_"  # one entry in the legend for all phases
+@_in_ink
+def optimum_figure(
+    points: Mapping[str, Sequence[tuple[float, Sequence[float]]]],
+    scratch: Sequence[float],
+    varied: str,
+) -> Figure:
+    """Returns final losses over what was varied, by name; dots are seeds, lines their means.
+
+    Args:
+      points: What was varied, and the losses of the seeds.
+      scratch: Those of the runs from scratch, whose mean is dashed.
+      varied: What to call it.
+    """
+    figure = Figure(figsize=(4.4, 3.3), dpi=200, layout="constrained")
+    plot: Plot = figure.subplots()
+    for name, color in zip(points, itertools.cycle(COLORS)):
+        xs = [x for x, _ in points[name]]
+        means = [float(np.mean(losses)) for _, losses in points[name]]
+        plot.plot(xs, means, "-", color=color, label=name, lw=1.3)
+        for x, losses in points[name]:
+            plot.plot([x] * len(losses), losses, ".", color=color, alpha=0.6)
+    plot.axhline(float(np.mean(scratch)), color=_INK, ls="--", lw=1.3, label="scratch")
+    plot.set_xscale("log")
+    plot.set_xlabel(varied)
+    plot.set_ylabel(f"{LOSSES['held_out']}, nats per token")
+    plot.grid(alpha=0.2)
+    plot.spines[["top", "right"]].set_visible(False)
+    plot.legend(frameon=False, fontsize=8)
+    return figure
 
 
-def main() -> None:
-    """Runs the command line."""
-    with one_line_errors():
-        prog = "python -m stackjax.analysis.plots"
-        plot_runs(tyro.cli(PlotConfig, prog=prog, args=sys.argv[1:]))
-
-
-if __name__ == "__main__":
-    main()
+def svg(figure: Figure) -> str:
+    """Returns a figure as SVG for a page, its ink in the color of the page's text."""
+    out = io.StringIO()
+    # The same bytes for the same figure: ids are not random, and there is no date.
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "stackjax"}):
+        figure.savefig(out, format="svg", transparent=True, metadata={"Date": None})
+    text = out.getvalue()
+    return re.sub(re.escape(_INK), "currentColor", text[text.index("<svg") :])

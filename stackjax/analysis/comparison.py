@@ -1,0 +1,160 @@
+"""Runs laid beside each other: which belong together, and what growing has come to."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from stackjax.analysis.curve import MonotoneCurve
+from stackjax.analysis.record import COSTS, LossName, Record, check_comparable
+from stackjax.analysis.speedup import AtBudget, Speedup, at_budget, crossing, speedup_at_loss
+
+_SHARES = (0.25, 0.5, 0.75, 1.0)
+"""Of what scratch has spent: where the tables look if they are not told."""
+_NOT_TRAINING = ("seed", "workdir", "checkpoints.", "evaluation.", "logging.", "mesh.")
+"""Fields, or beginnings of them, in which seeds of one experiment may differ."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Group:
+    """Runs that differ by their seed alone."""
+
+    label: str
+    records: tuple[Record, ...]
+
+    @property
+    def is_grown(self) -> bool:
+        """Whether their model grows."""
+        return any(self.records[0].growths)
+
+    def curves(self, loss: LossName, cost: str) -> list[MonotoneCurve]:
+        """Returns the curve of every run over a cost."""
+        return [record.curve(loss).over(cost) for record in self.records]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """What a group of grown runs has come to, beside scratch."""
+
+    grown: Group
+    scratch: Group
+    at_losses: Mapping[float, Mapping[str, Speedup]]
+    """By loss, and by cost."""
+    at_budgets: Mapping[str, Sequence[AtBudget]]
+    """By cost."""
+    crossings: Mapping[str, float | None]
+    """By cost: from where on the grown runs are better; None if they are not at the end."""
+
+
+def group(records: Sequence[Record]) -> list[Group]:
+    """Returns the groups of runs that differ by their seed alone, scratch first.
+
+    Raises:
+      ValueError: Their losses do not mean the same, two are the same run, or none or several
+        of the groups are from scratch.
+    """
+    check_comparable(records)
+    by_training: dict[str, list[Record]] = {}
+    for record in records:
+        training = {
+            field: value
+            for field, value in record.config.items()
+            if not field.startswith(_NOT_TRAINING)
+        }
+        by_training.setdefault(str(sorted(training.items())), []).append(record)
+    for runs in by_training.values():
+        seeds = [record.config["seed"] for record in runs]
+        if len(set(seeds)) < len(seeds):
+            raise ValueError(
+                f"{runs[0].path} and {runs[-1].path} are the same training from the same "
+                f"seed; seeds count as independent runs, so name one of them."
+            )
+    labels = [_label(runs[0]) for runs in by_training.values()]
+    groups = [
+        Group(
+            label=label if labels.count(label) == 1 else f"{label} ({runs[0].path.name})",
+            records=tuple(sorted(runs, key=lambda record: record.config["seed"])),
+        )
+        for label, runs in zip(labels, by_training.values(), strict=True)
+    ]
+    groups.sort(key=lambda each: each.is_grown)
+    from_scratch = [each for each in groups if not each.is_grown]
+    if len(from_scratch) != 1 or len(groups) == 1:
+        raise ValueError(
+            f"{len(from_scratch)} of the {len(groups)} trainings are from scratch "
+            f"({', '.join(each.label for each in from_scratch) or 'none'}); name one that is, "
+            f"and at least one that grows."
+        )
+    return groups
+
+
+def _label(record: Record) -> str:
+    """Returns a name for a training: how its model grows, and when."""
+    grown = [str(growth) for growth in record.growths if growth is not None]
+    if not grown:
+        return "scratch"
+    seams = record.seams
+    when = f" at {seams[0]['tokens']:.3g} tokens" if seams else ""
+    return f"{', '.join(grown)}{when}"
+
+
+def compare(
+    groups: Sequence[Group],
+    loss: LossName,
+    *,
+    losses: Sequence[float] = (),
+    budgets: Sequence[float] = (),
+) -> list[Comparison]:
+    """Returns a comparison of each group of grown runs with the first group, scratch.
+
+    Args:
+      losses: Where to give the speed-up; by default what scratch has at a quarter, half,
+        three quarters and all of its FLOPs, and what grown runs have at their end.
+      budgets: FLOPs (6ND) where to give the losses; by default the same shares.
+    """
+    scratch, *grown = groups
+    return [_compare(scratch, each, loss, losses, budgets) for each in grown]
+
+
+def _compare(
+    scratch: Group,
+    grown: Group,
+    loss: LossName,
+    losses: Sequence[float],
+    budgets: Sequence[float],
+) -> Comparison:
+    pairs = {cost: (scratch.curves(loss, cost), grown.curves(loss, cost)) for cost in COSTS}
+    at_losses = losses or _default_losses(*pairs["flops_6nd"])
+    return Comparison(
+        grown=grown,
+        scratch=scratch,
+        at_losses={
+            level: {cost: speedup_at_loss(*pair, level) for cost, pair in pairs.items()}
+            for level in at_losses
+        },
+        at_budgets={
+            cost: [at_budget(*pair, budget) for budget in _budgets(cost, pair, budgets)]
+            for cost, pair in pairs.items()
+        },
+        crossings={cost: crossing(*pair) for cost, pair in pairs.items()},
+    )
+
+
+def _default_losses(
+    scratch: Sequence[MonotoneCurve], grown: Sequence[MonotoneCurve]
+) -> list[float]:
+    spent = min(curve.last_cost for curve in scratch)
+    levels = [np.mean([curve.loss_at(share * spent) for curve in scratch]) for share in _SHARES]
+    levels.append(np.mean([curve.last_loss for curve in grown]))
+    return sorted({float(level) for level in levels if not np.isnan(level)}, reverse=True)
+
+
+def _budgets(
+    cost: str,
+    pair: tuple[Sequence[MonotoneCurve], Sequence[MonotoneCurve]],
+    budgets: Sequence[float],
+) -> list[float]:
+    if budgets:
+        return list(budgets) if cost == "flops_6nd" else []
+    spent = min(curve.last_cost for side in pair for curve in side)
+    return [share * spent for share in _SHARES]

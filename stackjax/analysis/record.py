@@ -1,0 +1,167 @@
+"""What a run has recorded of itself: its config, its data, its rows of metrics."""
+
+import dataclasses
+import json
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import numpy as np
+from etils import epath
+
+from stackjax.analysis.curve import Curve
+from stackjax.growth import Growth, parse_growth
+from stackjax.metrics import read_rows
+from stackjax.model.config import ModelConfig
+
+LossName = Literal["held_out", "train"]
+
+COSTS = {
+    "flops_6nd": "FLOPs (6ND)",
+    "flops": "FLOPs of matrix products",
+    "tokens": "tokens",
+    "device_seconds": "device-seconds",
+}
+"""What a run spends, and how people call it. All stages count, from the first token on."""
+
+_ROW_NAMES = {"held_out": "held_out_loss", "train": "loss"}
+_EXECUTION = ("init", "compute_dtype", "remat", "attention", "scan_unroll", "loss_chunk")
+"""Fields of a model that say how it starts or computes, and not what."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Record:
+    """A run as its directory tells it."""
+
+    path: epath.Path
+    config: Mapping[str, Any]
+    """Every field by its name on the command line."""
+    data: Mapping[str, str]
+    """What it read: hashes of the token shards and of the tokenizer."""
+    rows: Sequence[Mapping[str, Any]]
+
+    @property
+    def growths(self) -> tuple[Growth | None, ...]:
+        """The growth into each stage; None where the model stays as it is."""
+        texts = (self.config[f"stages.{i}.growth"] for i in range(self._num_stages))
+        return tuple(parse_growth(text) if text else None for text in texts)
+
+    @property
+    def final_model(self) -> ModelConfig:
+        """The model of the last stage."""
+        fields = {
+            field.name: self.config[f"model.{field.name}"]
+            for field in dataclasses.fields(ModelConfig)
+        }
+        model = ModelConfig(**fields)
+        for growth in self.growths if self.config["model_is"] == "source" else ():
+            model = growth.target_config(model) if growth else model
+        return model
+
+    @property
+    def final_stage(self) -> int:
+        """The first stage that trains the last model."""
+        grown = [i for i, growth in enumerate(self.growths) if growth is not None]
+        return grown[-1] if grown else 0
+
+    @property
+    def seams(self) -> list[Mapping[str, Any]]:
+        """The rows of its growths, and of what follows the fit of a learned one."""
+        return [
+            row
+            for row in self.rows
+            if row["kind"] == "growth" and self.growths[row["stage"]] is not None
+        ]
+
+    @property
+    def _num_stages(self) -> int:
+        return sum(f"stages.{i}.growth" in self.config for i in range(len(self.config)))
+
+    def curve(self, loss: LossName) -> Curve:
+        """Returns the losses of the run's last model over what the run had spent.
+
+        Raises:
+          ValueError: There are fewer than two.
+        """
+        name = _ROW_NAMES[loss]
+        rows = [
+            row
+            for row in self.rows
+            if row["stage"] >= self.final_stage and row.get(name) is not None
+        ]
+        if len(rows) < 2:
+            raise ValueError(
+                f"{self.path} has {len(rows)} rows of {name} for its last model, and a curve "
+                f"needs two; train it further, or leave it out."
+            )
+        return Curve(
+            costs={cost: self._costs(cost, rows) for cost in COSTS},
+            losses=np.array([row[name] for row in rows], float),
+        )
+
+    def all_losses(self, loss: LossName, cost: str) -> tuple[np.ndarray, np.ndarray]:
+        """Returns what had been spent, and the loss, of every stage; NaN parts the stages.
+
+        Before a growth stands the loss that the seam has measured, so that it can be seen.
+        """
+        name, seams = _ROW_NAMES[loss], self.seams
+        found: list[tuple[Mapping[str, Any], float]] = []
+        for row in self.rows:
+            if loss == "held_out" and row in seams:
+                found += [(row, row["held_out_loss_before"]), (row, math.nan)]
+            if row.get(name) is not None:
+                found.append((row, row[name]))
+        return self._costs(cost, [row for row, _ in found]), np.array([at for _, at in found])
+
+    def _costs(self, cost: str, rows: Sequence[Mapping[str, Any]]) -> np.ndarray:
+        if cost != "device_seconds":
+            return np.array([row[cost] for row in rows], float)
+        trained = [row for row in self.rows if row["kind"] == "train"]
+        tokens = np.array([0, *(row["tokens"] for row in trained)], float)
+        rates = [row["tokens_per_second"] / row["num_devices"] for row in trained]
+        seconds = np.cumsum([0, *(np.diff(tokens) / rates)])
+        return np.interp([row["tokens"] for row in rows], tokens, seconds)
+
+
+def read_record(path: epath.PathLike) -> Record:
+    """Returns what a run directory has recorded; ValueError if it is none."""
+    directory = epath.Path(path)
+    record = directory / "config.json"
+    if not record.exists():
+        raise ValueError(f"{directory} has no config.json; name the directory of a run.")
+    found, rows = json.loads(record.read_text()), read_rows(directory)
+    trained = [row for row in rows if row["kind"] == "train"]
+    if not trained:
+        raise ValueError(f"{directory} has not trained yet; its metrics.jsonl has no rows.")
+    if "tokenizer" not in found or "num_devices" not in trained[0]:
+        raise ValueError(
+            f"{directory} was recorded by an older version of stackjax, without its tokenizer "
+            f"and its number of devices; train it again, or leave it out."
+        )
+    data = {"data": found["data"], "tokenizer": found["tokenizer"]}
+    return Record(path=directory, config=found["config"], data=data, rows=rows)
+
+
+def check_comparable(records: Sequence[Record]) -> None:
+    """Raises ValueError, naming the field, where losses of runs do not mean the same."""
+    first, *others = records
+    expected = _meaning(first)
+    for other in others:
+        for field, value in _meaning(other).items():
+            if value != expected[field]:
+                raise ValueError(
+                    f"{field} is {value} in {other.path}, and {expected[field]} in "
+                    f"{first.path}; losses of such runs do not compare, so leave one out."
+                )
+
+
+def _meaning(record: Record) -> dict[str, Any]:
+    """Returns what a loss of a run depends on, besides how it was trained."""
+    sizes = dataclasses.asdict(record.final_model)
+    model = {
+        f"the last model's {name}": value
+        for name, value in sizes.items()
+        if name not in _EXECUTION
+    }
+    fields = ("data.seq_len", "data.mask_documents", "evaluation.num_sequences")
+    return dict(record.data) | {field: record.config[field] for field in fields} | model

@@ -1,0 +1,177 @@
+"""What a comparison has found, as tables that Markdown and HTML both show."""
+
+import dataclasses
+import html
+import math
+from collections.abc import Sequence
+
+from stackjax.analysis.comparison import Comparison, Group
+from stackjax.analysis.record import COSTS, LossName
+from stackjax.analysis.speedup import AtBudget, Estimate, Speedup
+
+LOSSES = {
+    "held_out": "held-out loss",
+    "train": "training loss",
+}
+SMOOTHING = (
+    "Each run's curve is the closest one that never rises (isotonic regression of the log "
+    "loss), a straight line in log loss over log cost between its steps."
+)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Table:
+    """A table with a heading and a line under it."""
+
+    title: str
+    note: str
+    head: Sequence[str]
+    rows: Sequence[Sequence[str]]
+
+    def markdown(self) -> str:
+        """Returns the table in Markdown."""
+        lines = [self.head, ["---"] * len(self.head), *self.rows]
+        table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+        return f"### {self.title}\n\n{self.note}\n\n{table}\n"
+
+    def html(self) -> str:
+        """Returns the table in HTML, which scrolls by itself where it is too wide."""
+        head = "".join(f"<th>{html.escape(cell)}</th>" for cell in self.head)
+        body = "".join(
+            f"<tr>{''.join(f'<td>{html.escape(cell)}</td>' for cell in row)}</tr>\n"
+            for row in self.rows
+        )
+        return (
+            f"<h2>{html.escape(self.title)}</h2>\n<p>{html.escape(self.note)}</p>\n"
+            f'<div class="wide"><table><thead><tr>{head}</tr></thead>\n<tbody>\n{body}'
+            f"</tbody></table></div>\n"
+        )
+
+
+def verdict(comparison: Comparison, loss: LossName) -> str:
+    """Returns in a sentence what growing has come to, at the lowest loss that tells."""
+    name, grown = LOSSES[loss], comparison.grown.label
+    known = {
+        level: by_cost["flops_6nd"]
+        for level, by_cost in comparison.at_losses.items()
+        if by_cost["flops_6nd"].estimate is not None
+    }
+    exact = {level: speedup for level, speedup in known.items() if not speedup.is_bound}
+    if not known:
+        return f"{grown}: at no {name} are the costs of both sides known."
+    level = min(exact or known)
+    speedup = known[level]
+    assert speedup.estimate is not None, "known holds estimates alone"
+    if speedup.is_bound:
+        late = "scratch" if speedup.is_bound == ">" else "the grown run"
+        return (
+            f"{grown}: {late} has not come down to a {name} of {level:.4f}, where the speed-up "
+            f"is {show_speedup(speedup)} of FLOPs (6ND)."
+        )
+    share = -100 * math.expm1(-math.log1p(speedup.estimate.value))
+    return (
+        f"{grown}: at a {name} of {level:.4f} it has spent {abs(share):.1f} % "
+        f"{'fewer' if share >= 0 else 'more'} FLOPs (6ND) than scratch, all stages included: a "
+        f"speed-up of {show_speedup(speedup)}."
+    )
+
+
+def runs_table(groups: Sequence[Group], loss: LossName) -> Table:
+    """Returns what every run has spent and reached."""
+    rows = []
+    for each in groups:
+        for record in each.records:
+            curve = record.curve(loss)
+            spent = [show_cost(cost, curve.costs[cost][-1]) for cost in COSTS]
+            seed = str(record.config["seed"])
+            rows.append([each.label, seed, f"{curve.losses[-1]:.4f}", *spent])
+    return Table(
+        title="Runs",
+        note=f"The last {LOSSES[loss]} of each run, and what it had spent in all its stages.",
+        head=["run", "seed", LOSSES[loss], *COSTS.values()],
+        rows=rows,
+    )
+
+
+def losses_table(comparison: Comparison, loss: LossName) -> Table:
+    """Returns the speed-up at each loss, by every cost."""
+    return Table(
+        title=f"{comparison.grown.label}: speed-up at equal {LOSSES[loss]}",
+        note=(
+            "What scratch has spent to come down to a loss, over what the grown run has, "
+            f"minus 1; 95 % intervals over seeds. {SMOOTHING} A > or < stands where one side "
+            "has not come down to the loss, - where neither has, or one had before it was "
+            "measured."
+        ),
+        head=[LOSSES[loss], *COSTS.values()],
+        rows=[
+            [f"{level:.4f}", *(show_speedup(by_cost[cost]) for cost in COSTS)]
+            for level, by_cost in comparison.at_losses.items()
+        ],
+    )
+
+
+def budgets_table(comparison: Comparison, loss: LossName) -> Table:
+    """Returns both losses, and the speed-up at that of the grown run, at each budget."""
+    return Table(
+        title=f"{comparison.grown.label}: {LOSSES[loss]} at equal cost",
+        note="Means over seeds, 95 % intervals; the speed-up is that at the grown run's loss.",
+        head=["budget", "scratch", "grown", "grown - scratch", "speed-up"],
+        rows=[
+            [show_cost(cost, each.cost), *_budget_cells(each)]
+            for cost, at_cost in comparison.at_budgets.items()
+            for each in at_cost
+        ],
+    )
+
+
+def crossings_table(comparisons: Sequence[Comparison]) -> Table:
+    """Returns from what cost on grown runs are the better ones."""
+    return Table(
+        title="Where growing begins to pay",
+        note="From there on, to the end of what both have measured, the grown run's mean loss "
+        "is the lower one.",
+        head=["run", *COSTS.values()],
+        rows=[
+            [
+                each.grown.label,
+                *(_show_crossing(cost, each.crossings[cost]) for cost in COSTS),
+            ]
+            for each in comparisons
+        ],
+    )
+
+
+def show_speedup(speedup: Speedup) -> str:
+    """Returns a speed-up in percent, such as `+46.3 % (30.1 to 64.5)`, or `> +12.0 %`."""
+    if speedup.estimate is None:
+        return "-"
+    bound = f"{speedup.is_bound} " if speedup.is_bound else ""
+    return bound + _show(speedup.estimate, "{:+.1f}", 100, " %")
+
+
+def show_cost(cost: str, value: float) -> str:
+    """Returns a cost with its unit."""
+    if cost == "device_seconds":
+        return f"{value:,.0f} s" if value < 36_000 else f"{value / 3600:,.1f} h"
+    if cost == "tokens":
+        return f"{value:.4g}" if value >= 1e6 else f"{value:,.0f}"
+    return f"{value:.3e}"
+
+
+def _show(estimate: Estimate, form: str, scale: float, unit: str) -> str:
+    text = form.format(scale * estimate.value) + unit
+    if estimate.low is None or estimate.high is None:
+        return text
+    low, high = (form.format(scale * x) for x in (estimate.low, estimate.high))
+    return f"{text} ({low} to {high})"
+
+
+def _budget_cells(each: AtBudget) -> list[str]:
+    losses = ["-" if x is None else f"{x:.4f}" for x in (each.scratch, each.grown)]
+    gap = "-" if each.gap is None else _show(each.gap, "{:+.4f}", 1, "")
+    return [*losses, gap, "-" if each.speedup is None else show_speedup(each.speedup)]
+
+
+def _show_crossing(cost: str, value: float | None) -> str:
+    return "not at all" if value is None else show_cost(cost, value)

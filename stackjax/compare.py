@@ -1,0 +1,139 @@
+"""Does growing pay? The speed-up of grown runs over runs from scratch, at equal loss.
+
+    python -m stackjax.compare runs/scratch-* runs/gstack-*
+
+Runs that differ by their seed alone belong together, and give an interval. It writes a table, a
+JSON file, three pictures and an HTML page.
+"""
+
+import dataclasses
+import json
+import math
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from stackjax.analysis.comparison import Comparison, Group, compare, group
+from stackjax.analysis.page import page
+from stackjax.analysis.plots import loss_figure, svg
+from stackjax.analysis.record import COSTS, LossName, read_record
+from stackjax.analysis.speedup import CONFIDENCE
+from stackjax.analysis.tables import (
+    LOSSES,
+    SMOOTHING,
+    Table,
+    budgets_table,
+    crossings_table,
+    losses_table,
+    runs_table,
+    verdict,
+)
+from stackjax.errors import one_line_errors
+
+FIGURES = ("flops_6nd", "tokens", "device_seconds")
+"""The costs that the loss is drawn over."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CompareConfig:
+    """Compares grown runs with runs from scratch of the same model, on the same data."""
+
+    runs: Annotated[tuple[Path, ...], tyro.conf.Positional]
+    """Run directories, of one or more seeds; they need not have finished."""
+    loss: LossName = "held_out"
+    """Held-out loss, or the training loss, as arXiv:2405.15319 has it."""
+    losses: tuple[float, ...] = ()
+    """Losses to give the speed-up at; by default those of scratch at a quarter, half, three
+    quarters and all of its FLOPs, and the last one of the grown runs."""
+    budgets: tuple[float, ...] = ()
+    """FLOPs (6ND) to give the losses at; by default the same shares of what both have spent."""
+    output: Path = Path("runs/comparison")
+    """Directory for comparison.md, comparison.json, index.html and the pictures."""
+
+
+def main() -> None:
+    """Runs the command line."""
+    with one_line_errors():
+        prog = "python -m stackjax.compare"
+        print(write(tyro.cli(CompareConfig, prog=prog, args=sys.argv[1:])))
+
+
+def write(config: CompareConfig) -> str:
+    """Writes the comparison, and returns it as Markdown.
+
+    Raises:
+      ValueError: The runs do not compare.
+    """
+    groups = group([read_record(path) for path in config.runs])
+    comparisons = compare(groups, config.loss, losses=config.losses, budgets=config.budgets)
+    verdicts = [verdict(each, config.loss) for each in comparisons]
+    tables = tables_of(groups, comparisons, config.loss)
+    figures = {cost: loss_figure(groups, config.loss, cost) for cost in FIGURES}
+    markdown = "\n".join([*verdicts, "", *(table.markdown() for table in tables)])
+    config.output.mkdir(parents=True, exist_ok=True)
+    for cost, figure in figures.items():
+        figure.savefig(config.output / f"loss_over_{cost}.png")
+    contents = json.dumps(report(groups, comparisons, config.loss), indent=1)
+    (config.output / "comparison.json").write_text(contents + "\n")
+    (config.output / "comparison.md").write_text(markdown)
+    html = page("Does growing pay?", verdicts, [svg(each) for each in figures.values()], tables)
+    (config.output / "index.html").write_text(html)
+    return f"{markdown}\n{config.output / 'index.html'}: all of this, with pictures"
+
+
+def tables_of(
+    groups: Sequence[Group], comparisons: Sequence[Comparison], loss: LossName
+) -> list[Table]:
+    """Returns the tables of a comparison, in order."""
+    each = [table(one, loss) for one in comparisons for table in (losses_table, budgets_table)]
+    return [runs_table(groups, loss), *each, crossings_table(comparisons)]
+
+
+def report(
+    groups: Sequence[Group], comparisons: Sequence[Comparison], loss: LossName
+) -> dict[str, Any]:
+    """Returns all that was found, for machines; what is not known is null."""
+    runs = []
+    for each in groups:
+        for record in each.records:
+            curve = record.curve(loss)
+            last: dict[str, Any] = {cost: float(curve.costs[cost][-1]) for cost in COSTS}
+            last |= {"seed": record.config["seed"], "loss": float(curve.losses[-1])}
+            runs.append({"run": str(record.path), "training": each.label} | last)
+    return {
+        "loss": LOSSES[loss],
+        "smoothing": SMOOTHING,
+        "confidence": CONFIDENCE,
+        "runs": runs,
+        "comparisons": [_plain(each) for each in comparisons],
+    }
+
+
+def _plain(comparison: Comparison) -> dict[str, Any]:
+    return {
+        "grown": comparison.grown.label,
+        "scratch": comparison.scratch.label,
+        "at_losses": [
+            {cost: _finite(dataclasses.asdict(speedup)) for cost, speedup in by_cost.items()}
+            for by_cost in comparison.at_losses.values()
+        ],
+        "at_budgets": {
+            cost: [_finite(dataclasses.asdict(each)) for each in budgets]
+            for cost, budgets in comparison.at_budgets.items()
+        },
+        "crossings": comparison.crossings,
+    }
+
+
+def _finite(value: Any) -> Any:
+    """Returns a tree of numbers that JSON can hold."""
+    if isinstance(value, dict):
+        return {name: _finite(item) for name, item in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+if __name__ == "__main__":
+    main()
