@@ -1,0 +1,299 @@
+"""When a model should grow, what the run then costs, and what it is likely to save.
+
+N is the parameters of the target, D the tokens of a run from scratch, C = 6 N D its FLOPs, d
+the tokens of the small model, g the growth factor.
+"""
+
+import dataclasses
+import math
+from typing import Literal
+
+from stackjax.analysis.published import Advice, Published, nearest_published, other_advice
+from stackjax.analysis.speed import Speed
+from stackjax.analysis.timing import GUIDELINE, SCALE_FREE, outside_range
+from stackjax.config import Config, Stage
+from stackjax.flops import flops_6nd, matmul_flops, num_params
+from stackjax.growth import Stack
+from stackjax.model import ModelConfig
+from stackjax.phases import expand, last_stage_tokens, stage_models
+from stackjax.preflight import check
+
+MAX_SHARE = 0.5
+"""Of D: a d beyond this is no advice, whatever law it comes from."""
+SCALE_FREE_SHARE = 0.15
+"""Of D: the d of a plan whose law is refused."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Timing:
+    """After how many tokens the small model grows, and by which rule."""
+
+    tokens: float
+    """d."""
+    rule: Literal["law", "scale-free"]
+    law_tokens: float
+    """d by log10 d = 0.88 log10 N + 163.27 / log10 C - 5.74."""
+    scale_free_tokens: tuple[float, float]
+    """d by the rule of 10 to 20 % of D."""
+    outside: tuple[str, ...]
+    """How far N and C lie outside of the range that the law was fitted on."""
+    refused: str | None
+    """Why the law is no advice here."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PlannedStage:
+    """A stage, or a run from scratch, and what it costs; tokens are whole steps."""
+
+    name: Literal["small", "target", "total", "scratch"]
+    num_layers: int
+    params: int
+    non_embedding_params: int
+    tokens: float
+    flops_6nd: float
+    flops: float
+    """Those of the products of matrices."""
+    device_hours: float | None
+    memory_bytes: int | None = None
+    """Parameters, optimizer state and gradients on each device; activations come on top."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Saving:
+    """What the run may save on the way to the loss of scratch; ranges, from low to high."""
+
+    published: tuple[Published, ...]
+    """The speed-ups that it is taken from."""
+    fewer_flops: tuple[float, float]
+    """Share of scratch's FLOPs (6ND)."""
+    flops_6nd: tuple[float, float]
+    device_hours: tuple[float, float] | None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class BreakEven:
+    """What just pays for the small model."""
+
+    speedup: float
+    """Speed-up of the target's stage, counted without the small model: FLOPs of the small
+    stage over those of the target's."""
+    tokens: float
+    """Tokens that the target must reach scratch's loss sooner by."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Plan:
+    """A run that grows, and what is known of it before its first token."""
+
+    params: float
+    """N."""
+    tokens: float
+    """D."""
+    flops: float
+    """C = 6 N D."""
+    factor: int
+    """g, of non-embedding parameters; layers are the same multiple."""
+    model: str
+    """Which architecture the target has."""
+    timing: Timing
+    stages: tuple[PlannedStage, PlannedStage]
+    """At the same FLOPs (6ND) as scratch, up to the last step."""
+    total: PlannedStage
+    """The target, with what both stages take."""
+    scratch: PlannedStage
+    break_even: BreakEven
+    saving: Saving
+    warnings: tuple[str, ...]
+    """What speaks against trusting the plan."""
+    advice: tuple[Advice, ...]
+    """What others would do otherwise."""
+    speed: Speed | None
+    num_devices: int | None
+    config: Config
+
+
+def choose_timing(params: float, tokens: float) -> Timing:
+    """Returns when to grow: by the law of arXiv:2405.15319, where what it says makes sense."""
+    flops = 6 * params * tokens
+    law_tokens, outside = GUIDELINE(params, flops), tuple(outside_range(params, flops))
+    refused = None
+    if law_tokens > MAX_SHARE * tokens:
+        refused = (
+            f"the growth-timing law is no advice here: its d is {law_tokens:.3g} tokens, "
+            f"{law_tokens / tokens:.3g} x D, of which it may be at most {MAX_SHARE:g}. "
+            f"The plan takes {100 * SCALE_FREE_SHARE:g} % of D instead."
+        )
+    return Timing(
+        tokens=SCALE_FREE_SHARE * tokens if refused else law_tokens,
+        rule="scale-free" if refused else "law",
+        law_tokens=law_tokens,
+        scale_free_tokens=(SCALE_FREE[0] * tokens, SCALE_FREE[1] * tokens),
+        outside=outside,
+        refused=refused,
+    )
+
+
+def grown_run(template: Config, factor: int, small_tokens: float, tokens: float) -> Config:
+    """Returns the run that stacks a small model, for the FLOPs (6ND) of D tokens from scratch.
+
+    Args:
+      template: Its last model is the target; rates and schedules are those of its first and
+        last stage, batches those of the last. Warm-ups that would not end in time are cut.
+
+    Raises:
+      ValueError: The tokens are too few for two stages.
+    """
+    target = stage_models(template)[-1]
+    first, last = template.stages[0], template.stages[-1]
+    step_tokens = last.batch_size * template.data.seq_len
+
+    def stage(like: Stage, tokens: float) -> Stage:
+        length, schedule = math.ceil(tokens / step_tokens) * step_tokens, like.schedule
+        if _warmup(template, like) >= length:
+            shared = schedule or template.optimizer.schedule
+            schedule = dataclasses.replace(shared, warmup_tokens=length // 10)
+        return Stage(
+            tokens=length,
+            batch_size=last.batch_size,
+            accumulate=last.accumulate,
+            peak_learning_rate=like.peak_learning_rate,
+            schedule=schedule,
+        )
+
+    small = stage(first, small_tokens)
+    grown = dataclasses.replace(stage(last, tokens), growth=Stack(factor))
+    config = dataclasses.replace(
+        template, model=target, model_is="target", stages=(small, grown)
+    )
+    flops = flops_6nd(target) * tokens
+    grown = dataclasses.replace(grown, tokens=last_stage_tokens(config, flops))
+    config = dataclasses.replace(config, stages=(small, grown))
+    if expand(config)[-1].end.flops_6nd > flops:
+        raise ValueError(
+            f"the budget is {tokens:.4g} tokens, which is too short for two stages of steps of "
+            f"{step_tokens} tokens; give it more, or a --config with a smaller batch."
+        )
+    return config
+
+
+def _warmup(config: Config, stage: Stage) -> int:
+    return (stage.schedule or config.optimizer.schedule).warmup_tokens
+
+
+def make_plan(
+    template: Config,
+    *,
+    factor: int,
+    params: float,
+    tokens: float,
+    model: str,
+    timing: Timing,
+    speed: Speed | None,
+    num_devices: int | None,
+) -> Plan:
+    """Returns the plan of a `grown_run`.
+
+    Args:
+      num_devices: None where they are not known, and so neither is their memory.
+
+    Raises:
+      ValueError: The tokens are too few, or a stage does not fit the mesh or the devices.
+    """
+    config = grown_run(template, factor, timing.tokens, tokens)
+    phases, seq_len = expand(config), config.data.seq_len
+    small_rate, rate = (speed.small, speed.target) if speed else (None, None)
+    held: list[int | None] = [None, None]
+    if num_devices is not None:
+        held = [each.state_bytes + each.gradient_bytes for each in check(config, num_devices)]
+    lengths = [phase.end.tokens - phase.start.tokens for phase in phases]
+    models = [phase.model for phase in phases]
+    small = _planned("small", models[0], lengths[0], seq_len, small_rate, held[0])
+    target = _planned("target", models[1], lengths[1], seq_len, rate, held[1])
+    scratch = _planned("scratch", models[1], tokens, seq_len, rate, None)
+    ends = zip((template.stages[0], template.stages[-1]), config.stages, strict=True)
+    cut = [
+        f"the warm-up of stage {i}, {before:.3g} tokens, is not shorter than the stage; it is "
+        f"cut to {after:.3g}."
+        for i, (old, new) in enumerate(ends)
+        if (before := _warmup(template, old)) != (after := _warmup(config, new))
+    ]
+    refused = [timing.refused] if timing.refused else []
+    return Plan(
+        params=params,
+        tokens=tokens,
+        flops=6 * params * tokens,
+        factor=factor,
+        model=model,
+        timing=timing,
+        stages=(small, target),
+        total=_both(small, target),
+        scratch=scratch,
+        break_even=BreakEven(
+            speedup=small.flops_6nd / target.flops_6nd,
+            tokens=small.flops_6nd / flops_6nd(models[1]),
+        ),
+        saving=expected_saving(params, tokens, small, scratch),
+        warnings=(*refused, *timing.outside, *cut),
+        advice=other_advice(factor, timing.tokens, tokens, models[0]),
+        speed=speed,
+        num_devices=num_devices,
+        config=config,
+    )
+
+
+def _planned(
+    name: Literal["small", "target", "scratch"],
+    model: ModelConfig,
+    tokens: float,
+    seq_len: int,
+    rate: float | None,
+    memory_bytes: int | None,
+) -> PlannedStage:
+    tables = 1 if model.tie_head else 2
+    return PlannedStage(
+        name=name,
+        num_layers=model.num_layers,
+        params=num_params(model),
+        non_embedding_params=num_params(model) - tables * model.vocab_size * model.embed_dim,
+        tokens=tokens,
+        flops_6nd=flops_6nd(model) * tokens,
+        flops=matmul_flops(model, seq_len) * tokens,
+        device_hours=None if rate is None else tokens / rate / 3600,
+        memory_bytes=memory_bytes,
+    )
+
+
+def _both(small: PlannedStage, target: PlannedStage) -> PlannedStage:
+    hours = None
+    if small.device_hours is not None and target.device_hours is not None:
+        hours = small.device_hours + target.device_hours
+    return dataclasses.replace(
+        target,
+        name="total",
+        tokens=small.tokens + target.tokens,
+        flops_6nd=small.flops_6nd + target.flops_6nd,
+        flops=small.flops + target.flops,
+        device_hours=hours,
+        memory_bytes=None,
+    )
+
+
+def expected_saving(
+    params: float, tokens: float, small: PlannedStage, scratch: PlannedStage
+) -> Saving:
+    """Returns what a run saves if it goes as the nearest published ones did."""
+    published = nearest_published(params, tokens)
+    shares = [each.fewer_flops for each in published]
+    low, high = min(shares), max(shares)
+    hours = None
+    if small.device_hours is not None and scratch.device_hours is not None:
+        # All but the small stage runs at the speed of scratch.
+        at_that_speed = small.flops_6nd / scratch.flops_6nd * scratch.device_hours
+        more = small.device_hours - at_that_speed
+        hours = low * scratch.device_hours - more, high * scratch.device_hours - more
+    return Saving(
+        published=published,
+        fewer_flops=(low, high),
+        flops_6nd=(low * scratch.flops_6nd, high * scratch.flops_6nd),
+        device_hours=hours,
+    )

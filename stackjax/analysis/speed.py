@@ -1,0 +1,87 @@
+"""How fast the models of a plan train: as it was measured, or by FLOPs per token."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+from stackjax.flops import matmul_flops, num_params
+from stackjax.model import ModelConfig
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Speed:
+    """Tokens per second of each device."""
+
+    target: float
+    small: float
+    small_is_estimate: bool
+    """Whether the target alone was measured, and the small model follows by FLOPs a token."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Benchmark:
+    """What `python -m scripts.benchmark` measured of train steps."""
+
+    path: Path
+    num_devices: int
+    rates: dict[tuple[int, int, int], float]
+    """Tokens per second of each device, by parameters, layers and length of sequences."""
+
+
+def read_benchmark(path: Path) -> Benchmark:
+    """Returns what a benchmark measured; ValueError if the file holds none."""
+    if not path.is_file():
+        raise ValueError(f"--benchmark is {path}; there is no such file.")
+    try:
+        measured = json.loads(path.read_text())
+    except json.JSONDecodeError:
+        measured = None
+    if not isinstance(measured, dict) or not {"rows", "num_devices"} <= measured.keys():
+        raise ValueError(
+            f"--benchmark is {path}, which `python -m scripts.benchmark` has not written; name "
+            f"its benchmark.json."
+        )
+    values: dict[tuple[str, str], dict[str, Any]] = {
+        (row["section"], row["phase"]): row["values"] for row in measured["rows"]
+    }
+    rates = {}
+    for (section, phase), step in values.items():
+        if section == "step" and "tokens_per_second" in step:
+            sizes = values["model", phase]
+            key = (sizes["params"], sizes["num_layers"], sizes["seq_len"])
+            rates[key] = step["tokens_per_second"] / measured["num_devices"]
+    return Benchmark(path, measured["num_devices"], rates)
+
+
+def measured_speed(
+    benchmark: Benchmark, target: ModelConfig, small: ModelConfig, seq_len: int
+) -> Speed:
+    """Returns the measured speed of both models; ValueError if there is none of the target."""
+    keys = [(num_params(each), each.num_layers, seq_len) for each in (target, small)]
+    rate, small_rate = map(benchmark.rates.get, keys)
+    if rate is None:
+        raise ValueError(
+            f"--benchmark is {benchmark.path}, in which no steps of the target were timed: "
+            f"{_words(*keys[0])}. It has {'; '.join(_words(*k) for k in benchmark.rates)}. "
+            f"Run `python -m scripts.benchmark` on this model, or give --tokens-per-second."
+        )
+    if small_rate is None:
+        return estimated_speed(rate, target, small, seq_len)
+    return Speed(target=rate, small=small_rate, small_is_estimate=False)
+
+
+def estimated_speed(
+    rate: float, target: ModelConfig, small: ModelConfig, seq_len: int
+) -> Speed:
+    """Returns the speed of both models where the small one does as many FLOPs a second.
+
+    Args:
+      rate: Tokens per second of each device that trains the target.
+    """
+    ratio = matmul_flops(target, seq_len) / matmul_flops(small, seq_len)
+    return Speed(target=rate, small=ratio * rate, small_is_estimate=True)
+
+
+def _words(params: int, num_layers: int, seq_len: int) -> str:
+    return f"{params:,} parameters in {num_layers} layers, sequences of {seq_len}"

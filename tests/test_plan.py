@@ -1,0 +1,527 @@
+"""Plans have the numbers of the paper, cost what their runs cost, and say what is not known."""
+
+import dataclasses
+import json
+import math
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import tiny_run
+
+from stackjax.analysis.plan_text import short
+from stackjax.analysis.planning import choose_timing, grown_run
+from stackjax.analysis.published import PUBLISHED, nearest_published
+from stackjax.analysis.shapes import SHAPES, choose_model
+from stackjax.config_file import flatten, read_config
+from stackjax.flops import flops_6nd, matmul_flops, num_params
+from stackjax.growth import Stack
+from stackjax.phases import expand, scratch_tokens
+from stackjax.plan import MeshSizes, PlanConfig, main, plan, report
+from stackjax.preflight import check
+from stackjax.sharding import MeshConfig
+
+# N, D, and billions of tokens d by table 4 of arXiv:2405.15319.
+TABLE_4 = {
+    "Llama3-8B": (8e9, 15e12, 6.58),
+    "Llama2-7B": (7e9, 2e12, 11.11),
+    "Llama2-13B": (13e9, 2e12, 15.84),
+    "Llama2-70B": (70e9, 2e12, 42.48),
+}
+TINY = PlanConfig(params=1e8, tokens=2e9)
+
+
+@pytest.fixture(scope="module")
+def inside():
+    """A plan in the range that the law was fitted on."""
+    return plan(PlanConfig(params=1.1e9, tokens=1e11))
+
+
+def run_main(monkeypatch, *args):
+    monkeypatch.setattr(sys, "argv", ["plan", *map(str, args)])
+    main()
+
+
+@pytest.mark.parametrize("name", TABLE_4)
+def test_timings_are_those_of_the_papers_table_and_each_is_warned_of(name):
+    params, tokens, billions = TABLE_4[name]
+    found = plan(PlanConfig(params=params, tokens=tokens))
+    assert round(found.timing.tokens / 1e9, 2) == billions
+    assert found.timing.rule == "law"
+    assert found.factor == 4
+    of_params, of_flops = found.warnings
+    assert f"N is {params:.3g} parameters, {params / 3e9:.3g} times the most" in of_params
+    assert f"C is {6 * params * tokens:.3g} FLOPs" in of_flops
+    assert "times the most that the timing law was fitted on" in of_flops
+
+
+def test_inside_the_fitted_range_there_is_a_timing_and_no_warning(inside):
+    assert round(inside.timing.tokens / 1e9, 1) == 11.4
+    assert inside.warnings == ()
+
+
+def test_a_law_that_asks_for_more_than_there_is_is_refused_as_advice():
+    found = plan(TINY)
+    timing = found.timing
+    assert timing.law_tokens > 10 * found.tokens
+    assert (timing.rule, timing.tokens) == ("scale-free", 0.15 * 2e9)
+    refusal, of_params, of_flops = found.warnings
+    assert "no advice here: its d is 2.14e+10 tokens, 10.7 x D" in refusal
+    assert "The plan takes 15 % of D instead" in refusal
+    assert "N is 1e+08 parameters, 1/4.1 of the least" in of_params
+    assert "C is 1.2e+18 FLOPs, 1/83.3 of the least" in of_flops
+
+
+def test_the_law_is_refused_inside_its_range_too_once_it_asks_for_over_half_of_the_tokens():
+    # N = 3e9 and C = 2.2e20 are inside; d is 43 billion tokens, and D 12.
+    timing = choose_timing(3e9, 12e9)
+    assert timing.outside == ()
+    assert timing.refused is not None
+    # As D grows, the d of the law falls, and passes D / 2 once.
+    rules = [choose_timing(3e9, billions * 1e9).rule for billions in range(10, 100)]
+    assert rules == sorted(rules, reverse=True)
+    for billions in range(10, 100):
+        timing = choose_timing(3e9, billions * 1e9)
+        assert (timing.rule == "law") == (timing.law_tokens <= 0.5 * billions * 1e9)
+
+
+@pytest.mark.parametrize("options", [TINY, PlanConfig(params=7e9, tokens=2e12)])
+def test_the_run_costs_what_scratch_costs_up_to_a_step(options):
+    found = plan(options)
+    small, target = expand(found.config)
+    cost = flops_6nd(target.model) * found.tokens
+    assert found.scratch.flops_6nd == cost
+    assert 0 <= cost - target.end.flops_6nd < target.per_step.flops_6nd
+    assert found.total.flops_6nd == target.end.flops_6nd
+    assert found.total.flops == target.end.flops
+    assert [stage.tokens for stage in found.stages] == [
+        small.end.tokens,
+        target.end.tokens - small.end.tokens,
+    ]
+    # d in whole steps.
+    assert 0 <= small.end.tokens - found.timing.tokens < small.per_step.tokens
+    assert scratch_tokens(found.config) == pytest.approx(found.tokens, rel=5e-3)
+
+
+def test_the_small_model_pays_at_the_break_even(inside):
+    _, target = inside.stages
+    # Scratch takes D tokens; at the break-even the target's stage takes D less these.
+    sooner = inside.tokens - inside.break_even.tokens
+    assert sooner == pytest.approx(target.tokens, abs=2 * 1024 * 2048)
+    assert inside.tokens / sooner - 1 == pytest.approx(inside.break_even.speedup, rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("params", "tokens", "sizes", "low", "high"),
+    [
+        (1.1e9, 1e11, {"1.1B"}, 0.390, 0.491),
+        (3e9, 240e9, {"3B"}, 0.486, 0.545),
+        (8e9, 15e12, {"7B", "410M"}, 0.310, 0.553),
+        (1e8, 2e9, {"410M", "7B"}, 0.310, 0.531),
+    ],
+)
+def test_savings_are_those_of_the_nearest_size_and_of_the_nearest_length(
+    params, tokens, sizes, low, high
+):
+    found = plan(PlanConfig(params=params, tokens=tokens))
+    assert {each.name for each in found.saving.published} == sizes
+    assert found.saving.fewer_flops == (1 - 1 / (1 + low), 1 - 1 / (1 + high))
+    assert found.saving.flops_6nd[0] == found.scratch.flops_6nd * found.saving.fewer_flops[0]
+
+
+@pytest.mark.parametrize("row", PUBLISHED, ids=str)
+def test_every_published_speed_up_is_nearest_to_itself(row):
+    assert row in nearest_published(row.params, row.tokens)
+
+
+def test_a_speed_up_of_half_is_a_third_of_the_flops():
+    row = dataclasses.replace(PUBLISHED[0], speedup=0.5)
+    assert row.fewer_flops == pytest.approx(1 / 3)
+
+
+def sources(found):
+    return [advice.source for advice in found.advice]
+
+
+def test_advice_stands_beside_the_plan_where_it_disagrees(inside):
+    late, safest = "arXiv:2511.04981", "arXiv:2605.13405"
+    # 11.4 % of D is by the scale-free rule too, but 26 tokens for each small parameter.
+    assert sources(inside) == ["arXiv:2510.08008", late, safest]
+    far = plan(PlanConfig(params=8e9, tokens=15e12))
+    assert sources(far) == ["scale-free rule", late, safest]
+    assert "1.5e+12 to 3e+12 tokens instead of 6.58e+09" in far.advice[0].text
+    twice = plan(dataclasses.replace(TINY, factor=2))
+    assert sources(twice) == [late]
+    assert sources(plan(dataclasses.replace(TINY, factor=8)))[-1] == "arXiv:2405.15319"
+
+
+def test_the_growth_factor_is_of_non_embedding_parameters(inside):
+    small, target = inside.stages
+    # All but the final norm is a multiple.
+    assert target.non_embedding_params / small.non_embedding_params == pytest.approx(
+        4, rel=1e-4
+    )
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: shape.name)
+def test_sizes_that_have_a_name_get_the_architecture_of_that_name(shape):
+    model, name = choose_model(shape.params)
+    assert (model, name) == (shape.model(), shape.name)
+    # The paper's names are up to a quarter off, LLaMA's are not.
+    assert num_params(model) == pytest.approx(shape.params, rel=0.25)
+    assert model.num_layers % 4 == 0
+
+
+@pytest.mark.parametrize("params", [4e7, 1e8, 2.2e8, 7e8, 1.7e9, 5e9, 1e10, 3.4e10, 4e11])
+def test_other_sizes_get_an_architecture_with_about_as_many_parameters(params):
+    model, name = choose_model(params)
+    assert num_params(model) == pytest.approx(params, rel=0.02)
+    assert name.endswith(", made to fit")
+    assert model.embed_dim % 128 == model.mlp_dim % 128 == model.num_layers % 4 == 0
+    assert model.embed_dim == model.num_heads * model.head_dim
+    assert model.num_kv_heads >= 4
+
+
+@pytest.mark.parametrize(
+    "budget", [{"flops": 6 * 1.1e9 * 1e11}, {"device_hours": 1e11 / 3.6e6}]
+)
+def test_budgets_of_flops_and_of_device_hours_are_tokens_in_other_words(inside, budget):
+    found = plan(PlanConfig(params=1.1e9, tokens_per_second=8e3, devices=8, **budget))
+    assert found.tokens == pytest.approx(1e11)
+    assert found.timing.tokens == pytest.approx(inside.timing.tokens)
+    assert [each.tokens for each in found.stages] == [each.tokens for each in inside.stages]
+
+
+def benchmark(tmp_path, *rows):
+    """A file as scripts/benchmark.py writes it, of eight devices."""
+    path = tmp_path / "benchmark.json"
+    path.write_text(
+        json.dumps(
+            {
+                "num_devices": 8,
+                "rows": [
+                    {"section": section, "phase": phase, "case": "", "values": values}
+                    for section, phase, values in rows
+                ],
+            }
+        )
+    )
+    return path
+
+
+def sizes(model, seq_len=2048):
+    return {"params": num_params(model), "num_layers": model.num_layers, "seq_len": seq_len}
+
+
+TARGET, _ = choose_model(1.1e9)
+SMALL = Stack(4).source_config(TARGET)
+SMALL_ROWS = (
+    ("model", "stage_0/train", sizes(SMALL)),
+    ("step", "stage_0/train", {"tokens_per_second": 20e3}),
+)
+TARGET_ROWS = (
+    ("model", "stage_1/train", sizes(TARGET)),
+    ("step", "stage_1/train", {"tokens_per_second": 8e3}),
+)
+
+
+def test_hours_are_tokens_over_the_measured_speeds(tmp_path):
+    path = benchmark(tmp_path, *SMALL_ROWS, *TARGET_ROWS)
+    found = plan(PlanConfig(params=1.1e9, tokens=1e11, benchmark=path))
+    small, target = found.stages
+    assert not found.speed.small_is_estimate
+    assert small.device_hours == pytest.approx(small.tokens / 2.5e3 / 3600)
+    assert target.device_hours == pytest.approx(target.tokens / 1e3 / 3600)
+    assert found.total.device_hours == small.device_hours + target.device_hours
+    assert found.scratch.device_hours == pytest.approx(1e11 / 1e3 / 3600)
+    assert found.num_devices == 8
+    # What is saved until scratch's loss: the tokens of the target that are not needed.
+    for share, hours in zip(found.saving.fewer_flops, found.saving.device_hours, strict=True):
+        rest = (1 - share) * found.tokens - found.break_even.tokens
+        spent = small.device_hours + rest / 1e3 / 3600
+        assert hours == pytest.approx(found.scratch.device_hours - spent)
+
+
+def test_a_small_model_that_was_not_timed_is_estimated_by_its_flops(tmp_path):
+    path = benchmark(
+        tmp_path,
+        SMALL_ROWS[0],
+        ("step", "stage_0/train", {"not_measured": "no room"}),
+        *TARGET_ROWS,
+    )
+    found = plan(PlanConfig(params=1.1e9, tokens=1e11, benchmark=path))
+    stated = plan(PlanConfig(params=1.1e9, tokens=1e11, tokens_per_second=8e3, devices=8))
+    assert found.speed == stated.speed
+    assert found.speed.small_is_estimate
+    ratio = matmul_flops(TARGET, 2048) / matmul_flops(SMALL, 2048)
+    assert found.speed.small == pytest.approx(ratio * 1e3)
+
+
+@pytest.mark.parametrize("tensor", [1, 2])
+def test_memory_is_what_the_preflight_of_the_run_estimates(tensor):
+    mesh = MeshSizes(fsdp=4, tensor=tensor)
+    found = plan(PlanConfig(params=1.1e9, tokens=1e11, mesh=mesh))
+    assert found.config.mesh == MeshConfig(fsdp=4, tensor=tensor)
+    assert found.num_devices == 4 * tensor
+    estimates = check(found.config, 4 * tensor)
+    assert [stage.memory_bytes for stage in found.stages] == [
+        each.state_bytes + each.gradient_bytes for each in estimates
+    ]
+
+
+def test_a_plan_of_a_config_keeps_all_but_its_stages_and_its_workdir():
+    path = Path("configs/gstack_1b.py")
+    before, found = read_config(path), plan(PlanConfig(config=path, tokens=1e11))
+    assert found.params == num_params(before.model)
+    assert round(found.timing.tokens / 1e9, 2) == round(
+        choose_timing(num_params(before.model), 1e11).tokens / 1e9, 2
+    )
+    after, kept = flatten(found.config), flatten(before)
+    changed = {field for field in after.keys() | kept if after.get(field) != kept.get(field)}
+    assert changed == {"stages.0.tokens", "stages.1.tokens", "workdir"}
+    assert found.warnings == ()
+
+
+def test_a_config_that_names_its_first_model_is_planned_for_its_last():
+    config = tiny_run(model_is="source", stages=tiny_run().stages)
+    template = dataclasses.replace(config, mesh=MeshConfig(fsdp=2))
+    planned = grown_run(template, 3, 640, 6400)
+    assert planned.model == expand(config)[-1].model
+    assert [phase.model.num_layers for phase in expand(planned)] == [4, 12]
+    assert [stage.batch_size for stage in planned.stages] == [16, 16]
+    assert planned.mesh == MeshConfig(fsdp=2)
+
+
+def test_a_run_from_scratch_is_planned_with_its_own_rate_in_both_stages():
+    path = Path("configs/scratch_1b.py")
+    found = plan(PlanConfig(config=path, tokens=1e11))
+    peaks = [phase.learning_rate.peak for phase in expand(found.config)]
+    assert peaks == [3e-4, 3e-4]
+
+
+def test_a_warm_up_that_is_longer_than_its_stage_is_cut_and_warned_of():
+    found = plan(PlanConfig(config=Path("configs/gstack_1b.py"), tokens=3e10))
+    refusal, warning = found.warnings
+    assert refusal == found.timing.refused
+    assert "warm-up of stage 0, 6.29e+09 tokens, is not shorter than the stage" in warning
+    small, target = (phase.learning_rate.schedule for phase in expand(found.config))
+    assert small.warmup_tokens == found.stages[0].tokens // 10
+    assert dataclasses.replace(small, warmup_tokens=target.warmup_tokens) == target
+    # Whose horizon is its own length, which the warm-up is longer than.
+    plan(PlanConfig(config=Path("configs/tiny.py"), tokens=3e5))
+
+
+@pytest.mark.parametrize("tokens", [2e8, 2e9, 1e11, 2e12])
+def test_the_papers_recipe_is_cut_to_runs_of_few_tokens(tokens):
+    found = plan(PlanConfig(params=1.1e9, tokens=tokens))
+    small, target = expand(found.config)
+    assert target.batch_size == small.batch_size <= 1024
+    assert min(small.num_steps, target.num_steps) >= 200
+    if tokens >= 1e11:
+        assert target.batch_size == 1024
+    for phase in (small, target):
+        length = phase.num_steps * phase.per_step.tokens
+        warmup = phase.learning_rate.schedule.warmup_tokens
+        assert warmup <= 0.1 * length
+        assert warmup == 3000 * phase.per_step.tokens or warmup > 0.08 * length
+    # The small model's rate has not decayed when it grows.
+    assert small.learning_rate.horizon_tokens >= tokens
+    assert target.learning_rate.peak == 3e-4
+
+
+@pytest.mark.parametrize(("fsdp", "tokens"), [(64, 1e11), (512, 1e11), (8, 2e9)])
+def test_batches_divide_over_the_devices_that_a_plan_is_for(fsdp, tokens):
+    found = plan(PlanConfig(params=3e9, tokens=tokens, mesh=MeshSizes(fsdp=fsdp)))
+    assert found.num_devices == fsdp
+    for stage in found.config.stages:
+        assert stage.batch_size % (stage.accumulate * fsdp) == 0
+        assert stage.batch_size // stage.accumulate <= max(32, fsdp)
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        ["--params", "7e9", "--tokens", "2e12"],
+        ["--params", "1e8", "--tokens", "2e9", "--factor", "2", "--mesh.fsdp", "8"],
+        ["--config", "configs/gstack_410m.py", "--flops", "2e20"],
+        ["--config", "configs/flm_tiny.py", "--tokens", "3e7"],
+    ],
+    ids=" ".join,
+)
+def test_the_config_that_is_written_is_the_run_that_was_planned(
+    monkeypatch, tmp_path, capsys, args
+):
+    path = tmp_path / "planned.py"
+    run_main(monkeypatch, *args, "--write", path, "--json")
+    printed, config = json.loads(capsys.readouterr().out), read_config(path)
+    assert json.loads(json.dumps(flatten(config))) == printed["config"]
+    assert config.workdir == "runs/planned"
+    phases = expand(config)
+    assert phases[-1].end.flops_6nd == printed["total"]["flops_6nd"]
+    assert phases[-1].growth == Stack(printed["factor"])
+    step_tokens = phases[0].per_step.tokens
+    assert 0 <= phases[0].end.tokens - printed["timing"]["tokens"] < step_tokens
+    assert [phase.model.num_layers for phase in phases] == [
+        stage["num_layers"] for stage in printed["stages"]
+    ]
+    assert [num_params(phase.model) for phase in phases] == [
+        stage["params"] for stage in printed["stages"]
+    ]
+    text = path.read_text()
+    assert f"# Written by: python -m stackjax.plan {' '.join(args)}" in text
+    assert set(re.findall(r"^(?:from|import) (\w+)", text, re.MULTILINE)) == {"stackjax"}
+    assert max(len(line) for line in text.splitlines() if not line.startswith("#")) <= 96
+    ruff = [sys.executable, "-m", "ruff", "format", "--check", "--isolated"]
+    subprocess.run([*ruff, "--line-length", "96", path], check=True, capture_output=True)
+    assert text.count("to be tuned") == (2 if "--params" in args else 0)
+
+
+def test_json_holds_all_of_a_plan(monkeypatch, capsys, inside):
+    run_main(monkeypatch, "--params", 1.1e9, "--tokens", 1e11, "--json")
+    printed = json.loads(capsys.readouterr().out)
+    assert printed == json.loads(json.dumps(report(inside)))
+    assert printed.keys() == {field.name for field in dataclasses.fields(inside)}
+    assert printed["config"]["stages.1.growth"] == "stack(4)"
+    assert printed["speed"] is None
+
+
+def test_a_screen_shows_the_plan(monkeypatch, capsys):
+    args = ("--params", 7e9, "--tokens", 2e12, "--devices", 64, "--tokens-per-second", 5e5)
+    run_main(monkeypatch, *args)
+    text = capsys.readouterr().out
+    lines = text.splitlines()
+    assert len(lines) <= 45
+    assert max(map(len, lines)) <= 96
+    assert "d = 11.11B tokens, 0.556 % of D" in text
+    rows = {line.split()[0]: line.split() for line in lines if line.strip()}
+    assert rows["1"][:3] == ["1", "32", "5.93B"]
+    assert "The small model's speed is an estimate" in text
+    assert text.count("warning") == 2
+
+
+@pytest.mark.parametrize(
+    ("number", "text"),
+    [(11.11e9, "11.11B"), (2e12, "2.00T"), (2.8e11, "280B"), (1.5e6, "1.50M"), (12.0, "12")],
+)
+def test_numbers_are_short(number, text):
+    assert short(number) == text
+
+
+# Fields of a command line, and what its error must say: field, value, rule, way out.
+ERRORS = {
+    "no model": (
+        {"params": None},
+        "--params is None and --config is None; give one of the two.",
+    ),
+    "two models": (
+        {"config": Path("configs/tiny.py")},
+        "--params is 1100000000.0 and --config is configs/tiny.py; give one of the two.",
+    ),
+    "no budget": (
+        {"tokens": None},
+        "there is no budget; give exactly one of --tokens, --flops, --device-hours.",
+    ),
+    "two budgets": (
+        {"flops": 1e20},
+        "--tokens is 100000000000.0 and --flops is 1e+20; give exactly one of",
+    ),
+    "negative": ({"tokens": -1.0}, "--tokens is -1.0; it must be more than 0, and finite."),
+    "infinite": ({"params": math.inf}, "--params is inf; it must be more than 0, and finite."),
+    "not a number": ({"tokens": math.nan}, "--tokens is nan; it must be more than 0"),
+    "no devices": ({"devices": 0}, "--devices is 0; it must be more than 0"),
+    "small": (
+        {"params": 1e6},
+        "--params is 1e+06, for which embedding, head and attention of 24 layers are too "
+        "large already; name a --config instead.",
+    ),
+    "factor": (
+        {"factor": 5},
+        "--factor is 5; it must be more than 1 and divide the 24 layers of the target, so "
+        "take one of [2, 3, 4, 6, 8, 12, 24].",
+    ),
+    "no growth": ({"factor": 1}, "--factor is 1; it must be more than 1"),
+    "hours without a speed": (
+        {"tokens": None, "device_hours": 100.0},
+        "--device-hours is 100.0, and nothing says how fast the target trains; give "
+        "--benchmark, or --tokens-per-second and --devices.",
+    ),
+    "speed of an unknown number of devices": (
+        {"tokens_per_second": 1e5},
+        "--tokens-per-second is 100000.0, over all devices; say with --devices how many",
+    ),
+    "two speeds": (
+        {"tokens_per_second": 1e5, "benchmark": Path("benchmark.json")},
+        "--tokens-per-second is 100000.0 and --benchmark is benchmark.json; give one of",
+    ),
+    "no benchmark": (
+        {"benchmark": Path("nowhere.json")},
+        "--benchmark is nowhere.json; there is no such file.",
+    ),
+    "no config": (
+        {"params": None, "config": Path("nowhere.py")},
+        "--config nowhere.py: there is no such file.",
+    ),
+    "mesh": (
+        {"devices": 8, "mesh": MeshSizes(fsdp=3)},
+        "mesh {'replica': 1, 'fsdp': 3, 'tensor': 1} does not fit 8 devices; the sizes must",
+    ),
+    "mesh that cuts a model badly": (
+        {"mesh": MeshSizes(fsdp=1, tensor=64)},
+        "model.num_heads is 32 in stage 0, which does not divide over 64 shards",
+    ),
+    "few tokens": (
+        {"tokens": 2.5e3},
+        "the budget is 2500 tokens, which is too short for two stages of steps of 2048",
+    ),
+    "hardly a FLOP": (
+        {"tokens": None, "flops": 2.0},
+        "the budget is 3.03e-10 tokens, which is less than a sequence of 2048; give it more.",
+    ),
+    "suffix": (
+        {"write": Path("plan.txt")},
+        "--write is plan.txt; it must be a new file, named *.py, in a directory that exists.",
+    ),
+    "file that exists": ({"write": Path("configs/tiny.py")}, "--write is configs/tiny.py; it"),
+    "no directory": ({"write": Path("nowhere/plan.py")}, "--write is nowhere/plan.py; it must"),
+}
+
+
+@pytest.mark.parametrize("name", ERRORS)
+def test_what_cannot_be_planned_is_refused_with_the_way_out(name):
+    fields, message = ERRORS[name]
+    with pytest.raises(ValueError, match=re.escape(message)):
+        plan(PlanConfig(**({"params": 1.1e9, "tokens": 1e11} | fields)))
+
+
+def test_a_benchmark_of_another_model_is_refused_with_what_it_has(tmp_path):
+    longer = ("model", "stage_1/train", sizes(TARGET, seq_len=4096))
+    path = benchmark(tmp_path, *SMALL_ROWS, longer, TARGET_ROWS[1])
+    message = (
+        f"in which no steps of the target were timed: {num_params(TARGET):,} parameters in 24 "
+        f"layers, sequences of 2048. It has {num_params(SMALL):,} parameters in 6 layers, "
+        f"sequences of 2048; {num_params(TARGET):,} parameters in 24 layers, sequences of 4096."
+    )
+    with pytest.raises(ValueError, match=re.escape(message)):
+        plan(PlanConfig(params=1.1e9, tokens=1e11, benchmark=path))
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"rows": []}'])
+def test_a_file_that_is_no_benchmark_is_refused(tmp_path, text):
+    path = tmp_path / "other.json"
+    path.write_text(text)
+    with pytest.raises(
+        ValueError, match=r"which `python -m scripts\.benchmark` has not written"
+    ):
+        plan(PlanConfig(params=1.1e9, tokens=1e11, benchmark=path))
+
+
+def test_a_mistake_is_one_line_and_nothing_is_written(monkeypatch, tmp_path, capsys):
+    path = tmp_path / "planned.py"
+    with pytest.raises(SystemExit) as exit:
+        run_main(monkeypatch, "--params", 1e9, "--tokens", 2500, "--write", path)
+    assert exit.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: the budget is 2500 tokens")
+    assert not path.exists()
