@@ -10,6 +10,7 @@ with more seeds.
 import contextlib
 import dataclasses
 import importlib.util
+import itertools
 import multiprocessing
 import os
 import shlex
@@ -24,11 +25,13 @@ from typing import Annotated
 
 import matplotlib.pyplot as plt
 import tyro
+from etils import epath
 
+from stackjax.checkpoint import write_marker
 from stackjax.config import Config
 from stackjax.errors import one_line_errors
 from stackjax.metrics import read_rows
-from stackjax.phases import stage_models
+from stackjax.phases import expand, stage_models
 from stackjax.train import train
 
 BEST = 3
@@ -106,23 +109,59 @@ def load_runs(path: Path) -> Callable[[int], dict[str, Config]]:
 
 
 def run_all(runs: Mapping[tuple[str, int], Config], jobs: int) -> None:
-    """Trains every run, by name and seed, that is not finished."""
-    # Named by its source, a run differs from its first stage alone in later stages only.
+    """Trains every run, by name and seed, that is not finished.
+
+    What runs begin with alike, up to their first growth, is trained once: of stages that go on
+    with each other, the longest row of them.
+    """
+    # Named by its source, a run differs from its first stages alone in later stages only.
     runs = {
         label: dataclasses.replace(config, model=stage_models(config)[0], model_is="source")
         for label, config in runs.items()
     }
-    grown = [config for config in runs.values() if len(config.stages) > 1]
+    grown = [config for config in runs.values() if any(s.growth for s in config.stages)]
     missing = [config for config in grown if not Path(config.workdir).exists()]
-    bases = {base.workdir: base for base in map(_first_stage, missing)}
-    _train_each({Path(workdir).name: base for workdir, base in bases.items()}, jobs)
+    bases = sorted(map(_base, missing), key=lambda base: -len(base.stages))
+    trunks = {
+        config.workdir: next(base for base in bases if _begins(base, config))
+        for config in missing
+    }
+    _train_each({Path(trunk.workdir).name: trunk for trunk in trunks.values()}, jobs)
     for config in missing:
-        workdir = Path(config.workdir)
-        partial = workdir.with_name(workdir.name + ".partial")
-        shutil.rmtree(partial, ignore_errors=True)
-        shutil.copytree(_first_stage(config).workdir, partial)
-        partial.rename(workdir)
+        _branch(trunks[config.workdir], config)
     _train_each({f"{name}, seed {seed}": run for (name, seed), run in runs.items()}, jobs)
+
+
+def _base(config: Config) -> Config:
+    """Returns the run of the stages before the first growth."""
+    stages = tuple(itertools.takewhile(lambda stage: stage.growth is None, config.stages))
+    size = f"{config.model.num_layers}x{config.model.embed_dim}"
+    lengths = "-".join(str(stage.tokens) for stage in stages)
+    workdir = Path(config.workdir).parent / f"base-{size}-{lengths}-seed_{config.seed}"
+    return dataclasses.replace(config, stages=stages, workdir=str(workdir))
+
+
+def _begins(trunk: Config, config: Config) -> bool:
+    """Returns whether a run goes through what another begins with."""
+    base = _base(config)
+    cut = dataclasses.replace(trunk, stages=trunk.stages[: len(base.stages)])
+    return dataclasses.replace(cut, workdir=base.workdir) == base
+
+
+def _branch(trunk: Config, config: Config) -> None:
+    """Makes a run directory whose stages before the first growth are those of a trunk."""
+    last = len(_base(config).stages) - 1
+    source, workdir = epath.Path(trunk.workdir), epath.Path(config.workdir)
+    partial = workdir.with_name(f"{workdir.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    for name in ("config.json", "metrics.jsonl"):
+        (source / name).copy(partial / name)
+    for stage in range(last + 1):
+        shutil.copytree(source / f"stage_{stage}", partial / f"stage_{stage}")
+    # Rows past it are dropped when the run goes on.
+    write_marker(partial, expand(trunk)[last])
+    partial.rename(workdir)
 
 
 def _train_each(configs: Mapping[str, Config], jobs: int) -> None:
@@ -153,14 +192,6 @@ def _train(config: Config) -> float:
     with open(f"{workdir}.log", "a") as log, contextlib.redirect_stdout(log):
         train(config)
     return _final(config)
-
-
-def _first_stage(config: Config) -> Config:
-    """Returns the run of the first stage alone, which the runs that begin so share."""
-    stage = config.stages[0]
-    size = f"{config.model.num_layers}x{config.model.embed_dim}"
-    workdir = Path(config.workdir).parent / f"base-{size}-{stage.tokens}-seed_{config.seed}"
-    return dataclasses.replace(config, stages=(stage,), workdir=str(workdir))
 
 
 def _losses(config: Config) -> list[tuple[float, float]]:

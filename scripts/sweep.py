@@ -1,0 +1,226 @@
+"""Runs a grid over growth timing, operator, factor and seed, and compares what came out.
+
+    python -m scripts.sweep configs/bakeoff_tiny.py --tokens 1e5 2e5 4e5 --growths 'stack(4)'
+
+All cells of a seed that start from the same small model branch off one run of it, and all cost
+the same FLOPs, the small model included. What is finished is not run again, so the same command
+goes on where it was stopped. `--dry-run` prints a command for each cell, for a job array.
+"""
+
+import dataclasses
+import itertools
+import math
+import shlex
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import tyro
+
+from scripts.bakeoff import run_all
+from stackjax.analysis.comparison import Group, group
+from stackjax.analysis.plots import optimum_figure
+from stackjax.analysis.record import read_record
+from stackjax.analysis.scaling import fit_parabola
+from stackjax.analysis.tables import Table
+from stackjax.compare import CompareConfig, write
+from stackjax.config import Config, Stage
+from stackjax.config_file import read_config
+from stackjax.errors import one_line_errors
+from stackjax.flops import flops_6nd
+from stackjax.growth import Growth, parse_growth
+from stackjax.phases import expand, last_stage_tokens, stage_models
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SweepConfig:
+    """Runs a grid over growth timing, operator, factor and seed, and compares the cells."""
+
+    config: Annotated[Path, tyro.conf.Positional]
+    """A run of two stages, such as configs/bakeoff_tiny.py, whose last model is the target."""
+    tokens: tuple[float, ...]
+    """Growth timings (d): tokens of the small model."""
+    growths: tuple[str, ...] = ("stack(4)",)
+    """Operators, each with its factor."""
+    seeds: tuple[int, ...] = (0, 1, 2)
+    """Seeds of every cell, and of the run from scratch."""
+    flops: float | None = None
+    """FLOPs (6ND) of every run; by default those of the config's."""
+    jobs: int = 1
+    """Runs at a time, which share the cores."""
+    cell: int | None = None
+    """Run one cell alone, by its place in the grid."""
+    dry_run: bool = False
+    """Whether to print a command for each cell instead of running it."""
+
+
+def main() -> None:
+    """Runs the command line."""
+    with one_line_errors():
+        sweep(tyro.cli(SweepConfig, prog="python -m scripts.sweep", args=sys.argv[1:]))
+
+
+def sweep(options: SweepConfig) -> None:
+    """Runs every cell and writes the comparison beside them.
+
+    Raises:
+      ValueError: The grid and the config do not fit together.
+    """
+    runs = grid(options)
+    if options.dry_run:
+        given = [each for each in sys.argv[1:] if each != "--dry-run"]
+        command = shlex.join(["python", "-m", "scripts.sweep", *given])
+        for place in range(len(runs)):
+            print(f"{command} --cell {place}")
+        return
+    if options.cell is not None:
+        if not 0 <= options.cell < len(runs):
+            raise ValueError(f"--cell is {options.cell}; the grid has 0 to {len(runs) - 1}.")
+        runs = dict([list(runs.items())[options.cell]])
+    run_all(runs, options.jobs)
+    if options.cell is None:
+        print(report(runs, Path(read_config(options.config).workdir) / "comparison"))
+
+
+def grid(options: SweepConfig) -> dict[tuple[str, int], Config]:
+    """Returns the config of every cell and of scratch, by name and seed."""
+    config = read_config(options.config)
+    _check(options, config)
+    flops = options.flops or float(expand(config)[-1].end.flops_6nd)
+    growths = {text: parse_growth(text) for text in options.growths}
+    step_tokens = config.stages[0].batch_size * config.data.seq_len
+    # Whole steps, so that a small model that goes on has seen what a shorter one has.
+    steps = sorted({math.ceil(tokens / step_tokens) for tokens in options.tokens})
+    timings = [count * step_tokens for count in steps]
+    runs = {}
+    for seed in options.seeds:
+        for (text, growth), d in itertools.product(growths.items(), timings):
+            small = _small_stages(config.stages[0], [each for each in timings if each <= d])
+            stages, name = (*small, _last(config, growth)), f"{text}, {d} tokens"
+            runs[name, seed] = _cell(config, name, stages, flops, seed)
+        runs["scratch", seed] = _cell(config, "scratch", (_last(config, None),), flops, seed)
+    return runs
+
+
+def _check(options: SweepConfig, config: Config) -> None:
+    if len(config.stages) != 2:
+        raise ValueError(
+            f"{options.config} has {len(config.stages)} stages; a sweep needs two, the small "
+            f"model's and the target's."
+        )
+    schedule = config.stages[0].schedule or config.optimizer.schedule
+    if schedule.shape != "constant" and schedule.horizon_tokens is None:
+        raise ValueError(
+            f"the schedule of stages.0 is {schedule.shape} and ends with its stage, so that a "
+            f"small model would train otherwise for each timing; make it constant, or give it "
+            f"horizon_tokens."
+        )
+
+
+def _small_stages(base: Stage, timings: Sequence[int]) -> list[Stage]:
+    """Returns the stages of a small model up to the last timing, cut at each."""
+    cuts = itertools.pairwise([0, *timings])
+    return [dataclasses.replace(base, tokens=stop - start) for start, stop in cuts]
+
+
+def _last(config: Config, growth: Growth | None) -> Stage:
+    return dataclasses.replace(config.stages[-1], growth=growth)
+
+
+def _cell(
+    config: Config, name: str, stages: tuple[Stage, ...], flops: float, seed: int
+) -> Config:
+    """Returns the run of a cell, whose last stage is as long as the FLOPs allow."""
+    target = stage_models(config)[-1]
+    first = config.stages[0].schedule or config.optimizer.schedule
+    # The small model's schedule does not begin again where its stages are cut.
+    horizon = first.horizon_tokens or 10**15
+    of_run = dataclasses.replace(first, axis="run", horizon_tokens=horizon)
+    small = tuple(dataclasses.replace(stage, schedule=of_run) for stage in stages[:-1])
+    slug = name.replace(", ", "-").replace(" ", "_").replace("*", "x")
+    longer = dataclasses.replace(
+        config,
+        model=target,
+        model_is="target",
+        stages=(*small, dataclasses.replace(stages[-1], tokens=10**15)),
+        seed=seed,
+        workdir=f"{config.workdir}/{slug}-seed_{seed}",
+    )
+    spent = expand(longer)[-1].start.flops_6nd
+    if spent + flops_6nd(target) * config.data.seq_len > flops:
+        raise ValueError(
+            f"{name} spends {spent:.3g} FLOPs before it grows, and a run has {flops:.3g}; "
+            f"grow sooner, or give more --flops."
+        )
+    last = dataclasses.replace(stages[-1], tokens=last_stage_tokens(longer, flops))
+    return dataclasses.replace(longer, stages=(*small, last))
+
+
+def report(runs: Mapping[tuple[str, int], Config], output: Path) -> str:
+    """Writes the comparison of all cells, and returns it with the table of their losses."""
+    paths = tuple(Path(config.workdir) for config in runs.values())
+    printed = write(CompareConfig(runs=paths, output=output))
+    groups = group([read_record(path) for path in paths])
+    table = losses_of(groups).markdown()
+    (output / "sweep.md").write_text(table)
+    varied = "tokens of the small model (d)"
+    figure = optimum_figure(_points(groups), _finals(groups[0]), varied)
+    figure.savefig(output / "loss_over_d.png")
+    return f"{printed}\n\n{table}"
+
+
+def _points(groups: Sequence[Group]) -> dict[str, list[tuple[float, list[float]]]]:
+    """Returns (d, final losses of the seeds) of each operator."""
+    found: dict[str, list[tuple[float, list[float]]]] = {}
+    for each in groups[1:]:
+        record = each.records[0]
+        growth = next(str(growth) for growth in record.growths if growth is not None)
+        found.setdefault(growth, []).append((record.seams[0]["tokens"], _finals(each)))
+    return {growth: sorted(points) for growth, points in found.items()}
+
+
+def losses_of(groups: Sequence[Group]) -> Table:
+    """Returns the final losses of every cell, and the best timing of each operator."""
+    scratch = _finals(groups[0])
+    rows = [["scratch", "", *_final(scratch, scratch)]]
+    optima = []
+    for growth, points in _points(groups).items():
+        rows += [[growth, f"{d:,}", *_final(finals, scratch)] for d, finals in points]
+        optima.append(f"{growth}: {_optimum(points)}")
+    return Table(
+        title="Final held-out loss, every cell for the same FLOPs (6ND)",
+        note="; ".join(optima),
+        head=["growth", "d", "mean over seeds", "less scratch", "all seeds"],
+        rows=rows,
+    )
+
+
+def _finals(group: Group) -> list[float]:
+    """Returns the final held-out loss of each seed."""
+    return [float(record.curve("held_out").losses[-1]) for record in group.records]
+
+
+def _final(finals: list[float], scratch: list[float]) -> list[str]:
+    mean = float(np.mean(finals))
+    every = ", ".join(f"{loss:.4f}" for loss in finals)
+    return [f"{mean:.4f}", f"{mean - float(np.mean(scratch)):+.4f}", every]
+
+
+def _optimum(points: list[tuple[float, list[float]]]) -> str:
+    """Returns what a parabola over log10 d says of the best timing, or why it says nothing."""
+    x = [math.log10(d) for d, finals in points for _ in finals]
+    losses = [loss for _, finals in points for loss in finals]
+    try:
+        parabola = fit_parabola(x, losses)
+    except ValueError as error:
+        return f"no best d ({error})"
+    low, high = parabola.optimum_interval
+    outside = ", outside of the timings tried" if parabola.is_extrapolated else ""
+    interval = f"95 %: {10**low:.3g} to {10**high:.3g}"
+    return f"best d {10**parabola.optimum:.3g} tokens ({interval}){outside}"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,139 @@
+"""A grid of runs that branch off one small model, killed and run again, ends in one table."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+
+import pytest
+from runs import ROOT, rows
+
+from scripts.sweep import SweepConfig, grid, sweep
+from stackjax.flops import flops_6nd
+from stackjax.phases import expand, stage_models
+
+# The small model's rate must not depend on when it grows.
+CONFIG = """
+import dataclasses
+from pathlib import Path
+from stackjax.config import Schedule
+from stackjax.config_file import read_config
+
+def get_config():
+    config = read_config(Path("{config}"))
+    base, last = config.stages
+    base = dataclasses.replace(base, schedule=Schedule(shape="constant", warmup_tokens=256))
+    return dataclasses.replace(config, stages=(base, last), workdir="{runs}")
+"""
+STEP = 128
+
+
+def options(world, path, **fields):
+    config = path / "swept.py"
+    config.write_text(CONFIG.format(config=world.path / "config.py", runs=path / "cells"))
+    values = {
+        "config": config,
+        "tokens": (3 * STEP - 1, 5 * STEP),
+        "growths": ("stack(2)", "depth_zero(factor=2)"),
+        "seeds": (0,),
+        "jobs": 2,
+    }
+    return SweepConfig(**(values | fields))
+
+
+@pytest.fixture
+def environment(world, monkeypatch):
+    # Runs are made by processes of their own, which share what they compile.
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(world.path / "compilation_cache"))
+    monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+
+
+def test_every_cell_costs_the_same_and_begins_with_the_same_small_model(world, tmp_path):
+    runs = grid(options(world, tmp_path, seeds=(0, 1)))
+    assert len(runs) == 2 * (2 * 2 + 1)
+    ends = [expand(config)[-1] for config in runs.values()]
+    budgets = {phase.end.flops_6nd // (STEP * flops_6nd(phase.model)) for phase in ends}
+    # Up to a step of the large model.
+    assert max(budgets) - min(budgets) <= 1
+    for (name, seed), config in runs.items():
+        assert config.seed == seed
+        assert stage_models(config)[-1].num_layers == 2
+        if name.startswith("stack(2), 640"):
+            small = [stage.tokens for stage in config.stages[:-1]]
+            assert small == [3 * STEP, 2 * STEP]
+
+
+def test_a_sweep_killed_at_random_and_run_again_ends_in_the_table_of_one_that_was_not(
+    world, tmp_path, environment, capsys
+):
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    for path in (whole, killed):
+        path.mkdir()
+    sweep(options(world, whole))
+    cells = whole / "cells"
+    [base] = (path for path in cells.glob("base-*") if path.is_dir())
+    for name in ("stack(2)-384_tokens-seed_0", "stack(2)-640_tokens-seed_0"):
+        found = rows(cells / name)
+        tokens = int(name.split("-")[1].split("_")[0])
+        small = [row for row in found if row["tokens"] <= tokens and row["kind"] == "train"]
+        trunk = [row for row in rows(base) if row["kind"] == "train"]
+        # The rows of the one small model, as far as the cell had it.
+        assert small == trunk[: len(small)]
+        assert len(small) == tokens / STEP
+    table = (cells / "comparison" / "sweep.md").read_text()
+
+    given = options(world, killed)
+    args = [str(given.config), "--tokens", *map(str, given.tokens), "--jobs", "2"]
+    args += ["--growths", *given.growths, "--seeds", "0"]
+    rng, environ = random.Random(0), os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
+    environ |= {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "1"}
+    for _ in range(2):
+        process = subprocess.Popen(
+            [sys.executable, "-m", "scripts.sweep", *args],
+            cwd=ROOT,
+            env=environ,
+            start_new_session=True,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        try:
+            process.wait(rng.uniform(4, 12))
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+    sweep(given)
+    assert (killed / "cells" / "comparison" / "sweep.md").read_text() == table
+    # What is finished is not run again.
+    written = (cells / "scratch-seed_0" / "metrics.jsonl").stat().st_mtime_ns
+    sweep(options(world, whole))
+    assert (cells / "scratch-seed_0" / "metrics.jsonl").stat().st_mtime_ns == written
+    assert (cells / "comparison" / "sweep.md").read_text() == table
+
+
+def test_every_cell_has_a_command(world, tmp_path, monkeypatch, capsys):
+    args = ["sweep", "swept.py", "--tokens", "384", "--dry-run"]
+    monkeypatch.setattr("sys.argv", args)
+    sweep(options(world, tmp_path, dry_run=True))
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[4] == "python -m scripts.sweep swept.py --tokens 384 --cell 4"
+    assert len(lines) == 5
+
+
+REFUSED = [
+    ({"cell": 5}, r"--cell is 5; the grid has 0 to 4"),
+    ({"tokens": (1e9,)}, r"stack\(2\), .* spends .* FLOPs before it grows"),
+    ({"growths": ("stak(2)",)}, r"stak"),
+]
+
+
+@pytest.mark.parametrize(("fields", "message"), REFUSED)
+def test_a_grid_that_does_not_fit_is_refused(world, tmp_path, fields, message):
+    with pytest.raises(ValueError, match=message):
+        sweep(options(world, tmp_path, **fields))
+
+
+def test_a_small_model_that_would_train_otherwise_for_each_timing_is_refused(world, tmp_path):
+    given = options(world, tmp_path, config=world.path / "config.py")
+    with pytest.raises(ValueError, match=r"schedule of stages.0 is cosine and ends with its"):
+        sweep(given)
