@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Every number of docs/performance.md but those of peers (scripts/peers.sh), on this machine. A process each, so that peaks of memory
-# are its own; what does not fit says so.
+# Every number of docs/performance.md but those of peers (scripts/peers.sh), on this machine. A
+# process each, so that peaks of memory are its own; what does not fit says so.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -12,7 +12,7 @@ measure() { # NAME CONFIG [options and overrides]
 
 measure tiny configs/tiny.py --ablate
 # 52M parameters, 32,000 tokens: the second shape that codebases are compared at.
-measure small configs/tiny_scratch.py --ablate --sections loader step host \
+measure small configs/tiny_scratch.py --sections loader step host \
   --model.vocab-size 32000 --model.num-layers 6 --model.embed-dim 512 --model.mlp-dim 1408 \
   --model.num-heads 8 --model.num-kv-heads 8 --model.head-dim 64 \
   --data.path data/none --data.corpus None --data.seq-len 512 \
