@@ -116,9 +116,9 @@ def budgets_table(comparison: Comparison, loss: LossName) -> Table:
     return Table(
         title=f"{comparison.grown.label}: {LOSSES[loss]} at equal cost",
         note="Means over seeds, 95 % intervals; the speed-up is that at the grown run's loss.",
-        head=["budget", "scratch", "grown", "grown - scratch", "speed-up"],
+        head=["cost", "budget", "scratch", "grown", "grown - scratch", "speed-up"],
         rows=[
-            [show_cost(cost, each.cost), *_budget_cells(each)]
+            [COSTS[cost], show_cost(cost, each.cost), *_budget_cells(each)]
             for cost, at_cost in comparison.at_budgets.items()
             for each in at_cost
         ],
