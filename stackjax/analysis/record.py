@@ -67,10 +67,11 @@ class Record:
     @property
     def seams(self) -> list[Mapping[str, Any]]:
         """The rows of its growths, and of what follows the fit of a learned one."""
+        growths = self.growths
         return [
             row
             for row in self.rows
-            if row["kind"] == "growth" and self.growths[row["stage"]] is not None
+            if row["kind"] == "growth" and growths[row["stage"]] is not None
         ]
 
     @property
@@ -84,11 +85,8 @@ class Record:
           ValueError: There are fewer than two.
         """
         name = _ROW_NAMES[loss]
-        rows = [
-            row
-            for row in self.rows
-            if row["stage"] >= self.final_stage and row.get(name) is not None
-        ]
+        first = self.final_stage
+        rows = [row for row in self.rows if row["stage"] >= first and row.get(name) is not None]
         if len(rows) < 2:
             raise ValueError(
                 f"{self.path} has {len(rows)} rows of {name} for its last model, and a curve "
