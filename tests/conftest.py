@@ -48,6 +48,14 @@ jax.config.update("jax_disable_most_optimizations", True)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 
+@pytest.fixture(autouse=True)
+def _where_programs_are_kept():
+    """A run in this process does not settle where the programs of the next are kept."""
+    directory = jax.config.jax_compilation_cache_dir  # type: ignore
+    yield
+    jax.config.update("jax_compilation_cache_dir", directory)
+
+
 def tiny_model(**fields) -> ModelConfig:
     """A model whose sizes all differ, and divide over every mesh below."""
     sizes = {

@@ -34,10 +34,8 @@ from stackjax.train import train
 
 @pytest.fixture(autouse=True)
 def _shared_cache(world):
-    """Programs are kept for all runs, and a run does not settle where for the next."""
+    """Programs are kept for all runs."""
     jax.config.update("jax_compilation_cache_dir", str(world.path / "cache_of_eight"))
-    yield
-    jax.config.update("jax_compilation_cache_dir", None)
 
 
 def with_stage_1(config, **fields):
