@@ -8,7 +8,7 @@ import dataclasses
 from collections.abc import Mapping
 
 from stackjax.config import Config, Stage
-from stackjax.growth import parse_growth
+from stackjax.growth import chain, parse_growth
 from stackjax.phases import last_stage_tokens
 
 PATTERNS = {
@@ -96,19 +96,32 @@ def grown_runs(
                 dataclasses.replace(last, growth=parse_growth(text)),
             )
             name = f"{growth}, {timing}"
-            found[name] = _cell(grown, name, stages, flops, seed)
+            found[name] = cell(grown, name, stages, flops=flops, seed=seed)
     return found
+
+
+def gradual(grown: Config, *, flops: float, seed: int) -> dict[str, Config]:
+    """Returns a run of three stages, the hop from its first to its last, and scratch."""
+    first, _, last = grown.stages
+    growths = [stage.growth for stage in grown.stages if stage.growth is not None]
+    hop = (first, dataclasses.replace(last, growth=chain(*growths)))
+    runs = {
+        name: cell(grown, name, stages, flops=flops, seed=seed)
+        for name, stages in {"one hop, d": hop, "gradual, d": grown.stages}.items()
+    }
+    return runs | {"scratch": scratch_run(grown, flops=flops, seed=seed)}
 
 
 def scratch_run(grown: Config, *, flops: float, seed: int) -> Config:
     """Returns the run that trains the target from scratch, for as many FLOPs."""
     stage = dataclasses.replace(grown.stages[-1], growth=None)
-    return _cell(grown, "scratch", (stage,), flops, seed)
+    return cell(grown, "scratch", (stage,), flops=flops, seed=seed)
 
 
-def _cell(
-    grown: Config, name: str, stages: tuple[Stage, ...], flops: float, seed: int
+def cell(
+    grown: Config, name: str, stages: tuple[Stage, ...], *, flops: float, seed: int
 ) -> Config:
+    """Returns the run of some stages, the last of them as long as the FLOPs allow."""
     slug = name.replace(", ", "-").replace(" ", "_").replace("*", "x")
     # More than it can need, until the length of the last stage is settled.
     longer = (*stages[:-1], dataclasses.replace(stages[-1], tokens=10**15))

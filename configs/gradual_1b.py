@@ -1,22 +1,34 @@
 """Gradual stacking at 1.1B (StackedBERT): 6 layers, 12, then 24 (arXiv:2405.15319, figure 33).
 
-    python -m stackjax.train --config configs/gradual_1b.py
+    python -m scripts.bakeoff configs/gradual_1b.py --dry-run
 
-10 billion tokens for each of the two smaller models, as the text of the paper says.
+lists a command for it, for one hop from 6 layers to 24, and for 24 layers from scratch, all for the
+FLOPs of the paper's 1.1B run. 10 billion tokens for each of the smaller models, as the text of the
+paper says. The gradual run alone:
+
+    python -m stackjax.train --config configs/gradual_1b.py
 """
 
 import dataclasses
 
+import bakeoff
 import gstack_1b
 
 from stackjax.config import Config
 from stackjax.growth import Stack
+from stackjax.phases import expand
 
 
 def get_config() -> Config:
-    """Returns the run."""
+    """Returns the gradual run."""
     config = gstack_1b.get_config()
     base, last = config.stages
     twice = dataclasses.replace(base, growth=Stack(2))
     stages = (base, twice, dataclasses.replace(last, growth=Stack(2)))
     return dataclasses.replace(config, stages=stages, workdir="runs/gradual_1b")
+
+
+def get_runs(seed: int) -> dict[str, Config]:
+    """Returns the gradual run, the one hop, and scratch."""
+    flops = expand(gstack_1b.get_config())[-1].end.flops_6nd
+    return bakeoff.gradual(get_config(), flops=flops, seed=seed)

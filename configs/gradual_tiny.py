@@ -1,23 +1,30 @@
-"""Gradual stacking on a CPU (StackedBERT): 6 layers, then 12, then 24, each half of the last.
+"""Gradual stacking on a CPU (StackedBERT): 6 layers, then 12, then 24, against one hop.
+
+    python -m scripts.bakeoff configs/gradual_tiny.py --jobs 2
+
+Every run costs what 400,000 bytes of the 24 layers do. The gradual one alone:
 
     python -m stackjax.train --config configs/gradual_tiny.py
 
-The paper finds one growth from 6 to 24 better (arXiv:2405.15319, figure 33): the same with
-`stack(4)` and two stages is table5_tiny.py.
+The paper finds one growth from 6 to 24 better (arXiv:2405.15319, figure 33).
 """
 
 import dataclasses
 
+import bakeoff
 import tiny
 
 from stackjax.config import Config
+from stackjax.flops import flops_6nd
 from stackjax.growth import Stack
+
+TOKENS = 400_000
 
 
 def get_config() -> Config:
-    """Returns the run."""
+    """Returns the gradual run."""
     config = tiny.get_config()
-    base = dataclasses.replace(config.stages[0], tokens=150_000)
+    base = dataclasses.replace(config.stages[0], tokens=100_000)
     twice = dataclasses.replace(base, growth=Stack(2))
     return dataclasses.replace(
         config,
@@ -25,3 +32,9 @@ def get_config() -> Config:
         stages=(base, twice, dataclasses.replace(twice, tokens=300_000)),
         workdir="runs/gradual_tiny",
     )
+
+
+def get_runs(seed: int) -> dict[str, Config]:
+    """Returns the gradual run, the one hop, and scratch."""
+    config = get_config()
+    return bakeoff.gradual(config, flops=flops_6nd(config.model) * TOKENS, seed=seed)

@@ -13,7 +13,9 @@ from stackjax.preflight import check
 from stackjax.sharding import MeshConfig, partition_of
 
 CONFIGS = sorted(
-    path for path in Path("configs").glob("*.py") if path.stem not in ("paper", "bakeoff")
+    path
+    for path in Path("configs").glob("*.py")
+    if path.stem not in ("paper", "bakeoff", "sizes")
 )
 PAPER = {
     # Billions of parameters, in all and without embedding and head; tokens of the target;
@@ -49,7 +51,7 @@ def test_every_config_fits_a_mesh_of_8_by_4(path):
 
 def test_the_papers_sizes_need_an_accelerator_and_tiny_ones_run_anywhere():
     configs = {path.stem: [load(path.stem)] for path in CONFIGS}
-    for name in ("bakeoff", "noise", "table5"):
+    for name in ("bakeoff", "noise", "table5", "gradual"):
         for size in ("tiny", "1b"):
             runs = load_runs(Path(f"configs/{name}_{size}.py"))(seed=0)
             configs[f"{name}_{size}"] += runs.values()

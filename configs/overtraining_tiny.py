@@ -1,0 +1,38 @@
+"""The data scaling of arXiv:2405.15319, figure 6, on a CPU: one size, ever more bytes.
+
+    python -m scripts.scale configs/overtraining_tiny.py --jobs 2
+
+8 layers x 32, grown and from scratch, for the FLOPs of 2 to 70 bytes a parameter; as in the paper
+the small model has always seen the same number. One run:
+
+    python -m stackjax.train --config configs/overtraining_tiny.py
+"""
+
+import sizes
+
+from stackjax.config import Config
+
+TOKENS = (250_000, 500_000, 1_000_000, 2_000_000, 4_000_000, 8_000_000)
+SMALL_TOKENS = 50_000
+
+
+def get_config() -> Config:
+    """Returns the shortest grown run."""
+    return _grown(TOKENS[0])
+
+
+def get_runs(seed: int) -> dict[str, Config]:
+    """Returns the runs of every length."""
+    found = {}
+    for tokens in TOKENS:
+        found |= sizes.pair(_grown(tokens), tokens, seed)
+    return found
+
+
+def _grown(tokens: int) -> Config:
+    return sizes.grown_run(
+        sizes.model_of(32),
+        small_tokens=SMALL_TOKENS,
+        tokens=tokens,
+        workdir=f"runs/overtraining_tiny/{tokens}_bytes",
+    )

@@ -1,0 +1,38 @@
+"""The scaling law of arXiv:2405.15319, figure 7, on a CPU: four sizes, grown and from scratch.
+
+    python -m scripts.scale configs/scaling_tiny.py --jobs 2
+
+8 layers of 32, 48, 64 and 80 channels, each for the FLOPs of 2.5 bytes a parameter from scratch.
+The small model, of 2 layers, has seen a tenth of these bytes. One pair:
+
+    python -m stackjax.train --config configs/scaling_tiny.py
+"""
+
+import sizes
+
+from stackjax.config import Config
+from stackjax.flops import num_params
+
+WIDTHS = (32, 48, 64, 80)
+TOKENS_PER_PARAM = 2.5
+
+
+def get_config() -> Config:
+    """Returns the grown run of 64 channels."""
+    return _grown(64)
+
+
+def get_runs(seed: int) -> dict[str, Config]:
+    """Returns the runs of every size."""
+    found = {}
+    for width in WIDTHS:
+        grown = _grown(width)
+        found |= sizes.pair(grown, grown.stages[-1].tokens or 0, seed)
+    return found
+
+
+def _grown(width: int) -> Config:
+    model = sizes.model_of(width)
+    tokens = int(TOKENS_PER_PARAM * num_params(model))
+    workdir = f"runs/scaling_tiny/{width}_channels"
+    return sizes.grown_run(model, small_tokens=tokens // 10, tokens=tokens, workdir=workdir)
