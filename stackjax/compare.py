@@ -46,8 +46,8 @@ class CompareConfig:
     loss: LossName = "held_out"
     """Held-out loss, or the training loss, as arXiv:2405.15319 has it."""
     losses: tuple[float, ...] = ()
-    """Losses to give the speed-up at; by default those of scratch at a quarter, half, three
-    quarters and all of its FLOPs, and the last one of the grown runs."""
+    """Losses to give the speed-up at; by default what all seeds of scratch have come down to
+    at a quarter, half, three quarters and all of its FLOPs, and the last of the grown runs."""
     budgets: tuple[float, ...] = ()
     """FLOPs (6ND) to give the losses at; by default the same shares of what both have spent."""
     output: Path = Path("runs/comparison")

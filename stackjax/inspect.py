@@ -18,7 +18,8 @@ from stackjax.errors import one_line_errors
 from stackjax.flops import num_params
 from stackjax.lineage import Generation, total
 from stackjax.phase import Counts
-from stackjax.summary import describe, short
+from stackjax.quantity import short
+from stackjax.summary import describe
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

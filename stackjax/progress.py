@@ -8,6 +8,7 @@ import rich.console
 import rich.progress
 
 from stackjax.metrics import Row
+from stackjax.quantity import short
 
 
 class Progress(Protocol):
@@ -110,25 +111,16 @@ def _columns(row: Row, total_tokens: int) -> dict[str, str]:
     rate = row["tokens_per_second"]
     columns = {
         "stage": f"stage {row['stage']}",
-        "tokens": f"{_count(row['tokens']):>5}/{_count(total_tokens)} tokens",
+        "tokens": f"{short(row['tokens']):>5}/{short(total_tokens)} tokens",
         "loss": f"loss {row['loss']:6.3f}",
         "learning_rate": f"lr {row['learning_rate']:.1e}",
         "grad_norm": f"grad {row['grad_norm']:5.2f}",
-        "rate": f"{_count(rate):>5} tok/s",
+        "rate": f"{short(rate):>5} tok/s",
     }
     if row.get("mfu") is not None:
         columns["mfu"] = f"mfu {100 * row['mfu']:4.1f}%"
     columns["eta"] = f"eta {_duration((total_tokens - row['tokens']) / rate)}"
     return columns
-
-
-def _count(number: float) -> str:
-    """Returns a count in three digits: 999, 41.2k, 2.10M, 105M, 1.05B."""
-    rounded = float(f"{number:.2e}")  # before the suffix is chosen: 999999 is 1.00M
-    power = min((len(f"{rounded:.0f}") - 1) // 3, 4)
-    if power == 0:
-        return f"{rounded:.0f}"
-    return f"{rounded / 1000**power:#.3g}".rstrip(".") + " kMBT"[power]
 
 
 def _duration(seconds: float) -> str:

@@ -9,6 +9,7 @@ from etils import epath
 from stackjax.flops import num_params
 from stackjax.model import ModelConfig
 from stackjax.phase import Counts, Phase
+from stackjax.quantity import short
 
 
 def summarize(
@@ -56,11 +57,3 @@ def describe(model: ModelConfig) -> str:
 def _last(rows: Sequence[Mapping[str, Any]], phase: int) -> str:
     losses = [row["loss"] for row in rows if row["kind"] == "train" and row["phase"] == phase]
     return f"{losses[-1]:.4f}" if losses else "-"
-
-
-def short(number: float) -> str:
-    """Returns a number to three digits, with a suffix: 98.3k, 2.10M, 1.36B."""
-    for size, suffix in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
-        if number >= size:
-            return f"{number / size:.3g}{suffix}"
-    return f"{number:.3g}"

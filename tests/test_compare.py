@@ -202,13 +202,23 @@ def runs(tmp_path):
 @pytest.mark.parametrize("loss", ["held_out", "train"])
 def test_a_comparison_of_run_directories_finds_their_speed_up_by_every_cost(runs, loss):
     groups = group([read_record(path) for path in reversed(runs)])
-    assert [each.label for each in groups] == ["scratch", "stack(2) at 5e+08 tokens"]
+    assert [each.label for each in groups] == ["scratch", "stack(2) at 500M tokens"]
     [found] = compare(groups, loss, losses=(2.5,), budgets=(1e16,))
     for cost in COSTS:
         estimate = found.at_losses[2.5][cost].estimate
         assert estimate.low < 0.5 < estimate.high
         assert estimate.value == pytest.approx(0.5, abs=0.1)
     assert found.at_budgets["flops_6nd"][0].scratch == pytest.approx(losses(1e16), rel=0.01)
+
+
+def test_losses_are_looked_at_that_every_seed_of_scratch_has_come_down_to(runs):
+    scratch, *_ = groups = group([read_record(path) for path in runs])
+    [found] = compare(groups, "held_out")
+    last = [record.curve("held_out").over("flops_6nd").last_loss for record in scratch.records]
+    assert max(last) in found.at_losses
+    assert found.at_losses[max(last)]["flops_6nd"].is_bound == ""
+    # A mean of them would be out of reach for one.
+    assert np.mean(last) < max(last)
 
 
 def test_device_seconds_are_those_of_all_devices_while_they_trained(runs):

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from conftest import tiny_run
 
-from stackjax.analysis.plan_text import short
+from stackjax.analysis.plan_text import amount
 from stackjax.analysis.planning import choose_timing, grown_run
 from stackjax.analysis.published import PUBLISHED, nearest_published
 from stackjax.analysis.shapes import SHAPES, choose_model
@@ -406,7 +406,7 @@ def test_a_screen_shows_the_plan(monkeypatch, capsys):
     [(11.11e9, "11.11B"), (2e12, "2.00T"), (2.8e11, "280B"), (1.5e6, "1.50M"), (12.0, "12")],
 )
 def test_numbers_are_short(number, text):
-    assert short(number) == text
+    assert amount(number) == text
 
 
 # Fields of a command line, and what its error must say: field, value, rule, way out.

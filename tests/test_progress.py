@@ -8,6 +8,7 @@ import pytest
 import rich.console
 
 from stackjax import progress
+from stackjax.quantity import short
 
 ROW = {
     "kind": "train",
@@ -97,7 +98,7 @@ def test_the_bar_fits_the_terminal(width):
     ],
 )
 def test_counts_have_three_digits(number, text):
-    assert progress._count(number) == text
+    assert short(number) == text
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import numpy as np
 from stackjax.analysis.curve import MonotoneCurve
 from stackjax.analysis.record import COSTS, LossName, Record, check_comparable
 from stackjax.analysis.speedup import AtBudget, Speedup, at_budget, crossing, speedup_at_loss
+from stackjax.quantity import short
 
 _SHARES = (0.25, 0.5, 0.75, 1.0)
 """Of what scratch has spent: where the tables look if they are not told."""
@@ -94,7 +95,7 @@ def _label(record: Record) -> str:
     if not grown:
         return "scratch"
     seams = record.seams
-    when = f" at {seams[0]['tokens']:.3g} tokens" if seams else ""
+    when = f" at {short(seams[0]['tokens'])} tokens" if seams else ""
     return f"{', '.join(grown)}{when}"
 
 
@@ -108,8 +109,9 @@ def compare(
     """Returns a comparison of each group of grown runs with the first group, scratch.
 
     Args:
-      losses: Where to give the speed-up; by default what scratch has at a quarter, half,
-        three quarters and all of its FLOPs, and what grown runs have at their end.
+      losses: Where to give the speed-up; by default what all seeds of scratch have come down
+        to at a quarter, half, three quarters and all of its FLOPs, and what those of the grown
+        runs have at their end.
       budgets: FLOPs (6ND) where to give the losses; by default the same shares.
     """
     scratch, *grown = groups
@@ -143,9 +145,10 @@ def _compare(
 def _default_losses(
     scratch: Sequence[MonotoneCurve], grown: Sequence[MonotoneCurve]
 ) -> list[float]:
+    """Returns losses that every seed has come down to."""
     spent = min(curve.last_cost for curve in scratch)
-    levels = [np.mean([curve.loss_at(share * spent) for curve in scratch]) for share in _SHARES]
-    levels.append(np.mean([curve.last_loss for curve in grown]))
+    levels = [np.max([curve.loss_at(share * spent) for curve in scratch]) for share in _SHARES]
+    levels.append(np.max([curve.last_loss for curve in grown]))
     return sorted({float(level) for level in levels if not np.isnan(level)}, reverse=True)
 
 

@@ -46,7 +46,7 @@ def show(plan: Plan) -> str:
     return "\n\n".join("\n".join(block) for block in blocks)
 
 
-def short(number: float) -> str:
+def amount(number: float) -> str:
     """Returns a number to three digits or more, with a suffix: 11.11B, 2.00T, 280B."""
     for size, suffix in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
         if number >= size:
@@ -56,7 +56,7 @@ def short(number: float) -> str:
 
 def _budget(plan: Plan) -> str:
     return (
-        f"N = {short(plan.params)} parameters, D = {short(plan.tokens)} tokens, "
+        f"N = {amount(plan.params)} parameters, D = {amount(plan.tokens)} tokens, "
         f"C = 6 N D = {plan.flops:.2e} FLOPs"
     )
 
@@ -67,13 +67,13 @@ def _target(plan: Plan) -> str:
     if abs(cost / plan.flops - 1) < 0.01:
         return text
     return (
-        f"{text}; of {short(plan.scratch.params)} parameters in all, so that D costs it "
+        f"{text}; of {amount(plan.scratch.params)} parameters in all, so that D costs it "
         f"{cost:.2e} FLOPs"
     )
 
 
 def _growth(plan: Plan) -> str:
-    small, target = (short(each.non_embedding_params) for each in plan.stages)
+    small, target = (amount(each.non_embedding_params) for each in plan.stages)
     g = plan.factor
     return f"stack({g}): non-embedding parameters {small} -> {target} (g = {g})"
 
@@ -81,7 +81,7 @@ def _growth(plan: Plan) -> str:
 def _timing(plan: Plan) -> str:
     tokens = plan.timing.tokens
     return (
-        f"d = {short(tokens)} tokens, {100 * tokens / plan.tokens:.3g} % of D, by "
+        f"d = {amount(tokens)} tokens, {100 * tokens / plan.tokens:.3g} % of D, by "
         f"{_RULES[plan.timing.rule]}"
     )
 
@@ -91,7 +91,7 @@ def _label(plan: Plan, warning: str) -> str:
 
 
 def _break_even(plan: Plan) -> str:
-    speedup, tokens = plan.break_even.speedup, short(plan.break_even.tokens)
+    speedup, tokens = plan.break_even.speedup, amount(plan.break_even.tokens)
     return (
         f"the small model costs what {tokens} tokens of the target do; it pays once the "
         f"target's stage reaches scratch's loss that much sooner, a speed-up of "
@@ -121,7 +121,7 @@ def _speedups(rows: list[Published]) -> str:
     tokens, lengths = (
         " to ".join(dict.fromkeys([show(min(values)), show(max(values))]))
         for values, show in (
-            ([each.tokens for each in rows], short),
+            ([each.tokens for each in rows], amount),
             ([each.tokens / each.params for each in rows], _plain),
         )
     )
@@ -169,8 +169,8 @@ def _table(plan: Plan) -> list[str]:
     columns = [
         ["stage", *stages],
         ["layers", *(str(each.num_layers) for each in stages.values())],
-        ["params", *(short(each.params) for each in stages.values())],
-        ["tokens", *(short(each.tokens) for each in stages.values())],
+        ["params", *(amount(each.params) for each in stages.values())],
+        ["tokens", *(amount(each.tokens) for each in stages.values())],
         ["6ND FLOPs", *(f"{each.flops_6nd:.2e}" for each in stages.values())],
         ["of scratch", *(f"{100 * _share(plan, each):.2f} %" for each in stages.values())],
         ["matmul FLOPs", *(f"{each.flops:.2e}" for each in stages.values())],
@@ -212,8 +212,8 @@ def config_text(plan: Plan, command: str, comments: Mapping[str, str]) -> str:
     """
     small, target = plan.stages
     says = [
-        f"G_stack (arXiv:2405.15319): {small.num_layers} layers for {short(small.tokens)} "
-        f"tokens, then {target.num_layers} for {short(target.tokens)}.",
+        f"G_stack (arXiv:2405.15319): {small.num_layers} layers for {amount(small.tokens)} "
+        f"tokens, then {target.num_layers} for {amount(target.tokens)}.",
         f"{_timing(plan)}.",
         *plan.warnings,
     ]
