@@ -126,7 +126,7 @@ def run_all(runs: Mapping[tuple[str, int], Config], jobs: int) -> None:
         config.workdir: next(base for base in bases if _begins(base, config))
         for config in missing
     }
-    _train_each({Path(trunk.workdir).name: trunk for trunk in trunks.values()}, jobs)
+    _train_each({trunk.workdir: trunk for trunk in trunks.values()}, jobs)
     for config in missing:
         _branch(trunks[config.workdir], config)
     _train_each({f"{name}, seed {seed}": run for (name, seed), run in runs.items()}, jobs)

@@ -16,21 +16,18 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated
 
-import numpy as np
 import tyro
 
 from scripts.bakeoff import run_all
-from stackjax.analysis.comparison import Group, group
-from stackjax.analysis.plots import optimum_figure
-from stackjax.analysis.record import read_record
-from stackjax.analysis.scaling import fit_parabola
-from stackjax.analysis.tables import Table
-from stackjax.compare import CompareConfig, write
+from stackjax.compare import CompareConfig
+from stackjax.compare import write as write_comparison
 from stackjax.config import Config, Stage
 from stackjax.config_file import read_config
 from stackjax.errors import one_line_errors
 from stackjax.flops import flops_6nd
 from stackjax.growth import Growth, parse_growth
+from stackjax.isoflop import IsoflopConfig
+from stackjax.isoflop import write as write_isoflop
 from stackjax.phases import expand, last_stage_tokens, stage_models
 
 
@@ -159,67 +156,11 @@ def _cell(
 
 
 def report(runs: Mapping[tuple[str, int], Config], output: Path) -> str:
-    """Writes the comparison of all cells, and returns it with the table of their losses."""
+    """Writes the comparison of all cells, and the best timings and factors; returns both."""
     paths = tuple(Path(config.workdir) for config in runs.values())
-    printed = write(CompareConfig(runs=paths, output=output))
-    groups = group([read_record(path) for path in paths])
-    table = losses_of(groups).markdown()
-    (output / "sweep.md").write_text(table)
-    varied = "tokens of the small model (d)"
-    figure = optimum_figure(_points(groups), _finals(groups[0]), varied)
-    figure.savefig(output / "loss_over_d.png")
-    return f"{printed}\n\n{table}"
-
-
-def _points(groups: Sequence[Group]) -> dict[str, list[tuple[float, list[float]]]]:
-    """Returns (d, final losses of the seeds) of each operator."""
-    found: dict[str, list[tuple[float, list[float]]]] = {}
-    for each in groups[1:]:
-        record = each.records[0]
-        growth = next(str(growth) for growth in record.growths if growth is not None)
-        found.setdefault(growth, []).append((record.seams[0]["tokens"], _finals(each)))
-    return {growth: sorted(points) for growth, points in found.items()}
-
-
-def losses_of(groups: Sequence[Group]) -> Table:
-    """Returns the final losses of every cell, and the best timing of each operator."""
-    scratch = _finals(groups[0])
-    rows = [["scratch", "", *_final(scratch, scratch)]]
-    optima = []
-    for growth, points in _points(groups).items():
-        rows += [[growth, f"{d:,}", *_final(finals, scratch)] for d, finals in points]
-        optima.append(f"{growth}: {_optimum(points)}")
-    return Table(
-        title="Final held-out loss, every cell for the same FLOPs (6ND)",
-        note="; ".join(optima),
-        head=["growth", "d", "mean over seeds", "less scratch", "all seeds"],
-        rows=rows,
-    )
-
-
-def _finals(group: Group) -> list[float]:
-    """Returns the final held-out loss of each seed."""
-    return [float(record.curve("held_out").losses[-1]) for record in group.records]
-
-
-def _final(finals: list[float], scratch: list[float]) -> list[str]:
-    mean = float(np.mean(finals))
-    every = ", ".join(f"{loss:.4f}" for loss in finals)
-    return [f"{mean:.4f}", f"{mean - float(np.mean(scratch)):+.4f}", every]
-
-
-def _optimum(points: list[tuple[float, list[float]]]) -> str:
-    """Returns what a parabola over log10 d says of the best timing, or why it says nothing."""
-    x = [math.log10(d) for d, finals in points for _ in finals]
-    losses = [loss for _, finals in points for loss in finals]
-    try:
-        parabola = fit_parabola(x, losses)
-    except ValueError as error:
-        return f"no best d ({error})"
-    low, high = parabola.optimum_interval
-    outside = ", outside of the timings tried" if parabola.is_extrapolated else ""
-    interval = f"95 %: {10**low:.3g} to {10**high:.3g}"
-    return f"best d {10**parabola.optimum:.3g} tokens ({interval}){outside}"
+    compared = write_comparison(CompareConfig(runs=paths, output=output))
+    found = write_isoflop(IsoflopConfig(runs=paths, output=output / "isoflop"))
+    return f"{compared}\n\n{found}"
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ JSON file, three pictures and an HTML page.
 """
 
 import dataclasses
-import json
 import math
 import sys
 from collections.abc import Sequence
@@ -17,9 +16,9 @@ from typing import Annotated, Any
 import tyro
 
 from stackjax.analysis.comparison import Comparison, Group, compare, group
-from stackjax.analysis.page import page
-from stackjax.analysis.plots import loss_figure, svg
+from stackjax.analysis.plots import loss_figure
 from stackjax.analysis.record import COSTS, LossName, read_record
+from stackjax.analysis.report import write_report
 from stackjax.analysis.speedup import CONFIDENCE
 from stackjax.analysis.tables import (
     LOSSES,
@@ -70,18 +69,17 @@ def write(config: CompareConfig) -> str:
     groups = group([read_record(path) for path in config.runs])
     comparisons = compare(groups, config.loss, losses=config.losses, budgets=config.budgets)
     verdicts = [verdict(each, config.loss) for each in comparisons]
-    tables = tables_of(groups, comparisons, config.loss)
-    figures = {cost: loss_figure(groups, config.loss, cost) for cost in FIGURES}
-    markdown = "\n".join([*verdicts, "", *(table.markdown() for table in tables)])
-    config.output.mkdir(parents=True, exist_ok=True)
-    for cost, figure in figures.items():
-        figure.savefig(config.output / f"loss_over_{cost}.png")
-    contents = json.dumps(report(groups, comparisons, config.loss), indent=1)
-    (config.output / "comparison.json").write_text(contents + "\n")
-    (config.output / "comparison.md").write_text(markdown)
-    html = page("Does growing pay?", verdicts, [svg(each) for each in figures.values()], tables)
-    (config.output / "index.html").write_text(html)
-    return f"{markdown}\n{config.output / 'index.html'}: all of this, with pictures"
+    return write_report(
+        config.output,
+        "comparison",
+        title="Does growing pay?",
+        said=verdicts,
+        figures={
+            f"loss_over_{cost}": loss_figure(groups, config.loss, cost) for cost in FIGURES
+        },
+        tables=tables_of(groups, comparisons, config.loss),
+        numbers=report(groups, comparisons, config.loss),
+    )
 
 
 def tables_of(

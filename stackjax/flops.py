@@ -44,9 +44,14 @@ def num_params(config: ModelConfig) -> int:
     tables = 1 if config.tie_head else 2
     return (
         tables * config.vocab_size * config.embed_dim
-        + config.num_layers * _layer_params(config)
+        + num_layer_params(config)
         + config.embed_dim
     )
+
+
+def num_layer_params(config: ModelConfig) -> int:
+    """Returns the number of parameters in layers: what a growth factor (g) multiplies."""
+    return config.num_layers * _layer_params(config)
 
 
 def flops_6nd(config: ModelConfig, trained: Sequence[bool] | None = None) -> int:

@@ -7,6 +7,7 @@ import math
 import numpy as np
 import pytest
 from conftest import tiny_model, tiny_run
+from recorded import record_run, row, seam
 
 from stackjax.analysis.comparison import compare, group
 from stackjax.analysis.curve import Curve
@@ -14,7 +15,6 @@ from stackjax.analysis.record import COSTS, read_record
 from stackjax.analysis.speedup import at_budget, crossing, speedup_at_loss
 from stackjax.compare import CompareConfig, main, write
 from stackjax.config import Stage
-from stackjax.config_file import flatten
 from stackjax.growth import Stack
 
 # A loss of 3 at 1e15 FLOPs, falling to two thirds of it for each factor of 100.
@@ -138,8 +138,6 @@ def write_run(
     grown=True,
     speedup=0.0,
     noise=0.0,
-    data="shards",
-    tokenizer="bytes",
     **fields,
 ):
     """A run directory whose last model's losses follow the power law."""
@@ -149,35 +147,15 @@ def write_run(
     config = dataclasses.replace(
         tiny_run(path, model=tiny_model(num_layers=6)), stages=stages, seed=seed
     )
-    record = {
-        "config": json.loads(json.dumps(flatten(config))) | fields,
-        "data": data,
-        "tokenizer": tokenizer,
-    }
-    path.mkdir(parents=True)
-    (path / "config.json").write_text(json.dumps(record))
     rng = np.random.default_rng(seed)
     rows = [row("train", 0, 1e14, 5.0)]
     if grown:
-        seam = row("growth", 1, 5e14, None)
-        rows.append(seam | {"held_out_loss_before": 3.5, "held_out_loss": 4.0})
+        rows.append(seam(1, 5e14))
     for flops in np.geomspace(FLOPS, 1e17, 40):
         loss = float(losses(flops, speedup) * np.exp(noise * rng.normal()))
         stage = 1 if grown else 0
-        rows.append(row("train", stage, flops, loss))
-        rows.append(row("evaluation", stage, flops, None) | {"held_out_loss": loss})
-    text = "".join(json.dumps(each) + "\n" for each in rows)
-    (path / "metrics.jsonl").write_text(text)
-    return path
-
-
-def row(kind, stage, flops, loss):
-    """A row; a token costs a million FLOPs, and two devices train 1000 of them a second."""
-    found = {"kind": kind, "phase": stage, "stage": stage, "step": 1, "examples": 1}
-    found |= {"tokens": int(flops / 1e6), "flops_6nd": int(flops), "flops": int(2 * flops)}
-    if kind == "train":
-        found |= {"loss": loss, "tokens_per_second": 1000.0, "num_devices": 2}
-    return found
+        rows += [row(kind, stage, flops, loss) for kind in ("train", "evaluation")]
+    return record_run(path, config, rows, **fields)
 
 
 def older(path):

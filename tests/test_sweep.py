@@ -81,7 +81,7 @@ def test_a_sweep_killed_at_random_and_run_again_ends_in_the_table_of_one_that_wa
         # The rows of the one small model, as far as the cell had it.
         assert small == trunk[: len(small)]
         assert len(small) == tokens / STEP
-    table = (cells / "comparison" / "sweep.md").read_text()
+    table = (cells / "comparison" / "isoflop" / "isoflop.md").read_text()
 
     given = options(world, killed)
     args = [str(given.config), "--tokens", *map(str, given.tokens), "--jobs", "2"]
@@ -103,12 +103,12 @@ def test_a_sweep_killed_at_random_and_run_again_ends_in_the_table_of_one_that_wa
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
     sweep(given)
-    assert (killed / "cells" / "comparison" / "sweep.md").read_text() == table
+    assert (killed / "cells" / "comparison" / "isoflop" / "isoflop.md").read_text() == table
     # What is finished is not run again.
     written = (cells / "scratch-seed_0" / "metrics.jsonl").stat().st_mtime_ns
     sweep(options(world, whole))
     assert (cells / "scratch-seed_0" / "metrics.jsonl").stat().st_mtime_ns == written
-    assert (cells / "comparison" / "sweep.md").read_text() == table
+    assert (cells / "comparison" / "isoflop" / "isoflop.md").read_text() == table
 
 
 def test_every_cell_has_a_command(world, tmp_path, monkeypatch, capsys):

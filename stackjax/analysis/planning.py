@@ -12,7 +12,7 @@ from stackjax.analysis.published import Advice, Published, nearest_published, ot
 from stackjax.analysis.speed import Speed
 from stackjax.analysis.timing import GUIDELINE, SCALE_FREE, outside_range
 from stackjax.config import Config, Stage
-from stackjax.flops import flops_6nd, matmul_flops, num_params
+from stackjax.flops import flops_6nd, matmul_flops, num_layer_params, num_params
 from stackjax.growth import Stack
 from stackjax.model import ModelConfig
 from stackjax.phases import expand, last_stage_tokens, stage_models
@@ -249,12 +249,11 @@ def _planned(
     rate: float | None,
     memory_bytes: int | None,
 ) -> PlannedStage:
-    tables = 1 if model.tie_head else 2
     return PlannedStage(
         name=name,
         num_layers=model.num_layers,
         params=num_params(model),
-        non_embedding_params=num_params(model) - tables * model.vocab_size * model.embed_dim,
+        non_embedding_params=num_layer_params(model),
         tokens=tokens,
         flops_6nd=flops_6nd(model) * tokens,
         flops=matmul_flops(model, seq_len) * tokens,

@@ -6,12 +6,15 @@ import re
 from collections.abc import Mapping, Sequence
 
 import matplotlib
+import matplotlib.ticker
 import numpy as np
 from matplotlib.axes import Axes as Plot
 from matplotlib.figure import Figure
 
 from stackjax.analysis.comparison import Group
+from stackjax.analysis.ends import End, Pair
 from stackjax.analysis.record import COSTS, LossName
+from stackjax.analysis.scaling import GapLaw, PowerLaw
 from stackjax.analysis.tables import LOSSES
 
 # Told apart on white and on black, and by the eyes that cannot tell red from green.
@@ -31,12 +34,8 @@ _in_ink = matplotlib.rc_context(
 
 @_in_ink
 def loss_figure(groups: Sequence[Group], loss: LossName, cost: str) -> Figure:
-    """Returns the losses of every run over a cost; a dotted line where a model grows.
-
-    It is as wide as a telephone, so that its letters are no smaller there than elsewhere.
-    """
-    figure = Figure(figsize=(4.4, 3.3), dpi=200, layout="constrained")
-    plot: Plot = figure.subplots()
+    """Returns the losses of every run over a cost; a dotted line where a model grows."""
+    figure, plot = _blank()
     colors = itertools.cycle(COLORS)
     for each in groups:
         color = next(colors) if each.is_grown else _INK
@@ -56,8 +55,6 @@ def loss_figure(groups: Sequence[Group], loss: LossName, cost: str) -> Figure:
     plot.set_ylim(lowest - margin, top + margin)
     plot.set_xlabel(COSTS[cost])
     plot.set_ylabel(f"{LOSSES[loss]}, nats per token")
-    plot.grid(alpha=0.2)
-    plot.spines[["top", "right"]].set_visible(False)
     plot.legend(frameon=False, fontsize=8)
     return figure
 
@@ -75,8 +72,7 @@ def optimum_figure(
       scratch: Those of the runs from scratch, whose mean is dashed.
       varied: What to call it.
     """
-    figure = Figure(figsize=(4.4, 3.3), dpi=200, layout="constrained")
-    plot: Plot = figure.subplots()
+    figure, plot = _blank()
     for name, color in zip(points, itertools.cycle(COLORS)):
         xs = [x for x, _ in points[name]]
         means = [float(np.mean(losses)) for _, losses in points[name]]
@@ -87,10 +83,73 @@ def optimum_figure(
     plot.set_xscale("log")
     plot.set_xlabel(varied)
     plot.set_ylabel(f"{LOSSES['held_out']}, nats per token")
-    plot.grid(alpha=0.2)
-    plot.spines[["top", "right"]].set_visible(False)
     plot.legend(frameon=False, fontsize=8)
     return figure
+
+
+@_in_ink
+def laws_figure(
+    ends: Mapping[str, Sequence[End]], laws: Mapping[str, PowerLaw], flops: float
+) -> Figure:
+    """Returns the ends of runs over FLOPs, scratch first, and their laws with 95 % intervals.
+
+    Args:
+      flops: How far the laws are drawn.
+    """
+    figure, plot = _blank()
+    first = min(end.flops for each in ends.values() for end in each)
+    x = np.geomspace(first, flops, 200)
+    for name, color in zip(ends, (_INK, *COLORS), strict=False):
+        style = "--" if name == "scratch" else "-"
+        points = [(end.flops, end.loss) for end in ends[name]]
+        plot.plot(*zip(*points, strict=True), ".", color=color)
+        plot.plot(x, [laws[name](at) for at in x], style, color=color, lw=1.3, label=name)
+        low, high = zip(*(laws[name].interval(at) for at in x), strict=True)
+        plot.fill_between(x, low, high, color=color, alpha=0.12, lw=0)
+    plot.set_xscale("log")
+    plot.set_yscale("log")
+    lowest = min(laws[name](flops) for name in ends)
+    highest = max(end.loss for each in ends.values() for end in each)
+    plot.set_ylim(lowest / 1.15, highest * 1.05)
+    plot.yaxis.set_major_locator(matplotlib.ticker.MaxNLocator(6))
+    plot.yaxis.set_major_formatter(matplotlib.ticker.FormatStrFormatter("%.2f"))
+    plot.yaxis.set_minor_locator(matplotlib.ticker.NullLocator())
+    plot.set_xlabel(COSTS["flops_6nd"])
+    plot.set_ylabel("loss at the end, nats per token")
+    plot.legend(frameon=False, fontsize=8)
+    return figure
+
+
+@_in_ink
+def gap_figure(pairs: Sequence[Pair], laws: Mapping[str, GapLaw], tokens: float) -> Figure:
+    """Returns the gaps between scratch and grown over tokens, and their 95 % intervals.
+
+    Args:
+      tokens: How far the laws are drawn.
+    """
+    figure, plot = _blank()
+    x = np.geomspace(min(pair.scratch.tokens for pair in pairs), tokens, 200)
+    for name, color in zip(laws, itertools.cycle(COLORS)):
+        points = [(p.scratch.tokens, p.gap) for p in pairs if p.grown.growth == name]
+        plot.plot(*zip(*points, strict=True), ".", color=color)
+        plot.plot(x, [laws[name](at) for at in x], color=color, lw=1.3, label=name)
+        low, high = zip(*(laws[name].interval(at) for at in x), strict=True)
+        plot.fill_between(x, low, high, color=color, alpha=0.12, lw=0)
+    plot.axhline(0, color=_INK, ls="--", lw=1)
+    plot.set_xscale("log")
+    plot.set_xlabel("tokens from scratch (D)")
+    plot.set_ylabel("scratch's loss less grown's, nats")
+    plot.legend(frameon=False, fontsize=8)
+    return figure
+
+
+def _blank() -> tuple[Figure, Plot]:
+    """Returns a figure as wide as a telephone, so that its letters are as large there."""
+    figure = Figure(figsize=(4.4, 3.3), dpi=200, layout="constrained")
+    plot: Plot = figure.subplots()
+    plot.grid(alpha=0.2)
+    plot.spines[["top", "right"]].set_visible(False)
+    return figure, plot
 
 
 def svg(figure: Figure) -> str:

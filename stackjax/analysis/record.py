@@ -27,6 +27,7 @@ COSTS = {
 _ROW_NAMES = {"held_out": "held_out_loss", "train": "loss"}
 _EXECUTION = ("init", "compute_dtype", "remat", "attention", "scan_unroll", "loss_chunk")
 """Fields of a model that say how it starts or computes, and not what."""
+_SIZES = ("num_layers", "embed_dim", "mlp_dim", "num_heads", "num_kv_heads", "head_dim")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -140,12 +141,16 @@ def read_record(path: epath.PathLike) -> Record:
     return Record(path=directory, config=found["config"], data=data, rows=rows)
 
 
-def check_comparable(records: Sequence[Record]) -> None:
-    """Raises ValueError, naming the field, where losses of runs do not mean the same."""
+def check_comparable(records: Sequence[Record], *, any_size: bool = False) -> None:
+    """Raises ValueError, naming the field, where losses of runs do not mean the same.
+
+    Args:
+      any_size: Whether their last models may be of different sizes.
+    """
     first, *others = records
-    expected = _meaning(first)
+    expected = _meaning(first, any_size)
     for other in others:
-        for field, value in _meaning(other).items():
+        for field, value in _meaning(other, any_size).items():
             if value != expected[field]:
                 raise ValueError(
                     f"{field} is {value} in {other.path}, and {expected[field]} in "
@@ -153,13 +158,12 @@ def check_comparable(records: Sequence[Record]) -> None:
                 )
 
 
-def _meaning(record: Record) -> dict[str, Any]:
+def _meaning(record: Record, any_size: bool) -> dict[str, Any]:
     """Returns what a loss of a run depends on, besides how it was trained."""
-    sizes = dataclasses.asdict(record.final_model)
     model = {
         f"the last model's {name}": value
-        for name, value in sizes.items()
-        if name not in _EXECUTION
+        for name, value in dataclasses.asdict(record.final_model).items()
+        if name not in (*_EXECUTION, *(_SIZES if any_size else ()))
     }
     fields = ("data.seq_len", "data.mask_documents", "evaluation.num_sequences")
     return dict(record.data) | {field: record.config[field] for field in fields} | model

@@ -1,0 +1,56 @@
+"""Runs what a config file lists at several sizes or lengths, and fits the laws.
+
+    python -m scripts.scale configs/scaling_tiny.py --jobs 2
+
+What is finished is not run again, so the same command goes on where it was stopped. It ends in
+what `python -m stackjax.scale` writes.
+"""
+
+import dataclasses
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from scripts.bakeoff import load_runs, run_all
+from stackjax.errors import one_line_errors
+from stackjax.scale import ScaleConfig, write
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options:
+    """Runs what a config file lists at several sizes or lengths, and fits the laws."""
+
+    config: Annotated[Path, tyro.conf.Positional]
+    """A config file with `get_runs(seed)`, such as configs/scaling_tiny.py."""
+    seeds: int = 2
+    """Seeds of every run."""
+    jobs: int = 1
+    """Runs at a time, which share the cores."""
+    output: Path | None = None
+    """Directory of what is written; by default beside the directories of the runs."""
+
+
+def main() -> None:
+    """Runs the command line."""
+    with one_line_errors():
+        print(scale(tyro.cli(Options, prog="python -m scripts.scale", args=sys.argv[1:])))
+
+
+def scale(options: Options) -> str:
+    """Runs everything and writes the laws, which it returns as Markdown."""
+    get_runs = load_runs(options.config)
+    runs = {
+        (name, seed): config
+        for seed in range(options.seeds)
+        for name, config in get_runs(seed).items()
+    }
+    run_all(runs, options.jobs)
+    paths = tuple(Path(config.workdir) for config in runs.values())
+    output = options.output or paths[0].parent.parent / "laws"
+    return write(ScaleConfig(runs=paths, output=output))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,156 @@
+"""Losses for equal FLOPs over when a model grows, and by how much, and the lowest of them."""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable, Iterable, Sequence
+
+import numpy as np
+
+from stackjax.analysis.comparison import Group
+from stackjax.analysis.curve import MonotoneCurve
+from stackjax.analysis.record import LossName
+from stackjax.analysis.scaling import Parabola, fit_parabola
+from stackjax.analysis.timing import Refit, refit
+from stackjax.flops import num_layer_params, num_params
+from stackjax.growth import Growth
+from stackjax.model import ModelConfig
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Cell:
+    """Runs that differ by their seed alone, and how their model grows."""
+
+    growth: Growth
+    factor: float
+    """Parameters in layers of the last model over those of the first (g)."""
+    tokens: int
+    """Tokens before the model grows (d)."""
+    curves: tuple[MonotoneCurve, ...]
+    """Loss over FLOPs (6ND), all stages included."""
+
+    def losses(self, flops: float) -> list[float]:
+        """Returns the loss of each seed at a budget; none where one was not measured there."""
+        found = [curve.loss_at(flops) for curve in self.curves]
+        return [] if any(map(math.isnan, found)) else found
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Size:
+    """Every cell that ends in one model, and the run from scratch of it."""
+
+    model: ModelConfig
+    scratch: tuple[MonotoneCurve, ...]
+    cells: tuple[Cell, ...]
+
+    @property
+    def params(self) -> int:
+        """Parameters of the model (N)."""
+        return num_params(self.model)
+
+    @property
+    def budget(self) -> float:
+        """The FLOPs that all of its runs have spent."""
+        curves = [*self.scratch, *(curve for cell in self.cells for curve in cell.curves)]
+        return min(curve.last_cost for curve in curves)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Optimum:
+    """The lowest loss over a row of cells, for the same FLOPs."""
+
+    size: Size
+    flops: float
+    fixed: str
+    """What is alike in the row: a growth, or a kind of growth and its timing."""
+    points: tuple[tuple[float, tuple[float, ...]], ...]
+    """What varies, and the losses of the seeds."""
+    parabola: Parabola | None
+    """Over the log10 of what varies."""
+    why_none: str
+    """Why there is no parabola."""
+
+
+def size_of(groups: Sequence[Group], loss: LossName) -> Size:
+    """Returns the cells of groups of runs, scratch first, of those that grow once.
+
+    Raises:
+      ValueError: None of them grows once.
+    """
+    scratch, *grown = groups
+    cells = [cell for each in grown if (cell := _cell(each, loss)) is not None]
+    if not cells:
+        raise ValueError("none of the runs grows once; when, and by how much, is then not one.")
+    return Size(
+        model=scratch.records[0].final_model,
+        scratch=tuple(scratch.curves(loss, "flops_6nd")),
+        cells=tuple(cells),
+    )
+
+
+def _cell(each: Group, loss: LossName) -> Cell | None:
+    record = each.records[0]
+    grown = [growth for growth in record.growths if growth is not None]
+    if len(grown) != 1 or not record.seams:
+        return None
+    source = grown[0].source_config(record.final_model)
+    return Cell(
+        growth=grown[0],
+        factor=num_layer_params(record.final_model) / num_layer_params(source),
+        tokens=record.seams[0]["tokens"],
+        curves=tuple(each.curves(loss, "flops_6nd")),
+    )
+
+
+def best_timings(size: Size, flops: float) -> list[Optimum]:
+    """Returns the best d of every growth that has grown at more than one, for some FLOPs."""
+    return _optima(size, flops, lambda cell: str(cell.growth), lambda cell: cell.tokens)
+
+
+def best_factors(size: Size, flops: float) -> list[Optimum]:
+    """Returns the best g of every kind of growth and timing that has more than one."""
+
+    def kind(cell: Cell) -> str:
+        return f"{str(cell.growth).partition('(')[0]} at {cell.tokens:,} tokens"
+
+    return _optima(size, flops, kind, lambda cell: cell.factor)
+
+
+def _optima(
+    size: Size, flops: float, fixed: Callable[[Cell], str], varied: Callable[[Cell], float]
+) -> list[Optimum]:
+    rows: dict[str, list[Cell]] = {}
+    for cell in sorted(size.cells, key=varied):
+        if cell.losses(flops):
+            rows.setdefault(fixed(cell), []).append(cell)
+    return [
+        _optimum(size, flops, name, [(varied(cell), tuple(cell.losses(flops))) for cell in row])
+        for name, row in rows.items()
+        if len(row) > 1
+    ]
+
+
+def _optimum(
+    size: Size, flops: float, fixed: str, points: Sequence[tuple[float, tuple[float, ...]]]
+) -> Optimum:
+    make = functools.partial(Optimum, size=size, flops=flops, fixed=fixed, points=tuple(points))
+    x = [math.log10(at) for at, losses in points for _ in losses]
+    try:
+        parabola = fit_parabola(x, [loss for _, losses in points for loss in losses])
+    except ValueError as error:
+        return make(parabola=None, why_none=str(error))
+    return make(parabola=parabola, why_none="")
+
+
+def refit_timing(optima: Iterable[Optimum]) -> Refit:
+    """Returns the timing law through best timings, of those that lie among their points.
+
+    Raises:
+      ValueError: There are fewer than 4, or sizes and budgets do not vary independently.
+    """
+    known = [
+        (each.size.params, each.flops, 10**each.parabola.optimum)
+        for each in optima
+        if each.parabola is not None and not each.parabola.is_extrapolated
+    ]
+    return refit(*np.array(known, float).reshape(-1, 3).T)

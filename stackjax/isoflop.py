@@ -1,0 +1,230 @@
+"""When to grow, and by how much? The lowest loss for equal FLOPs, by runs of your own.
+
+    python -m stackjax.isoflop runs/sweep/*-seed_*
+
+Parabolas over the timing d and over the factor g, of each size and at each budget, and their
+optima; where there are enough of them, the timing law of arXiv:2405.15319, fitted again. It
+writes a table, a JSON file, pictures and an HTML page.
+"""
+
+import dataclasses
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import tyro
+
+from stackjax.analysis.comparison import group
+from stackjax.analysis.isoflop import (
+    Optimum,
+    Size,
+    best_factors,
+    best_timings,
+    refit_timing,
+    size_of,
+)
+from stackjax.analysis.plots import optimum_figure
+from stackjax.analysis.record import LossName, Record, read_record
+from stackjax.analysis.report import write_report
+from stackjax.analysis.tables import LOSSES, Table
+from stackjax.analysis.timing import GUIDELINE, Refit
+from stackjax.errors import one_line_errors
+from stackjax.quantity import short
+
+SHARES = (0.5, 1.0)
+"""Of what all runs of a size have spent: the budgets that it looks at if it is not told."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class IsoflopConfig:
+    """Finds the best timing and the best factor of growth among runs, at equal FLOPs."""
+
+    runs: Annotated[tuple[Path, ...], tyro.conf.Positional]
+    """Run directories: grown at several times or by several factors, and from scratch; of one
+    or more sizes, and of one or more seeds."""
+    loss: LossName = "held_out"
+    """Held-out loss, or the training loss."""
+    budgets: tuple[float, ...] = ()
+    """FLOPs (6ND) to look at; by default half, and all, of what all runs of a size have
+    spent. Before the end, the learning rate of a run has not yet come down."""
+    output: Path = Path("runs/isoflop")
+    """Directory for isoflop.md, isoflop.json, index.html and the pictures."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Found:
+    """The best timings and factors of every size and budget, and the law of the timings."""
+
+    sizes: list[Size]
+    timings: list[Optimum]
+    factors: list[Optimum]
+    law: Refit | str
+    """Or why there is none."""
+
+
+def main() -> None:
+    """Runs the command line."""
+    with one_line_errors():
+        prog = "python -m stackjax.isoflop"
+        print(write(tyro.cli(IsoflopConfig, prog=prog, args=sys.argv[1:])))
+
+
+def write(config: IsoflopConfig) -> str:
+    """Writes what was found, and returns it as Markdown.
+
+    Raises:
+      ValueError: The runs do not compare.
+    """
+    found = find([read_record(path) for path in config.runs], config.loss, config.budgets)
+    tables = [_cells_table(found, config.loss)]
+    for title, optima in (("when (d)", found.timings), ("by how much (g)", found.factors)):
+        if optima:
+            tables.append(_optima_table(title, optima))
+    return write_report(
+        config.output,
+        "isoflop",
+        title="When to grow, by how much?",
+        said=[_law(found.law)],
+        figures=_figures(found),
+        tables=tables,
+        numbers=_plain(found),
+    )
+
+
+def find(records: Sequence[Record], loss: LossName, budgets: Sequence[float] = ()) -> Found:
+    """Returns the optima of every size, smallest first, at every budget.
+
+    Raises:
+      ValueError: Runs of a size do not compare, or none of them grows.
+    """
+    by_model: dict[str, list[Record]] = {}
+    for record in records:
+        by_model.setdefault(str(record.final_model), []).append(record)
+    sizes = [size_of(group(of_size), loss) for of_size in by_model.values()]
+    sizes.sort(key=lambda size: size.params)
+    pairs = [
+        (size, flops)
+        for size in sizes
+        for flops in budgets or [share * size.budget for share in SHARES]
+    ]
+    timings = [each for pair in pairs for each in best_timings(*pair)]
+    factors = [each for pair in pairs for each in best_factors(*pair)]
+    try:
+        law = refit_timing(timings)
+    except ValueError as error:
+        law = str(error)
+    return Found(sizes=sizes, timings=timings, factors=factors, law=law)
+
+
+def _law(law: Refit | str) -> str:
+    published = dataclasses.astuple(GUIDELINE)
+    paper = "log10 d = {:.2f} log10 N + {:.2f} / log10 C {:+.2f}".format(*published)
+    if isinstance(law, str):
+        return f"The timing law is not fitted again: {law} The paper has {paper}."
+    names = ("log10 N", "1 / log10 C", "constant")
+    fitted = zip(names, dataclasses.astuple(law.law), law.intervals.values(), strict=True)
+    terms = [f"{name} {at:.3g} ({low:.3g} to {high:.3g})" for name, at, (low, high) in fitted]
+    return f"The timing law of these runs: {', '.join(terms)}; the paper has {paper}."
+
+
+def _cells_table(found: Found, loss: LossName) -> Table:
+    rows = []
+    for size in found.sizes:
+        scratch = [curve.loss_at(size.budget) for curve in size.scratch]
+        rows.append([short(size.params), "scratch", "", *_losses(scratch, scratch)])
+        for cell in sorted(size.cells, key=lambda cell: (str(cell.growth), cell.tokens)):
+            losses = _losses(cell.losses(size.budget), scratch)
+            rows.append([short(size.params), str(cell.growth), f"{cell.tokens:,}", *losses])
+    return Table(
+        title=f"{LOSSES[loss].capitalize()} for the same FLOPs (6ND)",
+        note="; ".join(
+            f"{short(size.params)} parameters: {size.budget:.3g} FLOPs" for size in found.sizes
+        ),
+        head=["parameters", "growth", "d", "mean over seeds", "less scratch", "all seeds"],
+        rows=rows,
+    )
+
+
+def _losses(losses: Sequence[float], scratch: Sequence[float]) -> list[str]:
+    mean = float(np.mean(losses))
+    every = ", ".join(f"{loss:.4f}" for loss in losses)
+    return [f"{mean:.4f}", f"{mean - float(np.mean(scratch)):+.4f}", every]
+
+
+def _optima_table(title: str, optima: Sequence[Optimum]) -> Table:
+    return Table(
+        title=f"The best growth: {title}",
+        note="The lowest point of a parabola over log10, with its 95 % interval.",
+        head=["parameters", "FLOPs (6ND)", "of", "best", "loss there"],
+        rows=[
+            [short(each.size.params), f"{each.flops:.3g}", each.fixed, *_best(each)]
+            for each in optima
+        ],
+    )
+
+
+def _best(each: Optimum) -> list[str]:
+    parabola = each.parabola
+    if parabola is None:
+        return [f"none: {each.why_none}", ""]
+    low, high = (short(10**end) for end in parabola.optimum_interval)
+    outside = ", outside of those tried" if parabola.is_extrapolated else ""
+    loss = parabola.fit.predict((1, parabola.optimum, parabola.optimum**2))
+    return [f"{short(10**parabola.optimum)} ({low} to {high}){outside}", f"{loss:.4f}"]
+
+
+def _figures(found: Found) -> dict[str, Any]:
+    """Returns a picture over d and one over g of each size, at the largest budget."""
+    figures = {}
+    for size in found.sizes:
+        axes = {
+            "d": (found.timings, "tokens of the small model (d)"),
+            "g": (found.factors, "growth factor (g)"),
+        }
+        for letter, (optima, varied) in axes.items():
+            last = max((each.flops for each in optima if each.size == size), default=0)
+            rows = [each for each in optima if each.size == size and each.flops == last]
+            if rows:
+                points = {each.fixed: each.points for each in rows}
+                scratch = [curve.loss_at(last) for curve in size.scratch]
+                name = f"loss_over_{letter}-{short(size.params)}"
+                figures[name] = optimum_figure(points, scratch, varied)
+    return figures
+
+
+def _plain(found: Found) -> dict[str, Any]:
+    """Returns all that was found, for machines."""
+
+    def row(each: Optimum) -> dict[str, Any]:
+        parabola = each.parabola
+        best = None if parabola is None else 10**parabola.optimum
+        interval = None
+        if parabola is not None:
+            interval = [10**end for end in parabola.optimum_interval]
+        return {
+            "params": each.size.params,
+            "flops": each.flops,
+            "of": each.fixed,
+            "points": each.points,
+            "best": best,
+            "interval": interval,
+            "is_extrapolated": None if parabola is None else parabola.is_extrapolated,
+        }
+
+    law = None
+    if isinstance(found.law, Refit):
+        law = {
+            name: {"value": value, "interval": found.law.intervals[name]}
+            for name, value in dataclasses.asdict(found.law.law).items()
+        }
+    return {
+        "timings": [row(each) for each in found.timings],
+        "factors": [row(each) for each in found.factors],
+        "timing_law": law,
+    }
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,243 @@
+"""Does growing pay at a larger scale? The laws of runs of several sizes, or several lengths.
+
+    python -m stackjax.scale runs/scratch_* runs/gstack_*
+
+Of runs of three sizes or more it fits L = a C^b to scratch and to each growth, and foretells
+the speed-up at larger compute (arXiv:2405.15319, figure 7); of runs of one size and several
+lengths it fits how the gap between scratch and grown goes on with more tokens (figure 6). The
+end of each run is a point. It writes a table, a JSON file, pictures and an HTML page.
+"""
+
+import dataclasses
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+from matplotlib.figure import Figure
+
+from stackjax.analysis.ends import (
+    End,
+    Pair,
+    by_growth,
+    ends_of,
+    gap_laws,
+    pairs_of,
+    power_laws,
+)
+from stackjax.analysis.plots import gap_figure, laws_figure
+from stackjax.analysis.record import LossName, read_record
+from stackjax.analysis.report import write_report
+from stackjax.analysis.scaling import GapLaw, Interval, PowerLaw, speedup
+from stackjax.analysis.speedup import Speedup
+from stackjax.analysis.tables import LOSSES, Table, show_speedup
+from stackjax.errors import one_line_errors
+from stackjax.flops import num_params
+from stackjax.quantity import short
+
+BEYOND = (1, 10, 100, 1000)
+"""Multiples of the largest run that laws are drawn out to."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ScaleConfig:
+    """Fits laws to the ends of grown runs and of runs from scratch, and draws them out."""
+
+    runs: Annotated[tuple[Path, ...], tyro.conf.Positional]
+    """Run directories, all finished: their last loss counts."""
+    loss: LossName = "held_out"
+    """Held-out loss, or the training loss."""
+    flops: tuple[float, ...] = ()
+    """FLOPs (6ND) to foretell the speed-up at; by default 1 to 1000 times those of the largest
+    run."""
+    output: Path = Path("runs/scale")
+    """Directory for scale.md, scale.json, index.html and the pictures."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Found:
+    """The ends of runs, and what laws they follow."""
+
+    ends: list[End]
+    pairs: list[Pair]
+    laws: Mapping[str, PowerLaw] | str
+    """By growth; or why there are none."""
+    gaps: Mapping[str, GapLaw] | str
+
+
+def main() -> None:
+    """Runs the command line."""
+    with one_line_errors():
+        prog = "python -m stackjax.scale"
+        print(write(tyro.cli(ScaleConfig, prog=prog, args=sys.argv[1:])))
+
+
+def write(config: ScaleConfig) -> str:
+    """Writes what was found, and returns it as Markdown.
+
+    Raises:
+      ValueError: The runs do not compare, or follow neither law.
+    """
+    found = find(config)
+    flops = config.flops or tuple(times * found.ends[-1].flops for times in BEYOND)
+    tables = [_ends_table(found, config.loss)]
+    figures: dict[str, Figure] = {}
+    if not isinstance(found.laws, str):
+        tables += [_laws_table(found.laws), _foretold_table(found.laws, flops)]
+        figures["laws"] = laws_figure(by_growth(found.ends), found.laws, max(flops))
+    if not isinstance(found.gaps, str):
+        tables.append(_gaps_table(found.gaps, _lengths(found.pairs)))
+        figures["gap"] = gap_figure(found.pairs, found.gaps, _lengths(found.pairs)[-1])
+    missing = [why for why in (found.laws, found.gaps) if isinstance(why, str)]
+    return write_report(
+        config.output,
+        "scale",
+        title="Does growing pay at a larger scale?",
+        said=[f"Not fitted: {why}" for why in missing],
+        figures=figures,
+        tables=tables,
+        numbers=_plain(found, flops),
+    )
+
+
+def find(config: ScaleConfig) -> Found:
+    """Returns the ends of runs, and their laws.
+
+    Raises:
+      ValueError: The runs do not compare, or follow neither law.
+    """
+    ends = ends_of([read_record(path) for path in config.runs], config.loss)
+    pairs = pairs_of(ends)
+    laws, gaps = _or_why(power_laws, ends), _or_why(gap_laws, pairs)
+    if isinstance(laws, str) and isinstance(gaps, str):
+        raise ValueError(f"{laws} And {gaps}")
+    return Found(ends=ends, pairs=pairs, laws=laws, gaps=gaps)
+
+
+def _or_why(fit: Any, points: Sequence[Any]) -> Any:
+    try:
+        return fit(points)
+    except ValueError as error:
+        return str(error)
+
+
+def _lengths(pairs: Sequence[Pair]) -> list[float]:
+    longest = max(pair.scratch.tokens for pair in pairs)
+    return [float(times * longest) for times in BEYOND]
+
+
+def _ends_table(found: Found, loss: LossName) -> Table:
+    gaps: dict[int, list[float]] = {}
+    for pair in found.pairs:
+        gaps.setdefault(id(pair.grown), []).append(pair.gap)
+    return Table(
+        title="The ends of the runs",
+        note="The gap is scratch's loss less that of the grown run, of the same model, FLOPs "
+        "and seed: positive where growing wins.",
+        head=["parameters", "run", "seed", "tokens", "FLOPs (6ND)", LOSSES[loss], "gap"],
+        rows=[
+            [
+                short(num_params(end.model)),
+                end.growth,
+                str(end.seed),
+                short(end.tokens),
+                f"{end.flops:.3g}",
+                f"{end.loss:.4f}",
+                ", ".join(f"{gap:+.4f}" for gap in gaps.get(id(end), [])),
+            ]
+            for end in found.ends
+        ],
+    )
+
+
+def _laws_table(laws: Mapping[str, PowerLaw]) -> Table:
+    return Table(
+        title="Loss over compute: L = a C^b",
+        note="Least squares of log L over the ends of the runs, with 95 % intervals.",
+        head=["run", "a", "b"],
+        rows=[
+            [name, _within(law.a, law.intervals["a"]), _within(law.b, law.intervals["b"])]
+            for name, law in laws.items()
+        ],
+    )
+
+
+def _foretold_table(laws: Mapping[str, PowerLaw], flops: Sequence[float]) -> Table:
+    return Table(
+        title="What the laws foretell",
+        note="The speed-up at the loss that scratch has for these FLOPs. That the laws go on "
+        "is taken for granted, and not in the intervals.",
+        head=["run", "FLOPs (6ND)", "scratch's loss", "its own loss", "speed-up"],
+        rows=[
+            [
+                name,
+                f"{at:.3g}",
+                _within(laws["scratch"](at), laws["scratch"].interval(at)),
+                _within(law(at), law.interval(at)),
+                _foretold(laws["scratch"], law, at),
+            ]
+            for name, law in laws.items()
+            if name != "scratch"
+            for at in flops
+        ],
+    )
+
+
+def _foretold(scratch: PowerLaw, grown: PowerLaw, flops: float) -> str:
+    estimate = speedup(scratch, grown, flops)
+    return show_speedup(Speedup(loss=scratch(flops), is_bound="", estimate=estimate))
+
+
+def _gaps_table(gaps: Mapping[str, GapLaw], lengths: Sequence[float]) -> Table:
+    return Table(
+        title="The gap over tokens: p + q log10 D",
+        note="Least squares over pairs of runs, with 95 % intervals; D is the tokens of "
+        "scratch. That the line goes on is taken for granted, and not in the intervals.",
+        head=["run", "q", *(f"gap at {short(length)} tokens" for length in lengths)],
+        rows=[
+            [
+                name,
+                _within(law.q, law.intervals["q"]),
+                *(_within(law(length), law.interval(length)) for length in lengths),
+            ]
+            for name, law in gaps.items()
+        ],
+    )
+
+
+def _within(value: float, interval: Interval) -> str:
+    low, high = interval
+    return f"{value:.4g} ({low:.4g} to {high:.4g})"
+
+
+def _plain(found: Found, flops: Sequence[float]) -> dict[str, Any]:
+    """Returns all that was found, for machines; what is not known is null."""
+    laws = {} if isinstance(found.laws, str) else found.laws
+    gaps = {} if isinstance(found.gaps, str) else found.gaps
+    return {
+        "ends": [dataclasses.asdict(end) for end in found.ends],
+        "laws": {
+            name: {"a": law.a, "b": law.b, "intervals": law.intervals}
+            for name, law in laws.items()
+        },
+        "foretold": [
+            {"run": name, "flops": at} | dataclasses.asdict(speedup(laws["scratch"], law, at))
+            for name, law in laws.items()
+            if name != "scratch"
+            for at in flops
+        ],
+        "gaps": {
+            name: {"p": law.p, "q": law.q, "intervals": law.intervals}
+            for name, law in gaps.items()
+        },
+        "gaps_foretold": [
+            {"run": name, "tokens": at, "gap": law(at), "interval": law.interval(at)}
+            for name, law in gaps.items()
+            for at in _lengths(found.pairs)
+        ],
+    }
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,132 @@
+"""Best timings and factors, and the law of the timings, are those that runs were made with."""
+
+import dataclasses
+import itertools
+import json
+import math
+
+import pytest
+from conftest import tiny_model, tiny_run
+from recorded import record_run, row, seam
+
+from stackjax.analysis.record import read_record
+from stackjax.analysis.timing import TimingLaw
+from stackjax.config import Stage
+from stackjax.flops import num_params
+from stackjax.growth import Stack
+from stackjax.isoflop import IsoflopConfig, find, main, write
+from stackjax.quantity import short
+
+PLANTED = TimingLaw(params=0.6, flops=40.0, constant=2.5)
+BEST_FACTOR = 3.0
+BUDGET = 1e16
+DIMS = (16, 32, 64)
+TIMINGS = (10**7.5, 10**8, 10**8.5, 10**9)
+FACTORS = (2, 3, 6)
+
+
+def model_of(dim):
+    return tiny_model(num_layers=6, embed_dim=dim)
+
+
+def loss_of(model, d, factor, flops):
+    """A power law of compute, and a parabola around the best timing and the best factor."""
+    late = math.log10(d / PLANTED(num_params(model), flops))
+    large = math.log10(factor / BEST_FACTOR)
+    return 3 * (flops / 1e15) ** -0.3 + 0.02 * late**2 + 0.03 * large**2
+
+
+def write_cell(path, dim, d, factor, seed=0):
+    """The run of a timing and a factor; a factor of 1 is scratch."""
+    model = model_of(dim)
+    stages = (Stage(tokens=max(640, int(d)), batch_size=8),)
+    rows = [row("train", 0, 1e12, 5.0)]
+    if factor > 1:
+        stages += (Stage(tokens=1280, batch_size=8, growth=Stack(factor)),)
+        rows.append(seam(1, 1e13, int(d)))
+    last = len(stages) - 1
+    for share in (0.25, 0.5, 0.75, 1.0):
+        flops = share * BUDGET
+        loss = 2.9 if factor == 1 else loss_of(model, int(d), factor, flops)
+        # Tokens count on from the small model's, and no loss depends on them.
+        rows.append(row("evaluation", last, flops, loss + 0.1 * (1 - share), int(d + flops)))
+    config = dataclasses.replace(tiny_run(path, model=model), stages=stages, seed=seed)
+    return record_run(path, config, rows)
+
+
+@pytest.fixture(scope="module")
+def cells(tmp_path_factory):
+    """Three sizes, each with four timings of a factor, three factors at one, and scratch."""
+    path = tmp_path_factory.mktemp("cells")
+    found = []
+    for dim in DIMS:
+        found.append(write_cell(path / f"{dim}-scratch", dim, 0, 1))
+        grid = {(d, 3) for d in TIMINGS} | {(TIMINGS[1], factor) for factor in FACTORS}
+        for d, factor in sorted(grid):
+            found.append(write_cell(path / f"{dim}-{d:.0f}-{factor}", dim, d, factor))
+    return found
+
+
+def test_the_best_timing_of_every_size_and_budget_is_the_planted_one(cells):
+    found = find([read_record(path) for path in cells], "held_out")
+    of_three = [each for each in found.timings if each.fixed == "stack(3)"]
+    assert len(of_three) == len(DIMS) * 2
+    for each in of_three:
+        planted = math.log10(PLANTED(each.size.params, each.flops))
+        # Timings are whole tokens, of 3e7 and more.
+        assert each.parabola.optimum == pytest.approx(planted, abs=1e-6)
+        assert each.parabola.is_extrapolated == (not 7.5 <= planted <= 9)
+
+
+def test_the_best_factor_is_the_planted_one(cells):
+    found = find([read_record(path) for path in cells], "held_out", [BUDGET])
+    assert [each.fixed for each in found.factors] == ["stack at 100,000,000 tokens"] * len(DIMS)
+    # Three points, and a parabola with an interval needs four.
+    assert all("at least 4 points" in each.why_none for each in found.factors)
+
+
+def test_with_two_seeds_three_factors_make_a_parabola(tmp_path):
+    paths = [write_cell(tmp_path / f"scratch-{seed}", 16, 0, 1, seed) for seed in (0, 1)]
+    for factor, seed in itertools.product(FACTORS, (0, 1)):
+        paths.append(write_cell(tmp_path / f"{factor}-{seed}", 16, 1e8, factor, seed))
+    [best] = find([read_record(path) for path in paths], "held_out", [BUDGET]).factors
+    assert 10**best.parabola.optimum == pytest.approx(BEST_FACTOR, rel=1e-6)
+    assert [len(losses) for _, losses in best.points] == [2, 2, 2]
+
+
+def test_the_timing_law_is_fitted_again(cells):
+    law = find([read_record(path) for path in cells], "held_out", [BUDGET / 4, BUDGET]).law.law
+    for name, value in dataclasses.asdict(PLANTED).items():
+        assert getattr(law, name) == pytest.approx(value, rel=1e-4), name
+
+
+def test_everything_is_written(cells, tmp_path):
+    printed = write(IsoflopConfig(runs=tuple(cells), output=tmp_path / "out"))
+    assert "the paper has log10 d = 0.88 log10 N + 163.27 / log10 C -5.74" in printed
+    sizes = [short(num_params(model_of(dim))) for dim in DIMS]
+    names = {path.name for path in (tmp_path / "out").iterdir()}
+    pictures = {f"loss_over_{x}-{n}.png" for x in "dg" for n in sizes}
+    assert names == pictures | {"isoflop.md", "isoflop.json", "index.html"}
+    found = json.loads((tmp_path / "out" / "isoflop.json").read_text())
+    assert found["timing_law"]["params"]["value"] == pytest.approx(0.6, rel=1e-4)
+    assert len(found["timings"]) == 2 * len(DIMS)
+
+
+def test_a_best_timing_that_is_not_there_says_why_and_no_law_comes_of_it(tmp_path):
+    paths = [write_cell(tmp_path / "scratch", 16, 0, 1)]
+    paths += [write_cell(tmp_path / f"{d:.0f}", 16, d, 3) for d in TIMINGS[:2]]
+    found = find([read_record(path) for path in paths], "held_out")
+    assert all(each.parabola is None for each in found.timings)
+    assert "at least 4 points" in found.law
+    printed = write(IsoflopConfig(runs=tuple(paths), output=tmp_path / "out"))
+    assert "none: x has shape (2,)" in printed
+
+
+def test_runs_without_a_single_growth_are_refused_in_one_line(tmp_path, monkeypatch, capsys):
+    paths = [write_cell(tmp_path / "scratch", 16, 0, 1)]
+    monkeypatch.setattr("sys.argv", ["isoflop", *map(str, paths)])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert "1 of the 1 trainings are from scratch" in line
