@@ -9,7 +9,7 @@ writes a table, a JSON file, pictures and an HTML page.
 
 import dataclasses
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -79,9 +79,10 @@ def write(config: IsoflopConfig) -> str:
     """
     found = find([read_record(path) for path in config.runs], config.loss, config.budgets)
     tables = [_cells_table(found, config.loss)]
-    for title, optima in (("when (d)", found.timings), ("by how much (g)", found.factors)):
-        if optima:
-            tables.append(_optima_table(title, optima))
+    if found.timings:
+        tables.append(_optima_table("after how many tokens (d)", found.timings, short))
+    if found.factors:
+        tables.append(_optima_table("by how much (g)", found.factors, "{:.2f}".format))
     return write_report(
         config.output,
         "isoflop",
@@ -96,13 +97,20 @@ def write(config: IsoflopConfig) -> str:
 def find(records: Sequence[Record], loss: LossName, budgets: Sequence[float] = ()) -> Found:
     """Returns the optima of every size, smallest first, at every budget.
 
+    Models that no run grows into, such as the small ones, are left out.
+
     Raises:
-      ValueError: Runs of a size do not compare, or none of them grows.
+      ValueError: Runs of a size do not compare, or none grows at all.
     """
     by_model: dict[str, list[Record]] = {}
     for record in records:
         by_model.setdefault(str(record.final_model), []).append(record)
-    sizes = [size_of(group(of_size), loss) for of_size in by_model.values()]
+    grown = [runs for runs in by_model.values() if any(any(run.growths) for run in runs)]
+    if not grown:
+        raise ValueError(
+            f"none of the {len(records)} runs grows; name some that do, and one from scratch."
+        )
+    sizes = [size_of(group(runs), loss) for runs in grown]
     sizes.sort(key=lambda size: size.params)
     pairs = [
         (size, flops)
@@ -153,26 +161,27 @@ def _losses(losses: Sequence[float], scratch: Sequence[float]) -> list[str]:
     return [f"{mean:.4f}", f"{mean - float(np.mean(scratch)):+.4f}", every]
 
 
-def _optima_table(title: str, optima: Sequence[Optimum]) -> Table:
+def _optima_table(title: str, optima: Sequence[Optimum], show: Callable[[float], str]) -> Table:
     return Table(
         title=f"The best growth: {title}",
         note="The lowest point of a parabola over log10, with its 95 % interval.",
         head=["parameters", "FLOPs (6ND)", "of", "best", "loss there"],
         rows=[
-            [short(each.size.params), f"{each.flops:.3g}", each.fixed, *_best(each)]
+            [short(each.size.params), f"{each.flops:.3g}", each.fixed, *_best(each, show)]
             for each in optima
         ],
     )
 
 
-def _best(each: Optimum) -> list[str]:
+def _best(each: Optimum, show: Callable[[float], str]) -> list[str]:
+    if each.parabola is None:
+        at, losses = min(each.points, key=lambda point: np.mean(point[1]))
+        return [f"no lowest point; of those tried {show(at)}", f"{np.mean(losses):.4f}"]
     parabola = each.parabola
-    if parabola is None:
-        return [f"none: {each.why_none}", ""]
-    low, high = (short(10**end) for end in parabola.optimum_interval)
+    low, high = (show(10**end) for end in parabola.optimum_interval)
     outside = ", outside of those tried" if parabola.is_extrapolated else ""
     loss = parabola.fit.predict((1, parabola.optimum, parabola.optimum**2))
-    return [f"{short(10**parabola.optimum)} ({low} to {high}){outside}", f"{loss:.4f}"]
+    return [f"{show(10**parabola.optimum)} ({low} to {high}){outside}", f"{loss:.4f}"]
 
 
 def _figures(found: Found) -> dict[str, Any]:
@@ -208,6 +217,7 @@ def _plain(found: Found) -> dict[str, Any]:
             "flops": each.flops,
             "of": each.fixed,
             "points": each.points,
+            "why_none": each.why_none or None,
             "best": best,
             "interval": interval,
             "is_extrapolated": None if parabola is None else parabola.is_extrapolated,

@@ -84,7 +84,7 @@ def size_of(groups: Sequence[Group], loss: LossName) -> Size:
     return Size(
         model=scratch.records[0].final_model,
         scratch=tuple(scratch.curves(loss, "flops_6nd")),
-        cells=tuple(cells),
+        cells=tuple(sorted(cells, key=lambda cell: (cell.tokens, cell.factor))),
     )
 
 
@@ -119,12 +119,12 @@ def best_factors(size: Size, flops: float) -> list[Optimum]:
 def _optima(
     size: Size, flops: float, fixed: Callable[[Cell], str], varied: Callable[[Cell], float]
 ) -> list[Optimum]:
-    rows: dict[str, list[Cell]] = {}
-    for cell in sorted(size.cells, key=varied):
-        if cell.losses(flops):
-            rows.setdefault(fixed(cell), []).append(cell)
+    rows: dict[str, dict[float, tuple[float, ...]]] = {}
+    for cell in size.cells:
+        if losses := cell.losses(flops):
+            rows.setdefault(fixed(cell), {})[varied(cell)] = tuple(losses)
     return [
-        _optimum(size, flops, name, [(varied(cell), tuple(cell.losses(flops))) for cell in row])
+        _optimum(size, flops, name, sorted(row.items()))
         for name, row in rows.items()
         if len(row) > 1
     ]
@@ -153,4 +153,9 @@ def refit_timing(optima: Iterable[Optimum]) -> Refit:
         for each in optima
         if each.parabola is not None and not each.parabola.is_extrapolated
     ]
-    return refit(*np.array(known, float).reshape(-1, 3).T)
+    if len(known) < 4:
+        raise ValueError(
+            f"{len(known)} best timings lie among those tried, and its three coefficients need "
+            f"four or more, of several sizes and budgets."
+        )
+    return refit(*np.array(known, float).T)

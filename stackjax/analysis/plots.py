@@ -16,6 +16,7 @@ from stackjax.analysis.ends import End, Pair
 from stackjax.analysis.record import COSTS, LossName
 from stackjax.analysis.scaling import GapLaw, PowerLaw
 from stackjax.analysis.tables import LOSSES
+from stackjax.quantity import short
 
 # Told apart on white and on black, and by the eyes that cannot tell red from green.
 COLORS = ("#d1495b", "#3d85c6", "#d99a2b", "#8e6bbf", "#2a9d8f", "#a0724c")
@@ -81,9 +82,13 @@ def optimum_figure(
             plot.plot([x] * len(losses), losses, ".", color=color, alpha=0.6)
     plot.axhline(float(np.mean(scratch)), color=_INK, ls="--", lw=1.3, label="scratch")
     plot.set_xscale("log")
+    tried = sorted({x for each in points.values() for x, _ in each})
+    plot.set_xticks(tried, [short(x) for x in tried])
+    plot.set_xticks([], minor=True)
     plot.set_xlabel(varied)
     plot.set_ylabel(f"{LOSSES['held_out']}, nats per token")
-    plot.legend(frameon=False, fontsize=8)
+    # The lines fill the plot.
+    figure.legend(loc="outside upper center", ncols=2, frameon=False, fontsize=8)
     return figure
 
 
