@@ -172,6 +172,16 @@ class EvaluationConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class ProbeConfig:
+    """Growth tried out on a copy, while the model before it trains."""
+
+    at_tokens: tuple[Count, ...] = ()
+    """Tokens of the run at which a copy grows as the next stage does, and trains for a lag."""
+    lag_tokens: Count | None = None
+    """Tokens of the lag, after which the copy's held-out loss is measured."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class CheckpointConfig:
     """When to save, and what to keep."""
 
@@ -213,6 +223,8 @@ class Config:
     """The parts of the run, in order."""
     evaluation: EvaluationConfig
     """Held-out evaluation."""
+    probes: ProbeConfig = ProbeConfig()
+    """Growth tried out before its time."""
     checkpoints: CheckpointConfig
     """Checkpoints."""
     logging: LoggingConfig

@@ -1,6 +1,6 @@
 """Where numbers go: `metrics.jsonl`, TensorBoard, Weights & Biases.
 
-A row is a plain dict. `kind` ("train", "evaluation" or "growth"), `phase`, `stage`,
+A row is a plain dict. `kind` ("train", "evaluation", "growth" or "probe"), `phase`, `stage`,
 `step` and `tokens` say what and when, and the rest are numbers (or short text). Rows of
 training carry `loss`, `learning_rate`, `grad_norm`, `tokens_per_second` of all of
 `num_devices`, cumulative `flops`, and `mfu` where the peak of the devices is known.

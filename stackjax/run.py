@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import itertools
 import math
 import threading
 import time
@@ -10,9 +11,13 @@ from typing import Any
 
 import jax
 from etils import epath
+from jax.sharding import Mesh
 
 from stackjax.checkpoint import Checkpoints
 from stackjax.config import Config
+from stackjax.data.batch import Batch
+from stackjax.data.device import local_rows, put
+from stackjax.data.loader import train_batches
 from stackjax.data.sources import TokenSource
 from stackjax.flops import mfu
 from stackjax.metrics import Sink
@@ -47,6 +52,22 @@ class Run:
         """Brings all metrics to disk."""
         for sink in self.sinks:
             sink.flush()
+
+    def batches(
+        self, phase: Phase, mesh: Mesh, counts: Counts, num_steps: int
+    ) -> Iterator[Batch]:
+        """Returns the batches of the next steps of a phase, on the devices."""
+        num_rows = phase.batch_size // phase.accumulate
+        batches = train_batches(
+            self.source,
+            self.config.data,
+            seed=self.config.seed,
+            first_example=counts.examples,
+            batch_size=phase.batch_size,
+            accumulate=phase.accumulate,
+            rows=local_rows(mesh, num_rows),
+        )
+        return put(itertools.islice(batches, num_steps), mesh, num_rows)
 
 
 class LateRows:

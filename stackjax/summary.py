@@ -35,6 +35,8 @@ def summarize(
                 f"growth into stage {row['stage']} at {short(row['tokens'])} tokens: held-out "
                 f"loss {row['held_out_loss_before']:.4f} -> {row['held_out_loss']:.4f}"
             )
+        if row["kind"] == "probe":
+            lines.append(f"at {short(row['tokens'])} tokens: {describe_probe(row)}")
     losses = [row["held_out_loss"] for row in rows if row["kind"] == "evaluation"]
     final = losses[-1] if losses else math.nan
     lines += [
@@ -51,6 +53,15 @@ def describe(model: ModelConfig) -> str:
     return (
         f"{model.num_layers} layers x {model.embed_dim} channels, {model.num_heads}/"
         f"{model.num_kv_heads} heads, {model.mlp_dim} units"
+    )
+
+
+def describe_probe(row: Mapping[str, Any]) -> str:
+    """Returns what a probe of growth has found, in words."""
+    return (
+        f"{row['growth']} tried out: held-out loss {row['loss_before']:.4f} -> "
+        f"{row['loss_grown']:.4f}, after {short(row['lag_tokens'])} tokens more "
+        f"{row['loss_lagged']:.4f}"
     )
 
 

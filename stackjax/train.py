@@ -6,17 +6,14 @@
 import contextlib
 import dataclasses
 import functools
-import itertools
 import shlex
 import sys
 import warnings
-from collections.abc import Iterator
 from typing import NoReturn
 
 import jax
 from absl import logging
 from etils import epath
-from jax.sharding import Mesh, NamedSharding
 
 from stackjax import distributed
 from stackjax.checkpoint import (
@@ -42,9 +39,7 @@ from stackjax.config_file import (
     load_config,
     record_config,
 )
-from stackjax.data.batch import Batch
-from stackjax.data.device import local_rows, put
-from stackjax.data.loader import open_source, train_batches
+from stackjax.data.loader import open_source
 from stackjax.data.sources import TokenSource
 from stackjax.errors import one_line_errors
 from stackjax.evaluate import check_held_out, check_promise, held_out_loss
@@ -53,11 +48,13 @@ from stackjax.metrics import check_sinks, open_sinks, read_rows
 from stackjax.phase import Counts, Phase
 from stackjax.phases import expand
 from stackjax.preflight import check, check_backend
+from stackjax.probe import check_probes, open_probe
+from stackjax.probe import is_due as probe_is_due
 from stackjax.progress import open_progress
 from stackjax.run import LateRows, Run
-from stackjax.sharding import build_mesh, partition_of
+from stackjax.sharding import build_mesh, moved
 from stackjax.stop import EXIT_CODE, should_stop, stop_on_signals
-from stackjax.summary import describe, summarize
+from stackjax.summary import describe, describe_probe, summarize
 from stackjax.train_state import TrainState, enter_phase
 
 
@@ -82,6 +79,7 @@ def train(config: Config) -> None:
         return
     check_backend(config)
     check(config, jax.device_count(), _device_memory())
+    check_probes(config, phases)
     outputs = {
         "tensorboard": config.logging.tensorboard,
         "wandb_project": config.logging.wandb_project,
@@ -155,7 +153,8 @@ def run_phase(
     config, step, mesh = run.config, int(state.step), build_mesh(phase.mesh)
     if step == phase.num_steps:
         return state, counts
-    steps_before = sum(earlier.num_steps for earlier in expand(config)[: phase.index])
+    phases = expand(config)
+    steps_before = sum(earlier.num_steps for earlier in phases[: phase.index])
     with (
         jax.set_mesh(mesh),
         Checkpoints(run.workdir, phase, config.checkpoints) as checkpoints,
@@ -166,8 +165,9 @@ def run_phase(
         )
         train_step = run.step_of(phase)
         evaluate = held_out_loss(config, phase, run.held_out, mesh)
+        probe = open_probe(run, phase, phases)
         rows = LateRows(run, phase, checkpoints, counts)
-        for batch in _batches(run, phase, mesh, counts, phase.num_steps - step):
+        for batch in run.batches(phase, mesh, counts, phase.num_steps - step):
             if should_stop(run.stop, steps_before + step):
                 _save_and_exit(run, checkpoints, rows, step, state, counts)
             state, metrics = train_step(state, batch)
@@ -183,6 +183,12 @@ def run_phase(
                     loss = evaluate(state)
                 run.write("evaluation", phase, step, counts, held_out_loss=loss)
                 run.progress.note(f"{counts.tokens:,} tokens: held-out loss {loss:.4f}")
+            if probe is not None and probe_is_due(config, previous.tokens, counts.tokens):
+                rows.catch_up()
+                with rows.paused():
+                    found = {"loss_before": evaluate(state), **probe(state, counts)}
+                run.write("probe", phase, step, counts, **found)
+                run.progress.note(f"{counts.tokens:,} tokens: {describe_probe(found)}")
             if is_due(config.checkpoints.every_tokens):
                 # Rows are on disk before the checkpoint that makes them final.
                 rows.settle()
@@ -204,15 +210,15 @@ def enter(run: Run, source: Phase, target: Phase, state: TrainState) -> TrainSta
         jax.tree.map(lambda moment: moment.delete(), state.opt_state)
         state = dataclasses.replace(state, opt_state=None)
     with jax.set_mesh(target_mesh):
-        moved = _move(state, target_mesh)
+        on_target = moved(state, target_mesh)
         key = jax.random.fold_in(jax.random.key(config.seed), target.index)
         enter_fn = functools.partial(enter_phase, source, target, tx)
         with warnings.catch_warnings():
             # Only equal shapes are reused in place.
             warnings.filterwarnings("ignore", "Some donated buffers were not usable")
-            entered = jax.jit(enter_fn, donate_argnums=0)(moved, key)
+            entered = jax.jit(enter_fn, donate_argnums=0)(on_target, key)
         # Not sooner: where it is not moved, both are the same buffers.
-        jax.tree.map(lambda leaf: leaf.delete(), (state, moved))
+        jax.tree.map(lambda leaf: leaf.delete(), (state, on_target))
         after = held_out_loss(config, target, run.held_out, target_mesh)(entered)
         if target.growth is not None:
             check_promise(target.growth, target.model, before, after)
@@ -235,23 +241,6 @@ def enter(run: Run, source: Phase, target: Phase, state: TrainState) -> TrainSta
     return entered
 
 
-def _batches(
-    run: Run, phase: Phase, mesh: Mesh, counts: Counts, num_steps: int
-) -> Iterator[Batch]:
-    """Returns the batches of the phase's remaining steps, on the devices."""
-    num_rows = phase.batch_size // phase.accumulate
-    batches = train_batches(
-        run.source,
-        run.config.data,
-        seed=run.config.seed,
-        first_example=counts.examples,
-        batch_size=phase.batch_size,
-        accumulate=phase.accumulate,
-        rows=local_rows(mesh, num_rows),
-    )
-    return put(itertools.islice(batches, num_steps), mesh, num_rows)
-
-
 def _is_due(tokens_before: int, tokens: int, is_last: bool, every_tokens: int) -> bool:
     """Returns whether a step crosses a multiple of `every_tokens`, or ends its phase."""
     return is_last or tokens // every_tokens > tokens_before // every_tokens
@@ -271,14 +260,6 @@ def _save_and_exit(
     command = shlex.join(["python", "-m", "stackjax.train", *sys.argv[1:]])
     run.progress.note(f"stopped and saved at {counts.tokens:,} tokens; resume with: {command}")
     sys.exit(EXIT_CODE)
-
-
-def _move(state: TrainState, mesh: Mesh) -> TrainState:
-    """Returns the state on another mesh, with the partitions that it has."""
-    return jax.tree.map(
-        lambda leaf: jax.device_put(leaf, NamedSharding(mesh, partition_of(leaf))),
-        state,
-    )
 
 
 def _device_memory() -> int | None:

@@ -1,0 +1,103 @@
+"""Growth tried out while the model before it trains: what would the loss be if it grew now?
+
+The loss right after a growth says little of what it is worth; that after a short lag does
+(arXiv:2406.02469).
+"""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+
+from stackjax.compilation import compile_step, phase_optimizer
+from stackjax.config import Config
+from stackjax.evaluate import held_out_loss
+from stackjax.growth import Learn
+from stackjax.phase import Counts, Phase
+from stackjax.run import Run
+from stackjax.sharding import build_mesh, moved
+from stackjax.train_state import TrainState, enter_phase
+
+Probe = Callable[[TrainState, Counts], dict[str, Any]]
+"""From the state and the counts of a model to what becomes of a copy that grows there."""
+
+
+def check_probes(config: Config, phases: Sequence[Phase]) -> None:
+    """Raises ValueError where a probe has no growth to try out."""
+    probes = config.probes
+    if probes.at_tokens and not probes.lag_tokens:
+        raise ValueError(
+            f"probes.at_tokens is set and probes.lag_tokens is {probes.lag_tokens}; say how "
+            f"many tokens a grown copy trains before its loss is measured."
+        )
+    for at in probes.at_tokens:
+        phase = next((p for p in phases if p.start.tokens < at < p.end.tokens), None)
+        following = None if phase is None else _following(phases, phase)
+        if following is None:
+            raise ValueError(
+                f"probes.at_tokens has {at:,}, which lies inside of no stage that another one "
+                f"grows out of; leave it out."
+            )
+        if isinstance(following.growth, Learn):
+            raise ValueError(
+                f"probes.at_tokens has {at:,}, but stages.{following.stage} grows by "
+                f"{following.growth}, which has to be fitted first; probe other growths."
+            )
+
+
+def open_probe(run: Run, phase: Phase, phases: Sequence[Phase]) -> Probe | None:
+    """Returns the probe of the growth that a phase leads to; None where none is asked for.
+
+    A probe trains its copy on the batches that come next, and leaves state and run as they
+    are. It holds both models at once.
+    """
+    config, target = run.config, _following(phases, phase)
+    if target is None or not config.probes.at_tokens:
+        return None
+    mesh, tx = build_mesh(target.mesh), phase_optimizer(config, target)
+    lag = math.ceil((config.probes.lag_tokens or 0) / target.per_step.tokens)
+    key = jax.random.fold_in(jax.random.key(config.seed), target.index)
+    with jax.set_mesh(mesh):
+        grow = jax.jit(functools.partial(enter_phase, phase, target, tx))
+        loss = held_out_loss(config, target, run.held_out, mesh)
+    compiled = functools.cache(functools.partial(compile_step, config))
+
+    def probe(state: TrainState, counts: Counts) -> dict[str, Any]:
+        with jax.set_mesh(mesh):
+            copy = grow(moved(state, mesh), key)
+            at_once = loss(copy)
+            train_step = compiled(_from(target, counts))
+            for batch in run.batches(target, mesh, counts, lag):
+                copy, _ = train_step(copy, batch)
+            return {
+                "growth": str(target.growth),
+                "loss_grown": at_once,
+                "loss_lagged": loss(copy),
+                "lag_tokens": lag * target.per_step.tokens,
+                # Not among what the run has spent: a probe decides nothing of it.
+                "lag_flops_6nd": lag * target.per_step.flops_6nd,
+            }
+
+    return probe
+
+
+def is_due(config: Config, tokens_before: int, tokens: int) -> bool:
+    """Returns whether a step crosses a count of tokens at which a probe is asked for."""
+    return any(tokens_before < at <= tokens for at in config.probes.at_tokens)
+
+
+def _following(phases: Sequence[Phase], phase: Phase) -> Phase | None:
+    """Returns the phase after another, if its model is a grown one."""
+    later = phases[phase.index + 1 :]
+    return later[0] if later and later[0].growth is not None else None
+
+
+def _from(target: Phase, counts: Counts) -> Phase:
+    """Returns a phase with the learning rates that it would have if it began at some counts."""
+    rate = target.learning_rate
+    if rate.schedule.axis == "run":
+        rate = dataclasses.replace(rate, first_tokens=counts.tokens)
+    return dataclasses.replace(target, learning_rate=rate)
