@@ -3,7 +3,7 @@
     python -m stackjax.compare runs/scratch-* runs/gstack-*
 
 Runs that differ by their seed alone belong together, and give an interval. It writes a table, a
-JSON file, three pictures and an HTML page.
+JSON file, pictures and an HTML page.
 """
 
 import dataclasses
@@ -17,7 +17,8 @@ from typing import Annotated, Any
 import tyro
 
 from stackjax.analysis.comparison import Comparison, Group, compare, group
-from stackjax.analysis.page import page
+from stackjax.analysis.layer_figure import caption, layer_figure
+from stackjax.analysis.page import Gallery, page
 from stackjax.analysis.plots import loss_figure, svg
 from stackjax.analysis.record import COSTS, LossName, read_record
 from stackjax.analysis.speedup import CONFIDENCE
@@ -79,9 +80,24 @@ def write(config: CompareConfig) -> str:
     contents = json.dumps(report(groups, comparisons, config.loss), indent=1)
     (config.output / "comparison.json").write_text(contents + "\n")
     (config.output / "comparison.md").write_text(markdown)
-    html = page("Does growing pay?", verdicts, [svg(each) for each in figures.values()], tables)
+    sections = [*tables, *_layers(groups, config.output)]
+    html = page(
+        "Does growing pay?", verdicts, [svg(each) for each in figures.values()], sections
+    )
     (config.output / "index.html").write_text(html)
     return f"{markdown}\n{config.output / 'index.html'}: all of this, with pictures"
+
+
+def _layers(groups: Sequence[Group], output: Path) -> list[Gallery]:
+    """Draws the layers of the first seed of each grown group that has measured them."""
+    shown = []
+    for number, each in enumerate((each for each in groups if each.is_grown), start=1):
+        record = each.records[0]
+        figure = layer_figure(record)
+        if figure is not None:
+            figure.savefig(output / f"layers-{number}.png")
+            shown.append((svg(figure), caption(record, each.label)))
+    return [Gallery(title="What growth does to layers", figures=shown)] if shown else []
 
 
 def tables_of(

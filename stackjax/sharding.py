@@ -74,6 +74,13 @@ def on_mesh(abstract: Any, mesh: Mesh) -> Any:
     )
 
 
+def move(tree: Any, mesh: Mesh) -> Any:
+    """Returns a tree of arrays on another mesh, with the partitions that they have."""
+    return jax.tree.map(
+        lambda leaf: jax.device_put(leaf, NamedSharding(mesh, partition_of(leaf))), tree
+    )
+
+
 def laid_out(function: Callable[..., Any], layout: Any) -> Callable[..., Any]:
     """Returns a function inside which the compiler lays out every array.
 

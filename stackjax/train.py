@@ -16,7 +16,7 @@ from typing import NoReturn
 import jax
 from absl import logging
 from etils import epath
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import Mesh
 
 from stackjax import distributed
 from stackjax.checkpoint import (
@@ -47,7 +47,7 @@ from stackjax.data.device import local_rows, put
 from stackjax.data.loader import open_source, train_batches
 from stackjax.data.sources import TokenSource
 from stackjax.errors import one_line_errors
-from stackjax.evaluate import check_held_out, check_promise, held_out_loss
+from stackjax.evaluate import check_held_out, check_promise, held_out_layers, held_out_loss
 from stackjax.flops import num_params, peak_flops
 from stackjax.metrics import check_sinks, open_sinks, read_rows
 from stackjax.phase import Counts, Phase
@@ -55,7 +55,7 @@ from stackjax.phases import expand
 from stackjax.preflight import check, check_backend
 from stackjax.progress import open_progress
 from stackjax.run import LateRows, Run
-from stackjax.sharding import build_mesh, partition_of
+from stackjax.sharding import build_mesh, move
 from stackjax.stop import EXIT_CODE, should_stop, stop_on_signals
 from stackjax.summary import describe, summarize
 from stackjax.train_state import TrainState, enter_phase
@@ -166,6 +166,7 @@ def run_phase(
         )
         train_step = run.step_of(phase)
         evaluate = held_out_loss(config, phase, run.held_out, mesh)
+        layers_of = held_out_layers(config, phase, run.held_out, mesh)
         rows = LateRows(run, phase, checkpoints, counts)
         for batch in _batches(run, phase, mesh, counts, phase.num_steps - step):
             if should_stop(run.stop, steps_before + step):
@@ -180,8 +181,9 @@ def run_phase(
             if is_due(config.evaluation.every_tokens) and (is_final or not is_last):
                 rows.catch_up()
                 with rows.paused():
-                    loss = evaluate(state)
+                    loss, layers = evaluate(state), layers_of(state)
                 run.write("evaluation", phase, step, counts, held_out_loss=loss)
+                run.write_layers(phase, step, counts, layers)
                 run.progress.note(f"{counts.tokens:,} tokens: held-out loss {loss:.4f}")
             if is_due(config.checkpoints.every_tokens):
                 # Rows are on disk before the checkpoint that makes them final.
@@ -200,11 +202,12 @@ def enter(run: Run, source: Phase, target: Phase, state: TrainState) -> TrainSta
     source_mesh, target_mesh = build_mesh(source.mesh), build_mesh(target.mesh)
     with jax.set_mesh(source_mesh):
         before = held_out_loss(config, source, run.held_out, source_mesh)(state)
+        old_layers = held_out_layers(config, source, run.held_out, source_mesh)(state)
     if target.optimizer_state == "reset":
         jax.tree.map(lambda moment: moment.delete(), state.opt_state)
         state = dataclasses.replace(state, opt_state=None)
     with jax.set_mesh(target_mesh):
-        moved = _move(state, target_mesh)
+        moved = move(state, target_mesh)
         key = jax.random.fold_in(jax.random.key(config.seed), target.index)
         enter_fn = functools.partial(enter_phase, source, target, tx)
         with warnings.catch_warnings():
@@ -214,10 +217,12 @@ def enter(run: Run, source: Phase, target: Phase, state: TrainState) -> TrainSta
         # Not sooner: where it is not moved, both are the same buffers.
         jax.tree.map(lambda leaf: leaf.delete(), (state, moved))
         after = held_out_loss(config, target, run.held_out, target_mesh)(entered)
+        new_layers = held_out_layers(config, target, run.held_out, target_mesh)(entered)
         if target.growth is not None:
             check_promise(target.growth, target.model, before, after)
         losses = {"held_out_loss_before": before, "held_out_loss": after}
         run.write("growth", target, 0, target.start, **losses)
+        run.write_layers(target, 0, target.start, new_layers, old_layers)
         run.flush()
         clear(run.workdir, target)
         with Checkpoints(run.workdir, target, config.checkpoints, source) as checkpoints:
@@ -271,14 +276,6 @@ def _save_and_exit(
     command = shlex.join(["python", "-m", "stackjax.train", *sys.argv[1:]])
     run.progress.note(f"stopped and saved at {counts.tokens:,} tokens; resume with: {command}")
     sys.exit(EXIT_CODE)
-
-
-def _move(state: TrainState, mesh: Mesh) -> TrainState:
-    """Returns the state on another mesh, with the partitions that it has."""
-    return jax.tree.map(
-        lambda leaf: jax.device_put(leaf, NamedSharding(mesh, partition_of(leaf))),
-        state,
-    )
 
 
 def _device_memory() -> int | None:

@@ -16,20 +16,20 @@ from stackjax.analysis.tables import LOSSES
 
 # Told apart on white and on black, and by the eyes that cannot tell red from green.
 COLORS = ("#d1495b", "#3d85c6", "#d99a2b", "#8e6bbf", "#2a9d8f", "#a0724c")
-_INK = "#0a0b0c"
-"""The color of text and of scratch, which a page replaces by its own."""
+INK = "#0a0b0c"
+"""The color of text, of scratch and of what was before, which a page replaces by its own."""
 _SHOWN_FROM = 0.06
 """The share of a run's cost whose loss is the top of the picture."""
 
 
-_in_ink = matplotlib.rc_context(
+in_ink = matplotlib.rc_context(
     dict.fromkeys(
-        ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), _INK
+        ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), INK
     )
 )
 
 
-@_in_ink
+@in_ink
 def loss_figure(groups: Sequence[Group], loss: LossName, cost: str) -> Figure:
     """Returns the losses of every run over a cost; a dotted line where a model grows.
 
@@ -39,7 +39,7 @@ def loss_figure(groups: Sequence[Group], loss: LossName, cost: str) -> Figure:
     plot: Plot = figure.subplots()
     colors = itertools.cycle(COLORS)
     for each in groups:
-        color = next(colors) if each.is_grown else _INK
+        color = next(colors) if each.is_grown else INK
         for i, record in enumerate(each.records):
             costs, losses = record.all_losses(loss, cost)
             label = each.label if i == 0 else "_"
@@ -62,7 +62,7 @@ def loss_figure(groups: Sequence[Group], loss: LossName, cost: str) -> Figure:
     return figure
 
 
-@_in_ink
+@in_ink
 def optimum_figure(
     points: Mapping[str, Sequence[tuple[float, Sequence[float]]]],
     scratch: Sequence[float],
@@ -83,7 +83,7 @@ def optimum_figure(
         plot.plot(xs, means, "-", color=color, label=name, lw=1.3)
         for x, losses in points[name]:
             plot.plot([x] * len(losses), losses, ".", color=color, alpha=0.6)
-    plot.axhline(float(np.mean(scratch)), color=_INK, ls="--", lw=1.3, label="scratch")
+    plot.axhline(float(np.mean(scratch)), color=INK, ls="--", lw=1.3, label="scratch")
     plot.set_xscale("log")
     plot.set_xlabel(varied)
     plot.set_ylabel(f"{LOSSES['held_out']}, nats per token")
@@ -100,4 +100,4 @@ def svg(figure: Figure) -> str:
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "stackjax"}):
         figure.savefig(out, format="svg", transparent=True, metadata={"Date": None})
     text = out.getvalue()
-    return re.sub(re.escape(_INK), "currentColor", text[text.index("<svg") :])
+    return re.sub(re.escape(INK), "currentColor", text[text.index("<svg") :])
