@@ -32,7 +32,7 @@ def layer_figure(record: Record) -> Figure | None:
     A line of the first panel is a layer; without copies there is no such panel. None where the
     layers were not measured at the growth.
     """
-    seams, alike = _seams(record), _rows_of_copies(record)
+    seams, alike = _seams(record), [row for row in record.layers if _has_copies(row)]
     if not seams:
         return None
     names = [name for name in _LABELS if alike or name != "similarity"]
@@ -55,15 +55,18 @@ def layer_figure(record: Record) -> Figure | None:
 
 
 def caption(record: Record, label: str) -> str:
-    """Returns in a sentence what the figure of a run shows."""
+    """Returns in a sentence what the figure of a run, where there is one, shows."""
     run = f"{label}, seed {record.config['seed']}"
-    alike = _rows_of_copies(record)
-    if not alike:
-        return f"{run}: what each layer adds, and how large its weights are, around growth."
-    first, last = (np.nanmean(_numbers(row["similarity"])) for row in (alike[0], alike[-1]))
+    after, last = _seams(record)[-1], record.layers[-1]
+    if not _has_copies(after):
+        return (
+            f"{run}: what each layer adds to the residual stream, and how large its weights "
+            f"are, before and after growth, and at the end."
+        )
+    first, final = (np.nanmean(_numbers(row["similarity"])) for row in (after, last))
     return (
-        f"{run}: the weights of a layer and its copies have a cosine similarity of {first:.3f} "
-        f"just after growth and of {last:.3f} at the end, in the mean."
+        f"{run}: the weights of a layer and of its copies have a mean cosine similarity of "
+        f"{first:.3f} just after growth and of {final:.3f} at the end."
     )
 
 
@@ -76,9 +79,9 @@ def _seams(record: Record) -> list[Row]:
     ]
 
 
-def _rows_of_copies(record: Record) -> list[Row]:
-    """Returns the rows in which some layer has copies."""
-    return [row for row in record.layers if any(row.get("similarity", ()))]
+def _has_copies(row: Row) -> bool:
+    """Returns whether some layer has copies."""
+    return any(value is not None for value in row.get("similarity", ()))
 
 
 def _draw_copies(plot: Plot, rows: Sequence[Row], grown_at: int) -> None:
