@@ -89,9 +89,9 @@ def write(config: CompareConfig) -> str:
 
 
 def _layers(groups: Sequence[Group], output: Path) -> list[Gallery]:
-    """Draws the layers of the first seed of each grown group that has measured them."""
-    shown = []
-    for number, each in enumerate((each for each in groups if each.is_grown), start=1):
+    """Returns pictures, also saved, of the layers of each grown group that measured them."""
+    shown, (_, *grown) = [], groups
+    for number, each in enumerate(grown, start=1):
         record = each.records[0]
         figure = layer_figure(record)
         if figure is not None:

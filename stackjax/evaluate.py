@@ -66,13 +66,13 @@ def held_out_layers(
 
     They are those of the first held-out batch, and none where `evaluation.layers` is off.
     """
-    layers_of = layer_sources(expand(config)[: phase.index + 1])
+    copied_from = layer_sources(expand(config)[: phase.index + 1])
 
     def measure(state: TrainState) -> dict[str, list[float]]:
         if not config.evaluation.layers:
             return {}
         batch = next(_batches(config, source, mesh))
-        found = _layer_statistics(phase, layers_of, state.params, state.step, batch)
+        found = _layer_statistics(phase, copied_from, state.params, state.step, batch)
         return {name: np.asarray(values_L).tolist() for name, values_L in found.items()}
 
     return measure

@@ -166,7 +166,7 @@ def run_phase(
         )
         train_step = run.step_of(phase)
         evaluate = held_out_loss(config, phase, run.held_out, mesh)
-        layers_of = held_out_layers(config, phase, run.held_out, mesh)
+        measure = held_out_layers(config, phase, run.held_out, mesh)
         rows = LateRows(run, phase, checkpoints, counts)
         for batch in _batches(run, phase, mesh, counts, phase.num_steps - step):
             if should_stop(run.stop, steps_before + step):
@@ -181,7 +181,7 @@ def run_phase(
             if is_due(config.evaluation.every_tokens) and (is_final or not is_last):
                 rows.catch_up()
                 with rows.paused():
-                    loss, layers = evaluate(state), layers_of(state)
+                    loss, layers = evaluate(state), measure(state)
                 run.write("evaluation", phase, step, counts, held_out_loss=loss)
                 run.write_layers(phase, step, counts, layers)
                 run.progress.note(f"{counts.tokens:,} tokens: held-out loss {loss:.4f}")

@@ -44,6 +44,7 @@ def layer_figure(record: Record) -> Figure | None:
         _draw_layers(plots[name], name, seams, record.layers[-1])
     # What enters the first layer is small beside what it adds, and later ones add little.
     plots["contribution"].set_yscale("log")
+    plots["contribution"].yaxis.set_major_formatter("{x:g}")
     figure.align_ylabels()
     for name, plot in plots.items():
         plot.set_ylabel(_LABELS[name])
