@@ -42,7 +42,9 @@ def get_config() -> Config:
             Stage(tokens=600_000, batch_size=16),
             Stage(tokens=800_000, batch_size=16, growth=Stack(factor=4)),
         ),
-        evaluation=EvaluationConfig(every_tokens=100_000, num_sequences=256, batch_size=64),
+        evaluation=EvaluationConfig(
+            every_tokens=100_000, num_sequences=256, batch_size=64, layers=True
+        ),
         checkpoints=CheckpointConfig(every_tokens=400_000),
         logging=LoggingConfig(every_tokens=40_000),
         workdir="runs/tiny",

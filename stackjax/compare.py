@@ -3,7 +3,7 @@
     python -m stackjax.compare runs/scratch-* runs/gstack-*
 
 Runs that differ by their seed alone belong together, and give an interval. It writes a table, a
-JSON file, three pictures and an HTML page.
+JSON file, pictures and an HTML page.
 """
 
 import dataclasses
@@ -16,6 +16,8 @@ from typing import Annotated, Any
 import tyro
 
 from stackjax.analysis.comparison import Comparison, Group, compare, group
+from stackjax.analysis.layer_figure import caption, layer_figure
+from stackjax.analysis.page import Gallery
 from stackjax.analysis.plots import loss_figure
 from stackjax.analysis.record import COSTS, LossName, read_record
 from stackjax.analysis.report import write_report
@@ -79,7 +81,19 @@ def write(config: CompareConfig) -> str:
         },
         tables=tables_of(groups, comparisons, config.loss),
         numbers=report(groups, comparisons, config.loss),
+        galleries=_layers(groups),
     )
+
+
+def _layers(groups: Sequence[Group]) -> list[Gallery]:
+    """Returns pictures of the layers of each grown group that has measured them."""
+    figures, (_, *grown) = {}, groups
+    for number, each in enumerate(grown, start=1):
+        record = each.records[0]
+        figure = layer_figure(record)
+        if figure is not None:
+            figures[f"layers-{number}"] = figure, caption(record, each.label)
+    return [Gallery(title="What growth does to layers", figures=figures)] if figures else []
 
 
 def tables_of(

@@ -169,6 +169,9 @@ class EvaluationConfig:
     """Held-out sequences of each evaluation, always the same ones."""
     batch_size: int
     """Sequences evaluated at a time, over all devices."""
+    layers: bool = False
+    """Whether each evaluation, and each side of a growth, also measures every layer: how near
+    it is to the other copies of its source, what it adds, and how large its weights are."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

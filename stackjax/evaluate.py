@@ -1,11 +1,12 @@
-"""Loss on held-out sequences."""
+"""Loss on held-out sequences, and what layers do there."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh
 
 from stackjax.config import Config, EvaluationConfig
@@ -14,10 +15,15 @@ from stackjax.data.device import local_rows, put
 from stackjax.data.loader import eval_batches
 from stackjax.data.sources import TokenSource
 from stackjax.growth import Growth
+from stackjax.layers import layer_sources, layer_statistics
 from stackjax.model import LossSums, ModelConfig, Params
 from stackjax.model.module import compute_dtype
 from stackjax.phase import Phase
+from stackjax.phases import expand
 from stackjax.train_state import TrainState, eval_step
+
+# One program serves the seam into a phase and the phase itself.
+_layer_statistics = jax.jit(layer_statistics, static_argnums=(0, 1))
 
 
 def check_held_out(config: EvaluationConfig, source: TokenSource) -> None:
@@ -53,6 +59,25 @@ def held_out_loss(
     return _mean_loss(config, step, source, mesh)
 
 
+def held_out_layers(
+    config: Config, phase: Phase, source: TokenSource, mesh: Mesh
+) -> Callable[[TrainState], dict[str, list[float]]]:
+    """Returns a function from states of a phase to the `layer_statistics` of what they run.
+
+    They are those of the first held-out batch, and none where `evaluation.layers` is off.
+    """
+    copied_from = layer_sources(expand(config)[: phase.index + 1])
+
+    def measure(state: TrainState) -> dict[str, list[float]]:
+        if not config.evaluation.layers:
+            return {}
+        batch = next(_batches(config, source, mesh))
+        found = _layer_statistics(phase, copied_from, state.params, state.step, batch)
+        return {name: np.asarray(values_L).tolist() for name, values_L in found.items()}
+
+    return measure
+
+
 def model_loss(
     config: Config, model: ModelConfig, source: TokenSource, mesh: Mesh
 ) -> Callable[[Params], float]:
@@ -73,19 +98,24 @@ def _mean_loss(
     mesh: Mesh,
 ) -> Callable[[Any], float]:
     compiled = jax.jit(step)
-    num_rows = config.evaluation.batch_size
 
     def loss(tree: Any) -> float:
-        batches = eval_batches(
-            source,
-            config.data,
-            num_sequences=config.evaluation.num_sequences,
-            batch_size=num_rows,
-            rows=local_rows(mesh, num_rows),
-        )
         # All batches are under way before the first result is waited for.
-        results = [compiled(tree, batch) for batch in put(batches, mesh, num_rows)]
+        results = [compiled(tree, batch) for batch in _batches(config, source, mesh)]
         nll = sum(float(sums.nll) for sums, _ in results)
         return nll / sum(float(weight) for _, weight in results)
 
     return loss
+
+
+def _batches(config: Config, source: TokenSource, mesh: Mesh) -> Iterator[Batch]:
+    """Returns the batches of an evaluation, on the devices."""
+    num_rows = config.evaluation.batch_size
+    batches = eval_batches(
+        source,
+        config.data,
+        num_sequences=config.evaluation.num_sequences,
+        batch_size=num_rows,
+        rows=local_rows(mesh, num_rows),
+    )
+    return put(batches, mesh, num_rows)

@@ -18,7 +18,7 @@ from stackjax.evaluate import held_out_loss
 from stackjax.growth import Learn
 from stackjax.phase import Counts, Phase
 from stackjax.run import Run
-from stackjax.sharding import build_mesh, moved
+from stackjax.sharding import build_mesh, move
 from stackjax.train_state import TrainState, enter_phase
 
 Probe = Callable[[TrainState, Counts], dict[str, Any]]
@@ -67,7 +67,7 @@ def open_probe(run: Run, phase: Phase, phases: Sequence[Phase]) -> Probe | None:
 
     def probe(state: TrainState, counts: Counts) -> dict[str, Any]:
         with jax.set_mesh(mesh):
-            copy = grow(moved(state, mesh), key)
+            copy = grow(move(state, mesh), key)
             at_once = loss(copy)
             train_step = compiled(_from(target, counts))
             for batch in run.batches(target, mesh, counts, lag):

@@ -48,6 +48,19 @@ class Run:
         if kind == "train":
             self.progress.row(row)
 
+    def write_layers(
+        self,
+        phase: Phase,
+        step: int,
+        counts: Counts,
+        found: dict[str, list[float]],
+        before: dict[str, list[float]] | None = None,
+    ) -> None:
+        """Writes a row of what layers are, and were before a growth, if that was measured."""
+        earlier = {f"{name}_before": values for name, values in (before or {}).items()}
+        if found:
+            self.write("layers", phase, step, counts, **found, **earlier)
+
     def flush(self) -> None:
         """Brings all metrics to disk."""
         for sink in self.sinks:

@@ -74,7 +74,7 @@ def on_mesh(abstract: Any, mesh: Mesh) -> Any:
     )
 
 
-def moved(tree: Any, mesh: Mesh) -> Any:
+def move(tree: Any, mesh: Mesh) -> Any:
     """Returns a tree of arrays on a mesh, with the partitions that they have.
 
     What is there already is not copied.

@@ -42,7 +42,7 @@ from stackjax.config_file import (
 from stackjax.data.loader import open_source
 from stackjax.data.sources import TokenSource
 from stackjax.errors import one_line_errors
-from stackjax.evaluate import check_held_out, check_promise, held_out_loss
+from stackjax.evaluate import check_held_out, check_promise, held_out_layers, held_out_loss
 from stackjax.flops import num_params, peak_flops
 from stackjax.metrics import check_sinks, open_sinks, read_rows
 from stackjax.phase import Counts, Phase
@@ -52,7 +52,7 @@ from stackjax.probe import check_probes, open_probe
 from stackjax.probe import is_due as probe_is_due
 from stackjax.progress import open_progress
 from stackjax.run import LateRows, Run
-from stackjax.sharding import build_mesh, moved
+from stackjax.sharding import build_mesh, move
 from stackjax.stop import EXIT_CODE, should_stop, stop_on_signals
 from stackjax.summary import describe, describe_probe, summarize
 from stackjax.train_state import TrainState, enter_phase
@@ -166,6 +166,7 @@ def run_phase(
         train_step = run.step_of(phase)
         evaluate = held_out_loss(config, phase, run.held_out, mesh)
         probe = open_probe(run, phase, phases)
+        measure = held_out_layers(config, phase, run.held_out, mesh)
         rows = LateRows(run, phase, checkpoints, counts)
         for batch in run.batches(phase, mesh, counts, phase.num_steps - step):
             if should_stop(run.stop, steps_before + step):
@@ -180,8 +181,9 @@ def run_phase(
             if is_due(config.evaluation.every_tokens) and (is_final or not is_last):
                 rows.catch_up()
                 with rows.paused():
-                    loss = evaluate(state)
+                    loss, layers = evaluate(state), measure(state)
                 run.write("evaluation", phase, step, counts, held_out_loss=loss)
+                run.write_layers(phase, step, counts, layers)
                 run.progress.note(f"{counts.tokens:,} tokens: held-out loss {loss:.4f}")
             if probe is not None and probe_is_due(config, previous.tokens, counts.tokens):
                 rows.catch_up()
@@ -206,11 +208,12 @@ def enter(run: Run, source: Phase, target: Phase, state: TrainState) -> TrainSta
     source_mesh, target_mesh = build_mesh(source.mesh), build_mesh(target.mesh)
     with jax.set_mesh(source_mesh):
         before = held_out_loss(config, source, run.held_out, source_mesh)(state)
+        old_layers = held_out_layers(config, source, run.held_out, source_mesh)(state)
     if target.optimizer_state == "reset":
         jax.tree.map(lambda moment: moment.delete(), state.opt_state)
         state = dataclasses.replace(state, opt_state=None)
     with jax.set_mesh(target_mesh):
-        on_target = moved(state, target_mesh)
+        on_target = move(state, target_mesh)
         key = jax.random.fold_in(jax.random.key(config.seed), target.index)
         enter_fn = functools.partial(enter_phase, source, target, tx)
         with warnings.catch_warnings():
@@ -220,10 +223,12 @@ def enter(run: Run, source: Phase, target: Phase, state: TrainState) -> TrainSta
         # Not sooner: where it is not moved, both are the same buffers.
         jax.tree.map(lambda leaf: leaf.delete(), (state, on_target))
         after = held_out_loss(config, target, run.held_out, target_mesh)(entered)
+        new_layers = held_out_layers(config, target, run.held_out, target_mesh)(entered)
         if target.growth is not None:
             check_promise(target.growth, target.model, before, after)
         losses = {"held_out_loss_before": before, "held_out_loss": after}
         run.write("growth", target, 0, target.start, **losses)
+        run.write_layers(target, 0, target.start, new_layers, old_layers)
         run.flush()
         clear(run.workdir, target)
         with Checkpoints(run.workdir, target, config.checkpoints, source) as checkpoints:

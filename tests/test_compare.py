@@ -11,6 +11,7 @@ from recorded import record_run, row, seam
 
 from stackjax.analysis.comparison import compare, group
 from stackjax.analysis.curve import Curve
+from stackjax.analysis.layer_figure import caption, layer_figure
 from stackjax.analysis.record import COSTS, read_record
 from stackjax.analysis.speedup import at_budget, crossing, speedup_at_loss
 from stackjax.compare import CompareConfig, main, write
@@ -138,9 +139,14 @@ def write_run(
     grown=True,
     speedup=0.0,
     noise=0.0,
+    layers=(),
     **fields,
 ):
-    """A run directory whose last model's losses follow the power law."""
+    """A run directory whose last model's losses follow the power law.
+
+    Args:
+      layers: Rows of its layers, besides.
+    """
     stages = (Stage(tokens=640, batch_size=8),)
     if grown:
         stages += (Stage(tokens=1280, batch_size=8, growth=Stack(2)),)
@@ -155,7 +161,18 @@ def write_run(
         loss = float(losses(flops, speedup) * np.exp(noise * rng.normal()))
         stage = 1 if grown else 0
         rows += [row(kind, stage, flops, loss) for kind in ("train", "evaluation")]
-    return record_run(path, config, rows, **fields)
+    return record_run(path, config, [*rows, *layers], **fields)
+
+
+def layer_rows(*, similar=True, last=1e17):
+    """Rows of layers at the seam, where six new layers add nothing, and later."""
+    before = {"contribution_before": [0.5] * 6, "norm_before": [0.1] * 6}
+    seam = {"contribution": [0.5] * 6 + [0.0] * 6, "norm": [0.1] * 12}
+    later = {"contribution": [0.25] * 12, "norm": [0.2] * 12}
+    if similar:
+        seam["similarity"], later["similarity"] = [1.0] * 12, [None, *[0.5] * 11]
+    found = [row("layers", 1, 5e14, None) | seam | before]
+    return found if last is None else [*found, row("layers", 1, last, None) | later]
 
 
 def older(path):
@@ -230,6 +247,45 @@ def test_it_writes_a_table_numbers_pictures_and_a_page_that_needs_nothing_else(r
     assert "src=" not in html
     assert "@import" not in html
     assert "currentColor" in html
+    assert "layers" not in html
+
+
+def test_where_layers_were_measured_it_shows_what_growth_does_to_them(tmp_path):
+    paths = [write_run(tmp_path / "scratch", grown=False)]
+    paths += [
+        write_run(tmp_path / f"grown-{seed}", seed=seed, layers=layer_rows()) for seed in (3, 4)
+    ]
+    write(CompareConfig(runs=tuple(paths), output=tmp_path / "out"))
+    assert (tmp_path / "out" / "layers-1.png").exists()
+    html = (tmp_path / "out" / "index.html").read_text()
+    # Of the first seed alone.
+    assert html.count("<svg") == 4
+    assert html.count("<figcaption>") == 1
+    assert "seed 3: the weights of a layer and of its copies" in html
+    assert "of 1.000 just after growth and of 0.500 at the end" in html
+
+
+def test_a_picture_of_layers_has_a_panel_for_each_thing_that_was_measured(tmp_path):
+    def drawn(name, rows):
+        record = read_record(write_run(tmp_path / name, layers=rows))
+        return record, layer_figure(record)
+
+    _, whole = drawn("whole", layer_rows())
+    similarity, contribution, norm = whole.axes
+    assert [len(plot.lines) for plot in (similarity, contribution, norm)] == [12, 3, 3]
+    ends = [line.get_ydata()[-1] for line in similarity.lines]
+    assert np.isnan(ends[0])
+    assert ends[1:] == [0.5] * 11
+    # Tokens count from the growth, which was at 5e8 of them.
+    assert list(similarity.lines[0].get_xdata()) == [0, 1e11 - 5e8]
+    record, no_copies = drawn("no copies", layer_rows(similar=False))
+    assert len(no_copies.axes) == 2
+    assert caption(record, "wide").endswith("before and after growth, and at the end.")
+    _, at_the_seam = drawn("at the seam", layer_rows(last=None))
+    assert [len(plot.lines) for plot in at_the_seam.axes] == [12, 2, 2]
+    # Measured from after the growth on, and not at all.
+    for name, rows in (("late", layer_rows()[1:]), ("never", [])):
+        assert drawn(name, rows)[1] is None
 
 
 def test_a_grown_run_that_loses_is_said_to(tmp_path):

@@ -202,6 +202,7 @@ MAY_CHANGE = [
     ("stages.0.mesh", MeshConfig(tensor=2)),
     ("stages.0.accumulate", 2),
     ("evaluation.every_tokens", 5),
+    ("evaluation.layers", True),
     ("checkpoints.keep_last", 5),
     ("logging.tensorboard", False),
     ("data.num_workers", 2),

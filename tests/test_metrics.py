@@ -104,6 +104,11 @@ def test_floats_that_are_not_finite_become_null(tmp_path, value):
     assert json.loads(text, parse_constant=refuse)["loss"] is None
 
 
+def test_so_do_those_in_a_list(tmp_path):
+    write_run(tmp_path, [build_row(0, 2, norm=[0.5, math.nan, math.inf])])
+    assert metrics.read_rows(tmp_path)[0]["norm"] == [0.5, None, None]
+
+
 def test_a_replacement_that_fails_leaves_the_old_file_whole(tmp_path, monkeypatch):
     log = metrics.MetricsLog(tmp_path, None)
     log.write(RUN[0])
@@ -165,7 +170,7 @@ def read_scalars(directory):
 
 def test_tensorboard_events_are_over_tokens_and_purge_stale_ones(tmp_path):
     sink = metrics.TensorBoard(tmp_path, (1, 4))
-    sink.write(build_row(1, 2**40, loss=0.5, flops=2.0**70, operator="Stack(2)"))
+    sink.write(build_row(1, 2**40, loss=0.5, flops=2.0**70, operator="Stack(2)", norm=[1.0]))
     sink.write(build_row(1, 2**41, accuracy=0.25) | {"kind": "evaluation"})
     sink.flush()
     sink.close()

@@ -1,8 +1,12 @@
 """A comparison as one HTML page that needs nothing else: no network, no script."""
 
+import dataclasses
 import html
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
+from matplotlib.figure import Figure
+
+from stackjax.analysis.plots import svg
 from stackjax.analysis.tables import Table
 
 _STYLE = """
@@ -15,7 +19,7 @@ body { margin: 0 auto; max-width: 72rem; padding: 1rem; color: var(--ink);
 h1 { font-size: 1.4rem; } h2 { font-size: 1.1rem; margin-top: 2rem; }
 .figures { display: grid; gap: 1rem;
   grid-template-columns: repeat(auto-fit, minmax(19rem, 1fr)); }
-figure { margin: 0; } svg { width: 100%; height: auto; }
+figure { margin: 0; max-width: 34rem; } svg { width: 100%; height: auto; }
 .wide { overflow-x: auto; }
 table { border-collapse: collapse; font-size: 0.9rem; font-variant-numeric: tabular-nums; }
 th, td { padding: 0.3rem 0.7rem; border-bottom: 1px solid var(--line); text-align: right;
@@ -24,16 +28,32 @@ th:first-child, td:first-child { text-align: left; }
 """
 
 
-def page(
-    title: str, verdicts: Sequence[str], figures: Sequence[str], tables: Sequence[Table]
-) -> str:
-    """Returns the page.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Gallery:
+    """Figures with a heading, each over a sentence."""
 
-    Args:
-      figures: SVG, each.
-    """
+    title: str
+    figures: Mapping[str, tuple[Figure, str]]
+    """Each with its sentence, by the name of its file."""
+
+    def html(self) -> str:
+        """Returns the figures in HTML, side by side where there is room."""
+        shown = "".join(
+            f"<figure>{svg(figure)}<figcaption>{html.escape(sentence)}</figcaption></figure>\n"
+            for figure, sentence in self.figures.values()
+        )
+        return f'<h2>{html.escape(self.title)}</h2>\n<div class="figures">\n{shown}</div>\n'
+
+
+def page(
+    title: str,
+    verdicts: Sequence[str],
+    figures: Sequence[Figure],
+    sections: Sequence[Table | Gallery],
+) -> str:
+    """Returns the page."""
     said = "".join(f"<p>{html.escape(line)}</p>\n" for line in verdicts)
-    shown = "".join(f"<figure>{figure}</figure>\n" for figure in figures)
+    shown = "".join(f"<figure>{svg(figure)}</figure>\n" for figure in figures)
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
@@ -42,5 +62,5 @@ def page(
         f"<title>{html.escape(title)}</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n"
         f"<h1>{html.escape(title)}</h1>\n{said}"
         f'<div class="figures">\n{shown}</div>\n'
-        f"{''.join(table.html() for table in tables)}</body>\n</html>\n"
+        f"{''.join(section.html() for section in sections)}</body>\n</html>\n"
     )

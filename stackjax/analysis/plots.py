@@ -20,26 +20,26 @@ from stackjax.quantity import short
 
 # Told apart on white and on black, and by the eyes that cannot tell red from green.
 COLORS = ("#d1495b", "#3d85c6", "#d99a2b", "#8e6bbf", "#2a9d8f", "#a0724c")
-_INK = "#0a0b0c"
-"""The color of text and of scratch, which a page replaces by its own."""
+INK = "#0a0b0c"
+"""The color of text, of scratch and of what was before, which a page replaces by its own."""
 _SHOWN_FROM = 0.06
 """The share of a run's cost whose loss is the top of the picture."""
 
 
-_in_ink = matplotlib.rc_context(
+in_ink = matplotlib.rc_context(
     dict.fromkeys(
-        ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), _INK
+        ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), INK
     )
 )
 
 
-@_in_ink
+@in_ink
 def loss_figure(groups: Sequence[Group], loss: LossName, cost: str) -> Figure:
     """Returns the losses of every run over a cost; a dotted line where a model grows."""
     figure, plot = _blank()
     colors = itertools.cycle(COLORS)
     for each in groups:
-        color = next(colors) if each.is_grown else _INK
+        color = next(colors) if each.is_grown else INK
         for i, record in enumerate(each.records):
             costs, losses = record.all_losses(loss, cost)
             label = each.label if i == 0 else "_"
@@ -60,7 +60,7 @@ def loss_figure(groups: Sequence[Group], loss: LossName, cost: str) -> Figure:
     return figure
 
 
-@_in_ink
+@in_ink
 def optimum_figure(
     points: Mapping[str, Sequence[tuple[float, Sequence[float]]]],
     scratch: Sequence[float],
@@ -80,7 +80,7 @@ def optimum_figure(
         plot.plot(xs, means, "-", color=color, label=name, lw=1.3)
         for x, losses in points[name]:
             plot.plot([x] * len(losses), losses, ".", color=color, alpha=0.6)
-    plot.axhline(float(np.mean(scratch)), color=_INK, ls="--", lw=1.3, label="scratch")
+    plot.axhline(float(np.mean(scratch)), color=INK, ls="--", lw=1.3, label="scratch")
     plot.set_xscale("log")
     tried = sorted({x for each in points.values() for x, _ in each})
     plot.set_xticks(tried, [short(x) for x in tried])
@@ -92,7 +92,7 @@ def optimum_figure(
     return figure
 
 
-@_in_ink
+@in_ink
 def laws_figure(
     ends: Mapping[str, Sequence[End]], laws: Mapping[str, PowerLaw], flops: float
 ) -> Figure:
@@ -104,7 +104,7 @@ def laws_figure(
     figure, plot = _blank()
     first = min(end.flops for each in ends.values() for end in each)
     x = np.geomspace(first, flops, 200)
-    for name, color in zip(ends, (_INK, *COLORS), strict=False):
+    for name, color in zip(ends, (INK, *COLORS), strict=False):
         style = "--" if name == "scratch" else "-"
         points = [(end.flops, end.loss) for end in ends[name]]
         plot.plot(*zip(*points, strict=True), ".", color=color)
@@ -125,7 +125,7 @@ def laws_figure(
     return figure
 
 
-@_in_ink
+@in_ink
 def gap_figure(pairs: Sequence[Pair], laws: Mapping[str, GapLaw], tokens: float) -> Figure:
     """Returns the gaps between scratch and grown over tokens, and their 95 % intervals.
 
@@ -140,7 +140,7 @@ def gap_figure(pairs: Sequence[Pair], laws: Mapping[str, GapLaw], tokens: float)
         plot.plot(x, [laws[name](at) for at in x], color=color, lw=1.3, label=name)
         low, high = zip(*(laws[name].interval(at) for at in x), strict=True)
         plot.fill_between(x, low, high, color=color, alpha=0.12, lw=0)
-    plot.axhline(0, color=_INK, ls="--", lw=1)
+    plot.axhline(0, color=INK, ls="--", lw=1)
     plot.set_xscale("log")
     plot.set_xlabel("tokens from scratch (D)")
     plot.set_ylabel("scratch's loss less grown's, nats")
@@ -164,4 +164,4 @@ def svg(figure: Figure) -> str:
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "stackjax"}):
         figure.savefig(out, format="svg", transparent=True, metadata={"Date": None})
     text = out.getvalue()
-    return re.sub(re.escape(_INK), "currentColor", text[text.index("<svg") :])
+    return re.sub(re.escape(INK), "currentColor", text[text.index("<svg") :])

@@ -76,6 +76,11 @@ class Record:
         ]
 
     @property
+    def layers(self) -> list[Mapping[str, Any]]:
+        """The rows of its layers; none where `evaluation.layers` was off."""
+        return [row for row in self.rows if row["kind"] == "layers"]
+
+    @property
     def _num_stages(self) -> int:
         return sum(f"stages.{i}.growth" in self.config for i in range(len(self.config)))
 

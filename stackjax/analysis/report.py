@@ -7,8 +7,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from stackjax.analysis.page import page
-from stackjax.analysis.plots import svg
+from stackjax.analysis.page import Gallery, page
 from stackjax.analysis.tables import Table
 
 
@@ -21,6 +20,7 @@ def write_report(
     figures: Mapping[str, Figure],
     tables: Sequence[Table],
     numbers: Any,
+    galleries: Sequence[Gallery] = (),
 ) -> str:
     """Writes NAME.md, NAME.json, a PNG for each figure and index.html; returns the Markdown.
 
@@ -28,13 +28,15 @@ def write_report(
       title: Of the page.
       said: Sentences that stand above all else.
       numbers: A tree that JSON can hold.
+      galleries: Figures that stand below the tables.
     """
     markdown = "\n".join([*said, "", *(table.markdown() for table in tables)])
     directory.mkdir(parents=True, exist_ok=True)
-    for figure_name, figure in figures.items():
+    below = {name: figure for each in galleries for name, (figure, _) in each.figures.items()}
+    for figure_name, figure in (dict(figures) | below).items():
         figure.savefig(directory / f"{figure_name}.png")
     (directory / f"{name}.json").write_text(json.dumps(numbers, indent=1) + "\n")
     (directory / f"{name}.md").write_text(markdown)
-    html = page(title, said, [svg(figure) for figure in figures.values()], tables)
+    html = page(title, said, list(figures.values()), [*tables, *galleries])
     (directory / "index.html").write_text(html)
     return f"{markdown}\n{directory / 'index.html'}: all of this, with pictures"

@@ -1,6 +1,7 @@
 """The model behind three pure functions; the only package that imports Flax."""
 
 from stackjax.model.config import ModelConfig
+from stackjax.model.contribution import contributions
 from stackjax.model.loss import LossSums, next_token_loss
 from stackjax.model.transformer import LayerSpan, Params, apply, init, logical_axes
 
@@ -10,6 +11,7 @@ __all__ = [
     "ModelConfig",
     "Params",
     "apply",
+    "contributions",
     "init",
     "logical_axes",
     "next_token_loss",

@@ -5,7 +5,7 @@ Shapes: B batch, T time, D embed, V vocabulary (padded).
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -121,13 +121,10 @@ def _run_layers(
     segments_BT: jax.Array | None,
     spans: Sequence[LayerSpan],
 ) -> jax.Array:
-    # Else the compiler computes the angles again wherever it turns by them.
-    turn = jax.lax.optimization_barrier(
-        rotation(positions_BT, config.head_dim, config.rope_theta)
-    )
+    run_layer = layer_function(config, positions_BT, segments_BT)
 
     def block(x_BTD: jax.Array, layer: Params) -> tuple[jax.Array, None]:
-        return _call(Block(config), layer, x_BTD, turn, segments_BT), None
+        return run_layer(x_BTD, layer), None
 
     start = 0
     for span in spans:
@@ -143,6 +140,17 @@ def _run_layers(
         start = stop
     assert start == config.num_layers, "the spans do not cover the layers"
     return x_BTD
+
+
+def layer_function(
+    config: ModelConfig, positions_BT: jax.Array, segments_BT: jax.Array | None
+) -> Callable[[jax.Array, Params], jax.Array]:
+    """Returns what a layer is: a function of the residual stream and of its parameters."""
+    # Else the compiler computes the angles again wherever it turns by them.
+    turn = jax.lax.optimization_barrier(
+        rotation(positions_BT, config.head_dim, config.rope_theta)
+    )
+    return lambda x_BTD, layer: _call(Block(config), layer, x_BTD, turn, segments_BT)
 
 
 def layers_per_iteration(span: LayerSpan) -> int:
@@ -198,13 +206,18 @@ def hidden(
     """Returns the residual stream after the final norm, [B, T, D] in the compute type."""
     if spans is None:
         spans = [all_layers(config)]
-    x_BTD = _call(_Embedding(config), params, tokens_BT)
+    x_BTD = embed(config, params, tokens_BT)
     if not all(span.trains for span in spans):
         # Tokens are not learnt either, so layers below the first that learns only run forward.
         x_BTD = jax.lax.stop_gradient(x_BTD)
     layers = params["layers"]
     x_BTD = _run_layers(config, layers, x_BTD, positions_BT, segments_BT, spans)
     return _call(_FinalNorm(config), params, x_BTD)
+
+
+def embed(config: ModelConfig, params: Params, tokens_BT: jax.Array) -> jax.Array:
+    """Returns the residual stream before the first layer, [B, T, D] in the compute type."""
+    return _call(_Embedding(config), params, tokens_BT)
 
 
 def unembed(config: ModelConfig, params: Params, x_BTD: jax.Array) -> jax.Array:

@@ -1,0 +1,32 @@
+"""What each layer adds to the residual stream.
+
+Shapes: B batch, T time, D embed, L layers.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from stackjax.data.batch import Batch
+from stackjax.model.config import ModelConfig
+from stackjax.model.transformer import Params, embed, layer_function
+
+
+def contributions(config: ModelConfig, params: Params, batch: Batch) -> jax.Array:
+    """Returns the size of what each layer adds to the residual stream, over what it reads [L].
+
+    Sizes are root mean squares, in float32, over channels and over the tokens of a microbatch
+    `[B, T]`, weighted by its `loss_weights`. One layer's activations are held at a time.
+    """
+    run_layer = layer_function(config, batch.positions, batch.segments)
+
+    def square(x_BTD: jax.Array) -> jax.Array:
+        return jnp.sum(jnp.sum(jnp.square(x_BTD), axis=-1) * batch.loss_weights)
+
+    def measure(x_BTD: jax.Array, layer: Params) -> tuple[jax.Array, jax.Array]:
+        y_BTD = run_layer(x_BTD, layer)
+        before_BTD, after_BTD = (x.astype(wide) for x in (x_BTD, y_BTD))
+        return y_BTD, jnp.sqrt(square(after_BTD - before_BTD) / square(before_BTD))
+
+    x_BTD = embed(config, params, batch.tokens)
+    wide = jnp.promote_types(x_BTD.dtype, jnp.float32)
+    return jax.lax.scan(measure, x_BTD, params["layers"])[1]
