@@ -7,9 +7,9 @@ by `python -m scripts.bakeoff configs/NAME.py`.
 import dataclasses
 from collections.abc import Mapping
 
+from stackjax.budget import for_flops
 from stackjax.config import Config, Stage
 from stackjax.growth import chain, parse_growth
-from stackjax.phases import last_stage_tokens
 
 PATTERNS = {
     pattern: f"layer_map({pattern})"
@@ -123,10 +123,7 @@ def cell(
 ) -> Config:
     """Returns the run of some stages, the last of them as long as the FLOPs allow."""
     slug = name.replace(", ", "-").replace(" ", "_").replace("*", "x")
-    # More than it can need, until the length of the last stage is settled.
-    longer = (*stages[:-1], dataclasses.replace(stages[-1], tokens=10**15))
     config = dataclasses.replace(
-        grown, stages=longer, seed=seed, workdir=f"{grown.workdir}/{slug}-seed_{seed}"
+        grown, stages=stages, seed=seed, workdir=f"{grown.workdir}/{slug}-seed_{seed}"
     )
-    last = dataclasses.replace(stages[-1], tokens=last_stage_tokens(config, flops))
-    return dataclasses.replace(config, stages=(*stages[:-1], last))
+    return for_flops(config, flops)

@@ -8,6 +8,7 @@ tokens), which most runs end before.
 
 import dataclasses
 
+from stackjax.budget import scratch_tokens
 from stackjax.config import (
     CheckpointConfig,
     Config,
@@ -20,7 +21,6 @@ from stackjax.config import (
 )
 from stackjax.growth import Stack
 from stackjax.model import ModelConfig
-from stackjax.phases import scratch_tokens
 
 SEQ_LEN = 2048
 BATCH_SIZE = 1024

@@ -10,8 +10,8 @@ import dataclasses
 
 import tiny
 
+from stackjax.budget import scratch_tokens
 from stackjax.config import Config
-from stackjax.phases import scratch_tokens
 
 
 def get_config() -> Config:

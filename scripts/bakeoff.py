@@ -33,6 +33,7 @@ from stackjax.errors import one_line_errors
 from stackjax.metrics import read_rows
 from stackjax.phases import expand, stage_models
 from stackjax.train import train
+from stackjax.trigger import Until
 
 BEST = 3
 
@@ -114,6 +115,12 @@ def run_all(runs: Mapping[tuple[str, int], Config], jobs: int) -> None:
     What runs begin with alike, up to their first growth, is trained once: of stages that go on
     with each other, the longest row of them.
     """
+    for (name, _), config in runs.items():
+        if any(stage.until != Until() for stage in config.stages):
+            raise ValueError(
+                f"{name} has a stage with `until`; runs that cost the same end where their "
+                f"FLOPs do, so leave it out."
+            )
     # Named by its source, a run differs from its first stages alone in later stages only.
     runs = {
         label: dataclasses.replace(config, model=stage_models(config)[0], model_is="source")
@@ -160,7 +167,7 @@ def _branch(trunk: Config, config: Config) -> None:
     for stage in range(last + 1):
         shutil.copytree(source / f"stage_{stage}", partial / f"stage_{stage}")
     # Rows past it are dropped when the run goes on.
-    write_marker(partial, expand(trunk)[last])
+    write_marker(partial, expand(trunk)[last], {})
     partial.rename(workdir)
 
 

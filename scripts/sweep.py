@@ -19,16 +19,16 @@ from typing import Annotated
 import tyro
 
 from scripts.bakeoff import run_all
+from stackjax.budget import for_flops
 from stackjax.compare import CompareConfig
 from stackjax.compare import write as write_comparison
 from stackjax.config import Config, Stage
 from stackjax.config_file import read_config
 from stackjax.errors import one_line_errors
-from stackjax.flops import flops_6nd
 from stackjax.growth import Growth, parse_growth
 from stackjax.isoflop import IsoflopConfig
 from stackjax.isoflop import write as write_isoflop
-from stackjax.phases import expand, last_stage_tokens, stage_models
+from stackjax.phases import expand, stage_models
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -137,22 +137,18 @@ def _cell(
     of_run = dataclasses.replace(first, axis="run", horizon_tokens=horizon)
     small = tuple(dataclasses.replace(stage, schedule=of_run) for stage in stages[:-1])
     slug = name.replace(", ", "-").replace(" ", "_").replace("*", "x")
-    longer = dataclasses.replace(
+    run = dataclasses.replace(
         config,
         model=target,
         model_is="target",
-        stages=(*small, dataclasses.replace(stages[-1], tokens=10**15)),
+        stages=(*small, stages[-1]),
         seed=seed,
         workdir=f"{config.workdir}/{slug}-seed_{seed}",
     )
-    spent = expand(longer)[-1].start.flops_6nd
-    if spent + flops_6nd(target) * config.data.seq_len > flops:
-        raise ValueError(
-            f"{name} spends {spent:.3g} FLOPs before it grows, and a run has {flops:.3g}; "
-            f"grow sooner, or give more --flops."
-        )
-    last = dataclasses.replace(stages[-1], tokens=last_stage_tokens(longer, flops))
-    return dataclasses.replace(longer, stages=(*small, last))
+    try:
+        return for_flops(run, flops)
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from None
 
 
 def report(runs: Mapping[tuple[str, int], Config], output: Path) -> str:

@@ -3,7 +3,7 @@
 import contextlib
 import dataclasses
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -14,7 +14,7 @@ from orbax.checkpoint import v1 as ocp
 from stackjax.config import CheckpointConfig
 from stackjax.lineage import Generation, begin, from_json, spend
 from stackjax.model.config import ModelConfig
-from stackjax.phase import Counts, Phase
+from stackjax.phase import Counts, Ending, Phase
 from stackjax.sharding import on_mesh
 from stackjax.storage import check_bucket, is_remote, replace_text
 from stackjax.train_state import TrainState
@@ -51,16 +51,31 @@ def absolute(path: str) -> epath.Path:
     return found if found.is_absolute() else found.absolute()
 
 
-def read_marker(workdir: epath.Path) -> int:
-    """Returns the index of the phase that a run is in; 0 for a new run."""
+@dataclasses.dataclass(frozen=True)
+class Marker:
+    """Where a run is."""
+
+    phase: int = 0
+    """The index of the phase that it is in."""
+    ended: Mapping[int, Ending] = dataclasses.field(default_factory=dict)
+    """The stages that have ended early."""
+
+
+def read_marker(workdir: epath.Path) -> Marker:
+    """Returns where a run is; at its beginning if it is new."""
     path = workdir / _MARKER
-    return json.loads(path.read_text())["phase"] if path.exists() else 0
+    if not path.exists():
+        return Marker()
+    found = json.loads(path.read_text())
+    ended = {int(stage): Ending(**each) for stage, each in found.get("ended", {}).items()}
+    return Marker(phase=found["phase"], ended=ended)
 
 
-def write_marker(workdir: epath.Path, phase: Phase) -> None:
-    """Commits that the run is in `phase` now; all or nothing."""
+def write_marker(workdir: epath.Path, phase: Phase, ended: Mapping[int, Ending]) -> None:
+    """Commits that the run is in `phase` now, and that stages have ended; all or nothing."""
     if jax.process_index() == 0:
-        marker = {"phase": phase.index, "directory": phase.directory}
+        endings = {str(stage): dataclasses.asdict(each) for stage, each in ended.items()}
+        marker = {"phase": phase.index, "directory": phase.directory, "ended": endings}
         replace_text(workdir / _MARKER, json.dumps(marker) + "\n")
 
 

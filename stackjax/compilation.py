@@ -1,7 +1,8 @@
 """Compiling what a phase runs, and keeping what was compiled for the next start."""
 
+import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent import futures
 from typing import Any
 
@@ -17,7 +18,7 @@ from stackjax.config import Config
 from stackjax.data.batch import Batch
 from stackjax.data.device import batch_sharding
 from stackjax.optimizer import build_fit_optimizer, build_optimizer
-from stackjax.phase import Phase
+from stackjax.phase import Counts, Phase
 from stackjax.sharding import build_mesh, on_mesh
 from stackjax.storage import is_remote
 from stackjax.train_state import TrainState, fit_state, init_state, train_step
@@ -83,28 +84,32 @@ def compile_step(config: Config, phase: Phase) -> jax.stages.Compiled:
         return lowered.compile(COMPILER_OPTIONS[jax.default_backend()])
 
 
-def compile_ahead(
-    config: Config, phases: Sequence[Phase]
-) -> Callable[[Phase], jax.stages.Compiled]:
-    """Returns a function from each phase, in turn, to its compiled step.
+def compile_ahead(config: Config) -> Callable[[Phase, Phase | None], jax.stages.Compiled]:
+    """Returns a function from each phase, in turn, and the next, to its compiled step.
 
     On a CPU, where that was measured to cost the training nothing, the next phase's step is
-    compiled while a phase trains.
+    compiled while a phase trains: as it was foreseen then, which a stage that ends early may
+    change.
     """
     thread = futures.ThreadPoolExecutor(max_workers=1)
-    ahead: dict[int, futures.Future[jax.stages.Compiled]] = {}
+    ahead: dict[Phase, futures.Future[jax.stages.Compiled]] = {}
 
-    def start(index: int) -> futures.Future[jax.stages.Compiled]:
-        return thread.submit(compile_step, config, phases[index])
+    def start(phase: Phase) -> futures.Future[jax.stages.Compiled]:
+        return thread.submit(compile_step, config, phase)
 
-    def step_of(phase: Phase) -> jax.stages.Compiled:
-        step = (ahead.pop(phase.index, None) or start(phase.index)).result()
-        following = phase.index + 1
-        if jax.default_backend() == "cpu" and following < len(phases):
-            ahead[following] = start(following)
+    def step_of(phase: Phase, following: Phase | None) -> jax.stages.Compiled:
+        step = (ahead.get(_as_compiled(phase)) or start(phase)).result()
+        ahead.clear()
+        if jax.default_backend() == "cpu" and following is not None:
+            ahead[_as_compiled(following)] = start(following)
         return step
 
     return step_of
+
+
+def _as_compiled(phase: Phase) -> Phase:
+    """Returns a phase without what its step does not depend on: where it starts and ends."""
+    return dataclasses.replace(phase, start=Counts(), num_steps=0)
 
 
 def use_compilation_cache(workdir: epath.Path) -> None:

@@ -7,27 +7,9 @@ import tyro
 
 from stackjax.growth import Growth, parse_growth
 from stackjax.model.config import ModelConfig
+from stackjax.quantity import Count
 from stackjax.sharding import MeshConfig
-
-
-def _parse_count(text: list[str]) -> int:
-    value = float(text[0].replace("_", ""))
-    if not value.is_integer():
-        raise ValueError(f"{text[0]} is not a whole number")
-    return int(value)
-
-
-Count = Annotated[
-    int,
-    tyro.constructors.PrimitiveConstructorSpec(
-        nargs=1,
-        metavar="INT",
-        instance_from_str=_parse_count,
-        is_instance=lambda value: isinstance(value, int),
-        str_from_instance=lambda value: [str(value)],
-    ),
-]
-"""A whole number that a command line may write as 2e6."""
+from stackjax.trigger import Until
 
 GrowthField = Annotated[
     Growth,
@@ -139,6 +121,8 @@ class Stage:
     """Sequences in each optimizer step, over all devices and microbatches."""
     accumulate: int = 1
     """Microbatches that each step's batch is cut into."""
+    until: Until = Until()
+    """What ends the stage sooner. Learning rates and checks are those of its whole length."""
     growth: GrowthField | None = None
     """How this stage's model grows out of the stage before; the first stage has none."""
     optimizer_state: Literal["reset", "grow", "keep"] = "reset"

@@ -36,6 +36,15 @@ class Counts:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Ending:
+    """How a stage has ended before its length was up."""
+
+    steps: int
+    """Of the stage, those of a fit included."""
+    reason: str
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Phase:
     """A part of a stage with one tree of trainable parameters and one compiled step."""
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from collections.abc import Mapping
 
 from stackjax.config import Config, Schedule, Stage
 from stackjax.flops import flops_6nd, matmul_flops
@@ -13,11 +14,16 @@ from stackjax.growth.pattern import parse_pattern
 from stackjax.model.config import ModelConfig
 from stackjax.model.transformer import logical_axes
 from stackjax.optimizer import LearningRate, ParameterRates
-from stackjax.phase import Counts, Phase
+from stackjax.phase import Counts, Ending, Phase
 
 
-def expand(config: Config) -> tuple[Phase, ...]:
-    """Returns the phases of a run; ValueError where stages do not fit together."""
+def expand(config: Config, ended: Mapping[int, Ending] | None = None) -> tuple[Phase, ...]:
+    """Returns the phases of a run; ValueError where stages do not fit together.
+
+    Args:
+      ended: Stages that a trigger has ended early: later ones follow sooner, and nothing else
+        changes. Lengths, and the horizons of learning rates, are those of the config.
+    """
     if config.stages[0].growth is not None:
         raise ValueError(
             "stages.0.growth is set, but there is no model before the first stage; put "
@@ -32,9 +38,13 @@ def expand(config: Config) -> tuple[Phase, ...]:
     phases: list[Phase] = []
     start = Counts()
     for i, steps in enumerate(lengths):
-        for phase in _stage_phases(config, i, models, steps, start, run_tokens):
+        *before, last = _stage_phases(config, i, models, steps, start, run_tokens)
+        if ended and i in ended:
+            fitted = sum(phase.num_steps for phase in before)
+            last = dataclasses.replace(last, num_steps=ended[i].steps - fitted)
+        for phase in (*before, last):
             phases.append(dataclasses.replace(phase, index=len(phases)))
-            start = phase.end
+        start = last.end
     return tuple(phases)
 
 
@@ -196,26 +206,6 @@ def _parameter_rates(
         scale_by_fan_in=stage.scale_by_fan_in,
         trained_layers=trained,
     )
-
-
-def scratch_tokens(config: Config) -> int:
-    """Returns the tokens that train the last model from scratch for the FLOPs of the run.
-
-    FLOPs by 6ND; all stages are charged, so this is where the two break even.
-    """
-    phases = expand(config)
-    return math.ceil(phases[-1].end.flops_6nd / flops_6nd(phases[-1].model))
-
-
-def last_stage_tokens(config: Config, flops: float) -> int:
-    """Returns the length of the last stage with which a run costs that many FLOPs (6ND).
-
-    In tokens, rounded down to whole steps; at least one step.
-    """
-    phases = expand(config)
-    last, first = phases[-1], next(p for p in phases if p.stage == phases[-1].stage)
-    steps = max(1, int((flops - last.start.flops_6nd) // last.per_step.flops_6nd))
-    return last.start.tokens - first.start.tokens + steps * last.per_step.tokens
 
 
 def stage_models(config: Config) -> list[ModelConfig]:

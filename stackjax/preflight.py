@@ -62,6 +62,12 @@ def check_backend(config: Config) -> None:
         )
 
 
+def device_memory() -> int | None:
+    """Returns the bytes of memory of a device of this process, if they are known."""
+    statistics = jax.local_devices()[0].memory_stats() or {}
+    return statistics.get("bytes_limit")
+
+
 def check(config: Config, num_devices: int, memory: int | None = None) -> list[Estimate]:
     """Returns an estimate for each phase of a run, allocating nothing.
 
@@ -82,6 +88,7 @@ def _check_phase(
     mesh = AbstractMesh(shape, MESH_AXES, axis_types=(AxisType.Explicit,) * 3)
     with jax.sharding.use_abstract_mesh(mesh):
         _check_batch(config, phase)
+        _check_until(config, phase)
         _check_divides(phase)
         state = abstract_state(config, phase)
     state_bytes = bytes_per_device(state, mesh)
@@ -110,6 +117,24 @@ def _check_batch(config: Config, phase: Phase) -> None:
         raise ValueError(
             f"evaluation.batch_size is {config.evaluation.batch_size}, which does not "
             f"divide over {shards} shards of the batch; use a multiple of {shards}."
+        )
+
+
+def _check_until(config: Config, phase: Phase) -> None:
+    """Raises ValueError where a trigger fires at once, or on too few evaluations."""
+    until, every = config.stages[phase.stage].until, config.evaluation.every_tokens
+    spent = {"tokens": phase.start.tokens, "flops_6nd": phase.start.flops_6nd}
+    for field, before in spent.items():
+        limit = getattr(until, field)
+        if limit is not None and limit <= before:
+            raise ValueError(
+                f"stages.{phase.stage}.until.{field} is {limit:.10g}, and the stages before it "
+                f"take {before:.10g}; it counts from the start of the run, so give it more."
+            )
+    if until.slope_tokens is not None and until.slope_tokens < 2 * every:
+        raise ValueError(
+            f"stages.{phase.stage}.until.slope_tokens is {until.slope_tokens}, and evaluations "
+            f"are {every} tokens apart; a slope takes three of them: {2 * every} tokens."
         )
 
 

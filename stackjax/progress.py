@@ -20,6 +20,9 @@ class Progress(Protocol):
     def note(self, text: str) -> None:
         """Shows a line that stays: a growth, an evaluation, a checkpoint."""
 
+    def expect(self, total_tokens: int) -> None:
+        """Takes note of another length of the whole run."""
+
     def close(self) -> None:
         """Gives the terminal back."""
 
@@ -47,6 +50,9 @@ class Silence:
     def note(self, text: str) -> None:
         """Shows nothing."""
 
+    def expect(self, total_tokens: int) -> None:
+        """Does nothing."""
+
     def close(self) -> None:
         """Does nothing."""
 
@@ -64,6 +70,10 @@ class Lines:
     def note(self, text: str) -> None:
         """Prints a line."""
         print(text, flush=True)
+
+    def expect(self, total_tokens: int) -> None:
+        """Takes note of another length of the whole run."""
+        self._total_tokens = total_tokens
 
     def close(self) -> None:
         """Does nothing."""
@@ -101,6 +111,11 @@ class Bar:
     def note(self, text: str) -> None:
         """Prints a line above the bar."""
         self._bar.console.print(text, markup=False, highlight=False)
+
+    def expect(self, total_tokens: int) -> None:
+        """Takes note of another length of the whole run."""
+        self._total_tokens = total_tokens
+        self._bar.update(self._task, total=total_tokens)
 
     def close(self) -> None:
         """Leaves the bar as it is and gives the terminal back."""

@@ -1,4 +1,28 @@
-"""Numbers as people read them."""
+"""Numbers as people write and read them."""
+
+from typing import Annotated
+
+import tyro
+
+
+def _parse_count(text: list[str]) -> int:
+    value = float(text[0].replace("_", ""))
+    if not value.is_integer():
+        raise ValueError(f"{text[0]} is not a whole number")
+    return int(value)
+
+
+Count = Annotated[
+    int,
+    tyro.constructors.PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="INT",
+        instance_from_str=_parse_count,
+        is_instance=lambda value: isinstance(value, int),
+        str_from_instance=lambda value: [str(value)],
+    ),
+]
+"""A whole number that a command line may write as 2e6."""
 
 
 def short(number: float) -> str:

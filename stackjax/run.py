@@ -13,16 +13,18 @@ import jax
 from etils import epath
 from jax.sharding import Mesh
 
-from stackjax.checkpoint import Checkpoints
+from stackjax.checkpoint import Checkpoints, write_marker
 from stackjax.config import Config
 from stackjax.data.batch import Batch
 from stackjax.data.device import local_rows, put
 from stackjax.data.loader import train_batches
 from stackjax.data.sources import TokenSource
 from stackjax.flops import mfu
-from stackjax.metrics import Sink
-from stackjax.phase import Counts, Phase
+from stackjax.metrics import Sink, read_rows
+from stackjax.phase import Counts, Ending, Phase
+from stackjax.phases import expand
 from stackjax.progress import Progress
+from stackjax.trigger import Evaluation
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -36,8 +38,15 @@ class Run:
     sinks: list[Sink]
     progress: Progress
     stop: threading.Event
-    step_of: Callable[[Phase], jax.stages.Compiled]
-    """The compiled step of a phase."""
+    step_of: Callable[[Phase, Phase | None], jax.stages.Compiled]
+    """The compiled step of a phase, given the next one."""
+    ended: dict[int, Ending]
+    """The stages that have ended early, so far."""
+
+    @property
+    def phases(self) -> tuple[Phase, ...]:
+        """All phases, as far as is known."""
+        return expand(self.config, self.ended)
 
     def write(self, kind: str, phase: Phase, step: int, counts: Counts, **values: Any) -> None:
         """Writes a row of metrics."""
@@ -65,6 +74,32 @@ class Run:
         """Brings all metrics to disk."""
         for sink in self.sinks:
             sink.flush()
+
+    def evaluations(self, phase: Phase, counts: Counts) -> list[Evaluation]:
+        """Returns the evaluations of a phase so far, as the file of metrics has them."""
+        return [
+            (row["tokens"] - phase.start.tokens, row["held_out_loss"])
+            for row in read_rows(self.workdir)
+            if (row["kind"], row["phase"]) == ("evaluation", phase.index)
+            and row["tokens"] <= counts.tokens
+        ]
+
+    def end_stage(self, phase: Phase, step: int, reason: str) -> Phase:
+        """Commits that a stage is as long as it is now; returns the phase, which ends there.
+
+        A run that is killed before it has saved this step comes to the same end.
+        """
+        before = [p.num_steps for p in self.phases if p.stage == phase.stage and p != phase]
+        self.ended[phase.stage] = Ending(steps=sum(before) + step, reason=reason)
+        write_marker(self.workdir, phase, self.ended)
+        self.progress.expect(self.phases[-1].end.tokens)
+        return self.phases[phase.index]
+
+    def write_ending(self, phase: Phase, step: int, counts: Counts) -> None:
+        """Writes that a stage has ended early, and why."""
+        reason = self.ended[phase.stage].reason
+        self.write("trigger", phase, step, counts, reason=reason)
+        self.progress.note(f"{counts.tokens:,} tokens: stage {phase.stage} ends, as {reason}")
 
     def batches(
         self, phase: Phase, mesh: Mesh, counts: Counts, num_steps: int

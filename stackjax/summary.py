@@ -35,6 +35,8 @@ def summarize(
                 f"growth into stage {row['stage']} at {short(row['tokens'])} tokens: held-out "
                 f"loss {row['held_out_loss_before']:.4f} -> {row['held_out_loss']:.4f}"
             )
+        if row["kind"] == "trigger":
+            lines.append(f"stage {row['stage']} ended early: {row['reason']}")
         if row["kind"] == "probe":
             lines.append(f"at {short(row['tokens'])} tokens: {describe_probe(row)}")
     losses = [row["held_out_loss"] for row in rows if row["kind"] == "evaluation"]

@@ -47,7 +47,7 @@ from stackjax.flops import num_params, peak_flops
 from stackjax.metrics import check_sinks, open_sinks, read_rows
 from stackjax.phase import Counts, Phase
 from stackjax.phases import expand
-from stackjax.preflight import check, check_backend
+from stackjax.preflight import check, check_backend, device_memory
 from stackjax.probe import check_probes, open_probe
 from stackjax.probe import is_due as probe_is_due
 from stackjax.progress import open_progress
@@ -56,6 +56,7 @@ from stackjax.sharding import build_mesh, move
 from stackjax.stop import EXIT_CODE, should_stop, stop_on_signals
 from stackjax.summary import describe, describe_probe, summarize
 from stackjax.train_state import TrainState, enter_phase
+from stackjax.trigger import settled, spent
 
 
 def train(config: Config) -> None:
@@ -68,17 +69,19 @@ def train(config: Config) -> None:
       SystemExit: The run was asked to stop, and has been saved.
     """
     workdir = absolute(config.workdir)
-    phases = expand(config)
-    current = read_marker(workdir)
-    is_new = current == 0 and newest_step(workdir, phases[0]) is None
-    changed = [] if is_new else changed_fields(workdir, config, current)
+    marker = read_marker(workdir)
+    if marker.phase == 0 and newest_step(workdir, expand(config)[0]) is None:
+        marker = None  # Whatever a run has left that has saved nothing, this one is new.
+    current, ended = (0, {}) if marker is None else (marker.phase, dict(marker.ended))
+    phases = expand(config, ended)
+    changed = [] if marker is None else changed_fields(workdir, config, phases[current].stage)
     if newest_step(workdir, phases[-1]) == phases[-1].num_steps:
         if jax.process_index() == 0:
             print(summarize(workdir, phases, read_rows(workdir)))
             print("This run is finished; start a new one with --workdir DIR.")
         return
     check_backend(config)
-    check(config, jax.device_count(), _device_memory())
+    check(config, jax.device_count(), device_memory())
     check_probes(config, phases)
     outputs = {
         "tensorboard": config.logging.tensorboard,
@@ -86,7 +89,7 @@ def train(config: Config) -> None:
     }
     check_sinks(workdir, **outputs)
     source, held_out = open_data(config)
-    if not is_new:
+    if marker is not None:
         check_same_data(workdir, source.manifest)
     workdir.mkdir(parents=True, exist_ok=True)
     record_config(workdir, config, source.manifest)
@@ -104,7 +107,8 @@ def train(config: Config) -> None:
             sinks=open_sinks(workdir, resume_at, settings=flatten(config), **outputs),
             progress=open_progress(phases[-1].end.tokens),
             stop=stop,
-            step_of=compile_ahead(config, phases),
+            step_of=compile_ahead(config),
+            ended=ended,
         )
         for output in (*run.sinks, run.progress):
             stack.enter_context(contextlib.closing(output))
@@ -113,12 +117,12 @@ def train(config: Config) -> None:
         device = jax.devices()[0]
         if peak_flops(device) is None:
             run.progress.note(f"no peak FLOP/s is known of {device.device_kind!r}, so no MFU")
-        for phase in phases[current:]:
-            if phase.index > current:
-                state = enter(run, phases[phase.index - 1], phase, state)
-            state, counts = run_phase(run, phase, state, counts, phase is phases[-1])
+        for index in range(current, len(phases)):
+            if index > current:
+                state = enter(run, run.phases[index - 1], run.phases[index], state)
+            state, counts = run_phase(run, run.phases[index], state, counts)
     if jax.process_index() == 0:
-        print(summarize(workdir, phases, read_rows(workdir)))
+        print(summarize(workdir, run.phases, read_rows(workdir)))
 
 
 def open_data(config: Config) -> tuple[TokenSource, TokenSource]:
@@ -147,14 +151,15 @@ def resume(config: Config, workdir: epath.Path, phase: Phase) -> tuple[TrainStat
 
 
 def run_phase(
-    run: Run, phase: Phase, state: TrainState, counts: Counts, is_final: bool
+    run: Run, phase: Phase, state: TrainState, counts: Counts
 ) -> tuple[TrainState, Counts]:
     """Returns state and counts at the end of a phase, everything logged and saved."""
     config, step, mesh = run.config, int(state.step), build_mesh(phase.mesh)
     if step == phase.num_steps:
         return state, counts
-    phases = expand(config)
+    phases, until = run.phases, config.stages[phase.stage].until
     steps_before = sum(earlier.num_steps for earlier in phases[: phase.index])
+    following = next(iter(phases[phase.index + 1 :]), None)
     with (
         jax.set_mesh(mesh),
         Checkpoints(run.workdir, phase, config.checkpoints) as checkpoints,
@@ -163,38 +168,52 @@ def run_phase(
             f"stage {phase.stage}, {phase.name}: {describe(phase.model)}, "
             f"{num_params(phase.model) / 1e6:.3g}M parameters, {phase.num_steps - step} steps"
         )
-        train_step = run.step_of(phase)
+        train_step = run.step_of(phase, following)
         evaluate = held_out_loss(config, phase, run.held_out, mesh)
         probe = open_probe(run, phase, phases)
         measure = held_out_layers(config, phase, run.held_out, mesh)
         rows = LateRows(run, phase, checkpoints, counts)
+        evaluations = run.evaluations(phase, counts)
         for batch in run.batches(phase, mesh, counts, phase.num_steps - step):
             if should_stop(run.stop, steps_before + step):
                 _save_and_exit(run, checkpoints, rows, step, state, counts)
             state, metrics = train_step(state, batch)
             step, previous, counts = step + 1, counts, counts.after(phase.per_step)
-            is_last = step == phase.num_steps
-            is_due = functools.partial(_is_due, previous.tokens, counts.tokens, is_last)
+            crosses = functools.partial(_crosses, previous.tokens, counts.tokens)
+            is_last, may_end = step == phase.num_steps, phase.trains_model(step)
+            reason = spent(until, counts.tokens, counts.flops_6nd) if may_end else None
+            # A stage that ends early, and is known to when it is run again, logs alike.
+            is_whole = is_last and phase.stage not in run.ended
             rows.catch_up()
-            rows.add(step, counts, metrics, is_due(config.logging.every_tokens))
+            rows.add(step, counts, metrics, crosses(config.logging.every_tokens) or is_whole)
             # At the end of a phase whose model grows, the seam evaluates.
-            if is_due(config.evaluation.every_tokens) and (is_final or not is_last):
+            is_due = crosses(config.evaluation.every_tokens) and not is_whole
+            if is_due or (following is None and (is_last or reason is not None)):
                 rows.catch_up()
                 with rows.paused():
                     loss, layers = evaluate(state), measure(state)
                 run.write("evaluation", phase, step, counts, held_out_loss=loss)
                 run.write_layers(phase, step, counts, layers)
                 run.progress.note(f"{counts.tokens:,} tokens: held-out loss {loss:.4f}")
+                evaluations.append((counts.tokens - phase.start.tokens, loss))
+                reason = reason or (settled(until, evaluations) if may_end else None)
             if probe is not None and probe_is_due(config, previous.tokens, counts.tokens):
                 rows.catch_up()
                 with rows.paused():
                     found = {"loss_before": evaluate(state), **probe(state, counts)}
                 run.write("probe", phase, step, counts, **found)
                 run.progress.note(f"{counts.tokens:,} tokens: {describe_probe(found)}")
-            if is_due(config.checkpoints.every_tokens):
+            if reason is not None and phase.stage not in run.ended and not is_last:
+                phase = run.end_stage(phase, step, reason)
+            is_last = step == phase.num_steps
+            if is_last and phase.stage in run.ended:
+                run.write_ending(phase, step, counts)
+            if crosses(config.checkpoints.every_tokens) or is_last:
                 # Rows are on disk before the checkpoint that makes them final.
                 rows.settle()
                 checkpoints.save(step, state, counts)
+            if is_last:
+                break
     return state, counts
 
 
@@ -233,7 +252,7 @@ def enter(run: Run, source: Phase, target: Phase, state: TrainState) -> TrainSta
         clear(run.workdir, target)
         with Checkpoints(run.workdir, target, config.checkpoints, source) as checkpoints:
             checkpoints.save(0, entered, target.start)
-        write_marker(run.workdir, target)
+        write_marker(run.workdir, target, run.ended)
     run.progress.note(
         f"{target.start.tokens:,} tokens: {target.growth or 'same model'}: held-out loss "
         f"{before:.4f} -> {after:.4f}"
@@ -246,9 +265,9 @@ def enter(run: Run, source: Phase, target: Phase, state: TrainState) -> TrainSta
     return entered
 
 
-def _is_due(tokens_before: int, tokens: int, is_last: bool, every_tokens: int) -> bool:
-    """Returns whether a step crosses a multiple of `every_tokens`, or ends its phase."""
-    return is_last or tokens // every_tokens > tokens_before // every_tokens
+def _crosses(tokens_before: int, tokens: int, every_tokens: int) -> bool:
+    """Returns whether a step crosses a multiple of `every_tokens`."""
+    return tokens // every_tokens > tokens_before // every_tokens
 
 
 def _save_and_exit(
@@ -265,11 +284,6 @@ def _save_and_exit(
     command = shlex.join(["python", "-m", "stackjax.train", *sys.argv[1:]])
     run.progress.note(f"stopped and saved at {counts.tokens:,} tokens; resume with: {command}")
     sys.exit(EXIT_CODE)
-
-
-def _device_memory() -> int | None:
-    statistics = jax.local_devices()[0].memory_stats() or {}
-    return statistics.get("bytes_limit")
 
 
 def main() -> None:

@@ -16,6 +16,7 @@ from stackjax import model
 from stackjax.checkpoint import (
     Checkpoints,
     Contents,
+    Marker,
     clear,
     find_checkpoint,
     newest_step,
@@ -27,7 +28,7 @@ from stackjax.compilation import abstract_state
 from stackjax.config import CheckpointConfig, Stage
 from stackjax.lineage import begin, spend
 from stackjax.optimizer import build_optimizer
-from stackjax.phase import Counts
+from stackjax.phase import Counts, Ending
 from stackjax.phases import expand
 from stackjax.sharding import on_mesh
 from stackjax.storage import replace_text
@@ -168,10 +169,12 @@ def test_checkpoints_of_another_model_are_refused_by_parameter(workdir, fields, 
 
 def test_the_marker_names_the_phase_that_was_committed_last(workdir):
     workdir.mkdir()
-    assert read_marker(workdir) == 0
+    assert read_marker(workdir) == Marker()
+    endings = {}
     for phase in expand(tiny_run()):
-        write_marker(workdir, phase)
-        assert read_marker(workdir) == phase.index
+        write_marker(workdir, phase, endings)
+        assert read_marker(workdir) == Marker(phase.index, endings)
+        endings[phase.stage] = Ending(steps=3, reason="enough")
     assert [path.name for path in workdir.iterdir()] == ["phase.json"]
 
 
@@ -187,7 +190,7 @@ def test_killed_while_it_is_written_a_small_file_is_the_old_one(workdir, monkeyp
     monkeypatch.setattr(type(path), "replace", killed)
     with pytest.raises(KeyboardInterrupt):
         replace_text(path, json.dumps({"phase": 2}))
-    assert read_marker(workdir) == 1
+    assert read_marker(workdir).phase == 1
 
 
 def test_only_whole_checkpoints_count_as_the_newest(workdir):
@@ -209,7 +212,7 @@ def test_a_checkpoint_says_which_model_it_holds_and_is_found_by_its_run(workdir)
     table = {first: first / "9", first / "2": first / "2", workdir: first / "9"}
     for path, found in table.items():
         assert find_checkpoint(path) == found
-    write_marker(workdir, phases[1])
+    write_marker(workdir, phases[1], {})
     assert find_checkpoint(workdir) == second / "3"
     contents, saved = read_contents(second / "3")
     lineage = spend(begin((), phases[1]), phases[1], 3)

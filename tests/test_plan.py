@@ -15,10 +15,11 @@ from stackjax.analysis.plan_text import amount
 from stackjax.analysis.planning import choose_timing, grown_run
 from stackjax.analysis.published import PUBLISHED, nearest_published
 from stackjax.analysis.shapes import SHAPES, choose_model
+from stackjax.budget import scratch_tokens
 from stackjax.config_file import flatten, read_config
 from stackjax.flops import flops_6nd, matmul_flops, num_params
 from stackjax.growth import Stack
-from stackjax.phases import expand, scratch_tokens
+from stackjax.phases import expand
 from stackjax.plan import MeshSizes, PlanConfig, main, plan, report
 from stackjax.preflight import check
 from stackjax.sharding import MeshConfig
@@ -473,7 +474,7 @@ ERRORS = {
     ),
     "few tokens": (
         {"tokens": 2.5e3},
-        "the budget is 2500 tokens, which is too short for two stages of steps of 2048",
+        "grow sooner, or give it more FLOPs",
     ),
     "hardly a FLOP": (
         {"tokens": None, "flops": 2.0},
@@ -523,5 +524,5 @@ def test_a_mistake_is_one_line_and_nothing_is_written(monkeypatch, tmp_path, cap
         run_main(monkeypatch, "--params", 1e9, "--tokens", 2500, "--write", path)
     assert exit.value.code == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith("error: the budget is 2500 tokens")
+    assert line.startswith("error: a run of 1.5e+13 FLOPs (6ND) has spent 4.13e+12 ")
     assert not path.exists()

@@ -152,9 +152,9 @@ def test_what_cannot_be_copied_whole_leaves_no_shard(world, tmp_path, monkeypatc
 
 def test_a_marker_is_committed_and_half_a_phase_is_cleared(gcs):
     workdir = epath.Path("gs://bucket/halves")
-    assert read_marker(workdir) == 0
-    write_marker(workdir, SECOND)
-    assert read_marker(workdir) == SECOND.index
+    assert read_marker(workdir).phase == 0
+    write_marker(workdir, SECOND, {})
+    assert read_marker(workdir).phase == SECOND.index
     gcs.put("bucket", f"halves/{SECOND.directory}/10/_CHECKPOINT_METADATA", b"{}")
     assert newest_step(workdir, SECOND) is None
     clear(workdir, SECOND)

@@ -122,7 +122,7 @@ def test_every_cell_has_a_command(world, tmp_path, monkeypatch, capsys):
 
 REFUSED = [
     ({"cell": 5}, r"--cell is 5; the grid has 0 to 4"),
-    ({"tokens": (1e9,)}, r"stack\(2\), .* spends .* FLOPs before it grows"),
+    ({"tokens": (1e9,)}, r"stack\(2\), .*has spent .* before its last model trains"),
     ({"growths": ("stak(2)",)}, r"stak"),
 ]
 

@@ -57,7 +57,7 @@ class Compiling(Exception):
 def train_until_compiling(config, monkeypatch) -> int:
     """Trains until a train step is to be compiled; returns the step of the state."""
 
-    def run_phase(run, phase, state, counts, is_final):
+    def run_phase(run, phase, state, counts):
         if int(state.step) < phase.num_steps:
             raise Compiling(int(state.step))
         return state, counts
@@ -204,7 +204,7 @@ def test_a_learned_growth_is_fitted_then_trained_and_may_be_killed_between(
 def test_copies_that_stay_equal_are_told_of(world, tmp_path, monkeypatch, capsys):
     config = grown_run(world, tmp_path, WidthSplit(**WIDE))
     monkeypatch.setattr(
-        run_module, "run_phase", lambda run, phase, state, counts, last: (state, counts)
+        run_module, "run_phase", lambda run, phase, state, counts: (state, counts)
     )
     train(config)
     said = " ".join(capsys.readouterr().out.split())

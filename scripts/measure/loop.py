@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import functools
 import hashlib
 import io
 import tempfile
@@ -157,7 +156,7 @@ def measure_host(config: Config, phase: Phase, mesh: Mesh, times: Times | NotMea
         raise CannotMeasure("the loop is measured in one process")
     with tempfile.TemporaryDirectory() as directory:
         tiny = _tiny_config(config, phase, directory)
-        (tiny_phase,) = expand(tiny)
+        tiny_phase, _ = expand(tiny)
         loop_seconds, state = _loop_seconds(tiny, tiny_phase)
     bare_seconds = _bare_seconds(tiny, tiny_phase, mesh, state)
     overhead = loop_seconds - bare_seconds
@@ -176,6 +175,7 @@ def _tiny_config(config: Config, phase: Phase, directory: str) -> Config:
     seq_len, batch_size = 16, num_shards("batch")
     step_tokens = seq_len * batch_size
     steps_per_row = max(1, config.logging.every_tokens // phase.per_step.tokens)
+    stage = Stage(tokens=LOOP_STEPS * step_tokens, batch_size=batch_size)
     never = 2 * LOOP_STEPS * step_tokens
     return Config(
         model=ModelConfig(
@@ -192,7 +192,8 @@ def _tiny_config(config: Config, phase: Phase, directory: str) -> Config:
         ),
         optimizer=dataclasses.replace(config.optimizer, schedule=Schedule()),
         mesh=phase.mesh,
-        stages=(Stage(tokens=LOOP_STEPS * step_tokens, batch_size=batch_size),),
+        # The loop is that of the first; a run evaluates at the end of its last.
+        stages=(stage, stage),
         evaluation=EvaluationConfig(every_tokens=never, num_sequences=1, batch_size=1),
         checkpoints=CheckpointConfig(every_tokens=never),
         logging=dataclasses.replace(
@@ -203,7 +204,7 @@ def _tiny_config(config: Config, phase: Phase, directory: str) -> Config:
 
 
 def _loop_seconds(config: Config, phase: Phase) -> tuple[float, TrainState]:
-    """Returns the seconds per step of a run's only phase, and its last state.
+    """Returns the seconds per step of a run's first phase, and its last state.
 
     They are those of the median block of steps.
     """
@@ -225,11 +226,12 @@ def _loop_seconds(config: Config, phase: Phase) -> tuple[float, TrainState]:
             sinks=sinks,
             progress=open_progress(phase.end.tokens),
             stop=ticks,
-            step_of=functools.partial(compile_step, config),
+            step_of=lambda phase, _: compile_step(config, phase),
+            ended={},
         )
         for output in (*run.sinks, run.progress):
             stack.enter_context(contextlib.closing(output))
-        state, _ = run_phase(run, phase, new_state(config, phase), phase.start, is_final=False)
+        state, _ = run_phase(run, phase, new_state(config, phase), phase.start)
     blocks = np.diff(ticks.times[BLOCK_STEPS::BLOCK_STEPS]).tolist()
     return median(blocks) / BLOCK_STEPS, state
 

@@ -11,11 +11,12 @@ from typing import Literal
 from stackjax.analysis.published import Advice, Published, nearest_published, other_advice
 from stackjax.analysis.speed import Speed
 from stackjax.analysis.timing import GUIDELINE, SCALE_FREE, outside_range
+from stackjax.budget import for_flops
 from stackjax.config import Config, Stage
 from stackjax.flops import flops_6nd, matmul_flops, num_layer_params, num_params
 from stackjax.growth import Stack
 from stackjax.model import ModelConfig
-from stackjax.phases import expand, last_stage_tokens, stage_models
+from stackjax.phases import expand, stage_models
 from stackjax.preflight import check
 
 MAX_SHARE = 0.5
@@ -165,15 +166,7 @@ def grown_run(template: Config, factor: int, small_tokens: float, tokens: float)
     config = dataclasses.replace(
         template, model=target, model_is="target", stages=(small, grown)
     )
-    flops = flops_6nd(target) * tokens
-    grown = dataclasses.replace(grown, tokens=last_stage_tokens(config, flops))
-    config = dataclasses.replace(config, stages=(small, grown))
-    if expand(config)[-1].end.flops_6nd > flops:
-        raise ValueError(
-            f"the budget is {tokens:.4g} tokens, which is too short for two stages of steps of "
-            f"{step_tokens} tokens; give it more, or a --config with a smaller batch."
-        )
-    return config
+    return for_flops(config, flops_6nd(target) * tokens)
 
 
 def _warmup(config: Config, stage: Stage) -> int:

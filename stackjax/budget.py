@@ -1,0 +1,45 @@
+"""Runs that cost as many FLOPs as others."""
+
+import dataclasses
+import math
+
+from stackjax.config import Config
+from stackjax.flops import flops_6nd
+from stackjax.phases import expand
+
+_ENDLESS = 10**15
+"""More tokens than a stage can need whose length is not settled yet."""
+
+
+def scratch_tokens(config: Config) -> int:
+    """Returns the tokens that train the last model from scratch for the FLOPs of the run.
+
+    FLOPs by 6ND; all stages are charged, so this is where the two break even.
+    """
+    phases = expand(config)
+    return math.ceil(phases[-1].end.flops_6nd / flops_6nd(phases[-1].model))
+
+
+def for_flops(config: Config, flops: float) -> Config:
+    """Returns a run whose last stage is as long as so many FLOPs (6ND) of all stages allow.
+
+    Rounded down to whole steps.
+
+    Raises:
+      ValueError: Not even one step of the last stage is left.
+    """
+    *before, stage = config.stages
+    endless = dataclasses.replace(stage, tokens=_ENDLESS, fraction=None)
+    phases = expand(dataclasses.replace(config, stages=(*before, endless)))
+    last, first = phases[-1], next(p for p in phases if p.stage == phases[-1].stage)
+    steps = int((flops - last.start.flops_6nd) // last.per_step.flops_6nd)
+    if steps < 1:
+        raise ValueError(
+            f"a run of {flops:.3g} FLOPs (6ND) has spent {last.start.flops_6nd:.3g} before its "
+            f"last model trains, of which a step costs {last.per_step.flops_6nd:.3g}; grow "
+            f"sooner, or give it more FLOPs."
+        )
+    tokens = last.start.tokens - first.start.tokens + steps * last.per_step.tokens
+    return dataclasses.replace(
+        config, stages=(*before, dataclasses.replace(endless, tokens=tokens))
+    )

@@ -1,0 +1,73 @@
+"""What ends a stage before its length is up: tokens, FLOPs, a loss, a plateau."""
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+
+from stackjax.quantity import Count
+
+Evaluation = tuple[int, float]
+"""Tokens since the phase began, and the held-out loss there."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Until:
+    """What ends a stage before its length is up: whichever comes first."""
+
+    tokens: Count | None = None
+    """Tokens of the run, over all its stages."""
+    flops_6nd: float | None = None
+    """FLOPs of the run by 6ND, over all its stages."""
+    loss: float | None = None
+    """Held-out loss, or less, at an evaluation."""
+    slope: float | None = None
+    """Held-out loss that falls by less than so many nats while the stage's tokens grow e-fold,
+    by least squares over their logarithm, over the last `slope_tokens`."""
+    slope_tokens: Count | None = None
+    """Tokens whose evaluations tell the slope: of two evaluations or more."""
+
+    def __post_init__(self):
+        for field, value in dataclasses.asdict(self).items():
+            if value is not None and value <= 0:
+                raise ValueError(f"until.{field} is {value}; it must be more than 0.")
+        if (self.slope is None) != (self.slope_tokens is None):
+            raise ValueError(
+                f"until.slope is {self.slope} and until.slope_tokens is {self.slope_tokens}; "
+                f"set both, or neither."
+            )
+
+
+def spent(until: Until, tokens: int, flops_6nd: int) -> str | None:
+    """Returns why a stage ends at what the run has spent; None if it goes on."""
+    if until.tokens is not None and tokens >= until.tokens:
+        return f"the run has trained on {until.tokens:,} tokens"
+    if until.flops_6nd is not None and flops_6nd >= until.flops_6nd:
+        return f"the run has spent {until.flops_6nd:.3g} FLOPs (6ND)"
+    return None
+
+
+def settled(until: Until, evaluations: Sequence[Evaluation]) -> str | None:
+    """Returns why a stage ends at its last evaluation; None if it goes on."""
+    loss = evaluations[-1][1]
+    if until.loss is not None and loss <= until.loss:
+        return f"the held-out loss is {loss:.4f}, {until.loss:g} or less"
+    fall = None if until.slope_tokens is None else _fall(evaluations, until.slope_tokens)
+    if until.slope is not None and fall is not None and fall < until.slope:
+        return (
+            f"the held-out loss falls by {fall:.3g} nats while tokens grow e-fold, less than "
+            f"{until.slope:g}"
+        )
+    return None
+
+
+def _fall(evaluations: Sequence[Evaluation], window: int) -> float | None:
+    """Returns by how much the loss falls over log tokens; None before the window is full."""
+    tokens, losses = np.array(evaluations, float).T
+    first = tokens[-1] - window
+    if tokens[0] > first:
+        return None
+    inside = tokens >= first
+    if inside.sum() < 3:
+        return None
+    return -float(np.polyfit(np.log(tokens[inside]), losses[inside], 1)[0])

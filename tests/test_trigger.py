@@ -1,0 +1,213 @@
+"""Stages that end early: when they do, and that a run which is killed then does not matter."""
+
+import dataclasses
+import json
+
+import jax
+import numpy as np
+import pytest
+from conftest import tiny_run
+from runs import last_state, rows
+
+from stackjax.config import Schedule
+from stackjax.growth import DepthRandom, Learn
+from stackjax.phase import Ending
+from stackjax.phases import expand
+from stackjax.preflight import check
+from stackjax.train import train
+from stackjax.trigger import Until, settled, spent
+
+STEP = 128
+
+SPENT = [
+    (Until(), 10**12, 10**24, None),
+    (Until(tokens=100), 99, 0, None),
+    (Until(tokens=100), 100, 0, "the run has trained on 100 tokens"),
+    (Until(tokens=100, flops_6nd=1e9), 50, 10**9, "the run has spent 1e+09 FLOPs (6ND)"),
+    (Until(flops_6nd=1e9), 10**9, 10**9 - 1, None),
+]
+
+
+@pytest.mark.parametrize(("until", "tokens", "flops", "reason"), SPENT)
+def test_a_stage_ends_at_what_the_run_has_spent(until, tokens, flops, reason):
+    assert spent(until, tokens, flops) == reason
+
+
+def test_a_stage_ends_at_a_loss():
+    until = Until(loss=2.5)
+    assert settled(until, [(10, 2.6), (20, 2.5001)]) is None
+    assert settled(until, [(10, 2.6), (20, 2.5)]) == "the held-out loss is 2.5000, 2.5 or less"
+    # It was lower once, and is not now.
+    assert settled(until, [(10, 2.4), (20, 2.6)]) is None
+
+
+def test_a_plateau_is_the_slope_over_the_logarithm_of_the_last_tokens():
+    tokens = np.arange(1, 21) * 1000
+    losses = 3 - 0.4 * np.log(tokens) + 0.001 * np.random.default_rng(0).normal(size=20)
+    fall = -np.polyfit(np.log(tokens[9:]), losses[9:], 1)[0]
+    seen = list(zip(tokens.tolist(), losses.tolist(), strict=True))
+    window = {"slope_tokens": 10_000}
+    assert settled(Until(slope=fall * 0.999, **window), seen) is None
+    said = settled(Until(slope=fall * 1.001, **window), seen)
+    assert said is not None and "while tokens grow e-fold, less than" in said
+    # It does not fire before the window is full, nor on two evaluations.
+    assert settled(Until(slope=99.0, **window), seen[:10]) is None
+    assert settled(Until(slope=99.0, **window), seen[:11]) is not None
+    assert settled(Until(slope=99.0, slope_tokens=1000), seen) is None
+
+
+REFUSED = [
+    ({"tokens": 0}, "until.tokens is 0; it must be more than 0"),
+    ({"loss": -1.0}, "until.loss is -1.0; it must be more than 0"),
+    ({"slope": 0.1}, "until.slope is 0.1 and until.slope_tokens is None; set both, or neither"),
+]
+
+
+@pytest.mark.parametrize(("fields", "message"), REFUSED)
+def test_triggers_that_mean_nothing_are_refused(fields, message):
+    with pytest.raises(ValueError, match=message):
+        Until(**fields)
+
+
+def with_until(config, stage, **fields):
+    stages = list(config.stages)
+    stages[stage] = dataclasses.replace(stages[stage], until=Until(**fields))
+    return dataclasses.replace(config, stages=tuple(stages))
+
+
+LATE = [
+    (1, {"tokens": 5}, r"stages.1.until.tokens is 5, and the stages before it take \d+; it"),
+    (1, {"flops_6nd": 5.0}, r"stages.1.until.flops_6nd is 5, and the stages before it take"),
+    (
+        0,
+        {"slope": 0.1, "slope_tokens": 2},
+        r"stages.0.until.slope_tokens is 2, and evaluations",
+    ),
+]
+
+
+@pytest.mark.parametrize(("stage", "fields", "message"), LATE)
+def test_triggers_that_would_fire_at_once_are_refused_at_launch(
+    tmp_path, stage, fields, message
+):
+    config = with_until(tiny_run(tmp_path), stage, **fields)
+    with pytest.raises(ValueError, match=message):
+        check(config, 8)
+
+
+def test_a_stage_that_ended_early_is_that_long_and_learns_at_the_rates_that_were_planned(world):
+    config = world.config()
+    planned = expand(config)
+    first, second = expand(config, {0: Ending(steps=3, reason="enough")})
+    assert first == dataclasses.replace(planned[0], num_steps=3)
+    start = planned[0].start.after(planned[0].per_step, 3)
+    assert second == dataclasses.replace(planned[1], start=start)
+
+
+def test_steps_of_a_stage_count_those_of_a_fit(world):
+    config = world.config()
+    small, large = config.stages
+    learned = dataclasses.replace(large, growth=Learn(2, fit_steps=3))
+    config = dataclasses.replace(config, stages=(small, learned))
+    _, fit, fitted = expand(config, {1: Ending(steps=5, reason="enough")})
+    assert (fit.num_steps, fitted.num_steps) == (3, 2)
+
+
+# Whole runs.
+
+
+@pytest.fixture
+def _shared_cache(world):
+    """Programs are kept for all runs."""
+    jax.config.update("jax_compilation_cache_dir", str(world.path / "cache_of_eight"))
+
+
+def of_kind(workdir, kind):
+    return [row for row in rows(workdir) if row["kind"] == kind]
+
+
+def run(world, workdir, *, first=8, axis="stage", **until):
+    """A run of two stages, of which the first may end early; evaluated every two steps."""
+    config = world.config("--evaluation.every-tokens", str(2 * STEP), "--workdir", str(workdir))
+    schedule = Schedule(horizon_tokens=32 * STEP, axis=axis)
+    stages = [dataclasses.replace(stage, schedule=schedule) for stage in config.stages]
+    stages[0] = dataclasses.replace(stages[0], tokens=first * STEP, until=Until(**until))
+    return dataclasses.replace(config, stages=tuple(stages))
+
+
+@pytest.mark.usefixtures("_shared_cache")
+def test_a_run_whose_stage_ends_at_a_loss_is_the_run_of_that_length(world, tmp_path):
+    planned, early = tmp_path / "planned", tmp_path / "early"
+    # The next stage's step is compiled with the rates of a later start, and again.
+    train(run(world, planned, first=4, axis="run"))
+    [before] = of_kind(planned, "growth")
+    earlier = of_kind(planned, "evaluation")[0]["held_out_loss"]
+    assert earlier > before["held_out_loss_before"]
+    train(run(world, early, axis="run", loss=before["held_out_loss_before"]))
+    [ending] = of_kind(early, "trigger")
+    assert (ending["tokens"], ending["step"], ending["stage"]) == (4 * STEP, 4, 0)
+    assert ending["reason"].startswith("the held-out loss is")
+    # It has evaluated where it ended, and logged every step.
+    found = [row for row in rows(early) if row["kind"] != "trigger"]
+    assert [row for row in found if row not in rows(planned)] == [
+        row for row in found if row["kind"] == "evaluation" and row["tokens"] == 4 * STEP
+    ]
+    assert [row for row in rows(planned) if row not in found] == []
+    jax.tree.map(np.testing.assert_array_equal, last_state(early, 1), last_state(planned, 1))
+    train(run(world, early, axis="run", loss=before["held_out_loss_before"]))
+    assert len(of_kind(early, "trigger")) == 1
+
+
+@pytest.mark.usefixtures("_shared_cache")
+def test_a_run_may_end_early_and_is_then_finished(world, tmp_path, capsys):
+    config = with_until(run(world, tmp_path), 1, tokens=10 * STEP + 1)
+    train(config)
+    [ending] = of_kind(tmp_path, "trigger")
+    assert ending["tokens"] == 11 * STEP
+    # Though no evaluation was due there.
+    assert of_kind(tmp_path, "evaluation")[-1]["tokens"] == 11 * STEP
+    capsys.readouterr()
+    train(config)
+    said = capsys.readouterr().out
+    assert f"stage 1 ended early: the run has trained on {10 * STEP + 1:,} tokens" in said
+    assert "This run is finished" in said
+
+
+@pytest.mark.usefixtures("_shared_cache")
+def test_a_stage_does_not_end_while_its_masks_open(world, tmp_path):
+    config = with_until(run(world, tmp_path), 1, tokens=9 * STEP)
+    small, large = config.stages
+    masked = dataclasses.replace(large, growth=DepthRandom(2, mask_tokens=4 * STEP))
+    train(dataclasses.replace(config, stages=(small, masked)))
+    [ending] = of_kind(tmp_path, "trigger")
+    assert ending["tokens"] == 12 * STEP
+
+
+MARK, SAVE = "stackjax.run:write_marker", "stackjax.checkpoint:Checkpoints.save"
+KILLS = [
+    (MARK, "before", 1, False),
+    (MARK, "after", 1, True),
+    # Where the stage ends there is no checkpoint yet.
+    (SAVE, "before", 1, True),
+    ("stackjax.train:enter_phase", "before", 1, True),
+]
+
+
+def test_a_run_killed_as_a_stage_ends_comes_to_the_same_bits(world, tmp_path):
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    # What is due at the end of a whole stage is not due where this one ends.
+    overrides = ["--stages.0.until.tokens", str(4 * STEP), "--logging.every-tokens", "384"]
+    assert world.run(world.args(whole, *overrides))[0] == 0
+    args = world.args(killed, *overrides)
+    ending = {"0": {"steps": 4, "reason": "the run has trained on 512 tokens"}}
+    for point, when, nth, is_marked in KILLS:
+        code, _, stderr = world.run(args, "SIGKILL", point, when, str(nth))
+        assert (code, stderr) == (-9, ""), f"{when} call {nth} of {point}"
+        marker = killed / "phase.json"
+        ended = json.loads(marker.read_text())["ended"] if marker.exists() else {}
+        assert ended == (ending if is_marked else {})
+    assert world.run(args)[0] == 0
+    assert rows(killed) == rows(whole)
+    assert len(of_kind(killed, "trigger")) == 1
+    states = [last_state(path, 1) for path in (killed, whole)]
+    jax.tree.map(np.testing.assert_array_equal, *states)
