@@ -101,13 +101,21 @@ def grown_runs(
 
 
 def gradual(grown: Config, *, flops: float, seed: int) -> dict[str, Config]:
-    """Returns a run of three stages, the hop from its first to its last, and scratch."""
-    first, _, last = grown.stages
+    """Returns a run of three stages, hops from the first model to the last, and scratch.
+
+    One hop is when the gradual run grows first, the late one when it grows last.
+    """
+    first, second, last = grown.stages
     growths = [stage.growth for stage in grown.stages if stage.growth is not None]
-    hop = (first, dataclasses.replace(last, growth=chain(*growths)))
+    hop = dataclasses.replace(last, growth=chain(*growths))
+    late = dataclasses.replace(first, tokens=(first.tokens or 0) + (second.tokens or 0))
+    stages = {
+        "gradual, d": grown.stages,
+        "one hop, d": (first, hop),
+        "late hop, d": (late, hop),
+    }
     runs = {
-        name: cell(grown, name, stages, flops=flops, seed=seed)
-        for name, stages in {"one hop, d": hop, "gradual, d": grown.stages}.items()
+        name: cell(grown, name, each, flops=flops, seed=seed) for name, each in stages.items()
     }
     return runs | {"scratch": scratch_run(grown, flops=flops, seed=seed)}
 

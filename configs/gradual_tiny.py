@@ -35,6 +35,6 @@ def get_config() -> Config:
 
 
 def get_runs(seed: int) -> dict[str, Config]:
-    """Returns the gradual run, the one hop, and scratch."""
+    """Returns the gradual run, one hop early and one late, and scratch."""
     config = get_config()
     return bakeoff.gradual(config, flops=flops_6nd(config.model) * TOKENS, seed=seed)
