@@ -7,7 +7,7 @@ by `python -m scripts.bakeoff configs/NAME.py`.
 import dataclasses
 from collections.abc import Mapping
 
-from stackjax.budget import for_flops
+from stackjax.budget import cell
 from stackjax.config import Config, Stage
 from stackjax.growth import chain, parse_growth
 
@@ -96,7 +96,7 @@ def grown_runs(
                 dataclasses.replace(last, growth=parse_growth(text)),
             )
             name = f"{growth}, {timing}"
-            found[name] = cell(grown, name, stages, flops=flops, seed=seed)
+            found[name] = _run(grown, name, stages, flops, seed)
     return found
 
 
@@ -114,24 +114,17 @@ def gradual(grown: Config, *, flops: float, seed: int) -> dict[str, Config]:
         "one hop, d": (first, hop),
         "late hop, d": (late, hop),
     }
-    runs = {
-        name: cell(grown, name, each, flops=flops, seed=seed) for name, each in stages.items()
-    }
+    runs = {name: _run(grown, name, each, flops, seed) for name, each in stages.items()}
     return runs | {"scratch": scratch_run(grown, flops=flops, seed=seed)}
 
 
 def scratch_run(grown: Config, *, flops: float, seed: int) -> Config:
     """Returns the run that trains the target from scratch, for as many FLOPs."""
     stage = dataclasses.replace(grown.stages[-1], growth=None)
-    return cell(grown, "scratch", (stage,), flops=flops, seed=seed)
+    return _run(grown, "scratch", (stage,), flops, seed)
 
 
-def cell(
-    grown: Config, name: str, stages: tuple[Stage, ...], *, flops: float, seed: int
+def _run(
+    grown: Config, name: str, stages: tuple[Stage, ...], flops: float, seed: int
 ) -> Config:
-    """Returns the run of some stages, the last of them as long as the FLOPs allow."""
-    slug = name.replace(", ", "-").replace(" ", "_").replace("*", "x")
-    config = dataclasses.replace(
-        grown, stages=stages, seed=seed, workdir=f"{grown.workdir}/{slug}-seed_{seed}"
-    )
-    return for_flops(config, flops)
+    return cell(dataclasses.replace(grown, stages=stages), name, flops=flops, seed=seed)

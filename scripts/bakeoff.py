@@ -27,9 +27,9 @@ import matplotlib.pyplot as plt
 import tyro
 from etils import epath
 
-from stackjax.checkpoint import write_marker
 from stackjax.config import Config
 from stackjax.errors import one_line_errors
+from stackjax.marker import write_marker
 from stackjax.metrics import read_rows
 from stackjax.phases import expand, stage_models
 from stackjax.train import train

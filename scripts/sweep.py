@@ -19,7 +19,7 @@ from typing import Annotated
 import tyro
 
 from scripts.bakeoff import run_all
-from stackjax.budget import for_flops
+from stackjax.budget import cell
 from stackjax.compare import CompareConfig
 from stackjax.compare import write as write_comparison
 from stackjax.config import Config, Stage
@@ -136,19 +136,10 @@ def _cell(
     horizon = first.horizon_tokens or 10**15
     of_run = dataclasses.replace(first, axis="run", horizon_tokens=horizon)
     small = tuple(dataclasses.replace(stage, schedule=of_run) for stage in stages[:-1])
-    slug = name.replace(", ", "-").replace(" ", "_").replace("*", "x")
     run = dataclasses.replace(
-        config,
-        model=target,
-        model_is="target",
-        stages=(*small, stages[-1]),
-        seed=seed,
-        workdir=f"{config.workdir}/{slug}-seed_{seed}",
+        config, model=target, model_is="target", stages=(*small, stages[-1])
     )
-    try:
-        return for_flops(run, flops)
-    except ValueError as error:
-        raise ValueError(f"{name}: {error}") from None
+    return cell(run, name, flops=flops, seed=seed)
 
 
 def report(runs: Mapping[tuple[str, int], Config], output: Path) -> str:

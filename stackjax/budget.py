@@ -26,9 +26,15 @@ def for_flops(config: Config, flops: float) -> Config:
     Rounded down to whole steps.
 
     Raises:
-      ValueError: Not even one step of the last stage is left.
+      ValueError: Not even one step of the last stage is left, or the length of another
+        depends on it.
     """
     *before, stage = config.stages
+    if any(each.fraction is not None for each in before):
+        raise ValueError(
+            "a stage before the last has a fraction for its length, which is not settled while "
+            "that of the last is not; give it tokens."
+        )
     endless = dataclasses.replace(stage, tokens=_ENDLESS, fraction=None)
     phases = expand(dataclasses.replace(config, stages=(*before, endless)))
     last, first = phases[-1], next(p for p in phases if p.stage == phases[-1].stage)
@@ -43,3 +49,17 @@ def for_flops(config: Config, flops: float) -> Config:
     return dataclasses.replace(
         config, stages=(*before, dataclasses.replace(endless, tokens=tokens))
     )
+
+
+def cell(config: Config, name: str, *, flops: float, seed: int) -> Config:
+    """Returns one run of a comparison, for as many FLOPs, in a directory of its name.
+
+    Raises:
+      ValueError: It does not fit into the FLOPs.
+    """
+    slug = name.replace(", ", "-").replace(" ", "_").replace("*", "x")
+    run = dataclasses.replace(config, seed=seed, workdir=f"{config.workdir}/{slug}-seed_{seed}")
+    try:
+        return for_flops(run, flops)
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from None

@@ -1,9 +1,8 @@
-"""Checkpoints of each phase, and the marker of the phase that a run is in."""
+"""Checkpoints of each phase."""
 
 import contextlib
 import dataclasses
-import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -13,13 +12,13 @@ from orbax.checkpoint import v1 as ocp
 
 from stackjax.config import CheckpointConfig
 from stackjax.lineage import Generation, begin, from_json, spend
+from stackjax.marker import read_marker
 from stackjax.model.config import ModelConfig
-from stackjax.phase import Counts, Ending, Phase
+from stackjax.phase import Counts, Phase
 from stackjax.sharding import on_mesh
-from stackjax.storage import check_bucket, is_remote, replace_text
+from stackjax.storage import check_bucket, is_remote
 from stackjax.train_state import TrainState
 
-_MARKER = "phase.json"
 _RESUMES = "those before it are whole, and the same command resumes from the newest"
 
 
@@ -49,34 +48,6 @@ def absolute(path: str) -> epath.Path:
         raise ValueError(f"{path}: checkpoints are kept on disks and on gs:// only.")
     check_bucket(path, for_checkpoints=True)
     return found if found.is_absolute() else found.absolute()
-
-
-@dataclasses.dataclass(frozen=True)
-class Marker:
-    """Where a run is."""
-
-    phase: int = 0
-    """The index of the phase that it is in."""
-    ended: Mapping[int, Ending] = dataclasses.field(default_factory=dict)
-    """The stages that have ended early."""
-
-
-def read_marker(workdir: epath.Path) -> Marker:
-    """Returns where a run is; at its beginning if it is new."""
-    path = workdir / _MARKER
-    if not path.exists():
-        return Marker()
-    found = json.loads(path.read_text())
-    ended = {int(stage): Ending(**each) for stage, each in found.get("ended", {}).items()}
-    return Marker(phase=found["phase"], ended=ended)
-
-
-def write_marker(workdir: epath.Path, phase: Phase, ended: Mapping[int, Ending]) -> None:
-    """Commits that the run is in `phase` now, and that stages have ended; all or nothing."""
-    if jax.process_index() == 0:
-        endings = {str(stage): dataclasses.asdict(each) for stage, each in ended.items()}
-        marker = {"phase": phase.index, "directory": phase.directory, "ended": endings}
-        replace_text(workdir / _MARKER, json.dumps(marker) + "\n")
 
 
 def newest_step(workdir: epath.Path, phase: Phase) -> int | None:
@@ -203,9 +174,9 @@ def find_checkpoint(path: epath.Path) -> epath.Path:
       path: A run, which means the phase that it is in; a directory of checkpoints; or one
         checkpoint, which is named by its step.
     """
-    marker, directory = path / _MARKER, path
-    if marker.exists():
-        directory = path / json.loads(marker.read_text())["directory"]
+    marker, directory = read_marker(path), path
+    if marker.directory:
+        directory = path / marker.directory
     elif (path / "stage_0").exists():
         directory = path / "stage_0" / "train"
     step = _newest_step(directory)

@@ -7,7 +7,6 @@ JSON file, pictures and an HTML page.
 """
 
 import dataclasses
-import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -129,22 +128,15 @@ def _plain(comparison: Comparison) -> dict[str, Any]:
         "grown": comparison.grown.label,
         "scratch": comparison.scratch.label,
         "at_losses": [
-            {cost: _finite(dataclasses.asdict(speedup)) for cost, speedup in by_cost.items()}
+            {cost: dataclasses.asdict(speedup) for cost, speedup in by_cost.items()}
             for by_cost in comparison.at_losses.values()
         ],
         "at_budgets": {
-            cost: [_finite(dataclasses.asdict(each)) for each in budgets]
+            cost: [dataclasses.asdict(each) for each in budgets]
             for cost, budgets in comparison.at_budgets.items()
         },
         "crossings": comparison.crossings,
     }
-
-
-def _finite(value: Any) -> Any:
-    """Returns a tree of numbers that JSON can hold."""
-    if isinstance(value, dict):
-        return {name: _finite(item) for name, item in value.items()}
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 if __name__ == "__main__":

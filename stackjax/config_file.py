@@ -27,12 +27,13 @@ _GROWTH_FLAG = re.compile(
 
 _MAY_CHANGE = re.compile(
     r"workdir|platform|(mesh|evaluation|probes|checkpoints|logging)\..*"
-    r"|stages\.\d+\.(mesh(\..*)?|accumulate|until\..*)"
+    r"|stages\.\d+\.(mesh(\..*)?|accumulate)"
     r"|data\.(path|cache_dir|corpus|num_workers|prefetch)"
     r"|model\.(attention|remat|scan_unroll|loss_chunk)"
 )
-"""Fields that a run may be resumed with other values of: they do not change what is
-learnt, other than by the order in which floats are added."""
+"""Fields that a run may be resumed with other values of: they do not change what is learnt,
+other than by the order in which floats are added; and, for a stage that ends at a loss or on a
+plateau, when that is seen."""
 
 
 def load_config(prog: str, args: list[str]) -> Config:
@@ -168,9 +169,10 @@ def changed_fields(workdir: epath.Path, config: Config, stage: int) -> list[str]
     for field in sorted(old.keys() | new.keys()):
         if old.get(field) != new.get(field):
             line = f"{field}: {old.get(field)} -> {new.get(field)}"
-            is_later = re.match(r"stages\.(\d+)", field)
-            later = is_later is not None and int(is_later[1]) > stage
-            may_change = later or _MAY_CHANGE.fullmatch(field)
+            of_stage = re.match(r"stages\.(\d+)(\.until)?", field)
+            # When the stage that a run is in ends may still be changed.
+            is_open = of_stage is not None and int(of_stage[1]) + bool(of_stage[2]) > stage
+            may_change = is_open or _MAY_CHANGE.fullmatch(field)
             (allowed if may_change else forbidden).append(line)
     if forbidden:
         also = f" These may change: {'; '.join(allowed)}." if allowed else ""

@@ -22,7 +22,7 @@ from stackjax.phase import Phase
 from stackjax.phases import expand
 from stackjax.train_state import TrainState, eval_step
 
-# One program serves the seam into a phase and the phase itself.
+# One program serves the seam into a phase and the phase itself, unless it ends early.
 _layer_statistics = jax.jit(layer_statistics, static_argnums=(0, 1))
 
 

@@ -8,6 +8,7 @@ writes a table, a JSON file, pictures and an HTML page.
 """
 
 import dataclasses
+import math
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Annotated, Any
 
 import numpy as np
 import tyro
+from matplotlib.figure import Figure
 
 from stackjax.analysis.comparison import group
 from stackjax.analysis.isoflop import (
@@ -26,8 +28,9 @@ from stackjax.analysis.isoflop import (
     size_of,
 )
 from stackjax.analysis.plots import optimum_figure
-from stackjax.analysis.record import LossName, Record, read_record
+from stackjax.analysis.record import LossName, Record, check_comparable, read_record
 from stackjax.analysis.report import write_report
+from stackjax.analysis.scaling import Parabola
 from stackjax.analysis.tables import LOSSES, Table
 from stackjax.analysis.timing import GUIDELINE, Refit
 from stackjax.errors import one_line_errors
@@ -60,8 +63,8 @@ class Found:
     sizes: list[Size]
     timings: list[Optimum]
     factors: list[Optimum]
-    law: Refit | str
-    """Or why there is none."""
+    laws: dict[str, Refit | str]
+    """By growth; or why there is none."""
 
 
 def main() -> None:
@@ -87,8 +90,8 @@ def write(config: IsoflopConfig) -> str:
         config.output,
         "isoflop",
         title="When to grow, by how much?",
-        said=[_law(found.law)],
-        figures=_figures(found),
+        said=[_law(growth, law) for growth, law in found.laws.items()],
+        figures=_figures(found, config.loss),
         tables=tables,
         numbers=_plain(found),
     )
@@ -102,6 +105,7 @@ def find(records: Sequence[Record], loss: LossName, budgets: Sequence[float] = (
     Raises:
       ValueError: Runs of a size do not compare, or none grows at all.
     """
+    check_comparable(records, any_size=True)
     by_model: dict[str, list[Record]] = {}
     for record in records:
         by_model.setdefault(str(record.final_model), []).append(record)
@@ -119,22 +123,24 @@ def find(records: Sequence[Record], loss: LossName, budgets: Sequence[float] = (
     ]
     timings = [each for pair in pairs for each in best_timings(*pair)]
     factors = [each for pair in pairs for each in best_factors(*pair)]
-    try:
-        law = refit_timing(timings)
-    except ValueError as error:
-        law = str(error)
-    return Found(sizes=sizes, timings=timings, factors=factors, law=law)
+    laws = {}
+    for growth in dict.fromkeys(each.fixed for each in timings):
+        try:
+            laws[growth] = refit_timing(each for each in timings if each.fixed == growth)
+        except ValueError as error:
+            laws[growth] = str(error)
+    return Found(sizes=sizes, timings=timings, factors=factors, laws=laws)
 
 
-def _law(law: Refit | str) -> str:
+def _law(growth: str, law: Refit | str) -> str:
     published = dataclasses.astuple(GUIDELINE)
     paper = "log10 d = {:.2f} log10 N + {:.2f} / log10 C {:+.2f}".format(*published)
     if isinstance(law, str):
-        return f"The timing law is not fitted again: {law} The paper has {paper}."
+        return f"{growth}: the timing law is not fitted again: {law} The paper has {paper}."
     names = ("log10 N", "1 / log10 C", "constant")
     fitted = zip(names, dataclasses.astuple(law.law), law.intervals.values(), strict=True)
     terms = [f"{name} {at:.3g} ({low:.3g} to {high:.3g})" for name, at, (low, high) in fitted]
-    return f"The timing law of these runs: {', '.join(terms)}; the paper has {paper}."
+    return f"{growth}: the timing law of these runs: {', '.join(terms)}; the paper has {paper}."
 
 
 def _cells_table(found: Found, loss: LossName) -> Table:
@@ -156,6 +162,8 @@ def _cells_table(found: Found, loss: LossName) -> Table:
 
 
 def _losses(losses: Sequence[float], scratch: Sequence[float]) -> list[str]:
+    if not losses:
+        return ["-"] * 3  # first measured past what all have spent
     mean = float(np.mean(losses))
     every = ", ".join(f"{loss:.4f}" for loss in losses)
     return [f"{mean:.4f}", f"{mean - float(np.mean(scratch)):+.4f}", every]
@@ -176,30 +184,39 @@ def _optima_table(title: str, optima: Sequence[Optimum], show: Callable[[float],
 def _best(each: Optimum, show: Callable[[float], str]) -> list[str]:
     if each.parabola is None:
         at, losses = min(each.points, key=lambda point: np.mean(point[1]))
-        return [f"no lowest point; of those tried {show(at)}", f"{np.mean(losses):.4f}"]
+        return [f"{each.why_none}; of those tried {show(at)}", f"{np.mean(losses):.4f}"]
     parabola = each.parabola
-    low, high = (show(10**end) for end in parabola.optimum_interval)
+    low, high = (show(end) for end in _interval(parabola))
     outside = ", outside of those tried" if parabola.is_extrapolated else ""
     loss = parabola.fit.predict((1, parabola.optimum, parabola.optimum**2))
-    return [f"{show(10**parabola.optimum)} ({low} to {high}){outside}", f"{loss:.4f}"]
+    return [f"{show(_power(parabola.optimum))} ({low} to {high}){outside}", f"{loss:.4f}"]
 
 
-def _figures(found: Found) -> dict[str, Any]:
+def _interval(parabola: Parabola) -> list[float]:
+    return [_power(end) for end in parabola.optimum_interval]
+
+
+def _power(log: float) -> float:
+    """Returns ten to the power of a logarithm, infinite where nothing is known of it."""
+    return 10**log if log < 300 else math.inf
+
+
+def _figures(found: Found, loss: LossName) -> dict[str, Figure]:
     """Returns a picture over d and one over g of each size, at the largest budget."""
     figures = {}
     for size in found.sizes:
         axes = {
-            "d": (found.timings, "tokens of the small model (d)"),
-            "g": (found.factors, "growth factor (g)"),
+            "d": (found.timings, "tokens of the small model (d)", short),
+            "g": (found.factors, "growth factor (g)", "{:g}".format),
         }
-        for letter, (optima, varied) in axes.items():
+        for letter, (optima, varied, show) in axes.items():
             last = max((each.flops for each in optima if each.size == size), default=0)
             rows = [each for each in optima if each.size == size and each.flops == last]
             if rows:
                 points = {each.fixed: each.points for each in rows}
                 scratch = [curve.loss_at(last) for curve in size.scratch]
-                name = f"loss_over_{letter}-{short(size.params)}"
-                figures[name] = optimum_figure(points, scratch, varied)
+                name = f"loss_over_{letter}-{size.params}"
+                figures[name] = optimum_figure(points, scratch, loss, varied, show)
     return figures
 
 
@@ -208,31 +225,29 @@ def _plain(found: Found) -> dict[str, Any]:
 
     def row(each: Optimum) -> dict[str, Any]:
         parabola = each.parabola
-        best = None if parabola is None else 10**parabola.optimum
-        interval = None
-        if parabola is not None:
-            interval = [10**end for end in parabola.optimum_interval]
         return {
             "params": each.size.params,
             "flops": each.flops,
             "of": each.fixed,
             "points": each.points,
             "why_none": each.why_none or None,
-            "best": best,
-            "interval": interval,
+            "best": None if parabola is None else _power(parabola.optimum),
+            "interval": None if parabola is None else _interval(parabola),
             "is_extrapolated": None if parabola is None else parabola.is_extrapolated,
         }
 
-    law = None
-    if isinstance(found.law, Refit):
-        law = {
-            name: {"value": value, "interval": found.law.intervals[name]}
-            for name, value in dataclasses.asdict(found.law.law).items()
+    laws = {
+        growth: {
+            name: {"value": value, "interval": law.intervals[name]}
+            for name, value in dataclasses.asdict(law.law).items()
         }
+        for growth, law in found.laws.items()
+        if isinstance(law, Refit)
+    }
     return {
         "timings": [row(each) for each in found.timings],
         "factors": [row(each) for each in found.factors],
-        "timing_law": law,
+        "timing_laws": laws,
     }
 
 

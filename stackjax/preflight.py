@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +12,7 @@ from stackjax.compilation import abstract_state
 from stackjax.config import Config
 from stackjax.model.attention import has_kernel
 from stackjax.model.config import axis_size
-from stackjax.phase import Phase
+from stackjax.phase import Ending, Phase
 from stackjax.phases import expand
 from stackjax.sharding import MESH_AXES, RULES, mesh_shape, num_shards, partition_of
 from stackjax.train_state import TrainState
@@ -68,17 +69,24 @@ def device_memory() -> int | None:
     return statistics.get("bytes_limit")
 
 
-def check(config: Config, num_devices: int, memory: int | None = None) -> list[Estimate]:
+def check(
+    config: Config,
+    num_devices: int,
+    memory: int | None = None,
+    ended: Mapping[int, Ending] | None = None,
+) -> list[Estimate]:
     """Returns an estimate for each phase of a run, allocating nothing.
 
     Args:
       num_devices: How many devices the run will have.
       memory: Bytes of each device, if known.
+      ended: Stages that have ended early.
 
     Raises:
       ValueError: A stage does not fit its mesh, its batch or its devices.
     """
-    return [_check_phase(config, phase, num_devices, memory) for phase in expand(config)]
+    phases = expand(config, ended)
+    return [_check_phase(config, phase, num_devices, memory) for phase in phases]
 
 
 def _check_phase(
@@ -131,10 +139,12 @@ def _check_until(config: Config, phase: Phase) -> None:
                 f"stages.{phase.stage}.until.{field} is {limit:.10g}, and the stages before it "
                 f"take {before:.10g}; it counts from the start of the run, so give it more."
             )
-    if until.slope_tokens is not None and until.slope_tokens < 2 * every:
+    # Evaluations are made at the first step past a multiple.
+    least = 2 * every + phase.per_step.tokens
+    if until.slope_tokens is not None and until.slope_tokens < least:
         raise ValueError(
             f"stages.{phase.stage}.until.slope_tokens is {until.slope_tokens}, and evaluations "
-            f"are {every} tokens apart; a slope takes three of them: {2 * every} tokens."
+            f"are {every} tokens apart; a slope takes three of them, {least} tokens or more."
         )
 
 

@@ -17,6 +17,8 @@ from stackjax.config import Config
 from stackjax.evaluate import held_out_loss
 from stackjax.growth import Learn
 from stackjax.phase import Counts, Phase
+from stackjax.phases import expand
+from stackjax.preflight import Estimate
 from stackjax.run import Run
 from stackjax.sharding import build_mesh, move
 from stackjax.train_state import TrainState, enter_phase
@@ -25,9 +27,16 @@ Probe = Callable[[TrainState, Counts], dict[str, Any]]
 """From the state and the counts of a model to what becomes of a copy that grows there."""
 
 
-def check_probes(config: Config, phases: Sequence[Phase]) -> None:
-    """Raises ValueError where a probe has no growth to try out."""
-    probes = config.probes
+def check_probes(
+    config: Config, estimates: Sequence[Estimate] = (), memory: int | None = None
+) -> None:
+    """Raises ValueError where a probe has no growth to try out, or not the memory.
+
+    Args:
+      estimates: What each phase holds on each device.
+      memory: Bytes of each device, if known.
+    """
+    probes, phases = config.probes, expand(config)
     if probes.at_tokens and not probes.lag_tokens:
         raise ValueError(
             f"probes.at_tokens is set and probes.lag_tokens is {probes.lag_tokens}; say how "
@@ -46,6 +55,14 @@ def check_probes(config: Config, phases: Sequence[Phase]) -> None:
                 f"probes.at_tokens has {at:,}, but stages.{following.stage} grows by "
                 f"{following.growth}, which has to be fitted first; probe other growths."
             )
+        both = estimates[following.index - 1 : following.index + 1]
+        held = sum(each.state_bytes for each in both)
+        held += max((each.gradient_bytes for each in both), default=0)
+        if memory is not None and held > memory:
+            raise ValueError(
+                f"probes.at_tokens has {at:,}, where both models take {held / 2**30:.1f} GiB "
+                f"on each device, which has {memory / 2**30:.1f} GiB; leave the probes out."
+            )
 
 
 def open_probe(run: Run, phase: Phase, phases: Sequence[Phase]) -> Probe | None:
@@ -63,9 +80,11 @@ def open_probe(run: Run, phase: Phase, phases: Sequence[Phase]) -> Probe | None:
     with jax.set_mesh(mesh):
         grow = jax.jit(functools.partial(enter_phase, phase, target, tx))
         loss = held_out_loss(config, target, run.held_out, mesh)
-    compiled = functools.cache(functools.partial(compile_step, config))
+    compiled = functools.lru_cache(maxsize=1)(functools.partial(compile_step, config))
 
     def probe(state: TrainState, counts: Counts) -> dict[str, Any]:
+        if target.optimizer_state == "reset":
+            state = dataclasses.replace(state, opt_state=None)
         with jax.set_mesh(mesh):
             copy = grow(move(state, mesh), key)
             at_once = loss(copy)

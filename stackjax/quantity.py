@@ -1,5 +1,6 @@
 """Numbers as people write and read them."""
 
+import math
 from typing import Annotated
 
 import tyro
@@ -27,6 +28,8 @@ Count = Annotated[
 
 def short(number: float) -> str:
     """Returns a count in three digits: 999, 41.2k, 2.10M, 105M, 1.05B."""
+    if math.isinf(number):
+        return "inf"
     rounded = float(f"{number:.2e}")  # before the suffix is chosen: 999999 is 1.00M
     power = min((len(f"{rounded:.0f}") - 1) // 3, 4)
     if power == 0:

@@ -13,17 +13,19 @@ import jax
 from etils import epath
 from jax.sharding import Mesh
 
-from stackjax.checkpoint import Checkpoints, write_marker
+from stackjax.checkpoint import Checkpoints
 from stackjax.config import Config
 from stackjax.data.batch import Batch
 from stackjax.data.device import local_rows, put
 from stackjax.data.loader import train_batches
 from stackjax.data.sources import TokenSource
 from stackjax.flops import mfu
+from stackjax.marker import write_marker
 from stackjax.metrics import Sink, read_rows
 from stackjax.phase import Counts, Ending, Phase
 from stackjax.phases import expand
 from stackjax.progress import Progress
+from stackjax.summary import describe_probe
 from stackjax.trigger import Evaluation
 
 
@@ -83,6 +85,27 @@ class Run:
             if (row["kind"], row["phase"]) == ("evaluation", phase.index)
             and row["tokens"] <= counts.tokens
         ]
+
+    def write_evaluation(
+        self,
+        phase: Phase,
+        step: int,
+        counts: Counts,
+        loss: float,
+        layers: dict[str, list[float]],
+    ) -> None:
+        """Writes and shows an evaluation."""
+        self.write("evaluation", phase, step, counts, held_out_loss=loss)
+        self.write_layers(phase, step, counts, layers)
+        self.progress.note(f"{counts.tokens:,} tokens: held-out loss {loss:.4f}")
+
+    def write_probe(
+        self, phase: Phase, step: int, counts: Counts, before: float, found: dict[str, Any]
+    ) -> None:
+        """Writes and shows what a probe has found."""
+        row = {"loss_before": before} | found
+        self.write("probe", phase, step, counts, **row)
+        self.progress.note(f"{counts.tokens:,} tokens: {describe_probe(row)}")
 
     def end_stage(self, phase: Phase, step: int, reason: str) -> Phase:
         """Commits that a stage is as long as it is now; returns the phase, which ends there.

@@ -23,6 +23,7 @@ from stackjax.analysis.ends import (
     by_growth,
     ends_of,
     gap_laws,
+    gap_points,
     pairs_of,
     power_laws,
 )
@@ -87,8 +88,9 @@ def write(config: ScaleConfig) -> str:
         tables += [_laws_table(found.laws), _foretold_table(found.laws, flops)]
         figures["laws"] = laws_figure(by_growth(found.ends), found.laws, max(flops))
     if not isinstance(found.gaps, str):
-        tables.append(_gaps_table(found.gaps, _lengths(found.pairs)))
-        figures["gap"] = gap_figure(found.pairs, found.gaps, _lengths(found.pairs)[-1])
+        lengths = _lengths(found.pairs)
+        tables.append(_gaps_table(found.gaps, lengths))
+        figures["gap"] = gap_figure(gap_points(found.pairs), found.gaps, lengths[-1])
     missing = [why for why in (found.laws, found.gaps) if isinstance(why, str)]
     return write_report(
         config.output,

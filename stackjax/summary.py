@@ -60,10 +60,14 @@ def describe(model: ModelConfig) -> str:
 
 def describe_probe(row: Mapping[str, Any]) -> str:
     """Returns what a probe of growth has found, in words."""
+    # A loss that is not finite is null in the file.
+    before, grown, lagged = (
+        f"{math.nan if row[name] is None else row[name]:.4f}"
+        for name in ("loss_before", "loss_grown", "loss_lagged")
+    )
     return (
-        f"{row['growth']} tried out: held-out loss {row['loss_before']:.4f} -> "
-        f"{row['loss_grown']:.4f}, after {short(row['lag_tokens'])} tokens more "
-        f"{row['loss_lagged']:.4f}"
+        f"{row['growth']} tried out: held-out loss {before} -> {grown}, after "
+        f"{short(row['lag_tokens'])} tokens more {lagged}"
     )
 
 

@@ -21,8 +21,6 @@ from stackjax.checkpoint import (
     absolute,
     clear,
     newest_step,
-    read_marker,
-    write_marker,
 )
 from stackjax.compilation import (
     abstract_state,
@@ -44,6 +42,7 @@ from stackjax.data.sources import TokenSource
 from stackjax.errors import one_line_errors
 from stackjax.evaluate import check_held_out, check_promise, held_out_layers, held_out_loss
 from stackjax.flops import num_params, peak_flops
+from stackjax.marker import read_marker, write_marker
 from stackjax.metrics import check_sinks, open_sinks, read_rows
 from stackjax.phase import Counts, Phase
 from stackjax.phases import expand
@@ -54,7 +53,7 @@ from stackjax.progress import open_progress
 from stackjax.run import LateRows, Run
 from stackjax.sharding import build_mesh, move
 from stackjax.stop import EXIT_CODE, should_stop, stop_on_signals
-from stackjax.summary import describe, describe_probe, summarize
+from stackjax.summary import describe, summarize
 from stackjax.train_state import TrainState, enter_phase
 from stackjax.trigger import settled, spent
 
@@ -81,8 +80,8 @@ def train(config: Config) -> None:
             print("This run is finished; start a new one with --workdir DIR.")
         return
     check_backend(config)
-    check(config, jax.device_count(), device_memory())
-    check_probes(config, phases)
+    estimates = check(config, jax.device_count(), device_memory(), ended)
+    check_probes(config, estimates, device_memory())
     outputs = {
         "tensorboard": config.logging.tensorboard,
         "wandb_project": config.logging.wandb_project,
@@ -93,6 +92,8 @@ def train(config: Config) -> None:
         check_same_data(workdir, source.manifest)
     workdir.mkdir(parents=True, exist_ok=True)
     record_config(workdir, config, source.manifest)
+    if marker is None:
+        write_marker(workdir, phases[0], ended)
     use_compilation_cache(workdir)
 
     with contextlib.ExitStack() as stack:
@@ -184,29 +185,29 @@ def run_phase(
             reason = spent(until, counts.tokens, counts.flops_6nd) if may_end else None
             # A stage that ends early, and is known to when it is run again, logs alike.
             is_whole = is_last and phase.stage not in run.ended
+            logs = crosses(config.logging.every_tokens) or is_whole
             rows.catch_up()
-            rows.add(step, counts, metrics, crosses(config.logging.every_tokens) or is_whole)
+            rows.add(step, counts, metrics, logs)
             # At the end of a phase whose model grows, the seam evaluates.
             is_due = crosses(config.evaluation.every_tokens) and not is_whole
             if is_due or (following is None and (is_last or reason is not None)):
                 rows.catch_up()
                 with rows.paused():
                     loss, layers = evaluate(state), measure(state)
-                run.write("evaluation", phase, step, counts, held_out_loss=loss)
-                run.write_layers(phase, step, counts, layers)
-                run.progress.note(f"{counts.tokens:,} tokens: held-out loss {loss:.4f}")
+                run.write_evaluation(phase, step, counts, loss, layers)
                 evaluations.append((counts.tokens - phase.start.tokens, loss))
                 reason = reason or (settled(until, evaluations) if may_end else None)
             if probe is not None and probe_is_due(config, previous.tokens, counts.tokens):
                 rows.catch_up()
                 with rows.paused():
-                    found = {"loss_before": evaluate(state), **probe(state, counts)}
-                run.write("probe", phase, step, counts, **found)
-                run.progress.note(f"{counts.tokens:,} tokens: {describe_probe(found)}")
+                    run.write_probe(phase, step, counts, evaluate(state), probe(state, counts))
             if reason is not None and phase.stage not in run.ended and not is_last:
-                phase = run.end_stage(phase, step, reason)
-            is_last = step == phase.num_steps
+                phase, is_last = run.end_stage(phase, step, reason), True
             if is_last and phase.stage in run.ended:
+                rows.catch_up()
+                if not logs:
+                    rows.add(step, counts, metrics, is_due=True)
+                    rows.catch_up()
                 run.write_ending(phase, step, counts)
             if crosses(config.checkpoints.every_tokens) or is_last:
                 # Rows are on disk before the checkpoint that makes them final.

@@ -22,10 +22,10 @@ class Until:
     loss: float | None = None
     """Held-out loss, or less, at an evaluation."""
     slope: float | None = None
-    """Held-out loss that falls by less than so many nats while the stage's tokens grow e-fold,
+    """Held-out loss that falls by less than so many nats while the phase's tokens grow e-fold,
     by least squares over their logarithm, over the last `slope_tokens`."""
     slope_tokens: Count | None = None
-    """Tokens whose evaluations tell the slope: of two evaluations or more."""
+    """Tokens whose evaluations tell the slope: three of them, or more."""
 
     def __post_init__(self):
         for field, value in dataclasses.asdict(self).items():

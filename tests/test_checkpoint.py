@@ -16,17 +16,15 @@ from stackjax import model
 from stackjax.checkpoint import (
     Checkpoints,
     Contents,
-    Marker,
     clear,
     find_checkpoint,
     newest_step,
     read_contents,
-    read_marker,
-    write_marker,
 )
 from stackjax.compilation import abstract_state
 from stackjax.config import CheckpointConfig, Stage
 from stackjax.lineage import begin, spend
+from stackjax.marker import Marker, read_marker, write_marker
 from stackjax.optimizer import build_optimizer
 from stackjax.phase import Counts, Ending
 from stackjax.phases import expand
@@ -173,7 +171,7 @@ def test_the_marker_names_the_phase_that_was_committed_last(workdir):
     endings = {}
     for phase in expand(tiny_run()):
         write_marker(workdir, phase, endings)
-        assert read_marker(workdir) == Marker(phase.index, endings)
+        assert read_marker(workdir) == Marker(phase.index, phase.directory, endings)
         endings[phase.stage] = Ending(steps=3, reason="enough")
     assert [path.name for path in workdir.iterdir()] == ["phase.json"]
 
@@ -181,7 +179,8 @@ def test_the_marker_names_the_phase_that_was_committed_last(workdir):
 def test_killed_while_it_is_written_a_small_file_is_the_old_one(workdir, monkeypatch):
     workdir.mkdir()
     path = workdir / "phase.json"
-    replace_text(path, json.dumps({"phase": 1}))
+    marker = {"phase": 1, "directory": "stage_1/train", "ended": {}}
+    replace_text(path, json.dumps(marker))
 
     def killed(*_):
         raise KeyboardInterrupt
@@ -189,7 +188,7 @@ def test_killed_while_it_is_written_a_small_file_is_the_old_one(workdir, monkeyp
     # What is written first is another file; killed before the rename, it does not count.
     monkeypatch.setattr(type(path), "replace", killed)
     with pytest.raises(KeyboardInterrupt):
-        replace_text(path, json.dumps({"phase": 2}))
+        replace_text(path, json.dumps(marker | {"phase": 2}))
     assert read_marker(workdir).phase == 1
 
 

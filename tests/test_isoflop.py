@@ -13,9 +13,8 @@ from stackjax.analysis.record import read_record
 from stackjax.analysis.timing import TimingLaw
 from stackjax.config import Stage
 from stackjax.flops import num_params
-from stackjax.growth import Stack
+from stackjax.growth import Noise, Stack, chain
 from stackjax.isoflop import IsoflopConfig, find, main, write
-from stackjax.quantity import short
 
 PLANTED = TimingLaw(params=0.6, flops=40.0, constant=2.5)
 BEST_FACTOR = 3.0
@@ -36,13 +35,13 @@ def loss_of(model, d, factor, flops):
     return 3 * (flops / 1e15) ** -0.3 + 0.02 * late**2 + 0.03 * large**2
 
 
-def write_cell(path, dim, d, factor, seed=0):
+def write_cell(path, dim, d, factor, seed=0, growth=None, **fields):
     """The run of a timing and a factor; a factor of 1 is scratch."""
     model = model_of(dim)
     stages = (Stage(tokens=max(640, int(d)), batch_size=8),)
     rows = [row("train", 0, 1e12, 5.0)]
     if factor > 1:
-        stages += (Stage(tokens=1280, batch_size=8, growth=Stack(factor)),)
+        stages += (Stage(tokens=1280, batch_size=8, growth=growth or Stack(factor)),)
         rows.append(seam(1, 1e13, int(d)))
     last = len(stages) - 1
     for share in (0.25, 0.5, 0.75, 1.0):
@@ -51,7 +50,7 @@ def write_cell(path, dim, d, factor, seed=0):
         # Tokens count on from the small model's, and no loss depends on them.
         rows.append(row("evaluation", last, flops, loss + 0.1 * (1 - share), int(d + flops)))
     config = dataclasses.replace(tiny_run(path, model=model), stages=stages, seed=seed)
-    return record_run(path, config, rows)
+    return record_run(path, config, rows, **fields)
 
 
 @pytest.fixture(scope="module")
@@ -80,9 +79,11 @@ def test_the_best_timing_of_every_size_and_budget_is_the_planted_one(cells):
 
 def test_the_best_factor_is_the_planted_one(cells):
     found = find([read_record(path) for path in cells], "held_out", [BUDGET])
-    assert [each.fixed for each in found.factors] == ["stack at 100,000,000 tokens"] * len(DIMS)
+    assert [each.fixed for each in found.factors] == ["stack(g) at 100,000,000 tokens"] * len(
+        DIMS
+    )
     # Three points, and a parabola with an interval needs four.
-    assert all("at least 4 points" in each.why_none for each in found.factors)
+    assert all(each.why_none == "too few runs for a parabola" for each in found.factors)
 
 
 def test_with_two_seeds_three_factors_make_a_parabola(tmp_path):
@@ -95,7 +96,8 @@ def test_with_two_seeds_three_factors_make_a_parabola(tmp_path):
 
 
 def test_the_timing_law_is_fitted_again(cells):
-    law = find([read_record(path) for path in cells], "held_out", [BUDGET / 4, BUDGET]).law.law
+    found = find([read_record(path) for path in cells], "held_out", [BUDGET / 4, BUDGET])
+    law = found.laws["stack(3)"].law
     for name, value in dataclasses.asdict(PLANTED).items():
         assert getattr(law, name) == pytest.approx(value, rel=1e-4), name
 
@@ -103,12 +105,12 @@ def test_the_timing_law_is_fitted_again(cells):
 def test_everything_is_written(cells, tmp_path):
     printed = write(IsoflopConfig(runs=tuple(cells), output=tmp_path / "out"))
     assert "the paper has log10 d = 0.88 log10 N + 163.27 / log10 C -5.74" in printed
-    sizes = [short(num_params(model_of(dim))) for dim in DIMS]
+    sizes = [num_params(model_of(dim)) for dim in DIMS]
     names = {path.name for path in (tmp_path / "out").iterdir()}
     pictures = {f"loss_over_{x}-{n}.png" for x in "dg" for n in sizes}
     assert names == pictures | {"isoflop.md", "isoflop.json", "index.html"}
     found = json.loads((tmp_path / "out" / "isoflop.json").read_text())
-    assert found["timing_law"]["params"]["value"] == pytest.approx(0.6, rel=1e-4)
+    assert found["timing_laws"]["stack(3)"]["params"]["value"] == pytest.approx(0.6, rel=1e-4)
     assert len(found["timings"]) == 2 * len(DIMS)
 
 
@@ -117,9 +119,49 @@ def test_a_best_timing_that_is_not_there_says_why_and_no_law_comes_of_it(tmp_pat
     paths += [write_cell(tmp_path / f"{d:.0f}", 16, d, 3) for d in TIMINGS[:2]]
     found = find([read_record(path) for path in paths], "held_out")
     assert all(each.parabola is None for each in found.timings)
-    assert found.law.startswith("0 best timings lie among those tried")
+    assert found.laws["stack(3)"].startswith("0 best timings lie among those tried")
     printed = write(IsoflopConfig(runs=tuple(paths), output=tmp_path / "out"))
-    assert "no lowest point; of those tried " in printed
+    assert "too few runs for a parabola; of those tried " in printed
+
+
+def test_growths_of_one_factor_stay_apart_and_two_trainings_of_one_are_refused(tmp_path):
+    paths = [write_cell(tmp_path / "scratch", 16, 0, 1)]
+    noisy = chain(Stack(3), Noise(0.2))
+    for factor, growth in ((2, None), (3, None), (3, noisy)):
+        path = tmp_path / f"{factor}-{growth is None}"
+        paths.append(write_cell(path, 16, 1e8, factor, growth=growth))
+    found = find([read_record(path) for path in paths], "held_out", [BUDGET])
+    assert [(each.fixed, len(each.points)) for each in found.factors] == [
+        ("stack(g) at 100,000,000 tokens", 2)
+    ]
+    again = {"optimizer.peak_learning_rate": 0.5}
+    paths.append(write_cell(tmp_path / "again", 16, 1e8, 3, **again))
+    with pytest.raises(ValueError, match="differ in something else, so name one"):
+        find([read_record(path) for path in paths], "held_out", [BUDGET])
+
+
+def test_an_interval_without_an_end_is_written(tmp_path):
+    # Nearly flat: nothing is known of the lowest point.
+    paths = [write_cell(tmp_path / "scratch", 16, 0, 1)]
+    for d, bump in zip(TIMINGS, (1e-3, -1e-3, 1e-3, -0.999e-3), strict=True):
+        path = write_cell(tmp_path / f"{d:.0f}", 16, d, 3)
+        rows = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
+        for each in rows:
+            if each["kind"] == "evaluation":
+                each["held_out_loss"] = 3 - each["flops_6nd"] / BUDGET + bump
+        (path / "metrics.jsonl").write_text("".join(json.dumps(each) + "\n" for each in rows))
+        paths.append(path)
+    out = tmp_path / "out"
+    write(IsoflopConfig(runs=tuple(paths), budgets=(BUDGET,), output=out))
+    [timing] = json.loads((out / "isoflop.json").read_text())["timings"]
+    assert None in timing["interval"]
+    assert "inf" in (out / "isoflop.md").read_text()
+
+
+def test_how_a_model_is_executed_does_not_part_sizes(tmp_path):
+    paths = [write_cell(tmp_path / "scratch", 16, 0, 1, **{"model.remat": "full"})]
+    paths += [write_cell(tmp_path / f"{d:.0f}", 16, d, 3) for d in TIMINGS]
+    assert len(find([read_record(path) for path in paths], "held_out").sizes) == 1
 
 
 def test_runs_without_a_single_growth_are_refused_in_one_line(tmp_path, monkeypatch, capsys):

@@ -9,7 +9,6 @@ from runs import last_state, rows
 
 from stackjax.config import ProbeConfig, Schedule
 from stackjax.growth import Learn
-from stackjax.phases import expand
 from stackjax.probe import check_probes
 from stackjax.sharding import MeshConfig
 from stackjax.train import train
@@ -81,7 +80,7 @@ def test_probes_of_no_growth_are_refused(world, name):
     probes, message = REFUSED[name]
     config = dataclasses.replace(world.config(), probes=probes)
     with pytest.raises(ValueError, match=message):
-        check_probes(config, expand(config))
+        check_probes(config)
 
 
 def test_a_growth_that_is_fitted_first_is_not_probed(world):
@@ -91,7 +90,7 @@ def test_a_growth_that_is_fitted_first_is_not_probed(world):
     probes = ProbeConfig(at_tokens=(STEP,), lag_tokens=STEP)
     config = dataclasses.replace(config, stages=stages, probes=probes)
     with pytest.raises(ValueError, match=r"stages.1 grows by learn\(.*has to be fitted first"):
-        check_probes(config, expand(config))
+        check_probes(config)
 
 
 def test_a_command_line_may_ask_for_probes(world):

@@ -8,6 +8,7 @@ import pytest
 from conftest import tiny_model, tiny_run
 from recorded import record_run, row, seam
 
+from stackjax.analysis.ends import gap_points
 from stackjax.config import Stage
 from stackjax.growth import Stack
 from stackjax.scale import ScaleConfig, find, main, write
@@ -61,7 +62,7 @@ def lengths(tmp_path):
 
 def test_laws_of_several_sizes_and_what_they_foretell_are_the_planted_ones(sizes, tmp_path):
     printed = write(ScaleConfig(runs=tuple(sizes), flops=(1e21,), output=tmp_path / "out"))
-    assert "Not fitted: the pairs of runs for equal FLOPs are of 4 sizes" in printed
+    assert "Not fitted: no growth has runs of three lengths for one size" in printed
     found = json.loads((tmp_path / "out" / "scale.json").read_text())
     scratch, grown = found["laws"]["scratch"], found["laws"]["stack(2)"]
     assert (scratch["a"], scratch["b"]) == pytest.approx((A, B), rel=1e-6)
@@ -78,7 +79,7 @@ def test_laws_of_several_sizes_and_what_they_foretell_are_the_planted_ones(sizes
 
 def test_the_gap_of_one_size_goes_on_as_planted(lengths, tmp_path):
     printed = write(ScaleConfig(runs=tuple(lengths), output=tmp_path / "out"))
-    assert "Not fitted: the runs are of 1 sizes; a law of loss over compute needs" in printed
+    assert "Not fitted: of sizes, scratch is of 1, stack(2) is of 1; a law of loss" in printed
     found = json.loads((tmp_path / "out" / "scale.json").read_text())
     assert found["gaps"]["stack(2)"]["q"] == pytest.approx(-0.02, rel=1e-6)
     last = found["gaps_foretold"][-1]
@@ -95,16 +96,38 @@ def test_pairs_are_of_one_seed_and_of_equal_flops(lengths, tmp_path):
     ]
     found = find(ScaleConfig(runs=(*lengths, *more)))
     assert len(found.pairs) == len(LENGTHS)
-    assert all(pair.gap == pytest.approx(0.3 - 0.02 * math.log10(pair.scratch.tokens))
-               for pair in found.pairs)  # fmt: skip
+    for pair in found.pairs:
+        assert pair.gap == pytest.approx(0.3 - 0.02 * math.log10(pair.scratch.tokens))
+
+
+def test_growths_that_lack_sizes_or_lengths_do_not_take_the_others_their_law(sizes, tmp_path):
+    stray = write_end(tmp_path / "stray", grown=True, flops=1e15, loss=3.0, seed=1)
+    stray = dict(runs=(*sizes, stray))
+    assert set(find(ScaleConfig(**stray)).laws) == {"scratch", "stack(2)"}
+
+
+def test_grown_runs_that_share_a_run_from_scratch_are_one_point(lengths, tmp_path):
+    flops = LENGTHS[0] * 1e6
+    again = write_end(tmp_path / "again", grown=True, flops=flops, loss=1.9)
+    found = find(ScaleConfig(runs=(*lengths, again)))
+    assert len(found.pairs) == len(LENGTHS) + 1
+    assert len(gap_points(found.pairs)["stack(2)"]) == len(LENGTHS)
 
 
 def test_runs_that_follow_neither_law_or_do_not_compare_are_refused_in_one_line(
     sizes, tmp_path, monkeypatch, capsys
 ):
     other = write_end(tmp_path / "other", grown=True, flops=1e15, loss=3.0, data="others")
+    longer = {"stages.1.tokens": 10**10}
+    unfinished = write_end(tmp_path / "short", grown=True, flops=1e15, loss=3.0, **longer)
     cases = [
-        (sizes[:4], "the runs are of 2 sizes"),
+        (sizes[:4], "scratch is of 2, stack(2) is of 2"),
+        (
+            sizes[1::2],
+            "of sizes, stack(2) is of 4; a law of loss over compute needs",
+        ),
+        ([*sizes, sizes[0]], "is the same run as another"),
+        ([*sizes, unfinished], "has not come to the end of its last stage"),
         ([*sizes, other], "data is others in "),
     ]
     for paths, message in cases:

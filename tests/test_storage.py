@@ -16,12 +16,13 @@ from jax.experimental.compilation_cache.compilation_cache import reset_cache
 from runs import assert_same_run, last_state
 
 from stackjax import grow, train
-from stackjax.checkpoint import absolute, clear, newest_step, read_marker, write_marker
+from stackjax.checkpoint import absolute, clear, newest_step
 from stackjax.compilation import use_compilation_cache
 from stackjax.config import DataConfig
 from stackjax.data.cache import local_copy
 from stackjax.data.loader import open_source
 from stackjax.data.sources import TokenSource, read_manifest
+from stackjax.marker import read_marker, write_marker
 from stackjax.phases import expand
 from stackjax.prepare import PrepareConfig, prepare
 

@@ -7,8 +7,9 @@ import jax
 import numpy as np
 import pytest
 from conftest import tiny_run
-from runs import last_state, rows
+from runs import assert_same_run, last_state, rows
 
+from stackjax.analysis.record import read_record
 from stackjax.config import Schedule
 from stackjax.growth import DepthRandom, Learn
 from stackjax.phase import Ending
@@ -193,21 +194,61 @@ KILLS = [
 ]
 
 
-def test_a_run_killed_as_a_stage_ends_comes_to_the_same_bits(world, tmp_path):
+TOKENS = ["--stages.0.until.tokens", str(4 * STEP)]
+# Of the four evaluations that tell it, those before a kill are read from the rows.
+PLATEAU = ["--stages.0.until.slope", "9", "--stages.0.until.slope-tokens", str(3 * STEP)]
+PLATEAU += ["--evaluation.every-tokens", str(STEP)]
+
+
+@pytest.mark.parametrize("until", [TOKENS, PLATEAU], ids=["tokens", "plateau"])
+def test_a_run_killed_as_a_stage_ends_comes_to_the_same_bits(world, tmp_path, until):
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     # What is due at the end of a whole stage is not due where this one ends.
-    overrides = ["--stages.0.until.tokens", str(4 * STEP), "--logging.every-tokens", "384"]
+    overrides = [*until, "--logging.every-tokens", "384"]
     assert world.run(world.args(whole, *overrides))[0] == 0
     args = world.args(killed, *overrides)
-    ending = {"0": {"steps": 4, "reason": "the run has trained on 512 tokens"}}
     for point, when, nth, is_marked in KILLS:
         code, _, stderr = world.run(args, "SIGKILL", point, when, str(nth))
         assert (code, stderr) == (-9, ""), f"{when} call {nth} of {point}"
-        marker = killed / "phase.json"
-        ended = json.loads(marker.read_text())["ended"] if marker.exists() else {}
-        assert ended == (ending if is_marked else {})
+        ended = json.loads((killed / "phase.json").read_text())["ended"]
+        assert {stage: ending["steps"] for stage, ending in ended.items()} == (
+            {"0": 4} if is_marked else {}
+        )
     assert world.run(args)[0] == 0
     assert rows(killed) == rows(whole)
     assert len(of_kind(killed, "trigger")) == 1
     states = [last_state(path, 1) for path in (killed, whole)]
     jax.tree.map(np.testing.assert_array_equal, *states)
+
+
+def test_what_a_run_has_left_that_saved_nothing_binds_no_other(world, uncut, tmp_path):
+    early = world.args(tmp_path, "--stages.0.until.tokens", str(2 * STEP))
+    assert world.run(early, "SIGKILL", MARK, "after", "1")[0] == -9
+    args = world.args(tmp_path)
+    assert world.run(args, "SIGKILL", SAVE, "after", "2")[0] == -9
+    code, _, stderr = world.run(args)
+    assert (code, stderr) == (0, "")
+    assert_same_run(tmp_path, uncut)
+
+
+def test_a_probe_that_was_planned_past_an_early_end_does_not_stop_the_run(world, tmp_path):
+    probes = ["--probes.at-tokens", "256", "768", "--probes.lag-tokens", "128"]
+    args = world.args(tmp_path, *TOKENS, *probes)
+    assert world.run(args, "SIGKILL", "stackjax.train:write_marker", "after", "2")[0] == -9
+    code, _, stderr = world.run(args)
+    assert (code, stderr) == (0, "")
+    assert [row["tokens"] for row in of_kind(tmp_path, "probe")] == [2 * STEP]
+
+
+def test_a_run_that_ends_early_has_a_row_of_training_where_it_ends(world, tmp_path):
+    overrides = ["--stages.1.until.tokens", str(10 * STEP + 1)]
+    for every, workdir in ((STEP, tmp_path / "all"), (3 * STEP, tmp_path / "some")):
+        args = world.args(workdir, *overrides, "--logging.every-tokens", str(every))
+        assert world.run(args)[0] == 0
+        tokens = [row["tokens"] for row in of_kind(workdir, "train")]
+        expected = {*range(every, 11 * STEP, every), 8 * STEP, 11 * STEP}
+        assert tokens == sorted(expected)
+        assert rows(workdir)[-1]["kind"] == "trigger"
+        # Without it, what was trained since the row before would have taken no time.
+        seconds = read_record(workdir).curve("held_out").costs["device_seconds"]
+        assert (np.diff(seconds) > 0).all()

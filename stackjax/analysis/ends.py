@@ -1,12 +1,14 @@
 """The ends of runs of many sizes and lengths, and the laws through them."""
 
 import dataclasses
+import statistics
 from collections.abc import Sequence
 
 from stackjax.analysis.record import LossName, Record, check_comparable
 from stackjax.analysis.scaling import GapLaw, PowerLaw, fit_gap, fit_power_law
 from stackjax.flops import num_params
 from stackjax.model import ModelConfig
+from stackjax.quantity import short
 
 _SAME_FLOPS = 0.03
 """How far the FLOPs of two runs may differ that count as equal: they end with whole steps."""
@@ -44,11 +46,17 @@ def ends_of(records: Sequence[Record], loss: LossName) -> list[End]:
     """Returns the end of every run, those that cost least first.
 
     Raises:
-      ValueError: Their losses do not mean the same, but for the size of the last model.
+      ValueError: Their losses do not mean the same, but for the size of the last model; one has
+        not finished, or stands twice.
     """
     check_comparable(records, any_size=True)
     found = []
     for record in records:
+        if not record.is_finished:
+            raise ValueError(
+                f"{record.path} has not come to the end of its last stage, where its learning "
+                f"rate has come down; let it finish, or leave it out."
+            )
         curve = record.curve(loss)
         grown = [str(growth) for growth in record.growths if growth is not None]
         end = End(
@@ -59,6 +67,11 @@ def ends_of(records: Sequence[Record], loss: LossName) -> list[End]:
             flops=float(curve.costs["flops_6nd"][-1]),
             loss=float(curve.losses[-1]),
         )
+        if end in found:
+            raise ValueError(
+                f"{record.path} is the same run as another, and runs count as independent; "
+                f"name one of them."
+            )
         found.append(end)
     return sorted(found, key=lambda end: end.flops)
 
@@ -77,20 +90,26 @@ def pairs_of(ends: Sequence[End]) -> list[Pair]:
 
 
 def power_laws(ends: Sequence[End]) -> dict[str, PowerLaw]:
-    """Returns the law of loss over FLOPs of each growth, and of scratch.
+    """Returns the law of loss over FLOPs of each growth that has three sizes, and of scratch.
 
     Raises:
-      ValueError: There are too few runs of one, or all of a size.
+      ValueError: Scratch has fewer, or all growths have.
     """
-    sizes = sorted({num_params(end.model) for end in ends})
-    if len(sizes) < 3:
+    sizes = {
+        growth: len({num_params(end.model) for end in of_growth})
+        for growth, of_growth in by_growth(ends).items()
+    }
+    enough = [growth for growth, count in sizes.items() if count >= 3]
+    if "scratch" not in enough or len(enough) == 1:
+        said = ", ".join(f"{name} is of {count}" for name, count in sizes.items())
         raise ValueError(
-            f"the runs are of {len(sizes)} sizes; a law of loss over compute needs three, as "
-            f"ever more tokens for one size bring its loss to a floor."
+            f"of sizes, {said}; a law of loss over compute needs three, of scratch and of a "
+            f"growth, as ever more tokens for one size bring its loss to a floor."
         )
     return {
         growth: fit_power_law([end.flops for end in of_growth], [end.loss for end in of_growth])
         for growth, of_growth in by_growth(ends).items()
+        if growth in enough
     }
 
 
@@ -101,20 +120,34 @@ def by_growth(ends: Sequence[End]) -> dict[str, list[End]]:
 
 
 def gap_laws(pairs: Sequence[Pair]) -> dict[str, GapLaw]:
-    """Returns the law of the gap over the tokens of scratch, of each growth.
+    """Returns the law of the gap over the tokens of scratch, of each growth and size.
+
+    Of those that have three lengths. Grown runs that share a run from scratch are one point.
 
     Raises:
-      ValueError: There are fewer than three lengths, or several sizes.
+      ValueError: None of them has.
     """
-    sizes = {num_params(pair.grown.model) for pair in pairs}
-    if len(sizes) != 1:
-        raise ValueError(
-            f"the pairs of runs for equal FLOPs are of {len(sizes)} sizes; how a gap goes on "
-            f"with ever more tokens shows at one size."
-        )
     found = {}
-    for growth in dict.fromkeys(pair.grown.growth for pair in pairs):
-        of_growth = [pair for pair in pairs if pair.grown.growth == growth]
-        tokens = [pair.scratch.tokens for pair in of_growth]
-        found[growth] = fit_gap(tokens, [pair.gap for pair in of_growth])
+    for name, gaps in gap_points(pairs).items():
+        if len({tokens for tokens, _ in gaps}) >= 3:
+            found[name] = fit_gap(*zip(*gaps, strict=True))
+    if not found:
+        raise ValueError(
+            "no growth has runs of three lengths for one size, each with one from scratch for "
+            "the same FLOPs; how a gap goes on with ever more tokens needs them."
+        )
     return found
+
+
+def gap_points(pairs: Sequence[Pair]) -> dict[str, list[tuple[int, float]]]:
+    """Returns tokens of scratch and gaps, by growth and, where they are several, by size."""
+    sizes = {num_params(pair.grown.model) for pair in pairs}
+    shared: dict[str, dict[End, list[float]]] = {}
+    for pair in pairs:
+        size = f", {short(num_params(pair.grown.model))} parameters" if len(sizes) > 1 else ""
+        of_name = shared.setdefault(f"{pair.grown.growth}{size}", {})
+        of_name.setdefault(pair.scratch, []).append(pair.gap)
+    return {
+        name: [(scratch.tokens, statistics.mean(gaps)) for scratch, gaps in of_name.items()]
+        for name, of_name in shared.items()
+    }

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import math
+import re
 from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
@@ -15,6 +16,9 @@ from stackjax.analysis.timing import Refit, refit
 from stackjax.flops import num_layer_params, num_params
 from stackjax.growth import Growth
 from stackjax.model import ModelConfig
+
+_FACTOR = re.compile(r"\((factor=)?\d+(?=[,)])")
+"""The factor in the text of a growth."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -111,7 +115,7 @@ def best_factors(size: Size, flops: float) -> list[Optimum]:
     """Returns the best g of every kind of growth and timing that has more than one."""
 
     def kind(cell: Cell) -> str:
-        return f"{str(cell.growth).partition('(')[0]} at {cell.tokens:,} tokens"
+        return f"{_FACTOR.sub('(g', str(cell.growth))} at {cell.tokens:,} tokens"
 
     return _optima(size, flops, kind, lambda cell: cell.factor)
 
@@ -122,7 +126,13 @@ def _optima(
     rows: dict[str, dict[float, tuple[float, ...]]] = {}
     for cell in size.cells:
         if losses := cell.losses(flops):
-            rows.setdefault(fixed(cell), {})[varied(cell)] = tuple(losses)
+            row = rows.setdefault(fixed(cell), {})
+            if varied(cell) in row:
+                raise ValueError(
+                    f"two trainings of {size.params} parameters grow by {cell.growth} at "
+                    f"{cell.tokens:,} tokens; they differ in something else, so name one."
+                )
+            row[varied(cell)] = tuple(losses)
     return [
         _optimum(size, flops, name, sorted(row.items()))
         for name, row in rows.items()
@@ -135,15 +145,23 @@ def _optimum(
 ) -> Optimum:
     make = functools.partial(Optimum, size=size, flops=flops, fixed=fixed, points=tuple(points))
     x = [math.log10(at) for at, losses in points for _ in losses]
+    if len(x) < 4 or len(points) < 3:
+        return make(parabola=None, why_none="too few runs for a parabola")
     try:
         parabola = fit_parabola(x, [loss for _, losses in points for loss in losses])
-    except ValueError as error:
-        return make(parabola=None, why_none=str(error))
+    except ValueError:
+        return make(parabola=None, why_none="no lowest point")
     return make(parabola=parabola, why_none="")
 
 
 def refit_timing(optima: Iterable[Optimum]) -> Refit:
     """Returns the timing law through best timings, of those that lie among their points.
+
+    Those at several budgets of the same runs are not independent, and make its intervals
+    narrower than they should be.
+
+    Args:
+      optima: Of one growth.
 
     Raises:
       ValueError: There are fewer than 4, or sizes and budgets do not vary independently.

@@ -3,7 +3,7 @@
 import io
 import itertools
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import matplotlib
 import matplotlib.ticker
@@ -12,11 +12,10 @@ from matplotlib.axes import Axes as Plot
 from matplotlib.figure import Figure
 
 from stackjax.analysis.comparison import Group
-from stackjax.analysis.ends import End, Pair
+from stackjax.analysis.ends import End
 from stackjax.analysis.record import COSTS, LossName
 from stackjax.analysis.scaling import GapLaw, PowerLaw
 from stackjax.analysis.tables import LOSSES
-from stackjax.quantity import short
 
 # Told apart on white and on black, and by the eyes that cannot tell red from green.
 COLORS = ("#d1495b", "#3d85c6", "#d99a2b", "#8e6bbf", "#2a9d8f", "#a0724c")
@@ -64,14 +63,18 @@ def loss_figure(groups: Sequence[Group], loss: LossName, cost: str) -> Figure:
 def optimum_figure(
     points: Mapping[str, Sequence[tuple[float, Sequence[float]]]],
     scratch: Sequence[float],
+    loss: LossName,
     varied: str,
+    show: Callable[[float], str],
 ) -> Figure:
     """Returns final losses over what was varied, by name; dots are seeds, lines their means.
 
     Args:
       points: What was varied, and the losses of the seeds.
       scratch: Those of the runs from scratch, whose mean is dashed.
-      varied: What to call it.
+      loss: Which loss it is.
+      varied: What to call what was varied.
+      show: How to write a number of it.
     """
     figure, plot = _blank()
     for name, color in zip(points, itertools.cycle(COLORS)):
@@ -83,10 +86,10 @@ def optimum_figure(
     plot.axhline(float(np.mean(scratch)), color=INK, ls="--", lw=1.3, label="scratch")
     plot.set_xscale("log")
     tried = sorted({x for each in points.values() for x, _ in each})
-    plot.set_xticks(tried, [short(x) for x in tried])
+    plot.set_xticks(tried, [show(x) for x in tried])
     plot.set_xticks([], minor=True)
     plot.set_xlabel(varied)
-    plot.set_ylabel(f"{LOSSES['held_out']}, nats per token")
+    plot.set_ylabel(f"{LOSSES[loss]}, nats per token")
     # The lines fill the plot.
     figure.legend(loc="outside upper center", ncols=2, frameon=False, fontsize=8)
     return figure
@@ -102,9 +105,10 @@ def laws_figure(
       flops: How far the laws are drawn.
     """
     figure, plot = _blank()
-    first = min(end.flops for each in ends.values() for end in each)
+    first = min(end.flops for name in laws for end in ends[name])
     x = np.geomspace(first, flops, 200)
-    for name, color in zip(ends, (INK, *COLORS), strict=False):
+    colors = itertools.chain([INK], itertools.cycle(COLORS))
+    for name, color in zip(laws, colors, strict=False):
         style = "--" if name == "scratch" else "-"
         points = [(end.flops, end.loss) for end in ends[name]]
         plot.plot(*zip(*points, strict=True), ".", color=color)
@@ -113,8 +117,8 @@ def laws_figure(
         plot.fill_between(x, low, high, color=color, alpha=0.12, lw=0)
     plot.set_xscale("log")
     plot.set_yscale("log")
-    lowest = min(laws[name](flops) for name in ends)
-    highest = max(end.loss for each in ends.values() for end in each)
+    lowest = min(law(flops) for law in laws.values())
+    highest = max(end.loss for name in laws for end in ends[name])
     plot.set_ylim(lowest / 1.15, highest * 1.05)
     plot.yaxis.set_major_locator(matplotlib.ticker.MaxNLocator(6))
     plot.yaxis.set_major_formatter(matplotlib.ticker.FormatStrFormatter("%.2f"))
@@ -126,17 +130,18 @@ def laws_figure(
 
 
 @in_ink
-def gap_figure(pairs: Sequence[Pair], laws: Mapping[str, GapLaw], tokens: float) -> Figure:
+def gap_figure(
+    gaps: Mapping[str, Sequence[tuple[int, float]]], laws: Mapping[str, GapLaw], tokens: float
+) -> Figure:
     """Returns the gaps between scratch and grown over tokens, and their 95 % intervals.
 
     Args:
       tokens: How far the laws are drawn.
     """
     figure, plot = _blank()
-    x = np.geomspace(min(pair.scratch.tokens for pair in pairs), tokens, 200)
+    x = np.geomspace(min(at for name in laws for at, _ in gaps[name]), tokens, 200)
     for name, color in zip(laws, itertools.cycle(COLORS)):
-        points = [(p.scratch.tokens, p.gap) for p in pairs if p.grown.growth == name]
-        plot.plot(*zip(*points, strict=True), ".", color=color)
+        plot.plot(*zip(*gaps[name], strict=True), ".", color=color)
         plot.plot(x, [laws[name](at) for at in x], color=color, lw=1.3, label=name)
         low, high = zip(*(laws[name].interval(at) for at in x), strict=True)
         plot.fill_between(x, low, high, color=color, alpha=0.12, lw=0)

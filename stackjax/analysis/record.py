@@ -49,10 +49,11 @@ class Record:
 
     @property
     def final_model(self) -> ModelConfig:
-        """The model of the last stage."""
+        """The model of the last stage, whatever way it starts or computes."""
         fields = {
             field.name: self.config[f"model.{field.name}"]
             for field in dataclasses.fields(ModelConfig)
+            if field.name not in _EXECUTION
         }
         model = ModelConfig(**fields)
         for growth in self.growths if self.config["model_is"] == "source" else ():
@@ -79,6 +80,21 @@ class Record:
     def layers(self) -> list[Mapping[str, Any]]:
         """The rows of its layers; none where `evaluation.layers` was off."""
         return [row for row in self.rows if row["kind"] == "layers"]
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether it has come to the end of its last stage, by length or by a trigger.
+
+        Taken to be so where that length is a fraction of the run.
+        """
+        last = self._num_stages - 1
+        of_last = [row for row in self.rows if row["stage"] == last]
+        tokens = self.config[f"stages.{last}.tokens"]
+        if tokens is None or any(row["kind"] == "trigger" for row in of_last):
+            return True
+        entered = [row["tokens"] for row in of_last if row["kind"] == "growth"]
+        start = entered[0] if entered else 0
+        return bool(of_last) and of_last[-1]["tokens"] >= start + tokens
 
     @property
     def _num_stages(self) -> int:

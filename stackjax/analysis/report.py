@@ -1,6 +1,7 @@
 """What a command has found, as files: Markdown, JSON, pictures, and a page with all of it."""
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ def write_report(
     Args:
       title: Of the page.
       said: Sentences that stand above all else.
-      numbers: A tree that JSON can hold.
+      numbers: A tree for JSON; what is not finite becomes null.
       galleries: Figures that stand below the tables.
     """
     markdown = "\n".join([*said, "", *(table.markdown() for table in tables)])
@@ -35,8 +36,17 @@ def write_report(
     below = {name: figure for each in galleries for name, (figure, _) in each.figures.items()}
     for figure_name, figure in (dict(figures) | below).items():
         figure.savefig(directory / f"{figure_name}.png")
-    (directory / f"{name}.json").write_text(json.dumps(numbers, indent=1) + "\n")
+    (directory / f"{name}.json").write_text(json.dumps(_finite(numbers), indent=1) + "\n")
     (directory / f"{name}.md").write_text(markdown)
     html = page(title, said, list(figures.values()), [*tables, *galleries])
     (directory / "index.html").write_text(html)
     return f"{markdown}\n{directory / 'index.html'}: all of this, with pictures"
+
+
+def _finite(value: Any) -> Any:
+    """Returns a tree of numbers that JSON can hold: what is not finite is null."""
+    if isinstance(value, dict):
+        return {name: _finite(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
