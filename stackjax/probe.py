@@ -103,7 +103,7 @@ def open_probe(run: Run, phase: Phase, phases: Sequence[Phase]) -> Probe | None:
     return probe
 
 
-def is_due(config: Config, tokens_before: int, tokens: int) -> bool:
+def probe_is_due(config: Config, tokens_before: int, tokens: int) -> bool:
     """Returns whether a step crosses a count of tokens at which a probe is asked for."""
     return any(tokens_before < at <= tokens for at in config.probes.at_tokens)
 

@@ -47,8 +47,7 @@ from stackjax.metrics import check_sinks, open_sinks, read_rows
 from stackjax.phase import Counts, Phase
 from stackjax.phases import expand
 from stackjax.preflight import check, check_backend, device_memory
-from stackjax.probe import check_probes, open_probe
-from stackjax.probe import is_due as probe_is_due
+from stackjax.probe import check_probes, open_probe, probe_is_due
 from stackjax.progress import open_progress
 from stackjax.run import LateRows, Run
 from stackjax.sharding import build_mesh, move
@@ -69,11 +68,11 @@ def train(config: Config) -> None:
     """
     workdir = absolute(config.workdir)
     marker = read_marker(workdir)
-    if marker.phase == 0 and newest_step(workdir, expand(config)[0]) is None:
-        marker = None  # Whatever a run has left that has saved nothing, this one is new.
-    current, ended = (0, {}) if marker is None else (marker.phase, dict(marker.ended))
+    is_new = marker.phase == 0 and newest_step(workdir, expand(config)[0]) is None
+    # What a run has left that saved nothing binds no other.
+    current, ended = marker.phase, {} if is_new else dict(marker.ended)
     phases = expand(config, ended)
-    changed = [] if marker is None else changed_fields(workdir, config, phases[current].stage)
+    changed = [] if is_new else changed_fields(workdir, config, phases[current].stage)
     if newest_step(workdir, phases[-1]) == phases[-1].num_steps:
         if jax.process_index() == 0:
             print(summarize(workdir, phases, read_rows(workdir)))
@@ -88,11 +87,11 @@ def train(config: Config) -> None:
     }
     check_sinks(workdir, **outputs)
     source, held_out = open_data(config)
-    if marker is not None:
+    if not is_new:
         check_same_data(workdir, source.manifest)
     workdir.mkdir(parents=True, exist_ok=True)
     record_config(workdir, config, source.manifest)
-    if marker is None:
+    if is_new:
         write_marker(workdir, phases[0], ended)
     use_compilation_cache(workdir)
 

@@ -188,7 +188,7 @@ MARK, SAVE = "stackjax.run:write_marker", "stackjax.checkpoint:Checkpoints.save"
 KILLS = [
     (MARK, "before", 1, False),
     (MARK, "after", 1, True),
-    # Where the stage ends there is no checkpoint yet.
+    # It is known where the stage ends, and there is no checkpoint yet.
     (SAVE, "before", 1, True),
     ("stackjax.train:enter_phase", "before", 1, True),
 ]
@@ -203,8 +203,9 @@ PLATEAU += ["--evaluation.every-tokens", str(STEP)]
 @pytest.mark.parametrize("until", [TOKENS, PLATEAU], ids=["tokens", "plateau"])
 def test_a_run_killed_as_a_stage_ends_comes_to_the_same_bits(world, tmp_path, until):
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    # What is due at the end of a whole stage is not due where this one ends.
-    overrides = [*until, "--logging.every-tokens", "384"]
+    # What is due at the end of a whole stage is not due where this one ends. A save returns
+    # when the one before it is whole, so that there is one before the stage ends.
+    overrides = [*until, "--logging.every-tokens", "384", "--checkpoints.every-tokens", "128"]
     assert world.run(world.args(whole, *overrides))[0] == 0
     args = world.args(killed, *overrides)
     for point, when, nth, is_marked in KILLS:
