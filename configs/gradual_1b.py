@@ -2,9 +2,9 @@
 
     python -m scripts.bakeoff configs/gradual_1b.py --dry-run
 
-lists a command for it, for a hop from 6 layers to 24, early or late, and for 24 layers from scratch, all
-for the FLOPs of the paper's 1.1B run. 10 billion tokens for each of the smaller models, as the text of the
-paper says. The gradual run alone:
+lists a command for it, for a hop from 6 layers to 24, early or late, and for 24 layers from
+scratch, all for the FLOPs of the paper's 1.1B run. 10 billion tokens for each of the smaller
+models, as the text of the paper says. The gradual run alone:
 
     python -m stackjax.train --config configs/gradual_1b.py
 """

@@ -1,10 +1,10 @@
 """When to grow and by how much (arXiv:2405.15319, figures 8 to 10), on a CPU: 8 layers x 64.
 
     python -m scripts.sweep configs/isoflop_tiny.py --jobs 2 --seeds 0 1 \\
-      --tokens 25e3 50e3 100e3 200e3 400e3 --growths 'stack(2)' 'stack(4)' 'stack(8)'
+      --tokens 25e3 50e3 100e3 200e3 400e3 800e3 --growths 'stack(2)' 'stack(4)' 'stack(8)'
 
-Every cell costs what 500,000 bytes from scratch do, scratch included. isoflop_tiny_narrow.py is the
-same at half the width.
+Every cell costs what 500,000 bytes from scratch do, scratch included. isoflop_tiny_narrow.py is
+the same at half the width.
 """
 
 import sizes

@@ -1,7 +1,7 @@
 """When to grow (arXiv:2405.15319, figure 8), on a CPU: isoflop_tiny.py with half its channels.
 
     python -m scripts.sweep configs/isoflop_tiny_narrow.py --jobs 2 --seeds 0 1 \\
-      --tokens 25e3 50e3 100e3 200e3 400e3 --growths 'stack(4)'
+      --tokens 25e3 50e3 100e3 200e3 400e3 800e3 --growths 'stack(4)'
 """
 
 import isoflop_tiny

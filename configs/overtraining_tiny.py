@@ -2,8 +2,8 @@
 
     python -m scripts.scale configs/overtraining_tiny.py --jobs 2
 
-8 layers x 32, grown and from scratch, for the FLOPs of 2 to 70 bytes a parameter; as in the paper
-the small model has always seen the same number. One run:
+8 layers x 32, grown and from scratch, for the FLOPs of 2 to 70 bytes a parameter; as in the
+paper the small model has always seen the same number. One run:
 
     python -m stackjax.train --config configs/overtraining_tiny.py
 """

@@ -2,8 +2,8 @@
 
     python -m scripts.scale configs/scaling_tiny.py --jobs 2
 
-8 layers of 32, 48, 64 and 80 channels, each for the FLOPs of 2.5 bytes a parameter from scratch.
-The small model, of 2 layers, has seen a tenth of these bytes. One pair:
+8 layers of 32, 48, 64 and 80 channels, each for the FLOPs of 2.5 bytes a parameter from
+scratch. The small model, of 2 layers, has seen a tenth of these bytes. One grown run:
 
     python -m stackjax.train --config configs/scaling_tiny.py
 """

@@ -1,6 +1,6 @@
 """What comparisons over several sizes share: a grown run and one from scratch of each size.
 
-Not an experiment: the files beside it are, which `python -m scripts.scale configs/NAME.py` runs.
+Not an experiment: the files beside it are, run by `python -m scripts.scale configs/NAME.py`.
 """
 
 import dataclasses
