@@ -84,6 +84,7 @@ class Run:
             for row in read_rows(self.workdir)
             if (row["kind"], row["phase"]) == ("evaluation", phase.index)
             and row["tokens"] <= counts.tokens
+            and row["held_out_loss"] is not None
         ]
 
     def write_evaluation(
