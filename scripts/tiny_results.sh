@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The table and the picture of the README: three seeds, grown and from scratch, compared; about twenty
+# The table and the picture of the README: three seeds, grown and from scratch, compared; about seven
 # minutes on two cores. What is finished is not run again.
 set -euo pipefail
 cd "$(dirname "$0")/.."

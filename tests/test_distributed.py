@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
-from runs import ROOT, cut, losses, places
+from runs import ROOT, cut, losses, places, rows
 
 from stackjax.distributed import roll_call
 from stackjax.job import Job
@@ -115,6 +115,29 @@ def test_two_processes_of_which_one_is_killed_resume_stop_and_are_one_run(
     train(dataclasses.replace(config, stages=(config.stages[0], own)))
     assert len(places(alone)) == len(places(uncut))
     assert_same_losses(alone, uncut)
+
+
+def test_two_processes_probe_measure_and_end_a_stage_as_one_does(world, uncut, tmp_path):
+    [loss, *_] = [row["held_out_loss"] for row in rows(uncut) if row["kind"] == "evaluation"]
+    # Of step 5, which the evaluations of steps 4 and 6 lie on either side of.
+    args = ["--stages.0.until.loss", repr(loss), "--evaluation.every-tokens", "256"]
+    args += ["--evaluation.layers", "--probes.at-tokens", "256", "--probes.lag-tokens", "128"]
+    both, alone = tmp_path / "both", tmp_path / "alone"
+    assert world.run(world.args(alone, *args))[0] == 0
+    first, second = run_two(world, world.args(both, *args), {})
+    assert (first[0], second[0]) == (0, 0), first[2] + second[2]
+    kinds = [row["kind"] for row in rows(both)]
+    assert (kinds.count("trigger"), kinds.count("probe")) == (1, 1)
+    [ending] = [row for row in rows(both) if row["kind"] == "trigger"]
+    assert ending["tokens"] == 6 * 128
+    assert len(places(both)) == len(places(alone))
+    assert_same_losses(both, alone)
+    of_layers = [
+        [row["contribution"] for row in rows(path) if row["kind"] == "layers"]
+        for path in (both, alone)
+    ]
+    for found, expected in zip(*of_layers, strict=True):
+        np.testing.assert_allclose(found, expected, rtol=RTOL)
 
 
 def call_roll(processes: list[int], num_processes: int, timeout: float) -> list[str | None]:
