@@ -32,6 +32,11 @@ def phase_optimizer(config: Config, phase: Phase) -> optax.GradientTransformatio
     return build_optimizer(config.optimizer, model.logical_axes(phase.model))
 
 
+def growth_key(config: Config, phase: Phase) -> jax.Array:
+    """Returns the randomness of the growth into a phase."""
+    return jax.random.fold_in(jax.random.key(config.seed), phase.index)
+
+
 def new_state(config: Config, phase: Phase) -> TrainState:
     """Returns the state of a new model on the current mesh."""
     init = functools.partial(init_state, phase.model, phase_optimizer(config, phase))

@@ -12,7 +12,7 @@ from typing import Any
 
 import jax
 
-from stackjax.compilation import compile_step, phase_optimizer
+from stackjax.compilation import compile_step, growth_key, phase_optimizer
 from stackjax.config import Config
 from stackjax.evaluate import held_out_loss
 from stackjax.growth import Learn
@@ -76,7 +76,7 @@ def open_probe(run: Run, phase: Phase, phases: Sequence[Phase]) -> Probe | None:
         return None
     mesh, tx = build_mesh(target.mesh), phase_optimizer(config, target)
     lag = math.ceil((config.probes.lag_tokens or 0) / target.per_step.tokens)
-    key = jax.random.fold_in(jax.random.key(config.seed), target.index)
+    key = growth_key(config, target)
     with jax.set_mesh(mesh):
         grow = jax.jit(functools.partial(enter_phase, phase, target, tx))
         loss = held_out_loss(config, target, run.held_out, mesh)

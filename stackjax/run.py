@@ -79,6 +79,8 @@ class Run:
 
     def evaluations(self, phase: Phase, counts: Counts) -> list[Evaluation]:
         """Returns the evaluations of a phase so far, as the file of metrics has them."""
+        if counts == phase.start:
+            return []  # and no file of a long run is read, from a bucket perhaps
         return [
             (row["tokens"] - phase.start.tokens, row["held_out_loss"])
             for row in read_rows(self.workdir)

@@ -130,9 +130,9 @@ def _lengths(pairs: Sequence[Pair]) -> list[float]:
 
 
 def _ends_table(found: Found, loss: LossName) -> Table:
-    gaps: dict[int, list[float]] = {}
+    gaps: dict[End, list[float]] = {}
     for pair in found.pairs:
-        gaps.setdefault(id(pair.grown), []).append(pair.gap)
+        gaps.setdefault(pair.grown, []).append(pair.gap)
     return Table(
         title="The ends of the runs",
         note="The gap is scratch's loss less that of the grown run, of the same model, FLOPs "
@@ -146,7 +146,7 @@ def _ends_table(found: Found, loss: LossName) -> Table:
                 short(end.tokens),
                 f"{end.flops:.3g}",
                 f"{end.loss:.4f}",
-                ", ".join(f"{gap:+.4f}" for gap in gaps.get(id(end), [])),
+                ", ".join(f"{gap:+.4f}" for gap in gaps.get(end, [])),
             ]
             for end in found.ends
         ],

@@ -25,6 +25,7 @@ from stackjax.checkpoint import (
 from stackjax.compilation import (
     abstract_state,
     compile_ahead,
+    growth_key,
     new_state,
     phase_optimizer,
     use_compilation_cache,
@@ -233,12 +234,11 @@ def enter(run: Run, source: Phase, target: Phase, state: TrainState) -> TrainSta
         state = dataclasses.replace(state, opt_state=None)
     with jax.set_mesh(target_mesh):
         on_target = move(state, target_mesh)
-        key = jax.random.fold_in(jax.random.key(config.seed), target.index)
         enter_fn = functools.partial(enter_phase, source, target, tx)
         with warnings.catch_warnings():
             # Only equal shapes are reused in place.
             warnings.filterwarnings("ignore", "Some donated buffers were not usable")
-            entered = jax.jit(enter_fn, donate_argnums=0)(on_target, key)
+            entered = jax.jit(enter_fn, donate_argnums=0)(on_target, growth_key(config, target))
         # Not sooner: where it is not moved, both are the same buffers.
         jax.tree.map(lambda leaf: leaf.delete(), (state, on_target))
         after = held_out_loss(config, target, run.held_out, target_mesh)(entered)

@@ -109,12 +109,8 @@ def laws_figure(
     x = np.geomspace(first, flops, 200)
     colors = itertools.chain([INK], itertools.cycle(COLORS))
     for name, color in zip(laws, colors, strict=False):
-        style = "--" if name == "scratch" else "-"
         points = [(end.flops, end.loss) for end in ends[name]]
-        plot.plot(*zip(*points, strict=True), ".", color=color)
-        plot.plot(x, [laws[name](at) for at in x], style, color=color, lw=1.3, label=name)
-        low, high = zip(*(laws[name].interval(at) for at in x), strict=True)
-        plot.fill_between(x, low, high, color=color, alpha=0.12, lw=0)
+        _draw_law(plot, name, points, laws[name], x, color)
     plot.set_xscale("log")
     plot.set_yscale("log")
     lowest = min(law(flops) for law in laws.values())
@@ -141,16 +137,29 @@ def gap_figure(
     figure, plot = _blank()
     x = np.geomspace(min(at for name in laws for at, _ in gaps[name]), tokens, 200)
     for name, color in zip(laws, itertools.cycle(COLORS)):
-        plot.plot(*zip(*gaps[name], strict=True), ".", color=color)
-        plot.plot(x, [laws[name](at) for at in x], color=color, lw=1.3, label=name)
-        low, high = zip(*(laws[name].interval(at) for at in x), strict=True)
-        plot.fill_between(x, low, high, color=color, alpha=0.12, lw=0)
+        _draw_law(plot, name, gaps[name], laws[name], x, color)
     plot.axhline(0, color=INK, ls="--", lw=1)
     plot.set_xscale("log")
     plot.set_xlabel("tokens from scratch (D)")
     plot.set_ylabel("scratch's loss less grown's, nats")
     plot.legend(frameon=False, fontsize=8)
     return figure
+
+
+def _draw_law(
+    plot: Plot,
+    name: str,
+    points: Sequence[tuple[float, float]],
+    law: PowerLaw | GapLaw,
+    x: np.ndarray,
+    color: str,
+) -> None:
+    """Draws points, and the law through them with its 95 % interval; that of scratch dashed."""
+    style = "--" if name == "scratch" else "-"
+    plot.plot(*zip(*points, strict=True), ".", color=color)
+    plot.plot(x, [law(at) for at in x], style, color=color, lw=1.3, label=name)
+    low, high = zip(*(law.interval(at) for at in x), strict=True)
+    plot.fill_between(x, low, high, color=color, alpha=0.12, lw=0)
 
 
 def _blank() -> tuple[Figure, Plot]:
