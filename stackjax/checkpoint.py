@@ -13,7 +13,7 @@ from orbax.checkpoint import v1 as ocp
 from stackjax.config import CheckpointConfig
 from stackjax.lineage import Generation, begin, from_json, spend
 from stackjax.marker import read_marker
-from stackjax.model.config import ModelConfig
+from stackjax.model.config import ModelConfig, model_from_json
 from stackjax.phase import Counts, Phase
 from stackjax.sharding import on_mesh
 from stackjax.storage import check_bucket, is_remote
@@ -206,7 +206,7 @@ def _read_contents(checkpoint: epath.Path, metadata: Any) -> Contents:
         )
     return Contents(
         counts=Counts(**fields["counts"]),
-        model=ModelConfig(**fields["model"]),
+        model=model_from_json(fields["model"]),
         is_model=fields["is_model"],
         lineage=from_json(fields["lineage"]),
     )

@@ -127,7 +127,8 @@ def _passes(config: ModelConfig, trained: Sequence[bool] | None) -> list[int]:
 
 def _layer_params(config: ModelConfig) -> int:
     norms = 2 * config.embed_dim + (2 * config.head_dim if config.qk_norm else 0)
-    return _layer_weights(config) + norms
+    biased_heads = config.num_heads + 2 * config.num_kv_heads if config.qkv_bias else 0
+    return _layer_weights(config) + norms + biased_heads * config.head_dim
 
 
 def _layer_weights(config: ModelConfig) -> int:

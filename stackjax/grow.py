@@ -36,10 +36,10 @@ from stackjax.config_file import read_config
 from stackjax.data.loader import open_source
 from stackjax.data.staging import refuse_existing
 from stackjax.errors import one_line_errors
-from stackjax.evaluate import check_held_out, check_promise, model_loss
 from stackjax.flops import num_params
 from stackjax.growth import Growth, Learn, grow_opt_state
 from stackjax.growth.base import Chain
+from stackjax.held_out import check_held_out, check_promise, model_loss
 from stackjax.lineage import begin_grown
 from stackjax.model import ModelConfig, Params
 from stackjax.model.config import axis_size

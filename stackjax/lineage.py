@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from stackjax.growth import Growth
-from stackjax.model.config import ModelConfig
+from stackjax.model.config import ModelConfig, model_from_json
 from stackjax.phase import Counts, Phase
 
 
@@ -75,7 +75,7 @@ def from_json(generations: Sequence[Mapping[str, Any]]) -> tuple[Generation, ...
         Generation(
             **{
                 **fields,
-                "model": ModelConfig(**fields["model"]),
+                "model": model_from_json(fields["model"]),
                 "spent": Counts(**fields["spent"]),
             }
         )

@@ -14,8 +14,8 @@ import jax
 
 from stackjax.compilation import compile_step, growth_key, phase_optimizer
 from stackjax.config import Config
-from stackjax.evaluate import held_out_loss
 from stackjax.growth import Learn
+from stackjax.held_out import held_out_loss
 from stackjax.phase import Counts, Phase
 from stackjax.phases import expand
 from stackjax.preflight import Estimate

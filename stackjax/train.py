@@ -41,8 +41,8 @@ from stackjax.config_file import (
 from stackjax.data.loader import open_source
 from stackjax.data.sources import TokenSource
 from stackjax.errors import one_line_errors
-from stackjax.evaluate import check_held_out, check_promise, held_out_layers, held_out_loss
 from stackjax.flops import num_params, peak_flops
+from stackjax.held_out import check_held_out, check_promise, held_out_layers, held_out_loss
 from stackjax.marker import read_marker, write_marker
 from stackjax.metrics import check_sinks, open_sinks, read_rows
 from stackjax.phase import Counts, Phase

@@ -37,6 +37,7 @@ from stackjax.growth import (
     chain,
 )
 from stackjax.model import ModelConfig
+from stackjax.model.config import RopeScaling
 from stackjax.optimizer import LearningRate
 from stackjax.phase import Counts, Phase
 from stackjax.sharding import MeshConfig, build_mesh
@@ -74,9 +75,17 @@ def tiny_model(**fields) -> ModelConfig:
 
 
 MODELS = {
-    "mha": tiny_model(num_kv_heads=4),
+    "mha, biases": tiny_model(num_kv_heads=4, qkv_bias=True),
     "gqa": tiny_model(),
-    "mqa, tied": tiny_model(num_kv_heads=1, tie_head=True),
+    "mqa, tied, slowed": tiny_model(
+        num_kv_heads=1,
+        tie_head=True,
+        # Of the three channels one turns more slowly, one a little, one as before.
+        rope_theta=100.0,
+        rope_scaling=RopeScaling(
+            factor=8.0, low_freq_factor=0.3, high_freq_factor=2.0, original_seq_len=20
+        ),
+    ),
     "gqa, tied, qk_norm": tiny_model(tie_head=True, qk_norm=True),
 }
 

@@ -50,7 +50,7 @@ def _loaded(config: ModelConfig, params: dict) -> torch.nn.Module:
     """The network with its weights."""
     network = _network(config)
     weights = {
-        f"{name}.weight": torch.tensor(value, dtype=torch.float64)
+        name: torch.tensor(value, dtype=torch.float64)
         for name, value in _weights(config, params).items()
     }
     network.load_state_dict(weights)
@@ -65,10 +65,10 @@ class _LlamaConfig(transformers.LlamaConfig):
 
 
 def _network(config: ModelConfig) -> torch.nn.Module:
-    """LLaMA, or Qwen 3 for its norms of queries and keys."""
+    """LLaMA, or Qwen 3 for its norms of queries and keys, and for biases."""
     llama = _LlamaConfig, transformers.LlamaForCausalLM
     qwen = transformers.Qwen3Config, transformers.Qwen3ForCausalLM
-    make_config, make_network = qwen if config.qk_norm else llama
+    make_config, make_network = qwen if config.qk_norm or config.qkv_bias else llama
     network = make_network(
         make_config(
             vocab_size=config.padded_vocab_size,
@@ -79,7 +79,8 @@ def _network(config: ModelConfig) -> torch.nn.Module:
             num_key_value_heads=config.num_kv_heads,
             head_dim=config.head_dim,
             rms_norm_eps=config.norm_epsilon,
-            rope_parameters={"rope_type": "default", "rope_theta": config.rope_theta},
+            rope_parameters=_rope(config),
+            attention_bias=config.qkv_bias,
             tie_word_embeddings=config.tie_head,
             # The softmax of its eager attention is float32.
             attn_implementation="sdpa",
@@ -91,15 +92,31 @@ def _network(config: ModelConfig) -> torch.nn.Module:
             shape = tuple(module.weight.shape)
             norm = torch.nn.RMSNorm(shape, eps=config.norm_epsilon, dtype=torch.float64)
             network.set_submodule(name, norm)
+        if name.endswith("_norm") and not config.qk_norm:
+            network.set_submodule(name, torch.nn.Identity())
     return network
+
+
+def _rope(config: ModelConfig) -> dict:
+    scaling = config.rope_scaling
+    rope = {"rope_type": "default", "rope_theta": config.rope_theta}
+    if scaling is None:
+        return rope
+    return rope | {
+        "rope_type": "llama3",
+        "factor": scaling.factor,
+        "low_freq_factor": scaling.low_freq_factor,
+        "high_freq_factor": scaling.high_freq_factor,
+        "original_max_position_embeddings": scaling.original_seq_len,
+    }
 
 
 def _weights(config: ModelConfig, params: dict) -> dict[str, np.ndarray]:
     """Parameters by their names in transformers, matrices [writes, reads]."""
     weights = {
-        "model.embed_tokens": params["embedding"],
-        "model.norm": params["final_norm"],
-        "lm_head": params["embedding"] if config.tie_head else params["head"].T,
+        "model.embed_tokens.weight": params["embedding"],
+        "model.norm.weight": params["final_norm"],
+        "lm_head.weight": params["embedding"] if config.tie_head else params["head"].T,
     }
     for i in range(config.num_layers):
         layer = {name: leaf[i] for name, leaf in params["layers"].items()}
@@ -120,7 +137,14 @@ def _weights(config: ModelConfig, params: dict) -> dict[str, np.ndarray]:
             norms["self_attn.q_norm"] = layer["query_norm"]
             norms["self_attn.k_norm"] = layer["key_norm"]
         for name, value in (matrices | norms).items():
-            weights[f"model.layers.{i}.{name}"] = value
+            weights[f"model.layers.{i}.{name}.weight"] = value
+        if config.qkv_bias:
+            for name, kind in {"q": "query", "k": "key", "v": "value"}.items():
+                bias = f"model.layers.{i}.self_attn.{name}_proj.bias"
+                weights[bias] = layer[f"{kind}_bias"].reshape(-1)
+            # Qwen 3 has one where its results are added to the stream, too.
+            out_bias = np.zeros(config.embed_dim)
+            weights[f"model.layers.{i}.self_attn.o_proj.bias"] = out_bias
     return weights
 
 

@@ -54,6 +54,8 @@ def parameter_shapes(config):
     layer = [(d,), (d, n, h), (d, k, h), (d, k, h), (n, h, d), (d,), (d, 2, f), (f, d)]
     if config.qk_norm:
         layer += [(h,), (h,)]
+    if config.qkv_bias:
+        layer += [(n, h), (k, h), (k, h)]
     outer = [(v, d), (d,)] + ([] if config.tie_head else [(d, v)])
     return outer + layer * config.num_layers
 
@@ -86,10 +88,11 @@ def test_the_base_of_the_1b_model_has_a_quarter_of_its_layers():
     assert f"{flops.num_params(base) / 1e9:.3f}" == "0.439"
 
 
+@pytest.mark.parametrize("qkv_bias", [False, True])
 @pytest.mark.parametrize("qk_norm", [False, True])
 @pytest.mark.parametrize("tie_head", [False, True])
-def test_parameters_are_the_sizes_of_all_arrays(tie_head, qk_norm):
-    config = dataclasses.replace(TINY, tie_head=tie_head, qk_norm=qk_norm)
+def test_parameters_are_the_sizes_of_all_arrays(tie_head, qk_norm, qkv_bias):
+    config = dataclasses.replace(TINY, tie_head=tie_head, qk_norm=qk_norm, qkv_bias=qkv_bias)
     assert flops.num_params(config) == sum(map(size, parameter_shapes(config)))
 
 

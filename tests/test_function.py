@@ -249,6 +249,7 @@ def small_models(draw):
         head_dim=2,
         tie_head=draw(st.booleans()),
         qk_norm=draw(st.booleans()),
+        qkv_bias=draw(st.booleans()),
     )
 
 

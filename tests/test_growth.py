@@ -394,7 +394,7 @@ def source_gradient(source):
     )
 
 
-@pytest.mark.parametrize("source", ["gqa", "mqa, tied"])
+@pytest.mark.parametrize("source", ["gqa", "mqa, tied, slowed"])
 @pytest.mark.parametrize("name", MULTIPLES)
 def test_moments_grow_by_the_gradients_factor_and_its_square(name, source):
     growth, config = MULTIPLES[name], MODELS[source]

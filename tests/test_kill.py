@@ -67,7 +67,7 @@ def test_a_run_asked_to_stop_saves_and_resumes_to_the_same_bits(world, uncut, tm
     args = world.args(tmp_path)
     moments = [
         ("SIGTERM", "stackjax.compilation:compile_step", 0),
-        ("SIGTERM", "stackjax.evaluate:eval_batches", 5),
+        ("SIGTERM", "stackjax.held_out:eval_batches", 5),
         ("SIGINT", "stackjax.train:enter_phase", 8),
     ]
     for number, point, step in moments:

@@ -590,7 +590,9 @@ def test_matrices_learn_more_slowly_by_as_much_as_their_fan_in_has_grown():
     found = on_parameters(rates_of(GROWTHS["split, odd ratios"], fan_in=True))
     for leaf, rate in found.items():
         assert rate == pytest.approx(1 / FAN_IN.get(leaf, 1)), leaf
-    tied = rates_of(GROWTHS["split, odd ratios"], source=MODELS["mqa, tied"], fan_in=True)
+    tied = rates_of(
+        GROWTHS["split, odd ratios"], source=MODELS["mqa, tied, slowed"], fan_in=True
+    )
     assert on_parameters(tied)["embedding"] == pytest.approx(1)
 
 

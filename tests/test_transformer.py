@@ -56,14 +56,35 @@ class NumpyDecoder:
     def turn(self, x, position):
         turned, half = np.empty_like(x), len(x) // 2
         for i in range(half):
-            angle = position * self.config.rope_theta ** (-i / half)
+            angle = position * self.frequency(i / half)
             turned[i] = x[i] * math.cos(angle) - x[half + i] * math.sin(angle)
             turned[half + i] = x[half + i] * math.cos(angle) + x[i] * math.sin(angle)
         return turned
 
+    def frequency(self, place):
+        """Radians per position of a channel, of which the fastest is at 0 and none at 1."""
+        frequency = self.config.rope_theta**-place
+        scaling = self.config.rope_scaling
+        if scaling is None:
+            return frequency
+        wavelength = 2 * math.pi / frequency
+        if wavelength < scaling.original_seq_len / scaling.high_freq_factor:
+            return frequency
+        if wavelength > scaling.original_seq_len / scaling.low_freq_factor:
+            return frequency / scaling.factor
+        smooth = (scaling.original_seq_len / wavelength - scaling.low_freq_factor) / (
+            scaling.high_freq_factor - scaling.low_freq_factor
+        )
+        return (1 - smooth) * frequency / scaling.factor + smooth * frequency
+
+    def project(self, layer, kind, h):
+        """Queries, keys or values of one token before the norm and the rotation."""
+        heads = np.einsum("D,DNH->NH", h, layer[kind])
+        return heads + layer[f"{kind}_bias"] if self.config.qkv_bias else heads
+
     def heads(self, layer, kind, h, position):
         """Queries or keys of one token, a list over heads."""
-        heads = [h @ layer[kind][:, n] for n in range(layer[kind].shape[1])]
+        heads = list(self.project(layer, kind, h))
         if self.config.qk_norm:
             heads = [self.norm(x, layer[f"{kind}_norm"]) for x in heads]
         return [self.turn(x, position) for x in heads]
@@ -73,7 +94,7 @@ class NumpyDecoder:
         keys, values = [], []
         for h, position in zip(hs, positions, strict=True):
             keys.append(np.repeat(self.heads(layer, "key", h, position), group, axis=0))
-            value = np.einsum("D,DKH->KH", h, layer["value"])
+            value = self.project(layer, "value", h)
             values.append(np.repeat(value, group, axis=0))
         outs = []
         for t, h in enumerate(hs):
@@ -175,6 +196,9 @@ LAYER = {
     "query": ((16, 4, 6), Axes((), ("embed",), ("heads", "head_dim"))),
     "key": ((16, 2, 6), Axes((), ("embed",), ("kv_heads", "head_dim"))),
     "value": ((16, 2, 6), Axes((), ("embed",), ("kv_heads", "head_dim"))),
+    "query_bias": ((4, 6), Axes((), (), ("heads", "head_dim"))),
+    "key_bias": ((2, 6), Axes((), (), ("kv_heads", "head_dim"))),
+    "value_bias": ((2, 6), Axes((), (), ("kv_heads", "head_dim"))),
     "query_norm": ((6,), Axes((), (), ("head_dim",))),
     "key_norm": ((6,), Axes((), (), ("head_dim",))),
     "out": ((4, 6, 16), Axes((), ("heads", "head_dim"), ("embed",))),
@@ -189,14 +213,18 @@ OUTER = {
 }
 
 
+@pytest.mark.parametrize("qkv_bias", [False, True])
 @pytest.mark.parametrize("qk_norm", [False, True])
 @pytest.mark.parametrize("tie_head", [False, True])
-def test_parameters_are_named_shaped_and_axed_as_checkpoints_hold_them(qk_norm, tie_head):
-    config = dataclasses.replace(PADDED, qk_norm=qk_norm, tie_head=tie_head)
+def test_parameters_are_named_shaped_and_axed_as_checkpoints_hold_them(
+    qkv_bias, qk_norm, tie_head
+):
+    config = dataclasses.replace(PADDED, qkv_bias=qkv_bias, qk_norm=qk_norm, tie_head=tie_head)
     layer = {
         name: ((3, *shape), axes.stack("layers"))
         for name, (shape, axes) in LAYER.items()
-        if qk_norm or name not in ("query_norm", "key_norm")
+        if (qk_norm or name not in ("query_norm", "key_norm"))
+        and (qkv_bias or not name.endswith("_bias"))
     }
     outer = {name: leaf for name, leaf in OUTER.items() if name != "head" or not tie_head}
     expected = {**outer, "layers": layer}
@@ -332,7 +360,7 @@ def test_logits_do_not_depend_on_which_layers_learn():
 
 @pytest.mark.parametrize("name", ["last", "first"])
 def test_while_layers_are_frozen_a_tied_embedding_learns_as_the_head_alone(name):
-    tied = MODELS["mqa, tied"]
+    tied = MODELS["mqa, tied, slowed"]
     untied = dataclasses.replace(tied, tie_head=False)
     params = random_params(tied)
     spans = phase_of(tied, trained_layers=TRAINED[name]).spans

@@ -12,7 +12,7 @@ from etils import epath
 from stackjax.analysis.curve import Curve
 from stackjax.growth import Growth, parse_growth
 from stackjax.metrics import read_rows
-from stackjax.model.config import ModelConfig
+from stackjax.model.config import ModelConfig, model_from_json
 
 LossName = Literal["held_out", "train"]
 
@@ -50,12 +50,13 @@ class Record:
     @property
     def final_model(self) -> ModelConfig:
         """The model of the last stage, whatever way it starts or computes."""
-        fields = {
-            field.name: self.config[f"model.{field.name}"]
-            for field in dataclasses.fields(ModelConfig)
-            if field.name not in _EXECUTION
-        }
-        model = ModelConfig(**fields)
+        fields: dict[str, Any] = {}
+        for name, value in self.config.items():
+            place, _, field = name.removeprefix("model.").rpartition(".")
+            if name.startswith("model.") and field not in _EXECUTION:
+                inner = fields.setdefault(place, {}) if place else fields
+                inner[field] = value
+        model = model_from_json(fields)
         for growth in self.growths if self.config["model_is"] == "source" else ():
             model = growth.target_config(model) if growth else model
         return model

@@ -158,6 +158,7 @@ class Learn(Growth):
 
 def _map_along(name: str, kind: str, maps: Any, source: ModelConfig) -> jax.Array | None:
     """Returns the map of an axis of a kind of parameter, [target, source]; None if none."""
+    kind = kind.removesuffix("_bias")
     if name not in ("heads", "kv_heads"):
         return maps.get(name) if name != "layers" else None
     if kind != "out":

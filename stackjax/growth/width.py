@@ -147,7 +147,8 @@ class WidthSplit(WidthGrowth):
 
         def grow(leaf: jax.Array, names: Axes, key: jax.Array) -> jax.Array:
             grown = gather(leaf, names, maps)
-            if self.new_units == "next_layer" and "layers" in names.stacked and names.reads:
+            is_gain = not names.reads and "embed" in names.writes
+            if self.new_units == "next_layer" and "layers" in names.stacked and not is_gain:
                 following = jnp.concatenate([leaf[1:], leaf[-1:]])
                 written = {axis: maps[axis] for axis in names.writes if axis in maps}
                 new = is_new(names, written)

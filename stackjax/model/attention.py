@@ -15,7 +15,7 @@ from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_ke
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
 
 from stackjax.model.block_attention import block_attention
-from stackjax.model.config import AttentionKernel, ModelConfig
+from stackjax.model.config import AttentionKernel, ModelConfig, RopeScaling
 from stackjax.sharding import logical
 
 Kernel = Callable[[jax.Array, jax.Array, jax.Array, jax.Array | None], jax.Array]
@@ -26,16 +26,26 @@ _LANES = 128
 
 
 def rotation(
-    positions_BT: jax.Array, head_dim: int, theta: float
+    positions_BT: jax.Array, head_dim: int, theta: float, scaling: RopeScaling | None = None
 ) -> tuple[jax.Array, jax.Array]:
     """Returns the cosine and the sine of each position's angles, float32 [B, T, 1, H / 2].
 
     Rotary positions of arXiv:2104.09864.
     """
-    exponents = -jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim
-    frequencies = jnp.expand_dims(theta**exponents, (0, 1, 2))
+    frequencies = theta ** (-jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
+    if scaling is not None:
+        frequencies *= _slowing(scaling, frequencies)
+    frequencies = jnp.expand_dims(frequencies, (0, 1, 2))
     angles = positions_BT[:, :, None, None].astype(jnp.float32) * frequencies
     return jnp.cos(angles), jnp.sin(angles)
+
+
+def _slowing(scaling: RopeScaling, frequencies: jax.Array) -> jax.Array:
+    """Returns what `scaling` multiplies the rotary frequencies by."""
+    turns = scaling.original_seq_len * frequencies / (2 * math.pi)
+    low, high = scaling.low_freq_factor, scaling.high_freq_factor
+    kept = jnp.clip((turns - low) / (high - low), 0.0, 1.0)
+    return kept + (1 - kept) / scaling.factor
 
 
 def rotate(x_BTNH: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:

@@ -37,7 +37,11 @@ class Block(Module):
     ) -> jax.Array:
         def project(name: str, heads: str) -> jax.Array:
             w_DNH = self.weight(name, Axes(reads=("embed",), writes=(heads, "head_dim")))
-            return contract("BTD,DNH->BTNH", x_BTD, w_DNH, logical("batch", None, heads, None))
+            layout = logical("batch", None, heads, None)
+            y_BTNH = contract("BTD,DNH->BTNH", x_BTD, w_DNH, layout)
+            if self.config.qkv_bias:
+                y_BTNH += self.bias(f"{name}_bias", y_BTNH, (heads, "head_dim"))
+            return y_BTNH
 
         q_BTNH = project("query", "heads")
         k_BTKH = project("key", "kv_heads")

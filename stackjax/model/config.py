@@ -1,7 +1,8 @@
 """The architecture of a decoder and how its layers are executed."""
 
 import dataclasses
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, Literal
 
 AttentionKernel = Literal["xla", "cudnn", "splash"]
 RematPolicy = Literal["none", "dots", "full"]
@@ -16,6 +17,33 @@ SIZES = {
     "vocab": "padded_vocab_size",
 }
 """The field of `ModelConfig` that holds the length of each logical axis."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RopeScaling:
+    """Slower rotation for contexts longer than a model was first trained on.
+
+    That of Llama 3.1 (arXiv:2407.21783): channels that turn less than `low_freq_factor` times
+    over the first context turn `factor` times as slowly, those that turn more than
+    `high_freq_factor` times as before, and those between in proportion.
+    """
+
+    factor: float = 8.0
+    """How many times as slowly the slowest channels turn."""
+    low_freq_factor: float = 1.0
+    """Turns over the first context, below which channels turn `factor` times as slowly."""
+    high_freq_factor: float = 4.0
+    """Turns over the first context, from which channels turn as before."""
+    original_seq_len: int = 8192
+    """Tokens of the first context."""
+
+    def __post_init__(self):
+        if not (0 < self.low_freq_factor < self.high_freq_factor and self.factor >= 1):
+            raise ValueError(
+                f"model.rope_scaling has factor {self.factor}, low_freq_factor "
+                f"{self.low_freq_factor} and high_freq_factor {self.high_freq_factor}; the "
+                f"first must be at least 1, and the last more than the one before."
+            )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -38,10 +66,14 @@ class ModelConfig:
     """Channels of each head; even, because rotary positions turn pairs of channels."""
     rope_theta: float = 1e4
     """Base of the rotary frequencies."""
+    rope_scaling: RopeScaling | None = None
+    """How rotation slows down for long contexts, if it does."""
     norm_epsilon: float = 1e-5
     """Added to the mean square inside RMSNorm."""
     tie_head: bool = False
     """Whether the embedding is also the output head."""
+    qkv_bias: bool = False
+    """Whether queries, keys and values have biases, as in Qwen2."""
     qk_norm: bool = False
     """Whether queries and keys are normalised per head before the rotation."""
     init: Literal["reference", "scaled"] = "reference"
@@ -85,6 +117,14 @@ class ModelConfig:
             raise ValueError(
                 f"model.scan_unroll is {self.scan_unroll}; it is a number of layers, or 0."
             )
+
+
+def model_from_json(fields: Mapping[str, Any]) -> ModelConfig:
+    """Returns the config that `dataclasses.asdict` has made plain."""
+    scaling = fields.get("rope_scaling")
+    return ModelConfig(
+        **{**fields, "rope_scaling": None if scaling is None else RopeScaling(**scaling)}
+    )
 
 
 def axis_size(config: ModelConfig, axis: str) -> int:

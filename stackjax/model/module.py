@@ -48,6 +48,12 @@ class Module(nn.Module):
         stored: Any = self.param(name, init)
         return stored
 
+    def bias(self, name: str, x: jax.Array, axes: tuple[str, ...]) -> jax.Array:
+        """Returns a vector over the last axes, to be added to `x`."""
+        zeros = jnp.zeros(tuple(axis_size(self.config, axis) for axis in axes))
+        stored: Any = self.param(name, lambda _: Named(zeros, Axes(writes=axes)))
+        return jnp.expand_dims(stored.astype(x.dtype), range(x.ndim - len(axes)))
+
     def norm(self, name: str, x: jax.Array, axis: str) -> jax.Array:
         """Returns RMSNorm (arXiv:1910.07467) over the last axis, in the type of `x`."""
         ones = jnp.ones((axis_size(self.config, axis),))

@@ -92,7 +92,7 @@ def _init_named(config: ModelConfig, key: jax.Array) -> dict[str, Any]:
         compute_dtype(config),
         out_sharding=logical("batch", None, None),
     )
-    turn = rotation(zeros_BT, config.head_dim, config.rope_theta)
+    turn = _rotation(config, zeros_BT)
 
     def init_layer(layer_key: jax.Array) -> dict[str, Any]:
         return _init(Block(config), layer_key, x_BTD, turn, zeros_BT)
@@ -147,10 +147,12 @@ def layer_function(
 ) -> Callable[[jax.Array, Params], jax.Array]:
     """Returns what a layer is: a function of the residual stream and of its parameters."""
     # Else the compiler computes the angles again wherever it turns by them.
-    turn = jax.lax.optimization_barrier(
-        rotation(positions_BT, config.head_dim, config.rope_theta)
-    )
+    turn = jax.lax.optimization_barrier(_rotation(config, positions_BT))
     return lambda x_BTD, layer: _call(Block(config), layer, x_BTD, turn, segments_BT)
+
+
+def _rotation(config: ModelConfig, positions_BT: jax.Array) -> tuple[jax.Array, jax.Array]:
+    return rotation(positions_BT, config.head_dim, config.rope_theta, config.rope_scaling)
 
 
 def layers_per_iteration(span: LayerSpan) -> int:
