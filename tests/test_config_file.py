@@ -114,7 +114,7 @@ def test_help_lists_every_field_with_its_documentation(load, capsys):
     assert not exit_info.value.code
     shown = capsys.readouterr().out
     # Fields that are None have fields of their own, for when they are set.
-    unset = ("rewarm", "schedule", "mesh")
+    unset = ("rewarm", "schedule", "mesh", "rope_scaling")
     for field in flatten(tiny_run()):
         if field.split(".")[-1] not in unset:
             assert re.search(rf"--{field.replace('_', '-')}[ ,]", shown), field
