@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from stackjax.axes import Axes
 from stackjax.growth.axis_map import AxisMap
@@ -18,6 +19,9 @@ from stackjax.model.config import SIZES, ModelConfig
 
 Promise = Literal["no", "exact_at_start", "exact"]
 """Whether the grown model computes the source's function: not, until it trains, always."""
+
+FreshLayer = Callable[[ModelConfig, jax.Array | int], Any]
+"""Initialises the parameters of one layer of a model, [1, ...] each."""
 
 Order = Literal[0, 1, 2]
 """Power of the gradient's factor that something grows by: 1 for a first moment, 2 for a
@@ -105,6 +109,38 @@ class Growth(abc.ABC):
         What no gradient of the source tells about is zero.
         """
 
+    def layer_sources(self, source: ModelConfig) -> np.ndarray:
+        """Returns the layers of the source that make each layer of the target, [target, k]."""
+        return np.arange(source.num_layers)[:, None]
+
+    def grow_layer(
+        self,
+        layer: jax.Array | int,
+        params: Any,
+        axes: Any,
+        source: ModelConfig,
+        *,
+        key: jax.Array,
+        fresh: FreshLayer,
+    ) -> Any:
+        """Returns the parameters of one layer of the target, [1, ...] each.
+
+        Those that `grow_params` makes, where nothing in them is random.
+
+        Args:
+          layer: Which, from 0.
+          params: Of the layers that `layer_sources` names, [k, ...].
+          source: The config of the whole model.
+          key: Randomness, the same for all layers.
+        """
+        return self.grow_params(
+            params,
+            axes,
+            source,
+            key=jax.random.fold_in(key, layer),
+            fresh=lambda config: fresh(config, layer),
+        )
+
     def target_config(self, source: ModelConfig) -> ModelConfig:
         """Returns the config of the grown model; ValueError if `source` cannot grow so."""
         maps = self.axis_maps(source).items()
@@ -166,6 +202,47 @@ class Chain(Growth):
             params = growth.grow_params(params, axes, source, key=link_key, fresh=fresh)
             source = growth.target_config(source)
         return params
+
+    def layer_sources(self, source: ModelConfig) -> np.ndarray:
+        first, *rest = self.growths
+        sources, source = first.layer_sources(source), first.target_config(source)
+        for growth in rest:
+            following = growth.layer_sources(source)
+            sources = sources[following].reshape(len(following), -1)
+            source = growth.target_config(source)
+        return sources
+
+    def grow_layer(
+        self,
+        layer: jax.Array | int,
+        params: Any,
+        axes: Any,
+        source: ModelConfig,
+        *,
+        key: jax.Array,
+        fresh: FreshLayer,
+    ) -> Any:
+        *before, last = self.growths
+        if before:
+            first = Chain(tuple(before))
+            between = first.target_config(source)
+            made_of = last.layer_sources(between)
+            each = len(first.layer_sources(source)[0])
+            made = [
+                first.grow_layer(
+                    jnp.asarray(made_of)[layer, i],
+                    jax.tree.map(lambda leaf: leaf[i * each : (i + 1) * each], params),  # noqa: B023
+                    axes,
+                    source,
+                    key=key,
+                    fresh=fresh,
+                )
+                for i in range(made_of.shape[1])
+            ]
+            params = jax.tree.map(lambda *layers: jnp.concatenate(layers), *made)
+            source = between
+        link_key = jax.random.fold_in(key, len(before))
+        return last.grow_layer(layer, params, axes, source, key=link_key, fresh=fresh)
 
     def grow_moment(self, moment: Any, axes: Any, source: ModelConfig, *, order: Order) -> Any:
         for growth in self.growths:

@@ -7,10 +7,12 @@ from collections.abc import Callable
 from typing import Any, Literal
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 
 from stackjax.axes import Axes
 from stackjax.growth.axis_map import AxisMap, gather_tree, is_new, zero_new
-from stackjax.growth.base import Growth, Order, Promise, fill_new
+from stackjax.growth.base import FreshLayer, Growth, Order, Promise, fill_new
 from stackjax.growth.pattern import parse_pattern
 from stackjax.model.config import ModelConfig
 
@@ -47,6 +49,21 @@ class LayerGather(Growth):
         fresh: Callable[[ModelConfig], Any],
     ) -> Any:
         return gather_tree(params, axes, self.axis_maps(source))
+
+    def layer_sources(self, source: ModelConfig) -> np.ndarray:
+        return np.array(self.sources(source.num_layers))[:, None]
+
+    def grow_layer(
+        self,
+        layer: jax.Array | int,
+        params: Any,
+        axes: Any,
+        source: ModelConfig,
+        *,
+        key: jax.Array,
+        fresh: FreshLayer,
+    ) -> Any:
+        return params
 
     def grow_moment(self, moment: Any, axes: Any, source: ModelConfig, *, order: Order) -> Any:
         # A copied layer starts with its source's gradient statistics, as they are.
@@ -252,9 +269,41 @@ class DepthZero(LayerGather):
 
         return jax.tree.map(fill, copies, axes, rest)
 
+    def grow_layer(
+        self,
+        layer: jax.Array | int,
+        params: Any,
+        axes: Any,
+        source: ModelConfig,
+        *,
+        key: jax.Array,
+        fresh: FreshLayer,
+    ) -> Any:
+        rest = params if self.rest == "copy" else fresh(self.target_config(source), layer)
+        return fill_new_layer(self, layer, params, axes, source, rest, zero_writers=True)
+
     def grow_moment(self, moment: Any, axes: Any, source: ModelConfig, *, order: Order) -> Any:
         maps = self.axis_maps(source)
         return zero_new(super().grow_moment(moment, axes, source, order=order), axes, maps)
+
+
+def fill_new_layer(
+    growth: LayerGather,
+    layer: jax.Array | int,
+    copy: Any,
+    axes: Any,
+    source: ModelConfig,
+    rest: Any,
+    *,
+    zero_writers: bool,
+) -> Any:
+    """Returns one layer of the target: a copy of its source, or what `fill_new` makes of it."""
+    new = jnp.asarray(growth.axis_maps(source)["layers"].is_new)[layer]
+
+    def fill(copy: jax.Array, names: Axes, rest: jax.Array) -> jax.Array:
+        return fill_new(copy, names, new, rest, zero_writers=zero_writers)
+
+    return jax.tree.map(fill, copy, axes, rest)
 
 
 def sources_in_order(

@@ -7,10 +7,18 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from stackjax.axes import Axes
 from stackjax.growth.axis_map import AxisMap
-from stackjax.growth.base import Growth, Order, Promise, Reparameterisation, fold_name
+from stackjax.growth.base import (
+    FreshLayer,
+    Growth,
+    Order,
+    Promise,
+    Reparameterisation,
+    fold_name,
+)
 from stackjax.growth.depth import Stack
 from stackjax.growth.width import Ratio, WidthSplit
 from stackjax.model.config import ModelConfig, axis_size
@@ -78,6 +86,23 @@ class Learn(Growth):
         fresh: Callable[[ModelConfig], Any],
     ) -> Any:
         return self.materialise(self.init_maps(axes, source, key=key), params, axes, source)
+
+    def layer_sources(self, source: ModelConfig) -> np.ndarray:
+        layers = np.arange(source.num_layers)
+        return np.tile(layers, (self.factor * source.num_layers, 1))
+
+    def grow_layer(
+        self,
+        layer: jax.Array | int,
+        params: Any,
+        axes: Any,
+        source: ModelConfig,
+        *,
+        key: jax.Array,
+        fresh: FreshLayer,
+    ) -> Any:
+        grown = self.materialise(self.init_maps(axes, source, key=key), params, axes, source)
+        return jax.tree.map(lambda leaf: jax.lax.dynamic_slice_in_dim(leaf, layer, 1), grown)
 
     def grow_moment(self, moment: Any, axes: Any, source: ModelConfig, *, order: Order) -> Any:
         raise ValueError(

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from stackjax.axes import Axes
 from stackjax.growth.axis_map import AxisMap, along, gather_tree, is_new, zero_new
 from stackjax.growth.base import (
+    FreshLayer,
     Growth,
     Order,
     Promise,
@@ -25,6 +26,7 @@ from stackjax.growth.depth import (
     LayerGather,
     check_factor,
     divide_depth,
+    fill_new_layer,
     sources_in_order,
 )
 from stackjax.growth.width import WidthGrowth, check_new_heads
@@ -127,6 +129,21 @@ class DepthRandom(LayerGather):
     ) -> Any:
         copies = super().grow_params(params, axes, source, key=key, fresh=fresh)
         return copies if self.init == "copy" else _freshen(self, copies, axes, source, fresh)
+
+    def grow_layer(
+        self,
+        layer: jax.Array | int,
+        params: Any,
+        axes: Any,
+        source: ModelConfig,
+        *,
+        key: jax.Array,
+        fresh: FreshLayer,
+    ) -> Any:
+        if self.init == "copy":
+            return params
+        rest = fresh(self.target_config(source), layer)
+        return fill_new_layer(self, layer, params, axes, source, rest, zero_writers=False)
 
     def grow_moment(self, moment: Any, axes: Any, source: ModelConfig, *, order: Order) -> Any:
         grown = super().grow_moment(moment, axes, source, order=order)

@@ -15,7 +15,7 @@ import numpy as np
 
 from stackjax.axes import Axes
 from stackjax.growth.axis_map import AxisMap, along, gather, is_new, zero_new
-from stackjax.growth.base import Growth, Order, Promise, fill_new, map_params
+from stackjax.growth.base import FreshLayer, Growth, Order, Promise, fill_new, map_params
 from stackjax.model.config import SIZES, ModelConfig
 
 Ratio = int | Fraction
@@ -162,6 +162,25 @@ class WidthSplit(WidthGrowth):
             return grown
 
         return map_params(grow, params, axes, key=key)
+
+    def layer_sources(self, source: ModelConfig) -> np.ndarray:
+        own = super().layer_sources(source)
+        if self.new_units == "same_layer":
+            return own
+        return np.concatenate([own, np.minimum(own + 1, source.num_layers - 1)], axis=1)
+
+    def grow_layer(
+        self,
+        layer: jax.Array | int,
+        params: Any,
+        axes: Any,
+        source: ModelConfig,
+        *,
+        key: jax.Array,
+        fresh: FreshLayer,
+    ) -> Any:
+        grown = super().grow_layer(layer, params, axes, source, key=key, fresh=fresh)
+        return jax.tree.map(lambda leaf: leaf[:1], grown)
 
     def grow_moment(self, moment: Any, axes: Any, source: ModelConfig, *, order: Order) -> Any:
         maps = self.axis_maps(source)
