@@ -1,13 +1,14 @@
 """Growth outside of a run: `python -m stackjax.grow SOURCE TARGET --growth 'stack(4)'`.
 
-Parameters are read and grown one after another, so that memory holds the target and one
-parameter of the source.
+Parameters are read and grown one after another. Of a checkpoint, memory holds the target and
+one parameter of the source; of a folder of transformers, a few tensors.
 """
 
 import dataclasses
 import functools
 import itertools
 import math
+import sys
 import time
 import typing
 from collections.abc import Callable
@@ -16,6 +17,7 @@ from typing import Annotated, Any, Literal
 
 import jax
 import jax.numpy as jnp
+import rich.progress
 import tyro
 from absl import logging
 from etils import epath
@@ -34,17 +36,22 @@ from stackjax.checkpoint import (
 from stackjax.config import Config, GrowthField, OptimizerConfig
 from stackjax.config_file import read_config
 from stackjax.data.loader import open_source
-from stackjax.data.staging import refuse_existing
+from stackjax.data.staging import refuse_existing, staging_directory
 from stackjax.errors import one_line_errors
 from stackjax.flops import num_params
 from stackjax.growth import Growth, Learn, grow_opt_state
 from stackjax.growth.base import Chain
 from stackjax.held_out import check_held_out, check_promise, model_loss
-from stackjax.lineage import begin_grown
+from stackjax.interop.folder import carry, read_lineage, write_folder
+from stackjax.interop.growing import grown_infos, grown_tensors
+from stackjax.interop.huggingface import grown_fields, is_folder, read_folder
+from stackjax.lineage import begin_grown, total
 from stackjax.model import ModelConfig, Params
 from stackjax.model.config import axis_size
 from stackjax.optimizer import build_optimizer
+from stackjax.quantity import Count
 from stackjax.sharding import MeshConfig, build_mesh, laid_out, partition, partition_of
+from stackjax.storage import is_remote
 from stackjax.summary import describe
 from stackjax.train_state import TrainState
 
@@ -58,12 +65,14 @@ _PROMISES = {
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class GrowConfig:
-    """Grows the model of a checkpoint, outside of a run."""
+    """Grows the model of a checkpoint, or of a folder of transformers, outside of a run."""
 
     source: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="SOURCE")]
-    """A run, a directory of checkpoints, or one of them; of several the newest grows."""
+    """A run, a directory of checkpoints, or one of them; of several the newest grows. Or a
+    folder of transformers: a Llama, Mistral, Qwen2 or Qwen3."""
     target: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="TARGET")]
-    """Directory to write, as a checkpoint at step 0; it must be new, or empty."""
+    """Directory to write, as a checkpoint at step 0, or as a folder of transformers where
+    SOURCE is one; it must be new, or empty."""
     growth: GrowthField
     """How the model grows: `stack(4)`."""
     optimizer_state: Literal["drop", "grow", "keep"] = "drop"
@@ -73,16 +82,21 @@ class GrowConfig:
     """An experiment, whose held-out sequences are to be evaluated before and after."""
     seed: int = 0
     """Seed of what is new and random."""
+    source_tokens: Count = 0
+    """Tokens that the model of a folder was trained on, for its model card, where the folder
+    does not say."""
 
 
 def grow(config: GrowConfig) -> epath.Path:
-    """Writes the checkpoint of a grown model, and returns where.
+    """Writes the checkpoint, or the folder, of a grown model, and returns where.
 
     Raises:
       FileExistsError: TARGET is not empty.
       ValueError: SOURCE holds no model, or it cannot grow so.
       OSError: A file could not be read or written.
     """
+    if not is_remote(config.source) and is_folder(Path(config.source)):
+        return grow_folder(config)
     start = time.monotonic()
     directory: Any = absolute(config.target)
     refuse_existing(directory)
@@ -96,7 +110,7 @@ def grow(config: GrowConfig) -> epath.Path:
     if config.optimizer_state != "drop":
         optimizer = saved_optimizer(checkpoint, source, saved)
     run = None if config.config is None else read_config(config.config)
-    print(_plan(checkpoint, contents, growth, target))
+    print(_plan(str(checkpoint), source, contents.counts.tokens, growth))
 
     rows = [] if run is None else [run.evaluation.batch_size]
     mesh = _mesh(source.embed_dim, target.embed_dim, *rows)
@@ -123,8 +137,35 @@ def grow(config: GrowConfig) -> epath.Path:
         contents = dataclasses.replace(contents, model=target, lineage=lineage)
         grown = write_first(directory, state, contents)
     num_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
-    print(f"wrote   {grown}: {num_bytes / 1e6:.4g} MB in {time.monotonic() - start:.1f} s")
+    _tell_written(grown, num_bytes, start)
     return grown
+
+
+def grow_folder(config: GrowConfig) -> epath.Path:
+    """Writes the folder of a grown model, and returns where; raises as `grow` does."""
+    start = time.monotonic()
+    directory = epath.Path(config.target)
+    refuse_existing(directory)
+    if config.optimizer_state != "drop" or config.config is not None:
+        raise ValueError(
+            f"{config.source} is a folder of transformers, which holds no optimizer state and "
+            f"is not evaluated here: leave out --optimizer-state and --config."
+        )
+    folder, growth = read_folder(Path(config.source)), config.growth
+    _check_growth(config, folder.model)
+    lineage = read_lineage(folder, config.source_tokens)
+    print(_plan(config.source, folder.model, total(lineage).tokens, growth))
+    target = growth.target_config(folder.model)
+    fields = grown_fields(folder, target)
+    infos = grown_infos(folder, growth)
+    tensors = grown_tensors(folder, growth, infos, jax.random.key(config.seed))
+    shown = rich.progress.track(tensors, "growing", len(infos), disable=not sys.stdout.isatty())
+    with staging_directory(directory) as staging:
+        carry(folder.path, staging)
+        write_folder(staging, fields, infos, shown, begin_grown(lineage, growth, target))
+    num_bytes = sum(info.num_bytes for info in infos.values())
+    print(f"wrote   {directory}: {num_bytes / 1e6:.4g} MB in {time.monotonic() - start:.1f} s")
+    return directory
 
 
 def grow_by_parts(
@@ -275,18 +316,15 @@ def _is_learned(growth: Growth) -> bool:
     return any(isinstance(link, Learn) for link in links)
 
 
-def _plan(
-    checkpoint: epath.Path, contents: Contents, growth: Growth, target: ModelConfig
-) -> str:
+def _plan(name: str, source: ModelConfig, tokens: int, growth: Growth) -> str:
     """Returns what is going to be done, in words."""
-    source = contents.model
     maps = growth.axis_maps(source)
     layers = maps["layers"].sources if "layers" in maps else range(source.num_layers)
     lines = [
-        f"source  {checkpoint}: {_sizes(source)}, after {contents.counts.tokens:,} tokens",
+        f"source  {name}: {_sizes(source)}, after {tokens:,} tokens",
         f"growth  {growth} {_PROMISES[growth.promise]}",
         f"layers  {' '.join(str(layer + 1) for layer in layers)}",
-        f"target  {_sizes(target)}",
+        f"target  {_sizes(growth.target_config(source))}",
     ]
     if _is_learned(growth):
         lines.append("note    the maps are the initial ones; only a run fits them")
@@ -295,6 +333,10 @@ def _plan(
 
 def _sizes(config: ModelConfig) -> str:
     return f"{describe(config)}, {num_params(config) / 1e6:.3g}M parameters"
+
+
+def _tell_written(path: epath.Path, num_bytes: int, start: float) -> None:
+    print(f"wrote   {path}: {num_bytes / 1e6:.4g} MB in {time.monotonic() - start:.1f} s")
 
 
 def _mesh(*sizes: int) -> Mesh:

@@ -1,0 +1,144 @@
+"""What a folder holds beside its weights: tokenizer, lineage and model card."""
+
+import dataclasses
+import json
+import shutil
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from stackjax.flops import flops_6nd, num_params
+from stackjax.interop.huggingface import CONFIG, Folder
+from stackjax.interop.tensors import SHARD_BYTES, TensorInfo, write_tensors
+from stackjax.lineage import Generation, from_json, total
+from stackjax.model import ModelConfig
+from stackjax.phase import Counts
+from stackjax.quantity import short
+
+ORIGIN = "stackjax.json"
+"""The file that says where the model of a folder comes from."""
+CARRIED = "huggingface"
+"""Where a checkpoint keeps the files of the folder that its model comes from."""
+_TOKENIZERS = (
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "chat_template.*",
+    "generation_config.json",
+    "LICENSE*",
+    "NOTICE*",
+)
+
+
+def carry(source: Path, target: Path) -> None:
+    """Copies the files of a folder that hold no weights and stay true of a grown model."""
+    target.mkdir(exist_ok=True)
+    for path in (path for pattern in _TOKENIZERS for path in source.glob(pattern)):
+        shutil.copyfile(path, target / path.name)
+
+
+def read_lineage(folder: Folder, tokens: int = 0) -> tuple[Generation, ...]:
+    """Returns where the model of a folder comes from.
+
+    Args:
+      tokens: What it was trained on, where the folder does not say; 6 N FLOPs each.
+
+    Raises:
+      ValueError: The folder tells of another model.
+    """
+    file = folder.path / ORIGIN
+    if not file.exists():
+        flops = tokens * flops_6nd(folder.model)
+        return (
+            Generation(
+                stage=0,
+                name="train",
+                growth=None,
+                model=folder.model,
+                spent=Counts(tokens=tokens, flops_6nd=flops, flops=flops),
+                code=f"from {folder.path.resolve().name}",
+            ),
+        )
+    try:
+        lineage = from_json(json.loads(file.read_text())["lineage"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{file} cannot be read ({error}); remove it.") from error
+    if num_params(lineage[-1].model) != num_params(folder.model):
+        raise ValueError(f"{file} tells of another model than {CONFIG}; remove it.")
+    return lineage
+
+
+def write_folder(
+    staging: Path,
+    fields: Mapping[str, Any],
+    infos: Mapping[str, TensorInfo],
+    tensors: Iterable[Any],
+    lineage: Sequence[Generation],
+    shard_bytes: int = SHARD_BYTES,
+) -> None:
+    """Writes config, weights, lineage and model card into a folder."""
+    write_tensors(staging, infos, tensors, shard_bytes)
+    (staging / CONFIG).write_text(json.dumps(dict(fields), indent=2) + "\n")
+    origin = {"lineage": [dataclasses.asdict(generation) for generation in lineage]}
+    (staging / ORIGIN).write_text(json.dumps(origin, indent=2) + "\n")
+    (staging / "README.md").write_text(_card(lineage))
+
+
+def _card(lineage: Sequence[Generation]) -> str:
+    """Returns a model card: what the model is, where it comes from, what it has cost."""
+    model, spent = lineage[-1].model, total(lineage)
+    rows = "\n".join(_row(i, generation) for i, generation in enumerate(lineage))
+    unknown = ""
+    if not lineage[0].spent.tokens:
+        unknown = (
+            "\nOn how many tokens the first model was trained is not known here, so they and "
+            "their FLOPs are not in the sums.\n"
+        )
+    return f"""---
+library_name: transformers
+pipeline_tag: text-generation
+tags:
+- model-growth
+- stackjax
+---
+
+# A model of {short(num_params(model))} parameters, grown with stackjax
+
+{_sizes(model)}, a vocabulary of {model.vocab_size:,}.
+
+| | growth | layers | channels | parameters | tokens | FLOPs (6ND) | code |
+|---|---|---|---|---|---|---|---|
+{rows}
+| **total** | | | | | **{short(spent.tokens)}** | **{spent.flops_6nd:.3e}** | |
+{unknown}
+FLOPs are 6 x parameters x tokens, those of every smaller model on the way included.
+`{ORIGIN}` has the same for machines.
+"""
+
+
+def _row(index: int, generation: Generation) -> str:
+    model, spent = generation.model, generation.spent
+    growth = "" if generation.growth is None else f"`{generation.growth}`"
+    cells = (
+        str(index),
+        growth,
+        str(model.num_layers),
+        str(model.embed_dim),
+        short(num_params(model)),
+        short(spent.tokens),
+        f"{spent.flops_6nd:.3e}",
+        generation.code,
+    )
+    return f"| {' | '.join(cells)} |"
+
+
+def _sizes(model: ModelConfig) -> str:
+    return (
+        f"{model.num_layers} layers of {model.embed_dim} channels, {model.num_heads} query "
+        f"and {model.num_kv_heads} key/value heads of {model.head_dim}, {model.mlp_dim} "
+        f"hidden units"
+    )
