@@ -197,6 +197,15 @@ def read_contents(checkpoint: epath.Path) -> tuple[Contents, dict[str, str]]:
     return _read_contents(checkpoint, metadata), array_types(metadata.metadata)
 
 
+def check_is_model(checkpoint: epath.Path, contents: Contents) -> None:
+    """Raises ValueError where parameters are not yet those that a model runs."""
+    if not contents.is_model:
+        raise ValueError(
+            f"{checkpoint} holds a model that is not done growing: its maps are still being "
+            f"fitted, or its masks are not open; name a later checkpoint."
+        )
+
+
 def _read_contents(checkpoint: epath.Path, metadata: Any) -> Contents:
     fields = metadata.custom_metadata or {}
     if not {field.name for field in dataclasses.fields(Contents)} <= fields.keys():

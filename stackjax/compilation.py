@@ -14,12 +14,14 @@ from etils import epath
 from jax.sharding import Mesh
 
 from stackjax import model
-from stackjax.config import Config
+from stackjax.config import Config, OptimizerConfig
 from stackjax.data.batch import Batch
 from stackjax.data.device import batch_sharding
+from stackjax.model import ModelConfig
+from stackjax.model.config import axis_size
 from stackjax.optimizer import build_fit_optimizer, build_optimizer
 from stackjax.phase import Counts, Phase
-from stackjax.sharding import build_mesh, on_mesh
+from stackjax.sharding import build_mesh, on_mesh, partition
 from stackjax.storage import is_remote
 from stackjax.train_state import TrainState, fit_state, init_state, train_step
 from stackjax.xla import COMPILER_OPTIONS
@@ -55,6 +57,30 @@ def abstract_state(config: Config, phase: Phase) -> TrainState:
         if phase.name == "fit":
             return fit_state(phase, tx, model.init(phase.source, key), key)
         return init_state(phase.model, tx, key)
+
+    return jax.eval_shape(state)
+
+
+def abstract_part(
+    config: ModelConfig, optimizer: OptimizerConfig | None, axes: Any
+) -> TrainState:
+    """Returns shapes, types and partitions of the state of some parameters of a model.
+
+    Args:
+      optimizer: None leaves its state out.
+      axes: The `Axes` of the parameters.
+    """
+
+    def state() -> TrainState:
+        params = jax.tree.map(
+            lambda names: jnp.zeros(
+                tuple(axis_size(config, name) for name in names.names),
+                out_sharding=partition(names),
+            ),
+            axes,
+        )
+        opt_state = None if optimizer is None else build_optimizer(optimizer, axes).init(params)
+        return TrainState(jnp.zeros((), jnp.int32), params, opt_state)
 
     return jax.eval_shape(state)
 

@@ -25,14 +25,15 @@ from jax.sharding import Mesh
 
 from stackjax import model
 from stackjax.checkpoint import (
-    Contents,
     absolute,
     array_types,
+    check_is_model,
     find_checkpoint,
     load_part,
     read_contents,
     write_first,
 )
+from stackjax.compilation import abstract_part
 from stackjax.config import Config, GrowthField, OptimizerConfig
 from stackjax.config_file import read_config
 from stackjax.data.loader import open_source
@@ -47,10 +48,9 @@ from stackjax.interop.growing import grown_infos, grown_tensors
 from stackjax.interop.huggingface import grown_fields, is_folder, read_folder
 from stackjax.lineage import begin_grown, total
 from stackjax.model import ModelConfig, Params
-from stackjax.model.config import axis_size
-from stackjax.optimizer import build_optimizer
+from stackjax.origin import keep_origin
 from stackjax.quantity import Count
-from stackjax.sharding import MeshConfig, build_mesh, laid_out, partition, partition_of
+from stackjax.sharding import MeshConfig, build_mesh, laid_out, partition_of
 from stackjax.storage import is_remote
 from stackjax.summary import describe
 from stackjax.train_state import TrainState
@@ -102,7 +102,7 @@ def grow(config: GrowConfig) -> epath.Path:
     refuse_existing(directory)
     checkpoint = find_checkpoint(absolute(config.source))
     contents, saved = read_contents(checkpoint)
-    _check_is_model(checkpoint, contents)
+    check_is_model(checkpoint, contents)
     growth, source = config.growth, contents.model
     _check_growth(config, source)
     target = growth.target_config(source)
@@ -136,6 +136,7 @@ def grow(config: GrowConfig) -> epath.Path:
         lineage = begin_grown(contents.lineage, growth, target)
         contents = dataclasses.replace(contents, model=target, lineage=lineage)
         grown = write_first(directory, state, contents)
+    keep_origin(checkpoint, directory)
     num_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
     _tell_written(grown, num_bytes, start)
     return grown
@@ -161,7 +162,7 @@ def grow_folder(config: GrowConfig) -> epath.Path:
     tensors = grown_tensors(folder, growth, infos, jax.random.key(config.seed))
     shown = rich.progress.track(tensors, "growing", len(infos), disable=not sys.stdout.isatty())
     with staging_directory(directory) as staging:
-        carry(folder.path, staging)
+        carry(epath.Path(folder.path), epath.Path(staging))
         write_folder(staging, fields, infos, shown, begin_grown(lineage, growth, target))
     num_bytes = sum(info.num_bytes for info in infos.values())
     print(f"wrote   {directory}: {num_bytes / 1e6:.4g} MB in {time.monotonic() - start:.1f} s")
@@ -241,30 +242,6 @@ def grow_part(
     return TrainState(jnp.zeros((), jnp.int32), params, opt_state)
 
 
-def abstract_part(
-    config: ModelConfig, optimizer: OptimizerConfig | None, axes: Any
-) -> TrainState:
-    """Returns shapes, types and partitions of the state of some parameters of a model.
-
-    Args:
-      optimizer: None leaves its state out.
-      axes: The `Axes` of the parameters.
-    """
-
-    def state() -> TrainState:
-        params = jax.tree.map(
-            lambda names: jnp.zeros(
-                tuple(axis_size(config, name) for name in names.names),
-                out_sharding=partition(names),
-            ),
-            axes,
-        )
-        opt_state = None if optimizer is None else build_optimizer(optimizer, axes).init(params)
-        return TrainState(jnp.zeros((), jnp.int32), params, opt_state)
-
-    return jax.eval_shape(state)
-
-
 def saved_optimizer(
     checkpoint: epath.Path, config: ModelConfig, saved: dict[str, str]
 ) -> OptimizerConfig:
@@ -286,14 +263,6 @@ def saved_optimizer(
         f"{checkpoint} holds no optimizer state of {' or '.join(names)} to grow; leave "
         f"--optimizer-state at drop."
     )
-
-
-def _check_is_model(checkpoint: epath.Path, contents: Contents) -> None:
-    if not contents.is_model:
-        raise ValueError(
-            f"{checkpoint} holds a model that is not done growing: its maps are still being "
-            f"fitted, or its masks are not open; name a later checkpoint."
-        )
 
 
 def _check_growth(config: GrowConfig, source: ModelConfig) -> None:

@@ -1,11 +1,37 @@
-"""A model that has been trained, ready to be run: its parameters and its tokenizer."""
+"""A model that has been trained, ready to be run: its parameters and its tokenizer.
+
+It lies in a run, in a checkpoint, or in a folder of transformers.
+"""
 
 import dataclasses
+import functools
+import math
+import operator
+from pathlib import Path
+from typing import Any
 
+import jax
+from etils import epath
 from jax.sharding import Mesh
 
-from stackjax.data.tokenizer import Tokenizer
+from stackjax import model
+from stackjax.checkpoint import (
+    Contents,
+    absolute,
+    check_is_model,
+    find_checkpoint,
+    load_part,
+    read_contents,
+)
+from stackjax.compilation import abstract_part
+from stackjax.data.tokenizer import Tokenizer, load_tokenizer
+from stackjax.interop import huggingface
+from stackjax.interop.folder import folder_tokenizer, read_lineage
+from stackjax.lineage import Generation
 from stackjax.model import ModelConfig, Params
+from stackjax.origin import own_tokenizer, trained_seq_len
+from stackjax.sharding import MeshConfig, build_mesh
+from stackjax.storage import is_remote
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -20,3 +46,86 @@ class Pretrained:
     """The token before a text: the one that begins it, or that has ended the one before."""
     seq_len: int
     """Tokens of the longest text that it was trained on."""
+    lineage: tuple[Generation, ...] = ()
+    """Where it comes from, itself last."""
+
+
+def load_pretrained(path: str, tokenizer: str | None = None) -> Pretrained:
+    """Returns the model that a path names, over as many devices as divide its channels.
+
+    Args:
+      path: A run, a directory of checkpoints, one of them, or a folder of transformers.
+      tokenizer: `bytes`, or a file, instead of the model's own.
+
+    Raises:
+      ValueError: There is no model, or its tokenizer is not to be found.
+    """
+    given = None if tokenizer is None else load_tokenizer(tokenizer)
+    if is_folder(path):
+        folder = huggingface.read_folder(Path(path))
+        found = (given, given.end_id) if given else folder_tokenizer(folder.path)
+        config, lineage = folder.model, read_lineage(folder)
+        seq_len = huggingface.seq_len(folder.fields)
+        mesh = _mesh(config)
+        with jax.set_mesh(mesh):
+            params = huggingface.load_params(folder, config, mesh)
+    else:
+        checkpoint, contents = open_checkpoint(path)
+        found = (given, given.end_id) if given else own_tokenizer(checkpoint)
+        config, lineage = contents.model, contents.lineage
+        seq_len = trained_seq_len(checkpoint)
+        mesh = _mesh(config)
+        with jax.set_mesh(mesh):
+            params = read_params(checkpoint, config, mesh)
+    if found[0].vocab_size > config.vocab_size:
+        raise ValueError(
+            f"the tokenizer {found[0].name} has {found[0].vocab_size} tokens, and the model of "
+            f"{path} knows {config.vocab_size}; name its own with --tokenizer."
+        )
+    return Pretrained(
+        config=config,
+        params=params,
+        mesh=mesh,
+        tokenizer=found[0],
+        prefix_id=found[1],
+        seq_len=seq_len,
+        lineage=lineage,
+    )
+
+
+def is_folder(path: str) -> bool:
+    """Returns whether a path names a folder of transformers, and not a run of ours."""
+    return not is_remote(path) and huggingface.is_folder(Path(path))
+
+
+def open_checkpoint(path: str) -> tuple[epath.Path, Contents]:
+    """Returns the newest checkpoint that a path names; ValueError if it holds no model."""
+    checkpoint = find_checkpoint(absolute(path))
+    contents, _ = read_contents(checkpoint)
+    check_is_model(checkpoint, contents)
+    return checkpoint, contents
+
+
+def read_params(checkpoint: epath.Path, config: ModelConfig, mesh: Mesh) -> Params:
+    """Returns the parameters in a checkpoint, laid out over the current mesh."""
+    whole = abstract_part(config, None, model.logical_axes(config))
+    return load_part(checkpoint, whole, mesh).params
+
+
+def read_parameter(
+    checkpoint: epath.Path, config: ModelConfig, path: tuple[str, ...], mesh: Mesh
+) -> jax.Array:
+    """Returns one parameter in a checkpoint, laid out over the current mesh.
+
+    Args:
+      path: Where it is in the tree of parameters.
+    """
+    axes: Any = functools.reduce(operator.getitem, path, model.logical_axes(config))
+    tree = functools.reduce(lambda inner, name: {name: inner}, path[::-1], axes)
+    params: Any = load_part(checkpoint, abstract_part(config, None, tree), mesh).params
+    return functools.reduce(operator.getitem, path, params)
+
+
+def _mesh(config: ModelConfig) -> Mesh:
+    devices = jax.devices()
+    return build_mesh(MeshConfig(), devices[: math.gcd(len(devices), config.embed_dim)])

@@ -15,6 +15,7 @@ from runs import last_state, rows
 from stackjax import grow as command
 from stackjax import model
 from stackjax.checkpoint import Checkpoints, find_checkpoint, read_contents
+from stackjax.compilation import abstract_part
 from stackjax.config import CheckpointConfig, OptimizerConfig
 from stackjax.growth import DepthRandom, Learn, Stack
 from stackjax.growth.learned import Fit
@@ -154,7 +155,7 @@ def test_what_is_grown_with_its_optimizer_is_restored_as_a_run_is(uncut, tmp_pat
     with jax.set_mesh(mesh):
         phase = phase_of(contents.model)
         with Checkpoints(epath.Path(tmp_path), phase, keep) as checkpoints:
-            abstract = command.abstract_part(contents.model, ADAMW, axes)
+            abstract = abstract_part(contents.model, ADAMW, axes)
             state, counts = checkpoints.restore(abstract, mesh)
     assert counts.tokens == 6 * 128
     before = last_state(uncut, 0, step=6)["opt_state"][1]["nu"]["head"]

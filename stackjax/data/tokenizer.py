@@ -26,13 +26,16 @@ class Tokenizer:
     """Returns the tokens of a text, one axis of integers."""
     decode: Callable[[Sequence[int]], str]
     """Returns the text of some tokens; end tokens may be left out of it."""
+    find: Callable[[str], int | None]
+    """Returns the token that is written so, such as `</s>`; None if there is none."""
 
 
-def load_tokenizer(name: str, end_token: str | None = None) -> Tokenizer:
+def load_tokenizer(name: str, end_token: str | int | None = None) -> Tokenizer:
     """Returns the tokenizer called `bytes`, or the one in a `.json` or `.model` file.
 
     Args:
-      end_token: The token that ends a document, where it is not one of the usual ones.
+      end_token: The token that ends a document, as it is written or by its number, where it
+        is not one of the usual ones.
 
     Raises:
       ValueError: The file cannot be read as a tokenizer, or has no end token.
@@ -77,10 +80,11 @@ def _bytes_tokenizer() -> Tokenizer:
         digest=hashlib.sha256(b"utf-8 bytes, end 0").hexdigest(),
         encode=encode,
         decode=decode,
+        find=lambda _: None,
     )
 
 
-def _load_hugging_face(name: str, data: bytes, end_token: str | None) -> Tokenizer:
+def _load_hugging_face(name: str, data: bytes, end_token: str | int | None) -> Tokenizer:
     import tokenizers
 
     try:
@@ -104,10 +108,11 @@ def _load_hugging_face(name: str, data: bytes, end_token: str | None) -> Tokeniz
         digest=hashlib.sha256(data).hexdigest(),
         encode=encode,
         decode=lambda tokens: model.decode(np.asarray(tokens).tolist()),
+        find=model.token_to_id,
     )
 
 
-def _load_sentencepiece(name: str, data: bytes, end_token: str | None) -> Tokenizer:
+def _load_sentencepiece(name: str, data: bytes, end_token: str | int | None) -> Tokenizer:
     import sentencepiece
 
     model = sentencepiece.SentencePieceProcessor()
@@ -127,16 +132,19 @@ def _load_sentencepiece(name: str, data: bytes, end_token: str | None) -> Tokeni
         digest=hashlib.sha256(data).hexdigest(),
         encode=lambda text: np.asarray(model.EncodeAsIds(text), np.int64),
         decode=lambda tokens: model.DecodeIds(np.asarray(tokens).tolist()),
+        find=find,
     )
 
 
 def _find_end(
     name: str,
-    end_token: str | None,
+    end_token: str | int | None,
     find: Callable[[str], int | None],
     declared: int | None,
 ) -> int:
     """Returns the id of the end token: the one asked for, declared, or usual."""
+    if isinstance(end_token, int):
+        return end_token
     if end_token is None and declared is not None and declared >= 0:
         return declared
     for token in END_TOKENS if end_token is None else (end_token,):

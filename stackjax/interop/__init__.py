@@ -1,1 +1,13 @@
 """Models of other libraries, in and out."""
+
+import importlib.util
+
+
+def check_installed(*packages: str) -> None:
+    """Raises ValueError where a package is missing that only interop needs."""
+    missing = [name for name in packages if importlib.util.find_spec(name) is None]
+    if missing:
+        raise ValueError(
+            f"{' and '.join(missing)} {'is' if len(missing) == 1 else 'are'} not installed: "
+            f"pip install -r requirements-interop.txt"
+        )

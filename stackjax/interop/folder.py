@@ -7,6 +7,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import tokenizers
+import tokenizers.decoders
+import tokenizers.models
+import tokenizers.pre_tokenizers
+from etils import epath
+
+from stackjax.data.tokenizer import Tokenizer, load_tokenizer
 from stackjax.flops import flops_6nd, num_params
 from stackjax.interop.huggingface import CONFIG, Folder
 from stackjax.interop.tensors import SHARD_BYTES, TensorInfo, write_tensors
@@ -34,11 +41,83 @@ _TOKENIZERS = (
 )
 
 
-def carry(source: Path, target: Path) -> None:
+def carry(source: epath.Path, target: epath.Path) -> None:
     """Copies the files of a folder that hold no weights and stay true of a grown model."""
     target.mkdir(exist_ok=True)
     for path in (path for pattern in _TOKENIZERS for path in source.glob(pattern)):
-        shutil.copyfile(path, target / path.name)
+        path.copy(target / path.name, overwrite=True)
+
+
+def folder_tokenizer(path: Path) -> tuple[Tokenizer, int]:
+    """Returns the tokenizer of a folder, and the token before a text: its first, or the end.
+
+    Raises:
+      ValueError: There is none, or it cannot be read.
+    """
+    files = [path / name for name in ("tokenizer.json", "tokenizer.model")]
+    file = next((file for file in files if file.is_file()), None)
+    if file is None:
+        raise ValueError(
+            f"{path} has no tokenizer.json and no tokenizer.model; name one with --tokenizer."
+        )
+    settings = _read_json(path / "tokenizer_config.json")
+    end = _written(settings.get("eos_token"))
+    for name in ("generation_config.json", CONFIG) if end is None else ():
+        ids = _read_json(path / name).get("eos_token_id")
+        end = ids[0] if isinstance(ids, list) else ids
+        if end is not None:
+            break
+    tokenizer = load_tokenizer(str(file), end)
+    begin = _written(settings.get("bos_token"))
+    prefix_id = None if begin is None else tokenizer.find(begin)
+    return tokenizer, tokenizer.end_id if prefix_id is None else prefix_id
+
+
+def _read_json(file: Path) -> Mapping[str, Any]:
+    try:
+        return json.loads(file.read_text()) if file.is_file() else {}
+    except ValueError as error:
+        raise ValueError(f"{file} is not JSON ({error}); download it again.") from error
+
+
+def _written(token: Any) -> str | None:
+    """Returns a token as it is written; older folders also say how it is cut out of text."""
+    return token["content"] if isinstance(token, dict) else token
+
+
+def write_tokenizer(tokenizer: Tokenizer, target: Path) -> None:
+    """Writes a tokenizer as transformers reads it."""
+    if tokenizer.name == "bytes":
+        model = _bytes_model()
+        model.save(str(target / "tokenizer.json"))
+    elif tokenizer.name.endswith(".model"):
+        shutil.copyfile(tokenizer.name, target / "tokenizer.model")
+        settings = {"tokenizer_class": "LlamaTokenizer", "add_bos_token": False}
+        (target / "tokenizer_config.json").write_text(json.dumps(settings, indent=2) + "\n")
+        return
+    else:
+        shutil.copyfile(tokenizer.name, target / "tokenizer.json")
+        model = tokenizers.Tokenizer.from_file(tokenizer.name)
+    settings = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "eos_token": model.id_to_token(tokenizer.end_id),
+        "clean_up_tokenization_spaces": False,
+    }
+    (target / "tokenizer_config.json").write_text(json.dumps(settings, indent=2) + "\n")
+
+
+def _bytes_model() -> tokenizers.Tokenizer:
+    """Returns UTF-8 bytes as tokens; byte 0, which ends documents, is a special token."""
+    # Bytes that are no printable characters are written as others, in the order of bytes.
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = iter(range(256, 512))
+    letters = [chr(byte if byte in printable else next(others)) for byte in range(256)]
+    vocabulary = {letter: byte for byte, letter in enumerate(letters)}
+    model = tokenizers.Tokenizer(tokenizers.models.BPE(vocabulary, []))
+    model.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(False, use_regex=False)
+    model.decoder = tokenizers.decoders.ByteLevel()
+    model.add_special_tokens([letters[0]])
+    return model
 
 
 def read_lineage(folder: Folder, tokens: int = 0) -> tuple[Generation, ...]:

@@ -99,6 +99,16 @@ class Slot:
         sides = (_axis_sizes(config, side) for side in _sides(self.axes))
         return tuple(math.prod(sizes) for sizes in sides if sizes)
 
+    def cut(self, parameter: np.ndarray, axes: Any) -> np.ndarray:
+        """Returns what it holds of a parameter of all layers.
+
+        Args:
+          axes: The `Axes` of each parameter of the model.
+        """
+        names = axes[self.kind] if self.layer is None else axes["layers"][self.kind]
+        at = {"layers": self.layer, "gate_up": self.half}
+        return parameter[tuple(at.get(name, slice(None)) for name in names.names)]
+
     def from_tensor(self, tensor: np.ndarray, config: ModelConfig) -> np.ndarray:
         """Returns the parameter in a tensor, [*reads, *writes], of the true vocabulary."""
         first, second = _sides(self.axes)
@@ -313,6 +323,11 @@ def _rope_scaling(rope: Mapping[str, Any]) -> RopeScaling | None:
         high_freq_factor=rope["high_freq_factor"],
         original_seq_len=rope["original_max_position_embeddings"],
     )
+
+
+def seq_len(fields: Mapping[str, Any]) -> int:
+    """Returns the tokens of the longest text that the model of a config.json is meant for."""
+    return fields.get("max_position_embeddings", 2048)
 
 
 def config_fields(

@@ -1,0 +1,175 @@
+"""Models to and from other libraries: `python -m stackjax.convert SOURCE TARGET`.
+
+A folder of transformers becomes a checkpoint; a run or a checkpoint becomes a folder. Memory
+holds the parameters of the checkpoint that is written, or one of the one that is read.
+"""
+
+import dataclasses
+import itertools
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import rich.progress
+import tyro
+from absl import logging
+from etils import epath
+from jax.sharding import Mesh
+
+from stackjax import model
+from stackjax.checkpoint import Contents, absolute, write_first
+from stackjax.data.staging import refuse_existing, staging_directory
+from stackjax.data.tokenizer import load_tokenizer
+from stackjax.errors import one_line_errors
+from stackjax.flops import num_params
+from stackjax.interop import check_installed, huggingface
+from stackjax.interop.folder import carry, read_lineage, write_folder, write_tokenizer
+from stackjax.interop.tensors import DTYPES, TensorInfo
+from stackjax.interop.verify import verify
+from stackjax.lineage import total
+from stackjax.model import ModelConfig
+from stackjax.origin import carried_files, keep_folder, own_tokenizer, trained_seq_len
+from stackjax.pretrained import is_folder, open_checkpoint, read_parameter
+from stackjax.quantity import Count, short
+from stackjax.sharding import MeshConfig, build_mesh
+from stackjax.summary import describe
+from stackjax.train_state import TrainState
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ConvertConfig:
+    """Converts a model to or from a folder of transformers."""
+
+    source: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="SOURCE")]
+    """A folder of transformers (a Llama, Mistral, Qwen2 or Qwen3); or a run, a directory of
+    checkpoints, or one of them."""
+    target: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="TARGET")]
+    """Directory to write: a checkpoint of a folder, a folder of a checkpoint. It must be new,
+    or empty."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Type of the weights of a folder; `auto` is that of the folder that the model came from,
+    or float32, which rounds nothing."""
+    tokenizer: str | None = None
+    """Tokenizer of a folder, where the run no longer has it: `bytes`, or a file."""
+    source_tokens: Count = 0
+    """Tokens that the model of a folder was trained on, where the folder does not say."""
+    verify: bool = False
+    """Whether to run the model on random tokens in both libraries, and compare; needs
+    requirements-interop.txt."""
+
+
+def convert(config: ConvertConfig) -> epath.Path:
+    """Writes the model as the other kind, and returns where.
+
+    Raises:
+      FileExistsError: TARGET is not empty.
+      ValueError: SOURCE holds no model, or one that the other library cannot represent.
+      OSError: A file could not be read or written.
+    """
+    if config.verify:
+        check_installed("torch", "transformers")
+    with jax.set_mesh(_mesh_of_one()):
+        comes_in = is_folder(config.source)
+        written = from_folder(config) if comes_in else to_folder(config)
+        print(f"wrote   {written}")
+        if config.verify:
+            folder, ours = (config.source, written) if comes_in else (written, config.source)
+            print(verify(Path(folder), str(ours), _mesh_of_one()))
+    return written
+
+
+def from_folder(config: ConvertConfig) -> epath.Path:
+    """Writes the checkpoint of a folder's model, and beside it the folder's other files."""
+    directory: Any = absolute(config.target)
+    refuse_existing(directory)
+    folder = huggingface.read_folder(Path(config.source))
+    lineage = read_lineage(folder, config.source_tokens)
+    print(f"source  {config.source}: {_sizes(folder.model)}")
+    params = huggingface.load_params(folder, folder.model, _mesh_of_one())
+    state = TrainState(jnp.zeros((), jnp.int32), params, None)
+    contents = Contents(total(lineage), folder.model, is_model=True, lineage=lineage)
+    checkpoint = write_first(directory, state, contents)
+    keep_folder(folder, directory)
+    return checkpoint
+
+
+def to_folder(config: ConvertConfig) -> epath.Path:
+    """Writes the folder of a checkpoint's model."""
+    target = epath.Path(config.target)
+    refuse_existing(target)
+    checkpoint, contents = open_checkpoint(config.source)
+    print(f"source  {checkpoint}: {_sizes(contents.model)}")
+    carried = carried_files(checkpoint)
+    template = None if carried is None else huggingface.read_fields(carried)
+    dtype = config.dtype
+    if dtype == "auto":
+        dtype = "float32" if template is None else template["dtype"]
+    seq_len = trained_seq_len(checkpoint)
+    fields = huggingface.config_fields(contents.model, dtype, template, seq_len)
+    tokenizer = None
+    if config.tokenizer is not None:
+        tokenizer = load_tokenizer(config.tokenizer)
+    elif carried is None:
+        tokenizer, _ = own_tokenizer(checkpoint)
+    if tokenizer is not None:
+        fields["eos_token_id"] = tokenizer.end_id
+    infos = _infos(contents.model, dtype)
+    shown = rich.progress.track(
+        _tensors(checkpoint, contents.model, infos),
+        "writing",
+        len(infos),
+        disable=not sys.stdout.isatty(),
+    )
+    with staging_directory(target) as staging:
+        if carried is not None:
+            carry(epath.Path(carried), epath.Path(staging))
+        if tokenizer is not None:
+            write_tokenizer(tokenizer, staging)
+        write_folder(staging, fields, infos, shown, contents.lineage)
+    return target
+
+
+def _infos(config: ModelConfig, dtype: str) -> dict[str, TensorInfo]:
+    """Returns the tensors to write, those of a parameter one after another."""
+    name = next(name for name, each in DTYPES.items() if each.name == dtype)
+    kinds = list(model.logical_axes(config)["layers"])
+    found = sorted(huggingface.slots(config), key=lambda s: (s.kind in kinds, s.kind))
+    return {slot.name: TensorInfo(slot.shape(config), name) for slot in found}
+
+
+def _tensors(
+    checkpoint: epath.Path, config: ModelConfig, infos: Mapping[str, TensorInfo]
+) -> Iterator[np.ndarray]:
+    """Returns the tensors of a checkpoint's model in the order of `infos`."""
+    by_name = {slot.name: slot for slot in huggingface.slots(config)}
+    axes = model.logical_axes(config)
+    for kind, group in itertools.groupby((by_name[name] for name in infos), lambda s: s.kind):
+        path = ("layers", kind) if kind in axes["layers"] else (kind,)
+        parameter = np.asarray(read_parameter(checkpoint, config, path, _mesh_of_one()))
+        for slot in group:
+            part = slot.cut(parameter, axes)
+            yield slot.to_tensor(part, config).astype(DTYPES[infos[slot.name].dtype])
+
+
+def _mesh_of_one() -> Mesh:
+    return build_mesh(MeshConfig(), jax.local_devices()[:1])
+
+
+def _sizes(config: ModelConfig) -> str:
+    return f"{describe(config)}, {short(num_params(config))} parameters"
+
+
+def main() -> None:
+    """Runs the command line."""
+    # Orbax logs, with tracebacks, the errors that it raises as well.
+    logging.set_verbosity(logging.FATAL)
+    with one_line_errors():
+        convert(tyro.cli(ConvertConfig, prog="python -m stackjax.convert"))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,117 @@
+"""What lies around a checkpoint: the config of its run, and the files of another library."""
+
+import json
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from etils import epath
+
+from stackjax.data.sources import read_manifest
+from stackjax.data.tokenizer import Tokenizer, load_tokenizer
+from stackjax.interop import huggingface
+from stackjax.interop.folder import CARRIED, carry, folder_tokenizer
+from stackjax.interop.huggingface import Folder
+from stackjax.interop.tensors import DTYPES, widest
+from stackjax.storage import is_remote
+
+_RECORD = "config.json"
+_LEVELS = 3
+"""How far above a checkpoint its run may be: RUN/stage_0/train/600."""
+
+
+def run_settings(checkpoint: epath.Path) -> Mapping[str, Any]:
+    """Returns every field of the config that a checkpoint's model was trained with.
+
+    By its name on the command line; empty where nothing was trained yet.
+    """
+    record = _above(checkpoint, _RECORD)
+    return {} if record is None else json.loads(record.read_text())["config"]
+
+
+def carried_files(checkpoint: epath.Path) -> Path | None:
+    """Returns where the files lie that came with a checkpoint's model from another library.
+
+    Those in a bucket are brought here.
+    """
+    found = _above(checkpoint, CARRIED)
+    if found is None or not is_remote(found):
+        return None if found is None else Path(found)
+    here = Path(tempfile.mkdtemp())
+    for file in found.iterdir():
+        file.copy(here / file.name)
+    return here
+
+
+def keep_origin(checkpoint: epath.Path, target: epath.Path) -> None:
+    """Copies what lies around a checkpoint to where its model goes on as another."""
+    record, carried = _above(checkpoint, _RECORD), _above(checkpoint, CARRIED)
+    if record is not None:
+        record.copy(target / _RECORD)
+    if carried is not None:
+        carry(carried, target / CARRIED)
+        (carried / huggingface.CONFIG).copy(target / CARRIED / huggingface.CONFIG)
+
+
+def keep_folder(folder: Folder, target: epath.Path) -> None:
+    """Copies the files of a folder to where `carried_files` finds them.
+
+    Its config.json says the narrowest type that holds all of its weights.
+    """
+    carry(epath.Path(folder.path), target / CARRIED)
+    fields = {**folder.fields, "dtype": DTYPES[widest(folder.dtypes)].name}
+    fields.pop("torch_dtype", None)
+    text = json.dumps(fields, indent=2) + "\n"
+    (target / CARRIED / huggingface.CONFIG).write_text(text)
+
+
+def _above(checkpoint: epath.Path, name: str) -> epath.Path | None:
+    """Returns the nearest file of a name in a directory above a checkpoint."""
+    places = [directory / name for directory in list(checkpoint.parents)[:_LEVELS]]
+    return next((place for place in places if place.exists()), None)
+
+
+def own_tokenizer(checkpoint: epath.Path) -> tuple[Tokenizer, int]:
+    """Returns the tokenizer of a checkpoint's model, and the token before a text.
+
+    Raises:
+      ValueError: It is not known, or is no longer where it was, or another one is.
+    """
+    carried = carried_files(checkpoint)
+    if carried is not None:
+        return folder_tokenizer(carried)
+    settings = run_settings(checkpoint)
+    if not settings:
+        raise ValueError(f"{checkpoint} does not say its tokenizer; name it with --tokenizer.")
+    info = read_manifest(settings["data.path"]).tokenizer
+    if info.name != "bytes" and not Path(info.name).is_file():
+        raise ValueError(
+            f"the tokenizer of {checkpoint} was {info.name}, which is no longer there; name "
+            f"it with --tokenizer."
+        )
+    tokenizer = load_tokenizer(info.name, None if info.name == "bytes" else info.end_id)
+    if tokenizer.digest != info.digest:
+        raise ValueError(
+            f"{info.name} is another tokenizer than the one that {settings['data.path']} was "
+            f"made with; name that one with --tokenizer."
+        )
+    return tokenizer, tokenizer.end_id
+
+
+def trained_seq_len(checkpoint: epath.Path) -> int:
+    """Returns the tokens of the longest text that a checkpoint's model was trained on.
+
+    Raises:
+      ValueError: It is not known.
+    """
+    settings, carried = run_settings(checkpoint), carried_files(checkpoint)
+    if settings:
+        return settings["data.seq_len"]
+    if carried is not None:
+        return huggingface.seq_len(huggingface.read_fields(carried))
+    raise ValueError(
+        f"{checkpoint} does not lie in a run, and came from no folder of transformers, so "
+        f"that nothing is known of its tokenizer and of how long its texts were; grow or "
+        f"train it where they are."
+    )
