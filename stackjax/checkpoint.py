@@ -91,7 +91,7 @@ class Checkpoints:
       workdir: The run directory.
       phase: Whose checkpoints they are.
       config: What is kept.
-      source: The phase before, where this one has none yet.
+      lineage: Where the model comes from, where this phase has no checkpoints yet.
     """
 
     def __init__(
@@ -99,7 +99,7 @@ class Checkpoints:
         workdir: epath.Path,
         phase: Phase,
         config: CheckpointConfig,
-        source: Phase | None = None,
+        lineage: Sequence[Generation] = (),
     ):
         policies = ocp.training.preservation_policies
         keep: Any = policies.LatestN(config.keep_last)
@@ -118,7 +118,7 @@ class Checkpoints:
             metadata = self._checkpointer.metadata(latest)
             self._lineage = _read_contents(self.directory, metadata).lineage
         else:
-            self._lineage = begin(_lineage(workdir, source), phase)
+            self._lineage = begin(lineage, phase)
 
     def __enter__(self) -> "Checkpoints":
         return self
@@ -221,10 +221,10 @@ def _read_contents(checkpoint: epath.Path, metadata: Any) -> Contents:
     )
 
 
-def _lineage(workdir: epath.Path, source: Phase | None) -> tuple[Generation, ...]:
-    """Returns the lineage at the end of a phase; none where there is no phase."""
-    step = None if source is None else newest_step(workdir, source)
-    if source is None or step is None:
+def newest_lineage(workdir: epath.Path, source: Phase) -> tuple[Generation, ...]:
+    """Returns the lineage at the newest checkpoint of a phase; none where it has none."""
+    step = newest_step(workdir, source)
+    if step is None:
         return ()
     return read_contents(workdir / source.directory / str(step))[0].lineage
 

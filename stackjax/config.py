@@ -208,6 +208,9 @@ class Config:
     """How arrays are laid out over devices."""
     stages: tuple[Stage, ...]
     """The parts of the run, in order."""
+    init_from: str | None = None
+    """Where the first stage's parameters come from: a run, a checkpoint, or a folder of
+    transformers. The optimizer, the data and the counts start afresh."""
     evaluation: EvaluationConfig
     """Held-out evaluation."""
     probes: ProbeConfig = ProbeConfig()

@@ -46,9 +46,15 @@ def carried_files(checkpoint: epath.Path) -> Path | None:
 
 def keep_origin(checkpoint: epath.Path, target: epath.Path) -> None:
     """Copies what lies around a checkpoint to where its model goes on as another."""
-    record, carried = _above(checkpoint, _RECORD), _above(checkpoint, CARRIED)
+    record = _above(checkpoint, _RECORD)
     if record is not None:
         record.copy(target / _RECORD)
+    keep_carried(checkpoint, target)
+
+
+def keep_carried(checkpoint: epath.Path, target: epath.Path) -> None:
+    """Copies the files of another library alone, to where a run goes on with the model."""
+    carried = _above(checkpoint, CARRIED)
     if carried is not None:
         carry(carried, target / CARRIED)
         (carried / huggingface.CONFIG).copy(target / CARRIED / huggingface.CONFIG)

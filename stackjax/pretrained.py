@@ -93,6 +93,17 @@ def load_pretrained(path: str, tokenizer: str | None = None) -> Pretrained:
     )
 
 
+def model_of(path: str) -> ModelConfig:
+    """Returns the model that a path names, for configs that start from it.
+
+    Args:
+      path: A run, a directory of checkpoints, one of them, or a folder of transformers.
+    """
+    if is_folder(path):
+        return huggingface.read_folder(Path(path)).model
+    return open_checkpoint(path)[1].model
+
+
 def is_folder(path: str) -> bool:
     """Returns whether a path names a folder of transformers, and not a run of ours."""
     return not is_remote(path) and huggingface.is_folder(Path(path))

@@ -20,6 +20,7 @@ from stackjax.checkpoint import (
     Checkpoints,
     absolute,
     clear,
+    newest_lineage,
     newest_step,
 )
 from stackjax.compilation import (
@@ -52,6 +53,7 @@ from stackjax.probe import check_probes, open_probe, probe_is_due
 from stackjax.progress import open_progress
 from stackjax.run import LateRows, Run
 from stackjax.sharding import build_mesh, move
+from stackjax.start import check_start, start_from
 from stackjax.stop import EXIT_CODE, should_stop, stop_on_signals
 from stackjax.summary import describe, summarize
 from stackjax.train_state import TrainState, enter_phase
@@ -88,6 +90,8 @@ def train(config: Config) -> None:
     }
     check_sinks(workdir, **outputs)
     source, held_out = open_data(config)
+    if is_new and config.init_from is not None:
+        check_start(config.init_from, phases[0].model)
     if not is_new:
         check_same_data(workdir, source.manifest)
     workdir.mkdir(parents=True, exist_ok=True)
@@ -148,7 +152,9 @@ def resume(config: Config, workdir: epath.Path, phase: Phase) -> tuple[TrainStat
                 f"{checkpoints.directory} has no checkpoint, but the run is in stage "
                 f"{phase.stage}; bring it back, or start a new run with --workdir."
             )
-        return new_state(config, phase), phase.start
+        if config.init_from is None:
+            return new_state(config, phase), phase.start
+    return start_from(config.init_from, config, workdir, phase, mesh), phase.start
 
 
 def run_phase(
@@ -250,7 +256,8 @@ def enter(run: Run, source: Phase, target: Phase, state: TrainState) -> TrainSta
         run.write_layers(target, 0, target.start, new_layers, old_layers)
         run.flush()
         clear(run.workdir, target)
-        with Checkpoints(run.workdir, target, config.checkpoints, source) as checkpoints:
+        lineage = newest_lineage(run.workdir, source)
+        with Checkpoints(run.workdir, target, config.checkpoints, lineage) as checkpoints:
             checkpoints.save(0, entered, target.start)
         write_marker(run.workdir, target, run.ended)
     run.progress.note(

@@ -12,7 +12,7 @@ from etils import epath
 from stackjax.analysis.curve import Curve
 from stackjax.growth import Growth, parse_growth
 from stackjax.metrics import read_rows
-from stackjax.model.config import ModelConfig, model_from_json
+from stackjax.model.config import EXECUTION, ModelConfig, model_from_json
 
 LossName = Literal["held_out", "train"]
 
@@ -25,8 +25,6 @@ COSTS = {
 """What a run spends, and how people call it. All stages count, from the first token on."""
 
 _ROW_NAMES = {"held_out": "held_out_loss", "train": "loss"}
-_EXECUTION = ("init", "compute_dtype", "remat", "attention", "scan_unroll", "loss_chunk")
-"""Fields of a model that say how it starts or computes, and not what."""
 _SIZES = ("num_layers", "embed_dim", "mlp_dim", "num_heads", "num_kv_heads", "head_dim")
 
 
@@ -53,7 +51,7 @@ class Record:
         fields: dict[str, Any] = {}
         for name, value in self.config.items():
             place, _, field = name.removeprefix("model.").rpartition(".")
-            if name.startswith("model.") and field not in _EXECUTION:
+            if name.startswith("model.") and field not in EXECUTION:
                 inner = fields.setdefault(place, {}) if place else fields
                 inner[field] = value
         model = model_from_json(fields)
@@ -185,7 +183,7 @@ def _meaning(record: Record, any_size: bool) -> dict[str, Any]:
     model = {
         f"the last model's {name}": value
         for name, value in dataclasses.asdict(record.final_model).items()
-        if name not in (*_EXECUTION, *(_SIZES if any_size else ()))
+        if name not in (*EXECUTION, *(_SIZES if any_size else ()))
     }
     fields = ("data.seq_len", "data.mask_documents", "evaluation.num_sequences")
     return dict(record.data) | {field: record.config[field] for field in fields} | model

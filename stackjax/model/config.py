@@ -1,7 +1,7 @@
 """The architecture of a decoder and how its layers are executed."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 AttentionKernel = Literal["xla", "cudnn", "splash"]
@@ -117,6 +117,25 @@ class ModelConfig:
             raise ValueError(
                 f"model.scan_unroll is {self.scan_unroll}; it is a number of layers, or 0."
             )
+
+
+EXECUTION = ("init", "compute_dtype", "remat", "attention", "scan_unroll", "loss_chunk")
+"""Fields of a model that say how it starts or computes, and not what."""
+
+
+def differences(config: ModelConfig, other: ModelConfig, *, besides: Sequence[str] = ()) -> str:
+    """Returns how two models compute different things, in words; empty if they do not.
+
+    Args:
+      besides: Fields that may differ.
+    """
+    names = (field.name for field in dataclasses.fields(config))
+    pairs = {
+        name: (getattr(config, name), getattr(other, name))
+        for name in names
+        if name not in (*EXECUTION, *besides)
+    }
+    return ", ".join(f"model.{n} is {a}, not {b}" for n, (a, b) in pairs.items() if a != b)
 
 
 def model_from_json(fields: Mapping[str, Any]) -> ModelConfig:
