@@ -28,6 +28,7 @@ from stackjax.errors import one_line_errors
 from stackjax.flops import num_params
 from stackjax.interop import check_installed, huggingface
 from stackjax.interop.folder import carry, read_lineage, write_folder, write_tokenizer
+from stackjax.interop.prts import read_checkpoint as read_pth
 from stackjax.interop.tensors import DTYPES, TensorInfo
 from stackjax.interop.verify import verify
 from stackjax.lineage import total
@@ -45,8 +46,8 @@ class ConvertConfig:
     """Converts a model to or from a folder of transformers."""
 
     source: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="SOURCE")]
-    """A folder of transformers (a Llama, Mistral, Qwen2 or Qwen3); or a run, a directory of
-    checkpoints, or one of them."""
+    """A folder of transformers (a Llama, Mistral, Qwen2 or Qwen3), or a .pth file of the code
+    of arXiv:2405.15319; or a run, a directory of checkpoints, or one of them."""
     target: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="TARGET")]
     """Directory to write: a checkpoint of a folder, a folder of a checkpoint. It must be new,
     or empty."""
@@ -57,6 +58,8 @@ class ConvertConfig:
     """Tokenizer of a folder, where the run no longer has it: `bytes`, or a file."""
     source_tokens: Count = 0
     """Tokens that the model of a folder was trained on, where the folder does not say."""
+    head_dim: int | None = None
+    """Channels of each head of a .pth file, where they are not those of the paper's models."""
     verify: bool = False
     """Whether to run the model on random tokens in both libraries, and compare; needs
     requirements-interop.txt."""
@@ -72,8 +75,13 @@ def convert(config: ConvertConfig) -> epath.Path:
     """
     if config.verify:
         check_installed("torch", "transformers")
+        if _is_pth(config.source):
+            raise ValueError(
+                f"transformers cannot run {config.source}, so there is nothing to compare "
+                f"with: leave out --verify, and convert the checkpoint to a folder with it."
+            )
     with jax.set_mesh(_mesh_of_one()):
-        comes_in = is_folder(config.source)
+        comes_in = is_folder(config.source) or _is_pth(config.source)
         written = from_folder(config) if comes_in else to_folder(config)
         print(f"wrote   {written}")
         if config.verify:
@@ -86,7 +94,9 @@ def from_folder(config: ConvertConfig) -> epath.Path:
     """Writes the checkpoint of a folder's model, and beside it the folder's other files."""
     directory: Any = absolute(config.target)
     refuse_existing(directory)
-    folder = huggingface.read_folder(Path(config.source))
+    path = Path(config.source)
+    is_pth = _is_pth(config.source)
+    folder = read_pth(path, config.head_dim) if is_pth else huggingface.read_folder(path)
     lineage = read_lineage(folder, config.source_tokens)
     print(f"source  {config.source}: {_sizes(folder.model)}")
     params = huggingface.load_params(folder, folder.model, _mesh_of_one())
@@ -131,6 +141,10 @@ def to_folder(config: ConvertConfig) -> epath.Path:
             write_tokenizer(tokenizer, staging)
         write_folder(staging, fields, infos, shown, contents.lineage)
     return target
+
+
+def _is_pth(source: str) -> bool:
+    return source.endswith(".pth")
 
 
 def _infos(config: ModelConfig, dtype: str) -> dict[str, TensorInfo]:

@@ -201,25 +201,33 @@ def read_folder(path: Path) -> Folder:
     fields = read_fields(path)
     config = model_config(fields, str(path / CONFIG))
     tensors = Tensors(path)
+    check_tensors(tensors, config, str(path))
+    return Folder(path, fields, config, tensors)
+
+
+def check_tensors(tensors: Mapping[str, TensorInfo], config: ModelConfig, where: str) -> None:
+    """Raises ValueError where tensors are not those of a model, all of them and no others.
+
+    Args:
+      where: What errors call the place that they are in.
+    """
     expected = {slot.name: slot.shape(config) for slot in slots(config)}
     for name, shape in expected.items():
         if name not in tensors:
-            raise ValueError(f"{path} has no tensor {name}, which its {CONFIG} asks for.")
+            raise ValueError(f"{where} has no tensor {name}, which its model needs.")
         if tensors[name].shape != shape:
             raise ValueError(
-                f"{name} in {path} has shape {list(tensors[name].shape)}, and its {CONFIG} "
-                f"asks for {list(shape)}; the two belong to different models."
+                f"{name} in {where} has shape {list(tensors[name].shape)}, and its model needs "
+                f"{list(shape)}; the two belong to different models."
             )
     # Older versions also stored what follows from the config, and a tied head.
     ignored = ("rotary_emb.inv_freq", *(("lm_head.weight",) if config.tie_head else ()))
     extra = [n for n in tensors if n not in expected and not n.endswith(ignored)]
     if extra:
         raise ValueError(
-            f"{path} holds {min(extra)} ({len(extra)} such tensors), which no model of the "
-            f"kind {fields['model_type']} as {CONFIG} describes it has; nothing is left out "
-            f"silently."
+            f"{where} holds {min(extra)} ({len(extra)} such tensors), which its model does not "
+            f"have; nothing is left out silently."
         )
-    return Folder(path, fields, config, tensors)
 
 
 def read_fields(path: Path) -> Mapping[str, Any]:
