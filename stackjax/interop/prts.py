@@ -115,6 +115,7 @@ def read_checkpoint(path: Path, head_dim: int | None = None) -> Folder:
             f"{path}: heads of {head_dim} channels do not fit {embed_dim} channels and a fused "
             f"matrix of {len(fused)} rows; choose another --head-dim."
         )
+    layers = [layer for layer, _ in map(_split, state) if layer is not None]
     fields = {
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",
@@ -123,8 +124,7 @@ def read_checkpoint(path: Path, head_dim: int | None = None) -> Folder:
         "vocab_size": vocab_size,
         "hidden_size": embed_dim,
         "intermediate_size": len(gate),
-        "num_hidden_layers": 1
-        + max(layer for layer, _ in map(_split, state) if layer is not None),
+        "num_hidden_layers": 1 + max(layers),
         "num_attention_heads": num_heads,
         "num_key_value_heads": num_kv_heads,
         "rms_norm_eps": 1e-5,
