@@ -1,0 +1,120 @@
+"""Folders of transformers with random weights, and what transformers computes of them."""
+
+import functools
+from pathlib import Path
+
+import numpy as np
+import torch
+import transformers
+
+# Threads that share so little work spend their time waiting for each other.
+torch.set_num_threads(1)
+transformers.utils.logging.disable_progress_bar()
+
+VOCAB = 61
+SIZES = {
+    "vocab_size": VOCAB,
+    "hidden_size": 16,
+    "intermediate_size": 20,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+}
+LLAMA3 = {
+    "rope_type": "llama3",
+    "rope_theta": 100.0,
+    "factor": 8.0,
+    "low_freq_factor": 0.3,
+    "high_freq_factor": 2.0,
+    "original_max_position_embeddings": 20,
+}
+FOLDERS = {
+    "llama": ("Llama", {}, "float32"),
+    "llama, all heads, tied, llama 3 rope": (
+        "Llama",
+        {"num_key_value_heads": 4, "tie_word_embeddings": True, "rope_parameters": LLAMA3},
+        "float32",
+    ),
+    "llama, bfloat16": ("Llama", {"rms_norm_eps": 1e-5}, "bfloat16"),
+    "mistral, wide heads": ("Mistral", {"head_dim": 6, "sliding_window": None}, "float32"),
+    "mistral, float16": ("Mistral", {"sliding_window": 2**20}, "float16"),
+    "qwen2": ("Qwen2", {}, "float32"),
+    "qwen2, one key, tied": (
+        "Qwen2",
+        {"num_key_value_heads": 1, "tie_word_embeddings": True},
+        "bfloat16",
+    ),
+    "qwen3": ("Qwen3", {"head_dim": 6}, "float32"),
+    "qwen3, tied, other base": (
+        "Qwen3",
+        {
+            "head_dim": 4,
+            "tie_word_embeddings": True,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 1e6},
+        },
+        "bfloat16",
+    ),
+}
+"""The family, what differs from `SIZES`, and the type of the weights."""
+
+
+def write(path: Path, name: str, num_shards: int = 1, **changes) -> Path:
+    """Writes the folder of that name in `FOLDERS`; weights give logits of order 1."""
+    family, fields, dtype = FOLDERS[name]
+    config = getattr(transformers, f"{family}Config")(**SIZES | fields | changes)
+    torch.manual_seed(0)
+    network = getattr(transformers, f"{family}ForCausalLM")(config)
+    for kind, weight in network.named_parameters():
+        if kind.endswith("norm.weight"):
+            torch.nn.init.uniform_(weight, 0.5, 1.5)
+        else:
+            torch.nn.init.normal_(weight, std=0.2)
+    network.to(getattr(torch, dtype)).save_pretrained(
+        path, max_shard_size=_shard_size(network, dtype, num_shards)
+    )
+    return path
+
+
+def _shard_size(network: torch.nn.Module, dtype: str, num_shards: int) -> int:
+    size = sum(weight.numel() for weight in network.parameters())
+    return -(-size * getattr(torch, dtype).itemsize // num_shards)
+
+
+@functools.cache
+def tokens(rows: int = 2, length: int = 24) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, VOCAB, (rows, length), dtype=np.int32)
+
+
+@torch.inference_mode()
+def logits(path: Path, dtype: str = "float32") -> np.ndarray:
+    """What transformers computes of a folder on `tokens`, [B, T, V] in float64."""
+    load = transformers.AutoModelForCausalLM.from_pretrained
+    network = load(path, dtype=getattr(torch, dtype), attn_implementation="sdpa")
+    if dtype == "float64":
+        for name, module in list(network.named_modules()):
+            if name.endswith("norm"):
+                # Its own norms compute in float32; PyTorch's do not.
+                shape, epsilon = tuple(module.weight.shape), module.variance_epsilon
+                norm = torch.nn.RMSNorm(shape, eps=epsilon, dtype=torch.float64)
+                norm.weight.data.copy_(module.weight)
+                network.set_submodule(name, norm)
+    return network(torch.tensor(tokens())).logits.double().numpy()
+
+
+def weights(path: Path) -> dict[str, torch.Tensor]:
+    """Every tensor of a folder, read by the library of the format."""
+    from safetensors.torch import load_file
+
+    found = {}
+    for file in sorted(path.glob("*.safetensors")):
+        found |= load_file(file)
+    return found
+
+
+def assert_same_weights(path: Path, expected: Path) -> None:
+    """Names, types and bits agree."""
+    found, wanted = weights(path), weights(expected)
+    assert found.keys() == wanted.keys()
+    for name, tensor in wanted.items():
+        assert found[name].dtype == tensor.dtype, name
+        assert torch.equal(found[name], tensor), name
