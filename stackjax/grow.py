@@ -159,7 +159,7 @@ def grow_folder(config: GrowConfig) -> epath.Path:
     target = growth.target_config(folder.model)
     fields = grown_fields(folder, target)
     infos = grown_infos(folder, growth)
-    tensors = grown_tensors(folder, growth, infos, jax.random.key(config.seed))
+    tensors = grown_tensors(folder, growth, jax.random.key(config.seed))
     shown = rich.progress.track(tensors, "growing", len(infos), disable=not sys.stdout.isatty())
     with staging_directory(directory) as staging:
         carry(epath.Path(folder.path), epath.Path(staging))

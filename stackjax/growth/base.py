@@ -227,19 +227,15 @@ class Chain(Growth):
             first = Chain(tuple(before))
             between = first.target_config(source)
             made_of = last.layer_sources(between)
-            each = len(first.layer_sources(source)[0])
+            # What only moves layers hands on what it gets.
+            parts = [params] if made_of.shape[1] == 1 else _split(params, made_of.shape[1])
             made = [
                 first.grow_layer(
-                    jnp.asarray(made_of)[layer, i],
-                    jax.tree.map(lambda leaf: leaf[i * each : (i + 1) * each], params),  # noqa: B023
-                    axes,
-                    source,
-                    key=key,
-                    fresh=fresh,
+                    jnp.asarray(made_of)[layer, i], part, axes, source, key=key, fresh=fresh
                 )
-                for i in range(made_of.shape[1])
+                for i, part in enumerate(parts)
             ]
-            params = jax.tree.map(lambda *layers: jnp.concatenate(layers), *made)
+            params = made[0] if len(made) == 1 else _join(made)
             source = between
         link_key = jax.random.fold_in(key, len(before))
         return last.grow_layer(layer, params, axes, source, key=link_key, fresh=fresh)
@@ -256,6 +252,17 @@ class Chain(Growth):
             found += growth.reparameterisations(source)
             source = growth.target_config(source)
         return tuple(found)
+
+
+def _split(params: Any, number: int) -> list[Any]:
+    """Returns parts of equal length along the first axis."""
+    leaves, structure = jax.tree.flatten(params)
+    parts = zip(*(jnp.split(leaf, number) for leaf in leaves), strict=True)
+    return [jax.tree.unflatten(structure, part) for part in parts]
+
+
+def _join(parts: list[Any]) -> Any:
+    return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *parts)
 
 
 def chain(*growths: Growth) -> Growth:

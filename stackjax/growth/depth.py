@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from stackjax.axes import Axes
-from stackjax.growth.axis_map import AxisMap, gather_tree, is_new, zero_new
+from stackjax.growth.axis_map import AxisMap, gather_tree, grows, is_new, zero_new
 from stackjax.growth.base import FreshLayer, Growth, Order, Promise, fill_new
 from stackjax.growth.pattern import parse_pattern
 from stackjax.model.config import ModelConfig
@@ -265,6 +265,8 @@ class DepthZero(LayerGather):
         rest = copies if self.rest == "copy" else fresh(self.target_config(source))
 
         def fill(copy: jax.Array, names: Axes, rest: jax.Array) -> jax.Array:
+            if not grows(names, maps):
+                return copy
             return fill_new(copy, names, is_new(names, maps), rest, zero_writers=True)
 
         return jax.tree.map(fill, copies, axes, rest)

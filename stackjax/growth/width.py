@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from stackjax.axes import Axes
-from stackjax.growth.axis_map import AxisMap, along, gather, is_new, zero_new
+from stackjax.growth.axis_map import AxisMap, along, gather, grows, is_new, zero_new
 from stackjax.growth.base import FreshLayer, Growth, Order, Promise, fill_new, map_params
 from stackjax.model.config import SIZES, ModelConfig
 
@@ -266,6 +266,8 @@ class WidthZero(WidthGrowth):
         maps = self.axis_maps(source)
 
         def grow(leaf: jax.Array, names: Axes, fresh: jax.Array) -> jax.Array:
+            if not grows(names, maps):
+                return leaf
             grown = gather(leaf, names, maps)
             if "embed" in maps and "embed" in names.writes:
                 axis = names.names.index("embed")

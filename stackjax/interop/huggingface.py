@@ -123,7 +123,8 @@ class Slot:
             value = np.moveaxis(value, place("vocab"), 0)[: config.vocab_size]
             value = np.moveaxis(value, 0, place("vocab"))
         value = value.transpose([place(name) for name in first + second])
-        return value.reshape(self.shape(config))
+        sides = (value.shape[: len(first)], value.shape[len(first) :])
+        return value.reshape([math.prod(sizes) for sizes in sides if sizes])
 
 
 def _sides(axes: Axes) -> tuple[tuple[str, ...], tuple[str, ...]]:

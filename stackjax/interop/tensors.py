@@ -25,7 +25,7 @@ DTYPES: dict[str, np.dtype] = {
 }
 """The types of weights, by their names in files."""
 
-_CHUNK_BYTES = 2**24
+_CHUNK_BYTES = 2**20
 
 
 @dataclasses.dataclass(frozen=True)
@@ -149,6 +149,9 @@ def write_tensors(
     """Writes tensors, one at a time in the order of `infos`, and their index if it needs one.
 
     The library would have to hold all tensors of a file.
+
+    Args:
+      tensors: Tensors, or parts of them along the first axis that follow each other.
     """
     shards = _shards(infos, shard_bytes)
     remaining = iter(tensors)
@@ -197,10 +200,16 @@ def _write_file(
     with path.open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
         for name, info in infos.items():
-            tensor = next(tensors)
-            assert (tensor.shape, tensor.dtype) == (info.shape, DTYPES[info.dtype]), name
-            for rows in _chunks(tensor):
-                file.write(np.ascontiguousarray(rows).view(np.uint8).data)
+            missing = info.shape[0]
+            while missing:
+                part = next(tensors)
+                assert part.shape[1:] == info.shape[1:], f"{name} is {part.shape}"
+                assert part.dtype == DTYPES[info.dtype], f"{name} is {part.dtype}"
+                for rows in _chunks(part):
+                    file.write(np.ascontiguousarray(rows).view(np.uint8).data)
+                missing -= len(part)
+                assert missing >= 0, f"{name} has more than {info.shape[0]} rows"
+                del part, rows  # before the next one is made
 
 
 def _chunks(tensor: np.ndarray) -> Iterator[np.ndarray]:
