@@ -201,7 +201,7 @@ def test_memory_holds_a_few_tensors(growth, tmp_path):
     # Large enough for what the compiler takes, tens of megabytes, to be little.
     sizes = {"vocab_size": 16384, "hidden_size": 1024, "intermediate_size": 2048}
     small = folders.write(tmp_path / "small", "llama")
-    large = folders.write(tmp_path / "large", "llama", 8, num_hidden_layers=2, **sizes)
+    large = folders.write(tmp_path / "large", "llama", 16, num_hidden_layers=3, **sizes)
     assert len(list(large.glob("*.safetensors"))) >= 8
     root = Path(__file__).parent.parent
     out = subprocess.run(
