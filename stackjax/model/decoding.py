@@ -5,7 +5,7 @@ key/value heads, H head_dim, V vocabulary (padded). G is N / K: query head n rea
 n // G.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,16 +18,19 @@ from stackjax.sharding import logical
 
 
 class Cache(NamedTuple):
-    """Keys, turned already, and values of a text; slot s belongs to position s."""
+    """Keys, turned already, and values of every layer; slot s is that of position s.
 
-    keys_LBSKH: jax.Array
-    values_LBSKH: jax.Array
+    Heads come before slots, so that no product has to transpose them.
+    """
+
+    keys_LBKSH: jax.Array
+    values_LBKSH: jax.Array
 
 
 def empty_cache(config: ModelConfig, batch: int, capacity: int) -> Cache:
     """Returns a cache for texts of up to `capacity` tokens, in the compute type."""
-    shape = (config.num_layers, batch, capacity, config.num_kv_heads, config.head_dim)
-    layout = logical(None, "batch", None, "kv_heads", None)
+    shape = (config.num_layers, batch, config.num_kv_heads, capacity, config.head_dim)
+    layout = logical(None, "batch", "kv_heads", None, None)
     dtype = compute_dtype(config)
     return Cache(*(jnp.zeros(shape, dtype, out_sharding=layout) for _ in Cache._fields))
 
@@ -61,7 +64,7 @@ def extend(
 
         return run_block(x_BTD, layer, attend), None
 
-    layers = params["layers"], np.arange(config.num_layers)
+    layers = params["layers"], jnp.arange(config.num_layers)
     carry = embed(config, params, tokens_BT), cache
     # The cache is carried, not scanned over, so that it is written in place.
     (x_BTD, cache), _ = jax.lax.scan(run_layer, carry, layers)
@@ -84,38 +87,43 @@ def _on_each_device(
     q_BTNH: jax.Array, new: Cache, cache: Cache, positions_BT: jax.Array, index: jax.Array
 ) -> tuple[jax.Array, Cache]:
     """Returns `_attend`, of the rows and heads that each device has."""
-    heads, kv_heads = (logical("batch", None, name, None) for name in ("heads", "kv_heads"))
+    heads: Any = logical("batch", None, "heads", None)
+    kv_heads: Any = logical("batch", None, "kv_heads", None)
     args = q_BTNH, new, cache, positions_BT, index
     if heads is None:
         return _attend(*args)
-    cached = logical(None, "batch", None, "kv_heads", None)
-    caches = Cache(cached, cached)
-    new_caches = Cache(kv_heads, kv_heads)
-    specs = heads, new_caches, caches, logical("batch", None), logical()
+    cached: Any = logical(None, "batch", "kv_heads", None, None)
+    caches, added = Cache(cached, cached), Cache(kv_heads, kv_heads)
+    specs = heads, added, caches, logical("batch", None), logical()
     return jax.shard_map(_attend, in_specs=specs, out_specs=(heads, caches))(*args)
 
 
 def _attend(
     q_BTNH: jax.Array, new: Cache, cache: Cache, positions_BT: jax.Array, index: jax.Array
 ) -> tuple[jax.Array, Cache]:
-    """Returns what queries read of a layer, [B, T, N, H], and the cache with the new in it."""
+    """Returns what queries read of one layer, [B, T, N, H], and the cache with the new in it.
+
+    Args:
+      new: Keys and values of the layer for the new tokens, [B, T, K, H].
+      index: Which layer it is.
+    """
     rows_B1 = np.arange(len(positions_BT))[:, None]
     cache = Cache(
         *(
-            old.at[index, rows_B1, positions_BT].set(added, unique_indices=True)
-            for old, added in zip(cache, new, strict=True)
+            old_LBKSH.at[index, rows_B1, :, positions_BT].set(new_BTKH)
+            for old_LBKSH, new_BTKH in zip(cache, new, strict=True)
         )
     )
-    k_BSKH, v_BSKH = (kept[index] for kept in cache)
-    batch, length, num_heads, head_dim = q_BTNH.shape
-    num_kv_heads = k_BSKH.shape[2]
-    q_BTKGH = (q_BTNH * head_dim**-0.5).reshape(batch, length, num_kv_heads, -1, head_dim)
+    k_BKSH, v_BKSH = (kept_LBKSH[index] for kept_LBKSH in cache)
+    batch, length, _, head_dim = q_BTNH.shape
+    grouped = (batch, length, k_BKSH.shape[1], -1, head_dim)
+    q_BTKGH = (q_BTNH * head_dim**-0.5).reshape(grouped)
     scores_BKGTS = jnp.einsum(
-        "BTKGH,BSKH->BKGTS", q_BTKGH, k_BSKH, preferred_element_type=jnp.float32
+        "BTKGH,BKSH->BKGTS", q_BTKGH, k_BKSH, preferred_element_type=jnp.float32
     )
-    slots = np.arange(k_BSKH.shape[1])[None, None, None, None]
-    is_seen_B11TS = slots <= positions_BT[:, None, None, :, None]
+    slots_1111S = np.expand_dims(np.arange(k_BKSH.shape[2]), (0, 1, 2, 3))
+    is_seen_B11TS = slots_1111S <= positions_BT[:, None, None, :, None]
     scores_BKGTS = jnp.where(is_seen_B11TS, scores_BKGTS, -jnp.inf)
-    weights_BKGTS = jax.nn.softmax(scores_BKGTS, axis=-1).astype(v_BSKH.dtype)
-    out_BTKGH = jnp.einsum("BKGTS,BSKH->BTKGH", weights_BKGTS, v_BSKH)
+    weights_BKGTS = jax.nn.softmax(scores_BKGTS, axis=-1).astype(v_BKSH.dtype)
+    out_BTKGH = jnp.einsum("BKGTS,BKSH->BTKGH", weights_BKGTS, v_BKSH)
     return out_BTKGH.reshape(q_BTNH.shape), cache
