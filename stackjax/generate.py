@@ -9,7 +9,7 @@ import json
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import jax
 import jax.numpy as jnp
@@ -105,14 +105,16 @@ def new_text(
 ) -> Iterator[str]:
     """Returns an iterator over the pieces of text by which tokens continue a prompt.
 
-    A piece comes as soon as all of its characters are complete.
+    A piece comes as soon as all of its characters are complete. The end token has no text.
     """
     # What a token reads as may depend on the one before, so all are decoded each time.
-    known = [int(token) for token in prompt]
+    known = list(prompt)
     text = tokenizer.decode(known)
     shown = len(text)
     for token in tokens:
-        known.append(int(token))
+        if token == tokenizer.end_id:
+            break
+        known.append(token)
         text = tokenizer.decode(known)
         if not text.endswith(_INCOMPLETE):
             yield text[shown:]
@@ -259,33 +261,24 @@ def run(config: GenerateConfig) -> None:
     tokenizer = pretrained.tokenizer
     prompts = [tokenizer.encode(text) for text in texts or [""]]
     _note_length(pretrained, prompts, config.max_tokens)
-    args: Any = (pretrained, prompts, config.sampling, config.max_tokens)
     key = jax.random.key(config.seed)
+    args = pretrained, prompts, config.sampling, config.max_tokens, key
     if len(prompts) == 1 and not config.json:
-        print(tokenizer.decode(prompts[0]), end="", flush=True)
-        tokens = (int(tokens_B[0]) for tokens_B in generate(*args, key))
-        for piece in new_text(tokenizer, prompts[0], _before(tokenizer.end_id, tokens)):
+        tokens = (int(tokens_B[0]) for tokens_B in generate(*args))
+        print(tokenizer.decode(prompts[0].tolist()), end="", flush=True)
+        for piece in new_text(tokenizer, prompts[0].tolist(), tokens):
             print(piece, end="", flush=True)
         print()
         return
-    for index, tokens_T in enumerate(continuations(*args, key)):
-        new = list(_before(tokenizer.end_id, tokens_T))
-        text = "".join(new_text(tokenizer, prompts[index], new))
-        prompt = tokenizer.decode(prompts[index])
+    for index, tokens_T in enumerate(continuations(*args)):
+        known, new = prompts[index].tolist(), tokens_T.tolist()
+        prompt, text = tokenizer.decode(known), "".join(new_text(tokenizer, known, new))
         if config.json:
-            ended = len(new) < len(tokens_T)
-            fields = {"prompt": prompt, "text": text, "tokens": len(new), "ended": ended}
+            has_ended = new[-1] == tokenizer.end_id
+            fields = {"prompt": prompt, "text": text, "tokens": len(new), "ended": has_ended}
             print(json.dumps(fields))
         else:
             print(f"--- {index + 1}\n{prompt}{text}")
-
-
-def _before(end_id: int, tokens: Iterable[int]) -> Iterator[int]:
-    """Returns an iterator over the tokens before the end token."""
-    for token in tokens:
-        if token == end_id:
-            return
-        yield int(token)
 
 
 def _note_length(

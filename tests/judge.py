@@ -54,8 +54,11 @@ def greedy(
     network = _loaded(config, params)
     # It would choose among the vocabulary's padding, and stop at an end token.
     banned = [[token] for token in range(config.vocab_size, config.padded_vocab_size)]
+    tokens_1T = torch.tensor(prompt_T, dtype=torch.long)[None]
     out = network.generate(
-        torch.tensor(prompt_T, dtype=torch.long)[None],
+        tokens_1T,
+        # Else it would not see the tokens of the prompt that are the padding's.
+        attention_mask=torch.ones_like(tokens_1T),
         do_sample=False,
         max_new_tokens=num_tokens,
         bad_words_ids=banned,

@@ -49,6 +49,9 @@ def extend(
     in the slots behind it does not matter: rows may be padded at their end, if the padding is
     overwritten before a later token sees it.
     """
+    rows = logical("batch", None)
+    if rows is not None:
+        positions_BT = jax.reshard(positions_BT, rows)
     run_block = block_function(config, positions_BT)
 
     def run_layer(
