@@ -76,10 +76,17 @@ def generate(
         raise ValueError("prompts is empty; give at least one, which may be an empty text.")
     if max_tokens < 1:
         raise ValueError(f"max_tokens is {max_tokens}; it must be at least 1.")
-    end_id = pretrained.tokenizer.end_id
-    has_ended_B = np.zeros(len(prompts), bool)
-    for drawn_B in _draws(pretrained, prompts, sampling, max_tokens, key):
-        tokens_B = np.where(has_ended_B, end_id, np.asarray(drawn_B)[: len(prompts)])
+    drawn = _draws(pretrained, prompts, sampling, max_tokens, key)
+    return _until_ended(drawn, len(prompts), pretrained.tokenizer.end_id)
+
+
+def _until_ended(
+    drawn: Iterable[jax.Array], num_prompts: int, end_id: int
+) -> Iterator[np.ndarray]:
+    """Returns an iterator over what is drawn for the prompts, until all rows have ended."""
+    has_ended_B = np.zeros(num_prompts, bool)
+    for drawn_B in drawn:
+        tokens_B = np.where(has_ended_B, end_id, np.asarray(drawn_B)[:num_prompts])
         has_ended_B |= tokens_B == end_id
         yield tokens_B
         if has_ended_B.all():
