@@ -46,6 +46,28 @@ def streams(config: ModelConfig, params: dict, tokens_BT: np.ndarray) -> list[np
     return seen
 
 
+@torch.inference_mode()
+def greedy(
+    config: ModelConfig, params: dict, prompt_T: np.ndarray, num_tokens: int
+) -> np.ndarray:
+    """The most likely tokens after a prompt, one after another."""
+    network = _loaded(config, params)
+    # It would choose among the vocabulary's padding, and stop at an end token.
+    banned = [[token] for token in range(config.vocab_size, config.padded_vocab_size)]
+    tokens_1T = torch.tensor(prompt_T, dtype=torch.long)[None]
+    out = network.generate(
+        tokens_1T,
+        # Else it would not see the tokens of the prompt that are the padding's.
+        attention_mask=torch.ones_like(tokens_1T),
+        do_sample=False,
+        max_new_tokens=num_tokens,
+        bad_words_ids=banned,
+        eos_token_id=None,
+        pad_token_id=0,
+    )
+    return out[0, len(prompt_T) :].numpy()
+
+
 def _loaded(config: ModelConfig, params: dict) -> torch.nn.Module:
     """The network with its weights."""
     network = _network(config)

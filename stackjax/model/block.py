@@ -4,15 +4,22 @@ Shapes: B batch, T time, D embed, N query heads, K key/value heads, H head_dim, 
 the gate and the value of a SwiGLU.
 """
 
+from collections.abc import Callable
+from typing import Any
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from stackjax.axes import Axes
-from stackjax.model.attention import causal_attention, choose_kernel, rotate
+from stackjax.model.attention import rotate
 from stackjax.model.contraction import contract
 from stackjax.model.module import Module
 from stackjax.sharding import logical
+
+Attend = Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Array, Any]]
+"""How queries meet keys: from q_BTNH, k_BTKH and v_BTKH, the first two turned by their
+positions, to what each query reads [B, T, N, H], and to what a caller is to have of them."""
 
 
 class Block(Module):
@@ -20,21 +27,17 @@ class Block(Module):
 
     @nn.compact
     def __call__(
-        self,
-        x_BTD: jax.Array,
-        turn: tuple[jax.Array, jax.Array],
-        segments_BT: jax.Array | None,
-    ) -> jax.Array:
+        self, x_BTD: jax.Array, turn: tuple[jax.Array, jax.Array], attend: Attend
+    ) -> tuple[jax.Array, Any]:
+        """Returns the residual stream after the layer, and what `attend` leaves its caller."""
         h_BTD = self.norm("attention_norm", x_BTD, "embed")
-        x_BTD += self.attention(h_BTD, turn, segments_BT)
-        return x_BTD + self.mlp(self.norm("mlp_norm", x_BTD, "embed"))
+        read_BTD, left = self.attention(h_BTD, turn, attend)
+        x_BTD += read_BTD
+        return x_BTD + self.mlp(self.norm("mlp_norm", x_BTD, "embed")), left
 
     def attention(
-        self,
-        x_BTD: jax.Array,
-        turn: tuple[jax.Array, jax.Array],
-        segments_BT: jax.Array | None,
-    ) -> jax.Array:
+        self, x_BTD: jax.Array, turn: tuple[jax.Array, jax.Array], attend: Attend
+    ) -> tuple[jax.Array, Any]:
         def project(name: str, heads: str) -> jax.Array:
             w_DNH = self.weight(name, Axes(reads=("embed",), writes=(heads, "head_dim")))
             layout = logical("batch", None, heads, None)
@@ -50,10 +53,10 @@ class Block(Module):
             q_BTNH = self.norm("query_norm", q_BTNH, "head_dim")
             k_BTKH = self.norm("key_norm", k_BTKH, "head_dim")
         q_BTNH, k_BTKH = rotate(q_BTNH, *turn), rotate(k_BTKH, *turn)
-        kernel = choose_kernel(self.config, x_BTD.dtype, x_BTD.shape[1])
-        out_BTNH = causal_attention(q_BTNH, k_BTKH, v_BTKH, segments_BT, kernel)
+        out_BTNH, left = attend(q_BTNH, k_BTKH, v_BTKH)
         w_NHD = self.weight("out", Axes(reads=("heads", "head_dim"), writes=("embed",)))
-        return contract("BTNH,NHD->BTD", out_BTNH, w_NHD, logical("batch", None, None))
+        layout = logical("batch", None, None)
+        return contract("BTNH,NHD->BTD", out_BTNH, w_NHD, layout), left
 
     def mlp(self, x_BTD: jax.Array) -> jax.Array:
         w_DGF = self.weight("gate_up", Axes(reads=("embed",), writes=("gate_up", "mlp")))

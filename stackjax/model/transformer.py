@@ -13,8 +13,8 @@ import jax
 import jax.numpy as jnp
 
 from stackjax.axes import Axes
-from stackjax.model.attention import rotation
-from stackjax.model.block import Block
+from stackjax.model.attention import causal_attention, choose_kernel, rotation
+from stackjax.model.block import Attend, Block
 from stackjax.model.config import ModelConfig, RematPolicy
 from stackjax.model.contraction import PRODUCT, contract, gathered
 from stackjax.model.module import Module, Named, compute_dtype
@@ -82,8 +82,6 @@ def _call(module: nn.Module, params: Params, *args: Any) -> Any:
 def _init_named(config: ModelConfig, key: jax.Array) -> dict[str, Any]:
     """Returns the tree of parameters with their axes; the layers are stacked first."""
     embedding_key, layers_key, head_key = jax.random.split(key, 3)
-    # No kernel is run for the shapes of its result.
-    config = dataclasses.replace(config, attention="xla")
     # Linen finds parameters by running the modules: on one token for each batch shard.
     shape = (num_shards("batch"), 1)
     zeros_BT = jnp.zeros(shape, jnp.int32, out_sharding=logical("batch", None))
@@ -95,7 +93,8 @@ def _init_named(config: ModelConfig, key: jax.Array) -> dict[str, Any]:
     turn = _rotation(config, zeros_BT)
 
     def init_layer(layer_key: jax.Array) -> dict[str, Any]:
-        return _init(Block(config), layer_key, x_BTD, turn, zeros_BT)
+        # No attention is run for the shape of its result, which is that of the queries.
+        return _init(Block(config), layer_key, x_BTD, turn, lambda q, k, v: (q, None))
 
     def is_named(node: Any) -> bool:
         return isinstance(node, Named)
@@ -146,9 +145,24 @@ def layer_function(
     config: ModelConfig, positions_BT: jax.Array, segments_BT: jax.Array | None
 ) -> Callable[[jax.Array, Params], jax.Array]:
     """Returns what a layer is: a function of the residual stream and of its parameters."""
+    run_block = block_function(config, positions_BT)
+
+    def attend(
+        q_BTNH: jax.Array, k_BTKH: jax.Array, v_BTKH: jax.Array
+    ) -> tuple[jax.Array, None]:
+        kernel = choose_kernel(config, q_BTNH.dtype, q_BTNH.shape[1])
+        return causal_attention(q_BTNH, k_BTKH, v_BTKH, segments_BT, kernel), None
+
+    return lambda x_BTD, layer: run_block(x_BTD, layer, attend)[0]
+
+
+def block_function(
+    config: ModelConfig, positions_BT: jax.Array
+) -> Callable[[jax.Array, Params, Attend], tuple[jax.Array, Any]]:
+    """Returns a layer as a function of how its queries meet keys, too."""
     # Else the compiler computes the angles again wherever it turns by them.
     turn = jax.lax.optimization_barrier(_rotation(config, positions_BT))
-    return lambda x_BTD, layer: _call(Block(config), layer, x_BTD, turn, segments_BT)
+    return lambda x_BTD, layer, attend: _call(Block(config), layer, x_BTD, turn, attend)
 
 
 def _rotation(config: ModelConfig, positions_BT: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -214,12 +228,17 @@ def hidden(
         x_BTD = jax.lax.stop_gradient(x_BTD)
     layers = params["layers"]
     x_BTD = _run_layers(config, layers, x_BTD, positions_BT, segments_BT, spans)
-    return _call(_FinalNorm(config), params, x_BTD)
+    return final_norm(config, params, x_BTD)
 
 
 def embed(config: ModelConfig, params: Params, tokens_BT: jax.Array) -> jax.Array:
     """Returns the residual stream before the first layer, [B, T, D] in the compute type."""
     return _call(_Embedding(config), params, tokens_BT)
+
+
+def final_norm(config: ModelConfig, params: Params, x_BTD: jax.Array) -> jax.Array:
+    """Returns the residual stream that the head reads, [B, T, D] in the compute type."""
+    return _call(_FinalNorm(config), params, x_BTD)
 
 
 def unembed(config: ModelConfig, params: Params, x_BTD: jax.Array) -> jax.Array:

@@ -1,0 +1,132 @@
+"""The decoder a few tokens at a time: what came before is kept as keys and values.
+
+Shapes: L layers, B batch, T query time, S slots of the cache, D embed, N query heads, K
+key/value heads, H head_dim, V vocabulary (padded). G is N / K: query head n reads key head
+n // G.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from stackjax.model.config import ModelConfig
+from stackjax.model.module import compute_dtype
+from stackjax.model.transformer import Params, block_function, embed, final_norm, unembed
+from stackjax.sharding import logical
+
+
+class Cache(NamedTuple):
+    """Keys, turned already, and values of every layer; slot s is that of position s.
+
+    Heads come before slots, so that no product has to transpose them.
+    """
+
+    keys_LBKSH: jax.Array
+    values_LBKSH: jax.Array
+
+
+def empty_cache(config: ModelConfig, batch: int, capacity: int) -> Cache:
+    """Returns a cache for texts of up to `capacity` tokens, in the compute type."""
+    shape = (config.num_layers, batch, config.num_kv_heads, capacity, config.head_dim)
+    layout = logical(None, "batch", "kv_heads", None, None)
+    dtype = compute_dtype(config)
+    return Cache(*(jnp.zeros(shape, dtype, out_sharding=layout) for _ in Cache._fields))
+
+
+def extend(
+    config: ModelConfig,
+    params: Params,
+    cache: Cache,
+    tokens_BT: jax.Array,
+    positions_BT: jax.Array,
+) -> tuple[jax.Array, Cache]:
+    """Returns the residual stream of new tokens after the final norm, and their cache.
+
+    The stream is [B, T, D], of which `next_logits` reads what is asked for. A token sees all
+    slots up to its position, so they must be filled, by tokens before or by these. What lies
+    in the slots behind it does not matter: rows may be padded at their end, if the padding is
+    overwritten before a later token sees it.
+    """
+    rows = logical("batch", None)
+    if rows is not None:
+        positions_BT = jax.reshard(positions_BT, rows)
+    run_block = block_function(config, positions_BT)
+
+    def run_layer(
+        carry: tuple[jax.Array, Cache], scanned: tuple[Params, jax.Array]
+    ) -> tuple[tuple[jax.Array, Cache], None]:
+        (x_BTD, cache), (layer, index) = carry, scanned
+
+        def attend(
+            q_BTNH: jax.Array, k_BTKH: jax.Array, v_BTKH: jax.Array
+        ) -> tuple[jax.Array, Cache]:
+            new = Cache(k_BTKH, v_BTKH)
+            return _on_each_device(q_BTNH, new, cache, positions_BT, index)
+
+        return run_block(x_BTD, layer, attend), None
+
+    layers = params["layers"], jnp.arange(config.num_layers)
+    carry = embed(config, params, tokens_BT), cache
+    # The cache is carried, not scanned over, so that it is written in place.
+    (x_BTD, cache), _ = jax.lax.scan(run_layer, carry, layers)
+    return final_norm(config, params, x_BTD), cache
+
+
+def next_logits(
+    config: ModelConfig, params: Params, x_BTD: jax.Array, place_B: jax.Array
+) -> jax.Array:
+    """Returns the logits of the token that follows one place of each row, [B, V].
+
+    Args:
+      x_BTD: The residual stream, as `extend` returns it.
+    """
+    x_B1D = jnp.take_along_axis(x_BTD, place_B[:, None, None], axis=1)
+    return jnp.squeeze(unembed(config, params, x_B1D), 1)
+
+
+def _on_each_device(
+    q_BTNH: jax.Array, new: Cache, cache: Cache, positions_BT: jax.Array, index: jax.Array
+) -> tuple[jax.Array, Cache]:
+    """Returns `_attend`, of the rows and heads that each device has."""
+    heads: Any = logical("batch", None, "heads", None)
+    kv_heads: Any = logical("batch", None, "kv_heads", None)
+    args = q_BTNH, new, cache, positions_BT, index
+    if heads is None:
+        return _attend(*args)
+    cached: Any = logical(None, "batch", "kv_heads", None, None)
+    caches, added = Cache(cached, cached), Cache(kv_heads, kv_heads)
+    specs = heads, added, caches, logical("batch", None), logical()
+    return jax.shard_map(_attend, in_specs=specs, out_specs=(heads, caches))(*args)
+
+
+def _attend(
+    q_BTNH: jax.Array, new: Cache, cache: Cache, positions_BT: jax.Array, index: jax.Array
+) -> tuple[jax.Array, Cache]:
+    """Returns what queries read of one layer, [B, T, N, H], and the cache with the new in it.
+
+    Args:
+      new: Keys and values of the layer for the new tokens, [B, T, K, H].
+      index: Which layer it is.
+    """
+    rows_B1 = np.arange(len(positions_BT))[:, None]
+    cache = Cache(
+        *(
+            old_LBKSH.at[index, rows_B1, :, positions_BT].set(new_BTKH)
+            for old_LBKSH, new_BTKH in zip(cache, new, strict=True)
+        )
+    )
+    k_BKSH, v_BKSH = (kept_LBKSH[index] for kept_LBKSH in cache)
+    batch, length, _, head_dim = q_BTNH.shape
+    grouped = (batch, length, k_BKSH.shape[1], -1, head_dim)
+    q_BTKGH = (q_BTNH * head_dim**-0.5).reshape(grouped)
+    scores_BKGTS = jnp.einsum(
+        "BTKGH,BKSH->BKGTS", q_BTKGH, k_BKSH, preferred_element_type=jnp.float32
+    )
+    slots_1111S = np.expand_dims(np.arange(k_BKSH.shape[2]), (0, 1, 2, 3))
+    is_seen_B11TS = slots_1111S <= positions_BT[:, None, None, :, None]
+    scores_BKGTS = jnp.where(is_seen_B11TS, scores_BKGTS, -jnp.inf)
+    weights_BKGTS = jax.nn.softmax(scores_BKGTS, axis=-1).astype(v_BKSH.dtype)
+    out_BTKGH = jnp.einsum("BKGTS,BKSH->BTKGH", weights_BKGTS, v_BKSH)
+    return out_BTKGH.reshape(q_BTNH.shape), cache

@@ -1,0 +1,64 @@
+"""How the next token is drawn from its logits.
+
+Shapes: B batch, V vocabulary, K candidates.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Sampling:
+    """Which tokens may come next, and how likely; the fields apply in their order."""
+
+    temperature: float = 1.0
+    """What logits are divided by; 0 always takes the most likely token."""
+    top_k: int | None = None
+    """Draw from this many of the most likely tokens; by default from all."""
+    top_p: float = 1.0
+    """Draw from the fewest of the most likely tokens that have this much of the probability."""
+
+    def __post_init__(self):
+        if not 0 <= self.temperature < float("inf"):
+            raise ValueError(
+                f"temperature is {self.temperature}; it must be a number of at least 0."
+            )
+        if self.top_k is not None and self.top_k < 1:
+            raise ValueError(f"top_k is {self.top_k}; it must be at least 1.")
+        if not 0 < self.top_p <= 1:
+            raise ValueError(f"top_p is {self.top_p}; it must be more than 0 and at most 1.")
+
+
+def sample(logits_BV: jax.Array, sampling: Sampling, key: jax.Array) -> jax.Array:
+    """Returns a token for each row, int32 [B]; a row's depends on no other row."""
+    if sampling.temperature == 0:
+        return jnp.argmax(logits_BV, axis=-1)
+    logits_BK, tokens_BK = candidates(logits_BV, sampling)
+    rows = jnp.arange(len(logits_BK))
+    keys_B = jax.vmap(jax.random.fold_in, (None, 0))(key, rows)
+    choice_B = jax.vmap(jax.random.categorical)(keys_B, logits_BK)
+    return jnp.take_along_axis(tokens_BK, choice_B[:, None], axis=-1)[:, 0]
+
+
+def candidates(logits_BV: jax.Array, sampling: Sampling) -> tuple[jax.Array, jax.Array]:
+    """Returns logits, float32 [B, K], and the tokens that they belong to, [B, K].
+
+    Logits are over the temperature, and -inf where a token may not be drawn. The most likely
+    token comes first, unless all may be drawn.
+    """
+    logits_BV = logits_BV.astype(jnp.float32)
+    # The largest is 0, so that none grows too large at a low temperature.
+    logits_BV -= jnp.max(logits_BV, axis=-1, keepdims=True)
+    logits_BV /= sampling.temperature
+    vocab_size = logits_BV.shape[-1]
+    if sampling.top_k is None and sampling.top_p == 1:
+        return logits_BV, jax.lax.broadcasted_iota(jnp.int32, logits_BV.shape, 1)
+    kept = vocab_size if sampling.top_k is None else min(sampling.top_k, vocab_size)
+    logits_BK, tokens_BK = jax.lax.top_k(logits_BV, kept)
+    probabilities_BK = jax.nn.softmax(logits_BK, axis=-1)
+    before_BK = jnp.cumsum(probabilities_BK, axis=-1) - probabilities_BK
+    # All of the probability is that of all tokens, however their sum is rounded.
+    is_kept_BK = (before_BK < sampling.top_p) | (sampling.top_p == 1)
+    return jnp.where(is_kept_BK, logits_BK, -jnp.inf), tokens_BK

@@ -1,0 +1,261 @@
+"""Text from a model: what a row continues by depends on nothing but the row."""
+
+import functools
+import json
+import sys
+
+import jax
+import numpy as np
+import pytest
+from conftest import MESHES, MODELS, mesh_of, random_params
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from jax.sharding import NamedSharding
+from judge import greedy
+
+from stackjax import model
+from stackjax.data.tokenizer import Tokenizer
+from stackjax.generate import continuations, generate, main, new_text
+from stackjax.pretrained import Pretrained
+from stackjax.sampling import Sampling
+from stackjax.sharding import partition_of
+
+GREEDY = Sampling(temperature=0)
+KEY = jax.random.key(3)
+LENGTHS = (3, 1, 7, 4)
+NO_END = -1
+
+
+# Characters of one to four bytes, which make as many tokens as the models have.
+TEXT = "abé→🎄"
+ALPHABET = sorted(set(TEXT.encode()))
+
+
+def tokenizer(end_id) -> Tokenizer:
+    """Tokens are bytes, of which any may end a text."""
+
+    def encode(text: str) -> np.ndarray:
+        return np.array([ALPHABET.index(byte) for byte in text.encode()], np.int64)
+
+    def decode(tokens) -> str:
+        return bytes(ALPHABET[token] for token in tokens).decode(errors="replace")
+
+    return Tokenizer(
+        name="letters",
+        vocab_size=len(ALPHABET),
+        end_id=end_id,
+        digest="",
+        encode=encode,
+        decode=decode,
+    )
+
+
+@functools.cache
+def pretrained(name, mesh="one device", end_id=NO_END) -> Pretrained:
+    config = MODELS[name]
+    with jax.set_mesh(mesh_of(mesh)):
+        abstract = jax.eval_shape(lambda: model.init(config, jax.random.key(0)))
+        params = jax.tree.map(
+            lambda leaf, like: jax.device_put(
+                leaf, NamedSharding(mesh_of(mesh), partition_of(like))
+            ),
+            random_params(config),
+            abstract,
+        )
+    return Pretrained(
+        config=config,
+        params=params,
+        mesh=mesh_of(mesh),
+        tokenizer=tokenizer(end_id),
+        prefix_id=5,
+        seq_len=16,
+    )
+
+
+def prompts(lengths=LENGTHS):
+    rng = np.random.default_rng(0)
+    return [rng.integers(0, 11, length) for length in lengths]
+
+
+def continued(name, texts, sampling=GREEDY, max_tokens=6, key=KEY, **fields):
+    return continuations(pretrained(name, **fields), texts, sampling, max_tokens, key)
+
+
+@functools.cache
+def expected(name):
+    """What transformers continues each prompt by."""
+    params = random_params(MODELS[name])
+    return [greedy(MODELS[name], params, prompt, 6).tolist() for prompt in prompts()]
+
+
+@pytest.mark.parametrize(
+    ("name", "mesh"),
+    [
+        *((name, "one device") for name in MODELS),
+        *(("gqa", mesh) for mesh in MESHES if mesh != "one device"),
+    ],
+)
+def test_greedy_tokens_are_those_of_transformers_on_every_mesh(name, mesh):
+    found = continued(name, prompts(), mesh=mesh)
+    assert [row.tolist() for row in found] == expected(name)
+
+
+def teacher_forced(config, text_T):
+    """The most likely token after every token of a text, without a cache."""
+    text_1T = np.int32(text_T)[None]
+    places_1T = np.arange(len(text_T), dtype=np.int32)[None]
+    apply = jax.jit(functools.partial(model.apply, config))
+    return np.argmax(apply(random_params(config), text_1T, places_1T, None)[0], axis=-1)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_greedy_tokens_are_the_most_likely_of_the_whole_text(name):
+    # The longest prompt is read in three pieces, of which the others end in the first two.
+    texts = prompts((600, 20, 300))
+    for prompt, new in zip(texts, continued(name, texts, max_tokens=4), strict=True):
+        # Filled up to one length, so that one program serves all.
+        text_T = np.concatenate([prompt, new, np.zeros(604 - len(prompt) - len(new), int)])
+        likely_T = teacher_forced(MODELS[name], text_T)
+        assert new.tolist() == likely_T[len(prompt) - 1 :][: len(new)].tolist()
+
+
+def test_an_empty_prompt_begins_with_the_prefix():
+    empty, prefix = continued("gqa", [np.array([], int), np.array([5])])
+    assert empty.tolist() == prefix.tolist()
+
+
+WARM = Sampling(temperature=1.5, top_k=9, top_p=0.95)
+
+
+@pytest.mark.parametrize("sampling", [GREEDY, WARM], ids=["greedy", "warm"])
+@pytest.mark.parametrize("mesh", ["one device", "fsdp 8"])
+def test_a_row_depends_on_no_other_row(sampling, mesh):
+    texts = prompts()
+    together = continued("gqa", texts, sampling, mesh=mesh)
+    [alone] = continued("gqa", texts[:1], sampling, mesh=mesh)
+    others = continued("gqa", [texts[0], *prompts((40, 2))], sampling, mesh=mesh)
+    assert alone.tolist() == together[0].tolist() == others[0].tolist()
+
+
+def test_the_same_is_drawn_on_every_mesh_and_by_the_same_key_alone():
+    found = {mesh: continued("gqa", prompts(), WARM, mesh=mesh) for mesh in MESHES}
+    rows = {tuple(map(tuple, each)) for each in found.values()}
+    assert len(rows) == 1
+    again = continued("gqa", prompts(), WARM)
+    assert tuple(map(tuple, again)) in rows
+    other = continued("gqa", prompts(), WARM, key=jax.random.key(4))
+    assert tuple(map(tuple, other)) not in rows
+    # One prompt in several places is continued in several ways.
+    alike = continued("gqa", [prompts()[0]] * 4, WARM)
+    assert len(set(map(tuple, alike))) > 1
+
+
+def until(end_id, row):
+    """A row up to its first end token."""
+    return row[: row.index(end_id) + 1] if end_id in row else row
+
+
+def test_a_row_ends_at_its_end_token_and_all_when_the_last_one_has():
+    free = [row.tolist() for row in continued("gqa", prompts())]
+    for end_id in sorted({token for row in free for token in row}):
+        wanted = [until(end_id, row) for row in free]
+        found = continued("gqa", prompts(), end_id=end_id)
+        assert [row.tolist() for row in found] == wanted
+        steps = list(generate(pretrained("gqa", end_id=end_id), prompts(), GREEDY, 6, KEY))
+        assert len(steps) == max(len(row) for row in wanted)
+        for row, tokens in zip(wanted, np.stack(steps, 1).tolist(), strict=True):
+            assert tokens == row + [end_id] * (len(steps) - len(row))
+
+
+@settings(deadline=None)
+@given(st.text(TEXT), st.text(TEXT, min_size=1))
+def test_text_comes_in_pieces_of_whole_characters_as_soon_as_they_are(prompt, text):
+    bytewise = tokenizer(NO_END)
+    tokens = bytewise.encode(text).tolist()
+    pieces = list(new_text(bytewise, bytewise.encode(prompt).tolist(), tokens))
+    assert [piece for piece in pieces if piece] == list(text)
+
+
+def test_what_is_never_a_character_comes_at_the_end():
+    bytewise = tokenizer(NO_END)
+    tokens = bytewise.encode("aé").tolist()
+    assert "".join(new_text(bytewise, [], tokens[:2])) == "a\N{REPLACEMENT CHARACTER}"
+
+
+@pytest.fixture
+def command(monkeypatch, capsys):
+    """Runs the command line on a model that is in memory; returns code, output and errors."""
+    loaded = pretrained("gqa", end_id=3)
+    monkeypatch.setattr("stackjax.generate.load_pretrained", lambda path, name: loaded)
+
+    def run(*args: str):
+        monkeypatch.setattr(sys, "argv", ["generate", "MODEL", *args])
+        try:
+            main()
+            code = 0
+        except SystemExit as error:
+            code = error.code
+        return code, *capsys.readouterr()
+
+    return run
+
+
+def test_a_single_text_is_printed_with_its_prompt(command):
+    code, out, err = command("--prompt", "aé", "--max-tokens", "5", "--seed", "1")
+    assert (code, err) == (0, "")
+    assert out.startswith("aé") and out.endswith("\n")
+    assert command("--prompt", "aé", "--max-tokens", "5", "--seed", "1")[1] == out
+    assert command("--prompt", "aé", "--max-tokens", "5", "--seed", "2")[1] != out
+
+
+def test_several_texts_are_printed_alike_for_people_and_for_machines(command, tmp_path):
+    file = tmp_path / "prompts.txt"
+    file.write_text("é→\n\n")
+    args = ("--prompt", "a", "--prompt-file", str(file), "--max-tokens", "4")
+    code, out, err = command(*args)
+    assert (code, err) == (0, "")
+    _, lines, _ = command(*args, "--json")
+    found = [json.loads(line) for line in lines.splitlines()]
+    assert [each["prompt"] for each in found] == ["a", "é→", ""]
+    texts = [f"--- {i + 1}\n{each['prompt']}{each['text']}\n" for i, each in enumerate(found)]
+    assert out == "".join(texts)
+    rows = continuations(
+        pretrained("gqa", end_id=3),
+        [tokenizer(3).encode(text) for text in ("a", "é→", "")],
+        Sampling(),
+        4,
+        jax.random.key(0),
+    )
+    assert [each["tokens"] for each in found] == [len(row) for row in rows]
+    assert [each["ended"] for each in found] == [3 in row for row in rows]
+
+
+def test_texts_longer_than_those_it_was_trained_on_are_noted(command):
+    code, out, err = command("--prompt", "a→", "--max-tokens", "13", "--temperature", "0")
+    assert (code, err.count("\n")) == (0, 1)
+    assert err.startswith(
+        "note: texts may become 17 tokens long, and the model was trained on 16"
+    )
+    assert out.startswith("a→")
+    assert command("--prompt", "a→", "--max-tokens", "12", "--temperature", "0")[2] == ""
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (("--temperature", "-1"), "temperature is -1.0; it must"),
+        (("--top-k", "0"), "top_k is 0; it must be at least 1"),
+        (("--top-p", "1.5"), "top_p is 1.5; it must be more than 0"),
+        (("--max-tokens", "0"), "max_tokens is 0; it must be at least 1"),
+        (("--prompt-file", "nowhere.txt"), "No such file or directory: 'nowhere.txt'"),
+    ],
+)
+def test_mistakes_are_one_line(command, args, message):
+    code, _, err = command(*args)
+    assert (code, err.count("\n")) == (2, 1)
+    assert err.startswith("error: ") and message in err
+
+
+def test_no_prompts_are_refused():
+    with pytest.raises(ValueError, match="prompts is empty; give at least one"):
+        generate(pretrained("gqa"), [], GREEDY, 1, KEY)
