@@ -39,13 +39,14 @@ class GenerateConfig:
     """Continues texts by a trained model."""
 
     model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
-    """A run, a directory of checkpoints, or one of them; of several the newest."""
+    """A run, a directory of checkpoints, or one of them; of several the newest. Or a folder of
+    transformers."""
     prompt: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
     """A text to continue; may be given several times. Without any, texts begin anew."""
     prompt_file: Path | None = None
     """A file with more prompts, one a line."""
     tokenizer: str | None = None
-    """The tokenizer of the model, where it is not the one it was trained with."""
+    """`bytes`, or a tokenizer's file, where the model's own is no longer there."""
     max_tokens: int = 100
     """Tokens to continue each text by, unless it ends before."""
     sampling: Annotated[Sampling, tyro.conf.arg(name="")] = Sampling()

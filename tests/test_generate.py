@@ -47,6 +47,7 @@ def tokenizer(end_id) -> Tokenizer:
         digest="",
         encode=encode,
         decode=decode,
+        find=lambda _: None,
     )
 
 
