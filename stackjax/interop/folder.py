@@ -139,7 +139,7 @@ def read_lineage(folder: Folder, tokens: int = 0) -> tuple[Generation, ...]:
                 growth=None,
                 model=folder.model,
                 spent=Counts(tokens=tokens, flops_6nd=flops, flops=flops),
-                code=f"from {folder.path.resolve().name}",
+                code=f"from {folder.name}",
             ),
         )
     try:

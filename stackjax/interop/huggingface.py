@@ -167,6 +167,8 @@ class Folder:
     """A folder of transformers whose config and tensors fit together."""
 
     path: Path
+    name: str
+    """What its model is called."""
     fields: Mapping[str, Any]
     """Its config.json."""
     model: ModelConfig
@@ -203,7 +205,7 @@ def read_folder(path: Path) -> Folder:
     config = model_config(fields, str(path / CONFIG))
     tensors = Tensors(path)
     check_tensors(tensors, config, str(path))
-    return Folder(path, fields, config, tensors)
+    return Folder(path, path.resolve().name, fields, config, tensors)
 
 
 def check_tensors(tensors: Mapping[str, TensorInfo], config: ModelConfig, where: str) -> None:

@@ -134,7 +134,7 @@ def read_checkpoint(path: Path, head_dim: int | None = None) -> Folder:
     tensors: Any = _LitTensors(state, num_kv_heads, head_dim)
     config = model_config(fields, str(path))
     check_tensors(tensors, config, str(path))
-    return Folder(path.parent, fields, config, tensors)
+    return Folder(path.parent, path.name, fields, config, tensors)
 
 
 def _load(path: Path) -> Mapping[str, Any]:
@@ -144,7 +144,9 @@ def _load(path: Path) -> Mapping[str, Any]:
     try:
         # Tensors and what holds them together, and nothing that could run.
         found = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
+    except FileNotFoundError:
+        raise
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, OSError) as error:
         raise ValueError(
             f"{path} is damaged, or holds more than tensors, and nothing in it was run: "
             f"{str(error).splitlines()[0]}"
