@@ -16,6 +16,7 @@ import rich.console
 import rich.progress
 from jax.sharding import Mesh, NamedSharding
 
+from stackjax.data.batch import Array
 from stackjax.model import ModelConfig, Params
 from stackjax.model.transformer import head_weight, hidden, logits
 from stackjax.pretrained import Pretrained
@@ -122,11 +123,11 @@ def padded_lengths(longest: int) -> list[int]:
 class Rows(NamedTuple):
     """What a batch scores, [B, T] each."""
 
-    tokens: np.ndarray
-    positions: np.ndarray
-    labels: np.ndarray
+    tokens: Array
+    positions: Array
+    labels: Array
     """The token after each."""
-    is_scored: np.ndarray
+    is_scored: Array
     """Whether that token counts."""
 
 

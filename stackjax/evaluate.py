@@ -1,0 +1,227 @@
+"""How well a model does on tasks of lm-evaluation-harness.
+
+    python -m stackjax.evaluate RUN
+
+runs the eight that arXiv:2405.15319 reports, prints the scores beside those that it printed,
+and writes all that was measured to results.json. As there, accuracy is the harness's `acc`,
+not normalised by the length of an answer, and Wikitext's perplexity is that of a word.
+"""
+
+import contextlib
+import dataclasses
+import difflib
+import importlib.metadata
+import io
+import json
+import os
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import rich.console
+import tyro
+from absl import logging
+
+from stackjax.analysis.scores import PAPER_TASKS, tell
+from stackjax.checkpoint import absolute, find_checkpoint, read_contents
+from stackjax.errors import one_line_errors
+from stackjax.lineage import code_version, total
+from stackjax.pretrained import Pretrained
+
+_DRAWS = 1000
+"""Resamplings behind a standard error that has no formula."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EvaluateConfig:
+    """Measures how well a model does on tasks of lm-evaluation-harness."""
+
+    model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
+    """A run, a directory of checkpoints, one of them, or a folder of Hugging Face."""
+    tasks: str = ",".join(PAPER_TASKS)
+    """Names of tasks or groups of them, separated by commas."""
+    task_dir: Path | None = None
+    """Directory of further tasks, as YAML files of lm-evaluation-harness."""
+    tokenizer: str | None = None
+    """The tokenizer, where the model does not come with it: `bytes`, or a file."""
+    num_fewshot: int | None = None
+    """Solved examples before each question; by default as many as each task has."""
+    limit: int | None = None
+    """Documents of each task, the first ones; by default all."""
+    batch_size: int = 32
+    """Texts that are scored together."""
+    output: Path = Path("results.json")
+    """JSON file to write."""
+
+
+def evaluate(
+    config: EvaluateConfig, pretrained: Pretrained, tasks: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Returns what a model scores on tasks, and what it takes to measure it again.
+
+    Args:
+      tasks: What `load_tasks` returns.
+    """
+    from lm_eval.evaluator import simple_evaluate
+
+    from stackjax.interop.harness import StackjaxLM
+
+    # The bar stays on the terminal, whatever else is written there.
+    console = rich.console.Console(file=sys.stdout)
+    model: Any = StackjaxLM(pretrained, _no_text, config.batch_size, console)
+    with _quiet():
+        found: Any = simple_evaluate(
+            model=model,
+            tasks=list(tasks.values()),
+            num_fewshot=config.num_fewshot,
+            limit=config.limit,
+            bootstrap_iters=_DRAWS,
+            log_samples=False,
+        )
+    return {
+        "model": config.model,
+        "tokens": _tokens_trained(config.model),
+        "seq_len": pretrained.seq_len,
+        "tokenizer": {
+            "name": pretrained.tokenizer.name,
+            "digest": pretrained.tokenizer.digest,
+        },
+        "limit": config.limit,
+        "versions": {
+            "stackjax": code_version(),
+            "lm_eval": importlib.metadata.version("lm_eval"),
+        },
+        "tasks": {
+            name: {
+                "version": found["versions"].get(name),
+                "num_fewshot": found["n-shot"].get(name),
+                "num_documents": found["n-samples"].get(name, {}).get("effective"),
+                "metrics": _metrics(metrics),
+            }
+            for name, metrics in found["results"].items()
+        },
+    }
+
+
+def _no_text(
+    prompts: list[list[int]], max_tokens: int, until: list[str], temperature: float
+) -> list[str]:
+    raise ValueError("a task has the model write texts, which it cannot yet; leave it out.")
+
+
+def _metrics(found: Mapping[str, Any]) -> dict[str, float | None]:
+    """Returns metrics and their standard errors, where these are known."""
+    metrics = {}
+    for key, value in found.items():
+        name, comma, filter_name = key.partition(",")
+        if comma:
+            name = name if filter_name == "none" else f"{name} ({filter_name})"
+            # Instead of a standard error that it does not know, it says N/A.
+            metrics[name] = None if isinstance(value, str) else float(value)
+    return metrics
+
+
+def _tokens_trained(model: str) -> int | None:
+    """Returns how many tokens all stages of a run have read; None for what is no run."""
+    try:
+        contents, _ = read_contents(find_checkpoint(absolute(model)))
+    except ValueError:
+        return None
+    return total(contents.lineage).tokens
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keeps to itself what the harness and the libraries under it tell of their work."""
+    # A fork of a process that runs JAX may hang.
+    os.environ["DISABLE_MULTIPROC"] = "1"
+    told = io.StringIO()
+    with contextlib.redirect_stdout(told), contextlib.redirect_stderr(told):
+        yield
+
+
+def find_tasks(config: EvaluateConfig) -> tuple[Any, list[str]]:
+    """Returns the harness's index of tasks, and the names of those to be run, which it has.
+
+    Raises:
+      ValueError: The harness is not installed, there is no such task or directory, or a
+        number is out of range.
+    """
+    try:
+        with _quiet():
+            from lm_eval.tasks import TaskManager
+    except ModuleNotFoundError as error:
+        raise ValueError(
+            f"lm-evaluation-harness cannot be imported ({error}); "
+            f"pip install -r requirements-interop.txt"
+        ) from error
+    _check(config)
+    with _quiet():
+        index = TaskManager(include_path=config.task_dir)
+    names = list(dict.fromkeys(config.tasks.split(",")))
+    for name in names:
+        if name not in index.all_tasks:
+            near = difflib.get_close_matches(name, index.all_tasks)
+            raise ValueError(
+                f"there is no task {name!r} in lm_eval or in --task-dir"
+                f"{'; near it are ' + ', '.join(near) if near else ''}."
+            )
+    return index, names
+
+
+def _check(config: EvaluateConfig) -> None:
+    for name, least in {"limit": 1, "num_fewshot": 0, "batch_size": 1}.items():
+        value = getattr(config, name)
+        if value is not None and value < least:
+            raise ValueError(f"{name} is {value}; it must be at least {least}.")
+    if config.task_dir is not None and not config.task_dir.is_dir():
+        raise ValueError(f"task_dir {config.task_dir} is not a directory of YAML files.")
+    if not config.output.absolute().parent.is_dir():
+        raise ValueError(
+            f"output is {config.output}, but there is no directory "
+            f"{config.output.absolute().parent}; make it first."
+        )
+
+
+def load_tasks(index: Any, names: Sequence[str]) -> dict[str, Any]:
+    """Returns tasks and groups with their data, by name; those of a tag one by one.
+
+    Raises:
+      ValueError: Data can neither be downloaded nor read.
+    """
+    tasks = {}
+    for name in names:
+        print(f"loading {name}", flush=True)
+        try:
+            with _quiet():
+                loaded = index.load([name])
+        except (OSError, ValueError) as error:
+            raise ValueError(
+                f"the data of task {name!r} cannot be loaded: {error}. It comes from Hugging "
+                f"Face's Hub: load it once where that is reached (it is kept in HF_HOME), or "
+                f"leave the task out of --tasks."
+            ) from error
+        groups = loaded.get("groups", {})
+        tasks |= {name: groups[name]} if name in groups else loaded["tasks"]
+    return tasks
+
+
+def main() -> None:
+    """Runs the command line."""
+    logging.set_verbosity(logging.FATAL)
+    with one_line_errors():
+        from stackjax.pretrained import load_pretrained  # type: ignore
+
+        prog = "python -m stackjax.evaluate"
+        config = tyro.cli(EvaluateConfig, prog=prog, args=sys.argv[1:])
+        index, names = find_tasks(config)
+        pretrained = load_pretrained(config.model, config.tokenizer)
+        results = evaluate(config, pretrained, load_tasks(index, names))
+        print(tell(results))
+        config.output.write_text(json.dumps(results, indent=1) + "\n")
+        print(f"{config.output}: all of this, with standard errors")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""How models meet other software; nothing else here imports it."""
