@@ -13,15 +13,16 @@ import difflib
 import importlib.metadata
 import io
 import json
+import logging
 import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
+import absl.logging
 import rich.console
 import tyro
-from absl import logging
 
 from stackjax.analysis.scores import PAPER_TASKS, tell
 from stackjax.checkpoint import absolute, find_checkpoint, read_contents
@@ -81,7 +82,7 @@ def evaluate(
         )
     return {
         "model": config.model,
-        "tokens": _tokens_trained(config.model),
+        **_history(config.model),
         "seq_len": pretrained.seq_len,
         "tokenizer": {
             "name": pretrained.tokenizer.name,
@@ -122,13 +123,17 @@ def _metrics(found: Mapping[str, Any]) -> dict[str, float | None]:
     return metrics
 
 
-def _tokens_trained(model: str) -> int | None:
-    """Returns how many tokens all stages of a run have read; None for what is no run."""
+def _history(model: str) -> dict[str, Any]:
+    """Returns the checkpoint that a run means, and the tokens that all its stages have read.
+
+    None each for what is no run.
+    """
     try:
-        contents, _ = read_contents(find_checkpoint(absolute(model)))
+        checkpoint = find_checkpoint(absolute(model))
     except ValueError:
-        return None
-    return total(contents.lineage).tokens
+        return {"checkpoint": None, "tokens": None}
+    contents, _ = read_contents(checkpoint)
+    return {"checkpoint": str(checkpoint), "tokens": total(contents.lineage).tokens}
 
 
 @contextlib.contextmanager
@@ -137,8 +142,13 @@ def _quiet() -> Iterator[None]:
     # A fork of a process that runs JAX may hang.
     os.environ["DISABLE_MULTIPROC"] = "1"
     told = io.StringIO()
-    with contextlib.redirect_stdout(told), contextlib.redirect_stderr(told):
-        yield
+    # Handlers of logs keep the terminal that they have begun with.
+    logging.disable(logging.CRITICAL)
+    try:
+        with contextlib.redirect_stdout(told), contextlib.redirect_stderr(told):
+            yield
+    finally:
+        logging.disable(logging.NOTSET)
 
 
 def find_tasks(config: EvaluateConfig) -> tuple[Any, list[str]]:
@@ -198,9 +208,9 @@ def load_tasks(index: Any, names: Sequence[str]) -> dict[str, Any]:
                 loaded = index.load([name])
         except (OSError, ValueError) as error:
             raise ValueError(
-                f"the data of task {name!r} cannot be loaded: {error}. It comes from Hugging "
-                f"Face's Hub: load it once where that is reached (it is kept in HF_HOME), or "
-                f"leave the task out of --tasks."
+                f"the data of task {name!r} cannot be loaded: {error}. Those of the "
+                f"harness's own tasks come from Hugging Face's Hub: load them once where it is "
+                f"reached (they are kept in HF_HOME), or leave the task out of --tasks."
             ) from error
         groups = loaded.get("groups", {})
         tasks |= {name: groups[name]} if name in groups else loaded["tasks"]
@@ -209,7 +219,7 @@ def load_tasks(index: Any, names: Sequence[str]) -> dict[str, Any]:
 
 def main() -> None:
     """Runs the command line."""
-    logging.set_verbosity(logging.FATAL)
+    absl.logging.set_verbosity(absl.logging.FATAL)
     with one_line_errors():
         from stackjax.pretrained import load_pretrained  # type: ignore
 

@@ -296,11 +296,11 @@ def run(monkeypatch, pretrained, *arguments) -> None:
 
 @pytest.mark.usefixtures("only_local")
 def test_the_command_prints_and_writes_what_it_found(
-    pretrained, measured, task_dir, tmp_path, monkeypatch, capsys
+    pretrained, uncut, measured, task_dir, tmp_path, monkeypatch, capsys
 ):
     output = tmp_path / "results.json"
     arguments = ("--task-dir", task_dir, "--tasks", "choices,rolling", "--output", output)
-    run(monkeypatch, pretrained, tmp_path, *arguments)
+    run(monkeypatch, pretrained, uncut, *arguments)
     printed = capsys.readouterr()
     results = json.loads(output.read_text())
     for task in ("choices", "rolling"):
@@ -310,6 +310,8 @@ def test_the_command_prints_and_writes_what_it_found(
             if metric != "word_perplexity_stderr" and metric != "byte_perplexity_stderr":
                 assert written["metrics"][metric] == pytest.approx(wanted[f"{metric},none"])
     assert results["tasks"]["choices"]["num_documents"] == 16
+    assert results["tokens"] == 2 * 8 * 128
+    assert results["checkpoint"].startswith(str(uncut / "stage_1"))
     accuracy = results["tasks"]["choices"]["metrics"]["acc"]
     assert f"choices  0      acc              {accuracy:.4f}" in printed.out
     assert str(output) in printed.out
