@@ -57,12 +57,12 @@ class EvaluateConfig:
 
 
 def evaluate(
-    config: EvaluateConfig, pretrained: Pretrained, tasks: Mapping[str, Any]
+    config: EvaluateConfig, pretrained: Pretrained, index: Any, names: Sequence[str]
 ) -> dict[str, Any]:
     """Returns what a model scores on tasks, and what it takes to measure it again.
 
     Args:
-      tasks: What `load_tasks` returns.
+      index: What `find_tasks` returns, as are the names.
     """
     from lm_eval.evaluator import simple_evaluate
 
@@ -70,11 +70,13 @@ def evaluate(
 
     # The bar stays on the terminal, whatever else is written there.
     console = rich.console.Console(file=sys.stdout)
+    tasks = [task for name in names for task in _load(index, name)]
     model: Any = StackjaxLM(pretrained, _no_text, config.batch_size, console)
     with _quiet():
         found: Any = simple_evaluate(
             model=model,
-            tasks=list(tasks.values()),
+            tasks=tasks,
+            task_manager=index,
             num_fewshot=config.num_fewshot,
             limit=config.limit,
             bootstrap_iters=_DRAWS,
@@ -169,7 +171,7 @@ def find_tasks(config: EvaluateConfig) -> tuple[Any, list[str]]:
     _check(config)
     with _quiet():
         index = TaskManager(include_path=config.task_dir)
-    names = list(dict.fromkeys(config.tasks.split(",")))
+    names = list(dict.fromkeys(name.strip() for name in config.tasks.split(",")))
     for name in names:
         if name not in index.all_tasks:
             near = difflib.get_close_matches(name, index.all_tasks)
@@ -194,27 +196,24 @@ def _check(config: EvaluateConfig) -> None:
         )
 
 
-def load_tasks(index: Any, names: Sequence[str]) -> dict[str, Any]:
-    """Returns tasks and groups with their data, by name; those of a tag one by one.
+def _load(index: Any, name: str) -> list[Any]:
+    """Returns a task or group with its data, or every task of a tag.
 
     Raises:
       ValueError: Data can neither be downloaded nor read.
     """
-    tasks = {}
-    for name in names:
-        print(f"loading {name}", flush=True)
-        try:
-            with _quiet():
-                loaded = index.load([name])
-        except (OSError, ValueError) as error:
-            raise ValueError(
-                f"the data of task {name!r} cannot be loaded: {error}. Those of the "
-                f"harness's own tasks come from Hugging Face's Hub: load them once where it is "
-                f"reached (they are kept in HF_HOME), or leave the task out of --tasks."
-            ) from error
-        groups = loaded.get("groups", {})
-        tasks |= {name: groups[name]} if name in groups else loaded["tasks"]
-    return tasks
+    print(f"loading {name}", flush=True)
+    try:
+        with _quiet():
+            loaded = index.load([name])
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"the data of task {name!r} cannot be loaded: {error}. Those of the harness's own "
+            f"tasks come from Hugging Face's Hub: load them once where it is reached (they are "
+            f"kept in HF_HOME), or leave the task out of --tasks."
+        ) from error
+    group = loaded.get("groups", {}).get(name)
+    return list(loaded["tasks"].values()) if group is None else [group]
 
 
 def main() -> None:
@@ -227,7 +226,7 @@ def main() -> None:
         config = tyro.cli(EvaluateConfig, prog=prog, args=sys.argv[1:])
         index, names = find_tasks(config)
         pretrained = load_pretrained(config.model, config.tokenizer)
-        results = evaluate(config, pretrained, load_tasks(index, names))
+        results = evaluate(config, pretrained, index, names)
         print(tell(results))
         config.output.write_text(json.dumps(results, indent=1) + "\n")
         print(f"{config.output}: all of this, with standard errors")
