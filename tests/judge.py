@@ -29,7 +29,7 @@ def logits(
         arXiv:2305.02869; axes that are not named are open. A tied head reads the
         embeddings as they are masked.
     """
-    network = _loaded(config, params)
+    network = loaded(config, params)
     if masks is not None:
         _mask(config, network, masks)
     out = network(torch.tensor(tokens_BT, dtype=torch.long), use_cache=False)
@@ -39,7 +39,7 @@ def logits(
 @torch.inference_mode()
 def streams(config: ModelConfig, params: dict, tokens_BT: np.ndarray) -> list[np.ndarray]:
     """The residual stream before the first layer, and after every one, [B, T, D] each."""
-    network, seen = _loaded(config, params), []
+    network, seen = loaded(config, params), []
     for reader in (*network.model.layers, network.model.norm):
         reader.register_forward_pre_hook(lambda _, args: seen.append(args[0].numpy().copy()))
     network(torch.tensor(tokens_BT, dtype=torch.long), use_cache=False)
@@ -51,7 +51,7 @@ def greedy(
     config: ModelConfig, params: dict, prompt_T: np.ndarray, num_tokens: int
 ) -> np.ndarray:
     """The most likely tokens after a prompt, one after another."""
-    network = _loaded(config, params)
+    network = loaded(config, params)
     # It would choose among the vocabulary's padding, and stop at an end token.
     banned = [[token] for token in range(config.vocab_size, config.padded_vocab_size)]
     tokens_1T = torch.tensor(prompt_T, dtype=torch.long)[None]
@@ -68,7 +68,7 @@ def greedy(
     return out[0, len(prompt_T) :].numpy()
 
 
-def _loaded(config: ModelConfig, params: dict) -> torch.nn.Module:
+def loaded(config: ModelConfig, params: dict) -> torch.nn.Module:
     """The network with its weights."""
     network = _network(config)
     weights = {

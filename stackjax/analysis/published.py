@@ -1,7 +1,8 @@
-"""What publications have found about growth, for the plan of a run: speed-ups, and advice."""
+"""What publications have found about growth: speed-ups, scores on tasks, and advice."""
 
 import dataclasses
 import math
+from collections.abc import Mapping
 
 from stackjax.analysis.timing import SCALE_FREE
 from stackjax.flops import num_params
@@ -44,6 +45,91 @@ PUBLISHED = (
     Published("7B", 7e9, 300e9, 0.546, "Fig. 1"),
 )
 """G_stack with g = 4 and d = 10B; 530B, and 39.0 %, are read off pictures."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PublishedScores:
+    """How a model does on tasks, as arXiv:2405.15319 prints it."""
+
+    name: str
+    """The model, with its number of parameters."""
+    trained: str
+    """What it was trained for, tokens where nothing else is said."""
+    average: float
+    """Mean accuracy in per cent on the seven tasks of `ACCURACY_TASKS`."""
+    wikitext: float | None = None
+    """Perplexity of a word."""
+    accuracies: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    """Accuracies in per cent, where they are printed."""
+    where: str
+
+
+ACCURACY_TASKS = (
+    "lambada_openai",
+    "arc_challenge",
+    "arc_easy",
+    "logiqa",
+    "piqa",
+    "sciq",
+    "winogrande",
+)
+"""The tasks whose accuracies arXiv:2405.15319 averages, by their names in the harness."""
+
+
+def _in_figure_3(
+    name: str, average: float, wikitext: float, *accuracies: float
+) -> PublishedScores:
+    return PublishedScores(
+        name=f"{name} 1.1B",
+        trained="8e20 FLOPs",
+        average=average,
+        wikitext=wikitext,
+        accuracies=dict(zip(ACCURACY_TASKS, accuracies, strict=True)),
+        where="Fig. 3",
+    )
+
+
+def _in_table(
+    name: str, trained: str, average: float, wikitext: float | None, table: int
+) -> PublishedScores:
+    return PublishedScores(
+        name=name,
+        trained=trained,
+        average=average,
+        wikitext=wikitext,
+        where=f"Table {table}",
+    )
+
+
+PUBLISHED_SCORES = (
+    _in_figure_3("G_stack", 52.80, 16.73, 48.20, 29.18, 54.25, 28.87, 71.98, 81.1, 56.03),
+    _in_figure_3("G_zero depth", 52.48, 17.35, 48.67, 28.32, 51.76, 27.95, 71.81, 81.9, 56.98),
+    _in_figure_3(
+        "G_random depth", 50.43, 17.85, 44.14, 28.41, 52.69, 25.96, 70.78, 77.7, 53.35
+    ),
+    _in_figure_3("G_learn depth", 51.52, 16.93, 48.36, 27.38, 51.17, 28.11, 71.16, 80.0, 54.45),
+    _in_figure_3(
+        "G_direct width", 51.25, 18.03, 46.16, 28.58, 51.55, 27.34, 69.47, 81.4, 54.22
+    ),
+    _in_figure_3("G_zero width", 49.54, 18.76, 44.67, 26.70, 49.70, 25.03, 69.74, 76.0, 54.93),
+    _in_figure_3(
+        "G_random width", 50.63, 18.29, 44.24, 27.64, 53.82, 26.11, 70.13, 79.5, 52.95
+    ),
+    _in_figure_3("G_learn width", 50.32, 18.44, 45.66, 26.70, 50.37, 26.57, 69.91, 79.5, 53.51),
+    _in_figure_3("scratch", 50.12, 17.98, 47.87, 27.21, 48.86, 25.96, 69.64, 76.8, 54.53),
+    _in_table("Pythia 1B", "100B", 50.53, None, 3),
+    _in_table("scratch 1.1B", "100B", 50.09, None, 3),
+    _in_table("G_stack 3B", "290B", 55.66, None, 2),
+    _in_table("scratch 3B", "400B", 54.36, None, 2),
+    _in_table("G_stack 7B", "130B", 57.79, 12.56, 6),
+    _in_table("Pythia 6.9B", "130B", 56.56, 13.33, 6),
+    _in_table("OLMo 7B", "130B", 50.43, 18.47, 6),
+    _in_table("Amber 7B", "130B", 54.16, 15.62, 6),
+    _in_table("G_stack Samba 410M", "47B", 46.20, None, 7),
+    _in_table("scratch Samba 410M", "50B", 45.06, None, 7),
+)
+"""Models of about the same budget in each figure or table, the grown ones with d = 10B (Samba
+with 8B)."""
 
 
 @dataclasses.dataclass(frozen=True)

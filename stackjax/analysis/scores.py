@@ -1,0 +1,88 @@
+"""What a model scores on tasks, as tables: beside the published scores, and by itself."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from stackjax.analysis.published import ACCURACY_TASKS, PUBLISHED_SCORES, PublishedScores
+from stackjax.quantity import short
+
+WIKITEXT = "wikitext"
+PAPER_TASKS = (*ACCURACY_TASKS, WIKITEXT)
+"""The tasks that arXiv:2405.15319 reports."""
+_HEAD = ("Lambada", "ARC-c", "ARC-e", "LogiQA", "PIQA", "SciQ", "Winogrande")
+
+
+def tell(results: Mapping[str, Any]) -> str:
+    """Returns tables of results: beside the published ones, and of all other tasks."""
+    tasks = results["tasks"]
+    parts = []
+    if any(name in tasks for name in PAPER_TASKS):
+        parts.append(_beside_published(results))
+    others = [
+        (name, str(task["num_fewshot"]), metric, *_with_error(task["metrics"], metric))
+        for name, task in tasks.items()
+        if name not in PAPER_TASKS
+        for metric in task["metrics"]
+        if "_stderr" not in metric
+    ]
+    if others:
+        head = ("task", "shots", "metric", "value", "standard error")
+        parts.append(_aligned([head, *others]))
+    if results["limit"] is not None:
+        parts.append(f"only the first {results['limit']} documents of each task were read")
+    return "\n\n".join(parts)
+
+
+def _with_error(metrics: Mapping[str, float | None], metric: str) -> tuple[str, str]:
+    name, space, filter_name = metric.partition(" ")
+    error = metrics.get(f"{name}_stderr{space}{filter_name}")
+    return _number(metrics[metric], 4), _number(error, 4)
+
+
+def _beside_published(results: Mapping[str, Any]) -> str:
+    metrics = {name: task["metrics"] for name, task in results["tasks"].items()}
+    accuracies = {
+        name: 100 * metrics[name]["acc"] for name in ACCURACY_TASKS if name in metrics
+    }
+    average = None
+    if len(accuracies) == len(ACCURACY_TASKS):
+        average = sum(accuracies.values()) / len(accuracies)
+    tokens = results["tokens"]
+    ours = _cells(
+        results["model"],
+        "-" if tokens is None else short(tokens),
+        accuracies,
+        average,
+        metrics.get(WIKITEXT, {}).get("word_perplexity"),
+        "",
+    )
+    head = ("model", "trained", *_HEAD, "average", "Wikitext", "arXiv:2405.15319")
+    return _aligned([head, ours, *map(_published_cells, PUBLISHED_SCORES)])
+
+
+def _published_cells(row: PublishedScores) -> tuple[str, ...]:
+    return _cells(row.name, row.trained, row.accuracies, row.average, row.wikitext, row.where)
+
+
+def _cells(
+    name: str,
+    trained: str,
+    accuracies: Mapping[str, float],
+    average: float | None,
+    wikitext: float | None,
+    where: str,
+) -> tuple[str, ...]:
+    numbers = [*(accuracies.get(task) for task in ACCURACY_TASKS), average, wikitext]
+    return (name, trained, *(_number(number, 2) for number in numbers), where)
+
+
+def _number(number: float | None, decimals: int) -> str:
+    return "-" if number is None else f"{number:.{decimals}f}"
+
+
+def _aligned(lines: Sequence[Sequence[str]]) -> str:
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
+        for line in lines
+    )
