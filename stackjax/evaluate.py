@@ -25,10 +25,9 @@ import rich.console
 import tyro
 
 from stackjax.analysis.scores import PAPER_TASKS, tell
-from stackjax.checkpoint import absolute, find_checkpoint, read_contents
 from stackjax.errors import one_line_errors
 from stackjax.lineage import code_version, total
-from stackjax.pretrained import Pretrained
+from stackjax.pretrained import Pretrained, load_pretrained
 
 _DRAWS = 1000
 """Resamplings behind a standard error that has no formula."""
@@ -39,7 +38,7 @@ class EvaluateConfig:
     """Measures how well a model does on tasks of lm-evaluation-harness."""
 
     model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
-    """A run, a directory of checkpoints, one of them, or a folder of Hugging Face."""
+    """A run, a directory of checkpoints, one of them, or a folder of transformers."""
     tasks: str = ",".join(PAPER_TASKS)
     """Names of tasks or groups of them, separated by commas."""
     task_dir: Path | None = None
@@ -71,7 +70,7 @@ def evaluate(
     # The bar stays on the terminal, whatever else is written there.
     console = rich.console.Console(file=sys.stdout)
     tasks = [task for name in names for task in _load(index, name)]
-    model: Any = StackjaxLM(pretrained, _no_text, config.batch_size, console)
+    model: Any = StackjaxLM(pretrained, config.batch_size, console)
     with _quiet():
         found: Any = simple_evaluate(
             model=model,
@@ -84,7 +83,9 @@ def evaluate(
         )
     return {
         "model": config.model,
-        **_history(config.model),
+        # Where it comes from may not be known as far back as to its first token.
+        "checkpoint": pretrained.path,
+        "tokens": total(pretrained.lineage).tokens or None,
         "seq_len": pretrained.seq_len,
         "tokenizer": {
             "name": pretrained.tokenizer.name,
@@ -107,12 +108,6 @@ def evaluate(
     }
 
 
-def _no_text(
-    prompts: list[list[int]], max_tokens: int, until: list[str], temperature: float
-) -> list[str]:
-    raise ValueError("a task has the model write texts, which it cannot yet; leave it out.")
-
-
 def _metrics(found: Mapping[str, Any]) -> dict[str, float | None]:
     """Returns metrics and their standard errors, where these are known."""
     metrics = {}
@@ -123,19 +118,6 @@ def _metrics(found: Mapping[str, Any]) -> dict[str, float | None]:
             # Instead of a standard error that it does not know, it says N/A.
             metrics[name] = None if isinstance(value, str) else float(value)
     return metrics
-
-
-def _history(model: str) -> dict[str, Any]:
-    """Returns the checkpoint that a run means, and the tokens that all its stages have read.
-
-    None each for what is no run.
-    """
-    try:
-        checkpoint = find_checkpoint(absolute(model))
-    except ValueError:
-        return {"checkpoint": None, "tokens": None}
-    contents, _ = read_contents(checkpoint)
-    return {"checkpoint": str(checkpoint), "tokens": total(contents.lineage).tokens}
 
 
 @contextlib.contextmanager
@@ -220,8 +202,6 @@ def main() -> None:
     """Runs the command line."""
     absl.logging.set_verbosity(absl.logging.FATAL)
     with one_line_errors():
-        from stackjax.pretrained import load_pretrained  # type: ignore
-
         prog = "python -m stackjax.evaluate"
         config = tyro.cli(EvaluateConfig, prog=prog, args=sys.argv[1:])
         index, names = find_tasks(config)

@@ -30,6 +30,8 @@ _PIECE = 256
 """Tokens of the prompts that are read at a time; bounds what their attention holds."""
 _SLOTS = 256
 """What the capacity of a cache is a multiple of, so that few programs are compiled."""
+_DRAWS_PER_LOOK = 16
+"""Tokens after which it is seen whether texts may end."""
 _INCOMPLETE = "\N{REPLACEMENT CHARACTER}"
 """What the end of a text is decoded to while it lacks bytes of a character."""
 
@@ -106,6 +108,41 @@ def continuations(
     is_over_BT = np.cumsum(tokens_BT == pretrained.tokenizer.end_id, axis=1) > 0
     lengths_B = 1 + np.sum(~is_over_BT, axis=1)
     return [row_T[:length] for row_T, length in zip(tokens_BT, lengths_B, strict=True)]
+
+
+def continue_texts(
+    pretrained: Pretrained,
+    prompts: Sequence[np.ndarray],
+    sampling: Sampling,
+    max_tokens: int,
+    until: Sequence[str],
+    key: jax.Array,
+) -> list[str]:
+    """Returns what each prompt is continued by, as text without the end token.
+
+    Args:
+      until: Strings of which one in every text is enough.
+    """
+    tokenizer = pretrained.tokenizer
+    rows: list[list[int]] = [[] for _ in prompts]
+    texts = [""] * len(prompts)
+    drawn = generate(pretrained, prompts, sampling, max_tokens, key)
+    for count, tokens_B in enumerate(drawn, start=1):
+        for row, token in zip(rows, tokens_B.tolist(), strict=True):
+            if tokenizer.end_id not in row[-1:]:
+                row.append(token)
+        # To decode takes longer than to draw a few more.
+        if count % _DRAWS_PER_LOOK == 0:
+            texts = [_decode(tokenizer, row) for row in rows]
+            ended = [row[-1] == tokenizer.end_id for row in rows]
+            found = [any(end in text for end in until) for text in texts]
+            if all(map(max, ended, found)):
+                return texts
+    return [_decode(tokenizer, row) for row in rows]
+
+
+def _decode(tokenizer: Tokenizer, tokens: list[int]) -> str:
+    return tokenizer.decode(tokens[: -1 if tokens[-1:] == [tokenizer.end_id] else None])
 
 
 def new_text(

@@ -38,6 +38,8 @@ from stackjax.storage import is_remote
 class Pretrained:
     """A model, its parameters on a mesh, and its tokenizer."""
 
+    path: str
+    """The checkpoint or folder that it lies in."""
     config: ModelConfig
     params: Params
     mesh: Mesh
@@ -46,7 +48,7 @@ class Pretrained:
     """The token before a text: the one that begins it, or that has ended the one before."""
     seq_len: int
     """Tokens of the longest text that it was trained on."""
-    lineage: tuple[Generation, ...] = ()
+    lineage: tuple[Generation, ...]
     """Where it comes from, itself last."""
 
 
@@ -61,35 +63,49 @@ def load_pretrained(path: str, tokenizer: str | None = None) -> Pretrained:
       ValueError: There is no model, or its tokenizer is not to be found.
     """
     given = None if tokenizer is None else load_tokenizer(tokenizer)
-    if is_folder(path):
-        folder = huggingface.read_folder(Path(path))
-        found = (given, given.end_id) if given else folder_tokenizer(folder.path)
-        config, lineage = folder.model, read_lineage(folder)
-        seq_len = huggingface.seq_len(folder.fields)
-        mesh = _mesh(config)
-        with jax.set_mesh(mesh):
-            params = huggingface.load_params(folder, config, mesh)
-    else:
-        checkpoint, contents = open_checkpoint(path)
-        found = (given, given.end_id) if given else own_tokenizer(checkpoint)
-        config, lineage = contents.model, contents.lineage
-        seq_len = trained_seq_len(checkpoint)
-        mesh = _mesh(config)
-        with jax.set_mesh(mesh):
-            params = read_params(checkpoint, config, mesh)
-    if found[0].vocab_size > config.vocab_size:
+    found = _load_folder(Path(path), given) if is_folder(path) else _load_run(path, given)
+    if found.tokenizer.vocab_size > found.config.vocab_size:
         raise ValueError(
-            f"the tokenizer {found[0].name} has {found[0].vocab_size} tokens, and the model of "
-            f"{path} knows {config.vocab_size}; name its own with --tokenizer."
+            f"the tokenizer {found.tokenizer.name} has {found.tokenizer.vocab_size} tokens, "
+            f"and the model of {path} knows {found.config.vocab_size}; name its own with "
+            f"--tokenizer."
         )
+    return found
+
+
+def _load_folder(path: Path, given: Tokenizer | None) -> Pretrained:
+    folder = huggingface.read_folder(path)
+    tokenizer, prefix_id = (given, given.end_id) if given else folder_tokenizer(path)
+    mesh = _mesh(folder.model)
+    with jax.set_mesh(mesh):
+        params = huggingface.load_params(folder, folder.model, mesh)
     return Pretrained(
-        config=config,
+        path=str(path),
+        config=folder.model,
         params=params,
         mesh=mesh,
-        tokenizer=found[0],
-        prefix_id=found[1],
+        tokenizer=tokenizer,
+        prefix_id=prefix_id,
+        seq_len=huggingface.seq_len(folder.fields),
+        lineage=read_lineage(folder),
+    )
+
+
+def _load_run(path: str, given: Tokenizer | None) -> Pretrained:
+    checkpoint, contents = open_checkpoint(path)
+    tokenizer, prefix_id = (given, given.end_id) if given else own_tokenizer(checkpoint)
+    seq_len, mesh = trained_seq_len(checkpoint), _mesh(contents.model)
+    with jax.set_mesh(mesh):
+        params = read_params(checkpoint, contents.model, mesh)
+    return Pretrained(
+        path=str(checkpoint),
+        config=contents.model,
+        params=params,
+        mesh=mesh,
+        tokenizer=tokenizer,
+        prefix_id=prefix_id,
         seq_len=seq_len,
-        lineage=lineage,
+        lineage=contents.lineage,
     )
 
 

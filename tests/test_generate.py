@@ -64,6 +64,8 @@ def pretrained(name, mesh="one device", end_id=NO_END) -> Pretrained:
             abstract,
         )
     return Pretrained(
+        path="a model",
+        lineage=(),
         config=config,
         params=params,
         mesh=mesh_of(mesh),

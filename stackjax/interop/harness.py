@@ -2,39 +2,23 @@
 
 import itertools
 from collections.abc import Iterator, Sequence
-from typing import Any, Protocol
+from typing import Any
 
+import jax
+import numpy as np
 import rich.console
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import TemplateLM
 from lm_eval.models.utils import normalize_gen_kwargs, postprocess_generated_text
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
+from stackjax.generate import continue_texts
 from stackjax.pretrained import Pretrained
+from stackjax.sampling import Sampling
 from stackjax.scoring import Span, score
 
 Request = tuple[Any, list[int], list[int]]
 """What the answer is kept by, if at all; the tokens of a context; those of what follows it."""
-
-
-class Continue(Protocol):
-    """How texts are continued."""
-
-    def __call__(
-        self,
-        prompts: list[list[int]],
-        max_tokens: int,
-        until: list[str],
-        temperature: float,
-    ) -> list[str]:
-        """Returns what follows each prompt, up to the end of the document at most.
-
-        Args:
-          max_tokens: Tokens after which a text is cut.
-          until: Strings at the first of which it may be cut.
-          temperature: 0 takes the likeliest token every time.
-        """
-        ...
 
 
 class StackjaxLM(TemplateLM):
@@ -43,7 +27,6 @@ class StackjaxLM(TemplateLM):
     def __init__(
         self,
         pretrained: Pretrained,
-        continue_tokens: Continue,
         batch_size: int = 32,
         console: rich.console.Console | None = None,
     ):
@@ -55,8 +38,8 @@ class StackjaxLM(TemplateLM):
         """
         super().__init__()
         self._pretrained = pretrained
-        self._continue = continue_tokens
         self._batch_size = batch_size
+        self._key = jax.random.key(0)
         self._console = console
 
     @property
@@ -156,7 +139,10 @@ class StackjaxLM(TemplateLM):
         prompts = [
             prompt[max_tokens - seq_len :] or [self.prefix_token_id] for prompt in prompts
         ]
-        texts = self._continue(prompts, max_tokens, until, temperature if is_sampled else 0.0)
+        sampling = Sampling(temperature=temperature if is_sampled else 0.0)
+        self._key, key = jax.random.split(self._key)
+        rows = [np.array(prompt) for prompt in prompts]
+        texts = continue_texts(self._pretrained, rows, sampling, max_tokens, until, key)
         return [postprocess_generated_text(text, until, None) for text in texts]
 
 
