@@ -169,6 +169,24 @@ class ProbeConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class TasksConfig:
+    """Tasks of lm-evaluation-harness that the model is scored on while it trains."""
+
+    names: tuple[str, ...] = ()
+    """Tasks, or groups of them; without any, lm-evaluation-harness need not be there."""
+    every_tokens: Count | None = None
+    """Tokens between two rounds of them. One more comes at the end of the run."""
+    directory: str | None = None
+    """Directory of further tasks, as YAML files."""
+    num_fewshot: int | None = None
+    """Solved examples before each question; by default as many as each task has."""
+    limit: int | None = None
+    """Documents of each task, the first ones; by default all."""
+    batch_size: int = 32
+    """Texts that are scored together."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class CheckpointConfig:
     """When to save, and what to keep."""
 
@@ -215,6 +233,8 @@ class Config:
     """Held-out evaluation."""
     probes: ProbeConfig = ProbeConfig()
     """Growth tried out before its time."""
+    tasks: TasksConfig = TasksConfig()
+    """Scores on tasks."""
     checkpoints: CheckpointConfig
     """Checkpoints."""
     logging: LoggingConfig

@@ -26,7 +26,7 @@ _GROWTH_FLAG = re.compile(
 )
 
 _MAY_CHANGE = re.compile(
-    r"workdir|platform|(mesh|evaluation|probes|checkpoints|logging)\..*"
+    r"workdir|platform|(mesh|evaluation|probes|tasks|checkpoints|logging)\..*"
     r"|stages\.\d+\.(mesh(\..*)?|accumulate)"
     r"|data\.(path|cache_dir|corpus|num_workers|prefetch)"
     r"|model\.(attention|remat|scan_unroll|loss_chunk)"

@@ -7,16 +7,10 @@ and writes all that was measured to results.json. As there, accuracy is the harn
 not normalised by the length of an answer, and Wikitext's perplexity is that of a word.
 """
 
-import contextlib
 import dataclasses
-import difflib
 import importlib.metadata
-import io
 import json
-import logging
-import os
 import sys
-from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -26,11 +20,9 @@ import tyro
 
 from stackjax.analysis.scores import PAPER_TASKS, tell
 from stackjax.errors import one_line_errors
+from stackjax.interop.tasks import load_tasks, measure
 from stackjax.lineage import code_version, total
-from stackjax.pretrained import Pretrained, load_pretrained
-
-_DRAWS = 1000
-"""Resamplings behind a standard error that has no formula."""
+from stackjax.pretrained import load_pretrained
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -55,36 +47,32 @@ class EvaluateConfig:
     """JSON file to write."""
 
 
-def evaluate(
-    config: EvaluateConfig, pretrained: Pretrained, index: Any, names: Sequence[str]
-) -> dict[str, Any]:
+def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     """Returns what a model scores on tasks, and what it takes to measure it again.
 
-    Args:
-      index: What `find_tasks` returns, as are the names.
+    Raises:
+      ValueError: There is no such model or task, or a field is out of range.
+      OSError: A file could not be read.
     """
-    from lm_eval.evaluator import simple_evaluate
-
-    from stackjax.interop.harness import StackjaxLM
-
+    if not config.output.absolute().parent.is_dir():
+        raise ValueError(
+            f"output is {config.output}, but there is no directory "
+            f"{config.output.absolute().parent}; make it first."
+        )
+    tasks = load_tasks(
+        list(dict.fromkeys(name.strip() for name in config.tasks.split(","))),
+        config.task_dir,
+        num_fewshot=config.num_fewshot,
+        limit=config.limit,
+        batch_size=config.batch_size,
+    )
+    pretrained = load_pretrained(config.model, config.tokenizer)
     # The bar stays on the terminal, whatever else is written there.
     console = rich.console.Console(file=sys.stdout)
-    tasks = [task for name in names for task in _load(index, name)]
-    model: Any = StackjaxLM(pretrained, config.batch_size, console)
-    with _quiet():
-        found: Any = simple_evaluate(
-            model=model,
-            tasks=tasks,
-            task_manager=index,
-            num_fewshot=config.num_fewshot,
-            limit=config.limit,
-            bootstrap_iters=_DRAWS,
-            log_samples=False,
-        )
     return {
         "model": config.model,
-        # Where it comes from may not be known as far back as to its first token.
         "checkpoint": pretrained.path,
+        # Not all of them may be known, back to the first.
         "tokens": total(pretrained.lineage).tokens or None,
         "seq_len": pretrained.seq_len,
         "tokenizer": {
@@ -96,106 +84,8 @@ def evaluate(
             "stackjax": code_version(),
             "lm_eval": importlib.metadata.version("lm_eval"),
         },
-        "tasks": {
-            name: {
-                "version": found["versions"].get(name),
-                "num_fewshot": found["n-shot"].get(name),
-                "num_documents": found["n-samples"].get(name, {}).get("effective"),
-                "metrics": _metrics(metrics),
-            }
-            for name, metrics in found["results"].items()
-        },
+        "tasks": measure(tasks, pretrained, console),
     }
-
-
-def _metrics(found: Mapping[str, Any]) -> dict[str, float | None]:
-    """Returns metrics and their standard errors, where these are known."""
-    metrics = {}
-    for key, value in found.items():
-        name, comma, filter_name = key.partition(",")
-        if comma:
-            name = name if filter_name == "none" else f"{name} ({filter_name})"
-            # Instead of a standard error that it does not know, it says N/A.
-            metrics[name] = None if isinstance(value, str) else float(value)
-    return metrics
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keeps to itself what the harness and the libraries under it tell of their work."""
-    # A fork of a process that runs JAX may hang.
-    os.environ["DISABLE_MULTIPROC"] = "1"
-    told = io.StringIO()
-    # Handlers of logs keep the terminal that they have begun with.
-    logging.disable(logging.CRITICAL)
-    try:
-        with contextlib.redirect_stdout(told), contextlib.redirect_stderr(told):
-            yield
-    finally:
-        logging.disable(logging.NOTSET)
-
-
-def find_tasks(config: EvaluateConfig) -> tuple[Any, list[str]]:
-    """Returns the harness's index of tasks, and the names of those to be run, which it has.
-
-    Raises:
-      ValueError: The harness is not installed, there is no such task or directory, or a
-        number is out of range.
-    """
-    try:
-        with _quiet():
-            from lm_eval.tasks import TaskManager
-    except ModuleNotFoundError as error:
-        raise ValueError(
-            f"lm-evaluation-harness cannot be imported ({error}); "
-            f"pip install -r requirements-interop.txt"
-        ) from error
-    _check(config)
-    with _quiet():
-        index = TaskManager(include_path=config.task_dir)
-    names = list(dict.fromkeys(name.strip() for name in config.tasks.split(",")))
-    for name in names:
-        if name not in index.all_tasks:
-            near = difflib.get_close_matches(name, index.all_tasks)
-            raise ValueError(
-                f"there is no task {name!r} in lm_eval or in --task-dir"
-                f"{'; near it are ' + ', '.join(near) if near else ''}."
-            )
-    return index, names
-
-
-def _check(config: EvaluateConfig) -> None:
-    for name, least in {"limit": 1, "num_fewshot": 0, "batch_size": 1}.items():
-        value = getattr(config, name)
-        if value is not None and value < least:
-            raise ValueError(f"{name} is {value}; it must be at least {least}.")
-    if config.task_dir is not None and not config.task_dir.is_dir():
-        raise ValueError(f"task_dir {config.task_dir} is not a directory of YAML files.")
-    if not config.output.absolute().parent.is_dir():
-        raise ValueError(
-            f"output is {config.output}, but there is no directory "
-            f"{config.output.absolute().parent}; make it first."
-        )
-
-
-def _load(index: Any, name: str) -> list[Any]:
-    """Returns a task or group with its data, or every task of a tag.
-
-    Raises:
-      ValueError: Data can neither be downloaded nor read.
-    """
-    print(f"loading {name}", flush=True)
-    try:
-        with _quiet():
-            loaded = index.load([name])
-    except (OSError, ValueError) as error:
-        raise ValueError(
-            f"the data of task {name!r} cannot be loaded: {error}. Those of the harness's own "
-            f"tasks come from Hugging Face's Hub: load them once where it is reached (they are "
-            f"kept in HF_HOME), or leave the task out of --tasks."
-        ) from error
-    group = loaded.get("groups", {}).get(name)
-    return list(loaded["tasks"].values()) if group is None else [group]
 
 
 def main() -> None:
@@ -204,9 +94,7 @@ def main() -> None:
     with one_line_errors():
         prog = "python -m stackjax.evaluate"
         config = tyro.cli(EvaluateConfig, prog=prog, args=sys.argv[1:])
-        index, names = find_tasks(config)
-        pretrained = load_pretrained(config.model, config.tokenizer)
-        results = evaluate(config, pretrained, index, names)
+        results = evaluate(config)
         print(tell(results))
         config.output.write_text(json.dumps(results, indent=1) + "\n")
         print(f"{config.output}: all of this, with standard errors")

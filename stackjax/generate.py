@@ -275,6 +275,7 @@ def _step(
       lengths_B: Tokens of the prompts.
       count: Tokens that have been drawn for each row.
     """
+    tokens_B = jax.reshard(tokens_B, logical("batch"))
     positions_B1 = (lengths_B + count - 1)[:, None]
     x_B1D, cache = extend(config, params, cache, tokens_B[:, None], positions_B1)
     logits_BV = next_logits(config, params, x_B1D, jnp.zeros_like(lengths_B))
@@ -288,8 +289,8 @@ def _draw(
     def draw(logits_BV: jax.Array, key: jax.Array) -> jax.Array:
         return sample(logits_BV, sampling, key)
 
-    # A row needs all of its logits, which are in shards.
-    return laid_out(draw, logical("batch"))(logits_BV, jax.random.fold_in(key, count))
+    # A row needs all of its logits, which are in shards, and every process all rows.
+    return laid_out(draw, logical(None))(logits_BV, jax.random.fold_in(key, count))
 
 
 def run(config: GenerateConfig) -> None:

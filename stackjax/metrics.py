@@ -1,6 +1,6 @@
 """Where numbers go: `metrics.jsonl`, TensorBoard, Weights & Biases.
 
-A row is a plain dict. `kind` ("train", "evaluation", "growth", "probe", "trigger" or
+A row is a plain dict. `kind` ("train", "evaluation", "growth", "probe", "tasks", "trigger" or
 "layers"), `phase`, `stage`, `step` and `tokens` say what and when, and the rest are numbers (or
 short text), or lists of them, which go into the file alone. Rows of layers carry what
 `layer_statistics` returns, a number for each layer, and at a growth the same `_before` it. Rows

@@ -90,19 +90,29 @@ def own_tokenizer(checkpoint: epath.Path) -> tuple[Tokenizer, int]:
     settings = run_settings(checkpoint)
     if not settings:
         raise ValueError(f"{checkpoint} does not say its tokenizer; name it with --tokenizer.")
-    info = read_manifest(settings["data.path"]).tokenizer
+    tokenizer = data_tokenizer(settings["data.path"])
+    return tokenizer, tokenizer.end_id
+
+
+def data_tokenizer(path: str) -> Tokenizer:
+    """Returns the tokenizer that a set of token shards was made with.
+
+    Raises:
+      ValueError: It is no longer where it was, or another one is.
+    """
+    info = read_manifest(path).tokenizer
     if info.name != "bytes" and not Path(info.name).is_file():
         raise ValueError(
-            f"the tokenizer of {checkpoint} was {info.name}, which is no longer there; name "
-            f"it with --tokenizer."
+            f"the tokenizer of {path} was {info.name}, which is no longer there; bring it "
+            f"back, or name it with --tokenizer where that can be given."
         )
     tokenizer = load_tokenizer(info.name, None if info.name == "bytes" else info.end_id)
     if tokenizer.digest != info.digest:
         raise ValueError(
-            f"{info.name} is another tokenizer than the one that {settings['data.path']} was "
-            f"made with; name that one with --tokenizer."
+            f"{info.name} is another tokenizer than the one that {path} was made with; bring "
+            f"that one back, or name it with --tokenizer where that can be given."
         )
-    return tokenizer, tokenizer.end_id
+    return tokenizer
 
 
 def trained_seq_len(checkpoint: epath.Path) -> int:

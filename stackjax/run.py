@@ -19,7 +19,9 @@ from stackjax.data.batch import Batch
 from stackjax.data.device import local_rows, put
 from stackjax.data.loader import train_batches
 from stackjax.data.sources import TokenSource
+from stackjax.data.tokenizer import Tokenizer
 from stackjax.flops import mfu
+from stackjax.interop.tasks import Tasks
 from stackjax.marker import write_marker
 from stackjax.metrics import Sink, read_rows
 from stackjax.phase import Counts, Ending, Phase
@@ -44,6 +46,8 @@ class Run:
     """The compiled step of a phase, given the next one."""
     ended: dict[int, Ending]
     """The stages that have ended early, so far."""
+    tasks: tuple[Tasks, Tokenizer] | None
+    """What the model is scored on, and by which tokens; None if on nothing."""
 
     @property
     def phases(self) -> tuple[Phase, ...]:
@@ -109,6 +113,18 @@ class Run:
         row = {"loss_before": before} | found
         self.write("probe", phase, step, counts, **row)
         self.progress.note(f"{counts.tokens:,} tokens: {describe_probe(row)}")
+
+    def write_scores(
+        self, phase: Phase, step: int, counts: Counts, scores: dict[str, float | None]
+    ) -> None:
+        """Writes and shows what the model has scored on tasks."""
+        self.write("tasks", phase, step, counts, **scores)
+        shown = (
+            f"{name} {value:.4g}"
+            for name, value in scores.items()
+            if value is not None and "_stderr" not in name
+        )
+        self.progress.note(f"{counts.tokens:,} tokens: {', '.join(shown)}")
 
     def end_stage(self, phase: Phase, step: int, reason: str) -> Phase:
         """Commits that a stage is as long as it is now; returns the phase, which ends there.

@@ -56,6 +56,7 @@ from stackjax.sharding import build_mesh, move
 from stackjax.start import check_start, start_from
 from stackjax.stop import EXIT_CODE, should_stop, stop_on_signals
 from stackjax.summary import describe, summarize
+from stackjax.task_scores import open_tasks, task_scores
 from stackjax.train_state import TrainState, enter_phase
 from stackjax.trigger import settled, spent
 
@@ -92,6 +93,7 @@ def train(config: Config) -> None:
     source, held_out = open_data(config)
     if is_new and config.init_from is not None:
         check_start(config.init_from, phases[0].model)
+    tasks = open_tasks(config, source)
     if not is_new:
         check_same_data(workdir, source.manifest)
     workdir.mkdir(parents=True, exist_ok=True)
@@ -114,6 +116,7 @@ def train(config: Config) -> None:
             stop=stop,
             step_of=compile_ahead(config),
             ended=ended,
+            tasks=tasks,
         )
         for output in (*run.sinks, run.progress):
             stack.enter_context(contextlib.closing(output))
@@ -179,6 +182,7 @@ def run_phase(
         evaluate = held_out_loss(config, phase, run.held_out, mesh)
         probe = open_probe(run, phase, phases)
         measure = held_out_layers(config, phase, run.held_out, mesh)
+        score = task_scores(config, phase, run.tasks, mesh)
         rows = LateRows(run, phase, checkpoints, counts)
         evaluations = run.evaluations(phase, counts)
         for batch in run.batches(phase, mesh, counts, phase.num_steps - step):
@@ -207,6 +211,12 @@ def run_phase(
                 rows.catch_up()
                 with rows.paused():
                     run.write_probe(phase, step, counts, evaluate(state), probe(state, counts))
+            is_end = following is None and (is_last or reason is not None)
+            every = config.tasks.every_tokens
+            if run.tasks is not None and (is_end or (every and crosses(every))):
+                rows.catch_up()
+                with rows.paused():
+                    run.write_scores(phase, step, counts, score(state))
             if reason is not None and phase.stage not in run.ended and not is_last:
                 phase, is_last = run.end_stage(phase, step, reason), True
             if is_last and phase.stage in run.ended:

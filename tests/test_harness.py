@@ -22,7 +22,6 @@ from stackjax import evaluate
 from stackjax.analysis.published import ACCURACY_TASKS, PUBLISHED_SCORES
 from stackjax.analysis.scores import PAPER_TASKS, tell
 from stackjax.data.tokenizer import load_tokenizer
-from stackjax.evaluate import EvaluateConfig, find_tasks
 from stackjax.interop.harness import StackjaxLM
 from stackjax.pretrained import Pretrained
 
@@ -343,8 +342,7 @@ def test_published_averages_are_those_of_the_published_accuracies(row):
 
 
 def test_the_tasks_of_the_paper_are_the_harness_own():
-    _, names = find_tasks(EvaluateConfig(model="runs/mine"))
-    assert tuple(names) == PAPER_TASKS
+    assert set(PAPER_TASKS) <= set(lm_eval.tasks.TaskManager().all_tasks)
 
 
 def one_line(capsys) -> str:
@@ -361,7 +359,10 @@ def one_line(capsys) -> str:
         (("--tasks", "choices", "--limit", "0"), "limit is 0; it must be at least 1"),
         (("--tasks", "choices", "--batch-size", "0"), "batch_size is 0"),
         (("--tasks", "choices", "--num-fewshot", "-1"), "num_fewshot is -1"),
-        (("--tasks", "choices", "--task-dir", "no/where"), "task_dir no/where is not"),
+        (
+            ("--tasks", "choices", "--task-dir", "no/where"),
+            "tasks no/where is not one of",
+        ),
         (("--tasks", "choices", "--output", "no/where.json"), "there is no directory .*/no;"),
     ],
 )

@@ -228,6 +228,7 @@ def _loop_seconds(config: Config, phase: Phase) -> tuple[float, TrainState]:
             stop=ticks,
             step_of=lambda phase, _: compile_step(config, phase),
             ended={},
+            tasks=None,
         )
         for output in (*run.sinks, run.progress):
             stack.enter_context(contextlib.closing(output))
