@@ -6,7 +6,6 @@ holds the parameters of the checkpoint that is written, or one of the one that i
 
 import dataclasses
 import itertools
-import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -14,7 +13,6 @@ from typing import Annotated, Any, Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
-import rich.progress
 import tyro
 from absl import logging
 from etils import epath
@@ -128,18 +126,13 @@ def to_folder(config: ConvertConfig) -> epath.Path:
     if tokenizer is not None:
         fields["eos_token_id"] = tokenizer.end_id
     infos = _infos(contents.model, dtype)
-    shown = rich.progress.track(
-        _tensors(checkpoint, contents.model, infos),
-        "writing",
-        len(infos),
-        disable=not sys.stdout.isatty(),
-    )
+    tensors = _tensors(checkpoint, contents.model, infos)
     with staging_directory(target) as staging:
         if carried is not None:
             carry(epath.Path(carried), epath.Path(staging))
         if tokenizer is not None:
             write_tokenizer(tokenizer, staging)
-        write_folder(staging, fields, infos, shown, contents.lineage)
+        write_folder(staging, fields, infos, tensors, contents.lineage)
     return target
 
 

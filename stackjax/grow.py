@@ -8,7 +8,6 @@ import dataclasses
 import functools
 import itertools
 import math
-import sys
 import time
 import typing
 from collections.abc import Callable
@@ -17,7 +16,6 @@ from typing import Annotated, Any, Literal
 
 import jax
 import jax.numpy as jnp
-import rich.progress
 import tyro
 from absl import logging
 from etils import epath
@@ -155,17 +153,14 @@ def grow_folder(config: GrowConfig) -> epath.Path:
     folder, growth = read_folder(Path(config.source)), config.growth
     _check_growth(config, folder.model)
     lineage = read_lineage(folder, config.source_tokens)
-    print(_plan(config.source, folder.model, total(lineage).tokens, growth))
-    target = growth.target_config(folder.model)
+    target, infos = growth.target_config(folder.model), grown_infos(folder, growth)
     fields = grown_fields(folder, target)
-    infos = grown_infos(folder, growth)
+    print(_plan(config.source, folder.model, total(lineage).tokens, growth))
     tensors = grown_tensors(folder, growth, jax.random.key(config.seed))
-    shown = rich.progress.track(tensors, "growing", len(infos), disable=not sys.stdout.isatty())
     with staging_directory(directory) as staging:
         carry(epath.Path(folder.path), epath.Path(staging))
-        write_folder(staging, fields, infos, shown, begin_grown(lineage, growth, target))
-    num_bytes = sum(info.num_bytes for info in infos.values())
-    print(f"wrote   {directory}: {num_bytes / 1e6:.4g} MB in {time.monotonic() - start:.1f} s")
+        write_folder(staging, fields, infos, tensors, begin_grown(lineage, growth, target))
+    _tell_written(directory, sum(info.num_bytes for info in infos.values()), start)
     return directory
 
 

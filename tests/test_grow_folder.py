@@ -123,6 +123,7 @@ def test_a_card_says_what_is_not_known(run, tmp_path):
 
 WRONG = {
     "masks": (("--growth", "depth_random(factor=2, mask_tokens=8)"), "only works inside a run"),
+    "learned": (("--growth", "learn(factor=2)"), "mixes all layers, so that none can be"),
     "moments": (("--growth", "stack(2)", "--optimizer-state", "grow"), "holds no optimizer"),
     "heads": (("--growth", "width_split(embed=9/8)"), "does not divide, as transformers"),
     "layer": (("--growth", "layer_map(1-4)"), "names layer 4"),

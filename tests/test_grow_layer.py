@@ -13,7 +13,8 @@ from stackjax.growth import DepthZero, Interleave, Noise, Stack, WidthSplit, Wid
 
 KEY = jax.random.key(0)
 SOURCE = MODELS["gqa"]
-OPERATORS = GROWTHS | {
+LEARNED = ("learn depth", "learn width", "learn both")
+OPERATORS = {name: GROWTHS[name] for name in GROWTHS if name not in LEARNED} | {
     "units of the next layer, between layers that are new": chain(
         DepthZero(2, rest="fresh"), WidthSplit(mlp=2, new_units="next_layer"), Interleave(2)
     ),
@@ -58,8 +59,13 @@ def test_every_layer_by_itself_is_as_it_is_among_all(name, monkeypatch):
     expected = jax.jit(grow)(layers_of(SOURCE), key=KEY)
     found = grow_layers(growth, SOURCE)
     assert len(growth.layer_sources(SOURCE)) == growth.target_config(SOURCE).num_layers
-    # Float32 sums of mapped layers may be added up in another order.
-    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5), found, expected)
+    jax.tree.map(np.testing.assert_array_equal, found, expected)
+
+
+@pytest.mark.parametrize("name", LEARNED)
+def test_what_mixes_all_layers_is_refused(name):
+    with pytest.raises(ValueError, match="mixes all layers, so that none can be grown"):
+        chain(GROWTHS[name], Stack(2)).layer_sources(SOURCE)
 
 
 @pytest.mark.parametrize("growth", [Noise(0.2), WidthSplit(mlp=2, noise=0.3)], ids=str)

@@ -110,7 +110,10 @@ class Growth(abc.ABC):
         """
 
     def layer_sources(self, source: ModelConfig) -> np.ndarray:
-        """Returns the layers of the source that make each layer of the target, [target, k]."""
+        """Returns the layers of the source that make each layer of the target, [target, k].
+
+        ValueError if all layers make each.
+        """
         return np.arange(source.num_layers)[:, None]
 
     def grow_layer(

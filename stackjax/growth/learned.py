@@ -12,7 +12,6 @@ import numpy as np
 from stackjax.axes import Axes
 from stackjax.growth.axis_map import AxisMap
 from stackjax.growth.base import (
-    FreshLayer,
     Growth,
     Order,
     Promise,
@@ -88,21 +87,10 @@ class Learn(Growth):
         return self.materialise(self.init_maps(axes, source, key=key), params, axes, source)
 
     def layer_sources(self, source: ModelConfig) -> np.ndarray:
-        layers = np.arange(source.num_layers)
-        return np.tile(layers, (self.factor * source.num_layers, 1))
-
-    def grow_layer(
-        self,
-        layer: jax.Array | int,
-        params: Any,
-        axes: Any,
-        source: ModelConfig,
-        *,
-        key: jax.Array,
-        fresh: FreshLayer,
-    ) -> Any:
-        grown = self.materialise(self.init_maps(axes, source, key=key), params, axes, source)
-        return jax.tree.map(lambda leaf: jax.lax.dynamic_slice_in_dim(leaf, layer, 1), grown)
+        raise ValueError(
+            f"{self} mixes all layers, so that none can be grown by itself, as those of a "
+            f"folder are; grow a checkpoint, or inside a run, where its maps are fitted too."
+        )
 
     def grow_moment(self, moment: Any, axes: Any, source: ModelConfig, *, order: Order) -> Any:
         raise ValueError(

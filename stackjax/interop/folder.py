@@ -3,10 +3,13 @@
 import dataclasses
 import json
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import rich.progress
 import tokenizers
 import tokenizers.decoders
 import tokenizers.models
@@ -16,7 +19,7 @@ from etils import epath
 from stackjax.data.tokenizer import Tokenizer, load_tokenizer
 from stackjax.flops import flops_6nd, num_params
 from stackjax.interop.huggingface import CONFIG, Folder
-from stackjax.interop.tensors import SHARD_BYTES, TensorInfo, write_tensors
+from stackjax.interop.tensors import TensorInfo, write_tensors
 from stackjax.lineage import Generation, from_json, total
 from stackjax.model import ModelConfig
 from stackjax.phase import Counts
@@ -155,16 +158,36 @@ def write_folder(
     staging: Path,
     fields: Mapping[str, Any],
     infos: Mapping[str, TensorInfo],
-    tensors: Iterable[Any],
+    tensors: Iterable[np.ndarray],
     lineage: Sequence[Generation],
-    shard_bytes: int = SHARD_BYTES,
 ) -> None:
-    """Writes config, weights, lineage and model card into a folder."""
-    write_tensors(staging, infos, tensors, shard_bytes)
+    """Writes config, weights, lineage and model card into a folder.
+
+    Args:
+      infos: What the folder is to hold.
+      tensors: As `write_tensors` takes them.
+    """
+    write_tensors(staging, infos, _show_progress(infos, tensors))
     (staging / CONFIG).write_text(json.dumps(dict(fields), indent=2) + "\n")
     origin = {"lineage": [dataclasses.asdict(generation) for generation in lineage]}
     (staging / ORIGIN).write_text(json.dumps(origin, indent=2) + "\n")
     (staging / "README.md").write_text(_card(lineage))
+
+
+def _show_progress(
+    infos: Mapping[str, TensorInfo], tensors: Iterable[np.ndarray]
+) -> Iterator[np.ndarray]:
+    """Returns the tensors, while a terminal shows how many bytes of them are written."""
+    columns = (
+        *rich.progress.Progress.get_default_columns(),
+        rich.progress.DownloadColumn(),
+    )
+    with rich.progress.Progress(*columns, disable=not sys.stdout.isatty()) as bar:
+        task = bar.add_task("writing", total=sum(info.num_bytes for info in infos.values()))
+        for tensor in tensors:
+            yield tensor
+            bar.advance(task, tensor.nbytes)
+            del tensor  # before the next one is made
 
 
 def _card(lineage: Sequence[Generation]) -> str:

@@ -418,11 +418,6 @@ def _rope_fields(config: ModelConfig) -> dict[str, Any]:
     return {"rope_theta": config.rope_theta, "rope_scaling": llama3}
 
 
-def tensor_infos(config: ModelConfig, dtype: str) -> dict[str, TensorInfo]:
-    """Returns every tensor of a model's folder, all of one type, in the order of `slots`."""
-    return {slot.name: TensorInfo(slot.shape(config), dtype) for slot in slots(config)}
-
-
 def load_params(folder: Folder, config: ModelConfig, mesh: Mesh) -> Params:
     """Returns the parameters in a folder as float32, laid out over the current mesh.
 

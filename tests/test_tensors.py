@@ -1,0 +1,107 @@
+"""Files of tensors are those that the library of the format reads and writes."""
+
+import json
+import tempfile
+from pathlib import Path
+
+import hypothesis
+import hypothesis.strategies as st
+import numpy as np
+import pytest
+from safetensors import safe_open
+from safetensors.numpy import save_file
+
+from stackjax.interop.tensors import DTYPES, INDEX, TensorInfo, Tensors, widest, write_tensors
+
+INFOS = st.dictionaries(
+    st.from_regex(r"[a-z]{1,8}(\.[a-z]{1,8}){0,2}", fullmatch=True),
+    st.builds(
+        TensorInfo,
+        st.lists(st.integers(1, 5), min_size=1, max_size=2).map(tuple),
+        st.sampled_from(list(DTYPES)),
+    ),
+    min_size=1,
+    max_size=8,
+)
+
+
+def values(infos):
+    rng = np.random.default_rng(0)
+    return {
+        name: rng.normal(size=info.shape).astype(DTYPES[info.dtype])
+        for name, info in infos.items()
+    }
+
+
+def assert_same(found, expected):
+    assert found.dtype == expected.dtype
+    np.testing.assert_array_equal(
+        np.asarray(found).view(np.uint8), np.ascontiguousarray(expected).view(np.uint8)
+    )
+
+
+@hypothesis.settings(max_examples=50, deadline=None)
+@hypothesis.given(INFOS, st.integers(1, 400), st.booleans())
+def test_what_is_written_is_read_by_the_library_and_here(infos, shard_bytes, in_parts):
+    expected = values(infos)
+    tensors = list(expected.values())
+    if in_parts:
+        tensors = [row[None] for tensor in tensors for row in tensor]
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        write_tensors(folder, infos, iter(tensors), shard_bytes)
+        files = sorted(folder.glob("*.safetensors"))
+        found = {}
+        for file in files:
+            with safe_open(file, framework="np") as reader:
+                assert reader.metadata() == {"format": "pt"}
+                sizes = [infos[key].num_bytes for key in reader.keys()]  # noqa: SIM118
+                assert len(sizes) == 1 or sum(sizes) <= shard_bytes
+                found |= {key: (file.name, reader.get_tensor(key)) for key in reader.keys()}  # noqa: SIM118
+        assert found.keys() == infos.keys()
+        mapped = Tensors(folder)
+        assert dict(mapped) == infos
+        for key, tensor in expected.items():
+            assert_same(found[key][1], tensor)
+            assert_same(mapped.read(key), tensor)
+        assert (folder / INDEX).exists() == (len(files) > 1)
+        if len(files) > 1:
+            index = json.loads((folder / INDEX).read_text())
+            assert index["weight_map"] == {key: file for key, (file, _) in found.items()}
+            assert index["metadata"]["total_size"] == sum(t.nbytes for t in expected.values())
+        else:
+            assert files[0].name == "model.safetensors"
+
+
+@hypothesis.settings(max_examples=25, deadline=None)
+@hypothesis.given(INFOS)
+def test_what_the_library_writes_is_read_here(infos):
+    expected = values(infos)
+    with tempfile.TemporaryDirectory() as name:
+        save_file(expected, Path(name) / "model.safetensors", {"format": "pt", "by": "another"})
+        found = Tensors(Path(name))
+        assert dict(found) == infos
+        for key, tensor in expected.items():
+            assert_same(found.read(key), tensor)
+
+
+def test_numbers_that_are_no_weights_are_refused(tmp_path):
+    save_file({"w": np.zeros((2, 2), np.int8)}, tmp_path / "model.safetensors")
+    with pytest.raises(
+        ValueError, match=r"w in .* is of type I8; weights of F64, F32, BF16, F16"
+    ):
+        Tensors(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("dtypes", "expected"),
+    [
+        (("F32",), "F32"),
+        (("BF16",), "BF16"),
+        (("BF16", "F32"), "F32"),
+        (("BF16", "F16"), "F32"),
+        (("F16", "F64"), "F64"),
+    ],
+)
+def test_the_widest_type_holds_the_values_of_all(dtypes, expected):
+    assert widest(dtypes) == expected
