@@ -29,6 +29,8 @@ ORIGIN = "stackjax.json"
 """The file that says where the model of a folder comes from."""
 CARRIED = "huggingface"
 """Where a checkpoint keeps the files of the folder that its model comes from."""
+_END = "<|endoftext|>"
+"""How byte 0, which ends documents, is written where bytes go out as a tokenizer."""
 _TOKENIZERS = (
     "tokenizer.json",
     "tokenizer.model",
@@ -115,11 +117,11 @@ def _bytes_model() -> tokenizers.Tokenizer:
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
     others = iter(range(256, 512))
     letters = [chr(byte if byte in printable else next(others)) for byte in range(256)]
-    vocabulary = {letter: byte for byte, letter in enumerate(letters)}
+    vocabulary = {letter: byte for byte, letter in enumerate([_END, *letters[1:]])}
     model = tokenizers.Tokenizer(tokenizers.models.BPE(vocabulary, []))
     model.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(False, use_regex=False)
     model.decoder = tokenizers.decoders.ByteLevel()
-    model.add_special_tokens([letters[0]])
+    model.add_special_tokens([_END])
     return model
 
 

@@ -1,0 +1,182 @@
+"""A trained model is found with its tokenizer, whatever place it lies in."""
+
+import json
+import shutil
+
+import folders
+import hypothesis
+import hypothesis.strategies as st
+import jax
+import numpy as np
+import pytest
+import tokenizers
+import torch
+import transformers
+from tokenizers.pre_tokenizers import ByteLevel
+
+from stackjax.convert import ConvertConfig, convert
+from stackjax.data.tokenizer import load_tokenizer
+from stackjax.generate import continuations
+from stackjax.grow import GrowConfig, grow
+from stackjax.growth import Stack
+from stackjax.interop.folder import folder_tokenizer, write_tokenizer
+from stackjax.origin import data_tokenizer
+from stackjax.pretrained import load_pretrained
+from stackjax.sampling import Sampling
+
+TEXT = "a model that grows while it trains"
+
+
+def write_tokenizer_json(path, special=("<|begin|>", "</s>")):
+    """A small tokenizer of byte pairs, with special tokens."""
+    model = tokenizers.Tokenizer(tokenizers.models.BPE())
+    model.pre_tokenizer = ByteLevel(add_prefix_space=False)
+    model.decoder = tokenizers.decoders.ByteLevel()
+    trainer = tokenizers.trainers.BpeTrainer(
+        vocab_size=270,
+        special_tokens=list(special),
+        initial_alphabet=ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    model.train_from_iterator([TEXT] * 4, trainer)
+    model.save(str(path / "tokenizer.json"))
+
+
+SETTINGS = {
+    "written": ({"bos_token": "<|begin|>", "eos_token": "</s>"}, {}, (0, 1)),
+    "as objects": (
+        {
+            "bos_token": {"__type": "AddedToken", "content": "<|begin|>", "lstrip": False},
+            "eos_token": {"__type": "AddedToken", "content": "</s>", "lstrip": False},
+        },
+        {},
+        (0, 1),
+    ),
+    "no beginning": ({"bos_token": None, "eos_token": "</s>"}, {}, (1, 1)),
+    "by number": ({}, {"eos_token_id": 1}, (1, 1)),
+    "by several numbers": ({}, {"eos_token_id": [1, 0]}, (1, 1)),
+    "not at all": ({}, {}, (1, 1)),
+}
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_the_tokenizer_of_a_folder_is_found(name, tmp_path):
+    settings, generation, (prefix, end) = SETTINGS[name]
+    write_tokenizer_json(tmp_path)
+    settings = {"tokenizer_class": "PreTrainedTokenizerFast"} | settings
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
+    (tmp_path / "generation_config.json").write_text(json.dumps(generation))
+    tokenizer, prefix_id = folder_tokenizer(tmp_path)
+    assert (prefix_id, tokenizer.end_id) == (prefix, end)
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    assert tokenizer.encode(TEXT).tolist() == theirs(TEXT, add_special_tokens=False).input_ids
+
+
+def test_a_folder_without_a_tokenizer_says_so(tmp_path):
+    folder = folders.write(tmp_path / "folder", "llama")
+    with pytest.raises(ValueError, match=r"no tokenizer.json and no tokenizer.model; name one"):
+        load_pretrained(str(folder))
+
+
+def test_a_tokenizer_that_is_too_large_for_the_model_is_refused(tmp_path):
+    folder = folders.write(tmp_path / "folder", "llama")
+    with pytest.raises(ValueError, match=r"bytes has 256 tokens, and the model of .* knows 61"):
+        load_pretrained(str(folder), "bytes")
+
+
+@pytest.fixture(scope="module")
+def bytes_tokenizer(tmp_path_factory):
+    path = tmp_path_factory.mktemp("bytes")
+    write_tokenizer(load_tokenizer("bytes"), path)
+    return transformers.AutoTokenizer.from_pretrained(path)
+
+
+@hypothesis.settings(max_examples=50, deadline=None)
+@hypothesis.given(st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"])))
+def test_bytes_go_out_as_a_tokenizer_that_transformers_reads(bytes_tokenizer, text):
+    ids = bytes_tokenizer(text).input_ids
+    assert ids == list(text.encode())
+    assert bytes_tokenizer.decode(ids) == text
+    assert bytes_tokenizer.eos_token_id == 0
+
+
+def test_a_tokenizer_of_a_file_goes_out_as_it_is(tmp_path):
+    write_tokenizer_json(tmp_path)
+    tokenizer = load_tokenizer(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "out").mkdir()
+    write_tokenizer(tokenizer, tmp_path / "out")
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
+    assert theirs(TEXT).input_ids == tokenizer.encode(TEXT).tolist()
+    assert theirs.eos_token_id == tokenizer.end_id
+    assert folder_tokenizer(tmp_path / "out")[0].digest == tokenizer.digest
+
+
+def test_a_run_its_folder_and_transformers_write_the_same_text(uncut, tmp_path):
+    convert(ConvertConfig(source=str(uncut), target=str(tmp_path / "folder"), verify=True))
+    found, greedy = [], Sampling(temperature=0)
+    for path in (uncut, tmp_path / "folder"):
+        pretrained = load_pretrained(str(path))
+        assert (pretrained.seq_len, pretrained.prefix_id) == (16, 0)
+        prompt = pretrained.tokenizer.encode("a mod")
+        (tokens,) = continuations(pretrained, [prompt], greedy, 11, jax.random.key(0))
+        found.append(tokens.tolist())
+    network = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "folder")
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "folder")
+    ids = theirs("a mod", return_tensors="pt")
+    with torch.inference_mode():
+        out = network.generate(**ids, do_sample=False, max_new_tokens=11, pad_token_id=0)
+    expected = out[0, ids.input_ids.shape[1] :].tolist()
+    assert found == [expected, expected]
+
+
+def test_a_grown_checkpoint_knows_the_tokenizer_of_its_run(uncut, tmp_path):
+    grow(GrowConfig(source=str(uncut), target=str(tmp_path / "grown"), growth=Stack(2)))
+    pretrained = load_pretrained(str(tmp_path / "grown"))
+    assert (pretrained.tokenizer.name, pretrained.seq_len) == ("bytes", 16)
+    assert pretrained.config.num_layers == 4
+
+
+def test_a_checkpoint_that_lies_nowhere_says_what_it_lacks(uncut, tmp_path):
+    shutil.copytree(uncut / "stage_1" / "train" / "8", tmp_path / "alone" / "8")
+    with pytest.raises(ValueError, match="does not say its tokenizer; name it"):
+        load_pretrained(str(tmp_path / "alone"))
+    with pytest.raises(ValueError, match="nothing is known of its tokenizer and of how long"):
+        load_pretrained(str(tmp_path / "alone"), "bytes")
+
+
+def set_of_tokens(world, tmp_path):
+    """A set of token shards that says it was made with a tokenizer in a file."""
+    write_tokenizer_json(tmp_path)
+    file = tmp_path / "tokenizer.json"
+    tokenizer = load_tokenizer(str(file))
+    data = shutil.copytree(world.path / "data", tmp_path / "data")
+    manifest = json.loads((data / "manifest.json").read_text())
+    manifest["tokenizer"] = {
+        "name": str(file),
+        "digest": tokenizer.digest,
+        "vocab_size": tokenizer.vocab_size,
+        "end_id": 0,
+    }
+    (data / "manifest.json").write_text(json.dumps(manifest))
+    return data, file
+
+
+def test_the_tokenizer_of_a_set_is_the_one_that_made_it(world, tmp_path):
+    data, file = set_of_tokens(world, tmp_path)
+    # Which token ends documents is for whoever made the set to say.
+    assert data_tokenizer(str(data)).end_id == 0
+    write_tokenizer_json(tmp_path, special=("</s>",))
+    with pytest.raises(ValueError, match=r"is another tokenizer than the one that .*data was"):
+        data_tokenizer(str(data))
+    file.unlink()
+    with pytest.raises(ValueError, match="which is no longer there; bring it back"):
+        data_tokenizer(str(data))
+
+
+def test_a_row_of_a_padded_vocabulary_is_never_drawn(tmp_path):
+    folder = folders.write(tmp_path / "folder", "qwen3, tied, other base", vocab_size=300)
+    found = load_pretrained(str(folder), "bytes")
+    assert found.config.padded_vocab_size == 384
+    hot = Sampling(temperature=1e6)
+    (tokens,) = continuations(found, [np.array([1])], hot, 200, jax.random.key(0))
+    assert max(tokens) < 300
