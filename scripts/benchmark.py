@@ -26,6 +26,7 @@ from jax.sharding import Mesh
 
 from scripts.measure.ahead import measure_ahead
 from scripts.measure.choices import measure_choices
+from scripts.measure.inference import measure_inference
 from scripts.measure.loop import measure_host, measure_loader
 from scripts.measure.machine import VARIABLES, measure_machine
 from scripts.measure.result import NotMeasured, Row, attempt
@@ -48,7 +49,7 @@ from stackjax.phases import expand
 from stackjax.preflight import check
 from stackjax.sharding import build_mesh
 
-SECTIONS = ("loader", "growth", "checkpoint", "step", "ahead", "host")
+SECTIONS = ("loader", "growth", "checkpoint", "step", "ahead", "host", "inference")
 """In an order in which each is likely to need more memory than those before it."""
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain")
 
@@ -202,6 +203,8 @@ def _measure_phase(
             record("ahead", lambda: measure_ahead(config, source, phase, *limits))
         if "host" in sections:
             record("host", lambda: measure_host(config, phase, mesh, times))
+        if "inference" in sections:
+            record("inference", lambda: measure_inference(config, phase, mesh))
 
 
 def _measure_step(

@@ -129,6 +129,17 @@ TABLES = {
             "step tokens/s": "step.tokens_per_second",
         },
     ),
+    "inference": Table(
+        section="inference",
+        columns={
+            "forward pass": "inference.forward_seconds",
+            "scored": "inference.scored_seconds",
+            "forward passes": "inference.forward_passes",
+            "scored tokens/s": "inference.scored_tokens_per_second",
+            "a token for all rows": "inference.decode_seconds",
+            "written tokens/s": "inference.decoded_tokens_per_second",
+        },
+    ),
     "ahead": Table(
         section="ahead",
         columns={

@@ -10,13 +10,19 @@ measure() { # NAME CONFIG [options and overrides]
   python -m scripts.benchmark "${@:2}" --out "$results/$1.json"
 }
 
-measure tiny configs/tiny.py --ablate
 # 52M parameters, 32,000 tokens: the second shape that codebases are compared at.
-measure small configs/tiny_scratch.py --sections loader step host \
-  --model.vocab-size 32000 --model.num-layers 6 --model.embed-dim 512 --model.mlp-dim 1408 \
-  --model.num-heads 8 --model.num-kv-heads 8 --model.head-dim 64 \
-  --data.path data/none --data.corpus None --data.seq-len 512 \
+small=(
+  configs/tiny_scratch.py
+  --model.vocab-size 32000 --model.num-layers 6 --model.embed-dim 512 --model.mlp-dim 1408
+  --model.num-heads 8 --model.num-kv-heads 8 --model.head-dim 64
+  --data.path data/none --data.corpus None --data.seq-len 512
   --stages.0.batch-size 4
+)
+
+measure tiny configs/tiny.py --sections loader growth checkpoint step ahead host --ablate
+measure small "${small[@]}" --sections loader step host
+measure use-tiny configs/tiny.py --sections inference
+measure use-small "${small[@]}" --sections inference --evaluation.batch-size 8
 # Growth from 6 to 24 layers of 1024 channels, and checkpoints of both.
 measure growth-410m configs/gstack_410m.py --sections loader growth checkpoint
 for phase in 0 1; do

