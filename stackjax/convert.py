@@ -31,7 +31,7 @@ from stackjax.interop.tensors import DTYPES, TensorInfo
 from stackjax.interop.verify import verify
 from stackjax.lineage import total
 from stackjax.model import ModelConfig
-from stackjax.origin import carried_files, keep_folder, own_tokenizer, trained_seq_len
+from stackjax.origin import carried_files, keep_folder, own_tokenization, trained_seq_len
 from stackjax.pretrained import is_folder, open_checkpoint, read_parameter
 from stackjax.quantity import Count, short
 from stackjax.sharding import MeshConfig, build_mesh
@@ -122,7 +122,7 @@ def to_folder(config: ConvertConfig) -> epath.Path:
     if config.tokenizer is not None:
         tokenizer = load_tokenizer(config.tokenizer)
     elif carried is None:
-        tokenizer, _ = own_tokenizer(checkpoint)
+        tokenizer = own_tokenization(checkpoint).tokenizer
     if tokenizer is not None:
         fields["eos_token_id"] = tokenizer.end_id
     infos = _infos(contents.model, dtype)

@@ -305,7 +305,8 @@ def run(config: GenerateConfig) -> None:
         texts += config.prompt_file.read_text(encoding="utf-8").splitlines()
     pretrained = load_pretrained(config.model, config.tokenizer)
     tokenizer = pretrained.tokenizer
-    prompts = [tokenizer.encode(text) for text in texts or [""]]
+    prefix = [pretrained.prefix_id] if pretrained.is_prefixed else []
+    prompts = [np.array([*prefix, *tokenizer.encode(text)]) for text in texts or [""]]
     _note_length(pretrained, prompts, config.max_tokens)
     key = jax.random.key(config.seed)
     args = pretrained, prompts, config.sampling, config.max_tokens, key

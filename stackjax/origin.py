@@ -9,9 +9,9 @@ from typing import Any
 from etils import epath
 
 from stackjax.data.sources import read_manifest
-from stackjax.data.tokenizer import Tokenizer, load_tokenizer
+from stackjax.data.tokenizer import Tokenization, Tokenizer, load_tokenizer
 from stackjax.interop import huggingface
-from stackjax.interop.folder import CARRIED, carry, folder_tokenizer
+from stackjax.interop.folder import CARRIED, carry, folder_tokenization
 from stackjax.interop.huggingface import Folder
 from stackjax.interop.tensors import DTYPES, widest
 from stackjax.storage import is_remote
@@ -78,20 +78,20 @@ def _above(checkpoint: epath.Path, name: str) -> epath.Path | None:
     return next((place for place in places if place.exists()), None)
 
 
-def own_tokenizer(checkpoint: epath.Path) -> tuple[Tokenizer, int]:
-    """Returns the tokenizer of a checkpoint's model, and the token before a text.
+def own_tokenization(checkpoint: epath.Path) -> Tokenization:
+    """Returns how a checkpoint's model reads texts.
 
     Raises:
       ValueError: It is not known, or is no longer where it was, or another one is.
     """
     carried = carried_files(checkpoint)
     if carried is not None:
-        return folder_tokenizer(carried)
+        return folder_tokenization(carried)
     settings = run_settings(checkpoint)
     if not settings:
         raise ValueError(f"{checkpoint} does not say its tokenizer; name it with --tokenizer.")
     tokenizer = data_tokenizer(settings["data.path"])
-    return tokenizer, tokenizer.end_id
+    return Tokenization(tokenizer, tokenizer.end_id, is_prefixed=False)
 
 
 def data_tokenizer(path: str) -> Tokenizer:

@@ -24,12 +24,12 @@ from stackjax.checkpoint import (
     read_contents,
 )
 from stackjax.compilation import abstract_part
-from stackjax.data.tokenizer import Tokenizer, load_tokenizer
+from stackjax.data.tokenizer import Tokenization, Tokenizer, load_tokenizer
 from stackjax.interop import huggingface
-from stackjax.interop.folder import folder_tokenizer, read_lineage
+from stackjax.interop.folder import folder_tokenization, read_lineage
 from stackjax.lineage import Generation
 from stackjax.model import ModelConfig, Params
-from stackjax.origin import own_tokenizer, trained_seq_len
+from stackjax.origin import own_tokenization, trained_seq_len
 from stackjax.sharding import MeshConfig, build_mesh
 from stackjax.storage import is_remote
 
@@ -46,6 +46,8 @@ class Pretrained:
     tokenizer: Tokenizer
     prefix_id: int
     """The token before a text: the one that begins it, or that has ended the one before."""
+    is_prefixed: bool
+    """Whether that token is put before every text that is to be continued."""
     seq_len: int
     """Tokens of the longest text that it was trained on."""
     lineage: tuple[Generation, ...]
@@ -62,7 +64,10 @@ def load_pretrained(path: str, tokenizer: str | None = None) -> Pretrained:
     Raises:
       ValueError: There is no model, or its tokenizer is not to be found.
     """
-    given = None if tokenizer is None else load_tokenizer(tokenizer)
+    given = None
+    if tokenizer is not None:
+        loaded = load_tokenizer(tokenizer)
+        given = Tokenization(loaded, loaded.end_id, is_prefixed=False)
     found = _load_folder(Path(path), given) if is_folder(path) else _load_run(path, given)
     if found.tokenizer.vocab_size > found.config.vocab_size:
         raise ValueError(
@@ -73,9 +78,9 @@ def load_pretrained(path: str, tokenizer: str | None = None) -> Pretrained:
     return found
 
 
-def _load_folder(path: Path, given: Tokenizer | None) -> Pretrained:
+def _load_folder(path: Path, given: Tokenization | None) -> Pretrained:
     folder = huggingface.read_folder(path)
-    tokenizer, prefix_id = (given, given.end_id) if given else folder_tokenizer(path)
+    tokenization = given or folder_tokenization(path)
     mesh = _mesh(folder.model)
     with jax.set_mesh(mesh):
         params = huggingface.load_params(folder, folder.model, mesh)
@@ -84,16 +89,15 @@ def _load_folder(path: Path, given: Tokenizer | None) -> Pretrained:
         config=folder.model,
         params=params,
         mesh=mesh,
-        tokenizer=tokenizer,
-        prefix_id=prefix_id,
+        **tokenization._asdict(),
         seq_len=huggingface.seq_len(folder.fields),
         lineage=read_lineage(folder),
     )
 
 
-def _load_run(path: str, given: Tokenizer | None) -> Pretrained:
+def _load_run(path: str, given: Tokenization | None) -> Pretrained:
     checkpoint, contents = open_checkpoint(path)
-    tokenizer, prefix_id = (given, given.end_id) if given else own_tokenizer(checkpoint)
+    tokenization = given or own_tokenization(checkpoint)
     seq_len, mesh = trained_seq_len(checkpoint), _mesh(contents.model)
     with jax.set_mesh(mesh):
         params = read_params(checkpoint, contents.model, mesh)
@@ -102,8 +106,7 @@ def _load_run(path: str, given: Tokenizer | None) -> Pretrained:
         config=contents.model,
         params=params,
         mesh=mesh,
-        tokenizer=tokenizer,
-        prefix_id=prefix_id,
+        **tokenization._asdict(),
         seq_len=seq_len,
         lineage=contents.lineage,
     )

@@ -67,6 +67,7 @@ def task_scores(
             mesh=mesh,
             tokenizer=tokenizer,
             prefix_id=tokenizer.end_id,
+            is_prefixed=False,
             seq_len=config.data.seq_len,
             lineage=(),
         )

@@ -71,6 +71,7 @@ def pretrained(name, mesh="one device", end_id=NO_END) -> Pretrained:
         mesh=mesh_of(mesh),
         tokenizer=tokenizer(end_id),
         prefix_id=5,
+        is_prefixed=False,
         seq_len=16,
     )
 

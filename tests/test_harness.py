@@ -48,6 +48,7 @@ def pretrained() -> Pretrained:
         mesh=mesh_of("one device"),
         tokenizer=load_tokenizer("bytes"),
         prefix_id=0,
+        is_prefixed=False,
         seq_len=SEQ_LEN,
     )
 

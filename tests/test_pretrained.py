@@ -14,12 +14,13 @@ import torch
 import transformers
 from tokenizers.pre_tokenizers import ByteLevel
 
+from stackjax import generate
 from stackjax.convert import ConvertConfig, convert
 from stackjax.data.tokenizer import load_tokenizer
 from stackjax.generate import continuations
 from stackjax.grow import GrowConfig, grow
 from stackjax.growth import Stack
-from stackjax.interop.folder import folder_tokenizer, write_tokenizer
+from stackjax.interop.folder import folder_tokenization, write_tokenizer
 from stackjax.origin import data_tokenizer
 from stackjax.pretrained import load_pretrained
 from stackjax.sampling import Sampling
@@ -27,7 +28,7 @@ from stackjax.sampling import Sampling
 TEXT = "a model that grows while it trains"
 
 
-def write_tokenizer_json(path, special=("<|begin|>", "</s>")):
+def write_tokenizer_json(path, special=("<|begin|>", "</s>"), begins=False):
     """A small tokenizer of byte pairs, with special tokens."""
     model = tokenizers.Tokenizer(tokenizers.models.BPE())
     model.pre_tokenizer = ByteLevel(add_prefix_space=False)
@@ -39,6 +40,10 @@ def write_tokenizer_json(path, special=("<|begin|>", "</s>")):
         show_progress=False,
     )
     model.train_from_iterator([TEXT] * 4, trainer)
+    if begins:
+        model.post_processor = tokenizers.processors.TemplateProcessing(
+            single=f"{special[0]} $A", special_tokens=[(special[0], 0)]
+        )
     model.save(str(path / "tokenizer.json"))
 
 
@@ -66,10 +71,33 @@ def test_the_tokenizer_of_a_folder_is_found(name, tmp_path):
     settings = {"tokenizer_class": "PreTrainedTokenizerFast"} | settings
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
     (tmp_path / "generation_config.json").write_text(json.dumps(generation))
-    tokenizer, prefix_id = folder_tokenizer(tmp_path)
+    tokenizer, prefix_id, is_prefixed = folder_tokenization(tmp_path)
     assert (prefix_id, tokenizer.end_id) == (prefix, end)
     theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
     assert tokenizer.encode(TEXT).tolist() == theirs(TEXT, add_special_tokens=False).input_ids
+    assert not is_prefixed
+
+
+@pytest.mark.parametrize("begins", [False, True])
+def test_a_prompt_begins_as_the_tokenizer_of_its_folder_says(
+    begins, tmp_path, capsys, monkeypatch
+):
+    folder = folders.write(tmp_path / "folder", "llama", vocab_size=270)
+    write_tokenizer_json(folder, begins=begins)
+    settings = SETTINGS["written"][0] | {"tokenizer_class": "PreTrainedTokenizerFast"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    assert load_pretrained(str(folder)).is_prefixed == begins
+    theirs = transformers.AutoTokenizer.from_pretrained(folder)
+    network = transformers.AutoModelForCausalLM.from_pretrained(folder)
+    ids = theirs(TEXT, return_tensors="pt")
+    with torch.inference_mode():
+        out = network.generate(**ids, do_sample=False, max_new_tokens=9, pad_token_id=1)
+    expected = theirs.decode(out[0], skip_special_tokens=True)
+    arguments = [str(folder), "--prompt", TEXT, "--temperature", "0", "--max-tokens", "9"]
+    monkeypatch.setattr("sys.argv", ["generate", *arguments, "--json"])
+    generate.main()
+    found = json.loads(capsys.readouterr().out)
+    assert found["prompt"] + found["text"] == expected
 
 
 def test_a_folder_without_a_tokenizer_says_so(tmp_path):
@@ -108,7 +136,7 @@ def test_a_tokenizer_of_a_file_goes_out_as_it_is(tmp_path):
     theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
     assert theirs(TEXT).input_ids == tokenizer.encode(TEXT).tolist()
     assert theirs.eos_token_id == tokenizer.end_id
-    assert folder_tokenizer(tmp_path / "out")[0].digest == tokenizer.digest
+    assert folder_tokenization(tmp_path / "out").tokenizer.digest == tokenizer.digest
 
 
 def test_a_run_its_folder_and_transformers_write_the_same_text(uncut, tmp_path):

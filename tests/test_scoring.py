@@ -37,6 +37,7 @@ def pretrained_of(config: ModelConfig, mesh_name: str = "one device") -> Pretrai
         mesh=mesh,
         tokenizer=load_tokenizer("bytes"),
         prefix_id=0,
+        is_prefixed=False,
         seq_len=SEQ_LEN,
     )
 

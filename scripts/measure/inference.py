@@ -54,6 +54,7 @@ def measure_inference(config: Config, phase: Phase, mesh: Mesh) -> Inference:
         mesh=mesh,
         tokenizer=load_tokenizer("bytes"),
         prefix_id=0,
+        is_prefixed=False,
         seq_len=seq_len,
         lineage=(),
     )

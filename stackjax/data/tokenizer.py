@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -28,6 +29,16 @@ class Tokenizer:
     """Returns the text of some tokens; end tokens may be left out of it."""
     find: Callable[[str], int | None]
     """Returns the token that is written so, such as `</s>`; None if there is none."""
+
+
+class Tokenization(NamedTuple):
+    """How a model reads texts."""
+
+    tokenizer: Tokenizer
+    prefix_id: int
+    """The token before a text: the one that begins it, or that has ended the one before."""
+    is_prefixed: bool
+    """Whether that token is put before every text that is to be continued."""
 
 
 def load_tokenizer(name: str, end_token: str | int | None = None) -> Tokenizer:

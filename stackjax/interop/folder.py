@@ -16,7 +16,7 @@ import tokenizers.models
 import tokenizers.pre_tokenizers
 from etils import epath
 
-from stackjax.data.tokenizer import Tokenizer, load_tokenizer
+from stackjax.data.tokenizer import Tokenization, Tokenizer, load_tokenizer
 from stackjax.flops import flops_6nd, num_params
 from stackjax.interop.huggingface import CONFIG, Folder
 from stackjax.interop.tensors import TensorInfo, write_tensors
@@ -53,8 +53,8 @@ def carry(source: epath.Path, target: epath.Path) -> None:
         path.copy(target / path.name, overwrite=True)
 
 
-def folder_tokenizer(path: Path) -> tuple[Tokenizer, int]:
-    """Returns the tokenizer of a folder, and the token before a text: its first, or the end.
+def folder_tokenization(path: Path) -> Tokenization:
+    """Returns how the model of a folder reads texts.
 
     Raises:
       ValueError: There is none, or it cannot be read.
@@ -75,7 +75,14 @@ def folder_tokenizer(path: Path) -> tuple[Tokenizer, int]:
     tokenizer = load_tokenizer(str(file), end)
     begin = _written(settings.get("bos_token"))
     prefix_id = None if begin is None else tokenizer.find(begin)
-    return tokenizer, tokenizer.end_id if prefix_id is None else prefix_id
+    if prefix_id is None:
+        return Tokenization(tokenizer, tokenizer.end_id, is_prefixed=False)
+    if file.suffix == ".model":
+        is_prefixed = settings.get("add_bos_token", True)
+    else:
+        own = tokenizers.Tokenizer.from_file(str(file)).encode("a").ids
+        is_prefixed = own[:1] == [prefix_id]
+    return Tokenization(tokenizer, prefix_id, is_prefixed)
 
 
 def _read_json(file: Path) -> Mapping[str, Any]:
