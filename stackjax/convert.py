@@ -24,7 +24,7 @@ from stackjax.data.staging import refuse_existing, staging_directory
 from stackjax.data.tokenizer import load_tokenizer
 from stackjax.errors import one_line_errors
 from stackjax.flops import num_params
-from stackjax.interop import check_installed, huggingface
+from stackjax.interop import check_installed, config_json, huggingface
 from stackjax.interop.folder import carry, read_lineage, write_folder, write_tokenizer
 from stackjax.interop.prts import read_checkpoint as read_pth
 from stackjax.interop.tensors import DTYPES, TensorInfo
@@ -97,6 +97,8 @@ def from_folder(config: ConvertConfig) -> epath.Path:
     folder = read_pth(path, config.head_dim) if is_pth else huggingface.read_folder(path)
     lineage = read_lineage(folder, config.source_tokens)
     print(f"source  {config.source}: {_sizes(folder.model)}")
+    if "F64" in folder.dtypes:
+        print("note    weights of float64 are rounded to float32")
     params = huggingface.load_params(folder, folder.model, _mesh_of_one())
     state = TrainState(jnp.zeros((), jnp.int32), params, None)
     contents = Contents(total(lineage), folder.model, is_model=True, lineage=lineage)
@@ -112,12 +114,12 @@ def to_folder(config: ConvertConfig) -> epath.Path:
     checkpoint, contents = open_checkpoint(config.source)
     print(f"source  {checkpoint}: {_sizes(contents.model)}")
     carried = carried_files(checkpoint)
-    template = None if carried is None else huggingface.read_fields(carried)
+    template = None if carried is None else config_json.read_fields(carried)
     dtype = config.dtype
     if dtype == "auto":
         dtype = "float32" if template is None else template["dtype"]
     seq_len = trained_seq_len(checkpoint)
-    fields = huggingface.config_fields(contents.model, dtype, template, seq_len)
+    fields = config_json.config_fields(contents.model, dtype, template, seq_len)
     tokenizer = None
     if config.tokenizer is not None:
         tokenizer = load_tokenizer(config.tokenizer)

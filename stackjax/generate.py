@@ -1,39 +1,21 @@
-"""Text from a trained model: `python -m stackjax.generate MODEL --prompt 'def f('`.
-
-Shapes: B batch, T tokens, V vocabulary (padded).
-"""
+"""Text from a trained model: `python -m stackjax.generate MODEL --prompt 'def f('`."""
 
 import dataclasses
-import functools
 import json
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import tyro
 from absl import logging
-from jax.sharding import NamedSharding
 
-from stackjax.data.tokenizer import Tokenizer
+from stackjax.continuation import continuations, generate, new_text
 from stackjax.errors import one_line_errors
-from stackjax.model import ModelConfig, Params
-from stackjax.model.decoding import Cache, empty_cache, extend, next_logits
 from stackjax.pretrained import Pretrained, load_pretrained
-from stackjax.sampling import Sampling, sample
-from stackjax.sharding import laid_out, logical, num_shards
-
-_PIECE = 256
-"""Tokens of the prompts that are read at a time; bounds what their attention holds."""
-_SLOTS = 256
-"""What the capacity of a cache is a multiple of, so that few programs are compiled."""
-_DRAWS_PER_LOOK = 16
-"""Tokens after which it is seen whether texts may end."""
-_INCOMPLETE = "\N{REPLACEMENT CHARACTER}"
-"""What the end of a text is decoded to while it lacks bytes of a character."""
+from stackjax.sampling import Sampling
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -57,240 +39,6 @@ class GenerateConfig:
     """Seed of what is drawn."""
     json: bool = False
     """Whether to print it for machines, a JSON object for each prompt."""
-
-
-def generate(
-    pretrained: Pretrained,
-    prompts: Sequence[np.ndarray],
-    sampling: Sampling,
-    max_tokens: int,
-    key: jax.Array,
-) -> Iterator[np.ndarray]:
-    """Returns an iterator over the next tokens of all prompts, int32 [B] each.
-
-    A text that has ended goes on with end tokens, until all have ended. What comes depends on
-    the prompt, on its place among the prompts and on the key, but on no other prompt. An empty
-    prompt begins with `prefix_id`, which is not returned.
-
-    Raises:
-      ValueError: There are no prompts, or no tokens to come.
-    """
-    if not prompts:
-        raise ValueError("prompts is empty; give at least one, which may be an empty text.")
-    if max_tokens < 1:
-        raise ValueError(f"max_tokens is {max_tokens}; it must be at least 1.")
-    drawn = _draws(pretrained, prompts, sampling, max_tokens, key)
-    return _until_ended(drawn, len(prompts), pretrained.tokenizer.end_id)
-
-
-def _until_ended(
-    drawn: Iterable[jax.Array], num_prompts: int, end_id: int
-) -> Iterator[np.ndarray]:
-    """Returns an iterator over what is drawn for the prompts, until all rows have ended."""
-    has_ended_B = np.zeros(num_prompts, bool)
-    for drawn_B in drawn:
-        tokens_B = np.where(has_ended_B, end_id, np.asarray(drawn_B)[:num_prompts])
-        has_ended_B |= tokens_B == end_id
-        yield tokens_B
-        if has_ended_B.all():
-            return
-
-
-def continuations(
-    pretrained: Pretrained,
-    prompts: Sequence[np.ndarray],
-    sampling: Sampling,
-    max_tokens: int,
-    key: jax.Array,
-) -> list[np.ndarray]:
-    """Returns what `generate` continues each prompt by, up to the end token and with it."""
-    tokens_BT = np.stack(list(generate(pretrained, prompts, sampling, max_tokens, key)), axis=1)
-    is_over_BT = np.cumsum(tokens_BT == pretrained.tokenizer.end_id, axis=1) > 0
-    lengths_B = 1 + np.sum(~is_over_BT, axis=1)
-    return [row_T[:length] for row_T, length in zip(tokens_BT, lengths_B, strict=True)]
-
-
-def continue_texts(
-    pretrained: Pretrained,
-    prompts: Sequence[np.ndarray],
-    sampling: Sampling,
-    max_tokens: int,
-    until: Sequence[str],
-    key: jax.Array,
-) -> list[str]:
-    """Returns what each prompt is continued by, as text without the end token.
-
-    Args:
-      until: Strings of which one in every text is enough.
-    """
-    tokenizer = pretrained.tokenizer
-    rows: list[list[int]] = [[] for _ in prompts]
-    texts = [""] * len(prompts)
-    drawn = generate(pretrained, prompts, sampling, max_tokens, key)
-    for count, tokens_B in enumerate(drawn, start=1):
-        for row, token in zip(rows, tokens_B.tolist(), strict=True):
-            if tokenizer.end_id not in row[-1:]:
-                row.append(token)
-        # To decode takes longer than to draw a few more.
-        if count % _DRAWS_PER_LOOK == 0:
-            texts = [_decode(tokenizer, row) for row in rows]
-            ended = [row[-1] == tokenizer.end_id for row in rows]
-            found = [any(end in text for end in until) for text in texts]
-            if all(map(max, ended, found)):
-                return texts
-    return [_decode(tokenizer, row) for row in rows]
-
-
-def _decode(tokenizer: Tokenizer, tokens: list[int]) -> str:
-    return tokenizer.decode(tokens[: -1 if tokens[-1:] == [tokenizer.end_id] else None])
-
-
-def new_text(
-    tokenizer: Tokenizer, prompt: Sequence[int], tokens: Iterable[int]
-) -> Iterator[str]:
-    """Returns an iterator over the pieces of text by which tokens continue a prompt.
-
-    A piece comes as soon as all of its characters are complete. The end token has no text.
-    """
-    # What a token reads as may depend on the one before, so all are decoded each time.
-    known = list(prompt)
-    text = tokenizer.decode(known)
-    shown = len(text)
-    for token in tokens:
-        if token == tokenizer.end_id:
-            break
-        known.append(token)
-        text = tokenizer.decode(known)
-        if not text.endswith(_INCOMPLETE):
-            yield text[shown:]
-            shown = len(text)
-    yield text[shown:]
-
-
-def _draws(
-    pretrained: Pretrained,
-    prompts: Sequence[np.ndarray],
-    sampling: Sampling,
-    max_tokens: int,
-    key: jax.Array,
-) -> Iterator[jax.Array]:
-    """Returns an iterator over the tokens drawn for every row of a batch, [B] each."""
-    config, params, mesh = pretrained.config, pretrained.params, pretrained.mesh
-    with jax.set_mesh(mesh):
-        tokens_BT, lengths_B = _batch(prompts, pretrained.prefix_id, num_shards("batch"))
-        num_rows, width = tokens_BT.shape
-        capacity = _round_up(max(width, int(lengths_B.max()) + max_tokens), _SLOTS)
-        cache = empty_cache(config, num_rows, capacity)
-        logits_BV = jnp.zeros(
-            (num_rows, config.padded_vocab_size), out_sharding=logical("batch", "vocab")
-        )
-        lengths_B = _put(lengths_B)
-        piece = min(width, _PIECE)
-        for start in range(0, width, piece):
-            piece_BT = _put(tokens_BT[:, start : start + piece])
-            logits_BV, cache = _read(
-                config, params, cache, logits_BV, piece_BT, start, lengths_B
-            )
-        tokens_B = _draw(sampling, logits_BV, key, 0)
-    for count in range(1, max_tokens):
-        with jax.set_mesh(mesh):
-            next_B, cache = _step(
-                config, sampling, params, cache, tokens_B, lengths_B, key, count
-            )
-        # The next step is under way before the result of this one is waited for.
-        yield tokens_B
-        tokens_B = next_B
-    yield tokens_B
-
-
-def _batch(
-    prompts: Sequence[np.ndarray], prefix_id: int, divisor: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Returns prompts as rows that are filled up at their end, [B, T], and their lengths [B].
-
-    T is a power of two, or a multiple of `_PIECE`. Rows are added until `divisor` divides B.
-    """
-    texts = [prompt if len(prompt) else [prefix_id] for prompt in prompts]
-    texts += [[prefix_id]] * (-len(texts) % divisor)
-    lengths_B = np.array([len(text) for text in texts], np.int32)
-    longest = int(lengths_B.max())
-    width = min(1 << (longest - 1).bit_length(), _round_up(longest, _PIECE))
-    tokens_BT = np.zeros((len(texts), width), np.int32)
-    for row_T, text in zip(tokens_BT, texts, strict=True):
-        row_T[: len(text)] = text
-    return tokens_BT, lengths_B
-
-
-def _round_up(number: int, multiple: int) -> int:
-    return -(-number // multiple) * multiple
-
-
-def _put(rows: np.ndarray) -> jax.Array:
-    """Returns rows on the devices of the mesh that is set."""
-    layout = logical("batch", *(None,) * (rows.ndim - 1))
-    mesh = jax.sharding.get_mesh()
-    assert layout is not None
-    return jax.device_put(rows, NamedSharding(mesh, layout))
-
-
-@functools.partial(jax.jit, static_argnums=0, donate_argnums=2)
-def _read(
-    config: ModelConfig,
-    params: Params,
-    cache: Cache,
-    logits_BV: jax.Array,
-    tokens_BT: jax.Array,
-    start: int | jax.Array,
-    lengths_B: jax.Array,
-) -> tuple[jax.Array, Cache]:
-    """Returns the logits of what follows each prompt, and the cache, after a piece of them.
-
-    Args:
-      logits_BV: The logits of prompts that ended before.
-      start: The position of the piece.
-    """
-    length = tokens_BT.shape[1]
-    steps_1T = jax.lax.broadcasted_iota(jnp.int32, tokens_BT.shape, 1)
-    x_BTD, cache = extend(config, params, cache, tokens_BT, start + steps_1T)
-    last_B = lengths_B - 1 - start
-    found_BV = next_logits(config, params, x_BTD, jnp.clip(last_B, 0, length - 1))
-    is_here_B = (last_B >= 0) & (last_B < length)
-    return jnp.where(is_here_B[:, None], found_BV, logits_BV), cache
-
-
-@functools.partial(jax.jit, static_argnums=(0, 1), donate_argnums=3)
-def _step(
-    config: ModelConfig,
-    sampling: Sampling,
-    params: Params,
-    cache: Cache,
-    tokens_B: jax.Array,
-    lengths_B: jax.Array,
-    key: jax.Array,
-    count: int | jax.Array,
-) -> tuple[jax.Array, Cache]:
-    """Returns the tokens after those drawn last, [B], and the cache.
-
-    Args:
-      lengths_B: Tokens of the prompts.
-      count: Tokens that have been drawn for each row.
-    """
-    tokens_B = jax.reshard(tokens_B, logical("batch"))
-    positions_B1 = (lengths_B + count - 1)[:, None]
-    x_B1D, cache = extend(config, params, cache, tokens_B[:, None], positions_B1)
-    logits_BV = next_logits(config, params, x_B1D, jnp.zeros_like(lengths_B))
-    return _draw(sampling, logits_BV, key, count), cache
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _draw(
-    sampling: Sampling, logits_BV: jax.Array, key: jax.Array, count: int | jax.Array
-) -> jax.Array:
-    def draw(logits_BV: jax.Array, key: jax.Array) -> jax.Array:
-        return sample(logits_BV, sampling, key)
-
-    # A row needs all of its logits, which are in shards, and every process all rows.
-    return laid_out(draw, logical(None))(logits_BV, jax.random.fold_in(key, count))
 
 
 def run(config: GenerateConfig) -> None:

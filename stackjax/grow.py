@@ -6,16 +6,12 @@ one parameter of the source; of a folder of transformers, a few tensors.
 
 import dataclasses
 import functools
-import itertools
 import math
 import time
-import typing
-from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import jax
-import jax.numpy as jnp
 import tyro
 from absl import logging
 from etils import epath
@@ -24,7 +20,6 @@ from jax.sharding import Mesh
 from stackjax import model
 from stackjax.checkpoint import (
     absolute,
-    array_types,
     check_is_model,
     find_checkpoint,
     load_part,
@@ -32,14 +27,15 @@ from stackjax.checkpoint import (
     write_first,
 )
 from stackjax.compilation import abstract_part
-from stackjax.config import Config, GrowthField, OptimizerConfig
+from stackjax.config import Config, GrowthField
 from stackjax.config_file import read_config
 from stackjax.data.loader import open_source
 from stackjax.data.staging import refuse_existing, staging_directory
 from stackjax.errors import one_line_errors
 from stackjax.flops import num_params
-from stackjax.growth import Growth, Learn, grow_opt_state
-from stackjax.growth.base import Chain
+from stackjax.grow_parts import grow_by_parts, saved_optimizer
+from stackjax.growth import Growth, Learn
+from stackjax.growth.chain import Chain
 from stackjax.held_out import check_held_out, check_promise, model_loss
 from stackjax.interop.folder import carry, read_lineage, write_folder
 from stackjax.interop.growing import grown_infos, grown_tensors
@@ -48,10 +44,9 @@ from stackjax.lineage import begin_grown, total
 from stackjax.model import ModelConfig, Params
 from stackjax.origin import keep_origin
 from stackjax.quantity import Count
-from stackjax.sharding import MeshConfig, build_mesh, laid_out, partition_of
+from stackjax.sharding import MeshConfig, build_mesh
 from stackjax.storage import is_remote
 from stackjax.summary import describe
-from stackjax.train_state import TrainState
 
 _KEEPS = "keeps the function: the loss is the same, up to rounding"
 _PROMISES = {
@@ -164,102 +159,6 @@ def grow_folder(config: GrowConfig) -> epath.Path:
     return directory
 
 
-def grow_by_parts(
-    growth: Growth,
-    source: ModelConfig,
-    optimizer: OptimizerConfig | None,
-    load: Callable[[TrainState], TrainState],
-    key: jax.Array,
-    moments: Literal["grow", "keep"] = "grow",
-) -> TrainState:
-    """Returns the state at step 0 of the grown model, made one parameter at a time.
-
-    Bit for bit what `grow_state` makes of all of them at once.
-
-    Args:
-      source: The config of the model that grows.
-      optimizer: The optimizer whose state grows with the parameters; None leaves it out.
-      load: Returns a part of the source's state, given its shapes, types and partitions.
-      key: Randomness of the operator.
-      moments: What becomes of the optimizer state.
-    """
-    axes, target = model.logical_axes(source), growth.target_config(source)
-    grown: dict[str, jax.Array] = {}
-    for path, _ in jax.tree_util.tree_leaves_with_path(axes):
-        part = _only(axes, path)
-        layout = jax.tree.map(partition_of, abstract_part(target, optimizer, part))
-        grow_fn = functools.partial(grow_part, growth, source, part, layout, moments=moments)
-        state = jax.jit(grow_fn)(load(abstract_part(source, optimizer, part)), key)
-        # Waited for, so that the parameter of the source is free before the next is read.
-        grown |= _by_path(jax.block_until_ready(state))
-    whole = abstract_part(target, optimizer, axes)
-    return jax.tree_util.tree_map_with_path(
-        lambda path, _: grown[jax.tree_util.keystr(path)], whole
-    )
-
-
-def grow_part(
-    growth: Growth,
-    source: ModelConfig,
-    axes: Any,
-    layout: TrainState,
-    state: TrainState,
-    key: jax.Array,
-    *,
-    moments: Literal["grow", "keep"],
-) -> TrainState:
-    """Returns the state at step 0 of some of the grown model's parameters.
-
-    Args:
-      axes: The `Axes` of these parameters.
-      layout: The partitions of what it returns.
-      state: The source's state of these parameters.
-    """
-
-    def grow_params(params: Params, key: jax.Array) -> Params:
-        grow_key, fresh_key = jax.random.split(key)
-
-        def fresh(config: ModelConfig) -> Params:
-            whole = model.init(config, fresh_key)
-            ((path, _),) = jax.tree_util.tree_leaves_with_path(axes)
-            return _only(whole, path)
-
-        return growth.grow_params(params, axes, source, key=grow_key, fresh=fresh)
-
-    def grow_moments(opt_state: Any) -> Any:
-        return grow_opt_state(growth, opt_state, axes, source, mode=moments)
-
-    # Operators are free of layouts: inside, the compiler finds them.
-    params = laid_out(grow_params, layout.params)(state.params, key)
-    opt_state = state.opt_state
-    if opt_state is not None:
-        opt_state = laid_out(grow_moments, layout.opt_state)(opt_state)
-    return TrainState(jnp.zeros((), jnp.int32), params, opt_state)
-
-
-def saved_optimizer(
-    checkpoint: epath.Path, config: ModelConfig, saved: dict[str, str]
-) -> OptimizerConfig:
-    """Returns an optimizer whose state has the arrays that a checkpoint holds.
-
-    Nothing that grows depends on its numbers, so these may be others than it had.
-
-    Args:
-      saved: The `array_types` of the checkpoint.
-    """
-    hints = typing.get_type_hints(OptimizerConfig)
-    names, dtypes = (typing.get_args(hints[field]) for field in ("name", "moments_dtype"))
-    axes = model.logical_axes(config)
-    for name, dtype in itertools.product(names, dtypes):
-        optimizer = OptimizerConfig(name=name, peak_learning_rate=1.0, moments_dtype=dtype)
-        if array_types(abstract_part(config, optimizer, axes)) == saved:
-            return optimizer
-    raise ValueError(
-        f"{checkpoint} holds no optimizer state of {' or '.join(names)} to grow; leave "
-        f"--optimizer-state at drop."
-    )
-
-
 def _check_growth(config: GrowConfig, source: ModelConfig) -> None:
     """Raises ValueError where a growth needs a run."""
     if config.growth.reparameterisations(source):
@@ -313,17 +212,6 @@ def _held_out_loss(run: Config, config: ModelConfig, mesh: Mesh, params: Params)
     held_out = open_source(run.data, "validation", config.vocab_size)
     check_held_out(run.evaluation, held_out)
     return model_loss(run, config, held_out, mesh)(params)
-
-
-def _only(tree: Any, path: Any) -> Any:
-    """Returns nested dicts that hold nothing but what is at a path."""
-    name, *rest = path
-    return {name.key: _only(tree[name.key], rest) if rest else tree[name.key]}
-
-
-def _by_path(tree: Any) -> dict[str, Any]:
-    leaves = jax.tree_util.tree_leaves_with_path(tree)
-    return {jax.tree_util.keystr(path): leaf for path, leaf in leaves}
 
 
 def main() -> None:

@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 from stackjax.config import Config, EvaluationConfig
 from stackjax.data.batch import Batch
 from stackjax.data.device import local_rows, put
-from stackjax.data.loader import eval_batches
+from stackjax.data.loader import eval_batches, open_source
 from stackjax.data.sources import TokenSource
 from stackjax.growth import Growth
 from stackjax.layers import layer_sources, layer_statistics
@@ -24,6 +24,14 @@ from stackjax.train_state import TrainState, eval_step
 
 # One program serves the seam into a phase and the phase itself, unless it ends early.
 _layer_statistics = jax.jit(layer_statistics, static_argnums=(0, 1))
+
+
+def open_data(config: Config) -> tuple[TokenSource, TokenSource]:
+    """Returns the sequences to train on, and the held-out ones."""
+    source = open_source(config.data, "train", config.model.vocab_size)
+    held_out = open_source(config.data, "validation", config.model.vocab_size)
+    check_held_out(config.evaluation, held_out)
+    return source, held_out
 
 
 def check_held_out(config: EvaluationConfig, source: TokenSource) -> None:

@@ -8,6 +8,7 @@ prints every growth on the way to it, and the tokens and FLOPs of each stage.
 import dataclasses
 import json
 import sys
+from pathlib import Path
 from typing import Annotated
 
 import tyro
@@ -16,8 +17,11 @@ from absl import logging
 from stackjax.checkpoint import Contents, absolute, find_checkpoint, read_contents
 from stackjax.errors import one_line_errors
 from stackjax.flops import num_params
+from stackjax.interop.folder import read_lineage
+from stackjax.interop.huggingface import read_folder
 from stackjax.lineage import Generation, total
 from stackjax.phase import Counts
+from stackjax.pretrained import is_folder
 from stackjax.quantity import short
 from stackjax.summary import describe
 
@@ -27,15 +31,21 @@ class InspectConfig:
     """Tells where the model of a checkpoint comes from."""
 
     run: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
-    """A run, a directory of checkpoints, or one of them; of several the newest."""
+    """A run, a directory of checkpoints, or one of them; of several the newest. Or a folder of
+    transformers."""
     json: bool = False
     """Whether to print it for machines."""
 
 
 def inspect(config: InspectConfig) -> str:
-    """Returns what a checkpoint says of itself; ValueError if there is none."""
-    checkpoint = find_checkpoint(absolute(config.run))
-    contents, _ = read_contents(checkpoint)
+    """Returns what a checkpoint or folder says of itself; ValueError if there is none."""
+    if is_folder(config.run):
+        folder = read_folder(Path(config.run))
+        checkpoint, lineage = folder.path, read_lineage(folder)
+        contents = Contents(total(lineage), folder.model, is_model=True, lineage=lineage)
+    else:
+        checkpoint = find_checkpoint(absolute(config.run))
+        contents, _ = read_contents(checkpoint)
     if config.json:
         return json.dumps({"checkpoint": str(checkpoint)} | dataclasses.asdict(contents))
     return f"{checkpoint}\n{tell(contents)}"

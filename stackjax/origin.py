@@ -10,7 +10,7 @@ from etils import epath
 
 from stackjax.data.sources import read_manifest
 from stackjax.data.tokenizer import Tokenization, Tokenizer, load_tokenizer
-from stackjax.interop import huggingface
+from stackjax.interop import config_json
 from stackjax.interop.folder import CARRIED, carry, folder_tokenization
 from stackjax.interop.huggingface import Folder
 from stackjax.interop.tensors import DTYPES, widest
@@ -57,7 +57,7 @@ def keep_carried(checkpoint: epath.Path, target: epath.Path) -> None:
     carried = _above(checkpoint, CARRIED)
     if carried is not None:
         carry(carried, target / CARRIED)
-        (carried / huggingface.CONFIG).copy(target / CARRIED / huggingface.CONFIG)
+        (carried / config_json.CONFIG).copy(target / CARRIED / config_json.CONFIG)
 
 
 def keep_folder(folder: Folder, target: epath.Path) -> None:
@@ -69,7 +69,7 @@ def keep_folder(folder: Folder, target: epath.Path) -> None:
     fields = {**folder.fields, "dtype": DTYPES[widest(folder.dtypes)].name}
     fields.pop("torch_dtype", None)
     text = json.dumps(fields, indent=2) + "\n"
-    (target / CARRIED / huggingface.CONFIG).write_text(text)
+    (target / CARRIED / config_json.CONFIG).write_text(text)
 
 
 def _above(checkpoint: epath.Path, name: str) -> epath.Path | None:
@@ -125,7 +125,7 @@ def trained_seq_len(checkpoint: epath.Path) -> int:
     if settings:
         return settings["data.seq_len"]
     if carried is not None:
-        return huggingface.seq_len(huggingface.read_fields(carried))
+        return config_json.seq_len(config_json.read_fields(carried))
     raise ValueError(
         f"{checkpoint} does not lie in a run, and came from no folder of transformers, so "
         f"that nothing is known of its tokenizer and of how long its texts were; grow or "

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from stackjax.config import Config, Schedule, Stage
 from stackjax.flops import flops_6nd, matmul_flops
 from stackjax.growth import Learn
-from stackjax.growth.base import Chain
+from stackjax.growth.chain import Chain
 from stackjax.growth.learned import Fit
 from stackjax.growth.masked import Mask
 from stackjax.growth.pattern import parse_pattern

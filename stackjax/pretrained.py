@@ -25,7 +25,7 @@ from stackjax.checkpoint import (
 )
 from stackjax.compilation import abstract_part
 from stackjax.data.tokenizer import Tokenization, Tokenizer, load_tokenizer
-from stackjax.interop import huggingface
+from stackjax.interop import config_json, huggingface
 from stackjax.interop.folder import folder_tokenization, read_lineage
 from stackjax.lineage import Generation
 from stackjax.model import ModelConfig, Params
@@ -90,7 +90,7 @@ def _load_folder(path: Path, given: Tokenization | None) -> Pretrained:
         params=params,
         mesh=mesh,
         **tokenization._asdict(),
-        seq_len=huggingface.seq_len(folder.fields),
+        seq_len=config_json.seq_len(folder.fields),
         lineage=read_lineage(folder),
     )
 

@@ -220,7 +220,8 @@ class LateRows:
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
-        """Leaves what is done meanwhile out of the next row's tokens/s."""
+        """Writes the row that is waiting, and leaves what is done then out of the tokens/s."""
+        self.catch_up()
         start = time.monotonic()
         yield
         then, tokens = self._since

@@ -39,11 +39,9 @@ from stackjax.config_file import (
     load_config,
     record_config,
 )
-from stackjax.data.loader import open_source
-from stackjax.data.sources import TokenSource
 from stackjax.errors import one_line_errors
 from stackjax.flops import num_params, peak_flops
-from stackjax.held_out import check_held_out, check_promise, held_out_layers, held_out_loss
+from stackjax.held_out import check_promise, held_out_layers, held_out_loss, open_data
 from stackjax.marker import read_marker, write_marker
 from stackjax.metrics import check_sinks, open_sinks, read_rows
 from stackjax.phase import Counts, Phase
@@ -133,14 +131,6 @@ def train(config: Config) -> None:
         print(summarize(workdir, run.phases, read_rows(workdir)))
 
 
-def open_data(config: Config) -> tuple[TokenSource, TokenSource]:
-    """Returns the sequences to train on, and the held-out ones."""
-    source = open_source(config.data, "train", config.model.vocab_size)
-    held_out = open_source(config.data, "validation", config.model.vocab_size)
-    check_held_out(config.evaluation, held_out)
-    return source, held_out
-
-
 def resume(config: Config, workdir: epath.Path, phase: Phase) -> tuple[TrainState, Counts]:
     """Returns the newest state of the phase that the run is in, or that of a new model."""
     mesh = build_mesh(phase.mesh)
@@ -201,20 +191,17 @@ def run_phase(
             # At the end of a phase whose model grows, the seam evaluates.
             is_due = crosses(config.evaluation.every_tokens) and not is_whole
             if is_due or (following is None and (is_last or reason is not None)):
-                rows.catch_up()
                 with rows.paused():
                     loss, layers = evaluate(state), measure(state)
                 run.write_evaluation(phase, step, counts, loss, layers)
                 evaluations.append((counts.tokens - phase.start.tokens, loss))
                 reason = reason or (settled(until, evaluations) if may_end else None)
             if probe is not None and probe_is_due(config, previous.tokens, counts.tokens):
-                rows.catch_up()
                 with rows.paused():
                     run.write_probe(phase, step, counts, evaluate(state), probe(state, counts))
             is_end = following is None and (is_last or reason is not None)
             every = config.tasks.every_tokens
             if run.tasks is not None and (is_end or (every and crosses(every))):
-                rows.catch_up()
                 with rows.paused():
                     run.write_scores(phase, step, counts, score(state))
             if reason is not None and phase.stage not in run.ended and not is_last:

@@ -36,6 +36,7 @@ FOLDERS = {
         "float32",
     ),
     "llama, bfloat16": ("Llama", {"rms_norm_eps": 1e-5}, "bfloat16"),
+    "llama, float64": ("Llama", {}, "float64"),
     "mistral, wide heads": ("Mistral", {"head_dim": 6, "sliding_window": None}, "float32"),
     "mistral, float16": ("Mistral", {"sliding_window": 2**20}, "float16"),
     "qwen2": ("Qwen2", {}, "float32"),

@@ -14,8 +14,9 @@ from jax.sharding import NamedSharding
 from judge import greedy
 
 from stackjax import model
+from stackjax.continuation import continuations, generate, new_text
 from stackjax.data.tokenizer import Tokenizer
-from stackjax.generate import continuations, generate, main, new_text
+from stackjax.generate import main
 from stackjax.pretrained import Pretrained
 from stackjax.sampling import Sampling
 from stackjax.sharding import partition_of

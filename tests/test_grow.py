@@ -17,6 +17,7 @@ from stackjax import model
 from stackjax.checkpoint import Checkpoints, find_checkpoint, read_contents
 from stackjax.compilation import abstract_part
 from stackjax.config import CheckpointConfig, OptimizerConfig
+from stackjax.grow_parts import grow_by_parts
 from stackjax.growth import DepthRandom, Learn, Stack
 from stackjax.growth.learned import Fit
 from stackjax.optimizer import build_optimizer
@@ -82,7 +83,7 @@ def test_parameters_grown_one_at_a_time_are_those_grown_at_once(name, optimizer,
         at_once = functools.partial(at_once, moments="reset")
     expected = jax.jit(at_once)(whole, key=KEY)
     with jax.set_mesh(mesh):
-        grown = command.grow_by_parts(growth, source, optimizer, load, KEY, moments)
+        grown = grow_by_parts(growth, source, optimizer, load, KEY, moments)
         layout = on_mesh(jax.eval_shape(lambda: init_state(target, tx, KEY)), mesh)
     assert asked == [1] * len(jax.tree.leaves(whole.params))
     if optimizer is None:

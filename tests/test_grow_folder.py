@@ -15,6 +15,7 @@ import torch
 from stackjax import grow
 from stackjax.flops import flops_6nd
 from stackjax.growth import parse_growth
+from stackjax.inspect import InspectConfig, inspect
 from stackjax.interop.huggingface import read_folder
 
 EXACT = (
@@ -95,6 +96,18 @@ def test_copied_layers_are_those_of_the_source_bit_for_bit(folder, growth, run, 
     assert folders.logits(tmp_path / "grown").shape[-1] == folders.VOCAB
 
 
+@pytest.mark.parametrize("growth", ["stack(2)", "width_split(mlp=2, split=uneven)"])
+def test_weights_of_float64_stay_as_exact_as_they_are(growth, run, tmp_path):
+    folder = folders.write(tmp_path / "folder", "llama, float64")
+    assert run(folder, tmp_path / "grown", "--growth", growth)[0] == 0
+    before, after = folders.weights(folder), folders.weights(tmp_path / "grown")
+    assert {tensor.dtype for tensor in after.values()} == {torch.float64}
+    name = "model.layers.0.mlp.down_proj.weight"
+    whole = after[name].reshape(16, -1, 20).sum(axis=1)
+    # In float32 they would be off by 1e-8.
+    np.testing.assert_allclose(whole, before[name], rtol=0, atol=1e-15)
+
+
 def test_what_is_stacked_after_it_was_split_is_one_growth(run, tmp_path):
     folder = folders.write(tmp_path / "folder", "qwen2")
     split, stack = "width_split(mlp=2, split=uneven)", "stack(2)"
@@ -122,6 +135,16 @@ def test_a_card_tells_the_lineage_and_the_total_compute(run, tmp_path):
     depths = [generation["model"]["num_layers"] for generation in origin["lineage"]]
     assert depths == [3, 6, 12]
     assert (tmp_path / "twice" / "tokenizer.json").read_text() == "{}"
+
+
+def test_a_folder_tells_its_lineage(run, tmp_path):
+    folder = folders.write(tmp_path / "folder", "llama")
+    run(folder, tmp_path / "grown", "--growth", "stack(2)", "--source-tokens", "1e9")
+    said = inspect(InspectConfig(run=str(tmp_path / "grown")))
+    first, second, total = (re.split("  +", line) for line in said.splitlines()[2:])
+    assert (first[1], first[3], first[6]) == ("-", "1.00B", "from folder")
+    assert second[1] == "stack(2)"
+    assert total[1] == "1.00B"
 
 
 def test_a_card_says_what_is_not_known(run, tmp_path):

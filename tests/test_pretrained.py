@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 
 import folders
 import hypothesis
@@ -15,9 +17,9 @@ import transformers
 from tokenizers.pre_tokenizers import ByteLevel
 
 from stackjax import generate
+from stackjax.continuation import continuations
 from stackjax.convert import ConvertConfig, convert
 from stackjax.data.tokenizer import load_tokenizer
-from stackjax.generate import continuations
 from stackjax.grow import GrowConfig, grow
 from stackjax.growth import Stack
 from stackjax.interop.folder import folder_tokenization, write_tokenizer
@@ -170,6 +172,24 @@ def test_a_checkpoint_that_lies_nowhere_says_what_it_lacks(uncut, tmp_path):
         load_pretrained(str(tmp_path / "alone"))
     with pytest.raises(ValueError, match="nothing is known of its tokenizer and of how long"):
         load_pretrained(str(tmp_path / "alone"), "bytes")
+
+
+def test_nothing_but_the_commands_of_interop_needs_its_packages():
+    code = """
+import sys
+
+
+class Absent:
+    def find_spec(self, name, *args):
+        if name.split(".")[0] in ("torch", "transformers", "lm_eval", "accelerate", "datasets"):
+            raise ModuleNotFoundError(name)
+
+
+sys.meta_path.insert(0, Absent())
+import stackjax.train, stackjax.grow, stackjax.convert, stackjax.generate, stackjax.evaluate
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def set_of_tokens(world, tmp_path):

@@ -12,8 +12,8 @@ from scripts.measure.machine import check_memory
 from scripts.measure.result import median, seconds_of
 from stackjax import model
 from stackjax.config import Config
+from stackjax.continuation import generate
 from stackjax.data.tokenizer import load_tokenizer
-from stackjax.generate import generate
 from stackjax.phase import Phase
 from stackjax.pretrained import Pretrained
 from stackjax.sampling import Sampling

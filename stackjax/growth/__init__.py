@@ -1,6 +1,7 @@
 """Growth operators: pure functions from a small model to a large one."""
 
-from stackjax.growth.base import Growth, Promise, chain
+from stackjax.growth.base import Growth, Promise
+from stackjax.growth.chain import chain
 from stackjax.growth.depth import (
     DepthUpscale,
     DepthZero,

@@ -9,7 +9,8 @@ from collections.abc import Callable
 from fractions import Fraction
 from typing import Any, Literal
 
-from stackjax.growth.base import Growth, chain
+from stackjax.growth.base import Growth
+from stackjax.growth.chain import chain
 from stackjax.growth.depth import (
     DepthUpscale,
     DepthZero,

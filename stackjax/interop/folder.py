@@ -18,7 +18,8 @@ from etils import epath
 
 from stackjax.data.tokenizer import Tokenization, Tokenizer, load_tokenizer
 from stackjax.flops import flops_6nd, num_params
-from stackjax.interop.huggingface import CONFIG, Folder
+from stackjax.interop.config_json import CONFIG
+from stackjax.interop.huggingface import Folder
 from stackjax.interop.tensors import TensorInfo, write_tensors
 from stackjax.lineage import Generation, from_json, total
 from stackjax.model import ModelConfig

@@ -12,7 +12,7 @@ from lm_eval.api.model import TemplateLM
 from lm_eval.models.utils import normalize_gen_kwargs, postprocess_generated_text
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
-from stackjax.generate import continue_texts
+from stackjax.continuation import continue_texts
 from stackjax.pretrained import Pretrained
 from stackjax.sampling import Sampling
 from stackjax.scoring import Span, score

@@ -14,7 +14,8 @@ import ml_dtypes
 import numpy as np
 
 from stackjax.interop import check_installed
-from stackjax.interop.huggingface import Folder, check_tensors, model_config
+from stackjax.interop.config_json import model_config
+from stackjax.interop.huggingface import Folder, check_tensors
 from stackjax.interop.tensors import DTYPES, TensorInfo
 
 _HEAD_DIMS = {1024: 64, 2048: 64, 2560: 128, 4096: 128}
