@@ -19,9 +19,7 @@ from collections.abc import Mapping
 from typing import Any, Protocol
 
 import jax
-import tensorboardX
 from etils import epath
-from tensorboardX import record_writer
 
 from stackjax.storage import is_remote
 
@@ -56,7 +54,7 @@ def check_sinks(
             f"logging.wandb_project is {wandb_project!r}, but Weights & Biases is not "
             "installed; `pip install wandb`, or leave it out."
         )
-    if tensorboard and is_remote(directory) and not record_writer.GCS_ENABLED:
+    if tensorboard and is_remote(directory) and not _tensorboardX().record_writer.GCS_ENABLED:
         raise ValueError(
             f"logging.tensorboard is on and the run directory is {directory}, which "
             "needs `pip install google-cloud-storage`; or turn it off."
@@ -160,11 +158,16 @@ class MetricsLog:
         self._next_replacement = now + max(5.0, 100 * (now - start))
 
 
+def _tensorboardX() -> Any:
+    """Returns the package, which imports PyTorch where that is installed: for two seconds."""
+    return importlib.import_module("tensorboardX")
+
+
 class TensorBoard:
     """TensorBoard events in `tensorboard/`, over tokens; a restart hides stale ones."""
 
     def __init__(self, directory: epath.PathLike, resume_at: Position | None):
-        self._writer = tensorboardX.SummaryWriter(
+        self._writer = _tensorboardX().SummaryWriter(
             os.fspath(epath.Path(directory) / "tensorboard"),
             purge_step=0 if resume_at is None else resume_at[1] + 1,
             max_queue=1000,  # so that a slow disk does not hold up training

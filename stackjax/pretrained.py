@@ -116,10 +116,12 @@ def model_of(path: str) -> ModelConfig:
     """Returns the model that a path names, for configs that start from it.
 
     Args:
-      path: A run, a directory of checkpoints, one of them, or a folder of transformers.
+      path: A folder of transformers; or, in a run of one process, a run, a directory of
+        checkpoints, or one of them.
     """
     if is_folder(path):
-        return huggingface.read_folder(Path(path)).model
+        # Of several processes none may touch a device before they have met.
+        return config_json.model_config(config_json.read_fields(Path(path)))
     return open_checkpoint(path)[1].model
 
 

@@ -54,7 +54,8 @@ def get_config():
         ),
         evaluation=EvaluationConfig(every_tokens=5 * 128, num_sequences=12, batch_size=8),
         checkpoints=CheckpointConfig(every_tokens=3 * 128, keep_last=9),
-        logging=LoggingConfig(every_tokens=128),
+        # TensorBoard's writer imports PyTorch, at every start.
+        logging=LoggingConfig(every_tokens=128, tensorboard=False),
         workdir="{runs}/unnamed",
     )
 """

@@ -11,6 +11,7 @@ import pytest
 from etils import epath
 from hypothesis import given
 from hypothesis import strategies as st
+from tensorboardX import record_writer
 from tensorboardX.proto import event_pb2
 
 from stackjax import metrics
@@ -208,7 +209,7 @@ def test_a_folder_named_wandb_is_not_the_package(tmp_path, monkeypatch):
 
 
 def test_tensorboard_in_a_bucket_needs_its_client(monkeypatch):
-    monkeypatch.setattr(metrics.record_writer, "GCS_ENABLED", False)
+    monkeypatch.setattr(record_writer, "GCS_ENABLED", False)
     with pytest.raises(ValueError, match="pip install google-cloud-storage"):
         metrics.check_sinks("gs://bucket/run", tensorboard=True, wandb_project=None)
 

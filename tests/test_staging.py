@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -146,9 +147,14 @@ def test_a_killed_worker_ends_the_command_with_a_message(large, tmp_path):
 
 
 def test_an_interrupted_command_leaves_nothing(large, tmp_path):
-    process = start(large, tmp_path / "out")
-    process.send_signal(signal.SIGINT)
-    _, error = process.communicate(timeout=60)
+    for _ in range(5):
+        process = start(large, tmp_path / "out")
+        process.send_signal(signal.SIGINT)
+        _, error = process.communicate(timeout=60)
+        if process.returncode:
+            break
+        # On a busy machine it may have ended before the signal came.
+        shutil.rmtree(tmp_path / "out")
     assert error == "error: interrupted; nothing was written.\n"
     assert process.returncode == 130
     wait_for(lambda: group_is_gone(process))

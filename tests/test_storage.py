@@ -165,7 +165,7 @@ def test_a_marker_is_committed_and_half_a_phase_is_cleared(gcs):
 @pytest.fixture(scope="module")
 def run(world, uncut, gcs, shards) -> str:
     """A run in the bucket that was killed while it saved its second checkpoint, and resumed."""
-    args = world.args("gs://bucket/run", "--data.path", shards)
+    args = world.args("gs://bucket/run", "--data.path", shards, "--logging.tensorboard")
 
     def start(*signalled: str) -> int:
         code, _, stderr = world.run(args, *signalled)
