@@ -1,5 +1,6 @@
 """A trained model is found with its tokenizer, whatever place it lies in."""
 
+import io
 import json
 import shutil
 import subprocess
@@ -11,6 +12,7 @@ import hypothesis.strategies as st
 import jax
 import numpy as np
 import pytest
+import sentencepiece
 import tokenizers
 import torch
 import transformers
@@ -139,6 +141,34 @@ def test_a_tokenizer_of_a_file_goes_out_as_it_is(tmp_path):
     assert theirs(TEXT).input_ids == tokenizer.encode(TEXT).tolist()
     assert theirs.eos_token_id == tokenizer.end_id
     assert folder_tokenization(tmp_path / "out").tokenizer.digest == tokenizer.digest
+
+
+@pytest.mark.parametrize("add_dummy_prefix", [False, True])
+def test_a_sentencepiece_model_goes_out_as_transformers_reads_it(add_dummy_prefix, tmp_path):
+    data = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.Train(
+        sentence_iterator=iter([TEXT] * 20),
+        model_writer=data,
+        vocab_size=300,
+        hard_vocab_limit=False,
+        byte_fallback=True,
+        model_type="bpe",
+        normalization_rule_name="identity",
+        remove_extra_whitespaces=False,
+        add_dummy_prefix=add_dummy_prefix,
+        minloglevel=2,
+    )
+    (tmp_path / "a.model").write_bytes(data.getvalue())
+    tokenizer = load_tokenizer(str(tmp_path / "a.model"))
+    (tmp_path / "out").mkdir()
+    write_tokenizer(tokenizer, tmp_path / "out")
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
+    # Of a text that begins with a space transformers leaves out the space before it.
+    for text in (TEXT, "two  spaces", "a line\nand déjà vu"):
+        assert theirs(text).input_ids == tokenizer.encode(text).tolist()
+    assert theirs.eos_token_id == tokenizer.end_id
+    found = folder_tokenization(tmp_path / "out")
+    assert (found.tokenizer.digest, found.is_prefixed) == (tokenizer.digest, False)
 
 
 def test_a_run_its_folder_and_transformers_write_the_same_text(uncut, tmp_path):

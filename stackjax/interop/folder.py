@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import rich.progress
+import sentencepiece
 import tokenizers
 import tokenizers.decoders
 import tokenizers.models
@@ -105,7 +106,14 @@ def write_tokenizer(tokenizer: Tokenizer, target: Path) -> None:
         model.save(str(target / "tokenizer.json"))
     elif tokenizer.name.endswith(".model"):
         shutil.copyfile(tokenizer.name, target / "tokenizer.model")
-        settings = {"tokenizer_class": "LlamaTokenizer", "add_bos_token": False}
+        pieces = sentencepiece.SentencePieceProcessor(tokenizer.name)
+        first = pieces.IdToPiece(int(tokenizer.encode("a")[0]))
+        settings = {
+            "tokenizer_class": "LlamaTokenizer",
+            "add_bos_token": False,
+            # Not every model was trained to see a text begin like a word after another.
+            "add_prefix_space": first.startswith("\N{LOWER ONE EIGHTH BLOCK}"),
+        }
         (target / "tokenizer_config.json").write_text(json.dumps(settings, indent=2) + "\n")
         return
     else:
