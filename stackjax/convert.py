@@ -25,7 +25,13 @@ from stackjax.data.tokenizer import load_tokenizer
 from stackjax.errors import one_line_errors
 from stackjax.flops import num_params
 from stackjax.interop import check_installed, config_json, huggingface
-from stackjax.interop.folder import carry, read_lineage, write_folder, write_tokenizer
+from stackjax.interop.folder import (
+    carry,
+    new_folder,
+    read_lineage,
+    write_folder,
+    write_tokenizer,
+)
 from stackjax.interop.prts import read_checkpoint as read_pth
 from stackjax.interop.tensors import DTYPES, TensorInfo
 from stackjax.interop.verify import verify
@@ -109,8 +115,7 @@ def from_folder(config: ConvertConfig) -> epath.Path:
 
 def to_folder(config: ConvertConfig) -> epath.Path:
     """Writes the folder of a checkpoint's model."""
-    target = epath.Path(config.target)
-    refuse_existing(target)
+    target = new_folder(config.target)
     checkpoint, contents = open_checkpoint(config.source)
     print(f"source  {checkpoint}: {_sizes(contents.model)}")
     carried = carried_files(checkpoint)
@@ -130,10 +135,10 @@ def to_folder(config: ConvertConfig) -> epath.Path:
     infos = _infos(contents.model, dtype)
     tensors = _tensors(checkpoint, contents.model, infos)
     with staging_directory(target) as staging:
-        if carried is not None:
-            carry(epath.Path(carried), epath.Path(staging))
         if tokenizer is not None:
             write_tokenizer(tokenizer, staging)
+        elif carried is not None:
+            carry(epath.Path(carried), epath.Path(staging))
         write_folder(staging, fields, infos, tensors, contents.lineage)
     return target
 

@@ -37,7 +37,7 @@ from stackjax.grow_parts import grow_by_parts, saved_optimizer
 from stackjax.growth import Growth, Learn
 from stackjax.growth.chain import Chain
 from stackjax.held_out import check_held_out, check_promise, model_loss
-from stackjax.interop.folder import carry, read_lineage, write_folder
+from stackjax.interop.folder import carry, new_folder, read_lineage, write_folder
 from stackjax.interop.growing import grown_infos, grown_tensors
 from stackjax.interop.huggingface import grown_fields, is_folder, read_folder
 from stackjax.lineage import begin_grown, total
@@ -138,8 +138,7 @@ def grow(config: GrowConfig) -> epath.Path:
 def grow_folder(config: GrowConfig) -> epath.Path:
     """Writes the folder of a grown model, and returns where; raises as `grow` does."""
     start = time.monotonic()
-    directory = epath.Path(config.target)
-    refuse_existing(directory)
+    directory = new_folder(config.target)
     if config.optimizer_state != "drop" or config.config is not None:
         raise ValueError(
             f"{config.source} is a folder of transformers, which holds no optimizer state and "

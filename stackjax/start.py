@@ -17,13 +17,16 @@ from stackjax.model import ModelConfig
 from stackjax.model.config import differences
 from stackjax.origin import keep_carried, keep_folder
 from stackjax.phase import Phase
-from stackjax.pretrained import is_folder, model_of, open_checkpoint, read_params
+from stackjax.pretrained import is_folder, open_checkpoint, read_params
 from stackjax.train_state import TrainState
 
 
 def check_start(path: str, config: ModelConfig) -> None:
     """Raises ValueError where the parameters at a path are not those of a model."""
-    found = model_of(path)
+    if is_folder(path):
+        found = huggingface.read_folder(Path(path)).model
+    else:
+        found = open_checkpoint(path)[1].model
     # A folder has no padding of its vocabulary, and so takes any.
     besides = ("vocab_multiple",) if is_folder(path) else ()
     said = differences(config, found, besides=besides)

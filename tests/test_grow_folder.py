@@ -172,6 +172,13 @@ def test_what_cannot_be_is_one_line(args, said, run, tmp_path):
     assert not (tmp_path / "grown").exists()
 
 
+def test_a_folder_is_not_written_into_a_bucket(run, tmp_path):
+    folder = folders.write(tmp_path / "folder", "llama")
+    code, _, err = run(folder, "gs://bucket/grown", "--growth", "stack(2)")
+    assert (code, err.count("\n")) == (2, 1)
+    assert "gs://bucket/grown: folders of transformers are written to disks only" in err
+
+
 def test_a_folder_that_tells_of_another_model_is_not_believed(run, tmp_path):
     folder = folders.write(tmp_path / "folder", "llama")
     run(folder, tmp_path / "grown", "--growth", "stack(2)")

@@ -76,15 +76,16 @@ def large(tmp_path_factory) -> str:
 
 def start(large: str, output: Path) -> subprocess.Popen:
     """Starts the command on two processes; returns once both are writing shards."""
+    # A shell has its jobs in the background ignore Ctrl-C, and so what they start.
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)
     process = subprocess.Popen(
         [*COMMAND, large, output, "--tokenizer", "bytes", "--num-processes", "2"],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
-        # A shell has its jobs in the background ignore it, and so what they start.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
+    signal.signal(signal.SIGINT, handler)
     wait_for(lambda: len(list(output.parent.glob(".*/part*.train"))) >= 2)
     return process
 

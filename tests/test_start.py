@@ -119,6 +119,15 @@ def test_another_model_is_refused_by_field_before_anything_is_made(world, folder
     assert not (tmp_path / "run").exists()
 
 
+def test_a_damaged_folder_is_refused_before_anything_is_made(world, folder, tmp_path):
+    copy = shutil.copytree(folder, tmp_path / "folder")
+    file = copy / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-9])
+    with pytest.raises(ValueError, match=r"model.safetensors is damaged"):
+        train.train(config_from(world, copy, tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_source_that_is_not_there_is_refused(world, tmp_path):
     config = world.config("--workdir", str(tmp_path / "run"), "--init-from", "nowhere")
     with pytest.raises(ValueError, match=r"there is no checkpoint in .*nowhere"):

@@ -98,7 +98,7 @@ def test_a_sweep_killed_at_random_and_run_again_ends_in_the_table_of_one_that_wa
             stderr=subprocess.DEVNULL,
         )
         try:
-            process.wait(rng.uniform(3, 9))
+            process.wait(rng.uniform(2, 6))
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()

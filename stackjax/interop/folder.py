@@ -17,6 +17,7 @@ import tokenizers.models
 import tokenizers.pre_tokenizers
 from etils import epath
 
+from stackjax.data.staging import refuse_existing
 from stackjax.data.tokenizer import Tokenization, Tokenizer, load_tokenizer
 from stackjax.flops import flops_6nd, num_params
 from stackjax.interop.config_json import CONFIG
@@ -26,6 +27,7 @@ from stackjax.lineage import Generation, from_json, total
 from stackjax.model import ModelConfig
 from stackjax.phase import Counts
 from stackjax.quantity import short
+from stackjax.storage import is_remote
 
 ORIGIN = "stackjax.json"
 """The file that says where the model of a folder comes from."""
@@ -46,6 +48,19 @@ _TOKENIZERS = (
     "LICENSE*",
     "NOTICE*",
 )
+
+
+def new_folder(path: str) -> epath.Path:
+    """Returns where a folder is to be written.
+
+    Raises:
+      ValueError: It lies in a bucket.
+      FileExistsError: There is something.
+    """
+    if is_remote(path):
+        raise ValueError(f"{path}: folders of transformers are written to disks only.")
+    refuse_existing(epath.Path(path))
+    return epath.Path(path)
 
 
 def carry(source: epath.Path, target: epath.Path) -> None:
