@@ -9,8 +9,8 @@ from collections.abc import Iterable, Iterator, Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import NamedSharding
 
+from stackjax.data.device import put_rows
 from stackjax.data.tokenizer import Tokenizer
 from stackjax.model import ModelConfig, Params
 from stackjax.model.decoding import Cache, empty_cache, extend, next_logits
@@ -71,12 +71,29 @@ def continuations(
     sampling: Sampling,
     max_tokens: int,
     key: jax.Array,
+    until: Sequence[str] = (),
 ) -> list[np.ndarray]:
-    """Returns what `generate` continues each prompt by, up to the end token and with it."""
-    tokens_BT = np.stack(list(generate(pretrained, prompts, sampling, max_tokens, key)), axis=1)
-    is_over_BT = np.cumsum(tokens_BT == pretrained.tokenizer.end_id, axis=1) > 0
-    lengths_B = 1 + np.sum(~is_over_BT, axis=1)
-    return [row_T[:length] for row_T, length in zip(tokens_BT, lengths_B, strict=True)]
+    """Returns what `generate` continues each prompt by, up to the end token and with it.
+
+    Args:
+      until: Strings of which one in every text that has not ended is enough.
+    """
+    tokenizer = pretrained.tokenizer
+    rows: list[list[int]] = [[] for _ in prompts]
+
+    def is_enough(row: list[int]) -> bool:
+        text = _decode(tokenizer, row)
+        return row[-1] == tokenizer.end_id or any(end in text for end in until)
+
+    drawn = generate(pretrained, prompts, sampling, max_tokens, key)
+    for count, tokens_B in enumerate(drawn, start=1):
+        for row, token in zip(rows, tokens_B.tolist(), strict=True):
+            if tokenizer.end_id not in row[-1:]:
+                row.append(token)
+        # To decode takes longer than to draw a few more.
+        if until and count % _DRAWS_PER_LOOK == 0 and all(map(is_enough, rows)):
+            break
+    return [np.array(row) for row in rows]
 
 
 def continue_texts(
@@ -87,27 +104,9 @@ def continue_texts(
     until: Sequence[str],
     key: jax.Array,
 ) -> list[str]:
-    """Returns what each prompt is continued by, as text without the end token.
-
-    Args:
-      until: Strings of which one in every text is enough.
-    """
-    tokenizer = pretrained.tokenizer
-    rows: list[list[int]] = [[] for _ in prompts]
-    texts = [""] * len(prompts)
-    drawn = generate(pretrained, prompts, sampling, max_tokens, key)
-    for count, tokens_B in enumerate(drawn, start=1):
-        for row, token in zip(rows, tokens_B.tolist(), strict=True):
-            if tokenizer.end_id not in row[-1:]:
-                row.append(token)
-        # To decode takes longer than to draw a few more.
-        if count % _DRAWS_PER_LOOK == 0:
-            texts = [_decode(tokenizer, row) for row in rows]
-            ended = [row[-1] == tokenizer.end_id for row in rows]
-            found = [any(end in text for end in until) for text in texts]
-            if all(map(max, ended, found)):
-                return texts
-    return [_decode(tokenizer, row) for row in rows]
+    """Returns `continuations` as texts, without the end token."""
+    rows = continuations(pretrained, prompts, sampling, max_tokens, key, until)
+    return [_decode(pretrained.tokenizer, row.tolist()) for row in rows]
 
 
 def _decode(tokenizer: Tokenizer, tokens: list[int]) -> str:
@@ -153,10 +152,10 @@ def _draws(
         logits_BV = jnp.zeros(
             (num_rows, config.padded_vocab_size), out_sharding=logical("batch", "vocab")
         )
-        lengths_B = _put(lengths_B)
+        lengths_B = put_rows(lengths_B)
         piece = min(width, _PIECE)
         for start in range(0, width, piece):
-            piece_BT = _put(tokens_BT[:, start : start + piece])
+            piece_BT = put_rows(tokens_BT[:, start : start + piece])
             logits_BV, cache = _read(
                 config, params, cache, logits_BV, piece_BT, start, lengths_B
             )
@@ -192,14 +191,6 @@ def _batch(
 
 def _round_up(number: int, multiple: int) -> int:
     return -(-number // multiple) * multiple
-
-
-def _put(rows: np.ndarray) -> jax.Array:
-    """Returns rows on the devices of the mesh that is set."""
-    layout = logical("batch", *(None,) * (rows.ndim - 1))
-    mesh = jax.sharding.get_mesh()
-    assert layout is not None
-    return jax.device_put(rows, NamedSharding(mesh, layout))
 
 
 @functools.partial(jax.jit, static_argnums=0, donate_argnums=2)

@@ -16,7 +16,6 @@ import numpy as np
 import tyro
 from absl import logging
 from etils import epath
-from jax.sharding import Mesh
 
 from stackjax import model
 from stackjax.checkpoint import Contents, absolute, write_first
@@ -40,7 +39,7 @@ from stackjax.model import ModelConfig
 from stackjax.origin import carried_files, keep_folder, own_tokenization, trained_seq_len
 from stackjax.pretrained import is_folder, open_checkpoint, read_parameter
 from stackjax.quantity import Count, short
-from stackjax.sharding import MeshConfig, build_mesh
+from stackjax.sharding import mesh_that_divides
 from stackjax.summary import describe
 from stackjax.train_state import TrainState
 
@@ -84,13 +83,13 @@ def convert(config: ConvertConfig) -> epath.Path:
                 f"transformers cannot run {config.source}, so there is nothing to compare "
                 f"with: leave out --verify, and convert the checkpoint to a folder with it."
             )
-    with jax.set_mesh(_mesh_of_one()):
+    with jax.set_mesh(mesh_that_divides(1)):
         comes_in = is_folder(config.source) or _is_pth(config.source)
         written = from_folder(config) if comes_in else to_folder(config)
         print(f"wrote   {written}")
         if config.verify:
             folder, ours = (config.source, written) if comes_in else (written, config.source)
-            print(verify(Path(folder), str(ours), _mesh_of_one()))
+            print(verify(Path(folder), str(ours), mesh_that_divides(1)))
     return written
 
 
@@ -105,7 +104,7 @@ def from_folder(config: ConvertConfig) -> epath.Path:
     print(f"source  {config.source}: {_sizes(folder.model)}")
     if "F64" in folder.dtypes:
         print("note    weights of float64 are rounded to float32")
-    params = huggingface.load_params(folder, folder.model, _mesh_of_one())
+    params = huggingface.load_params(folder, folder.model, mesh_that_divides(1))
     state = TrainState(jnp.zeros((), jnp.int32), params, None)
     contents = Contents(total(lineage), folder.model, is_model=True, lineage=lineage)
     checkpoint = write_first(directory, state, contents)
@@ -163,14 +162,10 @@ def _tensors(
     axes = model.logical_axes(config)
     for kind, group in itertools.groupby((by_name[name] for name in infos), lambda s: s.kind):
         path = ("layers", kind) if kind in axes["layers"] else (kind,)
-        parameter = np.asarray(read_parameter(checkpoint, config, path, _mesh_of_one()))
+        parameter = np.asarray(read_parameter(checkpoint, config, path, mesh_that_divides(1)))
         for slot in group:
             part = slot.cut(parameter, axes)
             yield slot.to_tensor(part, config).astype(DTYPES[infos[slot.name].dtype])
-
-
-def _mesh_of_one() -> Mesh:
-    return build_mesh(MeshConfig(), jax.local_devices()[:1])
 
 
 def _sizes(config: ModelConfig) -> str:

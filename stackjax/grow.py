@@ -17,7 +17,6 @@ from absl import logging
 from etils import epath
 from jax.sharding import Mesh
 
-from stackjax import model
 from stackjax.checkpoint import (
     absolute,
     check_is_model,
@@ -26,7 +25,6 @@ from stackjax.checkpoint import (
     read_contents,
     write_first,
 )
-from stackjax.compilation import abstract_part
 from stackjax.config import Config, GrowthField
 from stackjax.config_file import read_config
 from stackjax.data.loader import open_source
@@ -39,13 +37,13 @@ from stackjax.growth.chain import Chain
 from stackjax.held_out import check_held_out, check_promise, model_loss
 from stackjax.interop.folder import carry, new_folder, read_lineage, write_folder
 from stackjax.interop.growing import grown_infos, grown_tensors
-from stackjax.interop.huggingface import grown_fields, is_folder, read_folder
+from stackjax.interop.huggingface import grown_fields, read_folder
 from stackjax.lineage import begin_grown, total
 from stackjax.model import ModelConfig, Params
 from stackjax.origin import keep_origin
+from stackjax.pretrained import is_folder, read_params
 from stackjax.quantity import Count
-from stackjax.sharding import MeshConfig, build_mesh
-from stackjax.storage import is_remote
+from stackjax.sharding import mesh_that_divides
 from stackjax.summary import describe
 
 _KEEPS = "keeps the function: the loss is the same, up to rounding"
@@ -88,7 +86,7 @@ def grow(config: GrowConfig) -> epath.Path:
       ValueError: SOURCE holds no model, or it cannot grow so.
       OSError: A file could not be read or written.
     """
-    if not is_remote(config.source) and is_folder(Path(config.source)):
+    if is_folder(config.source):
         return grow_folder(config)
     start = time.monotonic()
     directory: Any = absolute(config.target)
@@ -106,12 +104,11 @@ def grow(config: GrowConfig) -> epath.Path:
     print(_plan(str(checkpoint), source, contents.counts.tokens, growth))
 
     rows = [] if run is None else [run.evaluation.batch_size]
-    mesh = _mesh(source.embed_dim, target.embed_dim, *rows)
+    mesh = mesh_that_divides(source.embed_dim, target.embed_dim, *rows)
     with jax.set_mesh(mesh):
         before = math.nan
         if run is not None:
-            whole = abstract_part(source, None, model.logical_axes(source))
-            params = load_part(checkpoint, whole, mesh).params
+            params = read_params(checkpoint, source, mesh)
             before = _held_out_loss(run, source, mesh, params)
             del params
         state = grow_by_parts(
@@ -199,12 +196,6 @@ def _sizes(config: ModelConfig) -> str:
 
 def _tell_written(path: epath.Path, num_bytes: int, start: float) -> None:
     print(f"wrote   {path}: {num_bytes / 1e6:.4g} MB in {time.monotonic() - start:.1f} s")
-
-
-def _mesh(*sizes: int) -> Mesh:
-    """Returns the mesh of as many devices as divide all sizes."""
-    devices = jax.local_devices()
-    return build_mesh(MeshConfig(), devices[: math.gcd(len(devices), *sizes)])
 
 
 def _held_out_loss(run: Config, config: ModelConfig, mesh: Mesh, params: Params) -> float:

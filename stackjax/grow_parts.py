@@ -11,9 +11,7 @@ import jax.numpy as jnp
 from etils import epath
 
 from stackjax import model
-from stackjax.checkpoint import (
-    array_types,
-)
+from stackjax.checkpoint import array_types
 from stackjax.compilation import abstract_part
 from stackjax.config import OptimizerConfig
 from stackjax.growth import Growth, grow_opt_state

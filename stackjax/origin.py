@@ -121,9 +121,10 @@ def trained_seq_len(checkpoint: epath.Path) -> int:
     Raises:
       ValueError: It is not known.
     """
-    settings, carried = run_settings(checkpoint), carried_files(checkpoint)
+    settings = run_settings(checkpoint)
     if settings:
         return settings["data.seq_len"]
+    carried = carried_files(checkpoint)
     if carried is not None:
         return config_json.seq_len(config_json.read_fields(carried))
     raise ValueError(

@@ -5,7 +5,6 @@ It lies in a run, in a checkpoint, or in a folder of transformers.
 
 import dataclasses
 import functools
-import math
 import operator
 from pathlib import Path
 from typing import Any
@@ -30,7 +29,7 @@ from stackjax.interop.folder import folder_tokenization, read_lineage
 from stackjax.lineage import Generation
 from stackjax.model import ModelConfig, Params
 from stackjax.origin import own_tokenization, trained_seq_len
-from stackjax.sharding import MeshConfig, build_mesh
+from stackjax.sharding import mesh_that_divides
 from stackjax.storage import is_remote
 
 
@@ -81,7 +80,7 @@ def load_pretrained(path: str, tokenizer: str | None = None) -> Pretrained:
 def _load_folder(path: Path, given: Tokenization | None) -> Pretrained:
     folder = huggingface.read_folder(path)
     tokenization = given or folder_tokenization(path)
-    mesh = _mesh(folder.model)
+    mesh = mesh_that_divides(folder.model.embed_dim)
     with jax.set_mesh(mesh):
         params = huggingface.load_params(folder, folder.model, mesh)
     return Pretrained(
@@ -98,7 +97,8 @@ def _load_folder(path: Path, given: Tokenization | None) -> Pretrained:
 def _load_run(path: str, given: Tokenization | None) -> Pretrained:
     checkpoint, contents = open_checkpoint(path)
     tokenization = given or own_tokenization(checkpoint)
-    seq_len, mesh = trained_seq_len(checkpoint), _mesh(contents.model)
+    seq_len = trained_seq_len(checkpoint)
+    mesh = mesh_that_divides(contents.model.embed_dim)
     with jax.set_mesh(mesh):
         params = read_params(checkpoint, contents.model, mesh)
     return Pretrained(
@@ -156,8 +156,3 @@ def read_parameter(
     tree = functools.reduce(lambda inner, name: {name: inner}, path[::-1], axes)
     params: Any = load_part(checkpoint, abstract_part(config, None, tree), mesh).params
     return functools.reduce(operator.getitem, path, params)
-
-
-def _mesh(config: ModelConfig) -> Mesh:
-    devices = jax.devices()
-    return build_mesh(MeshConfig(), devices[: math.gcd(len(devices), config.embed_dim)])

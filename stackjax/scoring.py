@@ -14,9 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 import rich.console
 import rich.progress
-from jax.sharding import Mesh, NamedSharding
 
 from stackjax.data.batch import Array
+from stackjax.data.device import put_rows
 from stackjax.model import ModelConfig, Params
 from stackjax.model.transformer import head_weight, hidden, logits
 from stackjax.pretrained import Pretrained
@@ -102,7 +102,7 @@ def _score_batches(
         rows = [spans[index] for index in indices]
         longest = max(span.stop - 1 for span in rows)
         length = min(length for length in lengths if length >= longest)
-        batch = on_mesh(_pad(rows, num_rows, length), pretrained.mesh)
+        batch = Rows(*map(put_rows, _pad(rows, num_rows, length)))
         sent.append((indices, score_rows(pretrained.config, pretrained.params, batch)))
         if len(sent) > _AHEAD:
             yield sent.popleft()
@@ -147,19 +147,6 @@ def _pad(spans: Sequence[Span], num_rows: int, length: int) -> Rows:
         rows.labels[row, : span.stop - 1] = tokens[1:]
         rows.is_scored[row, span.start - 1 : span.stop - 1] = True
     return rows
-
-
-def on_mesh(rows: Rows, mesh: Mesh) -> Rows:
-    """Returns rows on the devices of a mesh, which is set."""
-    spec = logical("batch", None)
-    assert spec is not None, "a mesh is set wherever batches are"
-    sharding = NamedSharding(mesh, spec)
-    return Rows(
-        *(
-            jax.make_array_from_callback(field.shape, sharding, field.__getitem__)
-            for field in rows
-        )
-    )
 
 
 @functools.partial(jax.jit, static_argnums=0)

@@ -120,6 +120,12 @@ def build_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) 
     return jax.make_mesh(shape, MESH_AXES, axis_types=(AxisType.Explicit,) * 3, devices=devices)
 
 
+def mesh_that_divides(*sizes: int) -> Mesh:
+    """Returns the mesh of as many devices of this process as divide all sizes."""
+    devices = jax.local_devices()
+    return build_mesh(MeshConfig(), devices[: math.gcd(len(devices), *sizes)])
+
+
 def num_shards(name: str) -> int:
     """Returns over how many devices the current mesh splits a logical axis.
 

@@ -43,20 +43,21 @@ def open_tasks(config: Config, source: TokenSource) -> tuple[Tasks, Tokenizer] |
 
 def task_scores(
     config: Config, phase: Phase, opened: tuple[Tasks, Tokenizer] | None, mesh: Mesh
-) -> Callable[[TrainState], dict[str, float | None]]:
+) -> Callable[[TrainState], dict[str, float | None]] | None:
     """Returns a function from states of a phase to the scores of what they run.
 
-    By names such as `arc_easy/acc`.
+    By names such as `arc_easy/acc`. None where there are no tasks.
 
     Args:
       opened: What `open_tasks` has returned.
     """
+    if opened is None:
+        return None
+    tasks, tokenizer = opened
     # The model's parameters are new arrays only where others train.
     model_params = jax.jit(phase.model_params) if phase.reparameterisations else None
 
     def scores(state: TrainState) -> dict[str, float | None]:
-        assert opened is not None, "there are no tasks to score"
-        tasks, tokenizer = opened
         params = state.params
         if model_params is not None:
             params = model_params(state.params, state.step)

@@ -89,11 +89,11 @@ def train(config: Config) -> None:
     }
     check_sinks(workdir, **outputs)
     source, held_out = open_data(config)
-    if is_new and config.init_from is not None:
-        check_start(config.init_from, phases[0].model)
-    tasks = open_tasks(config, source)
     if not is_new:
         check_same_data(workdir, source.manifest)
+    elif config.init_from is not None:
+        check_start(config.init_from, phases[0].model)
+    tasks = open_tasks(config, source)
     workdir.mkdir(parents=True, exist_ok=True)
     record_config(workdir, config, source.manifest)
     if is_new:
@@ -201,7 +201,7 @@ def run_phase(
                     run.write_probe(phase, step, counts, evaluate(state), probe(state, counts))
             is_end = following is None and (is_last or reason is not None)
             every = config.tasks.every_tokens
-            if run.tasks is not None and (is_end or (every and crosses(every))):
+            if score is not None and (is_end or (every and crosses(every))):
                 with rows.paused():
                     run.write_scores(phase, step, counts, score(state))
             if reason is not None and phase.stage not in run.ended and not is_last:

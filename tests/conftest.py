@@ -251,3 +251,19 @@ def equations(jaxpr):
                 yield from equations(inner.jaxpr)
             elif isinstance(inner, Jaxpr):
                 yield from equations(inner)
+
+
+@pytest.fixture
+def run_main(monkeypatch, capsys):
+    """Runs the main function of a command: its exit code, and what it prints."""
+
+    def call(main, *args):
+        monkeypatch.setattr("sys.argv", ["command", *map(str, args)])
+        code = 0
+        try:
+            main()
+        except SystemExit as error:
+            code = error.code
+        return code, *capsys.readouterr()
+
+    return call

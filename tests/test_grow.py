@@ -96,19 +96,9 @@ def test_parameters_grown_one_at_a_time_are_those_grown_at_once(name, optimizer,
 
 
 @pytest.fixture
-def run(monkeypatch, capsys):
-    """The command: its exit code, and what it prints."""
-
-    def call(*args):
-        monkeypatch.setattr("sys.argv", ["grow", *map(str, args)])
-        code = 0
-        try:
-            command.main()
-        except SystemExit as error:
-            code = error.code
-        return code, *capsys.readouterr()
-
-    return call
+def run(run_main):
+    """The command."""
+    return functools.partial(run_main, command.main)
 
 
 def test_a_run_grows_outside_of_it_again_and_again(uncut, tmp_path, run):

@@ -1,5 +1,6 @@
 """A folder of transformers grows into one that transformers runs, a few tensors at a time."""
 
+import functools
 import json
 import os
 import re
@@ -28,19 +29,9 @@ EXACT = (
 
 
 @pytest.fixture
-def run(monkeypatch, capsys):
-    """The command: its exit code, and what it prints."""
-
-    def call(*args):
-        monkeypatch.setattr("sys.argv", ["grow", *map(str, args)])
-        code = 0
-        try:
-            grow.main()
-        except SystemExit as error:
-            code = error.code
-        return code, *capsys.readouterr()
-
-    return call
+def run(run_main):
+    """The command."""
+    return functools.partial(run_main, grow.main)
 
 
 ONE_OF_EACH = (

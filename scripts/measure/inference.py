@@ -13,11 +13,12 @@ from scripts.measure.result import median, seconds_of
 from stackjax import model
 from stackjax.config import Config
 from stackjax.continuation import generate
+from stackjax.data.device import put_rows
 from stackjax.data.tokenizer import load_tokenizer
 from stackjax.phase import Phase
 from stackjax.pretrained import Pretrained
 from stackjax.sampling import Sampling
-from stackjax.scoring import Rows, Span, on_mesh, score
+from stackjax.scoring import Span, score
 
 REPEATS = 7
 BATCHES = 4
@@ -95,8 +96,9 @@ def _forward_and_scored(
 def _forward(pretrained: Pretrained, tokens_BT: np.ndarray) -> jax.Array:
     shape = tokens_BT.shape
     positions_BT = np.broadcast_to(np.arange(shape[1], dtype=np.int32), shape)
-    rows = on_mesh(Rows(tokens_BT, positions_BT, tokens_BT, tokens_BT > 0), pretrained.mesh)
-    return _apply(pretrained.config, pretrained.params, rows.tokens, rows.positions, None)
+    return _apply(
+        pretrained.config, pretrained.params, put_rows(tokens_BT), put_rows(positions_BT), None
+    )
 
 
 _apply = jax.jit(model.apply, static_argnums=0)

@@ -17,6 +17,17 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, spec)
 
 
+def put_rows(rows: np.ndarray) -> jax.Array:
+    """Returns rows, the same in every process, on the devices of the mesh that is set.
+
+    The first axis is that of the rows.
+    """
+    spec = logical("batch", *(None,) * (rows.ndim - 1))
+    assert spec is not None, "a mesh is set wherever batches are"
+    sharding = NamedSharding(jax.sharding.get_mesh(), spec)
+    return jax.make_array_from_callback(rows.shape, sharding, rows.__getitem__)
+
+
 def local_rows(mesh: Mesh, num_rows: int) -> np.ndarray:
     """Returns which of a batch's B rows the devices of this process hold, ascending."""
     indices = batch_sharding(mesh).addressable_devices_indices_map((1, num_rows, 1))

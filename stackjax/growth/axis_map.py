@@ -50,11 +50,6 @@ class AxisMap:
         return AxisMap(tuple(first.sources[i] for i in self.sources))
 
 
-def grows(names: Axes, maps: Mapping[str, AxisMap]) -> bool:
-    """Returns whether any axis of a parameter grows."""
-    return any(name in maps for name in names.names)
-
-
 def gather(leaf: jax.Array, names: Axes, maps: Mapping[str, AxisMap]) -> jax.Array:
     """Returns the array with all of its axes grown."""
     for axis, name in enumerate(names.names):

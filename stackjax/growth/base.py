@@ -4,7 +4,7 @@ import abc
 import dataclasses
 import re
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 import jax
@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from stackjax.axes import Axes
-from stackjax.growth.axis_map import AxisMap
+from stackjax.growth.axis_map import AxisMap, is_new
 from stackjax.model.config import SIZES, ModelConfig
 
 Promise = Literal["no", "exact_at_start", "exact"]
@@ -183,6 +183,20 @@ def writes_residual(names: Axes) -> bool:
 
 
 def fill_new(
+    grown: jax.Array,
+    names: Axes,
+    maps: Mapping[str, AxisMap],
+    fresh: jax.Array,
+    *,
+    zero_writers: bool,
+) -> jax.Array:
+    """Returns what `fill` makes of a grown parameter; one that does not grow is as it was."""
+    if not any(name in maps for name in names.names):
+        return grown
+    return fill(grown, names, is_new(names, maps), fresh, zero_writers=zero_writers)
+
+
+def fill(
     grown: jax.Array, names: Axes, new: jax.Array, fresh: jax.Array, *, zero_writers: bool
 ) -> jax.Array:
     """Returns a grown parameter whose new entries are fresh.

@@ -11,8 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from stackjax.axes import Axes
-from stackjax.growth.axis_map import AxisMap, gather_tree, grows, is_new, zero_new
-from stackjax.growth.base import FreshLayer, Growth, Order, Promise, fill_new
+from stackjax.growth.axis_map import AxisMap, gather_tree, zero_new
+from stackjax.growth.base import FreshLayer, Growth, Order, Promise, fill, fill_new
 from stackjax.growth.pattern import parse_pattern
 from stackjax.model.config import ModelConfig
 
@@ -264,12 +264,10 @@ class DepthZero(LayerGather):
         copies = super().grow_params(params, axes, source, key=key, fresh=fresh)
         rest = copies if self.rest == "copy" else fresh(self.target_config(source))
 
-        def fill(copy: jax.Array, names: Axes, rest: jax.Array) -> jax.Array:
-            if not grows(names, maps):
-                return copy
-            return fill_new(copy, names, is_new(names, maps), rest, zero_writers=True)
+        def fill_part(copy: jax.Array, names: Axes, rest: jax.Array) -> jax.Array:
+            return fill_new(copy, names, maps, rest, zero_writers=True)
 
-        return jax.tree.map(fill, copies, axes, rest)
+        return jax.tree.map(fill_part, copies, axes, rest)
 
     def grow_layer(
         self,
@@ -299,13 +297,13 @@ def fill_new_layer(
     *,
     zero_writers: bool,
 ) -> Any:
-    """Returns one layer of the target: a copy of its source, or what `fill_new` makes of it."""
+    """Returns one layer of the target: a copy of its source, or what `fill` makes of it."""
     new = jnp.asarray(growth.axis_maps(source)["layers"].is_new)[layer]
 
-    def fill(copy: jax.Array, names: Axes, rest: jax.Array) -> jax.Array:
-        return fill_new(copy, names, new, rest, zero_writers=zero_writers)
+    def fill_part(copy: jax.Array, names: Axes, rest: jax.Array) -> jax.Array:
+        return fill(copy, names, new, rest, zero_writers=zero_writers)
 
-    return jax.tree.map(fill, copy, axes, rest)
+    return jax.tree.map(fill_part, copy, axes, rest)
 
 
 def sources_in_order(

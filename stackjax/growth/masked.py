@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from stackjax.axes import Axes
-from stackjax.growth.axis_map import AxisMap, along, gather_tree, grows, is_new, zero_new
+from stackjax.growth.axis_map import AxisMap, along, gather_tree, zero_new
 from stackjax.growth.base import (
     FreshLayer,
     Growth,
@@ -226,9 +226,7 @@ def _freshen(
     maps = growth.axis_maps(source)
 
     def fill(copy: jax.Array, names: Axes, fresh: jax.Array) -> jax.Array:
-        if not grows(names, maps):
-            return copy
-        return fill_new(copy, names, is_new(names, maps), fresh, zero_writers=False)
+        return fill_new(copy, names, maps, fresh, zero_writers=False)
 
     return jax.tree.map(fill, copies, axes, fresh(growth.target_config(source)))
 

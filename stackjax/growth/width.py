@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from stackjax.axes import Axes
-from stackjax.growth.axis_map import AxisMap, along, gather, grows, is_new, zero_new
+from stackjax.growth.axis_map import AxisMap, along, gather, is_new, zero_new
 from stackjax.growth.base import FreshLayer, Growth, Order, Promise, fill_new, map_params
 from stackjax.model.config import SIZES, ModelConfig
 
@@ -266,14 +266,12 @@ class WidthZero(WidthGrowth):
         maps = self.axis_maps(source)
 
         def grow(leaf: jax.Array, names: Axes, fresh: jax.Array) -> jax.Array:
-            if not grows(names, maps):
-                return leaf
             grown = gather(leaf, names, maps)
             if "embed" in maps and "embed" in names.writes:
                 axis = names.names.index("embed")
                 factor = residual_factor(names, source, np.ones(grown.shape[axis]))
                 grown *= along(factor, axis, leaf.ndim).astype(leaf.dtype)
-            return fill_new(grown, names, is_new(names, maps), fresh, zero_writers=True)
+            return fill_new(grown, names, maps, fresh, zero_writers=True)
 
         return jax.tree.map(grow, params, axes, fresh(self.target_config(source)))
 

@@ -43,15 +43,20 @@ _FIELDS = {
 """The field of config.json that has each size of a model."""
 
 
+def read_json(file: Path) -> Any:
+    """Returns what a file of a folder says; ValueError if it is damaged."""
+    try:
+        return json.loads(file.read_text())
+    except ValueError as error:
+        raise ValueError(f"{file} is not JSON ({error}); download it again.") from error
+
+
 def read_fields(path: Path) -> Mapping[str, Any]:
     """Returns the config.json of a folder; ValueError if there is none to read."""
     file = path / CONFIG
     if not file.is_file():
         raise ValueError(f"{path} has no {CONFIG}; name a folder of transformers.")
-    try:
-        fields = json.loads(file.read_text())
-    except ValueError as error:
-        raise ValueError(f"{file} is not JSON ({error}); download it again.") from error
+    fields = read_json(file)
     if not isinstance(fields, dict) or "model_type" not in fields:
         raise ValueError(f"{file} has no model_type; name a folder of transformers.")
     return fields

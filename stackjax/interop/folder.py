@@ -20,7 +20,7 @@ from etils import epath
 from stackjax.data.staging import refuse_existing
 from stackjax.data.tokenizer import Tokenization, Tokenizer, load_tokenizer
 from stackjax.flops import flops_6nd, num_params
-from stackjax.interop.config_json import CONFIG
+from stackjax.interop.config_json import CONFIG, read_json
 from stackjax.interop.huggingface import Folder
 from stackjax.interop.tensors import TensorInfo, write_tensors
 from stackjax.lineage import Generation, from_json, total
@@ -82,10 +82,10 @@ def folder_tokenization(path: Path) -> Tokenization:
         raise ValueError(
             f"{path} has no tokenizer.json and no tokenizer.model; name one with --tokenizer."
         )
-    settings = _read_json(path / "tokenizer_config.json")
+    settings = _read_if_there(path / "tokenizer_config.json")
     end = _written(settings.get("eos_token"))
     for name in ("generation_config.json", CONFIG) if end is None else ():
-        ids = _read_json(path / name).get("eos_token_id")
+        ids = _read_if_there(path / name).get("eos_token_id")
         end = ids[0] if isinstance(ids, list) else ids
         if end is not None:
             break
@@ -102,11 +102,8 @@ def folder_tokenization(path: Path) -> Tokenization:
     return Tokenization(tokenizer, prefix_id, is_prefixed)
 
 
-def _read_json(file: Path) -> Mapping[str, Any]:
-    try:
-        return json.loads(file.read_text()) if file.is_file() else {}
-    except ValueError as error:
-        raise ValueError(f"{file} is not JSON ({error}); download it again.") from error
+def _read_if_there(file: Path) -> Mapping[str, Any]:
+    return read_json(file) if file.is_file() else {}
 
 
 def _written(token: Any) -> str | None:

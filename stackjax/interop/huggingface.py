@@ -63,6 +63,12 @@ class Slot:
         name = _TENSORS[self.kind][self.half or 0]
         return name if self.layer is None else f"model.layers.{self.layer}.{name}"
 
+    @property
+    def place(self) -> dict[str, int]:
+        """Where it is along the axes of the parameter that it does not have itself."""
+        at = {"layers": self.layer, "gate_up": self.half}
+        return {name: i for name, i in at.items() if i is not None}
+
     def shape(self, config: ModelConfig) -> tuple[int, ...]:
         """Returns the shape of the tensor."""
         sides = (_axis_sizes(config, side) for side in _sides(self.axes))
@@ -75,8 +81,7 @@ class Slot:
           axes: The `Axes` of each parameter of the model.
         """
         names = axes[self.kind] if self.layer is None else axes["layers"][self.kind]
-        at = {"layers": self.layer, "gate_up": self.half}
-        return parameter[tuple(at.get(name, slice(None)) for name in names.names)]
+        return parameter[tuple(self.place.get(name, slice(None)) for name in names.names)]
 
     def from_tensor(self, tensor: np.ndarray, config: ModelConfig) -> np.ndarray:
         """Returns the parameter in a tensor, [*reads, *writes], of the true vocabulary."""
@@ -241,14 +246,12 @@ def _reader(
         # What pads the vocabulary is in no file.
         values = np.zeros([len(indices) for indices in ranges], np.float32)
         for slot in stored:
-            at = {"layers": slot.layer, "gate_up": slot.half}
-            place = {name: i for name, i in at.items() if i is not None}
-            if all(i in wanted[name] for name, i in place.items()):
+            if all(i in wanted[name] for name, i in slot.place.items()):
                 held = folder.read(slot)[
                     tuple(slice(wanted[n].start, wanted[n].stop) for n in slot.axes.names)
                 ]
                 corner = dict(zip(slot.axes.names, map(slice, held.shape), strict=True))
-                corner |= {name: i - wanted[name].start for name, i in place.items()}
+                corner |= {name: i - wanted[name].start for name, i in slot.place.items()}
                 values[tuple(corner[name] for name in names.names)] = held
         return values
 

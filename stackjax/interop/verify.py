@@ -12,7 +12,6 @@ import numpy as np
 from jax.sharding import Mesh
 
 from stackjax import model
-from stackjax.interop import check_installed
 from stackjax.model import ModelConfig
 from stackjax.pretrained import open_checkpoint, read_params
 
@@ -23,9 +22,6 @@ def verify(folder: Path, checkpoint: str, mesh: Mesh) -> str:
     """Returns how far the logits of transformers and of stackjax are apart, in words.
 
     Both compute in float32, on random tokens.
-
-    Raises:
-      ValueError: torch or transformers is not installed.
     """
     path, contents = open_checkpoint(checkpoint)
     vocab_size = contents.model.vocab_size
@@ -60,7 +56,6 @@ def _own_logits(config: ModelConfig, params: Any, tokens_BT: np.ndarray) -> np.n
 
 
 def _transformers_logits(folder: Path, tokens_BT: np.ndarray) -> np.ndarray:
-    check_installed("torch", "transformers")
     import torch
     import transformers
 
