@@ -1,6 +1,7 @@
 """Batches on their way from this process to its devices."""
 
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 import jax
 import numpy as np
@@ -37,11 +38,17 @@ def local_rows(mesh: Mesh, num_rows: int) -> np.ndarray:
 
 def put(batches: Iterable[Batch], mesh: Mesh, num_rows: int) -> Iterator[Batch]:
     """Returns batches of `num_rows` rows on the mesh, each sent before it is asked for."""
-    sharding = batch_sharding(mesh)
+    sharding, rows = batch_sharding(mesh), local_rows(mesh, num_rows)
 
     def send(field: np.ndarray) -> jax.Array:
+        def shard(index: Any) -> np.ndarray:
+            start, stop, _ = index[1].indices(num_rows)
+            first = np.searchsorted(rows, start)
+            return field[:, first : first + stop - start]
+
+        # Half the time of `jax.make_array_from_process_local_data`, which every step waits for.
         shape = (field.shape[0], num_rows, field.shape[2])
-        return jax.make_array_from_process_local_data(sharding, field, shape)
+        return jax.make_array_from_callback(shape, sharding, shard)
 
     ahead: Batch | None = None
     for batch in batches:

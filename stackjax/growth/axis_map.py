@@ -38,13 +38,6 @@ class AxisMap:
         """Whether an index is another copy of a source that was there before it."""
         return self.copy > 0
 
-    def gather(self, leaf: jax.Array, axis: int) -> jax.Array:
-        """Returns the array with this axis grown, every index a copy of its source."""
-        # Runs of consecutive indices are copied whole: as fast as memory, unlike a gather.
-        runs = _consecutive_runs(self.sources)
-        parts = [jax.lax.slice_in_dim(leaf, *run, axis=axis) for run in runs]
-        return jnp.concatenate(parts, axis=axis)
-
     def after(self, first: "AxisMap") -> "AxisMap":
         """Returns the map of growing by `first`, then by this one."""
         return AxisMap(tuple(first.sources[i] for i in self.sources))
@@ -54,8 +47,21 @@ def gather(leaf: jax.Array, names: Axes, maps: Mapping[str, AxisMap]) -> jax.Arr
     """Returns the array with all of its axes grown."""
     for axis, name in enumerate(names.names):
         if name in maps:
-            leaf = maps[name].gather(leaf, axis)
+            copies = _take if name in names.stacked else _join_runs
+            leaf = copies(leaf, maps[name].sources, axis)
     return leaf
+
+
+def _take(leaf: jax.Array, sources: Sequence[int], axis: int) -> jax.Array:
+    # As fast as memory, which no number of slices put together is.
+    return jnp.take(leaf, np.array(sources), axis=axis, mode="clip")
+
+
+def _join_runs(leaf: jax.Array, sources: Sequence[int], axis: int) -> jax.Array:
+    # Taken from an axis that devices share, the whole axis would come to each of them.
+    runs = _consecutive_runs(sources)
+    parts = [jax.lax.slice_in_dim(leaf, *run, axis=axis) for run in runs]
+    return jnp.concatenate(parts, axis=axis)
 
 
 def gather_tree(tree: Any, axes: Any, maps: Mapping[str, AxisMap]) -> Any:
