@@ -52,11 +52,7 @@ def absolute(path: str) -> epath.Path:
 
 def newest_step(workdir: epath.Path, phase: Phase) -> int | None:
     """Returns the step of the newest whole checkpoint of a phase, touching nothing."""
-    return _newest_step(workdir / phase.directory)
-
-
-def _newest_step(directory: epath.Path) -> int | None:
-    return max(_steps(directory), default=None)
+    return max(_steps(workdir / phase.directory), default=None)
 
 
 def _steps(directory: epath.Path) -> list[int]:
@@ -179,9 +175,8 @@ def find_checkpoint(path: epath.Path) -> epath.Path:
         directory = path / marker.directory
     elif (path / "stage_0").exists():
         directory = path / "stage_0" / "train"
-    step = _newest_step(directory)
-    if step is not None:
-        return directory / str(step)
+    if steps := _steps(directory):
+        return directory / str(max(steps))
     if path.name.isdecimal() and int(path.name) in _steps(path.parent):
         return path
     raise ValueError(

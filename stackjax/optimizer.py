@@ -29,7 +29,7 @@ def build_optimizer(config: OptimizerConfig, axes: Any) -> optax.GradientTransfo
     is_muon = config.name == "muon"
     decays = _map_axes(lambda names: bool(names.reads), axes)
     return optax.chain(
-        optax.clip_by_global_norm(config.clip_norm),
+        _clip_by_global_norm(config.clip_norm),
         _scale_by_muon(config, axes) if is_muon else _scale_by_adam(config),
         optax.add_decayed_weights(config.weight_decay, mask=decays),
     )
@@ -37,7 +37,7 @@ def build_optimizer(config: OptimizerConfig, axes: Any) -> optax.GradientTransfo
 
 def build_fit_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
     """Returns what fits the maps of a learned growth: Adam, the source held fixed."""
-    adam = optax.chain(optax.clip_by_global_norm(config.clip_norm), _scale_by_adam(config))
+    adam = optax.chain(_clip_by_global_norm(config.clip_norm), _scale_by_adam(config))
     labels = {"maps": "fitted", "source": "fixed"}
     return optax.partition({"fitted": adam, "fixed": optax.set_to_zero()}, labels)
 
@@ -118,6 +118,20 @@ class ParameterRates:
             return along(learns, names.names.index("layers"), len(names.names))
         is_embedding = names.reads == ("vocab",)
         return 0.0 if is_embedding and not self.source.tie_head else 1.0
+
+
+def _clip_by_global_norm(max_norm: float) -> optax.GradientTransformation:
+    """Returns optax's clipping with one factor for all, which fuses with what reads them.
+
+    Optax's own chooses between the gradients and clipped ones, and so keeps both.
+    """
+
+    def clip(updates: Any, _: Any) -> Any:
+        norm = optax.tree.norm(updates)
+        factor = jnp.where(norm < max_norm, 1.0, max_norm / norm)
+        return jax.tree.map(lambda update: factor * update, updates)
+
+    return optax.stateless(clip)
 
 
 def _scale_by_muon(config: OptimizerConfig, axes: Any) -> optax.GradientTransformation:

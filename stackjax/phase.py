@@ -34,6 +34,10 @@ class Counts:
         mine, theirs = dataclasses.astuple(self), dataclasses.astuple(per_step)
         return Counts(*(a + steps * b for a, b in zip(mine, theirs, strict=True)))
 
+    def passes(self, every_tokens: int, before: "Counts") -> bool:
+        """Returns whether a multiple of `every_tokens` was reached since `before`."""
+        return self.tokens // every_tokens > before.tokens // every_tokens
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Ending:

@@ -168,7 +168,7 @@ class LateRows:
         self._phase = phase
         self._checkpoints = checkpoints
         self._newest: tuple[int, Counts, dict[str, jax.Array]] | None = None
-        self._row_waits = False
+        self._is_due = self._is_written = False
         self._since = time.monotonic(), counts.tokens
 
     def add(
@@ -176,13 +176,13 @@ class LateRows:
     ) -> None:
         """Takes a step's metrics, which become a row where one is due; never waits."""
         self._newest = step, counts, metrics
-        self._row_waits = is_due
+        self._is_due, self._is_written = is_due, False
 
     def catch_up(self) -> None:
         """Writes the row that is waiting, if any; FloatingPointError if it is not finite."""
-        if self._newest is None or not self._row_waits:
+        if self._newest is None or self._is_written or not self._is_due:
             return
-        self._row_waits = False
+        self._is_written = True
         step, counts, _ = self._newest
         values: dict[str, Any] = dict(self._read())
         (then, tokens), now = self._since, time.monotonic()
@@ -193,6 +193,11 @@ class LateRows:
         values["num_devices"] = jax.device_count()
         values["mfu"] = mfu(rate * per_token, jax.devices())
         self._run.write("train", self._phase, step, counts, **values)
+
+    def write_newest(self) -> None:
+        """Writes the row of the newest step, due or not; FloatingPointError as above."""
+        self._is_due = True
+        self.catch_up()
 
     def settle(self) -> None:
         """Makes sure that all up to the newest step is finite, and its rows on disk."""

@@ -44,19 +44,19 @@ from stackjax.flops import num_params, peak_flops
 from stackjax.held_out import check_promise, held_out_layers, held_out_loss, open_data
 from stackjax.marker import read_marker, write_marker
 from stackjax.metrics import check_sinks, open_sinks, read_rows
+from stackjax.observer import Observer
 from stackjax.phase import Counts, Phase
 from stackjax.phases import expand
 from stackjax.preflight import check, check_backend, device_memory
-from stackjax.probe import check_probes, open_probe, probe_is_due
+from stackjax.probe import check_probes
 from stackjax.progress import open_progress
 from stackjax.run import LateRows, Run
 from stackjax.sharding import build_mesh, move
 from stackjax.start import check_start, start_from
 from stackjax.stop import EXIT_CODE, should_stop, stop_on_signals
 from stackjax.summary import describe, summarize
-from stackjax.task_scores import open_tasks, task_scores
+from stackjax.task_scores import open_tasks
 from stackjax.train_state import TrainState, enter_phase
-from stackjax.trigger import settled, spent
 
 
 def train(config: Config) -> None:
@@ -157,7 +157,7 @@ def run_phase(
     config, step, mesh = run.config, int(state.step), build_mesh(phase.mesh)
     if step == phase.num_steps:
         return state, counts
-    phases, until = run.phases, config.stages[phase.stage].until
+    phases, logs_every = run.phases, config.logging.every_tokens
     steps_before = sum(earlier.num_steps for earlier in phases[: phase.index])
     following = next(iter(phases[phase.index + 1 :]), None)
     with (
@@ -169,50 +169,25 @@ def run_phase(
             f"{num_params(phase.model) / 1e6:.3g}M parameters, {phase.num_steps - step} steps"
         )
         train_step = run.step_of(phase, following)
-        evaluate = held_out_loss(config, phase, run.held_out, mesh)
-        probe = open_probe(run, phase, phases)
-        measure = held_out_layers(config, phase, run.held_out, mesh)
-        score = task_scores(config, phase, run.tasks, mesh)
+        observer = Observer(run, phase, mesh, counts)
         rows = LateRows(run, phase, checkpoints, counts)
-        evaluations = run.evaluations(phase, counts)
         for batch in run.batches(phase, mesh, counts, phase.num_steps - step):
             if should_stop(run.stop, steps_before + step):
                 _save_and_exit(run, checkpoints, rows, step, state, counts)
             state, metrics = train_step(state, batch)
-            step, previous, counts = step + 1, counts, counts.after(phase.per_step)
-            crosses = functools.partial(_crosses, previous.tokens, counts.tokens)
-            is_last, may_end = step == phase.num_steps, phase.trains_model(step)
-            reason = spent(until, counts.tokens, counts.flops_6nd) if may_end else None
+            step, before, counts = step + 1, counts, counts.after(phase.per_step)
             # A stage that ends early, and is known to when it is run again, logs alike.
-            is_whole = is_last and phase.stage not in run.ended
-            logs = crosses(config.logging.every_tokens) or is_whole
+            is_whole = step == phase.num_steps and phase.stage not in run.ended
             rows.catch_up()
-            rows.add(step, counts, metrics, logs)
-            # At the end of a phase whose model grows, the seam evaluates.
-            is_due = crosses(config.evaluation.every_tokens) and not is_whole
-            if is_due or (following is None and (is_last or reason is not None)):
-                with rows.paused():
-                    loss, layers = evaluate(state), measure(state)
-                run.write_evaluation(phase, step, counts, loss, layers)
-                evaluations.append((counts.tokens - phase.start.tokens, loss))
-                reason = reason or (settled(until, evaluations) if may_end else None)
-            if probe is not None and probe_is_due(config, previous.tokens, counts.tokens):
-                with rows.paused():
-                    run.write_probe(phase, step, counts, evaluate(state), probe(state, counts))
-            is_end = following is None and (is_last or reason is not None)
-            every = config.tasks.every_tokens
-            if score is not None and (is_end or (every and crosses(every))):
-                with rows.paused():
-                    run.write_scores(phase, step, counts, score(state))
-            if reason is not None and phase.stage not in run.ended and not is_last:
-                phase, is_last = run.end_stage(phase, step, reason), True
+            rows.add(step, counts, metrics, is_whole or counts.passes(logs_every, before))
+            reason = observer.look(step, before, counts, state, rows)
+            if reason is not None and phase.stage not in run.ended and not is_whole:
+                phase = run.end_stage(phase, step, reason)
+            is_last = step == phase.num_steps
             if is_last and phase.stage in run.ended:
-                rows.catch_up()
-                if not logs:
-                    rows.add(step, counts, metrics, is_due=True)
-                    rows.catch_up()
+                rows.write_newest()
                 run.write_ending(phase, step, counts)
-            if crosses(config.checkpoints.every_tokens) or is_last:
+            if is_last or counts.passes(config.checkpoints.every_tokens, before):
                 # Rows are on disk before the checkpoint that makes them final.
                 rows.settle()
                 checkpoints.save(step, state, counts)
@@ -267,11 +242,6 @@ def enter(run: Run, source: Phase, target: Phase, state: TrainState) -> TrainSta
             f"they stay equal, as if the model were no larger; split=uneven or noise parts them"
         )
     return entered
-
-
-def _crosses(tokens_before: int, tokens: int, every_tokens: int) -> bool:
-    """Returns whether a step crosses a multiple of `every_tokens`."""
-    return tokens // every_tokens > tokens_before // every_tokens
 
 
 def _save_and_exit(

@@ -4,7 +4,6 @@ from stackjax.growth.base import Growth, Promise
 from stackjax.growth.chain import chain
 from stackjax.growth.depth import (
     DepthUpscale,
-    DepthZero,
     InsertBlock,
     Interleave,
     LayerMap,
@@ -15,7 +14,8 @@ from stackjax.growth.masked import DepthRandom, WidthRandom
 from stackjax.growth.moments import grow_opt_state
 from stackjax.growth.noise import Noise
 from stackjax.growth.text import parse_growth
-from stackjax.growth.width import WidthSplit, WidthZero
+from stackjax.growth.width import WidthSplit
+from stackjax.growth.zero import DepthZero, WidthZero
 
 __all__ = [
     "DepthRandom",

@@ -11,8 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from stackjax.axes import Axes
-from stackjax.growth.axis_map import AxisMap, gather_tree, zero_new
-from stackjax.growth.base import FreshLayer, Growth, Order, Promise, fill, fill_new
+from stackjax.growth.axis_map import AxisMap, gather_tree
+from stackjax.growth.base import FreshLayer, Growth, Order, Promise, fill
 from stackjax.growth.pattern import parse_pattern
 from stackjax.model.config import ModelConfig
 
@@ -218,73 +218,6 @@ class InsertBlock(LayerGather):
                 f"nothing would be left to grow from."
             )
         return depth - self.size
-
-
-@dataclasses.dataclass(frozen=True)
-class DepthZero(LayerGather):
-    """Adds layers that have no effect yet: what leaves their attention and SwiGLU is zero.
-
-    The G_zero, depthwise, of arXiv:2405.15319. Only the matrices that add to the residual
-    stream are zero, so that these learn in the first step and the rest in the second.
-    """
-
-    factor: int
-    """How many times as deep the target is (the growth factor g)."""
-    order: Literal["interleave", "stack"] = "interleave"
-    """Whether new layers follow the layer that they copy, or the whole stack."""
-    rest: Literal["copy", "fresh"] = "copy"
-    """Whether the other parameters of a new layer are copies, or initial values."""
-
-    def __post_init__(self):
-        check_factor("DepthZero", self.factor)
-
-    @property
-    def promise(self) -> Promise:
-        return "exact"
-
-    def is_symmetric(self, before: bool = False) -> bool:
-        return before and self.rest == "copy"
-
-    def sources(self, depth: int) -> tuple[int, ...]:
-        return sources_in_order(self.order, self.factor, depth)
-
-    def source_depth(self, depth: int) -> int:
-        return divide_depth("DepthZero", depth, self.factor)
-
-    def grow_params(
-        self,
-        params: Any,
-        axes: Any,
-        source: ModelConfig,
-        *,
-        key: jax.Array,
-        fresh: Callable[[ModelConfig], Any],
-    ) -> Any:
-        maps = self.axis_maps(source)
-        copies = super().grow_params(params, axes, source, key=key, fresh=fresh)
-        rest = copies if self.rest == "copy" else fresh(self.target_config(source))
-
-        def fill_part(copy: jax.Array, names: Axes, rest: jax.Array) -> jax.Array:
-            return fill_new(copy, names, maps, rest, zero_writers=True)
-
-        return jax.tree.map(fill_part, copies, axes, rest)
-
-    def grow_layer(
-        self,
-        layer: jax.Array | int,
-        params: Any,
-        axes: Any,
-        source: ModelConfig,
-        *,
-        key: jax.Array,
-        fresh: FreshLayer,
-    ) -> Any:
-        rest = params if self.rest == "copy" else fresh(self.target_config(source), layer)
-        return fill_new_layer(self, layer, params, axes, source, rest, zero_writers=True)
-
-    def grow_moment(self, moment: Any, axes: Any, source: ModelConfig, *, order: Order) -> Any:
-        maps = self.axis_maps(source)
-        return zero_new(super().grow_moment(moment, axes, source, order=order), axes, maps)
 
 
 def fill_new_layer(

@@ -13,7 +13,6 @@ from stackjax.growth.base import Growth
 from stackjax.growth.chain import chain
 from stackjax.growth.depth import (
     DepthUpscale,
-    DepthZero,
     InsertBlock,
     Interleave,
     LayerMap,
@@ -22,7 +21,8 @@ from stackjax.growth.depth import (
 from stackjax.growth.learned import Learn
 from stackjax.growth.masked import DepthRandom, WidthRandom
 from stackjax.growth.noise import Noise
-from stackjax.growth.width import WidthSplit, WidthZero
+from stackjax.growth.width import WidthSplit
+from stackjax.growth.zero import DepthZero, WidthZero
 
 OPERATORS: dict[str, type[Growth]] = {
     "stack": Stack,

@@ -14,8 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from stackjax.axes import Axes
-from stackjax.growth.axis_map import AxisMap, along, gather, is_new, zero_new
-from stackjax.growth.base import FreshLayer, Growth, Order, Promise, fill_new, map_params
+from stackjax.growth.axis_map import AxisMap, along, gather, is_new
+from stackjax.growth.base import FreshLayer, Growth, Order, Promise, map_params
 from stackjax.model.config import SIZES, ModelConfig
 
 Ratio = int | Fraction
@@ -231,62 +231,6 @@ class WidthSplit(WidthGrowth):
         sums = jax.ops.segment_sum(front, sources, num_segments=leaf.shape[axis])
         means = sums[sources] / along(axis_map.num_copies, 0, leaf.ndim).astype(leaf.dtype)
         return jnp.moveaxis(front - means, 0, axis)
-
-
-@dataclasses.dataclass(frozen=True)
-class WidthZero(WidthGrowth):
-    """Adds channels, units and heads that have no effect yet: the same function.
-
-    The G_zero, widthwise, of arXiv:2405.15319, made exact: what adds to the residual stream
-    is zero where it is new and sqrt(target / source) times as large where it is old, which
-    keeps the root mean square, and gains make up for it. Everything else that is new is
-    fresh, so that no unit is without a gradient.
-    """
-
-    @property
-    def promise(self) -> Promise:
-        return "exact"
-
-    def axis_maps(self, source: ModelConfig) -> dict[str, AxisMap]:
-        check_new_heads(self, self._ratios())
-        return super().axis_maps(source)
-
-    def is_symmetric(self, before: bool = False) -> bool:
-        return False
-
-    def grow_params(
-        self,
-        params: Any,
-        axes: Any,
-        source: ModelConfig,
-        *,
-        key: jax.Array,
-        fresh: Callable[[ModelConfig], Any],
-    ) -> Any:
-        maps = self.axis_maps(source)
-
-        def grow(leaf: jax.Array, names: Axes, fresh: jax.Array) -> jax.Array:
-            grown = gather(leaf, names, maps)
-            if "embed" in maps and "embed" in names.writes:
-                axis = names.names.index("embed")
-                factor = residual_factor(names, source, np.ones(grown.shape[axis]))
-                grown *= along(factor, axis, leaf.ndim).astype(leaf.dtype)
-            return fill_new(grown, names, maps, fresh, zero_writers=True)
-
-        return jax.tree.map(grow, params, axes, fresh(self.target_config(source)))
-
-    def grow_moment(self, moment: Any, axes: Any, source: ModelConfig, *, order: Order) -> Any:
-        maps = self.axis_maps(source)
-
-        def grow(leaf: jax.Array, names: Axes) -> jax.Array:
-            grown = gather(leaf, names, maps)
-            if "embed" in maps and "embed" in names.writes:
-                axis = names.names.index("embed")
-                factor = residual_factor(names, source, np.ones(grown.shape[axis]))
-                grown *= along(factor**-order, axis, leaf.ndim).astype(leaf.dtype)
-            return grown
-
-        return zero_new(jax.tree.map(grow, moment, axes), axes, maps)
 
 
 def residual_factor(names: Axes, source: ModelConfig, num_copies: np.ndarray) -> np.ndarray:
