@@ -22,7 +22,7 @@ from typing import Annotated, Any, Literal, get_args
 import tyro
 
 from scripts.page import replace_table
-from scripts.peers.environment import CPU_ENVIRONMENT
+from scripts.peers.environment import ENVIRONMENTS, Environment
 from scripts.peers.report import JAX_PEERS, Measured, contents, table
 from stackjax.errors import one_line_errors
 
@@ -40,8 +40,8 @@ class PeersConfig:
     """Which to run."""
     python: tuple[str, ...] = ()
     """PEER=PATH for each peer whose Python is not this one."""
-    environment: Literal["none", "cpu"] = "none"
-    """Variables set for all processes: none, or those of scripts/peers/environment.py."""
+    environment: Environment = "none"
+    """Variables set for all processes, from scripts/peers/environment.py."""
     rounds: int = 20
     """Turns of each peer."""
     steps: int = 3
@@ -79,7 +79,8 @@ class Worker:
     def ask(self, num_steps: int) -> dict[str, Any]:
         """Returns what a turn of so many steps measured."""
         assert self._process.stdin is not None
-        print(num_steps, file=self._process.stdin, flush=True)
+        with contextlib.suppress(BrokenPipeError):  # it has ended, as reading says
+            print(num_steps, file=self._process.stdin, flush=True)
         return self.read()
 
     def close(self) -> None:
@@ -97,7 +98,7 @@ def compare(config: PeersConfig) -> None:
     """Runs, prints and writes a comparison."""
     pythons = interpreters(config)
     jax = jax_version(pythons)
-    tuning = CPU_ENVIRONMENT if config.environment == "cpu" else {}
+    tuning = ENVIRONMENTS[config.environment]
     commands = {
         name: [python, "-m", "scripts.peers.worker", name, config.shape]
         for name, python in pythons.items()
