@@ -44,6 +44,7 @@ class Observer:
         is_due = counts.passes(config.evaluation.every_tokens, before) and not (
             is_last and phase.stage not in run.ended
         )
+        loss: float | None = None
         if is_due or (self._is_final and (is_last or reason is not None)):
             with rows.paused():
                 loss, layers = self._evaluate(state), self._measure(state)
@@ -52,7 +53,8 @@ class Observer:
             reason = reason or (settled(self._until, self._evaluations) if may_end else None)
         if self._probe is not None and probe_is_due(config, before.tokens, counts.tokens):
             with rows.paused():
-                loss, found = self._evaluate(state), self._probe(state, counts)
+                loss = self._evaluate(state) if loss is None else loss
+                found = self._probe(state, counts)
             run.write_probe(phase, step, counts, loss, found)
         ends_run = self._is_final and (is_last or reason is not None)
         every = config.tasks.every_tokens

@@ -1,7 +1,7 @@
 """Growth by what has no effect yet: zeros where something new adds to the residual stream."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 import jax
@@ -121,11 +121,7 @@ class WidthZero(WidthGrowth):
         maps = self.axis_maps(source)
 
         def grow(leaf: jax.Array, names: Axes, fresh: jax.Array) -> jax.Array:
-            grown = gather(leaf, names, maps)
-            if "embed" in maps and "embed" in names.writes:
-                axis = names.names.index("embed")
-                factor = residual_factor(names, source, np.ones(grown.shape[axis]))
-                grown *= along(factor, axis, leaf.ndim).astype(leaf.dtype)
+            grown = _gather_scaled(leaf, names, source, maps, power=1)
             return fill_new(grown, names, maps, fresh, zero_writers=True)
 
         return jax.tree.map(grow, params, axes, fresh(self.target_config(source)))
@@ -134,11 +130,22 @@ class WidthZero(WidthGrowth):
         maps = self.axis_maps(source)
 
         def grow(leaf: jax.Array, names: Axes) -> jax.Array:
-            grown = gather(leaf, names, maps)
-            if "embed" in maps and "embed" in names.writes:
-                axis = names.names.index("embed")
-                factor = residual_factor(names, source, np.ones(grown.shape[axis]))
-                grown *= along(factor**-order, axis, leaf.ndim).astype(leaf.dtype)
-            return grown
+            return _gather_scaled(leaf, names, source, maps, power=-order)
 
         return zero_new(jax.tree.map(grow, moment, axes), axes, maps)
+
+
+def _gather_scaled(
+    leaf: jax.Array,
+    names: Axes,
+    source: ModelConfig,
+    maps: Mapping[str, AxisMap],
+    power: int,
+) -> jax.Array:
+    """Returns an array grown, times a power of its factor along the channels it writes."""
+    grown = gather(leaf, names, maps)
+    if "embed" in maps and "embed" in names.writes:
+        axis = names.names.index("embed")
+        factor = residual_factor(names, source, np.ones(grown.shape[axis])) ** power
+        grown *= along(factor, axis, leaf.ndim).astype(leaf.dtype)
+    return grown
