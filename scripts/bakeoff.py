@@ -28,6 +28,7 @@ import tyro
 from etils import epath
 
 from stackjax.config import Config
+from stackjax.cpu import keep_memory
 from stackjax.errors import one_line_errors
 from stackjax.marker import write_marker
 from stackjax.metrics import read_rows
@@ -196,6 +197,7 @@ def _train(config: Config) -> float:
     """Returns the final held-out loss of a run, whose output goes into a file beside it."""
     workdir = Path(config.workdir)
     workdir.parent.mkdir(parents=True, exist_ok=True)
+    keep_memory()
     with open(f"{workdir}.log", "a") as log, contextlib.redirect_stdout(log):
         train(config)
     return _final(config)

@@ -42,6 +42,7 @@ from scripts.measure.text import lines
 from stackjax import distributed
 from stackjax.config import Config
 from stackjax.config_file import flatten, load_config
+from stackjax.cpu import keep_memory
 from stackjax.errors import one_line_errors
 from stackjax.model.module import compute_dtype
 from stackjax.phase import Phase
@@ -88,6 +89,7 @@ def main() -> None:
         )
         config = load_config(prog, ["--config", str(options.config), *overrides])
         distributed.initialize()
+        keep_memory()
         benchmark(options, config)
 
 

@@ -23,10 +23,8 @@ compare() { # SHAPE ENVIRONMENT
     "transformers=$environments/transformers/bin/python" \
     --output "$environments/$1_$2.json" --page docs/performance.md
 }
-for environment in none cpu one_arena; do
-  compare tiny "$environment"
-done
-# All peers in one arena each would take more than 24 GiB at the second shape.
 for environment in none cpu; do
-  compare small "$environment"
+  for shape in tiny small; do
+    compare "$shape" "$environment"
+  done
 done

@@ -31,8 +31,8 @@ class Counts:
 
     def after(self, per_step: "Counts", steps: int = 1) -> "Counts":
         """Returns the counts after `steps` steps of `per_step` each."""
-        mine, theirs = dataclasses.astuple(self), dataclasses.astuple(per_step)
-        return Counts(*(a + steps * b for a, b in zip(mine, theirs, strict=True)))
+        mine, theirs = vars(self), vars(per_step)
+        return Counts(**{name: mine[name] + steps * theirs[name] for name in mine})
 
     def passes(self, every_tokens: int, before: "Counts") -> bool:
         """Returns whether a multiple of `every_tokens` was reached since `before`."""

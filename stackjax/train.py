@@ -39,6 +39,7 @@ from stackjax.config_file import (
     load_config,
     record_config,
 )
+from stackjax.cpu import keep_memory
 from stackjax.errors import one_line_errors
 from stackjax.flops import num_params, peak_flops
 from stackjax.held_out import check_promise, held_out_layers, held_out_loss, open_data
@@ -267,6 +268,7 @@ def main() -> None:
     with one_line_errors(), distributed.errors_once():
         config = load_config("python -m stackjax.train", sys.argv[1:])
         distributed.initialize()
+        keep_memory()
         train(config)
 
 

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import hashlib
 import io
+import itertools
 import tempfile
 import threading
 import time
@@ -19,7 +20,6 @@ from scripts.measure.result import (
     NotMeasured,
     Number,
     median,
-    seconds_of,
 )
 from scripts.measure.step import Times, random_batch, random_rows, run_steps
 from stackjax.checkpoint import absolute
@@ -73,7 +73,7 @@ class Host:
     overhead_seconds: float
     """Their difference: rows of metrics, checks, reading and sending the tiny batches."""
     put_seconds: float
-    """Until a batch of this phase is on its devices; the loop sends it one step early."""
+    """Until a batch of this phase is on its devices; a thread sends it one step early."""
     share_of_step: Number
     """The overhead over the step of this phase, at its median."""
 
@@ -249,4 +249,9 @@ def _bare_seconds(config: Config, phase: Phase, mesh: Mesh, state: TrainState) -
 
 def _put_seconds(config: Config, phase: Phase, mesh: Mesh) -> float:
     rows, num_rows = random_rows(config, phase, mesh), phase.batch_size // phase.accumulate
-    return median([seconds_of(lambda: next(put([rows], mesh, num_rows)))[0] for _ in range(5)])
+    batches = put(itertools.repeat(rows, 1 + BLOCK_STEPS), mesh, num_rows)
+    jax.block_until_ready(next(batches))
+    start = time.perf_counter()
+    for batch in batches:
+        jax.block_until_ready(batch)
+    return (time.perf_counter() - start) / BLOCK_STEPS

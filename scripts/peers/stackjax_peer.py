@@ -17,6 +17,7 @@ from stackjax.config import (
     Schedule,
     Stage,
 )
+from stackjax.cpu import keep_memory
 from stackjax.data.batch import Batch
 from stackjax.data.device import put
 from stackjax.model import ModelConfig
@@ -26,6 +27,7 @@ from stackjax.sharding import build_mesh
 
 def build(shape: Shape) -> Peer:
     """Returns the step, compiled."""
+    keep_memory()
     config = get_config(shape)
     [phase] = expand(config)
     mesh = build_mesh(phase.mesh)

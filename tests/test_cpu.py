@@ -1,0 +1,50 @@
+"""On a CPU the memory of a step serves the next, unless the user decides about malloc."""
+
+import subprocess
+import sys
+
+import pytest
+
+# Prints the bytes of temporaries, and the pages that the kernel brings in a step.
+STEPS = """
+import ctypes, resource, statistics
+import jax, jax.numpy as jnp
+ctypes.CDLL(None).prctl(41, 1, 0, 0, 0)  # PR_SET_THP_DISABLE: all pages have 4 KiB
+{prepare}
+def step(x):
+    big = jnp.sin(x[:, :1] + x[None, :, 0])
+    return big @ x + jnp.cos(big).T @ x
+x = jnp.ones((4608, 8))
+step = jax.jit(step).lower(x).compile()
+faults = []
+for _ in range(11):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    x = step(x).block_until_ready()
+    faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+# Until malloc has found places for all, some steps still get new memory.
+print(step.memory_analysis().temp_size_in_bytes, int(statistics.median(faults)))
+"""
+KEEP = "from stackjax.cpu import keep_memory; keep_memory()"
+
+
+@pytest.mark.parametrize(
+    ("prepare", "tunables", "keeps"),
+    [
+        (KEEP, None, True),
+        ("", None, False),
+        # What the user says of malloc stays so.
+        (KEEP, "glibc.malloc.mmap_threshold=1048576", False),
+        (KEEP, "glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=17179869184", True),
+    ],
+)
+def test_memory_is_cleared_once(prepare, tunables, keeps, monkeypatch):
+    monkeypatch.delenv("GLIBC_TUNABLES", raising=False)
+    if tunables is not None:
+        monkeypatch.setenv("GLIBC_TUNABLES", tunables)
+    command = [sys.executable, "-c", STEPS.format(prepare=prepare)]
+    ended = subprocess.run(command, capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr
+    temporary, faults = map(int, ended.stdout.split())
+    assert temporary > 2**27, "less would fit into the arena of a thread"
+    pages = temporary / 4096
+    assert faults < pages / 50 if keeps else faults > pages / 2
