@@ -6,6 +6,7 @@ the kernel clears it: a third of a step of a small model (docs/performance.md).
 
 import ctypes
 import os
+from typing import Any
 
 import jax
 
@@ -22,7 +23,18 @@ def keep_memory() -> None:
     jax.config.update("jax_cpu_enable_async_dispatch", False)
     if jax.default_backend() != "cpu" or "GLIBC_TUNABLES" in os.environ:
         return
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # glibc alone has it
+    mallopt = _of_glibc("mallopt")
     if mallopt is not None:
         mallopt(_M_MMAP_MAX, 0)
         mallopt(_M_TRIM_THRESHOLD, -1)
+
+
+def release_memory() -> None:
+    """Hands what the process keeps, and does not use, back to the system."""
+    malloc_trim = _of_glibc("malloc_trim")
+    if malloc_trim is not None:
+        malloc_trim(0)
+
+
+def _of_glibc(name: str) -> Any:
+    return getattr(ctypes.CDLL(None), name, None)

@@ -39,7 +39,7 @@ from stackjax.config_file import (
     load_config,
     record_config,
 )
-from stackjax.cpu import keep_memory
+from stackjax.cpu import keep_memory, release_memory
 from stackjax.errors import one_line_errors
 from stackjax.flops import num_params, peak_flops
 from stackjax.held_out import check_promise, held_out_layers, held_out_loss, open_data
@@ -208,6 +208,7 @@ def enter(run: Run, source: Phase, target: Phase, state: TrainState) -> TrainSta
     with jax.set_mesh(source_mesh):
         before = held_out_loss(config, source, run.held_out, source_mesh)(state)
         old_layers = held_out_layers(config, source, run.held_out, source_mesh)(state)
+    release_memory()  # of the smaller model's steps
     if target.optimizer_state == "reset":
         jax.tree.map(lambda moment: moment.delete(), state.opt_state)
         state = dataclasses.replace(state, opt_state=None)

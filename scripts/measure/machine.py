@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import psutil
 
 from scripts.measure.result import CannotMeasure, seconds_of
+from stackjax.cpu import release_memory
 
 VARIABLES = ("XLA_FLAGS", "GLIBC_TUNABLES", "LD_PRELOAD")
 """Variables of the environment that make the same program faster or slower."""
@@ -53,6 +54,7 @@ def _quickest(function: Callable[..., Any], *args: Any) -> float:
 def check_memory(what: str, bytes_per_device: int) -> None:
     """Raises CannotMeasure if a device has less memory free; a CPU's is the host's."""
     devices = jax.local_devices()
+    release_memory()  # what is kept for later steps is free, too
     free = [
         statistics["bytes_limit"] - statistics["bytes_in_use"]
         for statistics in (device.memory_stats() or {} for device in devices)
