@@ -26,6 +26,21 @@ print(step.memory_analysis().temp_size_in_bytes, int(statistics.median(faults)))
 """
 KEEP = "from stackjax.cpu import keep_memory; keep_memory()"
 
+RELEASE = """
+import psutil
+from stackjax.cpu import release_memory
+resident = psutil.Process().memory_info().rss
+release_memory()
+print(resident - psutil.Process().memory_info().rss)
+"""
+
+
+def numbers(code: str) -> list[int]:
+    """Returns the numbers that a process of its own prints."""
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr
+    return [int(number) for number in ended.stdout.split()]
+
 
 @pytest.mark.parametrize(
     ("prepare", "tunables", "keeps"),
@@ -41,10 +56,13 @@ def test_memory_is_cleared_once(prepare, tunables, keeps, monkeypatch):
     monkeypatch.delenv("GLIBC_TUNABLES", raising=False)
     if tunables is not None:
         monkeypatch.setenv("GLIBC_TUNABLES", tunables)
-    command = [sys.executable, "-c", STEPS.format(prepare=prepare)]
-    ended = subprocess.run(command, capture_output=True, text=True)
-    assert ended.returncode == 0, ended.stderr
-    temporary, faults = map(int, ended.stdout.split())
+    temporary, faults = numbers(STEPS.format(prepare=prepare))
     assert temporary > 2**27, "less would fit into the arena of a thread"
     pages = temporary / 4096
     assert faults < pages / 50 if keeps else faults > pages / 2
+
+
+def test_what_is_kept_can_be_handed_back(monkeypatch):
+    monkeypatch.delenv("GLIBC_TUNABLES", raising=False)
+    temporary, _, released = numbers(STEPS.format(prepare=KEEP) + RELEASE)
+    assert released > temporary / 2
