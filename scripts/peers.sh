@@ -16,15 +16,12 @@ prepare litgpt python3.11 scripts/peers/requirements-litgpt.txt
 prepare transformers python3.11 requirements-dev.txt
 # A turn of all peers takes 2 seconds on two cores at the first shape, 20 at the second.
 declare -A rounds=([tiny]=40 [small]=6)
-compare() { # SHAPE ENVIRONMENT
-  "$environments/maxtext/bin/python" -m scripts.peers \
-    --shape "$1" --environment "$2" --rounds "${rounds[$1]}" --steps 2 \
-    --python "litgpt=$environments/litgpt/bin/python" \
-    "transformers=$environments/transformers/bin/python" \
-    --output "$environments/$1_$2.json" --page docs/performance.md
-}
-for environment in none cpu; do
-  for shape in tiny small; do
-    compare "$shape" "$environment"
+for shape in tiny small; do
+  for environment in none cpu; do
+    "$environments/maxtext/bin/python" -m scripts.peers \
+      --shape "$shape" --environment "$environment" --rounds "${rounds[$shape]}" --steps 2 \
+      --python "litgpt=$environments/litgpt/bin/python" \
+      "transformers=$environments/transformers/bin/python" \
+      --output "$environments/${shape}_$environment.json" --page docs/performance.md
   done
 done

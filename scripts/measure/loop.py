@@ -15,12 +15,7 @@ import numpy as np
 from etils import epath
 from jax.sharding import Mesh
 
-from scripts.measure.result import (
-    CannotMeasure,
-    NotMeasured,
-    Number,
-    median,
-)
+from scripts.measure.result import CannotMeasure, NotMeasured, Number, median
 from scripts.measure.step import Times, random_batch, random_rows, run_steps
 from stackjax.checkpoint import absolute
 from stackjax.compilation import compile_step, new_state
