@@ -52,14 +52,16 @@ def train_step(
       batch: Microbatches `[accumulate, B, T]`, whose gradients add up to those of the
         whole.
     """
-    total_weight = jnp.sum(batch.loss_weights)
+    # Of the weights, as dividing the loss would take a pass over the gradient of the head.
+    shares = batch.loss_weights / jnp.sum(batch.loss_weights)
+    batch = batch._replace(loss_weights=shares)
 
     def objective(params: Params, microbatch: Batch) -> tuple[jax.Array, jax.Array]:
         run = phase.model_params(params, state.step)
         sums = model.next_token_loss(
             phase.model, run, microbatch, z_loss=z_loss, spans=phase.spans
         )
-        return sums.objective / total_weight, sums.nll / total_weight
+        return sums.objective, sums.nll
 
     loss, grads = _accumulate(jax.grad(objective, has_aux=True), state.params, batch)
     updates, opt_state = tx.update(grads, state.opt_state, state.params)

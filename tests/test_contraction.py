@@ -1,4 +1,4 @@
-"""Gradients by weights are summed in float32 whatever the products are computed in."""
+"""Products of weights: their gradients are summed in float32, and none copies what it reads."""
 
 import jax
 import jax.numpy as jnp
@@ -40,6 +40,26 @@ def test_the_gradient_by_a_weight_of_many_tokens_is_rounded_as_float32_is(spec):
     # result alone rounds to 2**-9.
     assert gradient(contract) < 2e-6
     assert gradient(plain_contract) > 2**-11
+
+
+@pytest.mark.parametrize("spec", PRODUCTS)
+def test_sums_run_over_axes_in_the_order_of_their_operands(spec):
+    of_x, of_w, _ = spec.replace("->", ",").split(",")
+    x, w = (jnp.zeros([SIZES[axis] for axis in of]) for of in (of_x, of_w))
+
+    def value_and_gradients(x, w):
+        value, pull = jax.vjp(lambda x, w: contract(spec, x, w, None), x, w)
+        return value, pull(value)
+
+    jaxpr = jax.make_jaxpr(value_and_gradients)(x, w).jaxpr
+    summed = [
+        contracted
+        for equation in equations(jaxpr)
+        if equation.primitive.name == "dot_general"
+        for contracted in equation.params["dimension_numbers"][0]
+    ]
+    assert len(summed) == 6
+    assert all(list(axes) == sorted(axes) for axes in summed)
 
 
 def sums_over_tokens(function, *args):

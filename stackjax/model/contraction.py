@@ -4,6 +4,7 @@ Shapes are those of the einsum that a caller names, such as `BTD,DNH->BTNH`.
 """
 
 import functools
+import string
 from typing import Any
 
 import jax
@@ -45,7 +46,7 @@ def contract_gradients(
         # Else the compiler keeps what the forward pass has gathered, of all layers at once.
         w = jax.lax.optimization_barrier(w)
     whole = gathered(w, x.dtype)
-    x_gradient = jnp.einsum(f"{of_g},{of_w}->{of_x}", g, whole, out_sharding=x_layout)
+    x_gradient = _einsum(f"{of_g},{of_w}->{of_x}", g, whole, out_sharding=x_layout)
     if x.dtype == w.dtype:
         # A product over tokens copies its first operand to transpose it: the narrow one.
         is_x_first = x.size <= g.size
@@ -57,7 +58,7 @@ def contract_gradients(
     sum_layout = None
     if w_layout is not None:
         sum_layout = P(*(w_layout[of_w.index(axis)] for axis in of_sum))
-    w_gradient = jnp.einsum(
+    w_gradient = _einsum(
         f"{first},{second}->{of_sum}",
         *ordered,
         preferred_element_type=w.dtype,
@@ -71,7 +72,7 @@ def contract_gradients(
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 3))
 def _contract(spec: str, x: jax.Array, w: jax.Array, out_sharding: P | None) -> jax.Array:
-    return jnp.einsum(spec, x, gathered(w, x.dtype), out_sharding=out_sharding)
+    return _einsum(spec, x, gathered(w, x.dtype), out_sharding=out_sharding)
 
 
 def _forward(
@@ -88,3 +89,15 @@ def _backward(
 
 
 _contract.defvjp(_forward, _backward)
+
+
+def _einsum(spec: str, *operands: jax.Array, **options: Any) -> jax.Array:
+    """Returns an einsum that sums over axes in the order in which the operands store them.
+
+    JAX sums in the order of the letters, for which XLA would copy heads (N) and their
+    channels (H) to store them the other way round.
+    """
+    axes = dict.fromkeys(spec.replace("->", "").replace(",", ""))
+    in_order = str.maketrans(dict(zip(axes, string.ascii_lowercase, strict=False)))
+    with jax.named_scope(spec):
+        return jnp.einsum(spec.translate(in_order), *operands, **options)
