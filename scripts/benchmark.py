@@ -12,7 +12,6 @@ import importlib.metadata
 import json
 import os
 import platform
-import re
 import shlex
 import sys
 from collections.abc import Callable, Sequence
@@ -28,7 +27,7 @@ from scripts.measure.ahead import measure_ahead
 from scripts.measure.choices import measure_choices
 from scripts.measure.inference import measure_inference
 from scripts.measure.loop import measure_host, measure_loader
-from scripts.measure.machine import VARIABLES, measure_machine
+from scripts.measure.machine import VARIABLES, cpu_model, measure_machine, num_cores
 from scripts.measure.result import NotMeasured, Row, attempt
 from scripts.measure.seam import cases, measure_saves, measure_seam
 from scripts.measure.step import (
@@ -132,20 +131,9 @@ def environment() -> dict[str, Any]:
         "device_kind": devices[0].device_kind,
         "num_devices": len(devices),
         "num_processes": jax.process_count(),
-        "cpu": _cpu_model(),
-        "num_cores": _num_cores(),
+        "cpu": cpu_model(),
+        "num_cores": num_cores(),
     } | {name: os.environ.get(name, "") for name in VARIABLES}
-
-
-def _num_cores() -> int | None:
-    affinity = getattr(os, "sched_getaffinity", None)
-    return len(affinity(0)) if affinity else os.cpu_count()
-
-
-def _cpu_model() -> str:
-    path = Path("/proc/cpuinfo")
-    found = re.search(r"model name\s*:\s*(.*)", path.read_text() if path.exists() else "")
-    return found[1] if found else platform.machine()
 
 
 def _check_options(options: BenchmarkConfig, phases: Sequence[Phase]) -> None:

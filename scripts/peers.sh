@@ -14,8 +14,9 @@ prepare() { # NAME PYTHON REQUIREMENTS
 prepare maxtext python3.12 scripts/peers/requirements-maxtext.txt
 prepare litgpt python3.11 scripts/peers/requirements-litgpt.txt
 prepare transformers python3.11 requirements-dev.txt
-# A turn of all peers takes 2 seconds on two cores at the first shape, 20 at the second.
-declare -A rounds=([tiny]=40 [small]=6)
+# A turn of all peers takes 2 seconds on two cores at the first shape, 20 at the second; of each,
+# 20 steps or more are timed.
+declare -A rounds=([tiny]=40 [small]=10)
 for shape in tiny small; do
   for environment in none cpu; do
     "$environments/maxtext/bin/python" -m scripts.peers \

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Every number of docs/performance.md but those of peers (scripts/peers.sh), on this machine. A
-# process each, so that peaks of memory are its own; what does not fit says so.
+# Every table of docs/performance.md, on this machine. A process each, so that peaks of memory are
+# its own; what does not fit says so.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -33,3 +33,4 @@ done
 measure growth-1b configs/gstack_1b.py --sections loader growth checkpoint
 
 python -m scripts.performance "$results"/*.json
+scripts/peers.sh

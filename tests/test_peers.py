@@ -1,12 +1,13 @@
 """Comparisons with peers: turns, medians, ratios, and what is refused. No peer is needed."""
 
+import importlib.metadata
 import io
 import json
 import sys
 
 import pytest
 
-from scripts.peers.__main__ import PeersConfig, interpreters, measure
+from scripts.peers.__main__ import PeersConfig, installed, interpreters, measure
 from scripts.peers.peer import SHAPES, Peer
 from scripts.peers.report import BY_RATIO, contents, medians, table
 from scripts.peers.worker import serve
@@ -66,7 +67,7 @@ def test_without_a_jax_peer_the_fastest_is_the_measure(measured):
 
 
 def test_the_file_holds_every_round_and_is_json(measured):
-    written = json.loads(json.dumps(contents(measured, "tiny", {"jax": "0.11.2"})))
+    written = json.loads(json.dumps(contents(measured, "tiny", {"environment": {}})))
     assert written["peers"]["plain"]["seconds"] == SECONDS["plain"]
     assert written["peers"]["plain"]["losses"] == [6.0, 5.0, 4.0, 4.0, 4.0]
     assert written["shape"]["vocab_size"] == 512
@@ -116,6 +117,26 @@ def test_a_python_for_no_peer_is_refused(pair):
     config = PeersConfig(shape="tiny", peers=("plain",), python=(pair,))
     with pytest.raises(SystemExit, match="is not PEER=PATH"):
         interpreters(config)
+
+
+def test_versions_are_those_of_every_python():
+    jax = importlib.metadata.version("jax")
+    torch, transformers = map(importlib.metadata.version, ("torch", "transformers"))
+    pythons = dict.fromkeys(("stackjax", "plain", "transformers"), sys.executable)
+    assert installed(pythons) == {"jax": jax, "torch": torch, "transformers": transformers}
+
+
+def test_peers_of_different_versions_are_refused(tmp_path):
+    other = tmp_path / "python"
+    other.write_text("#!/bin/sh\necho 0.0.1\n")
+    other.chmod(0o755)
+    with pytest.raises(SystemExit, match=r"one version of jax; found .*'0\.0\.1'"):
+        installed({"stackjax": sys.executable, "plain": str(other)})
+
+
+def test_a_peer_that_is_not_installed_is_named():
+    with pytest.raises(SystemExit, match=r"litgpt needs .* in"):
+        installed({"litgpt": sys.executable})
 
 
 def test_all_shapes_split_their_channels_over_heads():

@@ -2,7 +2,11 @@
 
 import dataclasses
 import functools
+import os
+import platform
+import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -29,6 +33,19 @@ class Machine:
     """Rows of those matrices: the first power of two that takes 20 ms, or 8192."""
     copy_bytes_per_second: float
     """Bytes copied between arrays of that size, each read once and written once."""
+
+
+def num_cores() -> int | None:
+    """Returns how many cores this process may use, if that is known."""
+    affinity = getattr(os, "sched_getaffinity", None)
+    return len(affinity(0)) if affinity else os.cpu_count()
+
+
+def cpu_model() -> str:
+    """Returns the name of the processor, or else of its architecture."""
+    path = Path("/proc/cpuinfo")
+    found = re.search(r"model name\s*:\s*(.*)", path.read_text() if path.exists() else "")
+    return found[1] if found else platform.machine()
 
 
 @functools.cache

@@ -9,6 +9,7 @@ time and all take turns, so what disturbs the machine disturbs them alike.
 
 import contextlib
 import dataclasses
+import datetime
 import json
 import os
 import subprocess
@@ -21,9 +22,10 @@ from typing import Annotated, Any, Literal, get_args
 
 import tyro
 
+from scripts.measure.machine import cpu_model, num_cores
 from scripts.page import replace_table
 from scripts.peers.environment import ENVIRONMENTS, Environment
-from scripts.peers.report import JAX_PEERS, Measured, contents, table
+from scripts.peers.report import PACKAGES, Measured, contents, table
 from stackjax.errors import one_line_errors
 
 PeerName = Literal["stackjax", "plain", "maxtext", "litgpt", "transformers"]
@@ -97,13 +99,13 @@ def main() -> None:
 def compare(config: PeersConfig) -> None:
     """Runs, prints and writes a comparison."""
     pythons = interpreters(config)
-    jax = jax_version(pythons)
+    versions = installed(pythons)
     tuning = ENVIRONMENTS[config.environment]
     commands = {
         name: [python, "-m", "scripts.peers.worker", name, config.shape]
         for name, python in pythons.items()
     }
-    print(f"{config.shape}, jax {jax}, environment {tuning or 'none'}", flush=True)
+    print(f"{config.shape}, environment {tuning or 'none'}", flush=True)
     with tempfile.TemporaryDirectory() as directory:
         measured = measure(
             commands,
@@ -112,12 +114,17 @@ def compare(config: PeersConfig) -> None:
             rounds=config.rounds,
             steps=config.steps,
         )
-    print(table(measured, config.shape))
+    origin = (
+        f"{datetime.date.today()}, {config.rounds} turns of {config.steps} steps on "
+        f"{num_cores()} cores of {cpu_model()}: "
+        + ", ".join(f"{package} {version}" for package, version in versions.items())
+    )
+    text = f"{table(measured, config.shape)}\n\n{origin}."
+    print(text)
     if config.page is not None:
-        name = f"peers {config.shape} {config.environment}"
-        replace_table(config.page, name, table(measured, config.shape))
+        replace_table(config.page, f"peers {config.shape} {config.environment}", text)
     if config.output is not None:
-        settings = {"jax": jax, "environment": tuning}
+        settings = {"origin": origin, "environment": tuning}
         config.output.write_text(
             json.dumps(contents(measured, config.shape, settings), indent=1)
         )
@@ -190,19 +197,21 @@ def interpreters(config: PeersConfig) -> dict[str, str]:
     return pythons
 
 
-def jax_version(pythons: Mapping[str, str]) -> str | None:
-    """Returns the version of JAX of all JAX peers; SystemExit if they differ."""
-    code = "import importlib.metadata as m; print(m.version('jax'))"
-    found = {
-        name: subprocess.run(
-            [python, "-c", code], capture_output=True, text=True
-        ).stdout.strip()
-        for name, python in pythons.items()
-        if name in JAX_PEERS
-    }
-    if "" in found.values() or len(set(found.values())) > 1:
-        sys.exit(f"error: all JAX peers need one version of JAX; found {found}.")
-    return next(iter(found.values()), None)
+def installed(pythons: Mapping[str, str]) -> dict[str, str]:
+    """Returns the version of each package; SystemExit if one is missing or has two."""
+    code = "import importlib.metadata as m, sys; print(*map(m.version, sys.argv[1:]))"
+    versions: dict[str, set[str]] = {}
+    for name, python in pythons.items():
+        command = [python, "-c", code, *PACKAGES[name]]
+        answer = subprocess.run(command, capture_output=True, text=True)
+        if answer.returncode:
+            sys.exit(f"error: {name} needs {PACKAGES[name]} in {python}:\n{answer.stderr}")
+        for package, version in zip(PACKAGES[name], answer.stdout.split(), strict=True):
+            versions.setdefault(package, set()).add(version)
+    for package, found in versions.items():
+        if len(found) > 1:
+            sys.exit(f"error: all peers need one version of {package}; found {found}.")
+    return {package: found.pop() for package, found in sorted(versions.items())}
 
 
 if __name__ == "__main__":

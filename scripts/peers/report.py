@@ -8,7 +8,15 @@ import numpy as np
 
 from scripts.peers.peer import SHAPES, Shape
 
-JAX_PEERS = ("stackjax", "plain", "maxtext")
+PACKAGES = {
+    "stackjax": ("jax",),
+    "plain": ("jax",),
+    "maxtext": ("jax", "maxtext"),
+    "litgpt": ("torch", "litgpt"),
+    "transformers": ("torch", "transformers"),
+}
+"""What each peer is made of, whose versions are stated."""
+JAX_PEERS = tuple(name for name, packages in PACKAGES.items() if "jax" in packages)
 OURS = "stackjax"
 BY_RATIO = {
     "tiny": {"nanodo": 4148 / 4590, "levanter": 4164 / 4590},
