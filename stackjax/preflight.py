@@ -39,7 +39,7 @@ class Estimate:
     state_bytes: int
     """Parameters and optimizer state on one device."""
     gradient_bytes: int
-    """Gradients on one device; twice this while microbatches accumulate."""
+    """Gradients on one device: of a microbatch and, where several accumulate, their sum."""
 
 
 def check_backend(config: Config) -> None:
@@ -100,7 +100,7 @@ def _check_phase(
         _check_divides(phase)
         state = abstract_state(config, phase)
     state_bytes = bytes_per_device(state, mesh)
-    gradient_bytes = bytes_per_device(state.params, mesh)
+    gradient_bytes = bytes_per_device(state.params, mesh) * (2 if phase.accumulate > 1 else 1)
     if memory is not None and state_bytes + gradient_bytes > memory:
         raise ValueError(
             f"stages.{phase.stage}: parameters, optimizer state and gradients take "

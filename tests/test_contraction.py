@@ -1,4 +1,4 @@
-"""Products of weights: their gradients are summed in float32, and none copies what it reads."""
+"""Products of weights: in which order they sum, and that their gradients do so in float32."""
 
 import jax
 import jax.numpy as jnp
