@@ -1,4 +1,4 @@
-"""What the machine does at best, and whether a measurement fits it."""
+"""What the machine is, what it does at best, and whether a measurement fits it."""
 
 import dataclasses
 import functools
