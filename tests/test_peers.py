@@ -9,7 +9,7 @@ import pytest
 
 from scripts.peers.__main__ import PeersConfig, installed, interpreters, measure
 from scripts.peers.peer import SHAPES, Peer
-from scripts.peers.report import BY_RATIO, contents, medians, table
+from scripts.peers.report import BY_RATIO, contents, medians, origin, table
 from scripts.peers.worker import serve
 
 FAKE = """
@@ -71,6 +71,14 @@ def test_the_file_holds_every_round_and_is_json(measured):
     assert written["peers"]["plain"]["seconds"] == SECONDS["plain"]
     assert written["peers"]["plain"]["losses"] == [6.0, 5.0, 4.0, 4.0, 4.0]
     assert written["shape"]["vocab_size"] == 512
+
+
+def test_a_table_says_when_and_of_what_it_is(measured):
+    settings = {"date": "2026-11-28", "num_cores": 2, "cpu": "AMD EPYC"}
+    settings["versions"] = {"jax": "0.11.2", "torch": "2.13.0"}
+    assert origin(measured, settings) == (
+        "2026-11-28, 3 turns of 2 steps on 2 cores of AMD EPYC: jax 0.11.2, torch 2.13.0."
+    )
 
 
 def test_a_worker_that_ends_early_ends_the_comparison_with_its_log(tmp_path):

@@ -25,7 +25,7 @@ import tyro
 from scripts.measure.machine import cpu_model, num_cores
 from scripts.page import replace_table
 from scripts.peers.environment import ENVIRONMENTS, Environment
-from scripts.peers.report import PACKAGES, Measured, contents, table
+from scripts.peers.report import PACKAGES, Measured, contents, origin, table
 from stackjax.errors import one_line_errors
 
 PeerName = Literal["stackjax", "plain", "maxtext", "litgpt", "transformers"]
@@ -99,8 +99,14 @@ def main() -> None:
 def compare(config: PeersConfig) -> None:
     """Runs, prints and writes a comparison."""
     pythons = interpreters(config)
-    versions = installed(pythons)
     tuning = ENVIRONMENTS[config.environment]
+    settings = {
+        "date": datetime.date.today().isoformat(),
+        "cpu": cpu_model(),
+        "num_cores": num_cores(),
+        "versions": installed(pythons),
+        "environment": tuning,
+    }
     commands = {
         name: [python, "-m", "scripts.peers.worker", name, config.shape]
         for name, python in pythons.items()
@@ -114,17 +120,11 @@ def compare(config: PeersConfig) -> None:
             rounds=config.rounds,
             steps=config.steps,
         )
-    origin = (
-        f"{datetime.date.today()}, {config.rounds} turns of {config.steps} steps on "
-        f"{num_cores()} cores of {cpu_model()}: "
-        + ", ".join(f"{package} {version}" for package, version in versions.items())
-    )
-    text = f"{table(measured, config.shape)}\n\n{origin}."
+    text = f"{table(measured, config.shape)}\n\n{origin(measured, settings)}"
     print(text)
     if config.page is not None:
         replace_table(config.page, f"peers {config.shape} {config.environment}", text)
     if config.output is not None:
-        settings = {"origin": origin, "environment": tuning}
         config.output.write_text(
             json.dumps(contents(measured, config.shape, settings), indent=1)
         )

@@ -3,6 +3,7 @@
 import dataclasses
 import statistics
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
@@ -104,13 +105,23 @@ def _parameters(peers: Mapping[str, Measured]) -> str:
     return "Parameters differ: " + "; ".join(counts) + "."
 
 
+def origin(peers: Mapping[str, Measured], settings: Mapping[str, Any]) -> str:
+    """Returns the line that says when, where and of what a table was measured."""
+    one = next(iter(peers.values()))
+    versions = (f"{package} {version}" for package, version in settings["versions"].items())
+    return (
+        f"{settings['date']}, {len(one.seconds)} turns of {one.steps} steps on "
+        f"{settings['num_cores']} cores of {settings['cpu']}: {', '.join(versions)}."
+    )
+
+
 def contents(
-    peers: Mapping[str, Measured], shape_name: str, settings: Mapping[str, object]
+    peers: Mapping[str, Measured], shape_name: str, settings: Mapping[str, Any]
 ) -> dict[str, object]:
     """Returns what the file of a comparison holds.
 
     Args:
-      settings: What the comparison was run with.
+      settings: What the comparison was run with, and when.
     """
     return {
         "shape": {"name": shape_name} | dataclasses.asdict(SHAPES[shape_name]),
