@@ -29,7 +29,7 @@ from etils import epath
 
 from stackjax.config import Config
 from stackjax.cpu import keep_memory
-from stackjax.errors import one_line_errors
+from stackjax.errors import UserError, one_line_errors
 from stackjax.marker import write_marker
 from stackjax.metrics import read_rows
 from stackjax.phases import expand, stage_models
@@ -77,7 +77,7 @@ def bake(options: BakeoffConfig) -> None:
     if options.only is not None:
         if (options.only, 0) not in runs:
             known = "; ".join(name for name, _ in runs)
-            raise ValueError(f"--only {options.only!r} is none of the runs: {known}.")
+            raise UserError(f"--only {options.only!r} is none of the runs: {known}.")
         only = get_runs(options.seed)[options.only]
         run_all({(options.only, options.seed): only}, options.jobs)
         return
@@ -98,15 +98,15 @@ def bake(options: BakeoffConfig) -> None:
 
 
 def load_runs(path: Path) -> Callable[[int], dict[str, Config]]:
-    """Returns what makes the runs of a seed; ValueError if the file compares nothing."""
+    """Returns what makes the runs of a seed; UserError if the file compares nothing."""
     sys.path.insert(0, str(path.parent))
     spec = importlib.util.spec_from_file_location(path.stem, path)
     if spec is None or spec.loader is None or not path.is_file():
-        raise ValueError(f"{path} is not a config file.")
+        raise UserError(f"{path} is not a config file.")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     if not hasattr(module, "get_runs"):
-        raise ValueError(f"{path} has no get_runs(seed); it is one run: stackjax.train it.")
+        raise UserError(f"{path} has no get_runs(seed); it is one run: stackjax.train it.")
     return module.get_runs
 
 
@@ -118,7 +118,7 @@ def run_all(runs: Mapping[tuple[str, int], Config], jobs: int) -> None:
     """
     for (name, _), config in runs.items():
         if any(stage.until != Until() for stage in config.stages):
-            raise ValueError(
+            raise UserError(
                 f"{name} has a stage with `until`; runs that cost the same end where their "
                 f"FLOPs do, so leave it out."
             )

@@ -42,7 +42,7 @@ from stackjax import distributed
 from stackjax.config import Config
 from stackjax.config_file import flatten, load_config
 from stackjax.cpu import keep_memory
-from stackjax.errors import one_line_errors
+from stackjax.errors import UserError, one_line_errors
 from stackjax.model.module import compute_dtype
 from stackjax.phase import Phase
 from stackjax.phases import expand
@@ -96,7 +96,7 @@ def benchmark(options: BenchmarkConfig, config: Config) -> None:
     """Measures, prints what it finds as it goes, and writes the JSON file.
 
     Raises:
-      ValueError: The options name what is not there, or the config does not fit the devices.
+      UserError: The options name what is not there, or the config does not fit the devices.
     """
     phases = expand(config)
     _check_options(options, phases)
@@ -138,17 +138,17 @@ def environment() -> dict[str, Any]:
 
 def _check_options(options: BenchmarkConfig, phases: Sequence[Phase]) -> None:
     if unknown := [name for name in options.sections if name not in SECTIONS]:
-        raise ValueError(
+        raise UserError(
             f"--sections has {unknown[0]!r}, which is none of {', '.join(SECTIONS)}."
         )
     if unknown := [index for index in options.phases if not 0 <= index < len(phases)]:
-        raise ValueError(
+        raise UserError(
             f"--phases has {unknown[0]}; those of the run are 0 to {len(phases) - 1}."
         )
     if options.steps < 1:
-        raise ValueError(f"--steps is {options.steps}; it must be at least 1.")
+        raise UserError(f"--steps is {options.steps}; it must be at least 1.")
     if not options.out.absolute().parent.is_dir():
-        raise ValueError(f"--out is {options.out}, whose directory does not exist; make it.")
+        raise UserError(f"--out is {options.out}, whose directory does not exist; make it.")
 
 
 def _measure_phase(

@@ -2,12 +2,14 @@
 
 from pathlib import Path
 
+from stackjax.errors import UserError
+
 
 def replace_table(page: Path, name: str, table: str) -> None:
-    """Replaces what stands between the markers of a name; ValueError if they are not there."""
+    """Replaces what stands between the markers of a name; UserError if they are not there."""
     text = page.read_text()
     begin, end = f"<!-- begin {name} -->", f"<!-- end {name} -->"
     if text.count(begin) != 1 or text.count(end) != 1:
-        raise ValueError(f"{page} must have one {begin} and one {end}.")
+        raise UserError(f"{page} must have one {begin} and one {end}.")
     head, rest = text.split(begin)
     page.write_text(f"{head}{begin}\n{table}\n{end}{rest.split(end)[1]}")

@@ -16,7 +16,7 @@ import tyro
 from scripts.measure.machine import VARIABLES
 from scripts.measure.text import show
 from scripts.page import replace_table
-from stackjax.errors import one_line_errors
+from stackjax.errors import UserError, one_line_errors
 
 Report = Mapping[str, Any]
 """What one JSON file holds, and its name without the ending as `name`."""
@@ -170,7 +170,7 @@ def main() -> None:
 
 
 def write(options: PerformanceConfig) -> None:
-    """Replaces every table of the page; ValueError where a file is not what it should be."""
+    """Replaces every table of the page; UserError where a file is not what it should be."""
     reports = [_read(path) for path in options.results]
     replace_table(options.page, "machines", machines(reports))
     for name, table in TABLES.items():
@@ -182,7 +182,7 @@ def _read(path: Path) -> Report:
         report = json.loads(path.read_text())
         return report | {"name": path.stem, "rows": list(report["rows"])}
     except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is no file of scripts.benchmark: {error!r}.") from error
+        raise UserError(f"{path} is no file of scripts.benchmark: {error!r}.") from error
 
 
 def machines(reports: Sequence[Report]) -> str:

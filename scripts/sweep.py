@@ -24,7 +24,7 @@ from stackjax.compare import CompareConfig
 from stackjax.compare import write as write_comparison
 from stackjax.config import Config, Stage
 from stackjax.config_file import read_config
-from stackjax.errors import one_line_errors
+from stackjax.errors import UserError, one_line_errors
 from stackjax.growth import Growth, parse_growth
 from stackjax.isoflop import IsoflopConfig
 from stackjax.isoflop import write as write_isoflop
@@ -63,7 +63,7 @@ def sweep(options: SweepConfig) -> None:
     """Runs every cell and writes the comparison beside them.
 
     Raises:
-      ValueError: The grid and the config do not fit together.
+      UserError: The grid and the config do not fit together.
     """
     runs = grid(options)
     if options.dry_run:
@@ -74,7 +74,7 @@ def sweep(options: SweepConfig) -> None:
         return
     if options.cell is not None:
         if not 0 <= options.cell < len(runs):
-            raise ValueError(f"--cell is {options.cell}; the grid has 0 to {len(runs) - 1}.")
+            raise UserError(f"--cell is {options.cell}; the grid has 0 to {len(runs) - 1}.")
         runs = dict([list(runs.items())[options.cell]])
     run_all(runs, options.jobs)
     if options.cell is None:
@@ -103,13 +103,13 @@ def grid(options: SweepConfig) -> dict[tuple[str, int], Config]:
 
 def _check(options: SweepConfig, config: Config) -> None:
     if len(config.stages) != 2:
-        raise ValueError(
+        raise UserError(
             f"{options.config} has {len(config.stages)} stages; a sweep needs two, the small "
             f"model's and the target's."
         )
     schedule = config.stages[0].schedule or config.optimizer.schedule
     if schedule.shape != "constant" and schedule.horizon_tokens is None:
-        raise ValueError(
+        raise UserError(
             f"the schedule of stages.0 is {schedule.shape} and ends with its stage, so that a "
             f"small model would train otherwise for each timing; make it constant, or give it "
             f"horizon_tokens."

@@ -4,6 +4,7 @@ import dataclasses
 import math
 
 from stackjax.config import Config
+from stackjax.errors import UserError
 from stackjax.flops import flops_6nd
 from stackjax.phases import expand
 
@@ -26,12 +27,12 @@ def for_flops(config: Config, flops: float) -> Config:
     Rounded down to whole steps.
 
     Raises:
-      ValueError: Not even one step of the last stage is left, or the length of another
+      UserError: Not even one step of the last stage is left, or the length of another
         depends on it.
     """
     *before, stage = config.stages
     if any(each.fraction is not None for each in before):
-        raise ValueError(
+        raise UserError(
             "a stage before the last has a fraction for its length, which is not settled while "
             "that of the last is not; give it tokens."
         )
@@ -40,7 +41,7 @@ def for_flops(config: Config, flops: float) -> Config:
     last, first = phases[-1], next(p for p in phases if p.stage == phases[-1].stage)
     steps = int((flops - last.start.flops_6nd) // last.per_step.flops_6nd)
     if steps < 1:
-        raise ValueError(
+        raise UserError(
             f"a run of {flops:.3g} FLOPs (6ND) has spent {last.start.flops_6nd:.3g} before its "
             f"last model trains, of which a step costs {last.per_step.flops_6nd:.3g}; grow "
             f"sooner, or give it more FLOPs."
@@ -55,11 +56,11 @@ def cell(config: Config, name: str, *, flops: float, seed: int) -> Config:
     """Returns one run of a comparison, for as many FLOPs, in a directory of its name.
 
     Raises:
-      ValueError: It does not fit into the FLOPs.
+      UserError: It does not fit into the FLOPs.
     """
     slug = name.replace(", ", "-").replace(" ", "_").replace("*", "x")
     run = dataclasses.replace(config, seed=seed, workdir=f"{config.workdir}/{slug}-seed_{seed}")
     try:
         return for_flops(run, flops)
-    except ValueError as error:
-        raise ValueError(f"{name}: {error}") from None
+    except UserError as error:
+        raise UserError(f"{name}: {error}") from None

@@ -11,6 +11,7 @@ from jax.experimental import multihost_utils
 from orbax.checkpoint import v1 as ocp
 
 from stackjax.config import CheckpointConfig
+from stackjax.errors import UserError
 from stackjax.lineage import Generation, begin, from_json, spend
 from stackjax.marker import read_marker
 from stackjax.model.config import ModelConfig, model_from_json
@@ -40,12 +41,12 @@ def absolute(path: str) -> epath.Path:
     """Returns a path as Orbax wants it: absolute, or in a bucket of Google's.
 
     Raises:
-      ValueError: It lies in a bucket of another kind, or a package is not installed.
+      UserError: It lies in a bucket of another kind, or a package is not installed.
       OSError: There is no such bucket, or no permission.
     """
     found = epath.Path(path)
     if is_remote(path) and not path.startswith("gs://"):
-        raise ValueError(f"{path}: checkpoints are kept on disks and on gs:// only.")
+        raise UserError(f"{path}: checkpoints are kept on disks and on gs:// only.")
     check_bucket(path, for_checkpoints=True)
     return found if found.is_absolute() else found.absolute()
 
@@ -153,7 +154,7 @@ class Checkpoints:
           abstract: Shapes, types and partitions of the state.
 
         Raises:
-          ValueError: The checkpoint holds parameters of another model.
+          UserError: The checkpoint holds parameters of another model.
         """
         latest = self._checkpointer.latest
         assert latest is not None, "restore needs a checkpoint"
@@ -179,7 +180,7 @@ def find_checkpoint(path: epath.Path) -> epath.Path:
         return directory / str(max(steps))
     if path.name.isdecimal() and int(path.name) in _steps(path.parent):
         return path
-    raise ValueError(
+    raise UserError(
         f"there is no checkpoint in {directory}; name a run directory, a directory of "
         f"checkpoints such as RUN/stage_0/train, or a checkpoint such as "
         f"RUN/stage_0/train/600."
@@ -193,9 +194,9 @@ def read_contents(checkpoint: epath.Path) -> tuple[Contents, dict[str, str]]:
 
 
 def check_is_model(checkpoint: epath.Path, contents: Contents) -> None:
-    """Raises ValueError where parameters are not yet those that a model runs."""
+    """Raises UserError where parameters are not yet those that a model runs."""
     if not contents.is_model:
-        raise ValueError(
+        raise UserError(
             f"{checkpoint} holds a model that is not done growing: its maps are still being "
             f"fitted, or its masks are not open; name a later checkpoint."
         )
@@ -204,7 +205,7 @@ def check_is_model(checkpoint: epath.Path, contents: Contents) -> None:
 def _read_contents(checkpoint: epath.Path, metadata: Any) -> Contents:
     fields = metadata.custom_metadata or {}
     if not {field.name for field in dataclasses.fields(Contents)} <= fields.keys():
-        raise ValueError(
+        raise UserError(
             f"{checkpoint} does not say which model it holds, and where that comes from; name "
             f"a checkpoint that this version of stackjax.train or stackjax.grow has written."
         )
@@ -271,7 +272,7 @@ def _check_same_model(directory: epath.Path, saved: Any, expected: Any) -> None:
     differing = sorted(path for path in found | wanted if found.get(path) != wanted.get(path))
     if differing:
         path = differing[0]
-        raise ValueError(
+        raise UserError(
             f"{directory} holds a checkpoint of another model: {path} is "
             f"{found.get(path, 'not there')}, and the config's model has "
             f"{wanted.get(path, 'none')} ({len(differing)} such parameters); use the "

@@ -65,7 +65,7 @@ def write(config: CompareConfig) -> str:
     """Writes the comparison, and returns it as Markdown.
 
     Raises:
-      ValueError: The runs do not compare.
+      UserError: The runs do not compare.
     """
     groups = group([read_record(path) for path in config.runs])
     comparisons = compare(groups, config.loss, losses=config.losses, budgets=config.budgets)

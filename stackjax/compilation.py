@@ -112,7 +112,7 @@ def compile_step(config: Config, phase: Phase) -> jax.stages.Compiled:
     with jax.set_mesh(mesh):
         state = on_mesh(abstract_state(config, phase), mesh)
         lowered = jit_step(config, phase).lower(state, abstract_batch(config, phase, mesh))
-        return lowered.compile(COMPILER_OPTIONS[jax.default_backend()])
+        return lowered.compile(COMPILER_OPTIONS.get(jax.default_backend()))
 
 
 def compile_ahead(config: Config) -> Callable[[Phase, Phase | None], jax.stages.Compiled]:

@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 
 import tyro
 
+from stackjax.errors import UserError
 from stackjax.growth import Growth, parse_growth
 from stackjax.model.config import ModelConfig
 from stackjax.quantity import Count
@@ -248,13 +249,13 @@ class Config:
 
     def __post_init__(self):
         if not self.stages:
-            raise ValueError("stages is empty; a run has at least one stage.")
+            raise UserError("stages is empty; a run has at least one stage.")
         for field, value in _positive_fields(self).items():
             if value <= 0:
-                raise ValueError(f"{field} is {value}; it must be more than 0.")
+                raise UserError(f"{field} is {value}; it must be more than 0.")
         keep, every = self.checkpoints.keep_every_tokens, self.checkpoints.every_tokens
         if keep is not None and (keep < 1 or keep % every):
-            raise ValueError(
+            raise UserError(
                 f"checkpoints.keep_every_tokens is {keep}; it must be a multiple of "
                 f"checkpoints.every_tokens {every}."
             )
@@ -262,7 +263,7 @@ class Config:
 
 
 def _check_moments(optimizer: OptimizerConfig) -> None:
-    """Raises ValueError where bfloat16 would round away what a step does to a moment.
+    """Raises UserError where bfloat16 would round away what a step does to a moment.
 
     A moment stays where it is as long as steps change it by less than half of its last bit,
     2**-8 of it: up to 2**-8 / (1 - decay) from where it belongs, a fifth at 0.98. From 0.996
@@ -275,7 +276,7 @@ def _check_moments(optimizer: OptimizerConfig) -> None:
         decays["momentum"] = optimizer.momentum
     for field, decay in decays.items():
         if decay > MAX_BFLOAT16_DECAY:
-            raise ValueError(
+            raise UserError(
                 f"optimizer.{field} is {decay}, and optimizer.moments_dtype is 'bfloat16', "
                 f"whose 8 bits lose changes as small as {1 - decay:.2g} of a moment; use at "
                 f"most {MAX_BFLOAT16_DECAY}, or float32."

@@ -16,6 +16,7 @@ from etils import epath
 
 from stackjax.config import Config
 from stackjax.data.sources import Manifest
+from stackjax.errors import UserError
 from stackjax.growth import Growth, parse_growth
 from stackjax.growth.text import replace_field
 from stackjax.storage import replace_text
@@ -44,13 +45,13 @@ def load_config(prog: str, args: list[str]) -> Config:
       args: `--config FILE` and any field of `Config`, such as `--stages.1.tokens 2e6`.
 
     Raises:
-      ValueError: The file is missing, cannot be run, or returns no config.
+      UserError: The file is missing, cannot be run, or returns no config.
     """
     parser = argparse.ArgumentParser(prog=prog, add_help=False, allow_abbrev=False)
     parser.add_argument("--config", metavar="FILE", type=Path)
     known, overrides = parser.parse_known_args(args)
     if known.config is None:
-        raise ValueError(
+        raise UserError(
             f"no config given; try `{prog} --config configs/tiny.py`, and add --help for "
             f"every field that can be overridden."
         )
@@ -88,12 +89,12 @@ def _override_growths(config: Config, args: list[str]) -> tuple[Config, list[str
 
 
 def read_config(path: Path) -> Config:
-    """Returns the config that a file defines; ValueError if it defines none."""
+    """Returns the config that a file defines; UserError if it defines none."""
     if not path.is_file():
-        raise ValueError(f"--config {path}: there is no such file.")
+        raise UserError(f"--config {path}: there is no such file.")
     spec = importlib.util.spec_from_file_location(path.stem, path)
     if spec is None or spec.loader is None:
-        raise ValueError(f"--config {path}: a config is a Python file, named *.py.")
+        raise UserError(f"--config {path}: a config is a Python file, named *.py.")
     module = importlib.util.module_from_spec(spec)
     # Configs build on each other: `import tiny` works from beside it.
     sys.path.insert(0, str(path.parent))
@@ -101,17 +102,17 @@ def read_config(path: Path) -> Config:
         spec.loader.exec_module(module)
         get_config = getattr(module, "get_config", None)
         config = get_config() if callable(get_config) else None
-    except ValueError:
+    except UserError:
         raise
     except Exception as error:  # The file is the user's code: anything may go wrong in it.
         frames, file = traceback.extract_tb(error.__traceback__), path.resolve()
         lines = [frame.lineno for frame in frames if Path(frame.filename).resolve() == file]
         where = f", line {lines[-1]}" if lines else ""  # a SyntaxError says it itself
-        raise ValueError(f"--config {path}{where}: {type(error).__name__}: {error}") from error
+        raise UserError(f"--config {path}{where}: {type(error).__name__}: {error}") from error
     finally:
         sys.path.remove(str(path.parent))
     if not isinstance(config, Config):
-        raise ValueError(
+        raise UserError(
             f"--config {path}: the file must define get_config() -> stackjax.config.Config."
         )
     return config
@@ -145,9 +146,9 @@ def record_config(workdir: epath.Path, config: Config, manifest: Manifest) -> No
 
 
 def check_same_data(workdir: epath.Path, manifest: Manifest) -> None:
-    """Raises ValueError if a run that is resumed would read other data than it did."""
+    """Raises UserError if a run that is resumed would read other data than it did."""
     if json.loads((workdir / _RECORD).read_text())["data"] != manifest.digest:
-        raise ValueError(
+        raise UserError(
             f"{workdir} was trained on another set of token shards than data.path now holds "
             f"(its tokenizer or its shards differ); bring that set back, or start a new run "
             f"with --workdir."
@@ -161,7 +162,7 @@ def changed_fields(workdir: epath.Path, config: Config, stage: int) -> list[str]
       stage: The stage that the run is in; those after it may still be changed.
 
     Raises:
-      ValueError: A field differs that a run cannot be resumed with.
+      UserError: A field differs that a run cannot be resumed with.
     """
     old = json.loads((workdir / _RECORD).read_text())["config"]
     new = json.loads(json.dumps(flatten(config)))
@@ -176,7 +177,7 @@ def changed_fields(workdir: epath.Path, config: Config, stage: int) -> list[str]
             (allowed if may_change else forbidden).append(line)
     if forbidden:
         also = f" These may change: {'; '.join(allowed)}." if allowed else ""
-        raise ValueError(
+        raise UserError(
             f"{workdir} was trained with another config. These may not change when it is "
             f"resumed: {'; '.join(forbidden)}.{also} Take the old values, or start a new "
             f"run with --workdir."

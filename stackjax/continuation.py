@@ -12,6 +12,7 @@ import numpy as np
 
 from stackjax.data.device import put_rows
 from stackjax.data.tokenizer import Tokenizer
+from stackjax.errors import UserError
 from stackjax.model import ModelConfig, Params
 from stackjax.model.decoding import Cache, empty_cache, extend, next_logits
 from stackjax.pretrained import Pretrained
@@ -42,12 +43,12 @@ def generate(
     prompt begins with `prefix_id`, which is not returned.
 
     Raises:
-      ValueError: There are no prompts, or no tokens to come.
+      UserError: There are no prompts, or no tokens to come.
     """
     if not prompts:
-        raise ValueError("prompts is empty; give at least one, which may be an empty text.")
+        raise UserError("prompts is empty; give at least one, which may be an empty text.")
     if max_tokens < 1:
-        raise ValueError(f"max_tokens is {max_tokens}; it must be at least 1.")
+        raise UserError(f"max_tokens is {max_tokens}; it must be at least 1.")
     drawn = _draws(pretrained, prompts, sampling, max_tokens, key)
     return _until_ended(drawn, len(prompts), pretrained.tokenizer.end_id)
 

@@ -21,7 +21,7 @@ from stackjax import model
 from stackjax.checkpoint import Contents, absolute, write_first
 from stackjax.data.staging import refuse_existing, staging_directory
 from stackjax.data.tokenizer import load_tokenizer
-from stackjax.errors import one_line_errors
+from stackjax.errors import UserError, one_line_errors
 from stackjax.flops import num_params
 from stackjax.interop import check_installed, config_json, huggingface
 from stackjax.interop.folder import (
@@ -73,13 +73,13 @@ def convert(config: ConvertConfig) -> epath.Path:
 
     Raises:
       FileExistsError: TARGET is not empty.
-      ValueError: SOURCE holds no model, or one that the other library cannot represent.
+      UserError: SOURCE holds no model, or one that the other library cannot represent.
       OSError: A file could not be read or written.
     """
     if config.verify:
         check_installed("torch", "transformers")
         if _is_pth(config.source):
-            raise ValueError(
+            raise UserError(
                 f"transformers cannot run {config.source}, so there is nothing to compare "
                 f"with: leave out --verify, and convert the checkpoint to a folder with it."
             )

@@ -23,7 +23,7 @@ def initialize() -> None:
     """Joins the other processes of the job, where the environment says there are some.
 
     Raises:
-      ValueError: The environment names them in part, or in a way that JAX cannot follow.
+      UserError: The environment names them in part, or in a way that JAX cannot follow.
       TimeoutError: Some did not arrive in time.
     """
     timeout = whole_number(_INITIALIZATION_TIMEOUT, 1, default="300")

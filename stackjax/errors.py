@@ -1,22 +1,25 @@
-"""What a person sees of their own mistakes: one line."""
+"""User errors, which a command reports as one line without a traceback."""
 
 import contextlib
 import sys
 import traceback
 from collections.abc import Iterator
-from pathlib import Path
 
-_ROOT = Path(__file__).parent.parent
-_OURS = (str(_ROOT / "stackjax"), str(_ROOT / "scripts"))
+
+class UserError(ValueError):
+    """A mistake that the user can fix.
+
+    The message names the field, its value, the rule and the way out. Any other ValueError
+    is a bug.
+    """
 
 
 @contextlib.contextmanager
 def one_line_errors() -> Iterator[None]:
-    """Ends the command with one line and exit code 2 where the user can mend the cause.
+    """Ends the command with one line and exit code 2 if the user can fix the error.
 
-    That is a ValueError raised by stackjax itself or by its scripts, a file system that
-    fails, or a loss that is no longer finite; all else is a fault of the code and keeps its
-    traceback. Ctrl-C ends it with one line and exit code 130.
+    That is a `UserError`, a file system that fails, or a loss that is not finite. Any other
+    exception is a bug and keeps its traceback. Ctrl-C exits with one line and code 130.
     """
     try:
         yield
@@ -29,12 +32,10 @@ def one_line_errors() -> Iterator[None]:
 
 
 def describe(error: BaseException) -> tuple[str, int]:
-    """Returns what is said of an error, and the exit code: 1 with a traceback."""
+    """Returns the text of an error and its exit code; code 1 means a bug, with traceback."""
     if isinstance(error, KeyboardInterrupt):
         return "error: interrupted.", 130
-    raised_in = traceback.extract_tb(error.__traceback__)[-1].filename
-    ours = isinstance(error, ValueError) and raised_in.startswith(_OURS)
-    if ours or isinstance(error, OSError | FloatingPointError):
-        # Messages of others may have several lines.
+    if isinstance(error, UserError | OSError | FloatingPointError):
+        # Messages of other libraries may have several lines.
         return f"error: {' '.join(str(error).splitlines())}", 2
     return "".join(traceback.format_exception(error)).rstrip(), 1

@@ -19,7 +19,7 @@ import rich.console
 import tyro
 
 from stackjax.analysis.scores import PAPER_TASKS, tell
-from stackjax.errors import one_line_errors
+from stackjax.errors import UserError, one_line_errors
 from stackjax.interop.tasks import load_tasks, measure
 from stackjax.lineage import code_version, total
 from stackjax.pretrained import load_pretrained
@@ -51,11 +51,11 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     """Returns what a model scores on tasks, and what it takes to measure it again.
 
     Raises:
-      ValueError: There is no such model or task, or a field is out of range.
+      UserError: There is no such model or task, or a field is out of range.
       OSError: A file could not be read.
     """
     if not config.output.absolute().parent.is_dir():
-        raise ValueError(
+        raise UserError(
             f"output is {config.output}, but there is no directory "
             f"{config.output.absolute().parent}; make it first."
         )

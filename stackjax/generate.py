@@ -45,7 +45,7 @@ def run(config: GenerateConfig) -> None:
     """Prints how a model continues the prompts.
 
     Raises:
-      ValueError: MODEL holds no model, or a field does not fit.
+      UserError: MODEL holds no model, or a field does not fit.
       OSError: A file could not be read.
     """
     texts = list(config.prompt)

@@ -29,7 +29,7 @@ from stackjax.config import Config, GrowthField
 from stackjax.config_file import read_config
 from stackjax.data.loader import open_source
 from stackjax.data.staging import refuse_existing, staging_directory
-from stackjax.errors import one_line_errors
+from stackjax.errors import UserError, one_line_errors
 from stackjax.flops import num_params
 from stackjax.grow_parts import grow_by_parts, saved_optimizer
 from stackjax.growth import Growth, Learn
@@ -83,7 +83,7 @@ def grow(config: GrowConfig) -> epath.Path:
 
     Raises:
       FileExistsError: TARGET is not empty.
-      ValueError: SOURCE holds no model, or it cannot grow so.
+      UserError: SOURCE holds no model, or it cannot grow so.
       OSError: A file could not be read or written.
     """
     if is_folder(config.source):
@@ -137,7 +137,7 @@ def grow_folder(config: GrowConfig) -> epath.Path:
     start = time.monotonic()
     directory = new_folder(config.target)
     if config.optimizer_state != "drop" or config.config is not None:
-        raise ValueError(
+        raise UserError(
             f"{config.source} is a folder of transformers, which holds no optimizer state and "
             f"is not evaluated here: leave out --optimizer-state and --config."
         )
@@ -156,15 +156,15 @@ def grow_folder(config: GrowConfig) -> epath.Path:
 
 
 def _check_growth(config: GrowConfig, source: ModelConfig) -> None:
-    """Raises ValueError where a growth needs a run."""
+    """Raises UserError where a growth needs a run."""
     if config.growth.reparameterisations(source):
-        raise ValueError(
+        raise UserError(
             f"--growth {config.growth} lets in what is new through masks, which open while "
             f"the model trains and which a checkpoint does not hold; such growth only works "
             f"inside a run, as the growth of a stage."
         )
     if _is_learned(config.growth) and config.optimizer_state != "drop":
-        raise ValueError(
+        raise UserError(
             f"--optimizer-state is {config.optimizer_state!r}, but nothing is known of how "
             f"moments grow by {config.growth}; leave it at drop."
         )

@@ -14,6 +14,7 @@ from stackjax import model
 from stackjax.checkpoint import array_types
 from stackjax.compilation import abstract_part
 from stackjax.config import OptimizerConfig
+from stackjax.errors import UserError
 from stackjax.growth import Growth, grow_opt_state
 from stackjax.model import ModelConfig, Params
 from stackjax.sharding import laid_out, partition_of
@@ -110,7 +111,7 @@ def saved_optimizer(
         optimizer = OptimizerConfig(name=name, peak_learning_rate=1.0, moments_dtype=dtype)
         if array_types(abstract_part(config, optimizer, axes)) == saved:
             return optimizer
-    raise ValueError(
+    raise UserError(
         f"{checkpoint} holds no optimizer state of {' or '.join(names)} to grow; leave "
         f"--optimizer-state at drop."
     )

@@ -14,6 +14,7 @@ from stackjax.data.batch import Batch
 from stackjax.data.device import local_rows, put
 from stackjax.data.loader import eval_batches, open_source
 from stackjax.data.sources import TokenSource
+from stackjax.errors import UserError
 from stackjax.growth import Growth
 from stackjax.layers import layer_sources, layer_statistics
 from stackjax.model import LossSums, ModelConfig, Params
@@ -35,9 +36,9 @@ def open_data(config: Config) -> tuple[TokenSource, TokenSource]:
 
 
 def check_held_out(config: EvaluationConfig, source: TokenSource) -> None:
-    """Raises ValueError if there are fewer held-out sequences than an evaluation reads."""
+    """Raises UserError if there are fewer held-out sequences than an evaluation reads."""
     if config.num_sequences > len(source):
-        raise ValueError(
+        raise UserError(
             f"evaluation.num_sequences is {config.num_sequences}, but the split "
             f"{source.split!r} of {source.path!r} has {len(source)} sequences of "
             f"{source.seq_len} tokens; give --evaluation.num-sequences {len(source)}."
@@ -45,12 +46,12 @@ def check_held_out(config: EvaluationConfig, source: TokenSource) -> None:
 
 
 def check_promise(growth: Growth, model: ModelConfig, before: float, after: float) -> None:
-    """Raises ValueError where growth moved a held-out loss that it promised to keep."""
+    """Raises UserError where growth moved a held-out loss that it promised to keep."""
     exact_enough = 1e-4 if compute_dtype(model) == jnp.float32 else 2e-2
     if growth.promise == "no":
         return
     if not abs(after - before) <= exact_enough:
-        raise ValueError(
+        raise UserError(
             f"{growth} promises to keep the function ({growth.promise}), but the held-out "
             f"loss went from {before} to {after}; nothing was committed."
         )

@@ -38,7 +38,7 @@ class InspectConfig:
 
 
 def inspect(config: InspectConfig) -> str:
-    """Returns what a checkpoint or folder says of itself; ValueError if there is none."""
+    """Returns what a checkpoint or folder says of itself; UserError if there is none."""
     if is_folder(config.run):
         folder = read_folder(Path(config.run))
         checkpoint, lineage = folder.path, read_lineage(folder)

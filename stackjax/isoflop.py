@@ -33,7 +33,7 @@ from stackjax.analysis.report import write_report
 from stackjax.analysis.scaling import Parabola
 from stackjax.analysis.tables import LOSSES, Table
 from stackjax.analysis.timing import GUIDELINE, Refit
-from stackjax.errors import one_line_errors
+from stackjax.errors import UserError, one_line_errors
 from stackjax.quantity import short
 
 SHARES = (0.5, 1.0)
@@ -78,7 +78,7 @@ def write(config: IsoflopConfig) -> str:
     """Writes what was found, and returns it as Markdown.
 
     Raises:
-      ValueError: The runs do not compare.
+      UserError: The runs do not compare.
     """
     found = find([read_record(path) for path in config.runs], config.loss, config.budgets)
     tables = [_cells_table(found, config.loss)]
@@ -103,7 +103,7 @@ def find(records: Sequence[Record], loss: LossName, budgets: Sequence[float] = (
     Models that no run grows into, such as the small ones, are left out.
 
     Raises:
-      ValueError: Runs of a size do not compare, or none grows at all.
+      UserError: Runs of a size do not compare, or none grows at all.
     """
     check_comparable(records, any_size=True)
     by_model: dict[str, list[Record]] = {}
@@ -111,7 +111,7 @@ def find(records: Sequence[Record], loss: LossName, budgets: Sequence[float] = (
         by_model.setdefault(str(record.final_model), []).append(record)
     grown = [runs for runs in by_model.values() if any(any(run.growths) for run in runs)]
     if not grown:
-        raise ValueError(
+        raise UserError(
             f"none of the {len(records)} runs grows; name some that do, and one from scratch."
         )
     sizes = [size_of(group(runs), loss) for runs in grown]
@@ -127,7 +127,7 @@ def find(records: Sequence[Record], loss: LossName, budgets: Sequence[float] = (
     for growth in dict.fromkeys(each.fixed for each in timings):
         try:
             laws[growth] = refit_timing(each for each in timings if each.fixed == growth)
-        except ValueError as error:
+        except UserError as error:
             laws[growth] = str(error)
     return Found(sizes=sizes, timings=timings, factors=factors, laws=laws)
 

@@ -10,6 +10,8 @@ import socket
 from jax._src import clusters  # no public name says whom JAX would join
 from jax._src.cloud_tpu_init import running_in_cloud_tpu_vm
 
+from stackjax.errors import UserError
+
 _EXPLICIT = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 _SET_THEM = f"set {', '.join(_EXPLICIT[:2])} and {_EXPLICIT[2]}"
 
@@ -33,7 +35,7 @@ def find_job(timeout: int) -> Job | None:
       timeout: Seconds to wait, on TPU slices, for the name of process 0's host.
 
     Raises:
-      ValueError: It describes one in part, or in a way that JAX cannot follow.
+      UserError: It describes one in part, or in a way that JAX cannot follow.
     """
     missing = [name for name in _EXPLICIT if name not in os.environ]
     if not missing:
@@ -42,7 +44,7 @@ def find_job(timeout: int) -> Job | None:
         return None
     if len(missing) < len(_EXPLICIT):
         present = " and ".join(name for name in _EXPLICIT if name in os.environ)
-        raise ValueError(
+        raise UserError(
             f"{present} without {' and '.join(missing)}: set all three, or none of them."
         )
     launcher = _launcher()
@@ -53,7 +55,7 @@ def _explicit_job() -> Job | None:
     address = os.environ["JAX_COORDINATOR_ADDRESS"]
     host, _, port = address.rpartition(":")
     if not host or not port.isdecimal() or int(port) > 65535:
-        raise ValueError(
+        raise UserError(
             f"JAX_COORDINATOR_ADDRESS is {address!r}, but has to be host:port, the same in "
             f"every process: a name or address of process 0's host, and a free port there."
         )
@@ -63,11 +65,11 @@ def _explicit_job() -> Job | None:
 
 
 def whole_number(name: str, least: int, most: int | None = None, default: str = "") -> int:
-    """Returns the value of an environment variable; ValueError if it is out of range."""
+    """Returns the value of an environment variable; UserError if it is out of range."""
     text = os.environ.get(name, default)
     if not text.isdecimal() or int(text) < least or (most is not None and int(text) > most):
         to = "on" if most is None else f"to {most}"
-        raise ValueError(f"{name} is {text!r}, but has to be a whole number from {least} {to}.")
+        raise UserError(f"{name} is {text!r}, but has to be a whole number from {least} {to}.")
     return int(text)
 
 
@@ -95,7 +97,7 @@ def _detected_job(launcher: str, timeout: int) -> Job | None:
     if launcher == "Kubernetes":
         package = "kubernetes"
     if package is not None and importlib.util.find_spec(package) is None:
-        raise ValueError(
+        raise UserError(
             f"{launcher} has started several processes, and to find them JAX needs a package "
             f"that is not installed: pip install {package}, or {_SET_THEM}; "
             f"JAX_NUM_PROCESSES=1 alone says that there are no others."
@@ -104,7 +106,7 @@ def _detected_job(launcher: str, timeout: int) -> Job | None:
         detect = clusters.ClusterEnv.auto_detect_unset_distributed_params
         found = detect(None, None, None, None, method, timeout)
     except RuntimeError as error:
-        raise ValueError(
+        raise UserError(
             f"JAX cannot find the other processes of {launcher}; {_SET_THEM}, or mend this: "
             f"{error}"
         ) from error
@@ -112,7 +114,7 @@ def _detected_job(launcher: str, timeout: int) -> Job | None:
     if num_processes == 1 or (launcher == "TPU" and num_processes is None):
         return None
     if address is None or num_processes is None or process_id is None:
-        raise ValueError(
+        raise UserError(
             f"{launcher} has started several processes, but JAX finds no address, number or "
             f"index of them in the environment; {_SET_THEM}."
         )

@@ -21,6 +21,7 @@ from typing import Any, Protocol
 import jax
 from etils import epath
 
+from stackjax.errors import UserError
 from stackjax.storage import is_remote
 
 Row = Mapping[str, Any]
@@ -46,16 +47,16 @@ class Sink(Protocol):
 def check_sinks(
     directory: epath.PathLike, *, tensorboard: bool, wandb_project: str | None
 ) -> None:
-    """Raises ValueError if a package that the sinks need is not installed."""
+    """Raises UserError if a package that the sinks need is not installed."""
     # W&B leaves a folder of its name behind, which Python would take for the package.
     package = importlib.util.find_spec("wandb")
     if wandb_project and (package is None or package.origin is None):
-        raise ValueError(
+        raise UserError(
             f"logging.wandb_project is {wandb_project!r}, but Weights & Biases is not "
             "installed; `pip install wandb`, or leave it out."
         )
     if tensorboard and is_remote(directory) and not _tensorboardX().record_writer.GCS_ENABLED:
-        raise ValueError(
+        raise UserError(
             f"logging.tensorboard is on and the run directory is {directory}, which "
             "needs `pip install google-cloud-storage`; or turn it off."
         )
@@ -90,7 +91,7 @@ def open_sinks(
 def read_rows(directory: epath.PathLike) -> list[dict[str, Any]]:
     """Returns the rows of `metrics.jsonl` in a run directory; none if there is no file.
 
-    A last line that was only half written is left out; other damage is a ValueError.
+    A last line that was only half written is left out; other damage is a UserError.
     """
     path = epath.Path(directory) / "metrics.jsonl"
     lines = path.read_bytes().splitlines() if path.exists() else []
@@ -100,7 +101,7 @@ def read_rows(directory: epath.PathLike) -> list[dict[str, Any]]:
             rows.append(json.loads(line))
         except ValueError as error:
             if number < len(lines):
-                raise ValueError(
+                raise UserError(
                     f"{path} is damaged at line {number} ({error}); mend or move it."
                 ) from error
     return rows

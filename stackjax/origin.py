@@ -10,6 +10,7 @@ from etils import epath
 
 from stackjax.data.sources import read_manifest
 from stackjax.data.tokenizer import Tokenization, Tokenizer, load_tokenizer
+from stackjax.errors import UserError
 from stackjax.interop import config_json
 from stackjax.interop.folder import CARRIED, carry, folder_tokenization
 from stackjax.interop.huggingface import Folder
@@ -82,14 +83,14 @@ def own_tokenization(checkpoint: epath.Path) -> Tokenization:
     """Returns how a checkpoint's model reads texts.
 
     Raises:
-      ValueError: It is not known, or is no longer where it was, or another one is.
+      UserError: It is not known, or is no longer where it was, or another one is.
     """
     carried = carried_files(checkpoint)
     if carried is not None:
         return folder_tokenization(carried)
     settings = run_settings(checkpoint)
     if not settings:
-        raise ValueError(f"{checkpoint} does not say its tokenizer; name it with --tokenizer.")
+        raise UserError(f"{checkpoint} does not say its tokenizer; name it with --tokenizer.")
     tokenizer = data_tokenizer(settings["data.path"])
     return Tokenization(tokenizer, tokenizer.end_id, is_prefixed=False)
 
@@ -98,17 +99,17 @@ def data_tokenizer(path: str) -> Tokenizer:
     """Returns the tokenizer that a set of token shards was made with.
 
     Raises:
-      ValueError: It is no longer where it was, or another one is.
+      UserError: It is no longer where it was, or another one is.
     """
     info = read_manifest(path).tokenizer
     if info.name != "bytes" and not Path(info.name).is_file():
-        raise ValueError(
+        raise UserError(
             f"the tokenizer of {path} was {info.name}, which is no longer there; bring it "
             f"back, or name it with --tokenizer where that can be given."
         )
     tokenizer = load_tokenizer(info.name, None if info.name == "bytes" else info.end_id)
     if tokenizer.digest != info.digest:
-        raise ValueError(
+        raise UserError(
             f"{info.name} is another tokenizer than the one that {path} was made with; bring "
             f"that one back, or name it with --tokenizer where that can be given."
         )
@@ -119,7 +120,7 @@ def trained_seq_len(checkpoint: epath.Path) -> int:
     """Returns the tokens of the longest text that a checkpoint's model was trained on.
 
     Raises:
-      ValueError: It is not known.
+      UserError: It is not known.
     """
     settings = run_settings(checkpoint)
     if settings:
@@ -127,7 +128,7 @@ def trained_seq_len(checkpoint: epath.Path) -> int:
     carried = carried_files(checkpoint)
     if carried is not None:
         return config_json.seq_len(config_json.read_fields(carried))
-    raise ValueError(
+    raise UserError(
         f"{checkpoint} does not lie in a run, and came from no folder of transformers, so "
         f"that nothing is known of its tokenizer and of how long its texts were; grow or "
         f"train it where they are."

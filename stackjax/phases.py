@@ -5,6 +5,7 @@ import math
 from collections.abc import Mapping
 
 from stackjax.config import Config, Schedule, Stage
+from stackjax.errors import UserError
 from stackjax.flops import flops_6nd, matmul_flops
 from stackjax.growth import Learn
 from stackjax.growth.chain import Chain
@@ -18,14 +19,14 @@ from stackjax.phase import Counts, Ending, Phase
 
 
 def expand(config: Config, ended: Mapping[int, Ending] | None = None) -> tuple[Phase, ...]:
-    """Returns the phases of a run; ValueError where stages do not fit together.
+    """Returns the phases of a run; UserError where stages do not fit together.
 
     Args:
       ended: Stages that a trigger has ended early: later ones follow sooner, and nothing else
         changes. Lengths, and the horizons of learning rates, are those of the config.
     """
     if config.stages[0].growth is not None:
-        raise ValueError(
+        raise UserError(
             "stages.0.growth is set, but there is no model before the first stage; put "
             "the growth into a later stage."
         )
@@ -106,17 +107,17 @@ def _stage_phases(
 def _fit_phase(train: Phase, growth: Learn) -> Phase:
     """Returns the phase that fits a learned growth, before the one that trains."""
     if train.optimizer_state != "reset":
-        raise ValueError(
+        raise UserError(
             f"stages.{train.stage}.optimizer_state is {train.optimizer_state!r}; after a "
             f"learned growth the optimizer can only be 'reset'."
         )
     if train.parameter_rates is not None:
-        raise ValueError(
+        raise UserError(
             f"stages.{train.stage} has rewarm, scale_by_fan_in or train_layers, which a "
             f"learned growth does not take: all of its parameters are new."
         )
     if growth.fit_steps >= train.num_steps:
-        raise ValueError(
+        raise UserError(
             f"stages.{train.stage} has {train.num_steps} steps, of which its growth takes "
             f"{growth.fit_steps} for the fit; give it more tokens, or fewer fit_steps."
         )
@@ -144,18 +145,18 @@ def _fit_phase(train: Phase, growth: Learn) -> Phase:
 
 
 def _check_growth(phase: Phase) -> None:
-    """Raises ValueError where a growth does not fit into its stage."""
+    """Raises UserError where a growth does not fit into its stage."""
     if isinstance(phase.growth, Chain):
         for link in phase.growth.growths:
             if isinstance(link, Learn):
-                raise ValueError(
+                raise UserError(
                     f"stages.{phase.stage}.growth is {phase.growth}; a learned growth stands "
                     f"alone, and grows depth and width by itself."
                 )
     tokens = phase.num_steps * phase.per_step.tokens
     for mask in phase.reparameterisations:
         if isinstance(mask, Mask) and mask.open_tokens > tokens:
-            raise ValueError(
+            raise UserError(
                 f"stages.{phase.stage} is {tokens} tokens long, and the last mask of "
                 f"{phase.growth} is open after {mask.open_tokens}; lower "
                 f"mask_tokens, or make the stage longer."
@@ -171,17 +172,17 @@ def _trained_layers(
     if stage.train_layers == "new":
         maps = stage.growth.axis_maps(source) if stage.growth else {}
         if "layers" not in maps or not maps["layers"].is_new.any():
-            raise ValueError(
+            raise UserError(
                 f"{field} is 'new', but the stage has no growth that adds layers; name them "
                 f"by number, or train 'all'."
             )
         return tuple(bool(new) for new in maps["layers"].is_new)
     try:
         layers = parse_pattern(stage.train_layers)
-    except ValueError as error:
-        raise ValueError(f"{field}: {error} It may also be 'all' or 'new'.") from None
+    except UserError as error:
+        raise UserError(f"{field}: {error} It may also be 'all' or 'new'.") from None
     if max(layers) >= model.num_layers:
-        raise ValueError(
+        raise UserError(
             f"{field} is {stage.train_layers!r}, which names layer {max(layers) + 1} of a "
             f"model with {model.num_layers}."
         )
@@ -193,7 +194,7 @@ def _parameter_rates(
 ) -> ParameterRates | None:
     grows = stage.rewarm is not None or stage.scale_by_fan_in
     if grows and stage.growth is None:
-        raise ValueError(
+        raise UserError(
             f"stages.{index} has rewarm or scale_by_fan_in, which are about growth, but no "
             f"growth."
         )
@@ -219,7 +220,7 @@ def stage_models(config: Config) -> list[ModelConfig]:
     for growth in reversed(growths):
         source = growth.source_config(models[0]) if growth else models[0]
         if growth is not None and growth.target_config(source) != models[0]:
-            raise ValueError(
+            raise UserError(
                 f"{growth}.source_config and .target_config contradict each other: {models[0]} "
                 f"comes from {source}, which grows into {growth.target_config(source)}."
             )
@@ -231,13 +232,13 @@ def stage_steps(config: Config) -> list[int]:
     """Returns the optimizer steps of each stage: its length, rounded up."""
     for i, stage in enumerate(config.stages):
         if (stage.tokens is None) == (stage.fraction is None):
-            raise ValueError(
+            raise UserError(
                 f"stages.{i} has tokens {stage.tokens} and fraction {stage.fraction}; set "
                 f"one of the two."
             )
     fraction = sum(stage.fraction or 0 for stage in config.stages)
     if not 0 <= fraction < 1:
-        raise ValueError(
+        raise UserError(
             f"the stages' fractions add up to {fraction}; they must leave room for a "
             f"stage whose length is in tokens, which settles that of the run."
         )
@@ -250,7 +251,7 @@ def _steps(config: Config, index: int, stage: Stage, run_tokens: float) -> int:
     assert tokens is not None, "stage_steps checks that one of the two is set"
     steps = math.ceil(tokens / (stage.batch_size * config.data.seq_len))
     if steps < 1:
-        raise ValueError(f"stages.{index} is {tokens} tokens long; it needs more than 0.")
+        raise UserError(f"stages.{index} is {tokens} tokens long; it needs more than 0.")
     return steps
 
 
@@ -269,12 +270,12 @@ def _learning_rate(
     if horizon is None:
         horizon = run_tokens if of_run else steps * tokens_per_step
     if schedule.shape == "wsd" and schedule.decay_tokens is None:
-        raise ValueError(
+        raise UserError(
             f"the schedule of stages.{index} is wsd without decay_tokens; say how many "
             f"tokens its decay takes."
         )
     if schedule.warmup_tokens + (schedule.decay_tokens or 0) > horizon:
-        raise ValueError(
+        raise UserError(
             f"the schedule of stages.{index} warms up over {schedule.warmup_tokens} and "
             f"decays over {schedule.decay_tokens or 0} tokens, which is more than its "
             f"horizon of {horizon}."

@@ -26,7 +26,7 @@ from stackjax.analysis.speed import (
     read_benchmark,
 )
 from stackjax.config_file import flatten, read_config
-from stackjax.errors import one_line_errors
+from stackjax.errors import UserError, one_line_errors
 from stackjax.flops import num_params
 from stackjax.growth import Stack
 from stackjax.model import ModelConfig
@@ -113,7 +113,7 @@ def plan(options: PlanConfig) -> Plan:
     """Returns the plan that a command line asks for.
 
     Raises:
-      ValueError: The options contradict each other, or the run that they ask for cannot be.
+      UserError: The options contradict each other, or the run that they ask for cannot be.
     """
     _check_options(options)
     if options.config is not None:
@@ -132,7 +132,7 @@ def plan(options: PlanConfig) -> Plan:
     speed = _speed(options, benchmark, num_devices, (target, small), seq_len)
     tokens = _tokens(options, params, speed)
     if tokens < seq_len:
-        raise ValueError(
+        raise UserError(
             f"the budget is {tokens:.3g} tokens, which is less than a sequence of {seq_len}; "
             f"give it more."
         )
@@ -162,7 +162,7 @@ def plan(options: PlanConfig) -> Plan:
 
 def _check_options(options: PlanConfig) -> None:
     if (options.params is None) == (options.config is None):
-        raise ValueError(
+        raise UserError(
             f"--params is {options.params} and --config is {options.config}; give one of the "
             f"two."
         )
@@ -176,23 +176,23 @@ def _check_options(options: PlanConfig) -> None:
     }
     for name, value in numbers.items():
         if value is not None and not 0 < value < math.inf:
-            raise ValueError(f"{name} is {value}; it must be more than 0, and finite.")
+            raise UserError(f"{name} is {value}; it must be more than 0, and finite.")
     budgets = ("--tokens", "--flops", "--device-hours")
     given = [f"{name} is {numbers[name]}" for name in budgets if numbers[name] is not None]
     if len(given) != 1:
-        raise ValueError(
+        raise UserError(
             f"{' and '.join(given) or 'there is no budget'}; give exactly one of "
             f"{', '.join(budgets)}."
         )
     if options.tokens_per_second is not None and options.benchmark is not None:
-        raise ValueError(
+        raise UserError(
             f"--tokens-per-second is {options.tokens_per_second} and --benchmark is "
             f"{options.benchmark}; give one of the two."
         )
     if (path := options.write) is None:
         return
     if path.suffix != ".py" or path.exists() or not path.absolute().parent.is_dir():
-        raise ValueError(
+        raise UserError(
             f"--write is {path}; it must be a new file, named *.py, in a directory that exists."
         )
 
@@ -201,7 +201,7 @@ def _small_model(factor: int, target: ModelConfig) -> ModelConfig:
     depth = target.num_layers
     factors = [each for each in range(2, depth + 1) if depth % each == 0]
     if factor not in factors:
-        raise ValueError(
+        raise UserError(
             f"--factor is {factor}; it must be more than 1 and divide the {depth} layers of "
             f"the target, so take one of {factors}."
         )
@@ -231,7 +231,7 @@ def _speed(
     if options.tokens_per_second is None:
         return None
     if num_devices is None:
-        raise ValueError(
+        raise UserError(
             f"--tokens-per-second is {options.tokens_per_second}, over all devices; say with "
             f"--devices how many those are."
         )
@@ -246,7 +246,7 @@ def _tokens(options: PlanConfig, params: float, speed: Speed | None) -> float:
         return options.flops / (6 * params)
     assert options.device_hours is not None, "_check_options asks for one of the three"
     if speed is None:
-        raise ValueError(
+        raise UserError(
             f"--device-hours is {options.device_hours}, and nothing says how fast the target "
             f"trains; give --benchmark, or --tokens-per-second and --devices."
         )

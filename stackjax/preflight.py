@@ -10,6 +10,7 @@ from jax.sharding import AbstractMesh, AxisType
 
 from stackjax.compilation import abstract_state
 from stackjax.config import Config
+from stackjax.errors import UserError
 from stackjax.model.attention import has_kernel
 from stackjax.model.config import axis_size
 from stackjax.phase import Ending, Phase
@@ -43,21 +44,21 @@ class Estimate:
 
 
 def check_backend(config: Config) -> None:
-    """Raises ValueError where a run needs other devices than those that JAX has."""
+    """Raises UserError where a run needs other devices than those that JAX has."""
     if config.platform == "accelerator" and jax.default_backend() == "cpu":
-        raise ValueError(
+        raise UserError(
             "platform is 'accelerator', but JAX has only the CPU here, on which this run would "
             "crawl; run it on a GPU or TPU (`pip install -r requirements-cuda.txt`, or "
             "`-tpu.txt`), or go on regardless with `--platform any`."
         )
     kernel = config.model.attention
     if kernel == "cudnn" and config.model.compute_dtype == "float32":
-        raise ValueError(
+        raise UserError(
             "model.attention is 'cudnn', which takes bfloat16 alone, and model.compute_dtype "
             "is 'float32'; use bfloat16, or `--model.attention xla`."
         )
     if kernel != "auto" and not has_kernel(kernel):
-        raise ValueError(
+        raise UserError(
             f"model.attention is {kernel!r}, which needs {_KERNEL_DEVICES[kernel]}, but JAX "
             f"runs on {jax.default_backend()} here; use `--model.attention auto`."
         )
@@ -83,7 +84,7 @@ def check(
       ended: Stages that have ended early.
 
     Raises:
-      ValueError: A stage does not fit its mesh, its batch or its devices.
+      UserError: A stage does not fit its mesh, its batch or its devices.
     """
     phases = expand(config, ended)
     return [_check_phase(config, phase, num_devices, memory) for phase in phases]
@@ -102,7 +103,7 @@ def _check_phase(
     state_bytes = bytes_per_device(state, mesh)
     gradient_bytes = bytes_per_device(state.params, mesh) * (2 if phase.accumulate > 1 else 1)
     if memory is not None and state_bytes + gradient_bytes > memory:
-        raise ValueError(
+        raise UserError(
             f"stages.{phase.stage}: parameters, optimizer state and gradients take "
             f"{(state_bytes + gradient_bytes) / 2**30:.1f} GiB on each device, which has "
             f"{memory / 2**30:.1f} GiB; use more devices, or a larger mesh.fsdp."
@@ -116,33 +117,33 @@ def _check_batch(config: Config, phase: Phase) -> None:
     shards = num_shards("batch")
     rows = phase.accumulate * shards
     if phase.batch_size % rows:
-        raise ValueError(
+        raise UserError(
             f"stages.{phase.stage}.batch_size is {phase.batch_size}, which does not divide "
             f"into accumulate {phase.accumulate} x {shards} shards of the batch (mesh "
             f"replica x fsdp); use a multiple of {rows}."
         )
     if config.evaluation.batch_size % shards:
-        raise ValueError(
+        raise UserError(
             f"evaluation.batch_size is {config.evaluation.batch_size}, which does not "
             f"divide over {shards} shards of the batch; use a multiple of {shards}."
         )
 
 
 def _check_until(config: Config, phase: Phase) -> None:
-    """Raises ValueError where a trigger fires at once, or on too few evaluations."""
+    """Raises UserError where a trigger fires at once, or on too few evaluations."""
     until, every = config.stages[phase.stage].until, config.evaluation.every_tokens
     spent = {"tokens": phase.start.tokens, "flops_6nd": phase.start.flops_6nd}
     for field, before in spent.items():
         limit = getattr(until, field)
         if limit is not None and limit <= before:
-            raise ValueError(
+            raise UserError(
                 f"stages.{phase.stage}.until.{field} is {limit:.10g}, and the stages before it "
                 f"take {before:.10g}; it counts from the start of the run, so give it more."
             )
     # Evaluations are made at the first step past a multiple.
     least = 2 * every + phase.per_step.tokens
     if until.slope_tokens is not None and until.slope_tokens < least:
-        raise ValueError(
+        raise UserError(
             f"stages.{phase.stage}.until.slope_tokens is {until.slope_tokens}, and evaluations "
             f"are {every} tokens apart; a slope takes three of them, {least} tokens or more."
         )
@@ -152,7 +153,7 @@ def _check_divides(phase: Phase) -> None:
     for axis, field in _FIELDS.items():
         size, shards = axis_size(phase.model, axis), num_shards(axis)
         if size % shards:
-            raise ValueError(
+            raise UserError(
                 f"model.{field} is {size} in stage {phase.stage}, which does not divide "
                 f"over {shards} shards of mesh axis {RULES[axis]!r}; change one of them."
             )

@@ -31,6 +31,7 @@ from stackjax.data.shards import ShardsOfPart, token_dtype, write_shards
 from stackjax.data.sources import Manifest, Split, SplitName, TokenizerInfo
 from stackjax.data.staging import refuse_existing, staging_directory, upload
 from stackjax.data.tokenizer import Tokenizer, load_tokenizer
+from stackjax.errors import UserError
 from stackjax.storage import check_bucket, is_remote
 
 PART_BYTES = 2**24
@@ -72,17 +73,17 @@ class PrepareConfig:
 
     def __post_init__(self):
         if len(self.paths) < 2:
-            raise ValueError(
+            raise UserError(
                 f"the paths {self.paths} are too few; give at least one INPUT, and last "
                 f"the OUTPUT."
             )
         if not 0 <= self.validation_fraction < 1:
-            raise ValueError(
+            raise UserError(
                 f"validation_fraction is {self.validation_fraction}; it must be at least "
                 f"0 and less than 1."
             )
         if self.num_processes is not None and self.num_processes < 1:
-            raise ValueError(f"num_processes is {self.num_processes}; it must be at least 1.")
+            raise UserError(f"num_processes is {self.num_processes}; it must be at least 1.")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -108,7 +109,7 @@ def prepare(config: PrepareConfig) -> Manifest:
 
     Raises:
       FileExistsError: OUTPUT exists already.
-      ValueError: An input or the tokenizer cannot be used.
+      UserError: An input or the tokenizer cannot be used.
       OSError: Reading or writing failed.
     """
     tokenizer = load_tokenizer(config.tokenizer, config.end_token)
@@ -176,7 +177,7 @@ def _load_once(name: str, end_token: str | None, digest: str) -> Tokenizer:
     """Returns a tokenizer; `digest` tells apart files that change under one name."""
     tokenizer = load_tokenizer(name, end_token)
     if tokenizer.digest != digest:
-        raise ValueError(f"tokenizer {name!r} was changed while it was in use.")
+        raise UserError(f"tokenizer {name!r} was changed while it was in use.")
     return tokenizer
 
 
@@ -268,7 +269,7 @@ def _join_results(results: list[ShardsOfPart], staging: Path) -> dict[SplitName,
 
 def _build_manifest(tokenizer: Tokenizer, splits: dict[SplitName, Split]) -> Manifest:
     if not splits["train"].tokens:
-        raise ValueError("the inputs have no text for the split 'train'.")
+        raise UserError("the inputs have no text for the split 'train'.")
     return Manifest(
         tokenizer=TokenizerInfo(
             name=tokenizer.name,

@@ -24,6 +24,7 @@ from stackjax.checkpoint import (
 )
 from stackjax.compilation import abstract_part
 from stackjax.data.tokenizer import Tokenization, Tokenizer, load_tokenizer
+from stackjax.errors import UserError
 from stackjax.interop import config_json, huggingface
 from stackjax.interop.folder import folder_tokenization, read_lineage
 from stackjax.lineage import Generation
@@ -61,7 +62,7 @@ def load_pretrained(path: str, tokenizer: str | None = None) -> Pretrained:
       tokenizer: `bytes`, or a file, instead of the model's own.
 
     Raises:
-      ValueError: There is no model, or its tokenizer is not to be found.
+      UserError: There is no model, or its tokenizer is not to be found.
     """
     given = None
     if tokenizer is not None:
@@ -69,7 +70,7 @@ def load_pretrained(path: str, tokenizer: str | None = None) -> Pretrained:
         given = Tokenization(loaded, loaded.end_id, is_prefixed=False)
     found = _load_folder(Path(path), given) if is_folder(path) else _load_run(path, given)
     if found.tokenizer.vocab_size > found.config.vocab_size:
-        raise ValueError(
+        raise UserError(
             f"the tokenizer {found.tokenizer.name} has {found.tokenizer.vocab_size} tokens, "
             f"and the model of {path} knows {found.config.vocab_size}; name its own with "
             f"--tokenizer."
@@ -131,7 +132,7 @@ def is_folder(path: str) -> bool:
 
 
 def open_checkpoint(path: str) -> tuple[epath.Path, Contents]:
-    """Returns the newest checkpoint that a path names; ValueError if it holds no model."""
+    """Returns the newest checkpoint that a path names; UserError if it holds no model."""
     checkpoint = find_checkpoint(absolute(path))
     contents, _ = read_contents(checkpoint)
     check_is_model(checkpoint, contents)

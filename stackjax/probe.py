@@ -14,6 +14,7 @@ import jax
 
 from stackjax.compilation import compile_step, growth_key, phase_optimizer
 from stackjax.config import Config
+from stackjax.errors import UserError
 from stackjax.growth import Learn
 from stackjax.held_out import held_out_loss
 from stackjax.phase import Counts, Phase
@@ -30,7 +31,7 @@ Probe = Callable[[TrainState, Counts], dict[str, Any]]
 def check_probes(
     config: Config, estimates: Sequence[Estimate] = (), memory: int | None = None
 ) -> None:
-    """Raises ValueError where a probe has no growth to try out, or not the memory.
+    """Raises UserError where a probe has no growth to try out, or not the memory.
 
     Args:
       estimates: What each phase holds on each device.
@@ -38,7 +39,7 @@ def check_probes(
     """
     probes, phases = config.probes, expand(config)
     if probes.at_tokens and not probes.lag_tokens:
-        raise ValueError(
+        raise UserError(
             f"probes.at_tokens is set and probes.lag_tokens is {probes.lag_tokens}; say how "
             f"many tokens a grown copy trains before its loss is measured."
         )
@@ -46,12 +47,12 @@ def check_probes(
         phase = next((p for p in phases if p.start.tokens < at < p.end.tokens), None)
         following = None if phase is None else _following(phases, phase)
         if following is None:
-            raise ValueError(
+            raise UserError(
                 f"probes.at_tokens has {at:,}, which lies inside of no stage that another one "
                 f"grows out of; leave it out."
             )
         if isinstance(following.growth, Learn):
-            raise ValueError(
+            raise UserError(
                 f"probes.at_tokens has {at:,}, but stages.{following.stage} grows by "
                 f"{following.growth}, which has to be fitted first; probe other growths."
             )
@@ -59,7 +60,7 @@ def check_probes(
         held = sum(each.state_bytes for each in both)
         held += max((each.gradient_bytes for each in both), default=0)
         if memory is not None and held > memory:
-            raise ValueError(
+            raise UserError(
                 f"probes.at_tokens has {at:,}, where both models take {held / 2**30:.1f} GiB "
                 f"on each device, which has {memory / 2**30:.1f} GiB; leave the probes out."
             )

@@ -5,11 +5,13 @@ from typing import Annotated
 
 import tyro
 
+from stackjax.errors import UserError
+
 
 def _parse_count(text: list[str]) -> int:
     value = float(text[0].replace("_", ""))
     if not value.is_integer():
-        raise ValueError(f"{text[0]} is not a whole number")
+        raise UserError(f"{text[0]} is not a whole number")
     return int(value)
 
 

@@ -8,6 +8,8 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
+from stackjax.errors import UserError
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Sampling:
@@ -22,13 +24,13 @@ class Sampling:
 
     def __post_init__(self):
         if not 0 <= self.temperature < float("inf"):
-            raise ValueError(
+            raise UserError(
                 f"temperature is {self.temperature}; it must be a number of at least 0."
             )
         if self.top_k is not None and self.top_k < 1:
-            raise ValueError(f"top_k is {self.top_k}; it must be at least 1.")
+            raise UserError(f"top_k is {self.top_k}; it must be at least 1.")
         if not 0 < self.top_p <= 1:
-            raise ValueError(f"top_p is {self.top_p}; it must be more than 0 and at most 1.")
+            raise UserError(f"top_p is {self.top_p}; it must be more than 0 and at most 1.")
 
 
 def sample(logits_BV: jax.Array, sampling: Sampling, key: jax.Array) -> jax.Array:

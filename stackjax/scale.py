@@ -33,7 +33,7 @@ from stackjax.analysis.report import write_report
 from stackjax.analysis.scaling import GapLaw, Interval, PowerLaw, speedup
 from stackjax.analysis.speedup import Speedup
 from stackjax.analysis.tables import LOSSES, Table, show_speedup
-from stackjax.errors import one_line_errors
+from stackjax.errors import UserError, one_line_errors
 from stackjax.flops import num_params
 from stackjax.quantity import short
 
@@ -78,7 +78,7 @@ def write(config: ScaleConfig) -> str:
     """Writes what was found, and returns it as Markdown.
 
     Raises:
-      ValueError: The runs do not compare, or follow neither law.
+      UserError: The runs do not compare, or follow neither law.
     """
     found = find(config)
     flops = config.flops or tuple(times * found.ends[-1].flops for times in BEYOND)
@@ -107,20 +107,20 @@ def find(config: ScaleConfig) -> Found:
     """Returns the ends of runs, and their laws.
 
     Raises:
-      ValueError: The runs do not compare, or follow neither law.
+      UserError: The runs do not compare, or follow neither law.
     """
     ends = ends_of([read_record(path) for path in config.runs], config.loss)
     pairs = pairs_of(ends)
     laws, gaps = _or_why(power_laws, ends), _or_why(gap_laws, pairs)
     if isinstance(laws, str) and isinstance(gaps, str):
-        raise ValueError(f"{laws} And {gaps}")
+        raise UserError(f"{laws} And {gaps}")
     return Found(ends=ends, pairs=pairs, laws=laws, gaps=gaps)
 
 
 def _or_why(fit: Any, points: Sequence[Any]) -> Any:
     try:
         return fit(points)
-    except ValueError as error:
+    except UserError as error:
         return str(error)
 
 

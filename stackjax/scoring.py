@@ -17,6 +17,7 @@ import rich.progress
 
 from stackjax.data.batch import Array
 from stackjax.data.device import put_rows
+from stackjax.errors import UserError
 from stackjax.model import ModelConfig, Params
 from stackjax.model.transformer import head_weight, hidden, logits
 from stackjax.pretrained import Pretrained
@@ -42,7 +43,7 @@ class Span:
 
     def __post_init__(self):
         if not 1 <= self.start <= self.stop <= len(self.tokens):
-            raise ValueError(
+            raise UserError(
                 f"the span from {self.start} to {self.stop} of {len(self.tokens)} tokens is "
                 f"none: start must be at least 1, stop at least start and at most the number "
                 f"of tokens; put a prefix before a text that is scored from its first token."

@@ -11,6 +11,7 @@ from jax.sharding import Mesh
 from stackjax.checkpoint import Checkpoints
 from stackjax.compilation import phase_optimizer
 from stackjax.config import Config
+from stackjax.errors import UserError
 from stackjax.interop import huggingface
 from stackjax.interop.folder import read_lineage
 from stackjax.model import ModelConfig
@@ -22,7 +23,7 @@ from stackjax.train_state import TrainState
 
 
 def check_start(path: str, config: ModelConfig) -> None:
-    """Raises ValueError where the parameters at a path are not those of a model."""
+    """Raises UserError where the parameters at a path are not those of a model."""
     if is_folder(path):
         found = huggingface.read_folder(Path(path)).model
     else:
@@ -31,7 +32,7 @@ def check_start(path: str, config: ModelConfig) -> None:
     besides = ("vocab_multiple",) if is_folder(path) else ()
     said = differences(config, found, besides=besides)
     if said:
-        raise ValueError(
+        raise UserError(
             f"init_from {path} holds another model than that of stage 0: {said}; a config may "
             f"take it from there, with stackjax.pretrained.model_of."
         )

@@ -6,6 +6,8 @@ import os
 from etils import epath
 from fsspec import config as fsspec_config
 
+from stackjax.errors import UserError
+
 _PACKAGES = {"gs": "gcsfs", "s3": "s3fs", "az": "adlfs", "hf": "huggingface_hub"}
 
 # Other hosts write too: what a directory of a bucket holds is asked anew each time.
@@ -25,7 +27,7 @@ def check_bucket(path: epath.PathLike, *, for_checkpoints: bool = False) -> None
       for_checkpoints: Whether Orbax is to use it, which asks for the bucket's metadata.
 
     Raises:
-      ValueError: A package is not installed, or no package is known.
+      UserError: A package is not installed, or no package is known.
       OSError: There is no such bucket, or no permission.
     """
     if not is_remote(path):
@@ -33,7 +35,7 @@ def check_bucket(path: epath.PathLike, *, for_checkpoints: bool = False) -> None
     scheme, _, rest = os.fspath(path).partition("://")
     if scheme not in _PACKAGES:
         known = ", ".join(f"{name}://" for name in _PACKAGES)
-        raise ValueError(f"{path} is not on a disk and in none of {known}; name another path.")
+        raise UserError(f"{path} is not on a disk and in none of {known}; name another path.")
     bucket = epath.Path(f"{scheme}://{rest.partition('/')[0]}")
     try:
         exists = bucket.exists()
@@ -41,7 +43,7 @@ def check_bucket(path: epath.PathLike, *, for_checkpoints: bool = False) -> None
             client = importlib.import_module("google.cloud.storage").Client()
             client.get_bucket(bucket.name)
     except ImportError as error:
-        raise ValueError(f"{path} needs `pip install {_PACKAGES[scheme]}`.") from error
+        raise UserError(f"{path} needs `pip install {_PACKAGES[scheme]}`.") from error
     except Exception as error:  # Every package of a kind of bucket has errors of its own.
         reason = " ".join(str(error).split())
         raise OSError(

@@ -9,6 +9,7 @@ from jax.sharding import Mesh
 from stackjax.config import Config
 from stackjax.data.sources import TokenSource
 from stackjax.data.tokenizer import Tokenizer
+from stackjax.errors import UserError
 from stackjax.interop.tasks import Tasks, load_tasks, measure
 from stackjax.origin import data_tokenizer
 from stackjax.phase import Phase
@@ -20,14 +21,14 @@ def open_tasks(config: Config, source: TokenSource) -> tuple[Tasks, Tokenizer] |
     """Returns the tasks of a run and the tokenizer of its data; None if it has no tasks.
 
     Raises:
-      ValueError: The harness is not installed, a task or its data are not there, a field is
+      UserError: The harness is not installed, a task or its data are not there, a field is
         out of range, or the tokenizer is gone.
     """
     tasks = config.tasks
     if not tasks.names:
         return None
     if not tasks.every_tokens:
-        raise ValueError(
+        raise UserError(
             f"tasks.names is set and tasks.every_tokens is {tasks.every_tokens}; say how many "
             f"tokens lie between two rounds of them."
         )

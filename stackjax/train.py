@@ -40,7 +40,7 @@ from stackjax.config_file import (
     record_config,
 )
 from stackjax.cpu import keep_memory, release_memory
-from stackjax.errors import one_line_errors
+from stackjax.errors import UserError, one_line_errors
 from stackjax.flops import num_params, peak_flops
 from stackjax.held_out import check_promise, held_out_layers, held_out_loss, open_data
 from stackjax.marker import read_marker, write_marker
@@ -64,7 +64,7 @@ def train(config: Config) -> None:
     """Runs every phase of a run, from where its directory says that it is.
 
     Raises:
-      ValueError: The config, the data or the run directory do not fit together.
+      UserError: The config, the data or the run directory do not fit together.
       OSError: A file could not be read or written.
       FloatingPointError: The loss is not finite.
       SystemExit: The run was asked to stop, and has been saved.
@@ -142,7 +142,7 @@ def resume(config: Config, workdir: epath.Path, phase: Phase) -> tuple[TrainStat
         if checkpoints.latest_step is not None:
             return checkpoints.restore(abstract_state(config, phase), mesh)
         if phase.index > 0:
-            raise ValueError(
+            raise UserError(
                 f"{checkpoints.directory} has no checkpoint, but the run is in stage "
                 f"{phase.stage}; bring it back, or start a new run with --workdir."
             )

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from stackjax.errors import UserError
 from stackjax.quantity import Count
 
 Evaluation = tuple[int, float]
@@ -30,9 +31,9 @@ class Until:
     def __post_init__(self):
         for field, value in dataclasses.asdict(self).items():
             if value is not None and value <= 0:
-                raise ValueError(f"until.{field} is {value}; it must be more than 0.")
+                raise UserError(f"until.{field} is {value}; it must be more than 0.")
         if (self.slope is None) != (self.slope_tokens is None):
-            raise ValueError(
+            raise UserError(
                 f"until.slope is {self.slope} and until.slope_tokens is {self.slope_tokens}; "
                 f"set both, or neither."
             )

@@ -1,22 +1,16 @@
-"""What XLA is told about the train step on each platform; nowhere else is it told anything.
+"""Compiler options of the train step on each platform; they are set nowhere else.
 
-Names are XLA's; `XLA_FLAGS` and, on TPUs, `LIBTPU_INIT_ARGS` still set what is not here.
-docs/performance.md says which of these were measured.
+Every option here is accepted by every supported version of JAX. `XLA_FLAGS` and, on TPUs,
+`LIBTPU_INIT_ARGS` set others. docs/performance.md says which were measured.
 """
 
 COMPILER_OPTIONS: dict[str, dict[str, bool | str]] = {
-    "cpu": {},
-    # Communication of shards is started early and ended late, and the loop over layers is
-    # unrolled twice so that a layer's gathers run while the layer before computes.
-    "gpu": {
-        "xla_gpu_enable_latency_hiding_scheduler": True,
-        "xla_gpu_enable_pipelined_all_gather": True,
-        "xla_gpu_enable_pipelined_all_reduce": True,
-        "xla_gpu_enable_pipelined_reduce_scatter": True,
-        "xla_gpu_enable_while_loop_double_buffering": True,
-    },
-    # The same by way of fusions that compute while they communicate; the scheduler that
-    # hides latency is on by itself.
+    # Overlaps communication with computation. The options that pipeline collectives are left
+    # out: jax 0.10 has them under other names than 0.11 and doubles the activations with
+    # them, and unrolling loops twice breaks the scheduler (docs/performance.md).
+    "gpu": {"xla_gpu_enable_latency_hiding_scheduler": True},
+    # Fusions that compute while they communicate. The scheduler that hides latency is on by
+    # default.
     "tpu": {
         "xla_tpu_enable_async_collective_fusion": True,
         "xla_tpu_enable_async_collective_fusion_fuse_all_gather": True,
@@ -24,4 +18,4 @@ COMPILER_OPTIONS: dict[str, dict[str, bool | str]] = {
         "xla_tpu_overlap_compute_collective_tc": True,
     },
 }
-"""Options of the compiler by `jax.default_backend()`."""
+"""Options by `jax.default_backend()`; other backends need none."""

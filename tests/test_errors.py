@@ -1,7 +1,9 @@
 """A user's mistake ends in one line; a fault of the code keeps its traceback."""
 
+import numpy as np
 import pytest
 
+from stackjax.data import packing
 from stackjax.errors import one_line_errors
 from stackjax.growth import Stack
 
@@ -41,6 +43,9 @@ def test_what_the_user_can_mend_is_one_line_and_exit_code_2(fail, line, capsys):
 def test_errors_of_other_code_keep_their_traceback():
     with pytest.raises(ValueError, match="invalid literal"), one_line_errors():
         int("nothing of ours")
+    # Also where our own code caused them: that is a bug.
+    with pytest.raises(ValueError, match="one unknown dimension"), one_line_errors():
+        packing.cut_records(np.zeros(5), -1)
     with pytest.raises(TypeError), one_line_errors():
         Stack("2" / 2)
 

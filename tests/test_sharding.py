@@ -1,13 +1,17 @@
 """Logical axes become partitions by one table, on a mesh whose sizes are checked."""
 
+import dataclasses
 import re
 
 import jax
+import numpy as np
 import pytest
 from conftest import mesh_of
 from jax.sharding import PartitionSpec as P
 
+from stackjax import sharding
 from stackjax.axes import Axes
+from stackjax.errors import UserError
 from stackjax.sharding import (
     MeshConfig,
     build_mesh,
@@ -16,6 +20,7 @@ from stackjax.sharding import (
     num_shards,
     on_mesh,
     partition,
+    slices_along_axes,
 )
 
 WEIGHT = Axes(("layers",), ("embed",), ("heads", "head_dim"))
@@ -44,6 +49,48 @@ def test_the_size_that_is_left_open_takes_the_devices_that_are_left():
 def test_sizes_that_do_not_make_up_the_devices_are_refused(config, message):
     with pytest.raises(ValueError, match=re.escape(message)):
         mesh_shape(config, 8)
+
+
+@pytest.mark.parametrize(
+    ("shape", "num_slices", "across"),
+    [
+        ((2, 16, 1), 2, (2, 1, 1)),
+        ((4, 16, 2), 2, (2, 1, 1)),
+        ((1, 32, 1), 2, (1, 2, 1)),
+        ((2, 16, 1), 4, (2, 2, 1)),
+        ((8, 32, 1), 8, (8, 1, 1)),
+    ],
+)
+def test_slices_lie_along_replica_first_and_then_along_fsdp(shape, num_slices, across):
+    assert slices_along_axes(shape, num_slices) == across
+
+
+@pytest.mark.parametrize("shape", [(1, 16, 2), (1, 1, 32), (2, 8, 2)])
+def test_slices_that_neither_replica_nor_fsdp_can_span_are_refused(shape):
+    with pytest.raises(UserError, match=r"does not fit 3 TPU slices.*set mesh\.replica to 3"):
+        slices_along_axes(shape, 3)
+
+
+@dataclasses.dataclass(frozen=True)
+class SliceDevice:
+    """A device of a TPU slice, as far as laying out a mesh asks."""
+
+    id: int
+    slice_index: int
+    process_index: int = 0
+    platform: str = "simulated"  # TPUs are laid out by their coordinates too
+    device_kind: str = "simulated"
+
+
+@pytest.mark.parametrize("config", [MeshConfig(replica=2), MeshConfig(), MeshConfig(tensor=2)])
+def test_devices_of_one_slice_are_neighbours_along_every_axis_but_one(config, monkeypatch):
+    devices = [SliceDevice(i, i // 4) for i in range(8)]
+    monkeypatch.setattr(sharding, "Mesh", lambda layout, *_, **__: layout)
+    layout = build_mesh(config, devices)
+    slices = np.vectorize(lambda device: device.slice_index)(layout)
+    assert layout.shape == mesh_shape(config, 8)
+    first, second = np.split(slices, 2, axis=0 if config.replica == 2 else 1)
+    assert (first == 0).all() and (second == 1).all()
 
 
 def test_by_default_the_mesh_covers_every_device():

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from scripts.peers.peer import SHAPES, Peer
+from stackjax.errors import UserError
 
 WARMUP_STEPS = 2
 
@@ -35,14 +36,14 @@ def serve(peer: Peer, requests: Iterable[str], answers: TextIO) -> None:
     """Answers every request with the seconds that so many steps took.
 
     Raises:
-      ValueError: The loss does not fall.
+      UserError: The loss does not fall.
     """
     state, loss = _run(peer, peer.state, 1)
     first = float(loss)
     _answer(answers, num_params=peer.num_params)
     state, loss = _run(peer, state, WARMUP_STEPS)
     if not (math.isfinite(first) and float(loss) < first):
-        raise ValueError(f"the loss went from {first} to {float(loss)}; it must fall.")
+        raise UserError(f"the loss went from {first} to {float(loss)}; it must fall.")
     _answer(answers, losses=[first, float(loss)])
     for request in requests:
         # What other processes did has left the caches cold.

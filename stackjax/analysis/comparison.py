@@ -8,6 +8,7 @@ import numpy as np
 from stackjax.analysis.curve import MonotoneCurve
 from stackjax.analysis.record import COSTS, LossName, Record, check_comparable
 from stackjax.analysis.speedup import AtBudget, Speedup, at_budget, crossing, speedup_at_loss
+from stackjax.errors import UserError
 from stackjax.quantity import short
 
 _SHARES = (0.25, 0.5, 0.75, 1.0)
@@ -51,7 +52,7 @@ def group(records: Sequence[Record]) -> list[Group]:
     """Returns the groups of runs that differ by their seed alone, scratch first.
 
     Raises:
-      ValueError: Their losses do not mean the same, two are the same run, or none or several
+      UserError: Their losses do not mean the same, two are the same run, or none or several
         of the groups are from scratch.
     """
     check_comparable(records)
@@ -66,7 +67,7 @@ def group(records: Sequence[Record]) -> list[Group]:
     for runs in by_training.values():
         seeds = [record.config["seed"] for record in runs]
         if len(set(seeds)) < len(seeds):
-            raise ValueError(
+            raise UserError(
                 f"{runs[0].path} and {runs[-1].path} are the same training from the same "
                 f"seed; seeds count as independent runs, so name one of them."
             )
@@ -81,7 +82,7 @@ def group(records: Sequence[Record]) -> list[Group]:
     groups.sort(key=lambda each: each.is_grown)
     from_scratch = [each for each in groups if not each.is_grown]
     if len(from_scratch) != 1 or len(groups) == 1:
-        raise ValueError(
+        raise UserError(
             f"{len(from_scratch)} of the {len(groups)} trainings are from scratch "
             f"({', '.join(each.label for each in from_scratch) or 'none'}); name one that is, "
             f"and at least one that grows."

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from stackjax.analysis.record import LossName, Record, check_comparable
 from stackjax.analysis.scaling import GapLaw, PowerLaw, fit_gap, fit_power_law
+from stackjax.errors import UserError
 from stackjax.flops import num_params
 from stackjax.model import ModelConfig
 from stackjax.quantity import short
@@ -46,14 +47,14 @@ def ends_of(records: Sequence[Record], loss: LossName) -> list[End]:
     """Returns the end of every run, those that cost least first.
 
     Raises:
-      ValueError: Their losses do not mean the same, but for the size of the last model; one has
+      UserError: Their losses do not mean the same, but for the size of the last model; one has
         not finished, or stands twice.
     """
     check_comparable(records, any_size=True)
     found = []
     for record in records:
         if not record.is_finished:
-            raise ValueError(
+            raise UserError(
                 f"{record.path} has not come to the end of its last stage, where its learning "
                 f"rate has come down; let it finish, or leave it out."
             )
@@ -68,7 +69,7 @@ def ends_of(records: Sequence[Record], loss: LossName) -> list[End]:
             loss=float(curve.losses[-1]),
         )
         if end in found:
-            raise ValueError(
+            raise UserError(
                 f"{record.path} is the same run as another, and runs count as independent; "
                 f"name one of them."
             )
@@ -93,7 +94,7 @@ def power_laws(ends: Sequence[End]) -> dict[str, PowerLaw]:
     """Returns the law of loss over FLOPs of each growth that has three sizes, and of scratch.
 
     Raises:
-      ValueError: Scratch has fewer, or all growths have.
+      UserError: Scratch has fewer, or all growths have.
     """
     sizes = {
         growth: len({num_params(end.model) for end in of_growth})
@@ -102,7 +103,7 @@ def power_laws(ends: Sequence[End]) -> dict[str, PowerLaw]:
     enough = [growth for growth, count in sizes.items() if count >= 3]
     if "scratch" not in enough or len(enough) == 1:
         said = ", ".join(f"{name} is of {count}" for name, count in sizes.items())
-        raise ValueError(
+        raise UserError(
             f"of sizes, {said}; a law of loss over compute needs three, of scratch and of a "
             f"growth, as ever more tokens for one size bring its loss to a floor."
         )
@@ -125,14 +126,14 @@ def gap_laws(pairs: Sequence[Pair]) -> dict[str, GapLaw]:
     Of those that have three lengths. Grown runs that share a run from scratch are one point.
 
     Raises:
-      ValueError: None of them has.
+      UserError: None of them has.
     """
     found = {}
     for name, gaps in gap_points(pairs).items():
         if len({tokens for tokens, _ in gaps}) >= 3:
             found[name] = fit_gap(*zip(*gaps, strict=True))
     if not found:
-        raise ValueError(
+        raise UserError(
             "no growth has runs of three lengths for one size, each with one from scratch for "
             "the same FLOPs; how a gap goes on with ever more tokens needs them."
         )

@@ -13,6 +13,7 @@ from stackjax.analysis.curve import MonotoneCurve
 from stackjax.analysis.record import LossName
 from stackjax.analysis.scaling import Parabola, fit_parabola
 from stackjax.analysis.timing import Refit, refit
+from stackjax.errors import UserError
 from stackjax.flops import num_layer_params, num_params
 from stackjax.growth import Growth
 from stackjax.model import ModelConfig
@@ -79,12 +80,12 @@ def size_of(groups: Sequence[Group], loss: LossName) -> Size:
     """Returns the cells of groups of runs, scratch first, of those that grow once.
 
     Raises:
-      ValueError: None of them grows once.
+      UserError: None of them grows once.
     """
     scratch, *grown = groups
     cells = [cell for each in grown if (cell := _cell(each, loss)) is not None]
     if not cells:
-        raise ValueError("none of the runs grows once; when, and by how much, is then not one.")
+        raise UserError("none of the runs grows once; when, and by how much, is then not one.")
     return Size(
         model=scratch.records[0].final_model,
         scratch=tuple(scratch.curves(loss, "flops_6nd")),
@@ -128,7 +129,7 @@ def _optima(
         if losses := cell.losses(flops):
             row = rows.setdefault(fixed(cell), {})
             if varied(cell) in row:
-                raise ValueError(
+                raise UserError(
                     f"two trainings of {size.params} parameters grow by {cell.growth} at "
                     f"{cell.tokens:,} tokens; they differ in something else, so name one."
                 )
@@ -149,7 +150,7 @@ def _optimum(
         return make(parabola=None, why_none="too few runs for a parabola")
     try:
         parabola = fit_parabola(x, [loss for _, losses in points for loss in losses])
-    except ValueError:
+    except UserError:
         return make(parabola=None, why_none="no lowest point")
     return make(parabola=parabola, why_none="")
 
@@ -164,7 +165,7 @@ def refit_timing(optima: Iterable[Optimum]) -> Refit:
       optima: Of one growth.
 
     Raises:
-      ValueError: There are fewer than 4, or sizes and budgets do not vary independently.
+      UserError: There are fewer than 4, or sizes and budgets do not vary independently.
     """
     known = [
         (each.size.params, each.flops, 10**each.parabola.optimum)
@@ -172,7 +173,7 @@ def refit_timing(optima: Iterable[Optimum]) -> Refit:
         if each.parabola is not None and not each.parabola.is_extrapolated
     ]
     if len(known) < 4:
-        raise ValueError(
+        raise UserError(
             f"{len(known)} best timings lie among those tried, and its three coefficients need "
             f"four or more, of several sizes and budgets."
         )

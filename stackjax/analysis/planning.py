@@ -142,7 +142,7 @@ def grown_run(template: Config, factor: int, small_tokens: float, tokens: float)
         last stage, batches those of the last. Warm-ups that would not end in time are cut.
 
     Raises:
-      ValueError: The tokens are too few for two stages.
+      UserError: The tokens are too few for two stages.
     """
     target = stage_models(template)[-1]
     first, last = template.stages[0], template.stages[-1]
@@ -190,7 +190,7 @@ def make_plan(
       num_devices: None where they are not known, and so neither is their memory.
 
     Raises:
-      ValueError: The tokens are too few, or a stage does not fit the mesh or the devices.
+      UserError: The tokens are too few, or a stage does not fit the mesh or the devices.
     """
     config = grown_run(template, factor, timing.tokens, tokens)
     phases, seq_len = expand(config), config.data.seq_len

@@ -10,6 +10,7 @@ import numpy as np
 from etils import epath
 
 from stackjax.analysis.curve import Curve
+from stackjax.errors import UserError
 from stackjax.growth import Growth, parse_growth
 from stackjax.metrics import read_rows
 from stackjax.model.config import EXECUTION, ModelConfig, model_from_json
@@ -103,13 +104,13 @@ class Record:
         """Returns the losses of the run's last model over what the run had spent.
 
         Raises:
-          ValueError: There are fewer than two.
+          UserError: There are fewer than two.
         """
         name = _ROW_NAMES[loss]
         first = self.final_stage
         rows = [row for row in self.rows if row["stage"] >= first and row.get(name) is not None]
         if len(rows) < 2:
-            raise ValueError(
+            raise UserError(
                 f"{self.path} has {len(rows)} rows of {name} for its last model, and a curve "
                 f"needs two; train it further, or leave it out."
             )
@@ -143,17 +144,17 @@ class Record:
 
 
 def read_record(path: epath.PathLike) -> Record:
-    """Returns what a run directory has recorded; ValueError if it is none."""
+    """Returns what a run directory has recorded; UserError if it is none."""
     directory = epath.Path(path)
     record = directory / "config.json"
     if not record.exists():
-        raise ValueError(f"{directory} has no config.json; name the directory of a run.")
+        raise UserError(f"{directory} has no config.json; name the directory of a run.")
     found, rows = json.loads(record.read_text()), read_rows(directory)
     trained = [row for row in rows if row["kind"] == "train"]
     if not trained:
-        raise ValueError(f"{directory} has not trained yet; its metrics.jsonl has no rows.")
+        raise UserError(f"{directory} has not trained yet; its metrics.jsonl has no rows.")
     if "tokenizer" not in found or "num_devices" not in trained[0]:
-        raise ValueError(
+        raise UserError(
             f"{directory} was recorded by an older version of stackjax, without its tokenizer "
             f"and its number of devices; train it again, or leave it out."
         )
@@ -162,7 +163,7 @@ def read_record(path: epath.PathLike) -> Record:
 
 
 def check_comparable(records: Sequence[Record], *, any_size: bool = False) -> None:
-    """Raises ValueError, naming the field, where losses of runs do not mean the same.
+    """Raises UserError, naming the field, where losses of runs do not mean the same.
 
     Args:
       any_size: Whether their last models may be of different sizes.
@@ -172,7 +173,7 @@ def check_comparable(records: Sequence[Record], *, any_size: bool = False) -> No
     for other in others:
         for field, value in _meaning(other, any_size).items():
             if value != expected[field]:
-                raise ValueError(
+                raise UserError(
                     f"{field} is {value} in {other.path}, and {expected[field]} in "
                     f"{first.path}; losses of such runs do not compare, so leave one out."
                 )

@@ -14,6 +14,7 @@ import numpy.typing as npt
 import scipy.stats
 
 from stackjax.analysis.speedup import CONFIDENCE, Estimate
+from stackjax.errors import UserError
 
 Interval = tuple[float, float]
 """Lower and upper end, 95 %."""
@@ -147,7 +148,7 @@ def fit_power_law(compute: npt.ArrayLike, loss: npt.ArrayLike) -> PowerLaw:
       compute: FLOPs of each run, in all its stages.
 
     Raises:
-      ValueError: There are fewer than 3 points, or numbers that are not positive and finite.
+      UserError: There are fewer than 3 points, or numbers that are not positive and finite.
     """
     compute, loss = points(3, compute=compute, loss=loss)
     columns = [1.0, np.log(compute)]
@@ -161,12 +162,12 @@ def fit_parabola(x: npt.ArrayLike, loss: npt.ArrayLike) -> Parabola:
       x: The log10 of what was varied: tokens before growth (d), or growth factor (g).
 
     Raises:
-      ValueError: There are fewer than 4 points, or the parabola opens downwards.
+      UserError: There are fewer than 4 points, or the parabola opens downwards.
     """
     x, loss = points(4, signed={"x"}, x=x, loss=loss)
     fit = fit_linear([1.0, x, x**2], loss, varied={"x": x})
     if fit.coefficients[2] <= 0:
-        raise ValueError(
+        raise UserError(
             f"loss bends by {2 * fit.coefficients[2]:.3g} per decade squared over x from "
             f"{x.min():.4g} to {x.max():.4g}; a parabola with a lowest point must open "
             f"upwards, so add runs on both sides of the lowest loss."
@@ -181,7 +182,7 @@ def fit_gap(tokens: npt.ArrayLike, gap: npt.ArrayLike) -> GapLaw:
       gap: The loss of scratch less that of the grown run; positive where growing wins.
 
     Raises:
-      ValueError: There are fewer than 3 points, or tokens that are not positive.
+      UserError: There are fewer than 3 points, or tokens that are not positive.
     """
     tokens, gap = points(3, signed={"gap"}, tokens=tokens, gap=gap)
     return GapLaw(fit_linear([1.0, np.log10(tokens)], gap, varied={"tokens": tokens}))
@@ -199,11 +200,11 @@ def speedup(scratch: PowerLaw, grown: PowerLaw, compute: float) -> Estimate:
       compute: FLOPs that scratch spends (C).
 
     Raises:
-      ValueError: A law does not fall with compute.
+      UserError: A law does not fall with compute.
     """
     for name, law in (("scratch", scratch), ("grown", grown)):
         if law.b >= 0:
-            raise ValueError(
+            raise UserError(
                 f"{name} has b = {law.b:.3g}; a law must fall with compute (b < 0) to be "
                 f"solved for a loss, so fit runs that are further apart in compute."
             )
@@ -233,7 +234,7 @@ def fit_linear(
     num_points, num_columns = design.shape
     if np.linalg.matrix_rank(design / scale, rtol=_COLLINEAR) < num_columns:
         taken = ", ".join(f"{name} takes {len(set(x))}" for name, x in varied.items())
-        raise ValueError(
+        raise UserError(
             f"{taken} different values in {num_points} points, which do not tell "
             f"{num_columns} coefficients apart; add points that differ in "
             f"{' and, apart from that, in '.join(varied)}."
@@ -252,14 +253,14 @@ def points(
     """Returns columns of numbers as arrays of one length.
 
     Raises:
-      ValueError: They are of different lengths, fewer than `least`, or hold a number that is
+      UserError: They are of different lengths, fewer than `least`, or hold a number that is
         not finite, or, but for those named in `signed`, not positive.
     """
     arrays = {name: np.asarray(column, float) for name, column in columns.items()}
     shapes = {array.shape for array in arrays.values()}
     if len(shapes) > 1 or any(len(shape) != 1 or shape[0] < least for shape in shapes):
         said = ", ".join(f"{name} has shape {x.shape}" for name, x in arrays.items())
-        raise ValueError(
+        raise UserError(
             f"{said}; this fit needs lists of one length, of at least {least} points (one more "
             f"than it has coefficients), so add runs, with a number in each list."
         )
@@ -268,14 +269,14 @@ def points(
             if name not in signed:
                 positive(f"{name}[{i}]", x)
             elif not math.isfinite(x):
-                raise ValueError(f"{name}[{i}] is {x}; it must be finite: mend or omit it.")
+                raise UserError(f"{name}[{i}] is {x}; it must be finite: mend or omit it.")
     return list(arrays.values())
 
 
 def positive(name: str, x: float) -> float:
-    """Returns x; raises ValueError where it is not positive and finite."""
+    """Returns x; raises UserError where it is not positive and finite."""
     if not 0 < x < math.inf:
-        raise ValueError(f"{name} is {x}; it must be positive and finite: mend or omit it.")
+        raise UserError(f"{name} is {x}; it must be positive and finite: mend or omit it.")
     return x
 
 

@@ -14,6 +14,7 @@ from stackjax.config import (
     Schedule,
     Stage,
 )
+from stackjax.errors import UserError
 from stackjax.flops import num_params
 from stackjax.growth import Stack
 from stackjax.model import ModelConfig
@@ -103,7 +104,7 @@ def choose_model(params: float) -> tuple[ModelConfig, str]:
     units per channel are closest to those of the shape is taken.
 
     Raises:
-      ValueError: There is no model as small as that.
+      UserError: There is no model as small as that.
     """
     shape = min(SHAPES, key=lambda shape: abs(math.log(params / shape.params)))
     if math.isclose(params, shape.params, rel_tol=0.01):
@@ -114,7 +115,7 @@ def choose_model(params: float) -> tuple[ModelConfig, str]:
         if (model := _of_width(shape, heads, params)) is not None
     ]
     if not widths:
-        raise ValueError(
+        raise UserError(
             f"--params is {params:.3g}, for which embedding, head and attention of "
             f"{shape.num_layers} layers are too large already; name a --config instead."
         )

@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from stackjax.errors import UserError
 from stackjax.flops import matmul_flops, num_params
 from stackjax.model import ModelConfig
 
@@ -30,15 +31,15 @@ class Benchmark:
 
 
 def read_benchmark(path: Path) -> Benchmark:
-    """Returns what a benchmark measured; ValueError if the file holds none."""
+    """Returns what a benchmark measured; UserError if the file holds none."""
     if not path.is_file():
-        raise ValueError(f"--benchmark is {path}; there is no such file.")
+        raise UserError(f"--benchmark is {path}; there is no such file.")
     try:
         measured = json.loads(path.read_text())
     except json.JSONDecodeError:
         measured = None
     if not isinstance(measured, dict) or not {"rows", "num_devices"} <= measured.keys():
-        raise ValueError(
+        raise UserError(
             f"--benchmark is {path}, which `python -m scripts.benchmark` has not written; name "
             f"its benchmark.json."
         )
@@ -57,11 +58,11 @@ def read_benchmark(path: Path) -> Benchmark:
 def measured_speed(
     benchmark: Benchmark, target: ModelConfig, small: ModelConfig, seq_len: int
 ) -> Speed:
-    """Returns the measured speed of both models; ValueError if there is none of the target."""
+    """Returns the measured speed of both models; UserError if there is none of the target."""
     keys = [(num_params(each), each.num_layers, seq_len) for each in (target, small)]
     rate, small_rate = map(benchmark.rates.get, keys)
     if rate is None:
-        raise ValueError(
+        raise UserError(
             f"--benchmark is {benchmark.path}, in which no steps of the target were timed: "
             f"{_words(*keys[0])}. It has {'; '.join(_words(*k) for k in benchmark.rates)}. "
             f"Run `python -m scripts.benchmark` on this model, or give --tokens-per-second."

@@ -68,7 +68,7 @@ def refit(params: npt.ArrayLike, flops: npt.ArrayLike, tokens: npt.ArrayLike) ->
       tokens: d of each, such as 10 to the optimum of a parabola.
 
     Raises:
-      ValueError: There are fewer than 4 optima, or N and C do not vary independently.
+      UserError: There are fewer than 4 optima, or N and C do not vary independently.
     """
     params, flops, tokens = points(4, params=params, flops=flops, tokens=tokens)
     columns = [np.log10(params), [_inverse_log10(each) for each in flops.tolist()], 1.0]

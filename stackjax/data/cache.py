@@ -14,6 +14,7 @@ from etils import epath
 
 from stackjax.data.sources import MANIFEST, Shard, SplitName, read_manifest
 from stackjax.data.staging import lock_directory
+from stackjax.errors import UserError
 from stackjax.storage import replace_text
 
 COPIES_AT_A_TIME = 8
@@ -27,7 +28,7 @@ def local_copy(path: str, split: SplitName, cache_dir: str) -> str:
     written.
 
     Raises:
-      ValueError: There is no such set, or the disk has no room for it.
+      UserError: There is no such set, or the disk has no room for it.
       OSError: A file could not be copied.
     """
     manifest, source = read_manifest(path), epath.Path(path)
@@ -60,7 +61,7 @@ def _is_there(directory: Path, shard: Shard) -> bool:
 def _check_room(directory: Path, path: str, num_bytes: int) -> None:
     free = shutil.disk_usage(directory).free
     if num_bytes > free:
-        raise ValueError(
+        raise UserError(
             f"the shards of {path!r} take {num_bytes / 1e9:.1f} GB, but the disk of "
             f"data.cache_dir {str(directory.parent)!r} has {free / 1e9:.1f} GB left; name "
             f"another, or leave it out and they are read where they are."

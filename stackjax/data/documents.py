@@ -15,6 +15,7 @@ import re
 from collections.abc import Iterable, Iterator
 from typing import Any, BinaryIO, Literal
 
+from stackjax.errors import UserError
 from stackjax.storage import is_remote
 
 PIECE_BYTES = 2**24
@@ -66,7 +67,7 @@ def read_documents(piece: Piece, text_field: str) -> Iterator[str]:
       text_field: The field, column or feature that holds the text.
 
     Raises:
-      ValueError: A document cannot be read; the message says where.
+      UserError: A document cannot be read; the message says where.
     """
     match piece.format:
         case "text":
@@ -80,7 +81,7 @@ def read_documents(piece: Piece, text_field: str) -> Iterator[str]:
                 with _decompress(piece.source) as file:
                     yield from _read_json(piece, file, text_field)
             except OSError as error:
-                raise ValueError(f"{piece.source!r} cannot be read: {error}.") from error
+                raise UserError(f"{piece.source!r} cannot be read: {error}.") from error
         case "parquet":
             yield from _read_parquet(piece, text_field)
         case "tfds":
@@ -90,16 +91,16 @@ def read_documents(piece: Piece, text_field: str) -> Iterator[str]:
 def _expand(name: str) -> list[str]:
     """Returns the files that an input names, sorted."""
     if is_remote(name):
-        raise ValueError(f"input {name!r} is in a bucket; mount it, or copy it to a disk.")
+        raise UserError(f"input {name!r} is in a bucket; mount it, or copy it to a disk.")
     if os.path.isdir(name):
-        raise ValueError(
+        raise UserError(
             f"input {name!r} is a directory; name its files, such as '{name}/**/*.txt'."
         )
     if os.path.exists(name):
         return [name]
     paths = sorted(filter(os.path.isfile, glob.glob(name, recursive=True)))
     if not paths:
-        raise ValueError(f"input {name!r} matches no file.")
+        raise UserError(f"input {name!r} matches no file.")
     return paths
 
 
@@ -135,7 +136,7 @@ def _read_text(path: str) -> str:
     try:
         return data.decode("utf-8")
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path!r} is not UTF-8 text: {error}.") from error
+        raise UserError(f"{path!r} is not UTF-8 text: {error}.") from error
 
 
 def _lines_between(file: BinaryIO, start: int, stop: int) -> Iterator[bytes]:
@@ -162,7 +163,7 @@ def _read_json(piece: Piece, lines: Iterable[bytes], text_field: str) -> Iterato
                 yield _text_of_line(line, text_field)
             except ValueError as error:
                 where = f"{piece.source!r}, line {_first_line(piece) + number}"
-                raise ValueError(f"{where}: {error}") from error
+                raise UserError(f"{where}: {error}") from error
 
 
 def _first_line(piece: Piece) -> int:
@@ -177,7 +178,7 @@ def _text_of_line(line: bytes, text_field: str) -> str:
     try:
         row = json.loads(line)
     except json.JSONDecodeError as error:
-        raise ValueError(f"not JSON: {error.msg}, column {error.colno}.") from error
+        raise UserError(f"not JSON: {error.msg}, column {error.colno}.") from error
     fields = row if isinstance(row, dict) else {}
     _check_names(fields, text_field)
     return _checked(fields[text_field], text_field)
@@ -186,14 +187,14 @@ def _text_of_line(line: bytes, text_field: str) -> str:
 def _check_names(names: Iterable[str], text_field: str) -> None:
     if text_field not in names:
         found = ", ".join(map(repr, names)) or "none"
-        raise ValueError(
+        raise UserError(
             f"no field {text_field!r} (there are: {found}); name the one that holds the "
             f"text with --text-field."
         )
 
 
 def _checked(text: object, text_field: str) -> str:
-    """Returns a text as it is, or raises ValueError where it is none."""
+    """Returns a text as it is, or raises UserError where it is none."""
     match text:
         case str():
             # JSON can spell lone surrogates, which are no characters.
@@ -201,7 +202,7 @@ def _checked(text: object, text_field: str) -> str:
         case bytes():
             return text.decode("utf-8", "replace")
         case _:
-            raise ValueError(f"the field {text_field!r} is not a text: {text!r:.40}.")
+            raise UserError(f"the field {text_field!r} is not a text: {text!r:.40}.")
 
 
 def _list_parquet(path: str) -> Iterator[Piece]:
@@ -212,7 +213,7 @@ def _list_parquet(path: str) -> Iterator[Piece]:
         with pyarrow.parquet.ParquetFile(path) as file:
             metadata = file.metadata
     except pyarrow.ArrowInvalid as error:
-        raise ValueError(f"{path!r} is not a Parquet file: {error}") from error
+        raise UserError(f"{path!r} is not a Parquet file: {error}") from error
     for group in range(metadata.num_row_groups):
         num_bytes = metadata.row_group(group).total_byte_size
         yield Piece(
@@ -235,7 +236,7 @@ def _read_parquet(piece: Piece, text_field: str) -> Iterator[str]:
                 for text in batch.column(0).to_pylist():
                     yield _checked(text, text_field)
     except (ValueError, OSError) as error:
-        raise ValueError(f"{piece.source!r}, row group {piece.start}: {error}") from error
+        raise UserError(f"{piece.source!r}, row group {piece.start}: {error}") from error
 
 
 def _list_tfds(name: str, scratch: str) -> Iterator[Piece]:
@@ -253,7 +254,7 @@ def _list_tfds(name: str, scratch: str) -> Iterator[Piece]:
         builder.as_data_source(split="train")
     except (ValueError, AssertionError, NotImplementedError) as error:
         reason = str(error).splitlines()[0]
-        raise ValueError(
+        raise UserError(
             f"input 'tfds:{name}' cannot be read: {reason} (It must have been prepared "
             f"by download_and_prepare with file_format='array_record'.)"
         ) from error
@@ -288,4 +289,4 @@ def _read_tfds(piece: Piece, text_field: str) -> Iterator[str]:
             _check_names(row, text_field)
             yield _checked(row[text_field], text_field)
         except ValueError as error:
-            raise ValueError(f"'tfds:{piece.source}', {index}: {error}") from error
+            raise UserError(f"'tfds:{piece.source}', {index}: {error}") from error

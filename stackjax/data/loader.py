@@ -18,6 +18,7 @@ from stackjax.data import packing
 from stackjax.data.batch import Batch
 from stackjax.data.cache import local_copy
 from stackjax.data.sources import MANIFEST, SplitName, TokenSource
+from stackjax.errors import UserError
 from stackjax.prepare import PrepareConfig, prepare
 from stackjax.storage import check_bucket, is_remote
 
@@ -31,7 +32,7 @@ def open_source(config: DataConfig, split: SplitName, vocab_size: int) -> TokenS
       vocab_size: The model's.
 
     Raises:
-      ValueError: The data are missing or damaged, or have more tokens than the model.
+      UserError: The data are missing or damaged, or have more tokens than the model.
       OSError: Their bucket cannot be used, or they could not be copied.
     """
     check_bucket(config.path)
@@ -50,14 +51,14 @@ def open_source(config: DataConfig, split: SplitName, vocab_size: int) -> TokenS
     if config.cache_dir is not None:
         path = local_copy(path, split, config.cache_dir)
     elif is_remote(path) and not path.startswith("gs://"):
-        raise ValueError(
+        raise UserError(
             f"data.path is {path}, but shards are read from disks and from gs:// only; give "
             f"--data.cache-dir DIRECTORY, which they are copied to first."
         )
     source = TokenSource(path, split, config.seq_len)
     tokenizer = source.manifest.tokenizer
     if tokenizer.vocab_size > vocab_size:
-        raise ValueError(
+        raise UserError(
             f"model.vocab_size is {vocab_size}, but the tokenizer {tokenizer.name!r} of "
             f"{config.path!r} has {tokenizer.vocab_size} tokens; "
             f"give --model.vocab-size {tokenizer.vocab_size}."
@@ -85,7 +86,7 @@ def train_batches(
       rows: The rows of each microbatch that this process holds.
     """
     if batch_size % accumulate:
-        raise ValueError(f"accumulate {accumulate} does not divide batch_size {batch_size}.")
+        raise UserError(f"accumulate {accumulate} does not divide batch_size {batch_size}.")
     rows_AB = np.arange(batch_size).reshape(accumulate, -1)[:, rows]
     order = grain.MapDataset.range(len(source)).seed(seed).shuffle()
     read = functools.partial(
@@ -111,10 +112,10 @@ def eval_batches(
       rows: The rows of each batch that this process holds.
 
     Raises:
-      ValueError: The split has fewer than `num_sequences` sequences.
+      UserError: The split has fewer than `num_sequences` sequences.
     """
     if not 1 <= num_sequences <= len(source):
-        raise ValueError(
+        raise UserError(
             f"evaluation.num_sequences is {num_sequences}; the split {source.split!r} of "
             f"{source.path!r} has {len(source)} sequences of {source.seq_len} tokens."
         )

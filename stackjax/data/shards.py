@@ -12,6 +12,7 @@ from array_record.python.array_record_module import ArrayRecordWriter
 from stackjax.data import packing
 from stackjax.data.sources import RECORD_TOKENS, SPLITS, Shard, SplitName, TokenDtype
 from stackjax.data.tokenizer import Tokenizer
+from stackjax.errors import UserError
 
 DOCUMENTS_AT_A_TIME = 64
 
@@ -104,7 +105,7 @@ def _group_by_split(
 def _encode(tokenizer: Tokenizer, text: str) -> np.ndarray:
     tokens = tokenizer.encode(text)
     if len(tokens) and tokens.max() >= tokenizer.vocab_size:
-        raise ValueError(
+        raise UserError(
             f"tokenizer {tokenizer.name!r} gave token {tokens.max()}, which its "
             f"vocabulary of {tokenizer.vocab_size} does not have."
         )

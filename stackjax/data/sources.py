@@ -17,6 +17,8 @@ import numpy as np
 from array_record.python.array_record_module import ArrayRecordReader
 from etils import epath
 
+from stackjax.errors import UserError
+
 MANIFEST = "manifest.json"
 FORMAT = 1
 RECORD_TOKENS = 2048
@@ -94,24 +96,24 @@ def read_manifest(path: str) -> Manifest:
     """Returns the manifest of the set of token shards in a directory.
 
     Raises:
-      ValueError: There is none, or it is not one of ours.
+      UserError: There is none, or it is not one of ours.
     """
     file = epath.Path(path) / MANIFEST
     try:
         fields = json.loads(file.read_text())
     except (FileNotFoundError, NotADirectoryError) as error:
-        raise ValueError(
+        raise UserError(
             f"{path!r} has no {MANIFEST}, so it is not a complete set of token shards; "
             f"make one: python -m stackjax.prepare INPUT... {path} --tokenizer NAME"
         ) from error
     except ValueError as error:
-        raise ValueError(f"{str(file)!r} is not JSON ({error}); {_again(path)}") from error
+        raise UserError(f"{str(file)!r} is not JSON ({error}); {_again(path)}") from error
     if not isinstance(fields, dict) or fields.get("format") != FORMAT:
-        raise ValueError(f"{str(file)!r} is not of format {FORMAT}; {_again(path)}")
+        raise UserError(f"{str(file)!r} is not of format {FORMAT}; {_again(path)}")
     try:
         return _manifest_from_json(fields)
     except (KeyError, TypeError, AttributeError) as error:
-        raise ValueError(
+        raise UserError(
             f"{str(file)!r} lacks or misnames a field ({error}); {_again(path)}"
         ) from error
 
@@ -146,17 +148,17 @@ class TokenSource:
         """Opens a split and checks its files against the manifest.
 
         Raises:
-          ValueError: The set is missing, damaged, or too short for one sequence.
+          UserError: The set is missing, damaged, or too short for one sequence.
         """
         self.path = path
         self.split: SplitName = split
         self.seq_len = seq_len
         self.manifest = read_manifest(path)
         if split not in self.manifest.splits:
-            raise ValueError(f"{path!r} has no split {split!r}; {_again(path)}")
+            raise UserError(f"{path!r} has no split {split!r}; {_again(path)}")
         stream = self.manifest.splits[split]
         if stream.tokens < seq_len:
-            raise ValueError(
+            raise UserError(
                 f"split {split!r} of {path!r} has {stream.tokens} tokens, fewer than one "
                 f"sequence of {seq_len}; choose a shorter sequence, or prepare more text"
                 f"{' or a larger --validation-fraction' * (split == 'validation')}."
@@ -197,20 +199,20 @@ class TokenSource:
         return epath.Path(self.path) / self._shards[index].file
 
     def _check_shard(self, index: int) -> None:
-        """Raises ValueError where a shard is not what the manifest says."""
+        """Raises UserError where a shard is not what the manifest says."""
         shard, file = self._shards[index], self._file(index)
         try:
             size = file.stat().length
         except FileNotFoundError as error:
-            raise ValueError(f"shard {str(file)!r} is missing; {_again(self.path)}") from error
+            raise UserError(f"shard {str(file)!r} is missing; {_again(self.path)}") from error
         if size != shard.bytes:
-            raise ValueError(
+            raise UserError(
                 f"shard {str(file)!r} has {size} bytes where the manifest says "
                 f"{shard.bytes}; {_again(self.path)}"
             )
         records = self._reader(index).num_records()
         if records != shard.records:
-            raise ValueError(
+            raise UserError(
                 f"shard {str(file)!r} has {records} readable records where the manifest "
                 f"says {shard.records}; {_again(self.path)}"
             )

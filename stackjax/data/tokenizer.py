@@ -8,6 +8,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from stackjax.errors import UserError
+
 END_TOKENS = ("</s>", "<|endoftext|>", "<|end_of_text|>", "<eos>")
 
 
@@ -49,23 +51,23 @@ def load_tokenizer(name: str, end_token: str | int | None = None) -> Tokenizer:
         is not one of the usual ones.
 
     Raises:
-      ValueError: The file cannot be read as a tokenizer, or has no end token.
+      UserError: The file cannot be read as a tokenizer, or has no end token.
     """
     if name == "bytes":
         if end_token is not None:
-            raise ValueError(
+            raise UserError(
                 f"end token {end_token!r} does not go with the tokenizer 'bytes', which "
                 f"ends documents with byte 0; leave it out."
             )
         return _bytes_tokenizer()
     path = Path(name)
     if not path.is_file():
-        raise ValueError(
+        raise UserError(
             f"tokenizer {name!r} is not a file; give 'bytes', or a path to a Hugging "
             f"Face tokenizer.json or to a SentencePiece .model."
         )
     if path.suffix not in (".json", ".model"):
-        raise ValueError(
+        raise UserError(
             f"tokenizer {name!r} ends in neither .json (Hugging Face) nor .model "
             f"(SentencePiece), so its format is not known."
         )
@@ -101,7 +103,7 @@ def _load_hugging_face(name: str, data: bytes, end_token: str | int | None) -> T
     try:
         model = tokenizers.Tokenizer.from_str(data.decode("utf-8"))
     except Exception as error:  # The library raises nothing narrower.
-        raise ValueError(f"tokenizer {name!r} cannot be read: {error}.") from error
+        raise UserError(f"tokenizer {name!r} cannot be read: {error}.") from error
     # A document that merely quotes a special token must not end there.
     model.encode_special_tokens = True
     model.no_truncation()
@@ -130,7 +132,7 @@ def _load_sentencepiece(name: str, data: bytes, end_token: str | int | None) -> 
     try:
         model.LoadFromSerializedProto(data)
     except RuntimeError as error:
-        raise ValueError(f"tokenizer {name!r} cannot be read: {error}.") from error
+        raise UserError(f"tokenizer {name!r} cannot be read: {error}.") from error
 
     def find(token: str) -> int | None:
         index = model.PieceToId(token)
@@ -162,8 +164,8 @@ def _find_end(
         if (index := find(token)) is not None:
             return index
     if end_token is not None:
-        raise ValueError(f"tokenizer {name!r} has no token {end_token!r}.")
-    raise ValueError(
+        raise UserError(f"tokenizer {name!r} has no token {end_token!r}.")
+    raise UserError(
         f"tokenizer {name!r} has none of the usual end tokens ({', '.join(END_TOKENS)}); "
         f"name the one it has with --end-token."
     )

@@ -75,11 +75,11 @@ class Growth(abc.ABC):
 
     @abc.abstractmethod
     def axis_maps(self, source: ModelConfig) -> dict[str, AxisMap]:
-        """Returns how every axis grows that does; ValueError if `source` cannot grow so."""
+        """Returns how every axis grows that does; UserError if `source` cannot grow so."""
 
     @abc.abstractmethod
     def source_config(self, target: ModelConfig) -> ModelConfig:
-        """Returns the config that grows into `target`; ValueError if none does."""
+        """Returns the config that grows into `target`; UserError if none does."""
 
     @abc.abstractmethod
     def grow_params(
@@ -110,7 +110,7 @@ class Growth(abc.ABC):
     def layer_sources(self, source: ModelConfig) -> np.ndarray:
         """Returns the layers of the source that make each layer of the target, [target, k].
 
-        ValueError if all layers make each.
+        UserError if all layers make each.
         """
         return np.arange(source.num_layers)[:, None]
 
@@ -143,7 +143,7 @@ class Growth(abc.ABC):
         )
 
     def target_config(self, source: ModelConfig) -> ModelConfig:
-        """Returns the config of the grown model; ValueError if `source` cannot grow so."""
+        """Returns the config of the grown model; UserError if `source` cannot grow so."""
         maps = self.axis_maps(source).items()
         return dataclasses.replace(
             source, **{SIZES[axis]: len(axis_map.sources) for axis, axis_map in maps}

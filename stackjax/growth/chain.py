@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from stackjax.errors import UserError
 from stackjax.growth.axis_map import AxisMap
 from stackjax.growth.base import FreshLayer, Growth, Order, Promise, Reparameterisation
 from stackjax.model.config import ModelConfig
@@ -139,10 +140,10 @@ def chain(*growths: Growth) -> Growth:
         for link in (growth.growths if isinstance(growth, Chain) else (growth,))
     )
     if not links:
-        raise ValueError("chain needs at least one growth.")
+        raise UserError("chain needs at least one growth.")
     for link, following in itertools.pairwise(links):
         if link.promise == "exact_at_start" and following.promise != "exact_at_start":
-            raise ValueError(
+            raise UserError(
                 f"{following} follows {link} in a chain; growth behind masks comes last."
             )
     first, *rest = links

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from stackjax.axes import Axes
+from stackjax.errors import UserError
 from stackjax.growth.axis_map import AxisMap, gather_tree
 from stackjax.growth.base import FreshLayer, Growth, Order, Promise, fill
 from stackjax.growth.pattern import parse_pattern
@@ -124,7 +125,7 @@ class LayerMap(LayerGather):
 
     def __post_init__(self):
         if not isinstance(self.layers, str) and (not self.layers or min(self.layers) < 0):
-            raise ValueError(
+            raise UserError(
                 f"LayerMap {self.layers} must name at least one layer, counted from 0."
             )
         if isinstance(self.layers, str):
@@ -146,7 +147,7 @@ class LayerMap(LayerGather):
         indices = self._indices()
         if max(indices) >= depth:
             base = 1 if isinstance(self.layers, str) else 0
-            raise ValueError(
+            raise UserError(
                 f"LayerMap {self.layers!r} names layer {max(indices) + base} (counted from "
                 f"{base}) of a model with {depth} layers."
             )
@@ -155,7 +156,7 @@ class LayerMap(LayerGather):
     def source_depth(self, depth: int) -> int:
         indices = self._indices()
         if len(indices) != depth:
-            raise ValueError(
+            raise UserError(
                 f"LayerMap {self.layers!r} makes {len(indices)} layers, but the target has "
                 f"model.num_layers {depth}; let both agree."
             )
@@ -174,11 +175,11 @@ class DepthUpscale(LayerGather):
 
     def __post_init__(self):
         if self.drop < 1:
-            raise ValueError(f"DepthUpscale drops at least 1 layer, got {self.drop}.")
+            raise UserError(f"DepthUpscale drops at least 1 layer, got {self.drop}.")
 
     def sources(self, depth: int) -> tuple[int, ...]:
         if 2 * self.drop > depth:
-            raise ValueError(
+            raise UserError(
                 f"DepthUpscale(drop={self.drop}) would lose layers of a model with {depth}: "
                 f"drop at most half of them."
             )
@@ -203,7 +204,7 @@ class InsertBlock(LayerGather):
 
     def __post_init__(self):
         if self.size < 1:
-            raise ValueError(f"InsertBlock needs a size of at least 1, got {self.size}.")
+            raise UserError(f"InsertBlock needs a size of at least 1, got {self.size}.")
 
     def sources(self, depth: int) -> tuple[int, ...]:
         blocks = divide_depth("InsertBlock", depth, self.size, field="size")
@@ -213,7 +214,7 @@ class InsertBlock(LayerGather):
 
     def source_depth(self, depth: int) -> int:
         if depth <= self.size:
-            raise ValueError(
+            raise UserError(
                 f"InsertBlock(size={self.size}) cannot make model.num_layers {depth}: "
                 f"nothing would be left to grow from."
             )
@@ -248,15 +249,15 @@ def sources_in_order(
 
 
 def check_factor(name: str, factor: int) -> None:
-    """Raises ValueError for a growth factor that there cannot be."""
+    """Raises UserError for a growth factor that there cannot be."""
     if factor < 1:
-        raise ValueError(f"{name} needs a factor of at least 1, got {factor}.")
+        raise UserError(f"{name} needs a factor of at least 1, got {factor}.")
 
 
 def divide_depth(name: str, depth: int, factor: int, field: str = "factor") -> int:
-    """Returns `depth / factor`; ValueError, with the operator's name, if it is not whole."""
+    """Returns `depth / factor`; UserError, with the operator's name, if it is not whole."""
     if depth % factor:
-        raise ValueError(
+        raise UserError(
             f"{name}({field}={factor}) does not fit model.num_layers {depth}: {factor} does "
             f"not divide {depth}."
         )

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from stackjax.axes import Axes
+from stackjax.errors import UserError
 from stackjax.growth.axis_map import AxisMap
 from stackjax.growth.base import (
     Growth,
@@ -53,7 +54,7 @@ class Learn(Growth):
         self._width()
         Stack(self.factor)
         if self.fit_steps < 1 or self.learning_rate <= 0:
-            raise ValueError(
+            raise UserError(
                 f"Learn has fit_steps {self.fit_steps} and learning_rate "
                 f"{self.learning_rate}; both must be more than 0."
             )
@@ -87,13 +88,13 @@ class Learn(Growth):
         return self.materialise(self.init_maps(axes, source, key=key), params, axes, source)
 
     def layer_sources(self, source: ModelConfig) -> np.ndarray:
-        raise ValueError(
+        raise UserError(
             f"{self} mixes all layers, so that none can be grown by itself, as those of a "
             f"folder are; grow a checkpoint, or inside a run, where its maps are fitted too."
         )
 
     def grow_moment(self, moment: Any, axes: Any, source: ModelConfig, *, order: Order) -> Any:
-        raise ValueError(
+        raise UserError(
             "Learn mixes parameters, and nothing is known of how their moments mix; use "
             "optimizer_state 'reset'."
         )

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from stackjax.axes import Axes
+from stackjax.errors import UserError
 from stackjax.growth.axis_map import AxisMap, along, gather_tree, zero_new
 from stackjax.growth.base import (
     FreshLayer,
@@ -237,7 +238,7 @@ def _is_new_tuple(axis_map: AxisMap) -> tuple[bool, ...]:
 
 def _check_mask_tokens(growth: Growth, mask_tokens: int) -> None:
     if mask_tokens < 1:
-        raise ValueError(
+        raise UserError(
             f"{type(growth).__name__} has mask_tokens {mask_tokens}; the mask opens over at "
             f"least 1 token."
         )

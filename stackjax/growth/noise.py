@@ -8,6 +8,7 @@ from typing import Any
 import jax
 
 from stackjax.axes import Axes
+from stackjax.errors import UserError
 from stackjax.growth.axis_map import AxisMap
 from stackjax.growth.base import Growth, Order, Promise, map_params, writes_residual
 from stackjax.model.config import ModelConfig
@@ -26,7 +27,7 @@ class Noise(Growth):
 
     def __post_init__(self):
         if not 0 <= self.alpha <= 1:
-            raise ValueError(f"Noise has alpha {self.alpha}; it must be from 0 to 1.")
+            raise UserError(f"Noise has alpha {self.alpha}; it must be from 0 to 1.")
 
     @property
     def promise(self) -> Promise:

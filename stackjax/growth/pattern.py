@@ -2,6 +2,8 @@
 
 import re
 
+from stackjax.errors import UserError
+
 _RUN = re.compile(r"(\d+)\.\.(\d+)")
 _MAX_LAYERS = 10_000
 _PART = re.compile(r"\(([^()*-]+)\)(?:\*(\d+))?|([^()*-]+)(?:\*(\d+))?")
@@ -16,7 +18,7 @@ def parse_pattern(pattern: str) -> tuple[int, ...]:
     `1,2-(3..10)*2-11` is 1, 2, then 3 to 10 twice, then 11.
 
     Raises:
-      ValueError: The pattern cannot be read, names layer 0, or makes more layers than 10000.
+      UserError: The pattern cannot be read, names layer 0, or makes more layers than 10000.
 
     >>> parse_pattern("1-23*2-4")
     (0, 1, 2, 1, 2, 3)
@@ -36,7 +38,7 @@ def parse_pattern(pattern: str) -> tuple[int, ...]:
             raise _too_many(pattern)
         layers += run * times
     if not layers:
-        raise ValueError(f"layer map {pattern!r} has no layers.")
+        raise UserError(f"layer map {pattern!r} has no layers.")
     return tuple(layer - 1 for layer in layers)
 
 
@@ -50,19 +52,19 @@ def _parse_item(item: str, pattern: str) -> list[int]:
         raise _too_many(pattern)
     layers = list(range(int(first), int(last) + 1))
     if not layers or layers[0] < 1:
-        raise ValueError(
+        raise UserError(
             f"layer map {pattern!r}: {item!r} names no layer; patterns count from 1 and "
             f"runs go upwards."
         )
     return layers
 
 
-def _too_many(pattern: str) -> ValueError:
-    return ValueError(f"layer map {pattern!r} has more layers than {_MAX_LAYERS}.")
+def _too_many(pattern: str) -> UserError:
+    return UserError(f"layer map {pattern!r} has more layers than {_MAX_LAYERS}.")
 
 
-def _unreadable(pattern: str, part: str) -> ValueError:
-    return ValueError(
+def _unreadable(pattern: str, part: str) -> UserError:
+    return UserError(
         f"layer map {pattern!r}: cannot read {part!r}; write parts joined by '-', as in "
         f"'12-345*7-6', or '1,2-(3..10)*2-11' for layers from 10 on."
     )

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from fractions import Fraction
 from typing import Any, Literal
 
+from stackjax.errors import UserError
 from stackjax.growth.base import Growth
 from stackjax.growth.chain import chain
 from stackjax.growth.depth import (
@@ -51,7 +52,7 @@ def parse_growth(text: str) -> Growth:
     Operators are joined by `+`, from first to last.
 
     Raises:
-      ValueError: The text cannot be read, or describes no growth that there can be.
+      UserError: The text cannot be read, or describes no growth that there can be.
 
     >>> parse_growth("stack(2)+noise(0.2)")
     Chain(growths=(Stack(factor=2), Noise(alpha=0.2)))
@@ -60,23 +61,23 @@ def parse_growth(text: str) -> Growth:
 
 
 def replace_field(growth: Growth, field: str, text: str) -> Growth:
-    """Returns a growth with one field as a text says; ValueError if it has no such field."""
+    """Returns a growth with one field as a text says; UserError if it has no such field."""
     name = next((name for name, kind in OPERATORS.items() if type(growth) is kind), None)
     if name is None:
-        raise ValueError(f"{growth} has no fields of its own; write the whole growth.")
+        raise UserError(f"{growth} has no fields of its own; write the whole growth.")
     return dataclasses.replace(growth, **{field: _parse_value(name, field, text)})
 
 
 def _parse_operator(part: str, text: str) -> Growth:
     match = _OPERATOR.fullmatch(part)
     if match is None:
-        raise ValueError(
+        raise UserError(
             f"growth {text!r}: cannot read {part!r}; write operators with their fields, joined "
             f"by '+', as in 'width_split(embed=2, mlp=2, heads=2)+stack(2)'."
         )
     name, inside = match.groups()
     if name not in OPERATORS:
-        raise ValueError(
+        raise UserError(
             f"growth {text!r}: there is no operator {name!r}; there are {_list(OPERATORS)}."
         )
     kind = OPERATORS[name]
@@ -88,11 +89,11 @@ def _parse_operator(part: str, text: str) -> Growth:
         key, equals, value = item.partition("=")
         if not equals:
             if place >= len(names):
-                raise ValueError(f"growth {text!r}: {name} takes {_list(names)}, no more.")
+                raise UserError(f"growth {text!r}: {name} takes {_list(names)}, no more.")
             key, value = names[place], item
         key = key.strip()
         if key in values:
-            raise ValueError(f"growth {text!r}: {name} is given {key} twice.")
+            raise UserError(f"growth {text!r}: {name} is given {key} twice.")
         values[key] = _parse_value(name, key, value.strip())
     missing = [
         field.name
@@ -100,19 +101,19 @@ def _parse_operator(part: str, text: str) -> Growth:
         if field.default is dataclasses.MISSING and field.name not in values
     ]
     if missing:
-        raise ValueError(f"growth {text!r}: {name} needs {_list(missing)}.")
+        raise UserError(f"growth {text!r}: {name} needs {_list(missing)}.")
     return kind(**values)
 
 
 def _parse_value(name: str, field: str, text: str) -> Any:
     hints = typing.get_type_hints(OPERATORS[name])
     if field not in hints:
-        raise ValueError(f"{name} has no field {field!r}; it has {_list(hints)}.")
+        raise UserError(f"{name} has no field {field!r}; it has {_list(hints)}.")
     parse, rule = _parser(OPERATORS[name], hints[field])
     try:
         return parse(text)
     except (ValueError, LookupError, ArithmeticError):
-        raise ValueError(f"{name} has {field} {text!r}; it must be {rule}.") from None
+        raise UserError(f"{name} has {field} {text!r}; it must be {rule}.") from None
 
 
 def _parser(kind: type[Growth], hint: Any) -> tuple[Callable[[str], Any], str]:

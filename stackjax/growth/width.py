@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from stackjax.axes import Axes
+from stackjax.errors import UserError
 from stackjax.growth.axis_map import AxisMap, along, gather, is_new
 from stackjax.growth.base import FreshLayer, Growth, Order, Promise, map_params
 from stackjax.model.config import SIZES, ModelConfig
@@ -42,7 +43,7 @@ class WidthGrowth(Growth):
         for axis, ratio in self._ratios().items():
             if ratio < 1 or ("heads" in axis and ratio != int(ratio)):
                 whole = "a whole number, " if "heads" in axis else ""
-                raise ValueError(
+                raise UserError(
                     f"{type(self).__name__} grows {axis} {ratio} times; this must be "
                     f"{whole}at least 1."
                 )
@@ -72,7 +73,7 @@ class WidthGrowth(Growth):
         kv_ratio = int(self._ratios()["kv_heads"])
         group = source.num_heads // source.num_kv_heads
         if group * self.heads % kv_ratio:
-            raise ValueError(
+            raise UserError(
                 f"{type(self).__name__} cannot grow {source.num_kv_heads} key/value heads "
                 f"{kv_ratio} times: {group} query heads each, {self.heads} times as many, do "
                 f"not divide among the copies."
@@ -92,7 +93,7 @@ class WidthGrowth(Growth):
         for axis, ratio in self._ratios().items():
             size = getattr(target, SIZES[axis]) / Fraction(ratio)
             if size.denominator != 1:
-                raise ValueError(
+                raise UserError(
                     f"{type(self).__name__} cannot make model.{SIZES[axis]} "
                     f"{getattr(target, SIZES[axis])}, {ratio} times as many as {size}; "
                     f"choose a ratio that leaves a whole number."
@@ -123,7 +124,7 @@ class WidthSplit(WidthGrowth):
     def __post_init__(self):
         super().__post_init__()
         if self.noise < 0:
-            raise ValueError(f"WidthSplit has noise {self.noise}; it must be at least 0.")
+            raise UserError(f"WidthSplit has noise {self.noise}; it must be at least 0.")
 
     @property
     def promise(self) -> Promise:
@@ -251,9 +252,9 @@ def residual_factor(names: Axes, source: ModelConfig, num_copies: np.ndarray) ->
 
 
 def check_new_heads(growth: WidthGrowth, ratios: dict[str, Ratio]) -> None:
-    """Raises ValueError where a query head that is there would read a head that is new."""
+    """Raises UserError where a query head that is there would read a head that is new."""
     if ratios["kv_heads"] > ratios["heads"]:
-        raise ValueError(
+        raise UserError(
             f"{type(growth).__name__} grows kv_heads {ratios['kv_heads']} times and heads "
             f"{ratios['heads']} times; heads must grow at least as much, or old queries would "
             f"read new keys."
@@ -263,7 +264,7 @@ def check_new_heads(growth: WidthGrowth, ratios: dict[str, Ratio]) -> None:
 def _round_map(size: int, ratio: Ratio, growth: Growth, axis: str) -> AxisMap:
     target = size * Fraction(ratio)
     if target.denominator != 1:
-        raise ValueError(
+        raise UserError(
             f"{type(growth).__name__} grows model.{SIZES[axis]} {size} {ratio} times, which "
             f"is {float(target):g}; choose a ratio that makes a whole number."
         )

@@ -2,12 +2,14 @@
 
 import importlib.util
 
+from stackjax.errors import UserError
+
 
 def check_installed(*packages: str) -> None:
-    """Raises ValueError where a package is missing that only interop needs."""
+    """Raises UserError where a package is missing that only interop needs."""
     missing = [name for name in packages if importlib.util.find_spec(name) is None]
     if missing:
-        raise ValueError(
+        raise UserError(
             f"{' and '.join(missing)} {'is' if len(missing) == 1 else 'are'} not installed: "
             f"pip install -r requirements-interop.txt"
         )

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from stackjax.errors import UserError
 from stackjax.model import ModelConfig
 from stackjax.model.config import RopeScaling
 
@@ -44,21 +45,21 @@ _FIELDS = {
 
 
 def read_json(file: Path) -> Any:
-    """Returns what a file of a folder says; ValueError if it is damaged."""
+    """Returns what a file of a folder says; UserError if it is damaged."""
     try:
         return json.loads(file.read_text())
     except ValueError as error:
-        raise ValueError(f"{file} is not JSON ({error}); download it again.") from error
+        raise UserError(f"{file} is not JSON ({error}); download it again.") from error
 
 
 def read_fields(path: Path) -> Mapping[str, Any]:
-    """Returns the config.json of a folder; ValueError if there is none to read."""
+    """Returns the config.json of a folder; UserError if there is none to read."""
     file = path / CONFIG
     if not file.is_file():
-        raise ValueError(f"{path} has no {CONFIG}; name a folder of transformers.")
+        raise UserError(f"{path} has no {CONFIG}; name a folder of transformers.")
     fields = read_json(file)
     if not isinstance(fields, dict) or "model_type" not in fields:
-        raise ValueError(f"{file} has no model_type; name a folder of transformers.")
+        raise UserError(f"{file} has no model_type; name a folder of transformers.")
     return fields
 
 
@@ -69,18 +70,18 @@ def model_config(fields: Mapping[str, Any], name: str = CONFIG) -> ModelConfig:
       name: What errors call it.
 
     Raises:
-      ValueError: It lacks a size, or has what stackjax cannot represent.
+      UserError: It lacks a size, or has what stackjax cannot represent.
     """
     family = _FAMILIES.get(fields["model_type"])
     if family is None:
-        raise ValueError(
+        raise UserError(
             f"{name}: model_type {fields['model_type']!r} is none of {', '.join(_FAMILIES)}."
         )
     missing = [field for field in _FIELDS.values() if fields.get(field) is None]
     if missing:
-        raise ValueError(f"{name} lacks {', '.join(missing)}.")
+        raise UserError(f"{name} lacks {', '.join(missing)}.")
     for said in _not_representable(fields, family):
-        raise ValueError(f"{name} has {said}, which stackjax cannot represent.")
+        raise UserError(f"{name} has {said}, which stackjax cannot represent.")
     sizes = {ours: fields[theirs] for ours, theirs in _FIELDS.items()}
     head_dim = fields.get("head_dim") or family.head_dim
     if head_dim is None:
@@ -100,7 +101,7 @@ def model_config(fields: Mapping[str, Any], name: str = CONFIG) -> ModelConfig:
             qk_norm=family.qk_norm,
         )
     except (TypeError, KeyError) as error:
-        raise ValueError(f"{name} is damaged: {error}; download it again.") from error
+        raise UserError(f"{name} is damaged: {error}; download it again.") from error
 
 
 def _not_representable(fields: Mapping[str, Any], family: _Family) -> Iterator[str]:
@@ -168,18 +169,18 @@ def config_fields(
       seq_len: Tokens of the longest text that the model is meant for, without a template.
 
     Raises:
-      ValueError: No model of transformers is like it.
+      UserError: No model of transformers is like it.
     """
     fields = dict(template) if template else _new_fields(config, seq_len)
     kind = fields["model_type"]
     family = _FAMILIES[kind]
     if (config.qkv_bias, config.qk_norm) != (family.qkv_bias, family.qk_norm):
-        raise ValueError(
+        raise UserError(
             f"model.qkv_bias is {config.qkv_bias} and model.qk_norm {config.qk_norm}, and no "
             f"model of the kind {kind} is like that."
         )
     if kind == "llama" and config.embed_dim % config.num_heads:
-        raise ValueError(
+        raise UserError(
             f"model.embed_dim is {config.embed_dim}, which model.num_heads "
             f"{config.num_heads} does not divide, as transformers wants it of a Llama."
         )

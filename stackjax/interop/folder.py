@@ -19,6 +19,7 @@ from etils import epath
 
 from stackjax.data.staging import refuse_existing
 from stackjax.data.tokenizer import Tokenization, Tokenizer, load_tokenizer
+from stackjax.errors import UserError
 from stackjax.flops import flops_6nd, num_params
 from stackjax.interop.config_json import CONFIG, read_json
 from stackjax.interop.huggingface import Folder
@@ -54,11 +55,11 @@ def new_folder(path: str) -> epath.Path:
     """Returns where a folder is to be written.
 
     Raises:
-      ValueError: It lies in a bucket.
+      UserError: It lies in a bucket.
       FileExistsError: There is something.
     """
     if is_remote(path):
-        raise ValueError(f"{path}: folders of transformers are written to disks only.")
+        raise UserError(f"{path}: folders of transformers are written to disks only.")
     refuse_existing(epath.Path(path))
     return epath.Path(path)
 
@@ -74,12 +75,12 @@ def folder_tokenization(path: Path) -> Tokenization:
     """Returns how the model of a folder reads texts.
 
     Raises:
-      ValueError: There is none, or it cannot be read.
+      UserError: There is none, or it cannot be read.
     """
     files = [path / name for name in ("tokenizer.json", "tokenizer.model")]
     file = next((file for file in files if file.is_file()), None)
     if file is None:
-        raise ValueError(
+        raise UserError(
             f"{path} has no tokenizer.json and no tokenizer.model; name one with --tokenizer."
         )
     settings = _read_if_there(path / "tokenizer_config.json")
@@ -160,7 +161,7 @@ def read_lineage(folder: Folder, tokens: int = 0) -> tuple[Generation, ...]:
       tokens: What it was trained on, where the folder does not say; 6 N FLOPs each.
 
     Raises:
-      ValueError: The folder tells of another model.
+      UserError: The folder tells of another model.
     """
     file = folder.path / ORIGIN
     if not file.exists():
@@ -178,9 +179,9 @@ def read_lineage(folder: Folder, tokens: int = 0) -> tuple[Generation, ...]:
     try:
         lineage = from_json(json.loads(file.read_text())["lineage"])
     except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{file} cannot be read ({error}); remove it.") from error
+        raise UserError(f"{file} cannot be read ({error}); remove it.") from error
     if num_params(lineage[-1].model) != num_params(folder.model):
-        raise ValueError(f"{file} tells of another model than {CONFIG}; remove it.")
+        raise UserError(f"{file} tells of another model than {CONFIG}; remove it.")
     return lineage
 
 

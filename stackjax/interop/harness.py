@@ -13,6 +13,7 @@ from lm_eval.models.utils import normalize_gen_kwargs, postprocess_generated_tex
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
 from stackjax.continuation import continue_texts
+from stackjax.errors import UserError
 from stackjax.pretrained import Pretrained
 from stackjax.sampling import Sampling
 from stackjax.scoring import Span, score
@@ -125,13 +126,13 @@ class StackjaxLM(TemplateLM):
         until, max_tokens = kwargs.pop("until"), kwargs.pop("max_gen_toks")
         is_sampled, temperature = kwargs.pop("do_sample"), kwargs.pop("temperature", 0.0)
         if kwargs:
-            raise ValueError(
+            raise UserError(
                 f"generation_kwargs of a task has {', '.join(sorted(kwargs))}; only until, "
                 f"max_gen_toks, do_sample and temperature are known, so leave it out."
             )
         seq_len = self._pretrained.seq_len
         if not 0 < max_tokens < seq_len:
-            raise ValueError(
+            raise UserError(
                 f"generation_kwargs.max_gen_toks of a task is {max_tokens}; it must be at "
                 f"least 1 and leave room for a prompt in the {seq_len} tokens of the model; "
                 f"set it to less than {seq_len}."
@@ -149,7 +150,7 @@ class StackjaxLM(TemplateLM):
 def _span(context: list[int], target: list[int], seq_len: int) -> Span:
     """Returns what follows a context, which is cut on its left to what the model reads."""
     if len(target) > seq_len:
-        raise ValueError(
+        raise UserError(
             f"a text to be scored has {len(target)} tokens, but the model reads {seq_len}; "
             f"leave its task out."
         )

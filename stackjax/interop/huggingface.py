@@ -17,6 +17,7 @@ from jax.sharding import Mesh, NamedSharding
 
 from stackjax import model
 from stackjax.axes import Axes
+from stackjax.errors import UserError
 from stackjax.interop.config_json import CONFIG, config_fields, model_config, read_fields
 from stackjax.interop.tensors import TensorInfo, Tensors
 from stackjax.model import ModelConfig, Params
@@ -173,7 +174,7 @@ def read_folder(path: Path) -> Folder:
     """Returns a folder.
 
     Raises:
-      ValueError: It is incomplete or damaged, or its model cannot be represented.
+      UserError: It is incomplete or damaged, or its model cannot be represented.
     """
     fields = read_fields(path)
     config = model_config(fields, str(path / CONFIG))
@@ -183,7 +184,7 @@ def read_folder(path: Path) -> Folder:
 
 
 def check_tensors(tensors: Mapping[str, TensorInfo], config: ModelConfig, where: str) -> None:
-    """Raises ValueError where tensors are not those of a model, all of them and no others.
+    """Raises UserError where tensors are not those of a model, all of them and no others.
 
     Args:
       where: What errors call the place that they are in.
@@ -191,9 +192,9 @@ def check_tensors(tensors: Mapping[str, TensorInfo], config: ModelConfig, where:
     expected = {slot.name: slot.shape(config) for slot in slots(config)}
     for name, shape in expected.items():
         if name not in tensors:
-            raise ValueError(f"{where} has no tensor {name}, which its model needs.")
+            raise UserError(f"{where} has no tensor {name}, which its model needs.")
         if tensors[name].shape != shape:
-            raise ValueError(
+            raise UserError(
                 f"{name} in {where} has shape {list(tensors[name].shape)}, and its model needs "
                 f"{list(shape)}; the two belong to different models."
             )
@@ -201,7 +202,7 @@ def check_tensors(tensors: Mapping[str, TensorInfo], config: ModelConfig, where:
     ignored = ("rotary_emb.inv_freq", *(("lm_head.weight",) if config.tie_head else ()))
     extra = [n for n in tensors if n not in expected and not n.endswith(ignored)]
     if extra:
-        raise ValueError(
+        raise UserError(
             f"{where} holds {min(extra)} ({len(extra)} such tensors), which its model does not "
             f"have; nothing is left out silently."
         )

@@ -13,6 +13,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
+from stackjax.errors import UserError
 from stackjax.interop import check_installed
 from stackjax.interop.config_json import model_config
 from stackjax.interop.huggingface import Folder, check_tensors
@@ -84,7 +85,7 @@ def read_checkpoint(path: Path, head_dim: int | None = None) -> Folder:
       head_dim: Channels of each head; by default those of the paper's model of that width.
 
     Raises:
-      ValueError: torch is not installed, or the file is no checkpoint of such a model.
+      UserError: torch is not installed, or the file is no checkpoint of such a model.
     """
     state = _load(path)
     table, fused, gate = (
@@ -96,14 +97,14 @@ def read_checkpoint(path: Path, head_dim: int | None = None) -> Folder:
         )
     )
     if table is None or fused is None or gate is None:
-        raise ValueError(
+        raise UserError(
             f"{path} is no checkpoint of a LLaMA in lit-gpt: it lacks its embedding, its fused "
             f"queries, keys and values, or its SwiGLU."
         )
     vocab_size, embed_dim = table.shape
     head_dim = head_dim or _HEAD_DIMS.get(embed_dim)
     if head_dim is None:
-        raise ValueError(
+        raise UserError(
             f"{path} has {embed_dim} channels, and no model of arXiv:2405.15319 has; say how "
             f"many each head has, with --head-dim."
         )
@@ -112,7 +113,7 @@ def read_checkpoint(path: Path, head_dim: int | None = None) -> Folder:
         embed_dim,
         len(fused) - embed_dim,
     ):
-        raise ValueError(
+        raise UserError(
             f"{path}: heads of {head_dim} channels do not fit {embed_dim} channels and a fused "
             f"matrix of {len(fused)} rows; choose another --head-dim."
         )
@@ -148,7 +149,7 @@ def _load(path: Path) -> Mapping[str, Any]:
     except FileNotFoundError:
         raise
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, OSError) as error:
-        raise ValueError(
+        raise UserError(
             f"{path} is damaged, or holds more than tensors, and nothing in it was run: "
             f"{str(error).splitlines()[0]}"
         ) from error

@@ -12,6 +12,7 @@ from typing import Any
 
 import rich.console
 
+from stackjax.errors import UserError
 from stackjax.pretrained import Pretrained
 
 _DRAWS = 1000
@@ -49,7 +50,7 @@ def load_tasks(
       directory: Where further tasks are, as YAML files.
 
     Raises:
-      ValueError: The harness is not installed, there is no such task or directory, a number
+      UserError: The harness is not installed, there is no such task or directory, a number
         is out of range, or data can neither be downloaded nor read.
     """
     for name, value, least in (
@@ -58,14 +59,14 @@ def load_tasks(
         ("batch_size", batch_size, 1),
     ):
         if value is not None and value < least:
-            raise ValueError(f"{name} is {value}; it must be at least {least}.")
+            raise UserError(f"{name} is {value}; it must be at least {least}.")
     if directory is not None and not directory.is_dir():
-        raise ValueError(f"the directory of tasks {directory} is not one of YAML files.")
+        raise UserError(f"the directory of tasks {directory} is not one of YAML files.")
     try:
         with _quiet():
             from lm_eval.tasks import TaskManager
     except ModuleNotFoundError as error:
-        raise ValueError(
+        raise UserError(
             f"lm-evaluation-harness cannot be imported ({error}); "
             f"pip install -r requirements-interop.txt"
         ) from error
@@ -74,7 +75,7 @@ def load_tasks(
     for name in names:
         if name not in index.all_tasks:
             near = difflib.get_close_matches(name, index.all_tasks)
-            raise ValueError(
+            raise UserError(
                 f"there is no task {name!r} in lm_eval or in the directory of tasks"
                 f"{'; near it are ' + ', '.join(near) if near else ''}."
             )
@@ -91,13 +92,13 @@ def _load(index: Any, name: str) -> list[Any]:
     """Returns a task or group with its data, or every task of a tag.
 
     Raises:
-      ValueError: Data can neither be downloaded nor read.
+      UserError: Data can neither be downloaded nor read.
     """
     try:
         with _quiet():
             loaded = index.load([name])
     except (OSError, ValueError) as error:
-        raise ValueError(
+        raise UserError(
             f"the data of task {name!r} cannot be loaded: {error}. Those of the harness's own "
             f"tasks come from Hugging Face's Hub: load them once where it is reached (they are "
             f"kept in HF_HOME), or leave the task out."

@@ -12,6 +12,8 @@ import ml_dtypes
 import numpy as np
 import safetensors
 
+from stackjax.errors import UserError
+
 INDEX = "model.safetensors.index.json"
 ONE_FILE = "model.safetensors"
 SHARD_BYTES = 5 * 10**9
@@ -57,14 +59,14 @@ class Tensors(Mapping[str, TensorInfo]):
         """Opens a folder and reads the headers of its files.
 
         Raises:
-          ValueError: A file is missing or damaged, or holds numbers that are no weights.
+          UserError: A file is missing or damaged, or holds numbers that are no weights.
         """
         self._file_of: dict[str, _File] = {}
         for path, listed in _files(folder).items():
             file = _open(path)
             missing = listed - file.infos.keys()
             if missing:
-                raise ValueError(
+                raise UserError(
                     f"{path} has no tensor {min(missing)}, which {INDEX} says it has; "
                     f"download the folder again."
                 )
@@ -95,12 +97,12 @@ def _files(folder: Path) -> dict[Path, set[str]]:
             for name, file in listed.items():
                 files[folder / file].add(name)
         except (ValueError, KeyError, AttributeError, TypeError) as error:
-            raise ValueError(
+            raise UserError(
                 f"{index} is not an index of tensors ({error}); download it again."
             ) from error
         absent = [path.name for path in files if not path.exists()]
         if absent:
-            raise ValueError(
+            raise UserError(
                 f"{folder} lacks {', '.join(sorted(absent))}, which {INDEX} names; download "
                 f"{'it' if len(absent) == 1 else 'them'} too."
             )
@@ -109,11 +111,11 @@ def _files(folder: Path) -> dict[Path, set[str]]:
         return {one: set()}
     pickles = sorted(path.name for path in folder.glob("*") if path.suffix in (".bin", ".pth"))
     if pickles:
-        raise ValueError(
+        raise UserError(
             f"{folder} has its weights in {pickles[0]}, a pickle, which can run code and is "
             f"not read; save the model as safetensors."
         )
-    raise ValueError(f"{folder} has no {ONE_FILE} and no {INDEX}; it holds no weights.")
+    raise UserError(f"{folder} has no {ONE_FILE} and no {INDEX}; it holds no weights.")
 
 
 def _open(path: Path) -> _File:
@@ -126,10 +128,10 @@ def _open(path: Path) -> _File:
                 for name, part in slices.items()
             }
     except safetensors.SafetensorError as error:
-        raise ValueError(f"{path} is damaged ({error}); download it again.") from error
+        raise UserError(f"{path} is damaged ({error}); download it again.") from error
     for name, info in infos.items():
         if info.dtype not in DTYPES:
-            raise ValueError(
+            raise UserError(
                 f"{name} in {path} is of type {info.dtype}; weights of {', '.join(DTYPES)} can "
                 f"be read, and quantised ones cannot."
             )

@@ -4,6 +4,8 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
+from stackjax.errors import UserError
+
 AttentionKernel = Literal["xla", "cudnn", "splash"]
 RematPolicy = Literal["none", "dots", "full"]
 
@@ -39,7 +41,7 @@ class RopeScaling:
 
     def __post_init__(self):
         if not (0 < self.low_freq_factor < self.high_freq_factor and self.factor >= 1):
-            raise ValueError(
+            raise UserError(
                 f"model.rope_scaling has factor {self.factor}, low_freq_factor "
                 f"{self.low_freq_factor} and high_freq_factor {self.high_freq_factor}; the "
                 f"first must be at least 1, and the last more than the one before."
@@ -102,19 +104,19 @@ class ModelConfig:
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             if field.type is int and field.name != "scan_unroll" and value < 1:
-                raise ValueError(f"model.{field.name} is {value}; it must be at least 1.")
+                raise UserError(f"model.{field.name} is {value}; it must be at least 1.")
         if self.num_heads % self.num_kv_heads:
-            raise ValueError(
+            raise UserError(
                 f"model.num_heads is {self.num_heads}, which model.num_kv_heads "
                 f"{self.num_kv_heads} does not divide; choose a divisor of {self.num_heads}."
             )
         if self.head_dim % 2:
-            raise ValueError(
+            raise UserError(
                 f"model.head_dim is {self.head_dim}; rotary positions turn pairs of "
                 f"channels, so it must be even."
             )
         if self.scan_unroll < 0:
-            raise ValueError(
+            raise UserError(
                 f"model.scan_unroll is {self.scan_unroll}; it is a number of layers, or 0."
             )
 
