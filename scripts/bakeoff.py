@@ -30,7 +30,7 @@ from etils import epath
 from stackjax.config import Config
 from stackjax.cpu import keep_memory
 from stackjax.errors import UserError, one_line_errors
-from stackjax.marker import write_marker
+from stackjax.marker import NEW_RUN, after_entering, write_marker
 from stackjax.metrics import read_rows
 from stackjax.phases import expand, stage_models
 from stackjax.train import train
@@ -168,7 +168,7 @@ def _branch(trunk: Config, config: Config) -> None:
     for stage in range(last + 1):
         shutil.copytree(source / f"stage_{stage}", partial / f"stage_{stage}")
     # Rows past it are dropped when the run goes on.
-    write_marker(partial, expand(trunk)[last], {})
+    write_marker(partial, after_entering(NEW_RUN, None, expand(trunk)[last]))
     partial.rename(workdir)
 
 

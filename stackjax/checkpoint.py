@@ -15,7 +15,7 @@ from stackjax.errors import UserError
 from stackjax.lineage import Generation, begin, from_json, spend
 from stackjax.marker import read_marker
 from stackjax.model.config import ModelConfig, model_from_json
-from stackjax.phase import Counts, Phase
+from stackjax.phase import Change, Counts, Phase
 from stackjax.sharding import on_mesh
 from stackjax.storage import check_bucket, is_remote
 from stackjax.train_state import TrainState
@@ -56,6 +56,13 @@ def newest_step(workdir: epath.Path, phase: Phase) -> int | None:
     return max(_steps(workdir / phase.directory), default=None)
 
 
+def discard_after(workdir: epath.Path, phase: Phase, step: int) -> None:
+    """Removes the checkpoints of a phase that are newer than a step."""
+    for newer in sorted(_steps(workdir / phase.directory), reverse=True):
+        if newer > step:
+            (workdir / phase.directory / str(newer)).rmtree()
+
+
 def _steps(directory: epath.Path) -> list[int]:
     """Returns the steps of the whole checkpoints in a directory."""
     if not directory.exists():
@@ -75,7 +82,7 @@ class _KeepEvery:
         self, checkpoints: Sequence[ocp.training.CheckpointMetadata], *, context: Any
     ) -> list[bool]:
         def multiples(step: int) -> int:
-            tokens = self.phase.start.after(self.phase.per_step, step).tokens
+            tokens = self.phase.counts(step).tokens
             return tokens // self.keep_every_tokens
 
         return [c.step > 0 and multiples(c.step) > multiples(c.step - 1) for c in checkpoints]
@@ -89,6 +96,7 @@ class Checkpoints:
       phase: Whose checkpoints they are.
       config: What is kept.
       lineage: Where the model comes from, where this phase has no checkpoints yet.
+      changes: What the user has changed of the run.
     """
 
     def __init__(
@@ -97,13 +105,14 @@ class Checkpoints:
         phase: Phase,
         config: CheckpointConfig,
         lineage: Sequence[Generation] = (),
+        changes: Sequence[Change] = (),
     ):
         policies = ocp.training.preservation_policies
         keep: Any = policies.LatestN(config.keep_last)
         if config.keep_every_tokens is not None:
             every: Any = _KeepEvery(phase, config.keep_every_tokens)
             keep = policies.AnyPreservationPolicy([keep, every])
-        self._phase = phase
+        self._phase, self._changes = phase, changes
         self.directory = workdir / phase.directory
         self._checkpointer = ocp.training.Checkpointer(
             self.directory, preservation_policy=keep, cleanup_tmp_directories=True
@@ -132,7 +141,7 @@ class Checkpoints:
         """
         if step == self.latest_step:
             return
-        lineage = spend(self._lineage, self._phase, step)
+        lineage = spend(self._lineage, self._phase, step, self._changes)
         model, is_model = self._phase.model, self._phase.trains_model(step)
         contents = Contents(counts, model, is_model, lineage)
         metadata = dataclasses.asdict(contents)
@@ -146,9 +155,9 @@ class Checkpoints:
             self._checkpointer.wait()
 
     def restore(
-        self, abstract: TrainState, mesh: jax.sharding.Mesh
-    ) -> tuple[TrainState, Counts]:
-        """Returns the newest state, laid out over `mesh`, and what had been consumed.
+        self, abstract: TrainState, mesh: jax.sharding.Mesh, step: int
+    ) -> tuple[TrainState, Contents]:
+        """Returns the state of a step, laid out over `mesh`, and what its checkpoint says.
 
         Args:
           abstract: Shapes, types and partitions of the state.
@@ -156,12 +165,10 @@ class Checkpoints:
         Raises:
           UserError: The checkpoint holds parameters of another model.
         """
-        latest = self._checkpointer.latest
-        assert latest is not None, "restore needs a checkpoint"
-        metadata: Any = self._checkpointer.metadata(latest)
+        metadata: Any = self._checkpointer.metadata(step)
         _check_same_model(self.directory, metadata.metadata["params"], abstract.params)
-        state = self._checkpointer.load(latest, on_mesh(abstract, mesh))
-        return state, _read_contents(self.directory, metadata).counts
+        state = self._checkpointer.load(step, on_mesh(abstract, mesh))
+        return state, _read_contents(self.directory, metadata)
 
 
 def find_checkpoint(path: epath.Path) -> epath.Path:

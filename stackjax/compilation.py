@@ -20,7 +20,7 @@ from stackjax.data.device import batch_sharding
 from stackjax.model import ModelConfig
 from stackjax.model.config import axis_size
 from stackjax.optimizer import build_fit_optimizer, build_optimizer
-from stackjax.phase import Counts, Phase
+from stackjax.phase import Counts, Phase, Waypoint
 from stackjax.sharding import build_mesh, on_mesh, partition
 from stackjax.storage import is_remote
 from stackjax.train_state import TrainState, fit_state, init_state, train_step
@@ -139,8 +139,9 @@ def compile_ahead(config: Config) -> Callable[[Phase, Phase | None], jax.stages.
 
 
 def _as_compiled(phase: Phase) -> Phase:
-    """Returns a phase without what its step does not depend on: where it starts and ends."""
-    return dataclasses.replace(phase, start=Counts(), num_steps=0)
+    """Returns a phase without its start and its end, on which its step does not depend."""
+    waypoint = Waypoint(step=0, counts=Counts(tokens=phase.first_tokens))
+    return dataclasses.replace(phase, start=Counts(), waypoint=waypoint, num_steps=0)
 
 
 def use_compilation_cache(workdir: epath.Path) -> None:

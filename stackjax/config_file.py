@@ -8,7 +8,7 @@ import re
 import sys
 import traceback
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Generic, TypeVar
 
 import jax
 import tyro
@@ -27,14 +27,56 @@ _GROWTH_FLAG = re.compile(
 )
 
 _MAY_CHANGE = re.compile(
-    r"workdir|platform|(mesh|evaluation|probes|tasks|checkpoints|logging)\..*"
+    r"workdir|platform|(mesh|probes|checkpoints|logging)\..*"
+    r"|evaluation\.(every_tokens|batch_size|layers)"
+    r"|tasks\.(names|every_tokens|directory|batch_size)"
+    r"|optimizer\.(peak_learning_rate|schedule\..*|epsilon|weight_decay|clip_norm|z_loss)"
     r"|stages\.\d+\.(mesh(\..*)?|accumulate)"
     r"|data\.(path|cache_dir|corpus|num_workers|prefetch)"
     r"|model\.(attention|remat|scan_unroll|loss_chunk)"
 )
-"""Fields that a run may be resumed with other values of: they do not change what is learnt,
-other than by the order in which floats are added; and, for a stage that ends at a loss or on a
-plateau, when that is seen."""
+"""Fields that a run may be resumed with other values of. Those of the optimizer hold from the
+step where it resumes; the others do not change training, except for the order in which floats
+are added and for the moment when a loss or a plateau that ends a stage is seen."""
+
+_MAY_DIFFER = re.compile(r"data\.(path|cache_dir|num_workers|prefetch)")
+"""Fields that hosts may have values of their own of; the data themselves are compared."""
+
+_PRESENT_STAGE = re.compile(
+    r"stages\.\d+\.(tokens|fraction|batch_size|until\..*|peak_learning_rate|schedule(\..*)?)"
+)
+"""Fields of the stage that a run is in which may change, from where it resumes."""
+
+_WHY_NOT = {
+    r"model(_is)?\b.*": "the parameters in the checkpoints are those of this model",
+    r"optimizer\.(name|moments_dtype)": "the optimizer state in the checkpoints has this form",
+    r"optimizer\.(b1|b2|momentum)": "the moments in the checkpoints are averages with it",
+    r"data\.seq_len": "the order of the data counts sequences of this length",
+    r"data\.mask_documents": "losses before and after would not compare",
+    r"evaluation\.num_sequences": "one curve has one set of held-out sequences",
+    r"tasks\.(limit|num_fewshot)": "scores of one run are of the same questions",
+    r"seed": "the initial values, the growth and the order of the data follow from it",
+    r"init_from": "the run began with these parameters",
+    r"stages\.\d+\.(growth|optimizer_state)\b.*": "the model has already grown",
+    r"stages\..*": "this part of the stage is already trained",
+}
+"""Why the other fields may not change, by a pattern of their names; the first that fits."""
+
+
+Options = TypeVar("Options")
+
+
+@dataclasses.dataclass(frozen=True)
+class NoOptions:
+    """The options of a command that has none beside its config."""
+
+
+@dataclasses.dataclass(frozen=True)
+class _Command(Generic[Options]):
+    """A config whose fields, and options whose fields, are flags without a prefix."""
+
+    config: Annotated[Config, tyro.conf.arg(name="")]
+    options: Annotated[Options, tyro.conf.arg(name="")]
 
 
 def load_config(prog: str, args: list[str]) -> Config:
@@ -43,6 +85,20 @@ def load_config(prog: str, args: list[str]) -> Config:
     Args:
       prog: How the command is called, for its help.
       args: `--config FILE` and any field of `Config`, such as `--stages.1.tokens 2e6`.
+
+    Raises:
+      UserError: The file is missing, cannot be run, or returns no config.
+    """
+    return load_command(prog, args, NoOptions())[0]
+
+
+def load_command(prog: str, args: list[str], options: Options) -> tuple[Config, Options]:
+    """Returns the config that a command line names, and the command's own options.
+
+    Args:
+      prog: How the command is called, for its help.
+      args: As above, and any field of `options`.
+      options: A dataclass of defaults.
 
     Raises:
       UserError: The file is missing, cannot be run, or returns no config.
@@ -56,12 +112,15 @@ def load_config(prog: str, args: list[str]) -> Config:
             f"every field that can be overridden."
         )
     config, overrides = _override_growths(read_config(known.config), overrides)
-    return tyro.cli(
-        tyro.conf.AvoidSubcommands[Config],
+    command = _Command[type(options)](config, options)  # type: ignore
+    found = tyro.cli(
+        tyro.conf.AvoidSubcommands[_Command[type(options)]],  # type: ignore
         prog=f"{prog} --config {known.config}",
-        default=config,
+        description=Config.__doc__,
+        default=command,
         args=overrides,
     )
+    return found.config, found.options
 
 
 def _override_growths(config: Config, args: list[str]) -> tuple[Config, list[str]]:
@@ -145,6 +204,12 @@ def record_config(workdir: epath.Path, config: Config, manifest: Manifest) -> No
         replace_text(workdir / _RECORD, json.dumps(record, indent=2) + "\n")
 
 
+def same_everywhere(config: Config) -> dict[str, Any]:
+    """Returns the fields that have to be the same on every host."""
+    flat = flatten(config)
+    return {name: flat[name] for name in flat if not _MAY_DIFFER.fullmatch(name)}
+
+
 def check_same_data(workdir: epath.Path, manifest: Manifest) -> None:
     """Raises UserError if a run that is resumed would read other data than it did."""
     if json.loads((workdir / _RECORD).read_text())["data"] != manifest.digest:
@@ -155,31 +220,47 @@ def check_same_data(workdir: epath.Path, manifest: Manifest) -> None:
         )
 
 
-def changed_fields(workdir: epath.Path, config: Config, stage: int) -> list[str]:
-    """Returns a line for each field that differs from the config the run had.
+Changed = dict[str, tuple[Any, Any]]
+"""Old and new value of fields of a config, by their names on the command line."""
+
+
+def changed_fields(workdir: epath.Path, config: Config, stage: int) -> Changed:
+    """Returns the fields that differ from the config that a run has recorded.
 
     Args:
-      stage: The stage that the run is in; those after it may still be changed.
+      stage: The stage that the run is in. Later stages may change in every field.
 
     Raises:
       UserError: A field differs that a run cannot be resumed with.
     """
     old = json.loads((workdir / _RECORD).read_text())["config"]
     new = json.loads(json.dumps(flatten(config)))
-    allowed, forbidden = [], []
-    for field in sorted(old.keys() | new.keys()):
-        if old.get(field) != new.get(field):
-            line = f"{field}: {old.get(field)} -> {new.get(field)}"
-            of_stage = re.match(r"stages\.(\d+)(\.until)?", field)
-            # When the stage that a run is in ends may still be changed.
-            is_open = of_stage is not None and int(of_stage[1]) + bool(of_stage[2]) > stage
-            may_change = is_open or _MAY_CHANGE.fullmatch(field)
-            (allowed if may_change else forbidden).append(line)
+    changed = {
+        field: (old.get(field), new.get(field))
+        for field in sorted(old.keys() | new.keys())
+        if old.get(field) != new.get(field)
+    }
+    forbidden = [field for field in changed if not _may_change(field, stage)]
     if forbidden:
-        also = f" These may change: {'; '.join(allowed)}." if allowed else ""
-        raise UserError(
-            f"{workdir} was trained with another config. These may not change when it is "
-            f"resumed: {'; '.join(forbidden)}.{also} Take the old values, or start a new "
-            f"run with --workdir."
+        said = "; ".join(
+            f"{field}: {changed[field][0]} -> {changed[field][1]} ({_why_not(field)})"
+            for field in forbidden
         )
-    return allowed
+        raise UserError(
+            f"{workdir} was trained with another config. These fields may not change when it "
+            f"is resumed: {said}. Take the old values, or start a new run with --workdir."
+        )
+    return changed
+
+
+def _may_change(field: str, stage: int) -> bool:
+    of_stage = re.match(r"stages\.(\d+)\.", field)
+    if of_stage is not None and int(of_stage[1]) > stage:
+        return True
+    if of_stage is not None and int(of_stage[1]) == stage and _PRESENT_STAGE.fullmatch(field):
+        return True
+    return _MAY_CHANGE.fullmatch(field) is not None
+
+
+def _why_not(field: str) -> str:
+    return next(why for pattern, why in _WHY_NOT.items() if re.fullmatch(pattern, field))

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from stackjax.growth import Growth
 from stackjax.model.config import ModelConfig, model_from_json
-from stackjax.phase import Counts, Phase
+from stackjax.phase import Change, Counts, Phase
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -26,6 +26,8 @@ class Generation:
     """On this generation alone."""
     code: str
     """Version of the code that began it."""
+    changes: tuple[str, ...] = ()
+    """Changes of its config, and examples skipped, when its run was resumed."""
 
 
 def begin(lineage: Sequence[Generation], phase: Phase) -> tuple[Generation, ...]:
@@ -58,10 +60,22 @@ def _append(
     return (*lineage, generation)
 
 
-def spend(lineage: Sequence[Generation], phase: Phase, step: int) -> tuple[Generation, ...]:
-    """Returns a lineage whose last generation, that of a phase, is at a step."""
-    spent = Counts().after(phase.per_step, step)
-    return (*lineage[:-1], dataclasses.replace(lineage[-1], spent=spent))
+def spend(
+    lineage: Sequence[Generation], phase: Phase, step: int, changes: Sequence[Change] = ()
+) -> tuple[Generation, ...]:
+    """Returns a lineage whose last generation is a phase at a step.
+
+    Args:
+      changes: Those of the run; the ones of the phase up to the step become part of it.
+    """
+    last = dataclasses.replace(
+        lineage[-1],
+        spent=phase.counts(step).since(phase.start),
+        changes=tuple(
+            str(each) for each in changes if each.phase == phase.index and each.step <= step
+        ),
+    )
+    return (*lineage[:-1], last)
 
 
 def total(lineage: Sequence[Generation]) -> Counts:
@@ -77,6 +91,7 @@ def from_json(generations: Sequence[Mapping[str, Any]]) -> tuple[Generation, ...
                 **fields,
                 "model": model_from_json(fields["model"]),
                 "spent": Counts(**fields["spent"]),
+                "changes": tuple(fields["changes"]),
             }
         )
         for fields in generations

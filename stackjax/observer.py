@@ -42,7 +42,7 @@ class Observer:
         reason = spent(self._until, counts.tokens, counts.flops_6nd) if may_end else None
         # At the end of a phase whose model grows, the seam evaluates.
         is_due = counts.passes(config.evaluation.every_tokens, before) and not (
-            is_last and phase.stage not in run.ended
+            is_last and phase.stage not in run.marker.ended
         )
         loss: float | None = None
         if is_due or (self._is_final and (is_last or reason is not None)):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import jax
@@ -34,9 +35,46 @@ class Counts:
         mine, theirs = vars(self), vars(per_step)
         return Counts(**{name: mine[name] + steps * theirs[name] for name in mine})
 
+    def since(self, before: "Counts") -> "Counts":
+        """Returns what was consumed between two counts."""
+        return Counts(**{name: vars(self)[name] - vars(before)[name] for name in vars(self)})
+
     def passes(self, every_tokens: int, before: "Counts") -> bool:
         """Returns whether a multiple of `every_tokens` was reached since `before`."""
         return self.tokens // every_tokens > before.tokens // every_tokens
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Waypoint:
+    """A step of a phase, and the counts of the run there."""
+
+    step: int
+    counts: Counts
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Change:
+    """What a user changed of a run when resuming it."""
+
+    phase: int
+    step: int
+    """The step of the phase from which the change holds."""
+    tokens: int
+    """Tokens of the run there."""
+    fields: Mapping[str, tuple[Any, Any]]
+    """Old and new value of each field of the config."""
+    resume_from: str = ""
+    """The checkpoint that the run went back to; empty for its newest."""
+    skip_examples: int = 0
+    """Examples that were left out of the data."""
+
+    def __str__(self) -> str:
+        said = [f"{name}: {old} -> {new}" for name, (old, new) in self.fields.items()]
+        if self.resume_from:
+            said.append(f"resumed from {self.resume_from}")
+        if self.skip_examples:
+            said.append(f"{self.skip_examples:,} examples skipped")
+        return f"at {self.tokens:,} tokens: {'; '.join(said)}"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -79,17 +117,33 @@ class Phase:
     start: Counts
     """What the run has consumed before the phase."""
     per_step: Counts
-    """What each step consumes."""
+    """What each step consumes, from `waypoint` on."""
+    waypoint: Waypoint
+    """A step whose counts are known: step 0, or the step where a resumed run changed its
+    batch size or skipped examples."""
 
     @property
     def directory(self) -> str:
         """Where its checkpoints lie in the run directory."""
         return f"stage_{self.stage}/{self.name}"
 
+    def counts(self, step: int) -> Counts:
+        """Returns what the run has consumed after a step, from the waypoint on."""
+        return self.waypoint.counts.after(self.per_step, step - self.waypoint.step)
+
     @property
     def end(self) -> Counts:
         """What the run has consumed after the phase."""
-        return self.start.after(self.per_step, self.num_steps)
+        return self.counts(self.num_steps)
+
+    @property
+    def first_tokens(self) -> int:
+        """The tokens of the phase at step 0, if every step had the size of the present ones.
+
+        The tokens after a step are this plus `step * per_step.tokens`. It is 0 unless the
+        batch size has changed within the phase, and may be negative.
+        """
+        return self.counts(0).tokens - self.start.tokens
 
     @property
     def stays_symmetric(self) -> bool:
@@ -120,7 +174,7 @@ class Phase:
 
         It is once every mask is open, and never while the maps of a growth are fitted.
         """
-        tokens = step * self.per_step.tokens
+        tokens = self.first_tokens + step * self.per_step.tokens
         return all(
             isinstance(mask, Mask) and tokens >= mask.open_tokens
             for mask in self.reparameterisations
@@ -131,7 +185,7 @@ class Phase:
         if not self.reparameterisations:
             return params
         axes = logical_axes(self.model)
-        tokens = jnp.asarray(step, jnp.float32) * float(self.per_step.tokens)
+        tokens = self._tokens(step)
 
         def apply(params: Any, tokens: jax.Array) -> Any:
             for reparameterisation in self.reparameterisations:
@@ -141,13 +195,20 @@ class Phase:
         layout = jax.tree.map(partition, axes, is_leaf=lambda node: isinstance(node, Axes))
         return laid_out(apply, layout)(params, tokens)
 
-    def step_params(self, params: Any, updates: Any, step: jax.Array) -> Any:
-        """Returns parameters after a step along the optimizer's updates."""
-        rate = self.learning_rate(step)
+    def step_params(
+        self, params: Any, updates: Any, step: jax.Array, is_taken: jax.Array | bool = True
+    ) -> Any:
+        """Returns parameters after a step along the optimizer's updates, if it is taken."""
+        # A rate of 0 is free; choosing between two trees of parameters would keep both.
+        rate = jnp.where(is_taken, self.learning_rate(step), 0.0)
         if self.parameter_rates is None:
             return jax.tree.map(lambda p, update: p - rate * update, params, updates)
-        tokens = (jnp.asarray(step, jnp.float32) + 1) * float(self.per_step.tokens)
+        tokens = self._tokens(step + 1)
         factors = self.parameter_rates(logical_axes(self.model), tokens)
         return jax.tree.map(
             lambda p, update, factor: p - rate * factor * update, params, updates, factors
         )
+
+    def _tokens(self, step: jax.Array | int) -> jax.Array:
+        """Returns the tokens of the phase after a step, a float32 scalar."""
+        return self.first_tokens + jnp.asarray(step, jnp.float32) * float(self.per_step.tokens)

@@ -2,28 +2,35 @@
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Sequence
+from typing import Literal
 
 from stackjax.config import Config, Schedule, Stage
 from stackjax.errors import UserError
 from stackjax.flops import flops_6nd, matmul_flops
-from stackjax.growth import Learn
+from stackjax.growth import Growth, Learn
+from stackjax.growth.base import Reparameterisation
 from stackjax.growth.chain import Chain
 from stackjax.growth.learned import Fit
 from stackjax.growth.masked import Mask
 from stackjax.growth.pattern import parse_pattern
+from stackjax.marker import NEW_RUN, Marker
 from stackjax.model.config import ModelConfig
 from stackjax.model.transformer import logical_axes
 from stackjax.optimizer import LearningRate, ParameterRates
-from stackjax.phase import Counts, Ending, Phase
+from stackjax.phase import Counts, Phase, Waypoint
 
 
-def expand(config: Config, ended: Mapping[int, Ending] | None = None) -> tuple[Phase, ...]:
-    """Returns the phases of a run; UserError where stages do not fit together.
+def expand(config: Config, marker: Marker = NEW_RUN) -> tuple[Phase, ...]:
+    """Returns the phases of a run.
 
     Args:
-      ended: Stages that a trigger has ended early: later ones follow sooner, and nothing else
-        changes. Lengths, and the horizons of learning rates, are those of the config.
+      marker: What the run has done that its config does not say. A stage that has ended early
+        only brings the later ones forward: lengths, and the horizons of learning rates, are
+        those of the config.
+
+    Raises:
+      UserError: The stages do not fit together, or with what the run has done.
     """
     if config.stages[0].growth is not None:
         raise UserError(
@@ -31,117 +38,181 @@ def expand(config: Config, ended: Mapping[int, Ending] | None = None) -> tuple[P
             "the growth into a later stage."
         )
     models = stage_models(config)
-    lengths = stage_steps(config)
     run_tokens = sum(
         steps * stage.batch_size * config.data.seq_len
-        for stage, steps in zip(config.stages, lengths, strict=True)
+        for stage, steps in zip(config.stages, stage_steps(config), strict=True)
     )
     phases: list[Phase] = []
     start = Counts()
-    for i, steps in enumerate(lengths):
-        *before, last = _stage_phases(config, i, models, steps, start, run_tokens)
-        if ended and i in ended:
-            fitted = sum(phase.num_steps for phase in before)
-            last = dataclasses.replace(last, num_steps=ended[i].steps - fitted)
-        for phase in (*before, last):
-            phases.append(dataclasses.replace(phase, index=len(phases)))
-        start = last.end
+    for stage, length in enumerate(stage_lengths(config)):
+        end_tokens = start.tokens + length
+        for name in _phase_names(config, stage):
+            parts = _Parts(config, stage, name, models[max(stage - 1, 0)], models[stage])
+            course = _course(parts, len(phases), start, end_tokens, marker)
+            phase = _build_phase(parts, len(phases), course, run_tokens)
+            phases.append(_shortened(phase, phases, marker))
+            start = phases[-1].end
     return tuple(phases)
 
 
-def _stage_phases(
-    config: Config,
-    index: int,
-    models: list[ModelConfig],
-    steps: int,
-    start: Counts,
-    run_tokens: int,
-) -> list[Phase]:
-    """Returns the phases of one stage, in order; their indices are not settled yet."""
-    stage, model = config.stages[index], models[index]
-    source, growth = models[max(index - 1, 0)], stage.growth
-    step_tokens = stage.batch_size * config.data.seq_len
-    trained = _trained_layers(index, stage, source, model)
-    train = Phase(
-        index=0,
-        stage=index,
-        name="train",
-        source=source,
-        model=model,
-        growth=growth,
-        # What does not grow goes on as it is.
-        optimizer_state=stage.optimizer_state if growth is not None else "keep",
-        reparameterisations=growth.reparameterisations(source) if growth else (),
+def _phase_names(config: Config, stage: int) -> tuple[Literal["fit", "train"], ...]:
+    """Returns the names of the phases of a stage, in order."""
+    return ("fit", "train") if isinstance(config.stages[stage].growth, Learn) else ("train",)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Parts:
+    """What the config says of a phase."""
+
+    config: Config
+    index: int
+    """Of the stage."""
+    name: Literal["fit", "train"]
+    before: ModelConfig
+    """The model of the stage before, or of this one if it is the first."""
+    model: ModelConfig
+
+    @property
+    def stage(self) -> Stage:
+        return self.config.stages[self.index]
+
+    @property
+    def growth(self) -> Growth | None:
+        """The growth into the phase; a learned growth ends with its fit."""
+        growth = self.stage.growth
+        return None if isinstance(growth, Learn) and self.name == "train" else growth
+
+    @property
+    def fit(self) -> Learn | None:
+        """The learned growth that the phase fits, if it does."""
+        return self.growth if isinstance(self.growth, Learn) else None
+
+    @property
+    def source(self) -> ModelConfig:
+        return self.before if self.growth is not None else self.model
+
+    @property
+    def trained_layers(self) -> tuple[bool, ...] | None:
+        return _trained_layers(self.index, self.stage, self.before, self.model)
+
+    @property
+    def per_step(self) -> Counts:
+        """What a step consumes."""
+        stage, seq_len, trained = self.stage, self.config.data.seq_len, self.trained_layers
+        tokens, making = stage.batch_size * seq_len, 0
+        if self.fit is not None:
+            # Every microbatch makes the target's parameters for itself.
+            axes = logical_axes(self.before)
+            making = stage.accumulate * self.fit.flops(axes, self.before)
+        return Counts(
+            tokens=tokens,
+            examples=stage.batch_size,
+            flops_6nd=tokens * flops_6nd(self.model, trained) + making,
+            flops=tokens * matmul_flops(self.model, seq_len, trained) + making,
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Course:
+    """Where a phase begins, where it is known to have been, and how many steps it has."""
+
+    start: Counts
+    waypoint: Waypoint
+    num_steps: int
+
+
+def _course(
+    parts: _Parts, index: int, start: Counts, end_tokens: float, marker: Marker
+) -> _Course:
+    """Returns the course of a phase.
+
+    Args:
+      index: Position among the phases of the run.
+      start: What the run has consumed before the phase.
+      end_tokens: Tokens of the run at the end of the stage.
+    """
+    waypoint = marker.waypoints.get(index, Waypoint(step=0, counts=start))
+    if index < marker.phase and index in marker.waypoints:
+        return _Course(start, waypoint, waypoint.step)  # It has ended there.
+    left = math.ceil((end_tokens - waypoint.counts.tokens) / parts.per_step.tokens)
+    if parts.fit is not None:
+        _check_fit(parts, parts.fit, left)
+        return _Course(start, waypoint, parts.fit.fit_steps)
+    if left < 0:
+        raise UserError(
+            f"stages.{parts.index} would end at {end_tokens:,.0f} tokens of the run, which has "
+            f"come to {waypoint.counts.tokens:,} already; give the stage more tokens."
+        )
+    return _Course(start, waypoint, waypoint.step + left)
+
+
+def _build_phase(parts: _Parts, index: int, course: _Course, run_tokens: int) -> Phase:
+    """Returns a phase in its whole length."""
+    stage, trained = parts.stage, parts.trained_layers
+    phase = Phase(
+        index=index,
+        stage=parts.index,
+        name=parts.name,
+        source=parts.source,
+        model=parts.model,
+        growth=parts.growth,
+        optimizer_state=_optimizer_state(parts),
+        reparameterisations=_reparameterisations(parts),
         trained_layers=trained,
-        mesh=stage.mesh or config.mesh,
+        mesh=stage.mesh or parts.config.mesh,
         batch_size=stage.batch_size,
         accumulate=stage.accumulate,
-        num_steps=steps,
-        learning_rate=_learning_rate(config, index, step_tokens, steps, start, run_tokens),
-        parameter_rates=_parameter_rates(index, stage, source, trained),
-        start=start,
-        per_step=Counts(
-            tokens=step_tokens,
-            examples=stage.batch_size,
-            flops_6nd=step_tokens * flops_6nd(model, trained),
-            flops=step_tokens * matmul_flops(model, config.data.seq_len, trained),
-        ),
+        num_steps=course.num_steps,
+        learning_rate=_learning_rate(parts, course, run_tokens),
+        parameter_rates=_parameter_rates(parts.index, stage, parts.before, trained),
+        start=course.start,
+        per_step=parts.per_step,
+        waypoint=course.waypoint,
     )
-    if not isinstance(growth, Learn):
-        _check_growth(train)
-        return [train]
-    fit = _fit_phase(train, growth)
-    rest = steps - fit.num_steps
-    train = dataclasses.replace(
-        train,
-        source=model,
-        growth=None,
-        optimizer_state="reset",
-        num_steps=rest,
-        learning_rate=_learning_rate(config, index, step_tokens, rest, fit.end, run_tokens),
-        start=fit.end,
-    )
-    return [fit, train]
+    if not isinstance(stage.growth, Learn):
+        _check_growth(phase)
+    return phase
 
 
-def _fit_phase(train: Phase, growth: Learn) -> Phase:
-    """Returns the phase that fits a learned growth, before the one that trains."""
-    if train.optimizer_state != "reset":
+def _reparameterisations(parts: _Parts) -> tuple[Reparameterisation, ...]:
+    if parts.fit is not None:
+        return (Fit(parts.fit, parts.source),)
+    return parts.growth.reparameterisations(parts.source) if parts.growth is not None else ()
+
+
+def _optimizer_state(parts: _Parts) -> Literal["reset", "grow", "keep"]:
+    if isinstance(parts.stage.growth, Learn):
+        return "reset"
+    # A model that does not grow keeps its optimizer state.
+    return parts.stage.optimizer_state if parts.growth is not None else "keep"
+
+
+def _shortened(phase: Phase, before: Sequence[Phase], marker: Marker) -> Phase:
+    """Returns a phase as long as it was, if its stage has ended early."""
+    if phase.stage not in marker.ended or phase.name == "fit":
+        return phase
+    fitted = sum(each.num_steps for each in before if each.stage == phase.stage)
+    return dataclasses.replace(phase, num_steps=marker.ended[phase.stage].steps - fitted)
+
+
+def _check_fit(parts: _Parts, growth: Learn, num_steps: int) -> None:
+    """Raises UserError if a learned growth does not fit into its stage of so many steps."""
+    stage, field = parts.stage, f"stages.{parts.index}"
+    if stage.optimizer_state != "reset":
         raise UserError(
-            f"stages.{train.stage}.optimizer_state is {train.optimizer_state!r}; after a "
+            f"{field}.optimizer_state is {stage.optimizer_state!r}; after a "
             f"learned growth the optimizer can only be 'reset'."
         )
-    if train.parameter_rates is not None:
+    if _parameter_rates(parts.index, stage, parts.before, parts.trained_layers) is not None:
         raise UserError(
-            f"stages.{train.stage} has rewarm, scale_by_fan_in or train_layers, which a "
+            f"{field} has rewarm, scale_by_fan_in or train_layers, which a "
             f"learned growth does not take: all of its parameters are new."
         )
-    if growth.fit_steps >= train.num_steps:
+    if growth.fit_steps >= num_steps:
         raise UserError(
-            f"stages.{train.stage} has {train.num_steps} steps, of which its growth takes "
+            f"{field} has {num_steps} steps, of which its growth takes "
             f"{growth.fit_steps} for the fit; give it more tokens, or fewer fit_steps."
         )
-    # Every microbatch makes the target's parameters for itself.
-    making = train.accumulate * growth.flops(logical_axes(train.source), train.source)
-    per_step = train.per_step
-    return dataclasses.replace(
-        train,
-        name="fit",
-        reparameterisations=(Fit(growth, train.source),),
-        num_steps=growth.fit_steps,
-        learning_rate=LearningRate(
-            peak=growth.learning_rate,
-            schedule=Schedule(shape="constant"),
-            horizon_tokens=growth.fit_steps * per_step.tokens,
-            first_tokens=0,
-            tokens_per_step=per_step.tokens,
-        ),
-        per_step=dataclasses.replace(
-            per_step,
-            flops_6nd=per_step.flops_6nd + making,
-            flops=per_step.flops + making,
-        ),
-    )
 
 
 def _check_growth(phase: Phase) -> None:
@@ -153,7 +224,7 @@ def _check_growth(phase: Phase) -> None:
                     f"stages.{phase.stage}.growth is {phase.growth}; a learned growth stands "
                     f"alone, and grows depth and width by itself."
                 )
-    tokens = phase.num_steps * phase.per_step.tokens
+    tokens = phase.end.tokens - phase.start.tokens
     for mask in phase.reparameterisations:
         if isinstance(mask, Mask) and mask.open_tokens > tokens:
             raise UserError(
@@ -230,6 +301,15 @@ def stage_models(config: Config) -> list[ModelConfig]:
 
 def stage_steps(config: Config) -> list[int]:
     """Returns the optimizer steps of each stage: its length, rounded up."""
+    seq_len = config.data.seq_len
+    return [
+        math.ceil(length / (stage.batch_size * seq_len))
+        for stage, length in zip(config.stages, stage_lengths(config), strict=True)
+    ]
+
+
+def stage_lengths(config: Config) -> list[float]:
+    """Returns the tokens of each stage, not yet rounded to whole steps."""
     for i, stage in enumerate(config.stages):
         if (stage.tokens is None) == (stage.fraction is None):
             raise UserError(
@@ -243,32 +323,35 @@ def stage_steps(config: Config) -> list[int]:
             f"stage whose length is in tokens, which settles that of the run."
         )
     run_tokens = sum(stage.tokens or 0 for stage in config.stages) / (1 - fraction)
-    return [_steps(config, i, stage, run_tokens) for i, stage in enumerate(config.stages)]
+    lengths = [
+        run_tokens * (stage.fraction or 0) if stage.tokens is None else stage.tokens
+        for stage in config.stages
+    ]
+    for i, length in enumerate(lengths):
+        if length <= 0:
+            raise UserError(f"stages.{i} is {length} tokens long; it needs more than 0.")
+    return lengths
 
 
-def _steps(config: Config, index: int, stage: Stage, run_tokens: float) -> int:
-    tokens = run_tokens * stage.fraction if stage.fraction is not None else stage.tokens
-    assert tokens is not None, "stage_steps checks that one of the two is set"
-    steps = math.ceil(tokens / (stage.batch_size * config.data.seq_len))
-    if steps < 1:
-        raise UserError(f"stages.{index} is {tokens} tokens long; it needs more than 0.")
-    return steps
-
-
-def _learning_rate(
-    config: Config,
-    index: int,
-    tokens_per_step: int,
-    steps: int,
-    start: Counts,
-    run_tokens: int,
-) -> LearningRate:
-    stage = config.stages[index]
-    schedule = stage.schedule or config.optimizer.schedule
+def _learning_rate(parts: _Parts, course: _Course, run_tokens: int) -> LearningRate:
+    stage, index, tokens_per_step = parts.stage, parts.index, parts.per_step.tokens
+    # At step 0, if every step had the present size.
+    first = course.waypoint.counts.tokens - course.waypoint.step * tokens_per_step
+    first_of_phase = first - course.start.tokens
+    length = first_of_phase + course.num_steps * tokens_per_step
+    if parts.fit is not None:
+        return LearningRate(
+            peak=parts.fit.learning_rate,
+            schedule=Schedule(shape="constant"),
+            horizon_tokens=length,
+            first_tokens=first_of_phase,
+            tokens_per_step=tokens_per_step,
+        )
+    schedule = stage.schedule or parts.config.optimizer.schedule
     of_run = schedule.axis == "run"
     horizon = schedule.horizon_tokens
     if horizon is None:
-        horizon = run_tokens if of_run else steps * tokens_per_step
+        horizon = run_tokens if of_run else length
     if schedule.shape == "wsd" and schedule.decay_tokens is None:
         raise UserError(
             f"the schedule of stages.{index} is wsd without decay_tokens; say how many "
@@ -282,9 +365,9 @@ def _learning_rate(
         )
     peak = stage.peak_learning_rate
     return LearningRate(
-        peak=config.optimizer.peak_learning_rate if peak is None else peak,
+        peak=parts.config.optimizer.peak_learning_rate if peak is None else peak,
         schedule=schedule,
         horizon_tokens=horizon,
-        first_tokens=start.tokens if of_run else 0,
+        first_tokens=first if of_run else first_of_phase,
         tokens_per_step=tokens_per_step,
     )

@@ -2,7 +2,6 @@
 
 import dataclasses
 import math
-from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
@@ -11,9 +10,10 @@ from jax.sharding import AbstractMesh, AxisType
 from stackjax.compilation import abstract_state
 from stackjax.config import Config
 from stackjax.errors import UserError
+from stackjax.marker import NEW_RUN, Marker
 from stackjax.model.attention import has_kernel
 from stackjax.model.config import axis_size
-from stackjax.phase import Ending, Phase
+from stackjax.phase import Phase
 from stackjax.phases import expand
 from stackjax.sharding import MESH_AXES, RULES, mesh_shape, num_shards, partition_of
 from stackjax.train_state import TrainState
@@ -74,19 +74,19 @@ def check(
     config: Config,
     num_devices: int,
     memory: int | None = None,
-    ended: Mapping[int, Ending] | None = None,
+    marker: Marker = NEW_RUN,
 ) -> list[Estimate]:
     """Returns an estimate for each phase of a run, allocating nothing.
 
     Args:
       num_devices: How many devices the run will have.
       memory: Bytes of each device, if known.
-      ended: Stages that have ended early.
+      marker: What the run has done.
 
     Raises:
       UserError: A stage does not fit its mesh, its batch or its devices.
     """
-    phases = expand(config, ended)
+    phases = expand(config, marker)
     return [_check_phase(config, phase, num_devices, memory) for phase in phases]
 
 

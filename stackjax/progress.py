@@ -1,6 +1,9 @@
 """What a run shows on its terminal."""
 
+import contextlib
 import sys
+import time
+from collections.abc import Iterator
 from typing import Protocol
 
 import jax
@@ -14,8 +17,8 @@ from stackjax.quantity import short
 class Progress(Protocol):
     """What a run shows on its terminal."""
 
-    def row(self, row: Row) -> None:
-        """Shows a row of training."""
+    def row(self, row: Row, seconds_left: float) -> None:
+        """Shows a row of training, and the time to the end of the run."""
 
     def note(self, text: str) -> None:
         """Shows a line that stays: a growth, an evaluation, a checkpoint."""
@@ -41,10 +44,19 @@ def open_progress(total_tokens: int) -> Progress:
     return Lines(total_tokens)
 
 
+@contextlib.contextmanager
+def timed(progress: Progress, task: str) -> Iterator[None]:
+    """Shows that a task begins, and the seconds that it took."""
+    progress.note(f"{task} ...")
+    start = time.monotonic()
+    yield
+    progress.note(f"{task} took {time.monotonic() - start:.1f} s")
+
+
 class Silence:
     """Shows nothing."""
 
-    def row(self, row: Row) -> None:
+    def row(self, row: Row, seconds_left: float) -> None:
         """Shows nothing."""
 
     def note(self, text: str) -> None:
@@ -63,9 +75,9 @@ class Lines:
     def __init__(self, total_tokens: int):
         self._total_tokens = total_tokens
 
-    def row(self, row: Row) -> None:
+    def row(self, row: Row, seconds_left: float) -> None:
         """Prints a row of training."""
-        print("  ".join(_columns(row, self._total_tokens).values()), flush=True)
+        print("  ".join(_columns(row, self._total_tokens, seconds_left).values()), flush=True)
 
     def note(self, text: str) -> None:
         """Prints a line."""
@@ -96,9 +108,9 @@ class Bar:
         self._bar.start()
         self._task = self._bar.add_task("", total=total_tokens, stage="", numbers="")
 
-    def row(self, row: Row) -> None:
+    def row(self, row: Row, seconds_left: float) -> None:
         """Moves the bar to a row of training."""
-        columns = _columns(row, self._total_tokens)
+        columns = _columns(row, self._total_tokens, seconds_left)
         names = ("loss", "rate", "mfu", "eta")
         self._bar.update(
             self._task,
@@ -122,7 +134,7 @@ class Bar:
         self._bar.stop()
 
 
-def _columns(row: Row, total_tokens: int) -> dict[str, str]:
+def _columns(row: Row, total_tokens: int, seconds_left: float) -> dict[str, str]:
     rate = row["tokens_per_second"]
     columns = {
         "stage": f"stage {row['stage']}",
@@ -134,7 +146,7 @@ def _columns(row: Row, total_tokens: int) -> dict[str, str]:
     }
     if row.get("mfu") is not None:
         columns["mfu"] = f"mfu {100 * row['mfu']:4.1f}%"
-    columns["eta"] = f"eta {_duration((total_tokens - row['tokens']) / rate)}"
+    columns["eta"] = f"eta {_duration(seconds_left)}"
     return columns
 
 

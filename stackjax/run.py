@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import itertools
-import math
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -22,18 +21,19 @@ from stackjax.data.sources import TokenSource
 from stackjax.data.tokenizer import Tokenizer
 from stackjax.flops import mfu
 from stackjax.interop.tasks import Tasks
-from stackjax.marker import write_marker
-from stackjax.metrics import Sink, read_rows
+from stackjax.marker import Marker, write_marker
+from stackjax.metrics import Row, Sink, read_rows
 from stackjax.phase import Counts, Ending, Phase
 from stackjax.phases import expand
 from stackjax.progress import Progress
+from stackjax.runtime.agreement import from_process_0
 from stackjax.summary import describe_probe
 from stackjax.trigger import Evaluation
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@dataclasses.dataclass(kw_only=True)
 class Run:
-    """What all phases of a run share."""
+    """What all phases of a run share. Only its position changes, by `commit`."""
 
     config: Config
     workdir: epath.Path
@@ -44,24 +44,25 @@ class Run:
     stop: threading.Event
     step_of: Callable[[Phase, Phase | None], jax.stages.Compiled]
     """The compiled step of a phase, given the next one."""
-    ended: dict[int, Ending]
-    """The stages that have ended early, so far."""
+    marker: Marker
+    """The position of the run."""
+    phases: tuple[Phase, ...]
+    """All phases, as far as is known at this position."""
     tasks: tuple[Tasks, Tokenizer] | None
     """What the model is scored on, and by which tokens; None if on nothing."""
 
-    @property
-    def phases(self) -> tuple[Phase, ...]:
-        """All phases, as far as is known."""
-        return expand(self.config, self.ended)
+    def commit(self, marker: Marker) -> None:
+        """Writes another position of the run to its directory, and goes on from there."""
+        write_marker(self.workdir, marker)
+        self.marker, self.phases = marker, expand(self.config, marker)
 
-    def write(self, kind: str, phase: Phase, step: int, counts: Counts, **values: Any) -> None:
-        """Writes a row of metrics."""
+    def write(self, kind: str, phase: Phase, step: int, counts: Counts, **values: Any) -> Row:
+        """Writes a row of metrics and returns it."""
         where = {"kind": kind, "phase": phase.index, "stage": phase.stage, "step": step}
         row = where | dataclasses.asdict(counts) | values
         for sink in self.sinks:
             sink.write(row)
-        if kind == "train":
-            self.progress.row(row)
+        return row
 
     def write_layers(
         self,
@@ -76,6 +77,17 @@ class Run:
         if found:
             self.write("layers", phase, step, counts, **found, **earlier)
 
+    def write_changes(self, phase: Phase, step: int, counts: Counts) -> None:
+        """Writes and shows the changes that the user has made at this position."""
+        rows = read_rows(self.workdir) if self.marker.changes else []
+        written = [row["change"] for row in rows if row["kind"] == "change"]
+        for change in self.marker.changes:
+            if (change.phase, change.step) != (phase.index, step):
+                continue
+            self.progress.note(f"changed {change}")
+            if str(change) not in written:
+                self.write("change", phase, step, counts, change=str(change))
+
     def flush(self) -> None:
         """Brings all metrics to disk."""
         for sink in self.sinks:
@@ -85,9 +97,10 @@ class Run:
         """Returns the evaluations of a phase so far, as the file of metrics has them."""
         if counts == phase.start:
             return []  # and no file of a long run is read, from a bucket perhaps
+        rows = from_process_0(lambda: read_rows(self.workdir))
         return [
             (row["tokens"] - phase.start.tokens, row["held_out_loss"])
-            for row in read_rows(self.workdir)
+            for row in rows
             if (row["kind"], row["phase"]) == ("evaluation", phase.index)
             and row["tokens"] <= counts.tokens
             and row["held_out_loss"] is not None
@@ -132,14 +145,15 @@ class Run:
         A run that is killed before it has saved this step comes to the same end.
         """
         before = [p.num_steps for p in self.phases if p.stage == phase.stage and p != phase]
-        self.ended[phase.stage] = Ending(steps=sum(before) + step, reason=reason)
-        write_marker(self.workdir, phase, self.ended)
+        ending = Ending(steps=sum(before) + step, reason=reason)
+        ended = {**self.marker.ended, phase.stage: ending}
+        self.commit(dataclasses.replace(self.marker, ended=ended))
         self.progress.expect(self.phases[-1].end.tokens)
         return self.phases[phase.index]
 
     def write_ending(self, phase: Phase, step: int, counts: Counts) -> None:
         """Writes that a stage has ended early, and why."""
-        reason = self.ended[phase.stage].reason
+        reason = self.marker.ended[phase.stage].reason
         self.write("trigger", phase, step, counts, reason=reason)
         self.progress.note(f"{counts.tokens:,} tokens: stage {phase.stage} ends, as {reason}")
 
@@ -161,73 +175,102 @@ class Run:
 
 
 class LateRows:
-    """Rows of training, each read while the devices already work on a later step."""
+    """Rows of training. Each step is read as soon as that holds nothing up: while the devices
+    work on the step after it, or at once if it is done."""
 
     def __init__(self, run: Run, phase: Phase, checkpoints: Checkpoints, counts: Counts):
         self._run = run
         self._phase = phase
         self._checkpoints = checkpoints
         self._newest: tuple[int, Counts, dict[str, jax.Array]] | None = None
-        self._is_due = self._is_written = False
-        self._since = time.monotonic(), counts.tokens
+        self._is_due = self._is_read = self._is_written = False
+        self._start = self._since = time.monotonic(), counts
 
     def add(
         self, step: int, counts: Counts, metrics: dict[str, jax.Array], is_due: bool
     ) -> None:
-        """Takes a step's metrics, which become a row where one is due; never waits."""
+        """Takes a step's metrics, which become a row if one is due; never waits."""
         self._newest = step, counts, metrics
-        self._is_due, self._is_written = is_due, False
+        self._is_due, self._is_read, self._is_written = is_due, False, False
+        is_finite: Any = metrics["is_finite"]
+        if is_finite.is_ready():
+            self.catch_up()
 
     def catch_up(self) -> None:
-        """Writes the row that is waiting, if any; FloatingPointError if it is not finite."""
-        if self._newest is None or self._is_written or not self._is_due:
+        """Reads the newest step and writes its row if one is due.
+
+        Raises:
+          FloatingPointError: Its loss or gradient is not finite.
+        """
+        if self._newest is not None and not self._is_read:
+            self._is_read = True
+            if not self._newest[2]["is_finite"]:
+                raise self._not_finite()
+        if self._is_due:
+            self.write_newest()
+
+    def write_newest(self) -> None:
+        """Writes the row of the newest step, due or not."""
+        if self._newest is None or self._is_written:
             return
         self._is_written = True
         step, counts, _ = self._newest
-        values: dict[str, Any] = dict(self._read())
-        (then, tokens), now = self._since, time.monotonic()
-        self._since = now, counts.tokens
-        values["seconds"] = now - then
-        rate = values["tokens_per_second"] = (counts.tokens - tokens) / (now - then)
+        (then, before), now = self._since, time.monotonic()
+        self._since = now, counts
         per_token = self._phase.per_step.flops / self._phase.per_step.tokens
-        values["num_devices"] = jax.device_count()
-        values["mfu"] = mfu(rate * per_token, jax.devices())
-        self._run.write("train", self._phase, step, counts, **values)
-
-    def write_newest(self) -> None:
-        """Writes the row of the newest step, due or not; FloatingPointError as above."""
-        self._is_due = True
-        self.catch_up()
+        rate = (counts.tokens - before.tokens) / (now - then)
+        measured = {
+            "seconds": now - then,
+            "tokens_per_second": rate,
+            "num_devices": jax.device_count(),
+            "mfu": mfu(rate * per_token, jax.devices()),
+        }
+        values = self._values() | measured
+        row = self._run.write("train", self._phase, step, counts, **values)
+        self._run.progress.row(row, self._seconds_left(now, counts))
 
     def settle(self) -> None:
-        """Makes sure that all up to the newest step is finite, and its rows on disk."""
+        """Checks that all steps are finite, and brings their rows to disk."""
         self.catch_up()
-        self._read()
         self._run.flush()
 
-    def _read(self) -> dict[str, float]:
-        if self._newest is None:
-            return {}
-        _, counts, metrics = self._newest
-        values = {name: float(value) for name, value in metrics.items()}
-        if all(math.isfinite(value) for value in values.values()):
-            return values
+    def _values(self) -> dict[str, float]:
+        """Returns the metrics of the newest step, as numbers."""
+        assert self._newest is not None, "a step has been added"
+        metrics = jax.device_get(self._newest[2])
+        return {name: float(metrics[name]) for name in metrics if name != "is_finite"}
+
+    def _seconds_left(self, now: float, counts: Counts) -> float:
+        """Returns the seconds to the end of the run, at the FLOP/s of this phase so far."""
+        then, before = self._start
+        left = self._run.phases[-1].end.flops - counts.flops
+        return left * (now - then) / (counts.flops - before.flops)
+
+    def _not_finite(self) -> FloatingPointError:
+        """Returns the error of a step whose loss or gradient is not finite."""
         self._run.flush()
         self._checkpoints.wait()
-        step = self._checkpoints.latest_step
-        good = "there is no checkpoint yet"
-        if step is not None:
-            good = f"the last good checkpoint is {self._checkpoints.directory / str(step)}"
-        raise FloatingPointError(
-            f"loss {values['loss']}, gradient norm {values['grad_norm']} after "
-            f"{counts.tokens:,} tokens in stage {self._phase.stage}; {good}."
+        assert self._newest is not None, "a step has been added"
+        (step, counts, _), values, stage = self._newest, self._values(), self._phase.stage
+        newest, way_out = self._checkpoints.latest_step, "there is no checkpoint yet"
+        if newest is not None:
+            way_out = (
+                f"the last good checkpoint is {self._checkpoints.directory / str(newest)}. "
+                f"Start the run again with a lower learning rate or clip_norm, or with "
+                f"--skip-examples {counts.examples - self._phase.counts(newest).examples} to "
+                f"leave out the data since then"
+            )
+        return FloatingPointError(
+            f"loss {values['loss']:.4g}, gradient norm {values['grad_norm']:.4g} at learning "
+            f"rate {values['learning_rate']:.3g} in step {step:,} of stage {stage}, after "
+            f"{counts.tokens:,} tokens; the step was not taken, and {way_out}."
         )
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
-        """Writes the row that is waiting, and leaves what is done then out of the tokens/s."""
+        """Writes the row that is due, and leaves the time inside out of the tokens/s."""
         self.catch_up()
         start = time.monotonic()
         yield
-        then, tokens = self._since
-        self._since = then + time.monotonic() - start, tokens
+        then, counts = self._since
+        self._since = then + time.monotonic() - start, counts

@@ -1,6 +1,7 @@
-"""Being asked to stop: SIGTERM or Ctrl-C, on one host or on many."""
+"""Graceful shutdown on SIGTERM, SIGHUP or Ctrl-C, on one host or on many."""
 
 import contextlib
+import os
 import signal
 import threading
 from collections.abc import Iterator
@@ -10,23 +11,33 @@ from jax.experimental import multihost_utils
 
 EXIT_CODE = 128 + signal.SIGTERM
 
+_NOTICE = b"\nstopping: the run saves after this step and ends; a second signal kills it\n"
+
 
 @contextlib.contextmanager
 def stop_on_signals() -> Iterator[threading.Event]:
-    """Yields an event that SIGTERM, or the first Ctrl-C, sets instead of killing."""
-    stop = threading.Event()
+    """Yields an event that the first SIGTERM, SIGHUP or Ctrl-C sets instead of killing.
 
+    A second signal kills the process.
+    """
+    stop = threading.Event()
     several = jax.process_count() > 1
+    previous = {}
 
     def request(number: int, _: object) -> None:
         stop.set()
-        signal.signal(number, previous[number])  # the second one is meant at once
+        # A print could be in the middle of another one.
+        os.write(1, _NOTICE)
+        for each, handler in previous.items():
+            signal.signal(each, handler)
         if several:
             signal.raise_signal(signal.SIGTERM)
 
-    previous = {}
     # With several processes JAX listens for SIGTERM, so that all agree on the step.
-    numbers = [signal.SIGINT] if several else [signal.SIGINT, signal.SIGTERM]
+    numbers = [signal.SIGINT, signal.SIGHUP] + ([] if several else [signal.SIGTERM])
+    # `nohup` ignores SIGHUP, and so does the run.
+    if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
+        numbers.remove(signal.SIGHUP)
     for number in numbers:
         previous[number] = signal.signal(number, request)
     try:

@@ -6,9 +6,10 @@ from typing import Any
 
 from etils import epath
 
+from stackjax.config import Config
 from stackjax.flops import num_params
 from stackjax.model import ModelConfig
-from stackjax.phase import Counts, Phase
+from stackjax.phase import Phase
 from stackjax.quantity import short
 
 
@@ -21,7 +22,7 @@ def summarize(
         f"{'stage':<6}{'layers':>7}{'params':>9}{'tokens':>10}{'6ND FLOPs':>11}  loss",
     ]
     for phase in phases:
-        spent = Counts().after(phase.per_step, phase.num_steps)
+        spent = phase.end.since(phase.start)
         lines.append(
             f"{phase.stage:<6}{phase.model.num_layers:>7}"
             f"{short(num_params(phase.model)):>9}{short(spent.tokens):>10}"
@@ -48,6 +49,19 @@ def summarize(
         f"model     {workdir / phases[-1].directory / str(phases[-1].num_steps)}",
     ]
     return "\n".join(lines)
+
+
+def how_to_train_longer(config: Config) -> str:
+    """Returns the message for a finished run that is started again."""
+    stage = config.stages[-1]
+    field, value = "tokens", f"{2 * (stage.tokens or 0)}"
+    if stage.tokens is None:
+        field, value = "fraction", f"{(1 + (stage.fraction or 0)) / 2:.3g}"
+    return (
+        f"This run is finished. To train it longer, make its last stage longer, such as with "
+        f"--stages.{len(config.stages) - 1}.{field} {value}; or start a new run with "
+        f"--workdir DIR."
+    )
 
 
 def describe(model: ModelConfig) -> str:

@@ -9,20 +9,14 @@ import functools
 import shlex
 import sys
 import warnings
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import jax
 from absl import logging
 from etils import epath
 
 from stackjax import distributed
-from stackjax.checkpoint import (
-    Checkpoints,
-    absolute,
-    clear,
-    newest_lineage,
-    newest_step,
-)
+from stackjax.checkpoint import Checkpoints, absolute, clear, newest_lineage
 from stackjax.compilation import (
     abstract_state,
     compile_ahead,
@@ -32,123 +26,125 @@ from stackjax.compilation import (
     use_compilation_cache,
 )
 from stackjax.config import Config
-from stackjax.config_file import (
-    changed_fields,
-    check_same_data,
-    flatten,
-    load_config,
-    record_config,
-)
+from stackjax.config_file import flatten, load_command, same_everywhere
 from stackjax.cpu import keep_memory, release_memory
 from stackjax.errors import UserError, one_line_errors
 from stackjax.flops import num_params, peak_flops
 from stackjax.held_out import check_promise, held_out_layers, held_out_loss, open_data
-from stackjax.marker import read_marker, write_marker
+from stackjax.marker import after_entering
 from stackjax.metrics import check_sinks, open_sinks, read_rows
 from stackjax.observer import Observer
 from stackjax.phase import Counts, Phase
 from stackjax.phases import expand
 from stackjax.preflight import check, check_backend, device_memory
 from stackjax.probe import check_probes
-from stackjax.progress import open_progress
+from stackjax.progress import open_progress, timed
+from stackjax.resume import NEWEST, Position, ResumeConfig, find_position, start
 from stackjax.run import LateRows, Run
+from stackjax.runtime.agreement import check_agreement, from_process_0, program
+from stackjax.runtime.run_lock import run_lock
 from stackjax.sharding import build_mesh, move
 from stackjax.start import check_start, start_from
 from stackjax.stop import EXIT_CODE, should_stop, stop_on_signals
-from stackjax.summary import describe, summarize
+from stackjax.summary import describe, how_to_train_longer, summarize
 from stackjax.task_scores import open_tasks
 from stackjax.train_state import TrainState, enter_phase
 
 
-def train(config: Config) -> None:
-    """Runs every phase of a run, from where its directory says that it is.
+def train(config: Config, options: ResumeConfig = NEWEST) -> None:
+    """Runs every phase of a run, from the position that its directory names.
 
     Raises:
-      UserError: The config, the data or the run directory do not fit together.
+      UserError: The config, the data, the hosts or the run directory do not fit together.
       OSError: A file could not be read or written.
       FloatingPointError: The loss is not finite.
-      SystemExit: The run was asked to stop, and has been saved.
+      SystemExit: The run was told to stop, and has been saved.
     """
     workdir = absolute(config.workdir)
-    marker = read_marker(workdir)
-    is_new = marker.phase == 0 and newest_step(workdir, expand(config)[0]) is None
-    # What a run has left that saved nothing binds no other.
-    current, ended = marker.phase, {} if is_new else dict(marker.ended)
-    phases = expand(config, ended)
-    changed = [] if is_new else changed_fields(workdir, config, phases[current].stage)
-    if newest_step(workdir, phases[-1]) == phases[-1].num_steps:
+    check_agreement(program() | same_everywhere(config))
+    found = from_process_0(lambda: find_position(workdir, config))
+    phases = expand(config, found.marker)
+    if found.is_finished and options == NEWEST:
         if jax.process_index() == 0:
             print(summarize(workdir, phases, read_rows(workdir)))
-            print("This run is finished; start a new one with --workdir DIR.")
+            print(how_to_train_longer(config))
         return
-    check_backend(config)
-    estimates = check(config, jax.device_count(), device_memory(), ended)
-    check_probes(config, estimates, device_memory())
-    outputs = {
-        "tensorboard": config.logging.tensorboard,
-        "wandb_project": config.logging.wandb_project,
-    }
-    check_sinks(workdir, **outputs)
+    _check(config, found)
     source, held_out = open_data(config)
-    if not is_new:
-        check_same_data(workdir, source.manifest)
-    elif config.init_from is not None:
+    check_agreement({"the data at data.path": source.manifest.digest})
+    if found.step is None and config.init_from is not None:
         check_start(config.init_from, phases[0].model)
     tasks = open_tasks(config, source)
-    workdir.mkdir(parents=True, exist_ok=True)
-    record_config(workdir, config, source.manifest)
-    if is_new:
-        write_marker(workdir, phases[0], ended)
-    use_compilation_cache(workdir)
-
     with contextlib.ExitStack() as stack:
         stop = stack.enter_context(stop_on_signals())
-        state, counts = resume(config, workdir, phases[current])
-        resume_at = None if counts == Counts() else (current, counts.tokens)
+        stack.enter_context(run_lock(workdir))
+        position = from_process_0(lambda: start(workdir, config, options, source.manifest))
+        use_compilation_cache(workdir)
+        phases = expand(config, position.marker)
+        state, counts = resume(config, workdir, phases[position.marker.phase], position.step)
+        resume_at = None if counts == Counts() else (position.marker.phase, counts.tokens)
         run = Run(
             config=config,
             workdir=workdir,
             source=source,
             held_out=held_out,
-            sinks=open_sinks(workdir, resume_at, settings=flatten(config), **outputs),
+            sinks=open_sinks(workdir, resume_at, settings=flatten(config), **_outputs(config)),
             progress=open_progress(phases[-1].end.tokens),
             stop=stop,
             step_of=compile_ahead(config),
-            ended=ended,
+            marker=position.marker,
+            phases=phases,
             tasks=tasks,
         )
         for output in (*run.sinks, run.progress):
             stack.enter_context(contextlib.closing(output))
-        for line in changed:
-            run.progress.note(f"changed since this run was last started: {line}")
+        run.write_changes(phases[position.marker.phase], position.step or 0, counts)
         device = jax.devices()[0]
         if peak_flops(device) is None:
             run.progress.note(f"no peak FLOP/s is known of {device.device_kind!r}, so no MFU")
-        for index in range(current, len(phases)):
-            if index > current:
+        for index in range(position.marker.phase, len(phases)):
+            if index > position.marker.phase:
                 state = enter(run, run.phases[index - 1], run.phases[index], state)
             state, counts = run_phase(run, run.phases[index], state, counts)
     if jax.process_index() == 0:
         print(summarize(workdir, run.phases, read_rows(workdir)))
 
 
-def resume(config: Config, workdir: epath.Path, phase: Phase) -> tuple[TrainState, Counts]:
-    """Returns the newest state of the phase that the run is in, or that of a new model."""
+def _check(config: Config, found: Position) -> None:
+    """Raises UserError if the run cannot work here; evaluates every phase abstractly."""
+    check_backend(config)
+    estimates = check(config, jax.device_count(), device_memory(), found.marker)
+    check_probes(config, estimates, device_memory())
+    check_sinks(config.workdir, **_outputs(config))
+
+
+def _outputs(config: Config) -> dict[str, Any]:
+    """Returns the places that metrics are written to, besides the file of rows."""
+    logging = config.logging
+    return {"tensorboard": logging.tensorboard, "wandb_project": logging.wandb_project}
+
+
+def resume(
+    config: Config, workdir: epath.Path, phase: Phase, step: int | None
+) -> tuple[TrainState, Counts]:
+    """Returns the state of a phase at a step, and its counts; of a new model without a step."""
     mesh = build_mesh(phase.mesh)
-    with (
-        jax.set_mesh(mesh),
-        Checkpoints(workdir, phase, config.checkpoints) as checkpoints,
-    ):
-        if checkpoints.latest_step is not None:
-            return checkpoints.restore(abstract_state(config, phase), mesh)
-        if phase.index > 0:
-            raise UserError(
-                f"{checkpoints.directory} has no checkpoint, but the run is in stage "
-                f"{phase.stage}; bring it back, or start a new run with --workdir."
-            )
-        if config.init_from is None:
+    if step is None and config.init_from is not None:
+        return start_from(config.init_from, config, workdir, phase, mesh), phase.start
+    with jax.set_mesh(mesh):
+        if step is None:
             return new_state(config, phase), phase.start
-    return start_from(config.init_from, config, workdir, phase, mesh), phase.start
+        with Checkpoints(workdir, phase, config.checkpoints) as checkpoints:
+            state, contents = checkpoints.restore(abstract_state(config, phase), mesh, step)
+    counts = phase.counts(step)
+    if step != phase.waypoint.step and counts != contents.counts:
+        raise UserError(
+            f"{workdir / phase.directory / str(step)} says that {contents.counts.tokens:,} "
+            f"tokens were trained on, and by the config and phase.json they are "
+            f"{counts.tokens:,}; phase.json is damaged, or of another run: bring the right one "
+            f"back, or start a new run with --workdir."
+        )
+    return state, counts
 
 
 def run_phase(
@@ -163,13 +159,16 @@ def run_phase(
     following = next(iter(phases[phase.index + 1 :]), None)
     with (
         jax.set_mesh(mesh),
-        Checkpoints(run.workdir, phase, config.checkpoints) as checkpoints,
+        Checkpoints(
+            run.workdir, phase, config.checkpoints, changes=run.marker.changes
+        ) as checkpoints,
     ):
         run.progress.note(
             f"stage {phase.stage}, {phase.name}: {describe(phase.model)}, "
             f"{num_params(phase.model) / 1e6:.3g}M parameters, {phase.num_steps - step} steps"
         )
-        train_step = run.step_of(phase, following)
+        with timed(run.progress, f"compiling the train step of stage {phase.stage}"):
+            train_step = run.step_of(phase, following)
         observer = Observer(run, phase, mesh, counts)
         rows = LateRows(run, phase, checkpoints, counts)
         for batch in run.batches(phase, mesh, counts, phase.num_steps - step):
@@ -178,14 +177,14 @@ def run_phase(
             state, metrics = train_step(state, batch)
             step, before, counts = step + 1, counts, counts.after(phase.per_step)
             # A stage that ends early, and is known to when it is run again, logs alike.
-            is_whole = step == phase.num_steps and phase.stage not in run.ended
+            is_whole = step == phase.num_steps and phase.stage not in run.marker.ended
             rows.catch_up()
             rows.add(step, counts, metrics, is_whole or counts.passes(logs_every, before))
             reason = observer.look(step, before, counts, state, rows)
-            if reason is not None and phase.stage not in run.ended and not is_whole:
+            if reason is not None and phase.stage not in run.marker.ended and not is_whole:
                 phase = run.end_stage(phase, step, reason)
             is_last = step == phase.num_steps
-            if is_last and phase.stage in run.ended:
+            if is_last and phase.stage in run.marker.ended:
                 rows.write_newest()
                 run.write_ending(phase, step, counts)
             if is_last or counts.passes(config.checkpoints.every_tokens, before):
@@ -233,7 +232,7 @@ def enter(run: Run, source: Phase, target: Phase, state: TrainState) -> TrainSta
         lineage = newest_lineage(run.workdir, source)
         with Checkpoints(run.workdir, target, config.checkpoints, lineage) as checkpoints:
             checkpoints.save(0, entered, target.start)
-        write_marker(run.workdir, target, run.ended)
+        run.commit(after_entering(run.marker, source, target))
     run.progress.note(
         f"{target.start.tokens:,} tokens: {target.growth or 'same model'}: held-out loss "
         f"{before:.4f} -> {after:.4f}"
@@ -267,10 +266,10 @@ def main() -> None:
     # Orbax and Grain log, with tracebacks, the errors that they raise as well.
     logging.set_verbosity(logging.FATAL)
     with one_line_errors(), distributed.errors_once():
-        config = load_config("python -m stackjax.train", sys.argv[1:])
+        config, options = load_command("python -m stackjax.train", sys.argv[1:], NEWEST)
         distributed.initialize()
         keep_memory()
-        train(config)
+        train(config, options)
 
 
 if __name__ == "__main__":

@@ -45,6 +45,9 @@ def train_step(
 ) -> tuple[TrainState, dict[str, jax.Array]]:
     """Returns the state after one optimizer step, and that step's metrics.
 
+    If the loss or the gradient norm is not finite, the parameters stay as they are, and the
+    metric `is_finite` is false.
+
     Args:
       phase: Says which model runs, what trains of it, and how fast.
       z_loss: Weight of the squared log-normaliser in what is minimised; the reported loss
@@ -64,12 +67,15 @@ def train_step(
         return sums.objective, sums.nll
 
     loss, grads = _accumulate(jax.grad(objective, has_aux=True), state.params, batch)
+    grad_norm = optax.tree.norm(grads)
+    is_finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
     updates, opt_state = tx.update(grads, state.opt_state, state.params)
-    params = phase.step_params(state.params, updates, state.step)
+    params = phase.step_params(state.params, updates, state.step, is_finite)
     metrics = {
         "loss": loss,
-        "grad_norm": optax.tree.norm(grads),
+        "grad_norm": grad_norm,
         "learning_rate": phase.learning_rate(state.step),
+        "is_finite": is_finite,
     }
     return TrainState(state.step + 1, params, opt_state), metrics
 

@@ -39,7 +39,7 @@ from stackjax.growth import (
 from stackjax.model import ModelConfig
 from stackjax.model.config import RopeScaling
 from stackjax.optimizer import LearningRate
-from stackjax.phase import Counts, Phase
+from stackjax.phase import Counts, Phase, Waypoint
 from stackjax.sharding import MeshConfig, build_mesh
 
 jax.config.update("jax_num_cpu_devices", 8)
@@ -238,6 +238,7 @@ def phase_of(config: ModelConfig, rate=1e-2, **fields) -> Phase:
         "parameter_rates": None,
         "start": Counts(),
         "per_step": Counts(tokens=64, examples=8),
+        "waypoint": Waypoint(step=0, counts=Counts()),
     }
     return Phase(**(values | fields))
 

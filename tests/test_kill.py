@@ -19,8 +19,8 @@ KILLS = [
     (FINALIZE, "before", 1, ["stage_0/train/3", "stage_0/train/6", "stage_0/train/8"]),
     ("stackjax.train:enter_phase", "after", 1, ["stage_0/train/8"]),
     (SAVE, "after", 1, ["stage_0/train/8", "stage_1/train/0"]),
-    ("stackjax.train:write_marker", "before", 1, ["stage_1/train/0"]),
-    ("stackjax.train:write_marker", "after", 1, ["stage_1/train/0"]),
+    ("stackjax.run:write_marker", "before", 1, ["stage_1/train/0"]),
+    ("stackjax.run:write_marker", "after", 1, ["stage_1/train/0"]),
     (SAVE, "after", 2, ["stage_1/train/1", "stage_1/train/4"]),
 ]
 

@@ -235,7 +235,7 @@ def test_what_a_run_has_left_that_saved_nothing_binds_no_other(world, uncut, tmp
 def test_a_probe_that_was_planned_past_an_early_end_does_not_stop_the_run(world, tmp_path):
     probes = ["--probes.at-tokens", "256", "768", "--probes.lag-tokens", "128"]
     args = world.args(tmp_path, *TOKENS, *probes)
-    assert world.run(args, "SIGKILL", "stackjax.train:write_marker", "after", "2")[0] == -9
+    assert world.run(args, "SIGKILL", "stackjax.run:write_marker", "after", "2")[0] == -9
     code, _, stderr = world.run(args)
     assert (code, stderr) == (0, "")
     assert [row["tokens"] for row in of_kind(tmp_path, "probe")] == [2 * STEP]

@@ -31,6 +31,7 @@ from stackjax.data.sources import (
     TokenSource,
     write_manifest,
 )
+from stackjax.marker import NEW_RUN
 from stackjax.metrics import open_sinks
 from stackjax.model import ModelConfig
 from stackjax.phase import Phase
@@ -222,7 +223,8 @@ def _loop_seconds(config: Config, phase: Phase) -> tuple[float, TrainState]:
             progress=open_progress(phase.end.tokens),
             stop=ticks,
             step_of=lambda phase, _: compile_step(config, phase),
-            ended={},
+            marker=NEW_RUN,
+            phases=expand(config),
             tasks=None,
         )
         for output in (*run.sinks, run.progress):

@@ -183,7 +183,7 @@ def measure_saves(config: Config, phase: Phase, mesh: Mesh) -> Saves:
                 on_disk.append(time.perf_counter() - start)
         del state
         with Checkpoints(workdir, phase, config.checkpoints) as checkpoints:
-            restore, _ = seconds_of(lambda: checkpoints.restore(abstract, mesh)[0])
+            restore, _ = seconds_of(lambda: checkpoints.restore(abstract, mesh, SAVES)[0])
     return Saves(
         stall_seconds=median(stalls),
         longest_stall_seconds=max(stalls),

@@ -1,0 +1,195 @@
+"""The position that a run starts from: the beginning, its newest checkpoint or an older one."""
+
+import dataclasses
+
+from etils import epath
+
+from stackjax.checkpoint import discard_after, newest_step, read_contents
+from stackjax.config import Config
+from stackjax.config_file import Changed, changed_fields, check_same_data, record_config
+from stackjax.data.sources import Manifest
+from stackjax.errors import UserError
+from stackjax.marker import NEW_RUN, Marker, after_entering, read_marker, write_marker
+from stackjax.phase import Change, Phase, Waypoint
+from stackjax.phases import expand
+from stackjax.quantity import Count
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ResumeConfig:
+    """How a run goes on after a bad loss or a damaged checkpoint."""
+
+    resume_from: str = ""
+    """Checkpoint to go back to: its step in the present phase, such as `400`, or with its
+    phase, such as `stage_0/train/400`. Newer checkpoints and rows are discarded. The same
+    command run again does not go back twice."""
+    skip_examples: Count = 0
+    """Examples of the data to leave out from there on."""
+
+    def __post_init__(self):
+        if self.skip_examples < 0:
+            raise UserError(f"skip_examples is {self.skip_examples}; it must be at least 0.")
+
+
+NEWEST = ResumeConfig()
+"""A run that goes on from its newest checkpoint."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Position:
+    """Where a run starts from."""
+
+    marker: Marker
+    step: int | None
+    """The checkpoint of the present phase to restore; None if the run is new."""
+    is_finished: bool
+    changed: Changed
+    """The fields that differ from the recorded config."""
+
+
+def find_position(workdir: epath.Path, config: Config) -> Position:
+    """Returns the newest position of a run, and changes nothing.
+
+    Raises:
+      UserError: The config differs in a field that may not change, or a checkpoint is missing.
+    """
+    marker = read_marker(workdir)
+    step = newest_step(workdir, expand(config)[0]) if marker.phase == 0 else None
+    if marker.phase == 0 and step is None:
+        # A run that has saved nothing binds no other.
+        return Position(marker=NEW_RUN, step=None, is_finished=False, changed={})
+    stage = _present(config, marker).stage
+    changed = changed_fields(workdir, config, stage)
+    if any(field.startswith(_lengths(stage)) for field in changed):
+        ended = {at: ending for at, ending in marker.ended.items() if at != stage}
+        marker = dataclasses.replace(marker, ended=ended)
+    phases, phase = expand(config, marker), _present(config, marker)
+    step = newest_step(workdir, phase)
+    if step is None:
+        raise UserError(
+            f"{workdir / phase.directory} has no checkpoint, but the run is in stage "
+            f"{phase.stage}; bring it back, go back to the stage before with --resume-from "
+            f"{phases[phase.index - 1].directory}/STEP, or start a new run with --workdir."
+        )
+    if step > phase.num_steps:
+        raise UserError(
+            f"stages.{phase.stage} would end at step {phase.num_steps:,}, and the run has come "
+            f"to step {step:,} already; give the stage more tokens."
+        )
+    is_finished = phase == phases[-1] and step == phase.num_steps
+    return Position(marker=marker, step=step, is_finished=is_finished, changed=changed)
+
+
+def _present(config: Config, marker: Marker) -> Phase:
+    """Returns the phase that a run is in; UserError if its config no longer has it."""
+    phases = expand(config, marker)
+    if marker.phase >= len(phases) or phases[marker.phase].directory != marker.directory:
+        raise UserError(
+            f"the run is in {marker.directory}, which is no phase of this config with "
+            f"{len(config.stages)} stages; take the stages it was started with, and add others "
+            f"after them only."
+        )
+    return phases[marker.phase]
+
+
+def _lengths(stage: int) -> tuple[str, ...]:
+    """Returns the fields that decide when a stage ends."""
+    return tuple(f"stages.{stage}.{name}" for name in ("until.", "tokens", "fraction"))
+
+
+def start(
+    workdir: epath.Path, config: Config, options: ResumeConfig, manifest: Manifest
+) -> Position:
+    """Returns the position that a run starts from, and commits it and the config.
+
+    Going back, skipped examples and changed fields are part of the marker before anything is
+    trained, so that a run that is killed and started again comes to the same position.
+
+    Raises:
+      UserError: The run cannot be resumed in this way.
+      OSError: A file could not be read or written.
+    """
+    found = find_position(workdir, config)
+    if found.step is None:
+        _check_is_resumed(options)
+        marker = after_entering(NEW_RUN, None, expand(config)[0])
+        found = dataclasses.replace(found, marker=marker)
+    else:
+        check_same_data(workdir, manifest)
+        found = _changed_position(workdir, config, options, found)
+        assert found.step is not None, "a run that is resumed has a checkpoint"
+        discard_after(workdir, _present(config, found.marker), found.step)
+    # First the marker: what a kill between the two repeats is then the same change again.
+    write_marker(workdir, found.marker)
+    record_config(workdir, config, manifest)
+    return found
+
+
+def _check_is_resumed(options: ResumeConfig) -> None:
+    if options != NEWEST:
+        raise UserError(
+            "--resume-from and --skip-examples are for a run that has saved a checkpoint, and "
+            "this one has not; leave them out."
+        )
+
+
+def _changed_position(
+    workdir: epath.Path, config: Config, options: ResumeConfig, found: Position
+) -> Position:
+    """Returns a position with the changes that the user asks for."""
+    if not found.changed and (options == NEWEST or _is_applied(options, found.marker)):
+        return found
+    marker, phase, step = found.marker, _present(config, found.marker), found.step
+    if options.resume_from:
+        phase, step = _named_checkpoint(workdir, expand(config, marker), marker, options)
+        marker = _gone_back(marker, phase)
+    assert step is not None, "a run that is resumed has a checkpoint"
+    counts = read_contents(workdir / phase.directory / str(step))[0].counts
+    known = marker.waypoints.get(phase.index)
+    if known is not None and known.step == step and not options.resume_from:
+        counts = known.counts  # Examples may have been skipped there.
+    counts = dataclasses.replace(counts, examples=counts.examples + options.skip_examples)
+    change = Change(
+        phase=phase.index,
+        step=step,
+        tokens=counts.tokens,
+        fields=found.changed,
+        **dataclasses.asdict(options),
+    )
+    changes = marker.changes if marker.changes[-1:] == (change,) else (*marker.changes, change)
+    waypoints = {**marker.waypoints, phase.index: Waypoint(step=step, counts=counts)}
+    marker = dataclasses.replace(marker, waypoints=waypoints, changes=changes)
+    expand(config, marker)  # raises if a stage is now shorter than what it has trained
+    return dataclasses.replace(found, marker=marker, step=step)
+
+
+def _is_applied(options: ResumeConfig, marker: Marker) -> bool:
+    """Returns whether the newest change was these options: the same command came again."""
+    return bool(marker.changes) and options == ResumeConfig(
+        resume_from=marker.changes[-1].resume_from,
+        skip_examples=marker.changes[-1].skip_examples,
+    )
+
+
+def _named_checkpoint(
+    workdir: epath.Path, phases: tuple[Phase, ...], marker: Marker, options: ResumeConfig
+) -> tuple[Phase, int]:
+    """Returns the phase and the step of the checkpoint that the user names."""
+    directory, _, name = options.resume_from.rpartition("/")
+    directory = directory or phases[marker.phase].directory
+    phase = next((p for p in phases[: marker.phase + 1] if p.directory == directory), None)
+    path = workdir / directory / name
+    if phase is None or not name.isdecimal() or not path.is_dir():
+        raise UserError(
+            f"--resume-from is {options.resume_from!r}, and there is no checkpoint {path}; "
+            f"name the step of one, such as 400, or stage_0/train/400."
+        )
+    return phase, int(name)
+
+
+def _gone_back(marker: Marker, phase: Phase) -> Marker:
+    """Returns the marker of a run that is in an earlier phase again, or in the same one."""
+    waypoints = {i: each for i, each in marker.waypoints.items() if i < phase.index}
+    ended = {stage: each for stage, each in marker.ended.items() if stage < phase.stage}
+    back = dataclasses.replace(marker, waypoints=waypoints, ended=ended)
+    return after_entering(back, None, phase)
