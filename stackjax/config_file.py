@@ -15,13 +15,13 @@ import tyro
 from etils import epath
 
 from stackjax.config import Config
+from stackjax.config_record import RECORD, read_config_record
 from stackjax.data.sources import Manifest
 from stackjax.errors import UserError
 from stackjax.growth import Growth, parse_growth
 from stackjax.growth.text import replace_field
 from stackjax.storage import replace_text
 
-_RECORD = "config.json"
 _GROWTH_FLAG = re.compile(
     r"--stages\.(?P<stage>\d+)\.growth(\.(?P<field>[\w-]+))?(=(?P<text>.*))?", re.DOTALL
 )
@@ -142,12 +142,12 @@ def record_config(workdir: epath.Path, config: Config, manifest: Manifest) -> No
             "data": manifest.digest,
             "tokenizer": tokenizer,
         }
-        replace_text(workdir / _RECORD, json.dumps(record, indent=2) + "\n")
+        replace_text(workdir / RECORD, json.dumps(record, indent=2) + "\n")
 
 
 def check_same_data(workdir: epath.Path, manifest: Manifest) -> None:
     """Raises UserError if a run that is resumed would read other data than it did."""
-    if json.loads((workdir / _RECORD).read_text())["data"] != manifest.digest:
+    if read_config_record(workdir / RECORD)["data"] != manifest.digest:
         raise UserError(
             f"{workdir} was trained on another set of token shards than data.path now holds "
             f"(its tokenizer or its shards differ); bring that set back, or start a new run "
@@ -164,7 +164,7 @@ def changed_fields(workdir: epath.Path, config: Config, stage: int) -> list[str]
     Raises:
       UserError: A field differs that a run cannot be resumed with.
     """
-    old = json.loads((workdir / _RECORD).read_text())["config"]
+    old = read_config_record(workdir / RECORD)["config"]
     new = json.loads(json.dumps(flatten(config)))
     allowed, forbidden = [], []
     for field in sorted(old.keys() | new.keys()):

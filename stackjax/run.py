@@ -23,10 +23,11 @@ from stackjax.data.tokenizer import Tokenizer
 from stackjax.flops import mfu
 from stackjax.interop.tasks import Tasks
 from stackjax.marker import write_marker
-from stackjax.metrics import Sink, read_rows
+from stackjax.metrics import Sink, flush_all
 from stackjax.phase import Counts, Ending, Phase
 from stackjax.phases import expand
 from stackjax.progress import Progress
+from stackjax.rows_file import Extent, read_rows
 from stackjax.summary import describe_probe
 from stackjax.trigger import Evaluation
 
@@ -76,10 +77,9 @@ class Run:
         if found:
             self.write("layers", phase, step, counts, **found, **earlier)
 
-    def flush(self) -> None:
-        """Brings all metrics to disk."""
-        for sink in self.sinks:
-            sink.flush()
+    def flush(self) -> Extent:
+        """Brings all metrics to disk, and returns the rows there are."""
+        return flush_all(self.sinks)
 
     def evaluations(self, phase: Phase, counts: Counts) -> list[Evaluation]:
         """Returns the evaluations of a phase so far, as the file of metrics has them."""
@@ -199,11 +199,14 @@ class LateRows:
         self._is_due = True
         self.catch_up()
 
-    def settle(self) -> None:
-        """Makes sure that all up to the newest step is finite, and its rows on disk."""
+    def settle(self) -> Extent:
+        """Makes sure that all up to the newest step is finite, and its rows on disk.
+
+        Returns the rows there are.
+        """
         self.catch_up()
         self._read()
-        self._run.flush()
+        return self._run.flush()
 
     def _read(self) -> dict[str, float]:
         if self._newest is None:

@@ -1,7 +1,9 @@
 """Paths that may lie in a bucket, `gs://bucket/...`, beside those on a disk."""
 
+import errno
 import importlib
 import os
+import uuid
 
 from etils import epath
 from fsspec import config as fsspec_config
@@ -58,10 +60,34 @@ def check_bucket(path: epath.PathLike, *, for_checkpoints: bool = False) -> None
 
 
 def replace_text(path: epath.Path, text: str) -> None:
-    """Replaces a small file as a whole: readers see the old text or the new."""
+    """Replaces a small file as a whole: readers see the old text or the new.
+
+    When this returns, the new text outlives a crash of the machine.
+    """
     if is_remote(path):
         path.write_text(text)
         return
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text)
-    temporary.replace(path)
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    try:
+        with temporary.open("w") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    sync_directory(path.parent)
+
+
+def sync_directory(directory: epath.PathLike) -> None:
+    """Brings the names in a directory to disk, as far as the file system can."""
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        # Some network file systems sync files alone.
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise
+    finally:
+        os.close(descriptor)

@@ -19,6 +19,7 @@ from stackjax import distributed
 from stackjax.checkpoint import (
     Checkpoints,
     absolute,
+    check_rows_of,
     clear,
     newest_lineage,
     newest_step,
@@ -43,14 +44,15 @@ from stackjax.cpu import keep_memory, release_memory
 from stackjax.errors import UserError, one_line_errors
 from stackjax.flops import num_params, peak_flops
 from stackjax.held_out import check_promise, held_out_layers, held_out_loss, open_data
-from stackjax.marker import read_marker, write_marker
-from stackjax.metrics import check_sinks, open_sinks, read_rows
+from stackjax.marker import check_phase, read_marker, write_marker
+from stackjax.metrics import check_sinks, open_sinks
 from stackjax.observer import Observer
 from stackjax.phase import Counts, Phase
 from stackjax.phases import expand
 from stackjax.preflight import check, check_backend, device_memory
 from stackjax.probe import check_probes
 from stackjax.progress import open_progress
+from stackjax.rows_file import NO_ROWS, Extent, read_rows
 from stackjax.run import LateRows, Run
 from stackjax.sharding import build_mesh, move
 from stackjax.start import check_start, start_from
@@ -75,8 +77,10 @@ def train(config: Config) -> None:
     # What a run has left that saved nothing binds no other.
     current, ended = marker.phase, {} if is_new else dict(marker.ended)
     phases = expand(config, ended)
+    check_phase(workdir, marker, phases)
     changed = [] if is_new else changed_fields(workdir, config, phases[current].stage)
     if newest_step(workdir, phases[-1]) == phases[-1].num_steps:
+        check_rows_of(workdir)
         if jax.process_index() == 0:
             print(summarize(workdir, phases, read_rows(workdir)))
             print("This run is finished; start a new one with --workdir DIR.")
@@ -103,14 +107,16 @@ def train(config: Config) -> None:
 
     with contextlib.ExitStack() as stack:
         stop = stack.enter_context(stop_on_signals())
-        state, counts = resume(config, workdir, phases[current])
+        state, counts, rows = resume(config, workdir, phases[current])
         resume_at = None if counts == Counts() else (current, counts.tokens)
         run = Run(
             config=config,
             workdir=workdir,
             source=source,
             held_out=held_out,
-            sinks=open_sinks(workdir, resume_at, settings=flatten(config), **outputs),
+            sinks=open_sinks(
+                workdir, resume_at, rows=rows, settings=flatten(config), **outputs
+            ),
             progress=open_progress(phases[-1].end.tokens),
             stop=stop,
             step_of=compile_ahead(config),
@@ -132,23 +138,30 @@ def train(config: Config) -> None:
         print(summarize(workdir, run.phases, read_rows(workdir)))
 
 
-def resume(config: Config, workdir: epath.Path, phase: Phase) -> tuple[TrainState, Counts]:
-    """Returns the newest state of the phase that the run is in, or that of a new model."""
+def resume(
+    config: Config, workdir: epath.Path, phase: Phase
+) -> tuple[TrainState, Counts, Extent]:
+    """Returns the newest state of the phase that the run is in, or that of a new model.
+
+    With it come what had been consumed and the rows of metrics up to there.
+    """
     mesh = build_mesh(phase.mesh)
     with (
         jax.set_mesh(mesh),
         Checkpoints(workdir, phase, config.checkpoints) as checkpoints,
     ):
         if checkpoints.latest_step is not None:
-            return checkpoints.restore(abstract_state(config, phase), mesh)
+            state, contents = checkpoints.restore(abstract_state(config, phase), mesh)
+            return state, contents.counts, contents.rows
         if phase.index > 0:
             raise UserError(
                 f"{checkpoints.directory} has no checkpoint, but the run is in stage "
                 f"{phase.stage}; bring it back, or start a new run with --workdir."
             )
         if config.init_from is None:
-            return new_state(config, phase), phase.start
-    return start_from(config.init_from, config, workdir, phase, mesh), phase.start
+            return new_state(config, phase), phase.start, NO_ROWS
+    state = start_from(config.init_from, config, workdir, phase, mesh)
+    return state, phase.start, NO_ROWS
 
 
 def run_phase(
@@ -190,8 +203,7 @@ def run_phase(
                 run.write_ending(phase, step, counts)
             if is_last or counts.passes(config.checkpoints.every_tokens, before):
                 # Rows are on disk before the checkpoint that makes them final.
-                rows.settle()
-                checkpoints.save(step, state, counts)
+                checkpoints.save(step, state, counts, rows.settle())
             if is_last:
                 break
     return state, counts
@@ -228,11 +240,11 @@ def enter(run: Run, source: Phase, target: Phase, state: TrainState) -> TrainSta
         losses = {"held_out_loss_before": before, "held_out_loss": after}
         run.write("growth", target, 0, target.start, **losses)
         run.write_layers(target, 0, target.start, new_layers, old_layers)
-        run.flush()
+        rows = run.flush()
         clear(run.workdir, target)
         lineage = newest_lineage(run.workdir, source)
         with Checkpoints(run.workdir, target, config.checkpoints, lineage) as checkpoints:
-            checkpoints.save(0, entered, target.start)
+            checkpoints.save(0, entered, target.start, rows)
         write_marker(run.workdir, target, run.ended)
     run.progress.note(
         f"{target.start.tokens:,} tokens: {target.growth or 'same model'}: held-out loss "
@@ -254,8 +266,7 @@ def _save_and_exit(
     state: TrainState,
     counts: Counts,
 ) -> NoReturn:
-    rows.settle()
-    checkpoints.save(step, state, counts)
+    checkpoints.save(step, state, counts, rows.settle())
     checkpoints.wait()
     command = shlex.join(["python", "-m", "stackjax.train", *sys.argv[1:]])
     run.progress.note(f"stopped and saved at {counts.tokens:,} tokens; resume with: {command}")

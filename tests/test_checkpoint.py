@@ -23,11 +23,13 @@ from stackjax.checkpoint import (
 )
 from stackjax.compilation import abstract_state
 from stackjax.config import CheckpointConfig, Stage
+from stackjax.errors import UserError
 from stackjax.lineage import begin, spend
 from stackjax.marker import Marker, read_marker, write_marker
 from stackjax.optimizer import build_optimizer
 from stackjax.phase import Counts, Ending
 from stackjax.phases import expand
+from stackjax.runtime.json_file import seal
 from stackjax.sharding import on_mesh
 from stackjax.storage import replace_text
 from stackjax.train_state import TrainState
@@ -76,9 +78,9 @@ def test_states_come_back_bit_for_bit_on_any_mesh(workdir, restored_on):
     with jax.set_mesh(mesh), Checkpoints(workdir, PHASE, KEEP) as checkpoints:
         assert checkpoints.latest_step == 4
         abstract = abstract_state(RUN, PHASE)
-        state, counts = checkpoints.restore(abstract, mesh)
+        state, contents = checkpoints.restore(abstract, mesh)
     # Counts are Python's integers, of any size.
-    assert counts == COUNTS
+    assert contents.counts == COUNTS
     assert_same(state, host_state())
     for leaf, place in zip(
         jax.tree.leaves(state), jax.tree.leaves(on_mesh(abstract, mesh)), strict=True
@@ -180,7 +182,7 @@ def test_killed_while_it_is_written_a_small_file_is_the_old_one(workdir, monkeyp
     workdir.mkdir()
     path = workdir / "phase.json"
     marker = {"phase": 1, "directory": "stage_1/train", "ended": {}}
-    replace_text(path, json.dumps(marker))
+    replace_text(path, json.dumps(seal(marker)))
 
     def killed(*_):
         raise KeyboardInterrupt
@@ -188,8 +190,9 @@ def test_killed_while_it_is_written_a_small_file_is_the_old_one(workdir, monkeyp
     # What is written first is another file; killed before the rename, it does not count.
     monkeypatch.setattr(type(path), "replace", killed)
     with pytest.raises(KeyboardInterrupt):
-        replace_text(path, json.dumps(marker | {"phase": 2}))
+        replace_text(path, json.dumps(seal(marker | {"phase": 2})))
     assert read_marker(workdir).phase == 1
+    assert [path.name for path in workdir.iterdir()] == ["phase.json"]
 
 
 def test_only_whole_checkpoints_count_as_the_newest(workdir):
@@ -207,6 +210,7 @@ def test_a_checkpoint_says_which_model_it_holds_and_is_found_by_its_run(workdir)
     phases = expand(tiny_run())
     for phase, steps in zip(phases, ([2, 9], [3]), strict=True):
         saved_steps(workdir, KEEP, steps, phase)
+    write_marker(workdir, phases[0], {})
     first, second = (workdir / phase.directory for phase in phases)
     table = {first: first / "9", first / "2": first / "2", workdir: first / "9"}
     for path, found in table.items():
@@ -220,11 +224,11 @@ def test_a_checkpoint_says_which_model_it_holds_and_is_found_by_its_run(workdir)
 
 
 def test_a_checkpoint_that_does_not_say_where_its_model_comes_from_is_refused(workdir):
-    older = {"counts": {}, "model": {}, "is_model": True}
+    foreign = {"counts": {}, "model": {}, "is_model": True}
     with ocp.training.Checkpointer(workdir / PHASE.directory) as checkpointer:
-        checkpointer.save(3, {"w": np.zeros(2)}, custom_metadata=older)
-    with pytest.raises(ValueError, match=r"does not say which model it holds, and where that"):
-        Checkpoints(workdir, PHASE, KEEP)
+        checkpointer.save(3, {"w": np.zeros(2)}, custom_metadata=foreign)
+    with pytest.raises(UserError, match=r"3 is damaged: its fields do not match their hash"):
+        read_contents(find_checkpoint(workdir))
 
 
 @pytest.mark.parametrize("path", ["", "nowhere", "stage_0/train/5", "stage_1/train"])
