@@ -44,10 +44,10 @@ def absolute(path: str) -> epath.Path:
       UserError: It lies in a bucket of another kind, or a package is not installed.
       OSError: There is no such bucket, or no permission.
     """
-    found = epath.Path(path)
     if is_remote(path) and not path.startswith("gs://"):
         raise UserError(f"{path}: checkpoints are kept on disks and on gs:// only.")
     check_bucket(path, for_checkpoints=True)
+    found = epath.Path(path)
     return found if found.is_absolute() else found.absolute()
 
 
@@ -140,9 +140,12 @@ class Checkpoints:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._close()
+
+    def _close(self) -> None:
         if "_checkpointer" in vars(self):
             with _as_os_error(self.directory, _RESUMES):
-                self._checkpointer.close()
+                vars(self).pop("_checkpointer").close()
 
     def save(
         self, step: int, state: TrainState, counts: Counts, rows: Extent = NO_ROWS
@@ -196,9 +199,8 @@ class Checkpoints:
         except DamagedError as error:
             raise UserError(f"{error}; {self._way_out(step, abstract, mesh)}.") from error
         if step == self.latest_step:
-            _ = (
-                self._checkpointer
-            )  # Older ones that are damaged are named now, and not at a save.
+            # An older one that is damaged is named now, and not at the first save.
+            _ = self._checkpointer
         return found
 
     def newest_whole_step(
@@ -223,7 +225,7 @@ class Checkpoints:
             for each in reversed(newer):
                 _discard(self.directory / str(each))
         multihost_utils.sync_global_devices(f"{self.directory} ends at {step}")
-        vars(self).pop("_checkpointer", None)
+        self._close()
         self.latest_step = max(_steps(self.directory), default=None)
 
     def _load(
