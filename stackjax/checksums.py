@@ -40,7 +40,8 @@ def checksums(tree: Any) -> jax.Array:
     def rows(tree: Any) -> jax.Array:
         return lax.concatenate([_checksum(leaf) for leaf in by_path(tree).values()], 0)
 
-    return laid_out(rows, P())(tree)
+    has_mesh = not jax.sharding.get_abstract_mesh().empty
+    return laid_out(rows, P())(tree) if has_mesh else rows(tree)
 
 
 def _checksum(array: jax.Array) -> jax.Array:

@@ -3,6 +3,9 @@
 import errno
 import importlib
 import os
+import socket
+import urllib.parse
+import urllib.request
 import uuid
 
 from etils import epath
@@ -10,6 +13,9 @@ from fsspec import config as fsspec_config
 
 from stackjax.errors import UserError
 
+_STORAGE_URL = ("STORAGE_EMULATOR_HOST", "https://storage.googleapis.com")
+"""The variable of the environment that names a server in place of Google's, and Google's."""
+_NETWORK_SECONDS = 5.0
 _PACKAGES = {"gs": "gcsfs", "s3": "s3fs", "az": "adlfs", "hf": "huggingface_hub"}
 
 # Other hosts write too: what a directory of a bucket holds is asked anew each time.
@@ -39,6 +45,8 @@ def check_bucket(path: epath.PathLike, *, for_checkpoints: bool = False) -> None
         known = ", ".join(f"{name}://" for name in _PACKAGES)
         raise UserError(f"{path} is not on a disk and in none of {known}; name another path.")
     bucket = epath.Path(f"{scheme}://{rest.partition('/')[0]}")
+    if scheme == "gs":
+        _check_network(bucket)
     try:
         exists = bucket.exists()
         if for_checkpoints:
@@ -57,6 +65,21 @@ def check_bucket(path: epath.PathLike, *, for_checkpoints: bool = False) -> None
             f"there is no bucket {bucket}, or this account may not see it; create it, or name "
             f"another."
         )
+
+
+def _check_network(bucket: epath.Path) -> None:
+    """Raises OSError if Google's storage cannot be reached; its clients try for minutes."""
+    if urllib.request.getproxies():
+        return  # Only the proxy knows.
+    url = urllib.parse.urlsplit(os.environ.get(*_STORAGE_URL))
+    port = url.port or {"http": 80}.get(url.scheme, 443)
+    try:
+        socket.create_connection((url.hostname, port), _NETWORK_SECONDS).close()
+    except OSError as error:
+        raise OSError(
+            f"{bucket} cannot be used: {url.hostname} cannot be reached ({error}); mend the "
+            f"network, or name a path on a disk."
+        ) from error
 
 
 def replace_text(path: epath.Path, text: str) -> None:

@@ -15,6 +15,7 @@ from stackjax.errors import UserError
 from stackjax.growth import Growth, parse_growth
 from stackjax.model.config import EXECUTION, ModelConfig, model_from_json
 from stackjax.rows_file import read_rows
+from stackjax.storage import check_bucket
 
 LossName = Literal["held_out", "train"]
 
@@ -152,6 +153,7 @@ class Record:
 
 def read_record(path: epath.PathLike) -> Record:
     """Returns what a run directory has recorded; UserError if it is none."""
+    check_bucket(path)
     directory = epath.Path(path)
     record = directory / RECORD
     if not record.exists():
