@@ -44,7 +44,7 @@ def parse_object(text: bytes) -> Fields:
     Numbers that are not finite, and names that occur twice, are refused as well.
     """
     try:
-        found = json.loads(text, object_pairs_hook=_once, parse_constant=_refuse)
+        found = json.loads(text.decode(), object_pairs_hook=_once, parse_constant=_refuse)
     except RecursionError as error:
         raise UserError("it is nested too deeply") from error
     except UnicodeDecodeError as error:
