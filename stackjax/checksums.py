@@ -7,6 +7,7 @@ for any number of processes. Each array is read once and never copied.
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jax.sharding import PartitionSpec as P
@@ -61,7 +62,7 @@ def _checksum(array: jax.Array) -> jax.Array:
 
 def _words(array: jax.Array) -> jax.Array:
     """Returns the bits of every element as uint32."""
-    if jax.dtypes.issubdtype(array.dtype, jax.dtypes.prng_key):
+    if jnp.issubdtype(array.dtype, jax.dtypes.prng_key):
         array = jax.random.key_data(array)
     if array.dtype == np.bool_:
         return lax.convert_element_type(array, _U32)
