@@ -31,8 +31,8 @@ from stackjax.config import Config
 from stackjax.cpu import keep_memory
 from stackjax.errors import UserError, one_line_errors
 from stackjax.marker import NEW_RUN, after_entering, write_marker
-from stackjax.metrics import read_rows
 from stackjax.phases import expand, stage_models
+from stackjax.rows_file import read_rows
 from stackjax.train import train
 from stackjax.trigger import Until
 

@@ -2,8 +2,9 @@
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator, Sequence
-from typing import Any
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeVar
 
 import jax
 from etils import epath
@@ -11,30 +12,29 @@ from jax.experimental import multihost_utils
 from orbax.checkpoint import v1 as ocp
 
 from stackjax.config import CheckpointConfig
+from stackjax.contents import Contents, to_json
 from stackjax.errors import UserError
-from stackjax.lineage import Generation, begin, from_json, spend
+from stackjax.lineage import Generation, begin, spend
 from stackjax.marker import read_marker
-from stackjax.model.config import ModelConfig, model_from_json
 from stackjax.phase import Change, Counts, Phase
-from stackjax.sharding import on_mesh
+from stackjax.rows_file import NO_ROWS, Extent, check_rows
+from stackjax.saved_state import (
+    DamagedError,
+    array_types,
+    load_state,
+    read_metadata,
+    to_save,
+)
 from stackjax.storage import check_bucket, is_remote
 from stackjax.train_state import TrainState
 
+T = TypeVar("T")
+
 _RESUMES = "those before it are whole, and the same command resumes from the newest"
-
-
-@dataclasses.dataclass(frozen=True)
-class Contents:
-    """What a checkpoint says of the state that it holds."""
-
-    counts: Counts
-    """What had been consumed."""
-    model: ModelConfig
-    is_model: bool
-    """Whether the parameters are those that the model runs: not while a learned growth is
-    fitted, and not until all masks are open."""
-    lineage: tuple[Generation, ...]
-    """Where the model comes from, itself last."""
+_TEMPORARY = ".orbax-checkpoint-tmp"
+"""Orbax adds this to the name of a checkpoint that is not whole, and later removes it."""
+_COMMITTED = "commit_success.txt"
+"""The file that makes a checkpoint whole in a bucket."""
 
 
 def absolute(path: str) -> epath.Path:
@@ -44,10 +44,10 @@ def absolute(path: str) -> epath.Path:
       UserError: It lies in a bucket of another kind, or a package is not installed.
       OSError: There is no such bucket, or no permission.
     """
-    found = epath.Path(path)
     if is_remote(path) and not path.startswith("gs://"):
         raise UserError(f"{path}: checkpoints are kept on disks and on gs:// only.")
     check_bucket(path, for_checkpoints=True)
+    found = epath.Path(path)
     return found if found.is_absolute() else found.absolute()
 
 
@@ -57,18 +57,28 @@ def newest_step(workdir: epath.Path, phase: Phase) -> int | None:
 
 
 def discard_after(workdir: epath.Path, phase: Phase, step: int) -> None:
-    """Removes the checkpoints of a phase that are newer than a step."""
-    for newer in sorted(_steps(workdir / phase.directory), reverse=True):
-        if newer > step:
-            (workdir / phase.directory / str(newer)).rmtree()
+    """Removes the checkpoints of a phase that are newer than a step.
+
+    The newest goes first, and none is ever there in part.
+    """
+    directory = workdir / phase.directory
+    for newer in reversed([each for each in _steps(directory) if each > step]):
+        _discard(directory / str(newer))
 
 
 def _steps(directory: epath.Path) -> list[int]:
-    """Returns the steps of the whole checkpoints in a directory."""
-    if not directory.exists():
+    """Returns the steps of the committed checkpoints in a directory, in order.
+
+    Orbax would read the metadata of all of them, and stop at a damaged one.
+    """
+    if not directory.is_dir():
         return []
-    with ocp.training.Checkpointer(directory) as checkpointer:
-        return [checkpoint.step for checkpoint in checkpointer.checkpoints]
+    named = (path for path in directory.iterdir() if path.name.isdecimal())
+    return sorted(int(path.name) for path in named if _is_committed(path))
+
+
+def _is_committed(checkpoint: epath.Path) -> bool:
+    return not is_remote(checkpoint) or (checkpoint / _COMMITTED).exists()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,34 +117,55 @@ class Checkpoints:
         lineage: Sequence[Generation] = (),
         changes: Sequence[Change] = (),
     ):
-        policies = ocp.training.preservation_policies
-        keep: Any = policies.LatestN(config.keep_last)
-        if config.keep_every_tokens is not None:
-            every: Any = _KeepEvery(phase, config.keep_every_tokens)
-            keep = policies.AnyPreservationPolicy([keep, every])
-        self._phase, self._changes = phase, changes
+        self._phase, self._changes = phase, tuple(changes)
+        self._config = config
+        self._first_lineage = tuple(lineage)
         self.directory = workdir / phase.directory
-        self._checkpointer = ocp.training.Checkpointer(
+        self.latest_step: int | None = max(_steps(self.directory), default=None)
+        """The step of the newest checkpoint, which may still be on its way to disk."""
+
+    @functools.cached_property
+    def _checkpointer(self) -> ocp.training.Checkpointer:
+        """What saves, and removes old checkpoints; it reads the metadata of all of them."""
+        policies = ocp.training.preservation_policies
+        keep: Any = policies.LatestN(self._config.keep_last)
+        if self._config.keep_every_tokens is not None:
+            every: Any = _KeepEvery(self._phase, self._config.keep_every_tokens)
+            keep = policies.AnyPreservationPolicy([keep, every])
+        for step in _steps(self.directory):
+            try:
+                read_metadata(self.directory / str(step))
+            except DamagedError as error:
+                raise UserError(f"{error}; remove this directory, and start again.") from error
+        return ocp.training.Checkpointer(
             self.directory, preservation_policy=keep, cleanup_tmp_directories=True
         )
-        latest = self._checkpointer.latest
-        self.latest_step: int | None = None if latest is None else latest.step
-        """The step of the newest checkpoint, which may still be on its way to disk."""
-        if latest is not None:
-            metadata = self._checkpointer.metadata(latest)
-            self._lineage = _read_contents(self.directory, metadata).lineage
-        else:
-            self._lineage = begin(lineage, phase)
+
+    @functools.cached_property
+    def _lineage(self) -> tuple[Generation, ...]:
+        """Where the model of this phase comes from, itself last."""
+        if self.latest_step is None:
+            return begin(self._first_lineage, self._phase)
+        return read_metadata(self.directory / str(self.latest_step))[0].lineage
 
     def __enter__(self) -> "Checkpoints":
         return self
 
     def __exit__(self, *_: object) -> None:
-        with _as_os_error(self.directory, _RESUMES):
-            self._checkpointer.close()
+        self._close()
 
-    def save(self, step: int, state: TrainState, counts: Counts) -> None:
+    def _close(self) -> None:
+        if "_checkpointer" in vars(self):
+            with _as_os_error(self.directory, _RESUMES):
+                vars(self).pop("_checkpointer").close()
+
+    def save(
+        self, step: int, state: TrainState, counts: Counts, rows: Extent = NO_ROWS
+    ) -> None:
         """Starts saving; the state may be donated as soon as this returns.
+
+        Args:
+          rows: The rows of metrics so far, which are on disk.
 
         Raises:
           OSError: This checkpoint, or the one before it, could not be written.
@@ -143,10 +174,10 @@ class Checkpoints:
             return
         lineage = spend(self._lineage, self._phase, step, self._changes)
         model, is_model = self._phase.model, self._phase.trains_model(step)
-        contents = Contents(counts, model, is_model, lineage)
-        metadata = dataclasses.asdict(contents)
+        metadata = to_json(Contents(counts, model, is_model, lineage, rows))
+        checkpointer = self._checkpointer
         with _as_os_error(self.directory, _RESUMES):
-            self._checkpointer.save_async(step, state, force=True, custom_metadata=metadata)
+            checkpointer.save_async(step, to_save(state), force=True, custom_metadata=metadata)
         self.latest_step = step
 
     def wait(self) -> None:
@@ -155,20 +186,72 @@ class Checkpoints:
             self._checkpointer.wait()
 
     def restore(
-        self, abstract: TrainState, mesh: jax.sharding.Mesh, step: int
+        self, abstract: TrainState, mesh: jax.sharding.Mesh, step: int | None = None
     ) -> tuple[TrainState, Contents]:
-        """Returns the state of a step, laid out over `mesh`, and what its checkpoint says.
+        """Returns a state, laid out over `mesh`, and what its checkpoint says of it.
+
+        The checksum of every array is verified.
 
         Args:
           abstract: Shapes, types and partitions of the state.
+          step: The newest by default.
 
         Raises:
-          UserError: The checkpoint holds parameters of another model.
+          UserError: There is no such checkpoint, or it holds another model, or it is damaged;
+            the message names the newest whole one.
         """
-        metadata: Any = self._checkpointer.metadata(step)
-        _check_same_model(self.directory, metadata.metadata["params"], abstract.params)
-        state = self._checkpointer.load(step, on_mesh(abstract, mesh))
-        return state, _read_contents(self.directory, metadata)
+        step = self.latest_step if step is None else step
+        if step not in _steps(self.directory):
+            raise UserError(
+                f"{self.directory} has no checkpoint of step {step}; it has those of steps "
+                f"{', '.join(map(str, _steps(self.directory))) or 'none'}."
+            )
+        try:
+            found = self._load(step, abstract, mesh)
+        except DamagedError as error:
+            raise UserError(f"{error}; {self._way_out(step, abstract, mesh)}.") from error
+        if step == self.latest_step:
+            # An older one that is damaged is named now, and not at the first save.
+            _ = self._checkpointer
+        return found
+
+    def newest_whole_step(
+        self, abstract: TrainState, mesh: jax.sharding.Mesh, below: int
+    ) -> int | None:
+        """Returns the step of the newest checkpoint before a step that is not damaged."""
+        for step in sorted(
+            (step for step in _steps(self.directory) if step < below), reverse=True
+        ):
+            with contextlib.suppress(DamagedError):
+                self._load(step, abstract, mesh)
+                return step
+        return None
+
+    def _load(
+        self, step: int, abstract: TrainState, mesh: jax.sharding.Mesh
+    ) -> tuple[TrainState, Contents]:
+        checkpoint = self.directory / str(step)
+        contents, saved = read_metadata(checkpoint)
+        _check_same_model(self.directory, saved, array_types(abstract))
+        return load_state(checkpoint, saved, abstract, mesh), contents
+
+    def _way_out(self, step: int, abstract: TrainState, mesh: jax.sharding.Mesh) -> str:
+        """Returns what can be done about a damaged checkpoint."""
+        older = [each for each in _steps(self.directory) if each < step]
+        stage = self._phase.stage
+        if jax.process_count() > 1 and older:
+            # Another process may have found no damage, and does not take part in a search.
+            return f"the one before it is step {max(older)}: add --resume-from {max(older)}"
+        whole = self.newest_whole_step(abstract, mesh, step)
+        if whole is None:
+            return (
+                f"no older checkpoint of stage {stage} is whole: start a new run with "
+                f"--workdir, from another checkpoint with --init-from"
+            )
+        return (
+            f"the newest whole checkpoint is step {whole} of stage {stage}: add "
+            f"--resume-from {whole}"
+        )
 
 
 def find_checkpoint(path: epath.Path) -> epath.Path:
@@ -195,9 +278,12 @@ def find_checkpoint(path: epath.Path) -> epath.Path:
 
 
 def read_contents(checkpoint: epath.Path) -> tuple[Contents, dict[str, str]]:
-    """Returns what a checkpoint says of its state, and its `array_types`."""
-    metadata: Any = ocp.metadata(checkpoint)
-    return _read_contents(checkpoint, metadata), array_types(metadata.metadata)
+    """Returns what a checkpoint says of its state, and its `array_types`.
+
+    Raises:
+      UserError: It is damaged; the message names one that is not.
+    """
+    return _or_older(checkpoint, read_metadata)
 
 
 def check_is_model(checkpoint: epath.Path, contents: Contents) -> None:
@@ -209,27 +295,12 @@ def check_is_model(checkpoint: epath.Path, contents: Contents) -> None:
         )
 
 
-def _read_contents(checkpoint: epath.Path, metadata: Any) -> Contents:
-    fields = metadata.custom_metadata or {}
-    if not {field.name for field in dataclasses.fields(Contents)} <= fields.keys():
-        raise UserError(
-            f"{checkpoint} does not say which model it holds, and where that comes from; name "
-            f"a checkpoint that this version of stackjax.train or stackjax.grow has written."
-        )
-    return Contents(
-        counts=Counts(**fields["counts"]),
-        model=model_from_json(fields["model"]),
-        is_model=fields["is_model"],
-        lineage=from_json(fields["lineage"]),
-    )
-
-
 def newest_lineage(workdir: epath.Path, source: Phase) -> tuple[Generation, ...]:
     """Returns the lineage at the newest checkpoint of a phase; none where it has none."""
     step = newest_step(workdir, source)
     if step is None:
         return ()
-    return read_contents(workdir / source.directory / str(step))[0].lineage
+    return read_metadata(workdir / source.directory / str(step))[0].lineage
 
 
 def load_part(
@@ -237,17 +308,41 @@ def load_part(
 ) -> TrainState:
     """Returns a part of the state in a checkpoint, laid out over `mesh`.
 
+    The checksums of its arrays are verified.
+
     Args:
       abstract: Shapes, types and partitions of the part; its optimizer state may be None.
+
+    Raises:
+      UserError: It is damaged, or holds other arrays.
     """
-    tree: Any = abstract
-    if abstract.opt_state is None:
-        tree = {"step": abstract.step, "params": abstract.params}
-    context = ocp.Context()
-    context.pytree.loading.partial_load = True
-    with context:
-        loaded: Any = ocp.load(checkpoint, on_mesh(tree, mesh))
-    return TrainState(**loaded, opt_state=None) if isinstance(loaded, dict) else loaded
+
+    def load(checkpoint: epath.Path) -> TrainState:
+        _, saved = read_metadata(checkpoint)
+        wanted = array_types(abstract)
+        _check_same_model(checkpoint, {path: saved.get(path, "") for path in wanted}, wanted)
+        return load_state(checkpoint, saved, abstract, mesh)
+
+    return _or_older(checkpoint, load)
+
+
+def _or_older(checkpoint: epath.Path, read: Callable[[epath.Path], T]) -> T:
+    """Returns what a function reads of a checkpoint; names an older one if it cannot."""
+    try:
+        return read(checkpoint)
+    except DamagedError as error:
+        raise UserError(f"{error}; {_older(checkpoint, read)}.") from error
+
+
+def _older(checkpoint: epath.Path, read: Callable[[epath.Path], Any]) -> str:
+    """Returns which older checkpoint can be read instead of a damaged one, in words."""
+    # Another of several processes may have found no damage, and takes no part in a search.
+    steps = _steps(checkpoint.parent) if jax.process_count() == 1 else []
+    for step in reversed([each for each in steps if each < int(checkpoint.name)]):
+        with contextlib.suppress(DamagedError):
+            read(checkpoint.parent / str(step))
+            return f"the newest whole checkpoint beside it is that of step {step}: name that"
+    return "name another checkpoint"
 
 
 def write_first(directory: epath.Path, state: TrainState, contents: Contents) -> epath.Path:
@@ -260,7 +355,7 @@ def write_first(directory: epath.Path, state: TrainState, contents: Contents) ->
         _as_os_error(directory, "nothing there is whole"),
         ocp.training.Checkpointer(directory) as checkpointer,
     ):
-        checkpointer.save(0, state, force=True, custom_metadata=dataclasses.asdict(contents))
+        checkpointer.save(0, to_save(state), force=True, custom_metadata=to_json(contents))
     return directory / "0"
 
 
@@ -274,28 +369,37 @@ def _as_os_error(directory: epath.Path, what_is_left: str) -> Iterator[None]:
         ) from error
 
 
-def _check_same_model(directory: epath.Path, saved: Any, expected: Any) -> None:
-    found, wanted = array_types(saved), array_types(expected)
+def _check_same_model(
+    directory: epath.Path, found: dict[str, str], wanted: dict[str, str]
+) -> None:
+    """Raises UserError if arrays of a checkpoint have other types or shapes than a model's."""
     differing = sorted(path for path in found | wanted if found.get(path) != wanted.get(path))
+    params = [path for path in differing if path.startswith("params.")]
     if differing:
-        path = differing[0]
+        path, of = (params or differing)[0], "model" if params else "optimizer"
         raise UserError(
-            f"{directory} holds a checkpoint of another model: {path} is "
-            f"{found.get(path, 'not there')}, and the config's model has "
-            f"{wanted.get(path, 'none')} ({len(differing)} such parameters); use the "
-            f"config it was trained with, or another --workdir."
+            f"{directory} holds a checkpoint of another {of}: "
+            f"{path.removeprefix('params.')} is {found.get(path) or 'not there'}, and the "
+            f"config's {of} has {wanted.get(path, 'none')} ({len(params or differing)} such "
+            f"arrays); use the config it was trained with, or another --workdir."
         )
 
 
-def array_types(tree: Any) -> dict[str, str]:
-    """Returns type and shape of every array of a tree, such as `float32[64, 256]`.
+def check_rows_of(workdir: epath.Path) -> None:
+    """Raises UserError if rows are missing that a run had at its newest checkpoint."""
+    directory = workdir / (read_marker(workdir).directory or "stage_0/train")
+    if steps := _steps(directory):
+        contents, _ = read_metadata(directory / str(max(steps)))
+        check_rows(workdir, contents.rows)
 
-    By its path, such as `params.head`.
-    """
-    return {
-        jax.tree_util.keystr(path, simple=True, separator="."): f"{leaf.dtype}{[*leaf.shape]}"
-        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
-    }
+
+def _discard(checkpoint: epath.Path) -> None:
+    """Removes a checkpoint; killed at any time, it is there whole or counts as none."""
+    if is_remote(checkpoint):
+        (checkpoint / _COMMITTED).unlink(missing_ok=True)
+    else:
+        checkpoint = checkpoint.rename(checkpoint.with_name(checkpoint.name + _TEMPORARY))
+    checkpoint.rmtree()
 
 
 def clear(workdir: epath.Path, phase: Phase) -> None:

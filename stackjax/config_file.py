@@ -15,13 +15,13 @@ import tyro
 from etils import epath
 
 from stackjax.config import Config
+from stackjax.config_record import RECORD, read_config_record
 from stackjax.data.sources import Manifest
 from stackjax.errors import UserError
 from stackjax.growth import Growth, parse_growth
 from stackjax.growth.text import replace_field
 from stackjax.storage import replace_text
 
-_RECORD = "config.json"
 _GROWTH_FLAG = re.compile(
     r"--stages\.(?P<stage>\d+)\.growth(\.(?P<field>[\w-]+))?(=(?P<text>.*))?", re.DOTALL
 )
@@ -201,7 +201,7 @@ def record_config(workdir: epath.Path, config: Config, manifest: Manifest) -> No
             "data": manifest.digest,
             "tokenizer": tokenizer,
         }
-        replace_text(workdir / _RECORD, json.dumps(record, indent=2) + "\n")
+        replace_text(workdir / RECORD, json.dumps(record, indent=2) + "\n")
 
 
 def same_everywhere(config: Config) -> dict[str, Any]:
@@ -212,7 +212,7 @@ def same_everywhere(config: Config) -> dict[str, Any]:
 
 def check_same_data(workdir: epath.Path, manifest: Manifest) -> None:
     """Raises UserError if a run that is resumed would read other data than it did."""
-    if json.loads((workdir / _RECORD).read_text())["data"] != manifest.digest:
+    if read_config_record(workdir / RECORD)["data"] != manifest.digest:
         raise UserError(
             f"{workdir} was trained on another set of token shards than data.path now holds "
             f"(its tokenizer or its shards differ); bring that set back, or start a new run "
@@ -220,12 +220,8 @@ def check_same_data(workdir: epath.Path, manifest: Manifest) -> None:
         )
 
 
-Changed = dict[str, tuple[Any, Any]]
-"""Old and new value of fields of a config, by their names on the command line."""
-
-
-def changed_fields(workdir: epath.Path, config: Config, stage: int) -> Changed:
-    """Returns the fields that differ from the config that a run has recorded.
+def changed_fields(workdir: epath.Path, config: Config, stage: int) -> tuple[str, ...]:
+    """Returns a line for each field that differs from the config that a run has recorded.
 
     Args:
       stage: The stage that the run is in. Later stages may change in every field.
@@ -233,24 +229,21 @@ def changed_fields(workdir: epath.Path, config: Config, stage: int) -> Changed:
     Raises:
       UserError: A field differs that a run cannot be resumed with.
     """
-    old = json.loads((workdir / _RECORD).read_text())["config"]
+    old = read_config_record(workdir / RECORD)["config"]
     new = json.loads(json.dumps(flatten(config)))
     changed = {
-        field: (old.get(field), new.get(field))
+        field: f"{field}: {old.get(field)} -> {new.get(field)}"
         for field in sorted(old.keys() | new.keys())
         if old.get(field) != new.get(field)
     }
     forbidden = [field for field in changed if not _may_change(field, stage)]
     if forbidden:
-        said = "; ".join(
-            f"{field}: {changed[field][0]} -> {changed[field][1]} ({_why_not(field)})"
-            for field in forbidden
-        )
+        said = "; ".join(f"{changed[field]} ({_why_not(field)})" for field in forbidden)
         raise UserError(
             f"{workdir} was trained with another config. These fields may not change when it "
             f"is resumed: {said}. Take the old values, or start a new run with --workdir."
         )
-    return changed
+    return tuple(changed.values())
 
 
 def _may_change(field: str, stage: int) -> bool:

@@ -36,6 +36,7 @@ from stackjax.interop.tensors import DTYPES, TensorInfo
 from stackjax.interop.verify import verify
 from stackjax.lineage import total
 from stackjax.model import ModelConfig
+from stackjax.new_directory import new_directory
 from stackjax.origin import carried_files, keep_folder, own_tokenization, trained_seq_len
 from stackjax.pretrained import is_folder, open_checkpoint, read_parameter
 from stackjax.quantity import Count, short
@@ -107,9 +108,10 @@ def from_folder(config: ConvertConfig) -> epath.Path:
     params = huggingface.load_params(folder, folder.model, mesh_that_divides(1))
     state = TrainState(jnp.zeros((), jnp.int32), params, None)
     contents = Contents(total(lineage), folder.model, is_model=True, lineage=lineage)
-    checkpoint = write_first(directory, state, contents)
-    keep_folder(folder, directory)
-    return checkpoint
+    with new_directory(directory) as staging:
+        keep_folder(folder, staging)
+        write_first(staging, state, contents)
+    return directory / "0"
 
 
 def to_folder(config: ConvertConfig) -> epath.Path:

@@ -40,6 +40,7 @@ from stackjax.interop.growing import grown_infos, grown_tensors
 from stackjax.interop.huggingface import grown_fields, read_folder
 from stackjax.lineage import begin_grown, total
 from stackjax.model import ModelConfig, Params
+from stackjax.new_directory import new_directory
 from stackjax.origin import keep_origin
 from stackjax.pretrained import is_folder, read_params
 from stackjax.quantity import Count
@@ -125,8 +126,10 @@ def grow(config: GrowConfig) -> epath.Path:
             check_promise(growth, target, before, after)
         lineage = begin_grown(contents.lineage, growth, target)
         contents = dataclasses.replace(contents, model=target, lineage=lineage)
-        grown = write_first(directory, state, contents)
-    keep_origin(checkpoint, directory)
+        with new_directory(directory) as staging:
+            keep_origin(checkpoint, staging)
+            write_first(staging, state, contents)
+    grown = directory / "0"
     num_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
     _tell_written(grown, num_bytes, start)
     return grown

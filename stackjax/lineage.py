@@ -3,13 +3,15 @@
 import dataclasses
 import functools
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+from stackjax.errors import UserError
 from stackjax.growth import Growth
-from stackjax.model.config import ModelConfig, model_from_json
+from stackjax.model.config import ModelConfig
 from stackjax.phase import Change, Counts, Phase
+from stackjax.runtime.json_file import decode
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -83,30 +85,37 @@ def total(lineage: Sequence[Generation]) -> Counts:
     return functools.reduce(lambda sum_, each: sum_.after(each.spent), lineage, Counts())
 
 
-def from_json(generations: Sequence[Mapping[str, Any]]) -> tuple[Generation, ...]:
-    """Returns the lineage that `dataclasses.asdict` has made plain."""
-    return tuple(
-        Generation(
-            **{
-                **fields,
-                "model": model_from_json(fields["model"]),
-                "spent": Counts(**fields["spent"]),
-                "changes": tuple(fields["changes"]),
-            }
-        )
-        for fields in generations
-    )
+def from_json(generations: Any) -> tuple[Generation, ...]:
+    """Returns the lineage that `dataclasses.asdict` has made plain.
+
+    Raises:
+      UserError: It is none, or empty.
+    """
+    lineage = decode(tuple[Generation, ...], generations, "lineage")
+    if not lineage:
+        raise UserError("lineage is empty")
+    return lineage
 
 
 @functools.cache
 def code_version() -> str:
-    """Returns the commit of this code, with `-dirty` where files differ from it.
+    """Returns the commit of this code, with `-dirty` for files that differ from it.
 
-    "unknown" where it is no checkout of git.
+    "unknown" if the package does not lie in a checkout of this project: another repository
+    around it, such as one that holds an environment, says nothing of this code.
     """
-    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
+    root = Path(__file__).resolve().parent.parent
+    top = _git(root, "rev-parse", "--show-toplevel")
+    if top is None or Path(top).resolve() != root:
+        return "unknown"
+    return _git(root, "describe", "--always", "--dirty") or "unknown"
+
+
+def _git(directory: Path, *arguments: str) -> str | None:
+    """Returns the output of a git command; None if git fails or is not installed."""
+    command = ["git", "-C", str(directory), *arguments]
     try:
         found = subprocess.run(command, capture_output=True, text=True, check=True)
     except (OSError, subprocess.CalledProcessError):
-        return "unknown"
+        return None
     return found.stdout.strip()

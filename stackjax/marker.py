@@ -2,16 +2,23 @@
 
 import dataclasses
 import json
-from collections.abc import Mapping
-from typing import Any
+import re
+from collections.abc import Mapping, Sequence
 
 import jax
 from etils import epath
 
-from stackjax.phase import Change, Counts, Ending, Phase, Waypoint
+from stackjax.errors import UserError
+from stackjax.phase import Change, Ending, Phase, Waypoint
+from stackjax.runtime.json_file import Fields, decode, read_object, seal, unseal
 from stackjax.storage import replace_text
 
 _MARKER = "phase.json"
+_DIRECTORY = re.compile(r"stage_\d+/(fit|train)")
+_WAY_OUT = (
+    "bring phase.json back from a copy of the run, or start a new run with --workdir, from a "
+    "checkpoint of this one with --init-from"
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,34 +42,42 @@ NEW_RUN = Marker()
 
 
 def read_marker(workdir: epath.Path) -> Marker:
-    """Returns the position of a run; the beginning if it is new."""
+    """Returns the position of a run; the beginning if it is new.
+
+    Raises:
+      UserError: The file is damaged, or is gone from a run that has come past its first stage.
+    """
     path = workdir / _MARKER
     if not path.exists():
+        if (workdir / "stage_1").exists():
+            raise UserError(f"{workdir} has a stage_1, but no phase.json; {_WAY_OUT}.")
         return NEW_RUN
-    return marker_from_json(json.loads(path.read_text()))
+    return read_object(path, _WAY_OUT, _from_fields)
 
 
-def marker_from_json(found: Mapping[str, Any]) -> Marker:
-    """Returns the marker that `dataclasses.asdict` has made plain."""
-    return Marker(
-        phase=found["phase"],
-        directory=found["directory"],
-        ended={int(stage): Ending(**each) for stage, each in found["ended"].items()},
-        waypoints={
-            int(phase): Waypoint(step=each["step"], counts=Counts(**each["counts"]))
-            for phase, each in found["waypoints"].items()
-        },
-        changes=tuple(
-            Change(**{**each, "fields": {k: tuple(v) for k, v in each["fields"].items()}})
-            for each in found["changes"]
-        ),
-    )
+def _from_fields(fields: Fields) -> Marker:
+    marker = decode(Marker, unseal(fields), "marker")
+    if not _DIRECTORY.fullmatch(marker.directory):
+        raise UserError(f"directory {marker.directory!r} is not that of a phase")
+    return marker
+
+
+def check_phase(workdir: epath.Path, marker: Marker, phases: Sequence[Phase]) -> None:
+    """Raises UserError if a run is in a phase that its config does not have."""
+    places = [phase.directory for phase in phases]
+    if marker.directory and places[marker.phase : marker.phase + 1] != [marker.directory]:
+        raise UserError(
+            f"{workdir} is in {marker.directory}, but the config has {', '.join(places)}; take "
+            f"the config that it was started with, or start a new run with --workdir."
+        )
 
 
 def write_marker(workdir: epath.Path, marker: Marker) -> None:
     """Commits the position of a run; all or nothing."""
     if jax.process_index() == 0:
-        replace_text(workdir / _MARKER, json.dumps(dataclasses.asdict(marker)) + "\n")
+        # Keys of JSON objects are texts, and the seal is that of the file.
+        plain = json.loads(json.dumps(dataclasses.asdict(marker)))
+        replace_text(workdir / _MARKER, json.dumps(seal(plain)) + "\n")
 
 
 def after_entering(marker: Marker, source: Phase | None, phase: Phase) -> Marker:

@@ -15,20 +15,22 @@ import math
 import os
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import jax
 from etils import epath
 
 from stackjax.errors import UserError
+from stackjax.rows_file import AXES, Extent, RowsFile
 from stackjax.storage import is_remote
 
 Row = Mapping[str, Any]
 Position = tuple[int, int]
 """A point of a run: its phase, and the tokens trained on so far."""
 
-_AXES = ("kind", "phase", "stage", "step", "tokens")
+_SECONDS = 5.0
+"""Between two appends to `metrics.jsonl`, at least."""
 
 
 class Sink(Protocol):
@@ -66,6 +68,7 @@ def open_sinks(
     directory: epath.PathLike,
     resume_at: Position | None,
     *,
+    rows: Extent,
     tensorboard: bool,
     wandb_project: str | None,
     settings: Mapping[str, Any],
@@ -75,12 +78,13 @@ def open_sinks(
     Args:
       directory: The run directory, which may be on `gs://`.
       resume_at: The point that training goes on from; None starts afresh.
+      rows: The rows of `metrics.jsonl` up to that point.
       settings: What Weights & Biases shows as the config of the run.
     """
     check_sinks(directory, tensorboard=tensorboard, wandb_project=wandb_project)
     if jax.process_index() != 0:
         return []
-    sinks: list[Sink] = [MetricsLog(directory, resume_at)]
+    sinks: list[Sink] = [MetricsLog(directory, rows)]
     if tensorboard:
         sinks.append(TensorBoard(directory, resume_at))
     if wandb_project:
@@ -88,75 +92,59 @@ def open_sinks(
     return sinks
 
 
-def read_rows(directory: epath.PathLike) -> list[dict[str, Any]]:
-    """Returns the rows of `metrics.jsonl` in a run directory; none if there is no file.
-
-    A last line that was only half written is left out; other damage is a UserError.
-    """
-    path = epath.Path(directory) / "metrics.jsonl"
-    lines = path.read_bytes().splitlines() if path.exists() else []
-    rows = []
-    for number, line in enumerate(lines, start=1):
-        try:
-            rows.append(json.loads(line))
-        except ValueError as error:
-            if number < len(lines):
-                raise UserError(
-                    f"{path} is damaged at line {number} ({error}); mend or move it."
-                ) from error
-    return rows
-
-
 class MetricsLog:
-    """The rows of a run in `metrics.jsonl`, replaced as a whole, so it is never torn.
+    """The rows of a run in `metrics.jsonl`.
 
-    Rows past the point that a run resumes from are forgotten: they are written again.
     Floats keep every bit; those that are not finite become null.
+
+    Args:
+      directory: The run directory.
+      rows: The rows to keep; those past the point that a run resumes from are written again.
     """
 
-    def __init__(self, directory: epath.PathLike, resume_at: Position | None):
-        self._path = epath.Path(directory) / "metrics.jsonl"
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        self._lines = [
-            _encode(row)
-            for row in read_rows(directory)
-            if resume_at is not None and (row["phase"], row["tokens"]) <= resume_at
-        ]
-        self._next_replacement = 0.0
-        self._replace()
+    def __init__(self, directory: epath.PathLike, rows: Extent):
+        epath.Path(directory).mkdir(parents=True, exist_ok=True)
+        self._file = RowsFile(directory, rows)
+        self._pending = b""
+        self._next_append = time.monotonic() + _SECONDS
 
     def write(self, row: Row) -> None:
         """Adds a row; it reaches the file within seconds, or at the next flush."""
-        self._lines.append(_encode(row))
-        self._is_stale = True
-        if time.monotonic() >= self._next_replacement:
-            self._replace()
+        self._pending += _encode(row).encode()
+        if time.monotonic() >= self._next_append:
+            self._append(is_durable=False)
 
     def flush(self) -> None:
-        """Brings the file up to date."""
-        if self._is_stale:
-            self._replace()
+        """Brings all rows to disk."""
+        self._append(is_durable=True)
 
     def close(self) -> None:
-        """Brings the file up to date."""
+        """Brings all rows to disk."""
         self.flush()
 
-    def _replace(self) -> None:
+    @property
+    def extent(self) -> Extent:
+        """The rows that the file holds."""
+        return self._file.extent
+
+    def _append(self, *, is_durable: bool) -> None:
         start = time.monotonic()
-        text = "".join(self._lines)
-        if is_remote(self._path):
-            self._path.write_text(text)  # an object appears whole or not at all
-        else:
-            temporary = self._path.with_name("metrics.jsonl.tmp")
-            with temporary.open("w") as file:
-                file.write(text)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(self._path)
-        self._is_stale = False
-        # Long files and slow disks are replaced less often: 1 % of the time at most.
+        self._file.append(self._pending, is_durable=is_durable)
+        self._pending = b""
+        # Slow disks, and long files in a bucket, are written to less often: 1 % of the time.
         now = time.monotonic()
-        self._next_replacement = now + max(5.0, 100 * (now - start))
+        self._next_append = now + max(_SECONDS, 100 * (now - start))
+
+
+def flush_all(sinks: Sequence[Sink]) -> Extent:
+    """Flushes all sinks, and returns the rows that `metrics.jsonl` holds then.
+
+    It is empty in processes other than the first, which have no sinks.
+    """
+    for sink in sinks:
+        sink.flush()
+    logs = [sink for sink in sinks if isinstance(sink, MetricsLog)]
+    return logs[0].extent if logs else Extent()
 
 
 def _tensorboardX() -> Any:
@@ -243,5 +231,5 @@ def _numbers(row: Row) -> dict[str, float]:
     return {
         f"{row['kind']}/{name}": value
         for name, value in row.items()
-        if name not in _AXES and isinstance(value, int | float)
+        if name not in AXES and isinstance(value, int | float)
     }

@@ -8,6 +8,7 @@ from typing import Any
 
 from etils import epath
 
+from stackjax.config_record import RECORD, read_config_record
 from stackjax.data.sources import read_manifest
 from stackjax.data.tokenizer import Tokenization, Tokenizer, load_tokenizer
 from stackjax.errors import UserError
@@ -17,7 +18,6 @@ from stackjax.interop.huggingface import Folder
 from stackjax.interop.tensors import DTYPES, widest
 from stackjax.storage import is_remote
 
-_RECORD = "config.json"
 _LEVELS = 3
 """How far above a checkpoint its run may be: RUN/stage_0/train/600."""
 
@@ -27,8 +27,8 @@ def run_settings(checkpoint: epath.Path) -> Mapping[str, Any]:
 
     By its name on the command line; empty where nothing was trained yet.
     """
-    record = _above(checkpoint, _RECORD)
-    return {} if record is None else json.loads(record.read_text())["config"]
+    record = _above(checkpoint, RECORD)
+    return {} if record is None else read_config_record(record)["config"]
 
 
 def carried_files(checkpoint: epath.Path) -> Path | None:
@@ -47,9 +47,9 @@ def carried_files(checkpoint: epath.Path) -> Path | None:
 
 def keep_origin(checkpoint: epath.Path, target: epath.Path) -> None:
     """Copies what lies around a checkpoint to where its model goes on as another."""
-    record = _above(checkpoint, _RECORD)
+    record = _above(checkpoint, RECORD)
     if record is not None:
-        record.copy(target / _RECORD)
+        record.copy(target / RECORD)
     keep_carried(checkpoint, target)
 
 

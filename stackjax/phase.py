@@ -2,7 +2,6 @@
 
 import dataclasses
 import itertools
-from collections.abc import Mapping
 from typing import Any, Literal
 
 import jax
@@ -61,15 +60,15 @@ class Change:
     """The step of the phase from which the change holds."""
     tokens: int
     """Tokens of the run there."""
-    fields: Mapping[str, tuple[Any, Any]]
-    """Old and new value of each field of the config."""
+    fields: tuple[str, ...]
+    """Name, old and new value of each field of the config."""
     resume_from: str = ""
     """The checkpoint that the run went back to; empty for its newest."""
     skip_examples: int = 0
     """Examples that were left out of the data."""
 
     def __str__(self) -> str:
-        said = [f"{name}: {old} -> {new}" for name, (old, new) in self.fields.items()]
+        said = list(self.fields)
         if self.resume_from:
             said.append(f"resumed from {self.resume_from}")
         if self.skip_examples:

@@ -113,8 +113,8 @@ def prepare(config: PrepareConfig) -> Manifest:
       OSError: Reading or writing failed.
     """
     tokenizer = load_tokenizer(config.tokenizer, config.end_token)
-    output = epath.Path(config.output)
     check_bucket(config.output)
+    output = epath.Path(config.output)
     refuse_existing(output)
     if is_remote(output):
         return _prepare_and_upload(config, output)

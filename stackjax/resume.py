@@ -6,10 +6,17 @@ from etils import epath
 
 from stackjax.checkpoint import discard_after, newest_step, read_contents
 from stackjax.config import Config
-from stackjax.config_file import Changed, changed_fields, check_same_data, record_config
+from stackjax.config_file import changed_fields, check_same_data, record_config
 from stackjax.data.sources import Manifest
 from stackjax.errors import UserError
-from stackjax.marker import NEW_RUN, Marker, after_entering, read_marker, write_marker
+from stackjax.marker import (
+    NEW_RUN,
+    Marker,
+    after_entering,
+    check_phase,
+    read_marker,
+    write_marker,
+)
 from stackjax.phase import Change, Phase, Waypoint
 from stackjax.phases import expand
 from stackjax.quantity import Count
@@ -43,8 +50,8 @@ class Position:
     step: int | None
     """The checkpoint of the present phase to restore; None if the run is new."""
     is_finished: bool
-    changed: Changed
-    """The fields that differ from the recorded config."""
+    changed: tuple[str, ...]
+    """A line for each field that differs from the recorded config."""
 
 
 def find_position(workdir: epath.Path, config: Config) -> Position:
@@ -57,7 +64,7 @@ def find_position(workdir: epath.Path, config: Config) -> Position:
     step = newest_step(workdir, expand(config)[0]) if marker.phase == 0 else None
     if marker.phase == 0 and step is None:
         # A run that has saved nothing binds no other.
-        return Position(marker=NEW_RUN, step=None, is_finished=False, changed={})
+        return Position(marker=NEW_RUN, step=None, is_finished=False, changed=())
     stage = _present(config, marker).stage
     changed = changed_fields(workdir, config, stage)
     if any(field.startswith(_lengths(stage)) for field in changed):
@@ -83,12 +90,7 @@ def find_position(workdir: epath.Path, config: Config) -> Position:
 def _present(config: Config, marker: Marker) -> Phase:
     """Returns the phase that a run is in; UserError if its config no longer has it."""
     phases = expand(config, marker)
-    if marker.phase >= len(phases) or phases[marker.phase].directory != marker.directory:
-        raise UserError(
-            f"the run is in {marker.directory}, which is no phase of this config with "
-            f"{len(config.stages)} stages; take the stages it was started with, and add others "
-            f"after them only."
-        )
+    check_phase(epath.Path(config.workdir), marker, phases)
     return phases[marker.phase]
 
 

@@ -22,10 +22,11 @@ from stackjax.data.tokenizer import Tokenizer
 from stackjax.flops import mfu
 from stackjax.interop.tasks import Tasks
 from stackjax.marker import Marker, write_marker
-from stackjax.metrics import Row, Sink, read_rows
+from stackjax.metrics import Row, Sink, flush_all
 from stackjax.phase import Counts, Ending, Phase
 from stackjax.phases import expand
 from stackjax.progress import Progress
+from stackjax.rows_file import Extent, read_rows
 from stackjax.runtime.agreement import from_process_0
 from stackjax.summary import describe_probe
 from stackjax.trigger import Evaluation
@@ -79,19 +80,14 @@ class Run:
 
     def write_changes(self, phase: Phase, step: int, counts: Counts) -> None:
         """Writes and shows the changes that the user has made at this position."""
-        rows = read_rows(self.workdir) if self.marker.changes else []
-        written = [row["change"] for row in rows if row["kind"] == "change"]
         for change in self.marker.changes:
-            if (change.phase, change.step) != (phase.index, step):
-                continue
-            self.progress.note(f"changed {change}")
-            if str(change) not in written:
+            if (change.phase, change.step) == (phase.index, step):
+                self.progress.note(f"changed {change}")
                 self.write("change", phase, step, counts, change=str(change))
 
-    def flush(self) -> None:
-        """Brings all metrics to disk."""
-        for sink in self.sinks:
-            sink.flush()
+    def flush(self) -> Extent:
+        """Brings all metrics to disk, and returns the rows there are."""
+        return flush_all(self.sinks)
 
     def evaluations(self, phase: Phase, counts: Counts) -> list[Evaluation]:
         """Returns the evaluations of a phase so far, as the file of metrics has them."""
@@ -229,10 +225,13 @@ class LateRows:
         row = self._run.write("train", self._phase, step, counts, **values)
         self._run.progress.row(row, self._seconds_left(now, counts))
 
-    def settle(self) -> None:
-        """Checks that all steps are finite, and brings their rows to disk."""
+    def settle(self) -> Extent:
+        """Checks that all steps are finite, and brings their rows to disk.
+
+        Returns the rows there are.
+        """
         self.catch_up()
-        self._run.flush()
+        return self._run.flush()
 
     def _values(self) -> dict[str, float]:
         """Returns the metrics of the newest step, as numbers."""

@@ -1,13 +1,21 @@
 """Paths that may lie in a bucket, `gs://bucket/...`, beside those on a disk."""
 
+import errno
 import importlib
 import os
+import socket
+import urllib.parse
+import urllib.request
+import uuid
 
 from etils import epath
 from fsspec import config as fsspec_config
 
 from stackjax.errors import UserError
 
+_STORAGE_URL = ("STORAGE_EMULATOR_HOST", "https://storage.googleapis.com")
+"""The variable of the environment that names a server in place of Google's, and Google's."""
+_NETWORK_SECONDS = 5.0
 _PACKAGES = {"gs": "gcsfs", "s3": "s3fs", "az": "adlfs", "hf": "huggingface_hub"}
 
 # Other hosts write too: what a directory of a bucket holds is asked anew each time.
@@ -37,6 +45,8 @@ def check_bucket(path: epath.PathLike, *, for_checkpoints: bool = False) -> None
         known = ", ".join(f"{name}://" for name in _PACKAGES)
         raise UserError(f"{path} is not on a disk and in none of {known}; name another path.")
     bucket = epath.Path(f"{scheme}://{rest.partition('/')[0]}")
+    if scheme == "gs":
+        _check_network(bucket)
     try:
         exists = bucket.exists()
         if for_checkpoints:
@@ -57,11 +67,50 @@ def check_bucket(path: epath.PathLike, *, for_checkpoints: bool = False) -> None
         )
 
 
+def _check_network(bucket: epath.Path) -> None:
+    """Raises OSError if Google's storage cannot be reached; its clients try for minutes."""
+    if urllib.request.getproxies():
+        return  # Only the proxy knows.
+    url = urllib.parse.urlsplit(os.environ.get(*_STORAGE_URL))
+    port = url.port or {"http": 80}.get(url.scheme, 443)
+    try:
+        socket.create_connection((url.hostname, port), _NETWORK_SECONDS).close()
+    except OSError as error:
+        raise OSError(
+            f"{bucket} cannot be used: {url.hostname} cannot be reached ({error}); mend the "
+            f"network, or name a path on a disk."
+        ) from error
+
+
 def replace_text(path: epath.Path, text: str) -> None:
-    """Replaces a small file as a whole: readers see the old text or the new."""
+    """Replaces a small file as a whole: readers see the old text or the new.
+
+    When this returns, the new text outlives a crash of the machine.
+    """
     if is_remote(path):
         path.write_text(text)
         return
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text)
-    temporary.replace(path)
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    try:
+        with temporary.open("w") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    sync_directory(path.parent)
+
+
+def sync_directory(directory: epath.PathLike) -> None:
+    """Brings the names in a directory to disk, as far as the file system can."""
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        # Some network file systems sync files alone.
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise
+    finally:
+        os.close(descriptor)

@@ -16,7 +16,7 @@ from absl import logging
 from etils import epath
 
 from stackjax import distributed
-from stackjax.checkpoint import Checkpoints, absolute, clear, newest_lineage
+from stackjax.checkpoint import Checkpoints, absolute, check_rows_of, clear, newest_lineage
 from stackjax.compilation import (
     abstract_state,
     compile_ahead,
@@ -32,7 +32,7 @@ from stackjax.errors import UserError, one_line_errors
 from stackjax.flops import num_params, peak_flops
 from stackjax.held_out import check_promise, held_out_layers, held_out_loss, open_data
 from stackjax.marker import after_entering
-from stackjax.metrics import check_sinks, open_sinks, read_rows
+from stackjax.metrics import check_sinks, open_sinks
 from stackjax.observer import Observer
 from stackjax.phase import Counts, Phase
 from stackjax.phases import expand
@@ -40,6 +40,7 @@ from stackjax.preflight import check, check_backend, device_memory
 from stackjax.probe import check_probes
 from stackjax.progress import open_progress, timed
 from stackjax.resume import NEWEST, Position, ResumeConfig, find_position, start
+from stackjax.rows_file import NO_ROWS, Extent, read_rows
 from stackjax.run import LateRows, Run
 from stackjax.runtime.agreement import check_agreement, from_process_0, program
 from stackjax.runtime.run_lock import run_lock
@@ -65,6 +66,7 @@ def train(config: Config, options: ResumeConfig = NEWEST) -> None:
     found = from_process_0(lambda: find_position(workdir, config))
     phases = expand(config, found.marker)
     if found.is_finished and options == NEWEST:
+        from_process_0(lambda: check_rows_of(workdir))
         if jax.process_index() == 0:
             print(summarize(workdir, phases, read_rows(workdir)))
             print(how_to_train_longer(config))
@@ -81,14 +83,17 @@ def train(config: Config, options: ResumeConfig = NEWEST) -> None:
         position = from_process_0(lambda: start(workdir, config, options, source.manifest))
         use_compilation_cache(workdir)
         phases = expand(config, position.marker)
-        state, counts = resume(config, workdir, phases[position.marker.phase], position.step)
-        resume_at = None if counts == Counts() else (position.marker.phase, counts.tokens)
+        phase = phases[position.marker.phase]
+        state, counts, rows = resume(config, workdir, phase, position.step)
+        resume_at = None if counts == Counts() else (phase.index, counts.tokens)
         run = Run(
             config=config,
             workdir=workdir,
             source=source,
             held_out=held_out,
-            sinks=open_sinks(workdir, resume_at, settings=flatten(config), **_outputs(config)),
+            sinks=open_sinks(
+                workdir, resume_at, rows=rows, settings=flatten(config), **_outputs(config)
+            ),
             progress=open_progress(phases[-1].end.tokens),
             stop=stop,
             step_of=compile_ahead(config),
@@ -98,12 +103,12 @@ def train(config: Config, options: ResumeConfig = NEWEST) -> None:
         )
         for output in (*run.sinks, run.progress):
             stack.enter_context(contextlib.closing(output))
-        run.write_changes(phases[position.marker.phase], position.step or 0, counts)
+        run.write_changes(phase, position.step or 0, counts)
         device = jax.devices()[0]
         if peak_flops(device) is None:
             run.progress.note(f"no peak FLOP/s is known of {device.device_kind!r}, so no MFU")
-        for index in range(position.marker.phase, len(phases)):
-            if index > position.marker.phase:
+        for index in range(phase.index, len(phases)):
+            if index > phase.index:
                 state = enter(run, run.phases[index - 1], run.phases[index], state)
             state, counts = run_phase(run, run.phases[index], state, counts)
     if jax.process_index() == 0:
@@ -126,14 +131,18 @@ def _outputs(config: Config) -> dict[str, Any]:
 
 def resume(
     config: Config, workdir: epath.Path, phase: Phase, step: int | None
-) -> tuple[TrainState, Counts]:
-    """Returns the state of a phase at a step, and its counts; of a new model without a step."""
+) -> tuple[TrainState, Counts, Extent]:
+    """Returns the state of a phase at a step; of a new model without a step.
+
+    With it come the counts of the run, and its rows of metrics up to there.
+    """
     mesh = build_mesh(phase.mesh)
     if step is None and config.init_from is not None:
-        return start_from(config.init_from, config, workdir, phase, mesh), phase.start
+        state = start_from(config.init_from, config, workdir, phase, mesh)
+        return state, phase.start, NO_ROWS
     with jax.set_mesh(mesh):
         if step is None:
-            return new_state(config, phase), phase.start
+            return new_state(config, phase), phase.start, NO_ROWS
         with Checkpoints(workdir, phase, config.checkpoints) as checkpoints:
             state, contents = checkpoints.restore(abstract_state(config, phase), mesh, step)
     counts = phase.counts(step)
@@ -144,7 +153,7 @@ def resume(
             f"{counts.tokens:,}; phase.json is damaged, or of another run: bring the right one "
             f"back, or start a new run with --workdir."
         )
-    return state, counts
+    return state, counts, contents.rows
 
 
 def run_phase(
@@ -189,8 +198,7 @@ def run_phase(
                 run.write_ending(phase, step, counts)
             if is_last or counts.passes(config.checkpoints.every_tokens, before):
                 # Rows are on disk before the checkpoint that makes them final.
-                rows.settle()
-                checkpoints.save(step, state, counts)
+                checkpoints.save(step, state, counts, rows.settle())
             if is_last:
                 break
     return state, counts
@@ -227,11 +235,11 @@ def enter(run: Run, source: Phase, target: Phase, state: TrainState) -> TrainSta
         losses = {"held_out_loss_before": before, "held_out_loss": after}
         run.write("growth", target, 0, target.start, **losses)
         run.write_layers(target, 0, target.start, new_layers, old_layers)
-        run.flush()
+        rows = run.flush()
         clear(run.workdir, target)
         lineage = newest_lineage(run.workdir, source)
         with Checkpoints(run.workdir, target, config.checkpoints, lineage) as checkpoints:
-            checkpoints.save(0, entered, target.start)
+            checkpoints.save(0, entered, target.start, rows)
         run.commit(after_entering(run.marker, source, target))
     run.progress.note(
         f"{target.start.tokens:,} tokens: {target.growth or 'same model'}: held-out loss "
@@ -253,8 +261,7 @@ def _save_and_exit(
     state: TrainState,
     counts: Counts,
 ) -> NoReturn:
-    rows.settle()
-    checkpoints.save(step, state, counts)
+    checkpoints.save(step, state, counts, rows.settle())
     checkpoints.wait()
     command = shlex.join(["python", "-m", "stackjax.train", *sys.argv[1:]])
     run.progress.note(f"stopped and saved at {counts.tokens:,} tokens; resume with: {command}")

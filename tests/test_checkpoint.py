@@ -23,11 +23,13 @@ from stackjax.checkpoint import (
 )
 from stackjax.compilation import abstract_state
 from stackjax.config import CheckpointConfig, Stage
+from stackjax.errors import UserError
 from stackjax.lineage import begin, spend
-from stackjax.marker import Marker, read_marker, write_marker
+from stackjax.marker import Marker, after_entering, read_marker, write_marker
 from stackjax.optimizer import build_optimizer
-from stackjax.phase import Counts, Ending
+from stackjax.phase import Change, Counts, Ending, Waypoint
 from stackjax.phases import expand
+from stackjax.runtime.json_file import seal
 from stackjax.sharding import on_mesh
 from stackjax.storage import replace_text
 from stackjax.train_state import TrainState
@@ -76,9 +78,9 @@ def test_states_come_back_bit_for_bit_on_any_mesh(workdir, restored_on):
     with jax.set_mesh(mesh), Checkpoints(workdir, PHASE, KEEP) as checkpoints:
         assert checkpoints.latest_step == 4
         abstract = abstract_state(RUN, PHASE)
-        state, counts = checkpoints.restore(abstract, mesh)
+        state, contents = checkpoints.restore(abstract, mesh)
     # Counts are Python's integers, of any size.
-    assert counts == COUNTS
+    assert contents.counts == COUNTS
     assert_same(state, host_state())
     for leaf, place in zip(
         jax.tree.leaves(state), jax.tree.leaves(on_mesh(abstract, mesh)), strict=True
@@ -125,7 +127,8 @@ def test_the_first_checkpoint_past_each_multiple_is_kept_for_good(workdir):
 
 
 def test_multiples_are_counted_over_the_run_not_the_stage(workdir):
-    phase = dataclasses.replace(PHASE, start=Counts(tokens=100))
+    start = Counts(tokens=100)
+    phase = dataclasses.replace(PHASE, start=start, waypoint=Waypoint(step=0, counts=start))
     config = CheckpointConfig(every_tokens=160, keep_last=1, keep_every_tokens=160)
     # After step n, 100 + 64 n tokens: 160 and 320 fall into steps 1 and 4.
     assert saved_steps(workdir, config, range(6), phase) == [1, 4, 5]
@@ -168,11 +171,21 @@ def test_checkpoints_of_another_model_are_refused_by_parameter(workdir, fields, 
 def test_the_marker_names_the_phase_that_was_committed_last(workdir):
     workdir.mkdir()
     assert read_marker(workdir) == Marker()
-    endings = {}
+    marker, source = Marker(), None
     for phase in expand(tiny_run()):
-        write_marker(workdir, phase, endings)
-        assert read_marker(workdir) == Marker(phase.index, phase.directory, endings)
-        endings[phase.stage] = Ending(steps=3, reason="enough")
+        marker = after_entering(marker, source, phase)
+        change = Change(phase=phase.index, step=2, tokens=9, fields=("seed: 0 -> 1",))
+        marker = dataclasses.replace(
+            marker,
+            ended={**marker.ended, phase.stage: Ending(steps=3, reason="enough")},
+            changes=(*marker.changes, change),
+        )
+        write_marker(workdir, marker)
+        assert read_marker(workdir) == marker
+        source = phase
+    assert (marker.phase, marker.directory) == (1, "stage_1/train")
+    first, _ = expand(tiny_run())
+    assert marker.waypoints == {0: Waypoint(step=first.num_steps, counts=first.end)}
     assert [path.name for path in workdir.iterdir()] == ["phase.json"]
 
 
@@ -180,7 +193,7 @@ def test_killed_while_it_is_written_a_small_file_is_the_old_one(workdir, monkeyp
     workdir.mkdir()
     path = workdir / "phase.json"
     marker = {"phase": 1, "directory": "stage_1/train", "ended": {}}
-    replace_text(path, json.dumps(marker))
+    replace_text(path, json.dumps(seal(marker)))
 
     def killed(*_):
         raise KeyboardInterrupt
@@ -188,8 +201,9 @@ def test_killed_while_it_is_written_a_small_file_is_the_old_one(workdir, monkeyp
     # What is written first is another file; killed before the rename, it does not count.
     monkeypatch.setattr(type(path), "replace", killed)
     with pytest.raises(KeyboardInterrupt):
-        replace_text(path, json.dumps(marker | {"phase": 2}))
+        replace_text(path, json.dumps(seal(marker | {"phase": 2})))
     assert read_marker(workdir).phase == 1
+    assert [path.name for path in workdir.iterdir()] == ["phase.json"]
 
 
 def test_only_whole_checkpoints_count_as_the_newest(workdir):
@@ -207,11 +221,12 @@ def test_a_checkpoint_says_which_model_it_holds_and_is_found_by_its_run(workdir)
     phases = expand(tiny_run())
     for phase, steps in zip(phases, ([2, 9], [3]), strict=True):
         saved_steps(workdir, KEEP, steps, phase)
+    write_marker(workdir, after_entering(Marker(), None, phases[0]))
     first, second = (workdir / phase.directory for phase in phases)
     table = {first: first / "9", first / "2": first / "2", workdir: first / "9"}
     for path, found in table.items():
         assert find_checkpoint(path) == found
-    write_marker(workdir, phases[1], {})
+    write_marker(workdir, after_entering(Marker(), None, phases[1]))
     assert find_checkpoint(workdir) == second / "3"
     contents, saved = read_contents(second / "3")
     lineage = spend(begin((), phases[1]), phases[1], 3)
@@ -220,11 +235,11 @@ def test_a_checkpoint_says_which_model_it_holds_and_is_found_by_its_run(workdir)
 
 
 def test_a_checkpoint_that_does_not_say_where_its_model_comes_from_is_refused(workdir):
-    older = {"counts": {}, "model": {}, "is_model": True}
+    foreign = {"counts": {}, "model": {}, "is_model": True}
     with ocp.training.Checkpointer(workdir / PHASE.directory) as checkpointer:
-        checkpointer.save(3, {"w": np.zeros(2)}, custom_metadata=older)
-    with pytest.raises(ValueError, match=r"does not say which model it holds, and where that"):
-        Checkpoints(workdir, PHASE, KEEP)
+        checkpointer.save(3, {"w": np.zeros(2)}, custom_metadata=foreign)
+    with pytest.raises(UserError, match=r"3 is damaged: its fields do not match their hash"):
+        read_contents(find_checkpoint(workdir))
 
 
 @pytest.mark.parametrize("path", ["", "nowhere", "stage_0/train/5", "stage_1/train"])

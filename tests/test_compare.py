@@ -339,7 +339,7 @@ def test_runs_that_lack_a_side_or_stand_twice_are_refused_in_one_line(
         ([scratch], "1 of the 1 trainings are from scratch"),
         ([scratch, again, grown], "the same training from the same seed"),
         ([scratch, tmp_path], "has no config.json"),
-        ([scratch, older(tmp_path / "older")], "recorded by an older version"),
+        ([scratch, older(tmp_path / "older")], "is damaged: tokenizer is missing"),
     ]
     for paths, message in cases:
         monkeypatch.setattr("sys.argv", ["compare", *map(str, paths)])

@@ -17,6 +17,7 @@ from stackjax.config_file import (
     record_config,
 )
 from stackjax.data.sources import Manifest, Split, TokenizerInfo
+from stackjax.errors import UserError
 from stackjax.growth import LayerMap, Stack
 from stackjax.phases import stage_models
 from stackjax.sharding import MeshConfig
@@ -212,21 +213,32 @@ MAY_CHANGE = [
     ("model.attention", "xla"),
     ("platform", "accelerator"),
     ("model.loss_chunk", 4),
+    # From where the run resumes.
+    ("optimizer.peak_learning_rate", 1.0),
+    ("optimizer.schedule.final_fraction", 0.0),
+    ("optimizer.clip_norm", 0.5),
+    ("optimizer.weight_decay", 0.0),
+    ("stages.0.tokens", 1280),
+    ("stages.0.batch_size", 16),
+    ("stages.0.peak_learning_rate", 0.5),
+    ("checkpoints.every_tokens", 64),
 ]
 
 MAY_NOT_CHANGE = [
-    ("model.num_layers", 12),
-    ("model.rope_theta", 5e5),
-    ("model.compute_dtype", "bfloat16"),
-    ("model_is", "source"),
-    ("optimizer.peak_learning_rate", 1.0),
-    ("optimizer.schedule.final_fraction", 0.0),
-    ("optimizer.moments_dtype", "bfloat16"),
-    ("stages.0.tokens", 5),
-    ("stages.0.batch_size", 16),
-    ("data.seq_len", 16),
-    ("data.mask_documents", True),
-    ("seed", 1),
+    ("model.num_layers", 12, "the parameters in the checkpoints"),
+    ("model.rope_theta", 5e5, "the parameters in the checkpoints"),
+    ("model.compute_dtype", "bfloat16", "the parameters in the checkpoints"),
+    ("model_is", "source", "the parameters in the checkpoints"),
+    ("optimizer.moments_dtype", "bfloat16", "the optimizer state in the checkpoints"),
+    ("optimizer.b2", 0.9, "the moments in the checkpoints"),
+    ("data.seq_len", 16, "the order of the data"),
+    ("data.mask_documents", True, "would not compare"),
+    ("evaluation.num_sequences", 16, "one curve has one set of held-out sequences"),
+    ("tasks.limit", 5, "of the same questions"),
+    ("stages.0.scale_by_fan_in", True, "already trained"),
+    ("stages.0.optimizer_state", "keep", "has already grown"),
+    ("init_from", "elsewhere", "the run began with these parameters"),
+    ("seed", 1, "the order of the data follow from it"),
 ]
 
 
@@ -237,13 +249,35 @@ def test_what_does_not_change_learning_may_change_and_is_told(recorded, field, v
     assert all(line.startswith(field) for line in lines)
 
 
-@pytest.mark.parametrize(("field", "value"), MAY_NOT_CHANGE)
-def test_what_changes_learning_may_not_change_within_a_run(recorded, field, value):
-    config = replace(tiny_run(), field, value)
+@pytest.mark.parametrize(("field", "value", "why"), MAY_NOT_CHANGE)
+def test_other_fields_may_not_change_within_a_run_and_the_reason_is_said(
+    recorded, field, value, why
+):
     was = flatten(tiny_run())[field]
-    message = rf"{re.escape(field)}: {was} -> {value}.*start a new run with --workdir"
-    with pytest.raises(ValueError, match=message):
+    config = replace(tiny_run(), field, value)
+    message = rf"{re.escape(field)}: {was} -> {value} \(.*{why}.*start a new run with --workdir"
+    with pytest.raises(UserError, match=message):
         changed_fields(recorded, config, 0)
+
+
+def test_every_field_may_change_or_has_a_reason_why_not(recorded):
+    for field, value in flatten(tiny_run()).items():
+        record_config(recorded, tiny_run(), MANIFEST)
+        record = json.loads((recorded / "config.json").read_text())
+        record["config"][field] = "another" if value != "another" else "other"
+        (recorded / "config.json").write_text(json.dumps(record))
+        try:
+            assert changed_fields(recorded, tiny_run(), 0)
+        except UserError as error:
+            assert re.search(rf"{re.escape(field)}: .* \(\w+ .*\)\.", str(error)), field
+
+
+@pytest.mark.parametrize("field", ["tokens", "batch_size", "peak_learning_rate"])
+def test_stages_that_are_over_may_not_change(recorded, field):
+    config = replace(tiny_run(), f"stages.0.{field}", 4096)
+    assert changed_fields(recorded, config, 0)
+    with pytest.raises(UserError, match=r"already trained"):
+        changed_fields(recorded, config, 1)
 
 
 def test_stages_that_are_still_to_come_may_change(recorded):
@@ -258,8 +292,8 @@ def test_what_ends_a_stage_may_change_until_it_is_over(recorded):
     until = dataclasses.replace(tiny_run().stages[1].until, loss=2.0)
     first, second = (replace(tiny_run(), f"stages.{i}.until", until) for i in (0, 1))
     for stage in (0, 1):
-        assert changed_fields(recorded, second, stage) == ["stages.1.until.loss: None -> 2.0"]
-    assert changed_fields(recorded, first, 0) == ["stages.0.until.loss: None -> 2.0"]
+        assert changed_fields(recorded, second, stage) == ("stages.1.until.loss: None -> 2.0",)
+    assert changed_fields(recorded, first, 0) == ("stages.0.until.loss: None -> 2.0",)
     with pytest.raises(ValueError, match=r"may not change .* stages\.0\.until\.loss"):
         changed_fields(recorded, first, 1)
 
@@ -271,7 +305,7 @@ def test_a_stage_may_be_added_to_the_end(recorded):
 
 
 def test_without_a_change_there_is_nothing_to_tell(recorded):
-    assert changed_fields(recorded, tiny_run(), 1) == []
+    assert changed_fields(recorded, tiny_run(), 1) == ()
 
 
 OTHER_DATA = [

@@ -86,7 +86,8 @@ def test_a_finished_run_tells_how_it_went_and_does_not_train(world, uncut):
     code, stdout, stderr = world.run(world.args(uncut))
     assert (code, stderr) == (0, "")
     assert "growth into stage 1" in stdout
-    assert stdout.endswith("This run is finished; start a new one with --workdir DIR.\n")
+    assert "This run is finished. To train it longer, make its last stage longer" in stdout
+    assert "--stages.1.tokens 2048; or start a new run with --workdir DIR." in stdout
     assert before == {path: path.stat().st_mtime_ns for path in uncut.rglob("*")}
 
 

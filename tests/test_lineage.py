@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import subprocess
 
 import pytest
 from conftest import tiny_run
@@ -9,7 +10,9 @@ from etils import epath
 from runs import cut
 
 from stackjax import grow, inspect
+from stackjax import lineage as lineage_module
 from stackjax.checkpoint import find_checkpoint, read_contents
+from stackjax.errors import UserError
 from stackjax.growth import Stack
 from stackjax.inspect import InspectConfig
 from stackjax.lineage import begin, begin_grown, code_version, from_json, spend, total
@@ -80,6 +83,55 @@ def test_machines_read_it_too(uncut):
     found = json.loads(inspect.inspect(InspectConfig(run=str(uncut), json=True)))
     assert from_json(found["lineage"]) == contents_of(uncut).lineage
     assert found["counts"]["tokens"] == 2 * 8 * 128
+
+
+def init_repository(path):
+    git = ["git", "-C", str(path), "-c", "user.name=a", "-c", "user.email=a@b"]
+    subprocess.run([*git, "init", "-q"], check=True)
+    subprocess.run([*git, "commit", "-q", "--allow-empty", "-m", "first"], check=True)
+    found = subprocess.run([*git, "describe", "--always"], capture_output=True, text=True)
+    return found.stdout.strip()
+
+
+@pytest.mark.parametrize("place", ["site-packages", "."])
+def test_the_version_is_that_of_the_code_and_not_of_a_repository_around_it(
+    tmp_path, monkeypatch, place
+):
+    commit = init_repository(tmp_path)
+    package = tmp_path / place / "stackjax"
+    package.mkdir(parents=True)
+    monkeypatch.setattr(lineage_module, "__file__", str(package / "lineage.py"))
+    code_version.cache_clear()
+    try:
+        assert code_version() == (commit if place == "." else "unknown")
+        monkeypatch.setenv("PATH", str(tmp_path))  # where there is no git
+        code_version.cache_clear()
+        assert code_version() == "unknown"
+    finally:
+        code_version.cache_clear()
+
+
+BAD = {
+    "no list": 3,
+    "empty": [],
+    "no object": [3],
+    "a field is missing": [{"stage": 1}],
+    "a number is text": [{"stage": "0"}],
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_a_lineage_of_other_types_is_a_user_error(name):
+    phases = expand(tiny_run())
+    [whole] = [dataclasses.asdict(each) for each in begin((), phases[0])]
+    bad = BAD[name]
+    if name == "a number is text":
+        bad = [whole | bad[0]]
+    with pytest.raises(UserError, match="lineage"):
+        from_json(bad)
+    for field, value in (("model", {"num_layers": []}), ("spent", 3), ("growth", 3.5)):
+        with pytest.raises(UserError, match=rf"lineage\.0\.{field}"):
+            from_json([whole | {field: value}])
 
 
 def test_where_there_is_no_checkpoint_it_is_one_line(tmp_path, monkeypatch, capsys):

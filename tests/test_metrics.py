@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import struct
 import sys
 import types
@@ -14,7 +15,8 @@ from hypothesis import strategies as st
 from tensorboardX import record_writer
 from tensorboardX.proto import event_pb2
 
-from stackjax import metrics
+from stackjax import metrics, rows_file
+from stackjax.rows_file import NO_ROWS, read_rows
 
 
 def build_row(phase, tokens, **numbers):
@@ -22,11 +24,13 @@ def build_row(phase, tokens, **numbers):
     return row | {"tokens": tokens} | (numbers or {"loss": 1 / (3 + tokens + phase)})
 
 
-def write_run(directory, rows, resume_at=None):
-    log = metrics.MetricsLog(directory, resume_at)
+def write_run(directory, rows, kept=NO_ROWS):
+    """Writes rows after those that are kept; returns how far the file goes then."""
+    log = metrics.MetricsLog(directory, kept)
     for row in rows:
         log.write(row)
     log.close()
+    return log.extent
 
 
 RUN = [
@@ -44,35 +48,36 @@ def test_a_run_killed_and_resumed_anywhere_has_every_row_once(
     tmp_path_factory, killed_after, restored
 ):
     directory = tmp_path_factory.mktemp("run")
-    point = (RUN[restored]["phase"], RUN[restored]["tokens"])
-    before = [row for row in RUN if (row["phase"], row["tokens"]) <= point]
     # All rows up to a checkpoint are flushed before it commits.
-    write_run(directory, RUN[: max(killed_after, len(before))])
-    write_run(directory, RUN[len(before) :], resume_at=point)
-    assert metrics.read_rows(directory) == RUN
+    at_checkpoint = write_run(directory, RUN[:restored])
+    write_run(directory, RUN[restored:killed_after], at_checkpoint)
+    write_run(directory, RUN[restored:], at_checkpoint)
+    assert read_rows(directory) == RUN
 
 
 def test_rows_past_the_restored_point_are_forgotten_on_opening(tmp_path):
-    write_run(tmp_path, RUN)
-    metrics.MetricsLog(tmp_path, (0, 4))
-    assert metrics.read_rows(tmp_path) == RUN[:3]
+    kept = write_run(tmp_path, RUN[:3])
+    write_run(tmp_path, RUN[3:], kept)
+    metrics.MetricsLog(tmp_path, kept)
+    assert read_rows(tmp_path) == RUN[:3]
 
 
 def test_a_run_that_starts_afresh_has_no_rows_of_another(tmp_path):
     write_run(tmp_path, RUN)
-    metrics.MetricsLog(tmp_path, None)
-    assert metrics.read_rows(tmp_path) == []
+    metrics.MetricsLog(tmp_path, NO_ROWS)
+    assert read_rows(tmp_path) == []
 
 
 def test_a_last_line_that_is_cut_anywhere_is_dropped(tmp_path):
-    write_run(tmp_path, RUN)
+    kept = write_run(tmp_path, RUN[:-1])
     path = tmp_path / "metrics.jsonl"
+    write_run(tmp_path, RUN[-1:], kept)
     whole = path.read_bytes()
     last = whole.splitlines(keepends=True)[-1]
     for length in range(1, len(last) - 1):
         path.write_bytes(whole[: len(whole) - len(last) + length])
-        assert metrics.read_rows(tmp_path) == RUN[:-1]
-    write_run(tmp_path, RUN[-1:], resume_at=(2, 12))
+        assert read_rows(tmp_path) == RUN[:-1]
+    write_run(tmp_path, RUN[-1:], kept)
     assert path.read_bytes() == whole
 
 
@@ -82,15 +87,15 @@ def test_a_damaged_line_elsewhere_is_an_error_that_names_it(tmp_path):
     lines = path.read_text().splitlines()
     path.write_text("\n".join([lines[0], lines[1][:9], *lines[2:]]))
     with pytest.raises(ValueError, match=r"metrics\.jsonl is damaged at line 2"):
-        metrics.MetricsLog(tmp_path, (2, 14))
+        read_rows(tmp_path)
 
 
 @given(value=st.floats(allow_nan=False, allow_infinity=False))
 def test_floats_keep_every_bit(tmp_path_factory, value):
     directory = tmp_path_factory.mktemp("run")
-    write_run(directory, [build_row(0, 2, loss=value)])
-    write_run(directory, [], resume_at=(0, 2))
-    (row,) = metrics.read_rows(directory)
+    kept = write_run(directory, [build_row(0, 2, loss=value)])
+    write_run(directory, [], kept)
+    (row,) = read_rows(directory)
     assert struct.pack("d", row["loss"]) == struct.pack("d", value)
 
 
@@ -107,11 +112,11 @@ def test_floats_that_are_not_finite_become_null(tmp_path, value):
 
 def test_so_do_those_in_a_list(tmp_path):
     write_run(tmp_path, [build_row(0, 2, norm=[0.5, math.nan, math.inf])])
-    assert metrics.read_rows(tmp_path)[0]["norm"] == [0.5, None, None]
+    assert read_rows(tmp_path)[0]["norm"] == [0.5, None, None]
 
 
-def test_a_replacement_that_fails_leaves_the_old_file_whole(tmp_path, monkeypatch):
-    log = metrics.MetricsLog(tmp_path, None)
+def test_an_append_that_fails_leaves_the_old_rows_whole(tmp_path, monkeypatch):
+    log = metrics.MetricsLog(tmp_path, NO_ROWS)
     log.write(RUN[0])
     log.flush()
 
@@ -119,37 +124,37 @@ def test_a_replacement_that_fails_leaves_the_old_file_whole(tmp_path, monkeypatc
         raise OSError(28, "No space left on device")
 
     log.write(RUN[1])
-    monkeypatch.setattr(metrics.os, "fsync", fail)
+    monkeypatch.setattr(os, "fsync", fail)
     with pytest.raises(OSError, match="No space left"):
         log.flush()
-    assert metrics.read_rows(tmp_path) == RUN[:1]
+    assert read_rows(tmp_path) == RUN[:1]
     monkeypatch.undo()
     log.flush()
-    assert metrics.read_rows(tmp_path) == RUN[:2]
+    assert read_rows(tmp_path) == RUN[:2]
     assert [path.name for path in tmp_path.iterdir()] == ["metrics.jsonl"]
 
 
-def test_the_file_is_replaced_every_few_seconds_and_on_flush(tmp_path, monkeypatch):
+def test_rows_reach_the_file_every_few_seconds_and_on_flush(tmp_path, monkeypatch):
     clock = types.SimpleNamespace(now=100.0)
     monkeypatch.setattr(metrics, "time", types.SimpleNamespace(monotonic=lambda: clock.now))
-    log = metrics.MetricsLog(tmp_path, None)
+    log = metrics.MetricsLog(tmp_path, NO_ROWS)
     log.write(RUN[0])
-    assert metrics.read_rows(tmp_path) == []
+    assert read_rows(tmp_path) == []
     clock.now += 5
     log.write(RUN[1])
-    assert metrics.read_rows(tmp_path) == RUN[:2]
+    assert read_rows(tmp_path) == RUN[:2]
     log.write(RUN[2])
-    assert metrics.read_rows(tmp_path) == RUN[:2]
+    assert read_rows(tmp_path) == RUN[:2]
     log.flush()
-    assert metrics.read_rows(tmp_path) == RUN[:3]
+    assert read_rows(tmp_path) == RUN[:3]
 
 
 def test_a_bucket_gets_whole_objects(tmp_path, monkeypatch):
     (tmp_path / "bucket").mkdir()
     local = epath.Path(tmp_path / "bucket")
-    monkeypatch.setattr(metrics, "is_remote", lambda path: True)
+    monkeypatch.setattr(rows_file, "is_remote", lambda path: True)
     write_run(local, RUN)
-    assert metrics.read_rows(local) == RUN
+    assert read_rows(local) == RUN
     assert [path.name for path in local.iterdir()] == ["metrics.jsonl"]
 
 
@@ -188,6 +193,7 @@ def open_sinks(directory, resume_at=None, *, tensorboard=False, wandb_project=No
     return metrics.open_sinks(
         directory,
         resume_at,
+        rows=NO_ROWS,
         tensorboard=tensorboard,
         wandb_project=wandb_project,
         settings={"seed": 0},
@@ -250,7 +256,7 @@ def test_the_first_process_opens_all_sinks_and_others_none(tmp_path, monkeypatch
         sink.flush()
         sink.close()
     assert [type(sink) for sink in sinks] == [metrics.MetricsLog, metrics.TensorBoard]
-    assert metrics.read_rows(tmp_path / "new" / "run") == RUN[:1]
+    assert read_rows(tmp_path / "new" / "run") == RUN[:1]
     monkeypatch.setattr(jax, "process_index", lambda: 1)
     assert open_sinks(tmp_path / "other", tensorboard=True) == []
     assert not (tmp_path / "other").exists()

@@ -27,7 +27,7 @@ ROW = {
 
 def test_elsewhere_than_on_a_terminal_a_row_is_one_line(capsys):
     shown = progress.open_progress(8_000_000)
-    shown.row(ROW)
+    shown.row(ROW, 143.2)
     shown.note("stage 1: Stack(factor=4)")
     shown.close()
     assert capsys.readouterr().out == (
@@ -40,7 +40,7 @@ def test_elsewhere_than_on_a_terminal_a_row_is_one_line(capsys):
 @pytest.mark.parametrize("unknown", [{}, {"mfu": None}])
 def test_an_unknown_utilisation_is_left_out(capsys, unknown):
     row = {name: value for name, value in ROW.items() if name != "mfu"} | unknown
-    progress.Lines(8_000_000).row(row)
+    progress.Lines(8_000_000).row(row, 5.0)
     assert "mfu" not in capsys.readouterr().out
 
 
@@ -48,7 +48,7 @@ def test_columns_stay_aligned(capsys):
     tokens, losses, rates = (512, 99_999, 7_999_999), (11.2, 1.234), (999.6, 41_200)
     for count, loss, rate in itertools.product(tokens, losses, rates):
         numbers = {"tokens": count, "loss": loss, "tokens_per_second": rate}
-        progress.Lines(8_000_000).row(ROW | numbers)
+        progress.Lines(8_000_000).row(ROW | numbers, 5.0)
     lines = capsys.readouterr().out.splitlines()
     assert len({line.index("eta") for line in lines}) == 1
 
@@ -56,7 +56,7 @@ def test_columns_stay_aligned(capsys):
 def test_other_processes_show_nothing(capsys, monkeypatch):
     monkeypatch.setattr(jax, "process_index", lambda: 1)
     shown = progress.open_progress(8_000_000)
-    shown.row(ROW)
+    shown.row(ROW, 5.0)
     shown.note("nothing")
     shown.close()
     assert capsys.readouterr().out == ""
@@ -69,7 +69,7 @@ def test_the_bar_fits_the_terminal(width):
         file=file, width=width, force_terminal=True, color_system=None
     )
     bar = progress.Bar(8_000_000, console)
-    bar.row(ROW)
+    bar.row(ROW, 143.2)
     bar.note("[embed] grew")
     bar.close()
     lines = file.getvalue().replace("\r", "\n").splitlines()

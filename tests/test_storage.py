@@ -3,6 +3,7 @@
 import pickle
 import shutil
 import sys
+import time
 from pathlib import Path
 
 import jax
@@ -22,9 +23,11 @@ from stackjax.config import DataConfig
 from stackjax.data.cache import local_copy
 from stackjax.data.loader import open_source
 from stackjax.data.sources import TokenSource, read_manifest
-from stackjax.marker import read_marker, write_marker
+from stackjax.errors import UserError
+from stackjax.marker import Marker, after_entering, read_marker, write_marker
 from stackjax.phases import expand
 from stackjax.prepare import PrepareConfig, prepare
+from stackjax.storage import check_bucket
 
 COMMIT = "orbax.checkpoint._src.path.atomicity:CommitFileTemporaryPath.finalize"
 FIRST, SECOND = expand(tiny_run())
@@ -154,7 +157,7 @@ def test_what_cannot_be_copied_whole_leaves_no_shard(world, tmp_path, monkeypatc
 def test_a_marker_is_committed_and_half_a_phase_is_cleared(gcs):
     workdir = epath.Path("gs://bucket/halves")
     assert read_marker(workdir).phase == 0
-    write_marker(workdir, SECOND, {})
+    write_marker(workdir, after_entering(Marker(), None, SECOND))
     assert read_marker(workdir).phase == SECOND.index
     gcs.put("bucket", f"halves/{SECOND.directory}/10/_CHECKPOINT_METADATA", b"{}")
     assert newest_step(workdir, SECOND) is None
@@ -235,6 +238,22 @@ def test_a_bucket_that_cannot_be_used_is_named_with_the_reason(
     with pytest.raises(error, match=message) as raised:
         call(*args)
     assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("call", [absolute, check_bucket])
+def test_a_network_that_is_down_is_one_line_within_seconds(monkeypatch, call):
+    monkeypatch.setenv("STORAGE_EMULATOR_HOST", "http://localhost:1")
+    start = time.monotonic()
+    with pytest.raises(OSError, match=r"gs://bucket cannot be used: localhost .* reached") as e:
+        call("gs://bucket/run")
+    assert "\n" not in str(e.value)
+    assert time.monotonic() - start < 10
+
+
+@pytest.mark.parametrize("call", [absolute, check_bucket])
+def test_an_unknown_kind_of_store_is_one_line(call):
+    with pytest.raises(UserError, match=r"foo://bucket/run"):
+        call("foo://bucket/run")
 
 
 def test_inputs_are_not_read_from_a_bucket(tmp_path):

@@ -12,7 +12,8 @@ from runs import assert_same_run, last_state, rows
 from stackjax.analysis.record import read_record
 from stackjax.config import Schedule
 from stackjax.growth import DepthRandom, Learn
-from stackjax.phase import Ending
+from stackjax.marker import Marker
+from stackjax.phase import Ending, Waypoint
 from stackjax.phases import expand
 from stackjax.preflight import check
 from stackjax.train import train
@@ -99,10 +100,11 @@ def test_triggers_that_would_fire_at_once_are_refused_at_launch(
 def test_a_stage_that_ended_early_is_that_long_and_learns_at_the_rates_that_were_planned(world):
     config = world.config()
     planned = expand(config)
-    first, second = expand(config, {0: Ending(steps=3, reason="enough")})
+    first, second = expand(config, Marker(ended={0: Ending(steps=3, reason="enough")}))
     assert first == dataclasses.replace(planned[0], num_steps=3)
     start = planned[0].start.after(planned[0].per_step, 3)
-    assert second == dataclasses.replace(planned[1], start=start)
+    waypoint = Waypoint(step=0, counts=start)
+    assert second == dataclasses.replace(planned[1], start=start, waypoint=waypoint)
 
 
 def test_steps_of_a_stage_count_those_of_a_fit(world):
@@ -110,7 +112,7 @@ def test_steps_of_a_stage_count_those_of_a_fit(world):
     small, large = config.stages
     learned = dataclasses.replace(large, growth=Learn(2, fit_steps=3))
     config = dataclasses.replace(config, stages=(small, learned))
-    _, fit, fitted = expand(config, {1: Ending(steps=5, reason="enough")})
+    _, fit, fitted = expand(config, Marker(ended={1: Ending(steps=5, reason="enough")}))
     assert (fit.num_steps, fitted.num_steps) == (3, 2)
 
 

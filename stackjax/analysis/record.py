@@ -1,7 +1,6 @@
 """What a run has recorded of itself: its config, its data, its rows of metrics."""
 
 import dataclasses
-import json
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
@@ -10,10 +9,13 @@ import numpy as np
 from etils import epath
 
 from stackjax.analysis.curve import Curve
+from stackjax.checkpoint import check_rows_of
+from stackjax.config_record import RECORD, read_config_record
 from stackjax.errors import UserError
 from stackjax.growth import Growth, parse_growth
-from stackjax.metrics import read_rows
 from stackjax.model.config import EXECUTION, ModelConfig, model_from_json
+from stackjax.rows_file import read_rows
+from stackjax.storage import check_bucket
 
 LossName = Literal["held_out", "train"]
 
@@ -26,6 +28,12 @@ COSTS = {
 """What a run spends, and how people call it. All stages count, from the first token on."""
 
 _ROW_NAMES = {"held_out": "held_out_loss", "train": "loss"}
+_NEEDS = {
+    "train": ("flops_6nd", "flops", "tokens_per_second", "num_devices"),
+    "evaluation": ("flops_6nd", "flops"),
+    "growth": ("flops_6nd", "flops", "held_out_loss_before", "held_out_loss"),
+}
+"""Fields that are read of each kind of row."""
 _SIZES = ("num_layers", "embed_dim", "mlp_dim", "num_heads", "num_kv_heads", "head_dim")
 
 
@@ -145,19 +153,17 @@ class Record:
 
 def read_record(path: epath.PathLike) -> Record:
     """Returns what a run directory has recorded; UserError if it is none."""
+    check_bucket(path)
     directory = epath.Path(path)
-    record = directory / "config.json"
+    record = directory / RECORD
     if not record.exists():
-        raise UserError(f"{directory} has no config.json; name the directory of a run.")
-    found, rows = json.loads(record.read_text()), read_rows(directory)
+        raise UserError(f"{directory} has no {RECORD}; name the directory of a run.")
+    found = read_config_record(record)
+    check_rows_of(directory)
+    rows = read_rows(directory, _NEEDS)
     trained = [row for row in rows if row["kind"] == "train"]
     if not trained:
         raise UserError(f"{directory} has not trained yet; its metrics.jsonl has no rows.")
-    if "tokenizer" not in found or "num_devices" not in trained[0]:
-        raise UserError(
-            f"{directory} was recorded by an older version of stackjax, without its tokenizer "
-            f"and its number of devices; train it again, or leave it out."
-        )
     data = {"data": found["data"], "tokenizer": found["tokenizer"]}
     return Record(path=directory, config=found["config"], data=data, rows=rows)
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from etils import epath
 
 UPLOADS_AT_A_TIME = 8
-_UPLOADING = ".uploading"
+UPLOADING = ".uploading"
 
 
 def refuse_existing(output: epath.Path) -> None:
@@ -22,7 +22,7 @@ def refuse_existing(output: epath.Path) -> None:
 
     What an upload that was killed has left does not count.
     """
-    if (output / _UPLOADING).exists():
+    if (output / UPLOADING).exists():
         return
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise FileExistsError(
@@ -60,7 +60,7 @@ def upload(directory: Path, output: epath.Path, last: str) -> None:
       FileExistsError: The output holds anything else.
     """
     refuse_existing(output)
-    (output / _UPLOADING).write_text("Incomplete: the upload goes on, or was killed.\n")
+    (output / UPLOADING).write_text("Incomplete: the upload goes on, or was killed.\n")
     names = sorted(path.name for path in directory.iterdir())
 
     def send(name: str) -> None:

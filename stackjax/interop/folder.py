@@ -28,6 +28,7 @@ from stackjax.lineage import Generation, from_json, total
 from stackjax.model import ModelConfig
 from stackjax.phase import Counts
 from stackjax.quantity import short
+from stackjax.runtime.json_file import read_object
 from stackjax.storage import is_remote
 
 ORIGIN = "stackjax.json"
@@ -176,10 +177,7 @@ def read_lineage(folder: Folder, tokens: int = 0) -> tuple[Generation, ...]:
                 code=f"from {folder.name}",
             ),
         )
-    try:
-        lineage = from_json(json.loads(file.read_text())["lineage"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{file} cannot be read ({error}); remove it.") from error
+    lineage = read_object(file, "remove it", lambda fields: from_json(fields.get("lineage")))
     if num_params(lineage[-1].model) != num_params(folder.model):
         raise UserError(f"{file} tells of another model than {CONFIG}; remove it.")
     return lineage

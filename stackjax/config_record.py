@@ -1,0 +1,38 @@
+"""The record of a run's config, `config.json`: every field by its name on the command line."""
+
+from typing import Any
+
+from etils import epath
+
+from stackjax.errors import UserError
+from stackjax.runtime.json_file import Fields, read_object
+
+RECORD = "config.json"
+_WAY_OUT = "bring the file back from a copy of the run"
+
+
+def read_config_record(path: epath.PathLike) -> Fields:
+    """Returns the fields `config`, `data` and `tokenizer` of a record.
+
+    Raises:
+      UserError: The file is missing or damaged.
+    """
+    return read_object(path, _WAY_OUT, _check)
+
+
+def _check(fields: Fields) -> Fields:
+    config = fields.get("config")
+    if not isinstance(config, dict) or not config:
+        raise UserError("config is missing, or no object")
+    for name, value in config.items():
+        if not _is_plain(value):
+            raise UserError(f"{name} is {str(value)[:60]!r}")
+    for name in ("data", "tokenizer"):
+        if not isinstance(fields.get(name), str):
+            raise UserError(f"{name} is missing, or no text")
+    return fields
+
+
+def _is_plain(value: Any) -> bool:
+    items = value if isinstance(value, list) else [value]
+    return all(item is None or isinstance(item, str | int | float) for item in items)
