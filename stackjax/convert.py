@@ -36,32 +36,34 @@ from stackjax.interop.tensors import DTYPES, TensorInfo
 from stackjax.interop.verify import verify
 from stackjax.lineage import total
 from stackjax.model import ModelConfig
+from stackjax.model.config import Dim
 from stackjax.origin import carried_files, keep_folder, own_tokenization, trained_seq_len
 from stackjax.pretrained import is_folder, open_checkpoint, read_parameter
-from stackjax.quantity import Count, short
+from stackjax.quantity import Count, Text, short
+from stackjax.runtime.constraints import Checked
 from stackjax.sharding import mesh_that_divides
 from stackjax.summary import describe
 from stackjax.train_state import TrainState
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ConvertConfig:
+class ConvertConfig(Checked):
     """Converts a model to or from a folder of transformers."""
 
-    source: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="SOURCE")]
+    source: Annotated[Text, tyro.conf.Positional, tyro.conf.arg(metavar="SOURCE")]
     """A folder of transformers (a Llama, Mistral, Qwen2 or Qwen3), or a .pth file of the code
     of arXiv:2405.15319; or a run, a directory of checkpoints, or one of them."""
-    target: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="TARGET")]
+    target: Annotated[Text, tyro.conf.Positional, tyro.conf.arg(metavar="TARGET")]
     """Directory to write: a checkpoint of a folder, a folder of a checkpoint. It must be new,
     or empty."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Type of the weights of a folder; `auto` is that of the folder that the model came from,
     or float32, which rounds nothing."""
-    tokenizer: str | None = None
+    tokenizer: Text | None = None
     """Tokenizer of a folder, where the run no longer has it: `bytes`, or a file."""
     source_tokens: Count = 0
     """Tokens that the model of a folder was trained on, where the folder does not say."""
-    head_dim: int | None = None
+    head_dim: Dim | None = None
     """Channels of each head of a .pth file, where they are not those of the paper's models."""
     verify: bool = False
     """Whether to run the model on random tokens in both libraries, and compare; needs

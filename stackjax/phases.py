@@ -78,7 +78,7 @@ def _stage_phases(
         accumulate=stage.accumulate,
         num_steps=steps,
         learning_rate=_learning_rate(config, index, step_tokens, steps, start, run_tokens),
-        parameter_rates=_parameter_rates(index, stage, source, trained),
+        parameter_rates=_parameter_rates(stage, source, trained),
         start=start,
         per_step=Counts(
             tokens=step_tokens,
@@ -153,6 +153,18 @@ def _check_growth(phase: Phase) -> None:
                     f"stages.{phase.stage}.growth is {phase.growth}; a learned growth stands "
                     f"alone, and grows depth and width by itself."
                 )
+    rates, maps = phase.parameter_rates, {}
+    if rates is not None and phase.growth is not None:
+        maps = phase.growth.axis_maps(phase.source)
+        idle = {
+            "rewarm": rates.rewarm and not any(each.is_new.any() for each in maps.values()),
+            "scale_by_fan_in": rates.scale_by_fan_in and not maps.keys() - {"layers"},
+        }
+        for field in (field for field, is_idle in idle.items() if is_idle):
+            raise UserError(
+                f"stages.{phase.stage}.{field} is set, which has no effect while "
+                f"stages.{phase.stage}.growth is {phase.growth}; leave it out."
+            )
     tokens = phase.num_steps * phase.per_step.tokens
     for mask in phase.reparameterisations:
         if isinstance(mask, Mask) and mask.open_tokens > tokens:
@@ -190,14 +202,9 @@ def _trained_layers(
 
 
 def _parameter_rates(
-    index: int, stage: Stage, source: ModelConfig, trained: tuple[bool, ...] | None
+    stage: Stage, source: ModelConfig, trained: tuple[bool, ...] | None
 ) -> ParameterRates | None:
     grows = stage.rewarm is not None or stage.scale_by_fan_in
-    if grows and stage.growth is None:
-        raise UserError(
-            f"stages.{index} has rewarm or scale_by_fan_in, which are about growth, but no "
-            f"growth."
-        )
     if not grows and trained is None:
         return None
     return ParameterRates(
@@ -237,7 +244,7 @@ def stage_steps(config: Config) -> list[int]:
                 f"one of the two."
             )
     fraction = sum(stage.fraction or 0 for stage in config.stages)
-    if not 0 <= fraction < 1:
+    if fraction >= 1:
         raise UserError(
             f"the stages' fractions add up to {fraction}; they must leave room for a "
             f"stage whose length is in tokens, which settles that of the run."
@@ -249,10 +256,7 @@ def stage_steps(config: Config) -> list[int]:
 def _steps(config: Config, index: int, stage: Stage, run_tokens: float) -> int:
     tokens = run_tokens * stage.fraction if stage.fraction is not None else stage.tokens
     assert tokens is not None, "stage_steps checks that one of the two is set"
-    steps = math.ceil(tokens / (stage.batch_size * config.data.seq_len))
-    if steps < 1:
-        raise UserError(f"stages.{index} is {tokens} tokens long; it needs more than 0.")
-    return steps
+    return math.ceil(tokens / (stage.batch_size * config.data.seq_len))
 
 
 def _learning_rate(

@@ -95,7 +95,7 @@ def test_an_overridden_factor_leaves_the_target_alone(load):
         (("--model.num-layer", "12"), "--model.num-layers"),
         (("--model.num-layers", "many"), "many"),
         (("--model.num-layers", "0"), "model.num_layers is 0; it must be at least 1"),
-        (("--stages.1.growth.factor", "0"), "Stack needs a factor of at least 1, got 0"),
+        (("--stages.1.growth.factor", "0"), "stack.factor is 0; it must be at least 1"),
         (("--stages.7.tokens", "5"), "--stages.7.tokens"),
     ],
 )

@@ -27,7 +27,10 @@ def diverge():
 @pytest.mark.parametrize(
     ("fail", "line"),
     [
-        (fail_in_the_package, "error: Stack needs a factor of at least 1, got 0.\n"),
+        (
+            fail_in_the_package,
+            "error: stack.factor is 0; it must be at least 1 and at most 1000.\n",
+        ),
         (fail_on_disk, "error: [Errno 13] Permission denied: '/runs'\n"),
         (fail_in_a_bucket, "error: Forbidden: b/bucket no access\n"),
         (diverge, "error: loss nan\n"),

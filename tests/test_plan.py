@@ -428,10 +428,13 @@ ERRORS = {
         {"flops": 1e20},
         "--tokens is 100000000000.0 and --flops is 1e+20; give exactly one of",
     ),
-    "negative": ({"tokens": -1.0}, "--tokens is -1.0; it must be more than 0, and finite."),
-    "infinite": ({"params": math.inf}, "--params is inf; it must be more than 0, and finite."),
-    "not a number": ({"tokens": math.nan}, "--tokens is nan; it must be more than 0"),
-    "no devices": ({"devices": 0}, "--devices is 0; it must be more than 0"),
+    "negative": ({"tokens": -1.0}, "tokens is -1.0; it must be more than 0, or None."),
+    "infinite": (
+        {"params": math.inf},
+        "params is inf; it must be a number that float32 can hold, more than 0",
+    ),
+    "not a number": ({"tokens": math.nan}, "tokens is nan; it must be a number that"),
+    "no devices": ({"devices": 0}, "devices is 0; it must be at least 1"),
     "small": (
         {"params": 1e6},
         "--params is 1e+06, for which embedding, head and attention of 24 layers are too "
@@ -442,7 +445,7 @@ ERRORS = {
         "--factor is 5; it must be more than 1 and divide the 24 layers of the target, so "
         "take one of [2, 3, 4, 6, 8, 12, 24].",
     ),
-    "no growth": ({"factor": 1}, "--factor is 1; it must be more than 1"),
+    "no growth": ({"factor": 1}, "factor is 1; it must be at least 2"),
     "hours without a speed": (
         {"tokens": None, "device_hours": 100.0},
         "--device-hours is 100.0, and nothing says how fast the target trains; give "

@@ -1,0 +1,314 @@
+"""Rules beside the fields of a dataclass: types, ranges, and which other field each needs.
+
+    batch_size: Annotated[int, Whole(at_least=1)]
+    decay_tokens: Annotated[Count | None, OnlyWith(shape="wsd")] = None
+
+`check_fields` reads the annotations, and `--help` shows the range of each number.
+"""
+
+import dataclasses
+import functools
+import inspect
+import math
+import operator
+import re
+import reprlib
+import sys
+import types
+import typing
+from fractions import Fraction
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal
+
+import numpy as np
+import tyro
+
+from stackjax.errors import UserError
+
+_SHOWN = reprlib.Repr()
+_SHOWN.maxstring = _SHOWN.maxother = 100
+_MAX_BITS = 128
+"""Longer numbers are not written out in a message."""
+_UNWRITABLE = re.compile("[\0\ud800-\udfff]")
+_MAX_FLOAT32 = float(np.finfo(np.float32).max)
+_MIN_FLOAT32 = float(np.finfo(np.float32).tiny)
+"""Devices take what is smaller for 0."""
+_LARGE = 1000
+"""Upper bounds above this only keep arithmetic exact, so `--help` leaves them out."""
+
+
+_Arm = tuple[Any, tuple["Range | Length", ...]]
+
+
+class Checked:
+    """A dataclass whose fields are checked when a value is made."""
+
+    def __post_init__(self):
+        check_fields(self)
+
+
+class Range(tyro.constructors.PrimitiveConstructorSpec[Any]):
+    """The finite numbers that a field may hold, and how a command line writes them."""
+
+    kinds: ClassVar[tuple[type, ...]]
+    noun: ClassVar[str]
+    metavar_name: ClassVar[str]
+
+    def __init__(
+        self,
+        *,
+        at_least: float | None = None,
+        more_than: float | None = None,
+        at_most: float | None = None,
+        less_than: float | None = None,
+    ):
+        bounds = (
+            ("at least", ">=", operator.ge, at_least),
+            ("more than", ">", operator.gt, more_than),
+            ("at most", "<=", operator.le, at_most),
+            ("less than", "<", operator.lt, less_than),
+        )
+        self.bounds = tuple(bound for bound in bounds if bound[3] is not None)
+        shown = [f"{sign} {limit}" for _, sign, _, limit in self.bounds if abs(limit) <= _LARGE]
+        super().__init__(
+            nargs=1,
+            metavar=f"{self.metavar_name} {', '.join(shown)}".strip(),
+            instance_from_str=lambda text: self.parse(text[0]),
+            is_instance=lambda value: type(value) in self.kinds,
+            str_from_instance=lambda value: [str(value)],
+        )
+
+    def parse(self, text: str) -> Any:
+        """Returns the number that a text says; UserError if it says none."""
+        raise NotImplementedError
+
+    def accepts(self, value: Any) -> bool:
+        """Returns whether a value is a finite number of the right type, inside the bounds."""
+        is_number = type(value) in self.kinds and abs(value) <= sys.float_info.max
+        return is_number and self.includes(value)
+
+    def includes(self, value: Any) -> bool:
+        """Returns whether a number is inside the bounds."""
+        return all(compare(value, limit) for _, _, compare, limit in self.bounds)
+
+    def rule(self, value: Any = None) -> str:
+        """Returns the rule that a value breaks."""
+        is_number = type(value) in self.kinds and value == value
+        words = " and ".join(
+            f"{words} {limit}"
+            for words, _, compare, limit in self.bounds
+            if abs(limit) <= _LARGE or (is_number and not compare(value, limit))
+        )
+        is_outside = is_number and not self.includes(value)
+        return words if is_outside else ", ".join(filter(None, (self.noun, words)))
+
+
+class Whole(Range):
+    """Whole numbers, which a command line may also write as 2e6."""
+
+    kinds = (int,)
+    noun = "a whole number"
+    metavar_name = "INT"
+
+    def parse(self, text: str) -> int:
+        try:
+            digits = text.replace("_", "")
+            return int(digits) if digits.lstrip("+-").isdecimal() else _whole(float(digits))
+        except ValueError:
+            raise UserError(f"{show(text)} is not a whole number") from None
+
+
+class Real(Range):
+    """Numbers that are inside the bounds in float32 too, where computing is done."""
+
+    kinds = (float, int)
+    noun = "a number that float32 can hold"
+    metavar_name = "FLOAT"
+
+    def accepts(self, value: Any) -> bool:
+        if not super().accepts(value) or abs(value) > _MAX_FLOAT32:
+            return False
+        return self.includes(float(np.float32(value)) if abs(value) >= _MIN_FLOAT32 else 0.0)
+
+    def parse(self, text: str) -> float:
+        try:
+            return float(text)
+        except ValueError:
+            raise UserError(f"{show(text)} is not a number") from None
+
+
+class Rational(Range):
+    """Whole numbers and exact ratios."""
+
+    kinds = (int, Fraction)
+    noun = "a whole number or a Fraction"
+    metavar_name = "RATIO"
+
+    def parse(self, text: str) -> Fraction:
+        try:
+            return Fraction(text)
+        except (ValueError, ZeroDivisionError):
+            raise UserError(f"{show(text)} is not a ratio") from None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Length:
+    """The number of items of a tuple, or of characters of a text."""
+
+    at_least: int = 1
+    at_most: int
+
+    def accepts(self, value: Any) -> bool:
+        """Returns whether a value is neither too short nor too long."""
+        return self.at_least <= len(value) <= self.at_most
+
+    def rule(self, value: Any = None) -> str:
+        """Returns the rule that a value breaks."""
+        return f"from {self.at_least} to {self.at_most} long"
+
+
+class OnlyWith:
+    """Which other field of its dataclass a field needs, without which it has no effect.
+
+    A name alone needs that field to be set; a keyword, that it has this value, or one of
+    these. One of the fields is enough.
+    """
+
+    def __init__(self, *names: str, **values: Any):
+        self.needs = {name: None for name in names} | {
+            name: value if isinstance(value, tuple) else (value,)
+            for name, value in values.items()
+        }
+
+    def holds(self, owner: Any) -> bool:
+        """Returns whether the owner of the field has what it needs."""
+        return any(
+            bool(operator.attrgetter(name)(owner))
+            if values is None
+            else operator.attrgetter(name)(owner) in values
+            for name, values in self.needs.items()
+        )
+
+    def reason(self, owner: Any, path: str) -> str:
+        """Returns why a field of the owner has no effect, and the way out."""
+        named = {join(path, name): operator.attrgetter(name)(owner) for name in self.needs}
+        are = " and ".join(f"{name} is {show(value)}" for name, value in named.items())
+        (name, values), *_ = self.needs.items()
+        to = "" if values is None else f" to {' or '.join(map(repr, values))}"
+        return f"which has no effect while {are}; leave it out, or set {join(path, name)}{to}."
+
+
+def check_fields(value: Any, path: str = "") -> None:
+    """Raises UserError where a field of a dataclass, or of one inside it, breaks its rule.
+
+    A whole number in the place of a float becomes one.
+
+    Args:
+      path: The name of the value on the command line; the root has none.
+    """
+    fields = _fields(type(value))
+    for field, hint in fields:
+        item = getattr(value, field.name)
+        _check(item, hint, join(path, field.name))
+        if type(item) is int and any(kind is float for kind, _ in _arms(hint)):
+            # JAX takes ints of 32 bits alone, and would compute with them as ints.
+            object.__setattr__(value, field.name, float(item))
+    for field, hint in fields:
+        item = getattr(value, field.name)
+        for rule in getattr(hint, "__metadata__", ()):
+            if isinstance(rule, OnlyWith) and item != field.default and not rule.holds(value):
+                name = join(path, field.name)
+                raise UserError(f"{name} is {show(item)}, {rule.reason(value, path)}")
+
+
+def join(path: str, name: str) -> str:
+    """Returns the dotted name of a field."""
+    return f"{path}.{name}" if path else name
+
+
+def show(value: Any) -> str:
+    """Returns a value on one line, cut short if it is long."""
+    if isinstance(value, int) and value.bit_length() > _MAX_BITS:
+        return f"a number of {int(value.bit_length() * math.log10(2)) + 1} digits"
+    shown = str(value) if isinstance(value, Fraction) else _SHOWN.repr(value)
+    return " ".join(shown.split())
+
+
+def _whole(value: float) -> int:
+    if not value.is_integer():
+        raise ValueError
+    return int(value)
+
+
+@functools.cache
+def _fields(kind: type) -> list[tuple[dataclasses.Field[Any], Any]]:
+    hints = typing.get_type_hints(kind, include_extras=True)
+    return [(field, hints[field.name]) for field in dataclasses.fields(kind)]
+
+
+@functools.cache
+def _arms(hint: Any) -> list[_Arm]:
+    """Returns each type of a union with its ranges and lengths."""
+    args = typing.get_args(hint)
+    if typing.get_origin(hint) is Annotated:
+        own = tuple(rule for rule in args[1:] if isinstance(rule, Range | Length))
+        return [(kind, rules + own) for kind, rules in _arms(args[0])]
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        return [arm for each in args for arm in _arms(each)]
+    return [(hint, ())]
+
+
+def _check(value: Any, hint: Any, path: str) -> None:
+    """Raises UserError where a value breaks the rules of its field."""
+    arms = _arms(hint)
+    for kind, rules in arms:
+        if _is_a(value, kind) and _is_choice(value, kind) and _obeys(value, rules):
+            _check_inside(value, kind, path)
+            return
+    wanted = ", or ".join(dict.fromkeys(_wanted(value, *arm) for arm in arms))
+    has_type = any(_is_a(value, kind) for kind, _ in arms)
+    of_type = "" if has_type else f", of type {type(value).__name__}"
+    raise UserError(f"{path} is {show(value)}{of_type}; it must be {wanted}.")
+
+
+def _is_a(value: Any, kind: Any) -> bool:
+    """Returns whether a value has a type; exactly, so that it is recorded as it was given."""
+    if typing.get_origin(kind) is Literal:
+        return type(value) in map(type, typing.get_args(kind))
+    if kind is float:
+        return type(value) in (float, int)
+    if kind in (bool, int, str):
+        return type(value) is kind
+    return isinstance(value, typing.get_origin(kind) or kind)
+
+
+def _is_choice(value: Any, kind: Any) -> bool:
+    return typing.get_origin(kind) is not Literal or value in typing.get_args(kind)
+
+
+def _obeys(value: Any, rules: tuple[Range | Length, ...]) -> bool:
+    return value is None or all(rule.accepts(value) for rule in rules)
+
+
+def _check_inside(value: Any, kind: Any, path: str) -> None:
+    if typing.get_origin(kind) is tuple:
+        item_hint, _ = typing.get_args(kind)
+        for i, item in enumerate(value):
+            _check(item, item_hint, join(path, str(i)))
+    elif dataclasses.is_dataclass(kind) and not inspect.isabstract(kind):
+        check_fields(value, path)
+    elif isinstance(value, str | Path) and _UNWRITABLE.search(str(value)):
+        raise UserError(
+            f"{path} is {show(value)}, with a character that no file can hold; leave it out."
+        )
+
+
+def _wanted(value: Any, kind: Any, rules: tuple[Range | Length, ...]) -> str:
+    """Returns what an arm of a union asks of a value."""
+    if rules and (isinstance(rules[0], Range) or _is_a(value, kind)):
+        return rules[0].rule(value)
+    if typing.get_origin(kind) is Literal:
+        return " or ".join(map(repr, typing.get_args(kind)))
+    names = {types.NoneType: "None", bool: "True or False", str: "a text"}
+    name = (typing.get_origin(kind) or kind).__name__
+    return names.get(kind) or f"{'an' if name[0] in 'AEIO' else 'a'} {name}"
