@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
+_OUT_OF_MEMORY = "out of memory in "
 _LESS_MEMORY = (
     "a run takes less with a larger stages.N.accumulate or mesh.fsdp, model.remat 'full', or a "
     "smaller batch_size; any command takes less of each device where there are more"
@@ -50,7 +51,7 @@ def memory_used_by(place: Callable[[], str]) -> Iterator[None]:
         yield
     except Exception as error:
         if is_out_of_memory(error):
-            error.add_note(place())
+            error.add_note(f"{_OUT_OF_MEMORY}{place()}")
         raise
 
 
@@ -82,6 +83,8 @@ def describe(error: BaseException) -> tuple[str, int]:
 def _lack_of_memory(error: BaseException) -> str:
     """Returns which memory did not suffice, where, and the way out."""
     said = str(error).removeprefix("RESOURCE_EXHAUSTED: ").splitlines()
-    place = ", ".join(getattr(error, "__notes__", [])) or Path(sys.argv[0]).stem
+    notes = getattr(error, "__notes__", ())  # JAX adds some too
+    places = [each for each in notes if each.startswith(_OUT_OF_MEMORY)]
+    place = places[0] if places else f"{_OUT_OF_MEMORY}{Path(sys.argv[0]).stem}"
     reason = f" ({said[0].rstrip('.')})" if said else ""
-    return f"out of memory in {place}{reason}; {_LESS_MEMORY}."
+    return f"{place}{reason}; {_LESS_MEMORY}."

@@ -197,7 +197,10 @@ REFUSED = [
         "optional.",
     ),
     ({"optional": 0}, "optional is 0; it must be at least 1, or None."),
-    ({"growth": "stack(2)"}, "growth is 'stack(2)', of type str; it must be a Growth, or None."),
+    (
+        {"growth": "stack(2)"},
+        "growth is 'stack(2)', of type str; it must be a Growth, or None.",
+    ),
 ]
 
 
@@ -410,8 +413,8 @@ HUGE = {
     "data.seq_len": 2**24,
     "model.num_layers": 10_000,
     "model.vocab_size": 2**24,
-    "model.embed_dim": 2**20,
-    "model.mlp_dim": 2**20,
+    "model.embed_dim": 2**22,
+    "model.mlp_dim": 2**22,
     "stages.0.batch_size": 2**20,
     "stages.0.tokens": 10**18,
     "optimizer.schedule.warmup_tokens": 10**18,

@@ -359,7 +359,7 @@ def test_a_fit_has_a_constant_rate_and_the_stage_goes_on_with_its_own():
     assert (train.learning_rate.peak, train.learning_rate.horizon_tokens) == (1e-2, 7 * 128)
     assert train.learning_rate.first_tokens == 0
     assert float(train.learning_rate(6)) == pytest.approx(1e-3)
-    of_run = learned_run(schedule=Schedule(shape="constant", axis="run"))
+    of_run = learned_run(schedule=Schedule(shape="constant", warmup_tokens=64, axis="run"))
     assert expand(of_run)[2].learning_rate.first_tokens == 640 + 3 * 128
 
 

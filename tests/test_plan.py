@@ -529,3 +529,41 @@ def test_a_mistake_is_one_line_and_nothing_is_written(monkeypatch, tmp_path, cap
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("error: a run of 1.5e+13 FLOPs (6ND) has spent 4.13e+12 ")
     assert not path.exists()
+
+
+HOSTILE = [
+    "a\nraise SystemExit(1)\n#",
+    "a\rraise SystemExit(1)",
+    "quotes'\"",
+    'three"""quotes',
+    "back\\slash\\n{braces}%s",
+    "Zürich 東京 😀\u2028\x85\x0c",
+]
+
+
+@pytest.mark.parametrize("name", HOSTILE, ids=ascii)
+def test_names_that_reach_a_written_config_are_only_text(monkeypatch, tmp_path, capsys, name):
+    path, source = tmp_path / f"{name}.py", tmp_path / "source.py"
+    text = f"""
+import dataclasses
+from gstack_410m import get_config as base
+
+def get_config():
+    config = base()
+    data = dataclasses.replace(config.data, path={name!r}, cache_dir={name!r})
+    logging = dataclasses.replace(config.logging, wandb_project={name!r})
+    return dataclasses.replace(config, data=data, logging=logging)
+"""
+    source.write_text(text, encoding="utf-8")
+    monkeypatch.syspath_prepend("configs")
+    run_main(monkeypatch, "--config", source, "--flops", "2e20", "--write", path)
+    config = read_config(path)
+    assert config.workdir == f"runs/{name}"
+    assert (config.data.path, config.data.cache_dir, config.logging.wandb_project) == (
+        name,
+    ) * 3
+    # It is never overwritten.
+    before = path.read_bytes()
+    with pytest.raises(SystemExit):
+        run_main(monkeypatch, "--config", source, "--flops", "2e20", "--write", path)
+    assert path.read_bytes() == before

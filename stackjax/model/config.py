@@ -12,7 +12,7 @@ AttentionKernel = Literal["xla", "cudnn", "splash"]
 RematPolicy = Literal["none", "dots", "full"]
 
 MAX_LAYERS = 10_000
-MAX_DIM = 2**20
+MAX_DIM = 2**22
 Dim = Annotated[int, Whole(at_least=1, at_most=MAX_DIM)]
 """The length of an axis."""
 
