@@ -34,7 +34,8 @@ from stackjax.marker import write_marker
 from stackjax.metrics import read_rows
 from stackjax.phases import expand, stage_models
 from stackjax.quantity import Seed, Size, Text
-from stackjax.runtime.constraints import Checked, OnlyWith, Whole
+from stackjax.runtime.constraints import Checked, OnlyWith
+from stackjax.runtime.ranges import Whole
 from stackjax.train import train
 from stackjax.trigger import Until
 

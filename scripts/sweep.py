@@ -30,7 +30,8 @@ from stackjax.isoflop import IsoflopConfig
 from stackjax.isoflop import write as write_isoflop
 from stackjax.phases import expand, stage_models
 from stackjax.quantity import Count, Positive, Seed, Text, Tokens
-from stackjax.runtime.constraints import Checked, Length
+from stackjax.runtime.constraints import Checked
+from stackjax.runtime.ranges import Length
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -33,7 +33,8 @@ from stackjax.analysis.tables import (
 )
 from stackjax.errors import one_line_errors
 from stackjax.quantity import Positive
-from stackjax.runtime.constraints import Checked, Length
+from stackjax.runtime.constraints import Checked
+from stackjax.runtime.ranges import Length
 
 FIGURES = ("flops_6nd", "tokens", "device_seconds")
 """The costs that the loss is drawn over."""

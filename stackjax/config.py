@@ -19,7 +19,8 @@ from stackjax.quantity import (
     Text,
     Tokens,
 )
-from stackjax.runtime.constraints import Checked, Length, OnlyWith, Real, Whole
+from stackjax.runtime.constraints import Checked, OnlyWith
+from stackjax.runtime.ranges import Length, Real, Whole
 from stackjax.sharding import MeshConfig
 from stackjax.trigger import Until
 

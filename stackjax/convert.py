@@ -40,7 +40,7 @@ from stackjax.model.config import Dim
 from stackjax.origin import carried_files, keep_folder, own_tokenization, trained_seq_len
 from stackjax.pretrained import is_folder, open_checkpoint, read_parameter
 from stackjax.quantity import Count, Text, short
-from stackjax.runtime.constraints import Checked
+from stackjax.runtime.constraints import Checked, check_unset
 from stackjax.sharding import mesh_that_divides
 from stackjax.summary import describe
 from stackjax.train_state import TrainState
@@ -85,6 +85,7 @@ def convert(config: ConvertConfig) -> epath.Path:
                 f"transformers cannot run {config.source}, so there is nothing to compare "
                 f"with: leave out --verify, and convert the checkpoint to a folder with it."
             )
+    _check_unset(config)
     with jax.set_mesh(mesh_that_divides(1)):
         comes_in = is_folder(config.source) or _is_pth(config.source)
         written = from_folder(config) if comes_in else to_folder(config)
@@ -93,6 +94,16 @@ def convert(config: ConvertConfig) -> epath.Path:
             folder, ours = (config.source, written) if comes_in else (written, config.source)
             print(verify(Path(folder), str(ours), mesh_that_divides(1)))
     return written
+
+
+def _check_unset(config: ConvertConfig) -> None:
+    """Raises UserError for an option that has no effect on this kind of source."""
+    if _is_pth(config.source):
+        check_unset(config, ["dtype", "tokenizer"], "SOURCE is a .pth file")
+    elif is_folder(config.source):
+        check_unset(config, ["dtype", "tokenizer", "head_dim"], "SOURCE is a folder")
+    else:
+        check_unset(config, ["source_tokens", "head_dim"], "SOURCE is a checkpoint")
 
 
 def from_folder(config: ConvertConfig) -> epath.Path:

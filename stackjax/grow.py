@@ -43,7 +43,7 @@ from stackjax.model import ModelConfig, Params
 from stackjax.origin import keep_origin
 from stackjax.pretrained import is_folder, read_params
 from stackjax.quantity import Count, Seed, Text
-from stackjax.runtime.constraints import Checked
+from stackjax.runtime.constraints import Checked, check_unset
 from stackjax.sharding import mesh_that_divides
 from stackjax.summary import describe
 
@@ -89,6 +89,7 @@ def grow(config: GrowConfig) -> epath.Path:
     """
     if is_folder(config.source):
         return grow_folder(config)
+    check_unset(config, ["source_tokens"], "SOURCE is a checkpoint, which knows its own")
     start = time.monotonic()
     directory: Any = absolute(config.target)
     refuse_existing(directory)

@@ -35,7 +35,8 @@ from stackjax.analysis.tables import LOSSES, Table
 from stackjax.analysis.timing import GUIDELINE, Refit
 from stackjax.errors import UserError, one_line_errors
 from stackjax.quantity import Positive, short
-from stackjax.runtime.constraints import Checked, Length
+from stackjax.runtime.constraints import Checked
+from stackjax.runtime.ranges import Length
 
 SHARES = (0.5, 1.0)
 """Of what all runs of a size have spent: the budgets that it looks at if it is not told."""

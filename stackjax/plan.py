@@ -32,7 +32,8 @@ from stackjax.growth import Stack
 from stackjax.model import ModelConfig
 from stackjax.phases import stage_models
 from stackjax.quantity import Positive, Size
-from stackjax.runtime.constraints import Checked, Whole
+from stackjax.runtime.constraints import Checked
+from stackjax.runtime.ranges import Whole
 from stackjax.sharding import MESH_AXES, MeshConfig, mesh_shape
 
 

@@ -33,7 +33,8 @@ from stackjax.data.staging import refuse_existing, staging_directory, upload
 from stackjax.data.tokenizer import Tokenizer, load_tokenizer
 from stackjax.errors import UserError
 from stackjax.quantity import Text
-from stackjax.runtime.constraints import Checked, Real, Whole
+from stackjax.runtime.constraints import Checked
+from stackjax.runtime.ranges import Real, Whole
 from stackjax.storage import check_bucket, is_remote
 
 PART_BYTES = 2**24

@@ -3,7 +3,7 @@
 import math
 from typing import Annotated
 
-from stackjax.runtime.constraints import Length, Real, Whole
+from stackjax.runtime.ranges import Length, Real, Whole
 
 Count = Annotated[int, Whole(at_least=0, at_most=10**18)]
 """How many of something, or none; whole numbers of a command line may be written as 2e6."""

@@ -10,7 +10,8 @@ import jax
 import jax.numpy as jnp
 
 from stackjax.quantity import NonNegative, Size
-from stackjax.runtime.constraints import Checked, OnlyWith, Real
+from stackjax.runtime.constraints import Checked, OnlyWith
+from stackjax.runtime.ranges import Real
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

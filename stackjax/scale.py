@@ -36,7 +36,8 @@ from stackjax.analysis.tables import LOSSES, Table, show_speedup
 from stackjax.errors import UserError, one_line_errors
 from stackjax.flops import num_params
 from stackjax.quantity import Positive, short
-from stackjax.runtime.constraints import Checked, Length
+from stackjax.runtime.constraints import Checked
+from stackjax.runtime.ranges import Length
 
 BEYOND = (1, 10, 100, 1000)
 """Multiples of the largest run that laws are drawn out to."""

@@ -32,7 +32,8 @@ from stackjax.growth.text import OPERATORS
 from stackjax.model.config import RopeScaling
 from stackjax.preflight import check
 from stackjax.quantity import Decay, Positive, Share, Size, Text
-from stackjax.runtime.constraints import Checked, Length, OnlyWith, Range, Rational, Real, Whole
+from stackjax.runtime.constraints import Checked, OnlyWith
+from stackjax.runtime.ranges import Length, Range, Rational, Real, Whole
 from stackjax.sampling import Sampling
 from stackjax.sharding import MeshConfig
 from stackjax.trigger import Until

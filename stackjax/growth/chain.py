@@ -14,7 +14,7 @@ from stackjax.errors import UserError
 from stackjax.growth.axis_map import AxisMap
 from stackjax.growth.base import FreshLayer, Growth, Order, Promise, Reparameterisation
 from stackjax.model.config import ModelConfig
-from stackjax.runtime.constraints import Length
+from stackjax.runtime.ranges import Length
 
 MAX_LINKS = 64
 

@@ -17,7 +17,7 @@ from stackjax.growth.base import FreshLayer, Growth, Order, Promise, fill
 from stackjax.growth.pattern import parse_pattern
 from stackjax.model.config import MAX_LAYERS, ModelConfig
 from stackjax.quantity import Size
-from stackjax.runtime.constraints import Length, Whole
+from stackjax.runtime.ranges import Length, Whole
 
 Factor = Annotated[int, Whole(at_least=1, at_most=1000)]
 """How many times as deep, or wide, something becomes."""

@@ -4,7 +4,7 @@ import re
 
 from stackjax.errors import UserError
 from stackjax.model.config import MAX_LAYERS
-from stackjax.runtime.constraints import show
+from stackjax.runtime.ranges import show
 
 _RUN = re.compile(r"(\d+)\.\.(\d+)")
 _PART = re.compile(r"\(([^()*-]+)\)(?:\*(\d+))?|([^()*-]+)(?:\*(\d+))?")

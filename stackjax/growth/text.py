@@ -24,7 +24,7 @@ from stackjax.growth.masked import DepthRandom, WidthRandom
 from stackjax.growth.noise import Noise
 from stackjax.growth.width import WidthSplit
 from stackjax.growth.zero import DepthZero, WidthZero
-from stackjax.runtime.constraints import show
+from stackjax.runtime.ranges import show
 
 OPERATORS: dict[str, type[Growth]] = {
     "stack": Stack,

@@ -20,7 +20,7 @@ from stackjax.growth.base import FreshLayer, Growth, Order, Promise, map_params
 from stackjax.growth.depth import Factor
 from stackjax.model.config import MAX_DIM, SIZES, ModelConfig
 from stackjax.quantity import NonNegative
-from stackjax.runtime.constraints import Rational
+from stackjax.runtime.ranges import Rational
 
 Ratio = Annotated[int | Fraction, Rational(at_least=1, at_most=1000)]
 """How many times as wide an axis becomes; 3/2 where that makes a whole number."""

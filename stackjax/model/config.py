@@ -6,7 +6,8 @@ from typing import Annotated, Any, Literal
 
 from stackjax.errors import UserError
 from stackjax.quantity import Positive
-from stackjax.runtime.constraints import Real, Whole, check_fields
+from stackjax.runtime.constraints import check_fields
+from stackjax.runtime.ranges import Real, Whole
 
 AttentionKernel = Literal["xla", "cudnn", "splash"]
 RematPolicy = Literal["none", "dots", "full"]
