@@ -42,10 +42,10 @@ def one_line_errors() -> Iterator[None]:
 
 @contextlib.contextmanager
 def memory_used_by(place: Callable[[], str]) -> Iterator[None]:
-    """Notes where the program was if the memory does not suffice.
+    """Adds the place in the program to an error about too little memory.
 
     Args:
-      place: Called then, such as `lambda: f"step {step}"`.
+      place: Returns the place, such as `stage 1, step 3`.
     """
     try:
         yield
@@ -81,7 +81,7 @@ def describe(error: BaseException) -> tuple[str, int]:
 
 
 def _lack_of_memory(error: BaseException) -> str:
-    """Returns which memory did not suffice, where, and the way out."""
+    """Returns the message about too little memory: place, size, way out."""
     said = str(error).removeprefix("RESOURCE_EXHAUSTED: ").splitlines()
     notes = getattr(error, "__notes__", ())  # JAX adds some too
     places = [each for each in notes if each.startswith(_OUT_OF_MEMORY)]

@@ -1,4 +1,4 @@
-"""Numbers as people write and read them, and the ranges that fields share."""
+"""Numbers as people write and read them, and ranges for many fields."""
 
 import math
 from typing import Annotated
@@ -6,21 +6,21 @@ from typing import Annotated
 from stackjax.runtime.ranges import Length, Real, Whole
 
 Count = Annotated[int, Whole(at_least=0, at_most=10**18)]
-"""How many of something, or none; whole numbers of a command line may be written as 2e6."""
+"""A count, possibly 0; on a command line also as 2e6."""
 Tokens = Annotated[int, Whole(at_least=1, at_most=10**18)]
-"""A length of a run, or an interval in it."""
+"""The length of a run or an interval, in tokens."""
 Size = Annotated[int, Whole(at_least=1, at_most=2**20)]
-"""How many of something that a machine handles at a time."""
+"""A count of things in memory at the same time."""
 Seed = Annotated[int, Whole(at_least=0, at_most=2**32 - 1)]
-"""The seed of a JAX key, of which only 32 bits count."""
+"""A seed for a JAX key; JAX reads 32 bits."""
 Positive = Annotated[float, Real(more_than=0)]
 NonNegative = Annotated[float, Real(at_least=0)]
 Share = Annotated[float, Real(at_least=0, at_most=1)]
 """A part of a whole."""
 Decay = Annotated[float, Real(at_least=0, less_than=1)]
-"""The part of a moving average that a step keeps."""
+"""The part of a moving average kept at each step."""
 Text = Annotated[str, Length(at_most=4096)]
-"""A name or a path, which is not empty."""
+"""A name or a path, not empty."""
 
 
 def short(number: float) -> str:

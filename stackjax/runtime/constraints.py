@@ -1,4 +1,4 @@
-"""Rules beside the fields of a dataclass: types, ranges, and which other field each needs.
+"""Rules beside dataclass fields: types, ranges, and fields without effect.
 
     batch_size: Annotated[int, Whole(at_least=1)]
     decay_tokens: Annotated[Count | None, OnlyWith(shape="wsd")] = None
@@ -25,17 +25,17 @@ _Arm = tuple[Any, tuple["Range | Length", ...]]
 
 
 class Checked:
-    """A dataclass whose fields are checked when a value is made."""
+    """Base class for dataclasses with fields to check at construction."""
 
     def __post_init__(self):
         check_fields(self)
 
 
 class OnlyWith:
-    """Which other field of its dataclass a field needs, without which it has no effect.
+    """A rule for a field without effect unless another field of the dataclass is set.
 
-    A name alone needs that field to be set; a keyword, that it has this value, or one of
-    these. One of the fields is enough.
+    A name alone asks for a field to be set; a keyword asks for this value, or for any value
+    in this tuple. A single match suffices.
     """
 
     def __init__(self, *names: str, **values: Any):
@@ -45,7 +45,7 @@ class OnlyWith:
         }
 
     def holds(self, owner: Any) -> bool:
-        """Returns whether the owner of the field has what it needs."""
+        """Returns whether the field has an effect in its owner."""
         return any(
             bool(operator.attrgetter(name)(owner))
             if values is None
@@ -54,7 +54,7 @@ class OnlyWith:
         )
 
     def reason(self, owner: Any, path: str) -> str:
-        """Returns why a field of the owner has no effect, and the way out."""
+        """Returns the reason for the missing effect, and the way out."""
         named = {join(path, name): operator.attrgetter(name)(owner) for name in self.needs}
         are = " and ".join(f"{name} is {show(value)}" for name, value in named.items())
         (name, values), *_ = self.needs.items()
@@ -63,19 +63,19 @@ class OnlyWith:
 
 
 def check_fields(value: Any, path: str = "") -> None:
-    """Raises UserError where a field of a dataclass, or of one inside it, breaks its rule.
+    """Raises UserError if a field breaks its rule, also in nested dataclasses.
 
-    A whole number in the place of a float becomes one.
+    Whole numbers in float fields become floats.
 
     Args:
-      path: The name of the value on the command line; the root has none.
+      path: Name of the value on the command line; empty for the root.
     """
     fields = _fields(type(value))
     for field, hint in fields:
         item = getattr(value, field.name)
         _check(item, hint, join(path, field.name))
         if type(item) is int and any(kind is float for kind, _ in _arms(hint)):
-            # JAX takes ints of 32 bits alone, and would compute with them as ints.
+            # JAX computes with ints as ints, and takes 32 bits at most.
             object.__setattr__(value, field.name, float(item))
     for field, hint in fields:
         item = getattr(value, field.name)
@@ -86,7 +86,7 @@ def check_fields(value: Any, path: str = "") -> None:
 
 
 def check_unset(value: Any, names: Collection[str], reason: str) -> None:
-    """Raises UserError where a field is set that has no effect for some other reason."""
+    """Raises UserError if a field is set, with the reason for its missing effect."""
     for field, _ in _fields(type(value)):
         item = getattr(value, field.name)
         if field.name in names and item != field.default:
@@ -109,7 +109,7 @@ def _fields(kind: type) -> list[tuple[dataclasses.Field[Any], Any]]:
 
 @functools.cache
 def _arms(hint: Any) -> list[_Arm]:
-    """Returns each type of a union with its ranges and lengths."""
+    """Returns every type in a union, with the ranges for it."""
     args = typing.get_args(hint)
     if typing.get_origin(hint) is Annotated:
         own = tuple(rule for rule in args[1:] if isinstance(rule, Range | Length))
@@ -120,7 +120,7 @@ def _arms(hint: Any) -> list[_Arm]:
 
 
 def _check(value: Any, hint: Any, path: str) -> None:
-    """Raises UserError where a value breaks the rules of its field."""
+    """Raises UserError if a value breaks the rules for its field."""
     arms = _arms(hint)
     for kind, rules in arms:
         if _is_a(value, kind) and _is_choice(value, kind) and _obeys(value, rules):
@@ -133,7 +133,7 @@ def _check(value: Any, hint: Any, path: str) -> None:
 
 
 def _is_a(value: Any, kind: Any) -> bool:
-    """Returns whether a value has a type; exactly, so that it is recorded as it was given."""
+    """Returns whether a value has exactly this type: its JSON record keeps the type."""
     if typing.get_origin(kind) is Literal:
         return type(value) in map(type, typing.get_args(kind))
     if kind is float:
@@ -165,7 +165,7 @@ def _check_inside(value: Any, kind: Any, path: str) -> None:
 
 
 def _wanted(value: Any, kind: Any, rules: tuple[Range | Length, ...]) -> str:
-    """Returns what an arm of a union asks of a value."""
+    """Returns the rule for a value, from a single type in a union."""
     if rules and (isinstance(rules[0], Range) or _is_a(value, kind)):
         return rules[0].rule(value)
     if typing.get_origin(kind) is Literal:

@@ -1,4 +1,4 @@
-"""The numbers, texts and tuples that a field may hold."""
+"""Ranges for the numbers, texts and tuples in fields."""
 
 import dataclasses
 import math
@@ -19,13 +19,13 @@ _MAX_BITS = 128
 """Longer numbers are not written out in a message."""
 _MAX_FLOAT32 = float(np.finfo(np.float32).max)
 _MIN_FLOAT32 = float(np.finfo(np.float32).tiny)
-"""Devices take what is smaller for 0."""
+"""Devices round smaller numbers to 0."""
 _LARGE = 1000
 """Upper bounds above this only keep arithmetic exact, so `--help` leaves them out."""
 
 
 class Range(tyro.constructors.PrimitiveConstructorSpec[Any]):
-    """The finite numbers that a field may hold, and how a command line writes them."""
+    """A range for the finite numbers in a field, with their form on a command line."""
 
     kinds: ClassVar[tuple[type, ...]]
     noun: ClassVar[str]
@@ -60,11 +60,11 @@ class Range(tyro.constructors.PrimitiveConstructorSpec[Any]):
         )
 
     def parse(self, text: str) -> Any:
-        """Returns the number that a text says; UserError if it says none."""
+        """Returns the number in a text; UserError if the text is no number."""
         raise NotImplementedError
 
     def accepts(self, value: Any) -> bool:
-        """Returns whether a value is a finite number of the right type, inside the bounds."""
+        """Returns whether a value has the right type, is finite, and is inside the bounds."""
         is_number = type(value) in self.kinds and abs(value) <= sys.float_info.max
         return is_number and self.includes(value)
 
@@ -73,7 +73,7 @@ class Range(tyro.constructors.PrimitiveConstructorSpec[Any]):
         return all(compare(value, limit) for _, _, compare, limit in self.bounds)
 
     def rule(self, value: Any = None) -> str:
-        """Returns the rule that a value breaks."""
+        """Returns the rule for a value outside the range."""
         is_number = type(value) in self.kinds and value == value
         words = " and ".join(
             f"{words} {limit}"
@@ -85,7 +85,7 @@ class Range(tyro.constructors.PrimitiveConstructorSpec[Any]):
 
 
 class Whole(Range):
-    """Whole numbers, which a command line may also write as 2e6."""
+    """Whole numbers; on a command line also as 2e6."""
 
     kinds = (int,)
     noun = "a whole number"
@@ -100,7 +100,7 @@ class Whole(Range):
 
 
 class Real(Range):
-    """Numbers that are inside the bounds in float32 too, where computing is done."""
+    """Numbers inside the bounds, also after rounding to float32 for the computation."""
 
     kinds = (float, int)
     noun = "a number that float32 can hold"
@@ -134,7 +134,7 @@ class Rational(Range):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Length:
-    """The number of items of a tuple, or of characters of a text."""
+    """A range for the length: items in a tuple, or characters in a text."""
 
     at_least: int = 1
     at_most: int
@@ -144,12 +144,12 @@ class Length:
         return self.at_least <= len(value) <= self.at_most
 
     def rule(self, value: Any = None) -> str:
-        """Returns the rule that a value breaks."""
+        """Returns the rule for a value outside the range."""
         return f"from {self.at_least} to {self.at_most} long"
 
 
 def show(value: Any) -> str:
-    """Returns a value on one line, cut short if it is long."""
+    """Returns a value as a single short line."""
     if isinstance(value, int) and value.bit_length() > _MAX_BITS:
         return f"a number of {int(value.bit_length() * math.log10(2)) + 1} digits"
     shown = str(value) if isinstance(value, Fraction) else _SHOWN.repr(value)
