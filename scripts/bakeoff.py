@@ -32,28 +32,34 @@ from stackjax.cpu import keep_memory
 from stackjax.errors import UserError, one_line_errors
 from stackjax.marker import NEW_RUN, after_entering, write_marker
 from stackjax.phases import expand, stage_models
+from stackjax.quantity import Seed, Size, Text
 from stackjax.rows_file import read_rows
+from stackjax.runtime.constraints import Checked, OnlyWith
+from stackjax.runtime.ranges import Whole
 from stackjax.train import train
 from stackjax.trigger import Until
 
 BEST = 3
 
+Jobs = Annotated[int, Whole(at_least=1, at_most=1000)]
+"""How many runs train at a time."""
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class BakeoffConfig:
+class BakeoffConfig(Checked):
     """Runs what a config file compares, and tables and draws the held-out losses."""
 
     config: Annotated[Path, tyro.conf.Positional]
     """A config file with `get_runs(seed)`, such as configs/bakeoff_tiny.py."""
-    seeds: int = 3
+    seeds: Size = 3
     """Seeds of the best three, and of the run from scratch."""
-    jobs: int = 1
+    jobs: Jobs = 1
     """Runs at a time, which share the cores; two on two cores take a quarter less time."""
     output: Path | None = None
     """Table (.md) to write, and picture beside it; by default in the directory of the runs."""
-    only: str | None = None
+    only: Text | None = None
     """Run by this name alone, with neither table nor picture."""
-    seed: int = 0
+    seed: Annotated[Seed, OnlyWith("only")] = 0
     """Seed of the one run."""
     dry_run: bool = False
     """Whether to print a command for each run instead of running it."""

@@ -47,6 +47,8 @@ from stackjax.model.module import compute_dtype
 from stackjax.phase import Phase
 from stackjax.phases import expand
 from stackjax.preflight import check
+from stackjax.quantity import Count, Positive, Size, Text
+from stackjax.runtime.constraints import Checked
 from stackjax.sharding import build_mesh
 
 SECTIONS = ("loader", "growth", "checkpoint", "step", "ahead", "host", "inference")
@@ -55,18 +57,18 @@ PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class BenchmarkConfig:
+class BenchmarkConfig(Checked):
     """Measures what a config costs on this machine; takes any field of the config too."""
 
     config: Annotated[Path, tyro.conf.Positional]
     """A config file, such as configs/tiny.py."""
-    sections: tuple[str, ...] = SECTIONS
+    sections: tuple[Text, ...] = SECTIONS
     """What to measure."""
-    phases: tuple[int, ...] = ()
+    phases: tuple[Count, ...] = ()
     """Indices of the phases to measure; by default all of them."""
-    steps: int = 20
+    steps: Size = 20
     """Steps that are timed, one by one and then together."""
-    limit_seconds: float = 600
+    limit_seconds: Positive = 600
     """A measurement of steps that would take longer is not made."""
     ablate: bool = False
     """Whether to measure the step with each choice of its execution changed."""
@@ -145,8 +147,6 @@ def _check_options(options: BenchmarkConfig, phases: Sequence[Phase]) -> None:
         raise UserError(
             f"--phases has {unknown[0]}; those of the run are 0 to {len(phases) - 1}."
         )
-    if options.steps < 1:
-        raise UserError(f"--steps is {options.steps}; it must be at least 1.")
     if not options.out.absolute().parent.is_dir():
         raise UserError(f"--out is {options.out}, whose directory does not exist; make it.")
 

@@ -17,13 +17,14 @@ from scripts.measure.machine import VARIABLES
 from scripts.measure.text import show
 from scripts.page import replace_table
 from stackjax.errors import UserError, one_line_errors
+from stackjax.runtime.constraints import Checked
 
 Report = Mapping[str, Any]
 """What one JSON file holds, and its name without the ending as `name`."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class PerformanceConfig:
+class PerformanceConfig(Checked):
     """Writes the tables of a page, of what scripts.benchmark has measured."""
 
     results: Annotated[tuple[Path, ...], tyro.conf.Positional]

@@ -13,20 +13,22 @@ from typing import Annotated
 
 import tyro
 
-from scripts.bakeoff import load_runs, run_all
+from scripts.bakeoff import Jobs, load_runs, run_all
 from stackjax.errors import one_line_errors
+from stackjax.quantity import Size
+from stackjax.runtime.constraints import Checked
 from stackjax.scale import ScaleConfig, write
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Options:
+class Options(Checked):
     """Runs what a config file lists at several sizes or lengths, and fits the laws."""
 
     config: Annotated[Path, tyro.conf.Positional]
     """A config file with `get_runs(seed)`, such as configs/scaling_tiny.py."""
-    seeds: int = 2
+    seeds: Size = 2
     """Seeds of every run."""
-    jobs: int = 1
+    jobs: Jobs = 1
     """Runs at a time, which share the cores."""
     output: Path | None = None
     """Directory of what is written; by default beside the directories of the runs."""

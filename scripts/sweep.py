@@ -18,7 +18,7 @@ from typing import Annotated
 
 import tyro
 
-from scripts.bakeoff import run_all
+from scripts.bakeoff import Jobs, run_all
 from stackjax.budget import cell
 from stackjax.compare import CompareConfig
 from stackjax.compare import write as write_comparison
@@ -29,25 +29,28 @@ from stackjax.growth import Growth, parse_growth
 from stackjax.isoflop import IsoflopConfig
 from stackjax.isoflop import write as write_isoflop
 from stackjax.phases import expand, stage_models
+from stackjax.quantity import Count, Positive, Seed, Text, Tokens
+from stackjax.runtime.constraints import Checked
+from stackjax.runtime.ranges import Length
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class SweepConfig:
+class SweepConfig(Checked):
     """Runs a grid over growth timing, operator, factor and seed, and compares the cells."""
 
     config: Annotated[Path, tyro.conf.Positional]
     """A run of two stages, such as configs/bakeoff_tiny.py, whose last model is the target."""
-    tokens: tuple[float, ...]
+    tokens: Annotated[tuple[Tokens, ...], Length(at_most=1000)]
     """Growth timings (d): tokens of the small model."""
-    growths: tuple[str, ...] = ("stack(4)",)
+    growths: Annotated[tuple[Text, ...], Length(at_most=1000)] = ("stack(4)",)
     """Operators, each with its factor."""
-    seeds: tuple[int, ...] = (0, 1, 2)
+    seeds: Annotated[tuple[Seed, ...], Length(at_most=1000)] = (0, 1, 2)
     """Seeds of every cell, and of the run from scratch."""
-    flops: float | None = None
+    flops: Positive | None = None
     """FLOPs (6ND) of every run; by default those of the config's."""
-    jobs: int = 1
+    jobs: Jobs = 1
     """Runs at a time, which share the cores."""
-    cell: int | None = None
+    cell: Count | None = None
     """Run one cell alone, by its place in the grid."""
     dry_run: bool = False
     """Whether to print a command for each cell instead of running it."""
@@ -73,7 +76,7 @@ def sweep(options: SweepConfig) -> None:
             print(f"{command} --cell {place}")
         return
     if options.cell is not None:
-        if not 0 <= options.cell < len(runs):
+        if options.cell >= len(runs):
             raise UserError(f"--cell is {options.cell}; the grid has 0 to {len(runs) - 1}.")
         runs = dict([list(runs.items())[options.cell]])
     run_all(runs, options.jobs)
@@ -133,8 +136,8 @@ def _cell(
     target = stage_models(config)[-1]
     first = config.stages[0].schedule or config.optimizer.schedule
     # The small model's schedule does not begin again where its stages are cut.
-    horizon = first.horizon_tokens or 10**15
-    of_run = dataclasses.replace(first, axis="run", horizon_tokens=horizon)
+    is_constant = first.shape == "constant" and not first.warmup_tokens
+    of_run = first if is_constant else dataclasses.replace(first, axis="run")
     small = tuple(dataclasses.replace(stage, schedule=of_run) for stage in stages[:-1])
     run = dataclasses.replace(
         config, model=target, model_is="target", stages=(*small, stages[-1])

@@ -58,7 +58,7 @@ def cell(config: Config, name: str, *, flops: float, seed: int) -> Config:
     Raises:
       UserError: It does not fit into the FLOPs.
     """
-    slug = name.replace(", ", "-").replace(" ", "_").replace("*", "x")
+    slug = name.replace(", ", "-").replace(" ", "_").replace("*", "x").replace("/", "_")
     run = dataclasses.replace(config, seed=seed, workdir=f"{config.workdir}/{slug}-seed_{seed}")
     try:
         return for_flops(run, flops)

@@ -32,23 +32,26 @@ from stackjax.analysis.tables import (
     verdict,
 )
 from stackjax.errors import one_line_errors
+from stackjax.quantity import Positive
+from stackjax.runtime.constraints import Checked
+from stackjax.runtime.ranges import Length
 
 FIGURES = ("flops_6nd", "tokens", "device_seconds")
 """The costs that the loss is drawn over."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class CompareConfig:
+class CompareConfig(Checked):
     """Compares grown runs with runs from scratch of the same model, on the same data."""
 
-    runs: Annotated[tuple[Path, ...], tyro.conf.Positional]
+    runs: Annotated[tuple[Path, ...], tyro.conf.Positional, Length(at_most=10_000)]
     """Run directories, of one or more seeds; they need not have finished."""
     loss: LossName = "held_out"
     """Held-out loss, or the training loss, as arXiv:2405.15319 has it."""
-    losses: tuple[float, ...] = ()
+    losses: tuple[Positive, ...] = ()
     """Losses to give the speed-up at; by default what all seeds of scratch have come down to
     at a quarter, half, three quarters and all of its FLOPs, and the last of the grown runs."""
-    budgets: tuple[float, ...] = ()
+    budgets: tuple[Positive, ...] = ()
     """FLOPs (6ND) to give the losses at; by default the same shares of what both have spent."""
     output: Path = Path("runs/comparison")
     """Directory for comparison.md, comparison.json, index.html and the pictures."""

@@ -8,7 +8,19 @@ import tyro
 from stackjax.errors import UserError
 from stackjax.growth import Growth, parse_growth
 from stackjax.model.config import ModelConfig
-from stackjax.quantity import Count
+from stackjax.quantity import (
+    Count,
+    Decay,
+    NonNegative,
+    Positive,
+    Seed,
+    Share,
+    Size,
+    Text,
+    Tokens,
+)
+from stackjax.runtime.constraints import Checked, OnlyWith
+from stackjax.runtime.ranges import Length, Real, Whole
 from stackjax.sharding import MeshConfig
 from stackjax.trigger import Until
 
@@ -24,6 +36,9 @@ GrowthField = Annotated[
 ]
 """A growth operator, which a command line writes as `stack(4)`."""
 
+DECAYING = ("cosine", "wsd")
+"""The shapes of a schedule that decay."""
+
 MAX_BFLOAT16_DECAY = 0.98
 """The slowest decay of moments that are stored in bfloat16."""
 
@@ -32,21 +47,21 @@ MAX_BFLOAT16_DECAY = 0.98
 class DataConfig:
     """Where sequences come from."""
 
-    path: str
+    path: Text
     """Directory of token shards, as `python -m stackjax.prepare` writes it; on a disk or in
     a bucket (`gs://`)."""
-    cache_dir: str | None = None
+    cache_dir: Text | None = None
     """Directory on a local disk that shards are copied to before they are read, once for all
     processes of a host; by default they are read where they are."""
-    seq_len: int
+    seq_len: Annotated[int, Whole(at_least=2, at_most=2**24)]
     """Tokens in each sequence (T)."""
     corpus: Literal["stdlib"] | None = None
     """Built-in corpus that is prepared at `path` when nothing is there yet."""
     mask_documents: bool = False
     """Whether tokens attend, and are predicted, only within their own document."""
-    num_workers: int = 0
+    num_workers: Annotated[int, Whole(at_least=0, at_most=1000)] = 0
     """Grain worker processes; 0 reads in threads of this process."""
-    prefetch: int = 4
+    prefetch: Annotated[int, Whole(at_least=0, at_most=1000)] = 4
     """Batches read ahead of the train step."""
 
 
@@ -58,14 +73,16 @@ class Schedule:
     """Decay by half a cosine; none; or none until the last `decay_tokens`, then linear."""
     warmup_tokens: Count = 0
     """Tokens over which the rate rises linearly from zero to its peak."""
-    horizon_tokens: Count | None = None
+    horizon_tokens: Annotated[Tokens | None, OnlyWith(shape=DECAYING)] = None
     """Tokens after which the decay has ended, counted from the start of the axis, warm-up
     included; by default the length of the stage (or of the run). May lie past the end."""
-    decay_tokens: Count | None = None
+    decay_tokens: Annotated[Tokens | None, OnlyWith(shape="wsd")] = None
     """Tokens of linear decay at the end of the horizon (WSD only)."""
-    final_fraction: float = 0.1
+    final_fraction: Annotated[Share, OnlyWith(shape=DECAYING)] = 0.1
     """Rate at the horizon and after it, as a fraction of the peak."""
-    axis: Literal["stage", "run"] = "stage"
+    axis: Annotated[Literal["stage", "run"], OnlyWith("warmup_tokens", shape=DECAYING)] = (
+        "stage"
+    )
     """Whether tokens are counted from the start of the stage, or of the run (which lets a
     stage continue where the one before it stopped)."""
 
@@ -77,23 +94,23 @@ class OptimizerConfig:
     name: Literal["adamw", "muon"] = "adamw"
     """AdamW (arXiv:1711.05101), or Muon (arXiv:2502.16982) for the matrices of layers, with
     updates as large as those of AdamW, and AdamW for the rest."""
-    peak_learning_rate: float
+    peak_learning_rate: Positive
     """Peak of the schedule of every stage that names none of its own."""
     schedule: Schedule = Schedule()
     """Schedule of every stage that names none of its own."""
-    b1: float = 0.9
+    b1: Decay = 0.9
     """Decay of the first moment."""
-    b2: float = 0.95
+    b2: Decay = 0.95
     """Decay of the second moment."""
-    epsilon: float = 1e-8
+    epsilon: Positive = 1e-8
     """Added to the root of the second moment."""
-    momentum: float = 0.95
+    momentum: Annotated[Decay, OnlyWith(name="muon")] = 0.95
     """Decay of Muon's momentum."""
-    weight_decay: float = 0.1
+    weight_decay: NonNegative = 0.1
     """Decoupled weight decay, times the learning rate; norms have none."""
-    clip_norm: float = 1.0
+    clip_norm: Positive = 1.0
     """Largest global norm of a gradient."""
-    z_loss: float = 0.0
+    z_loss: NonNegative = 0.0
     """Weight of the squared log-normaliser of the logits (0 is off; PaLM uses 1e-4)."""
     moments_dtype: Literal["float32", "bfloat16"] = "float32"
     """Type that moments and momentum are stored in; `bfloat16` saves half of the optimizer
@@ -104,9 +121,9 @@ class OptimizerConfig:
 class Rewarm:
     """A warm-up of new parameters alone (SPARKLING, arXiv:2602.02472)."""
 
-    tokens: Count
+    tokens: Tokens
     """Tokens since growth over which their rate rises from zero; there, 250 steps."""
-    ratio: float = 1.3
+    ratio: Positive = 1.3
     """What it rises to, and stays at, in learning rates of the parameters that are old."""
 
 
@@ -114,29 +131,29 @@ class Rewarm:
 class Stage:
     """One part of a run, trained with one model."""
 
-    tokens: Count | None = None
+    tokens: Tokens | None = None
     """Length in tokens, rounded up to whole steps."""
-    fraction: float | None = None
+    fraction: Annotated[float, Real(more_than=0, less_than=1)] | None = None
     """Length as a fraction of the whole run, instead of `tokens`."""
-    batch_size: int
+    batch_size: Size
     """Sequences in each optimizer step, over all devices and microbatches."""
-    accumulate: int = 1
+    accumulate: Size = 1
     """Microbatches that each step's batch is cut into."""
     until: Until = Until()
     """What ends the stage sooner. Learning rates and checks are those of its whole length."""
     growth: GrowthField | None = None
     """How this stage's model grows out of the stage before; the first stage has none."""
-    optimizer_state: Literal["reset", "grow", "keep"] = "reset"
+    optimizer_state: Annotated[Literal["reset", "grow", "keep"], OnlyWith("growth")] = "reset"
     """What growth does to the optimizer: starts it afresh (arXiv:2405.15319), grows its
     moments as the gradient grows, or keeps old moments as they are and zeroes new ones."""
-    rewarm: Rewarm | None = None
+    rewarm: Annotated[Rewarm | None, OnlyWith("growth")] = None
     """Warm-up of the parameters that growth has added."""
-    scale_by_fan_in: bool = False
+    scale_by_fan_in: Annotated[bool, OnlyWith("growth")] = False
     """Whether the learning rate of a matrix is divided by how many times its fan-in grew."""
-    train_layers: str = "all"
+    train_layers: Text = "all"
     """Layers that learn: `all`; `new`, those that growth has added; or their numbers from 1,
     as in `(7..12)`. Unless all do, the embedding does not, and head and final norm do."""
-    peak_learning_rate: float | None = None
+    peak_learning_rate: Positive | None = None
     """Peak learning rate; by default the optimizer's."""
     schedule: Schedule | None = None
     """Learning-rate schedule; by default the optimizer's."""
@@ -148,11 +165,11 @@ class Stage:
 class EvaluationConfig:
     """Held-out loss, measured at intervals, at the end, and on both sides of each growth."""
 
-    every_tokens: Count
+    every_tokens: Tokens
     """Tokens between two evaluations."""
-    num_sequences: int
+    num_sequences: Annotated[int, Whole(at_least=1, at_most=2**31 - 1)]
     """Held-out sequences of each evaluation, always the same ones."""
-    batch_size: int
+    batch_size: Size
     """Sequences evaluated at a time, over all devices."""
     layers: bool = False
     """Whether each evaluation, and each side of a growth, also measures every layer: how near
@@ -163,9 +180,9 @@ class EvaluationConfig:
 class ProbeConfig:
     """Growth tried out on a copy, while the model before it trains."""
 
-    at_tokens: tuple[Count, ...] = ()
+    at_tokens: tuple[Tokens, ...] = ()
     """Tokens of the run at which a copy grows as the next stage does, and trains for a lag."""
-    lag_tokens: Count | None = None
+    lag_tokens: Annotated[Tokens | None, OnlyWith("at_tokens")] = None
     """Tokens of the lag, after which the copy's held-out loss is measured."""
 
 
@@ -173,17 +190,17 @@ class ProbeConfig:
 class TasksConfig:
     """Tasks of lm-evaluation-harness that the model is scored on while it trains."""
 
-    names: tuple[str, ...] = ()
+    names: tuple[Text, ...] = ()
     """Tasks, or groups of them; without any, lm-evaluation-harness need not be there."""
-    every_tokens: Count | None = None
+    every_tokens: Annotated[Tokens | None, OnlyWith("names")] = None
     """Tokens between two rounds of them. One more comes at the end of the run."""
-    directory: str | None = None
+    directory: Annotated[Text | None, OnlyWith("names")] = None
     """Directory of further tasks, as YAML files."""
-    num_fewshot: int | None = None
+    num_fewshot: Annotated[Count | None, OnlyWith("names")] = None
     """Solved examples before each question; by default as many as each task has."""
-    limit: int | None = None
+    limit: Annotated[Tokens | None, OnlyWith("names")] = None
     """Documents of each task, the first ones; by default all."""
-    batch_size: int = 32
+    batch_size: Annotated[Size, OnlyWith("names")] = 32
     """Texts that are scored together."""
 
 
@@ -191,11 +208,11 @@ class TasksConfig:
 class CheckpointConfig:
     """When to save, and what to keep."""
 
-    every_tokens: Count
+    every_tokens: Tokens
     """Tokens between two checkpoints. The end of each stage is always saved."""
-    keep_last: int = 2
+    keep_last: Size = 2
     """Most recent checkpoints of a stage that are kept; its last one always is."""
-    keep_every_tokens: Count | None = None
+    keep_every_tokens: Tokens | None = None
     """Checkpoints that are the first past a multiple of this are kept for good."""
 
 
@@ -203,16 +220,16 @@ class CheckpointConfig:
 class LoggingConfig:
     """When and where metrics are written; `metrics.jsonl` in the run directory always is."""
 
-    every_tokens: Count
+    every_tokens: Tokens
     """Tokens between two rows of metrics."""
     tensorboard: bool = True
     """Whether TensorBoard events are written into the run directory."""
-    wandb_project: str | None = None
+    wandb_project: Text | None = None
     """Weights & Biases project to log to; needs `pip install wandb`."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Config:
+class Config(Checked):
     """A run: one model that may grow from stage to stage."""
 
     model: ModelConfig
@@ -225,9 +242,9 @@ class Config:
     """How parameters are updated."""
     mesh: MeshConfig = MeshConfig()
     """How arrays are laid out over devices."""
-    stages: tuple[Stage, ...]
+    stages: Annotated[tuple[Stage, ...], Length(at_most=256)]
     """The parts of the run, in order."""
-    init_from: str | None = None
+    init_from: Text | None = None
     """Where the first stage's parameters come from: a run, a checkpoint, or a folder of
     transformers. The optimizer, the data and the counts start afresh."""
     evaluation: EvaluationConfig
@@ -242,19 +259,15 @@ class Config:
     """Metrics."""
     platform: Literal["any", "accelerator"] = "any"
     """Where the run may start: wherever JAX does, or not on a CPU, which would crawl."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of the initial parameters and of the order of the data."""
-    workdir: str
+    workdir: Text
     """Directory of the run; starting the same command again resumes what is in it."""
 
     def __post_init__(self):
-        if not self.stages:
-            raise UserError("stages is empty; a run has at least one stage.")
-        for field, value in _positive_fields(self).items():
-            if value <= 0:
-                raise UserError(f"{field} is {value}; it must be more than 0.")
+        super().__post_init__()
         keep, every = self.checkpoints.keep_every_tokens, self.checkpoints.every_tokens
-        if keep is not None and (keep < 1 or keep % every):
+        if keep is not None and keep % every:
             raise UserError(
                 f"checkpoints.keep_every_tokens is {keep}; it must be a multiple of "
                 f"checkpoints.every_tokens {every}."
@@ -281,22 +294,3 @@ def _check_moments(optimizer: OptimizerConfig) -> None:
                 f"whose 8 bits lose changes as small as {1 - decay:.2g} of a moment; use at "
                 f"most {MAX_BFLOAT16_DECAY}, or float32."
             )
-
-
-def _positive_fields(config: Config) -> dict[str, float]:
-    fields: dict[str, float] = {
-        "data.seq_len": config.data.seq_len,
-        "optimizer.peak_learning_rate": config.optimizer.peak_learning_rate,
-        "optimizer.epsilon": config.optimizer.epsilon,
-        "optimizer.clip_norm": config.optimizer.clip_norm,
-        "evaluation.every_tokens": config.evaluation.every_tokens,
-        "evaluation.num_sequences": config.evaluation.num_sequences,
-        "evaluation.batch_size": config.evaluation.batch_size,
-        "checkpoints.every_tokens": config.checkpoints.every_tokens,
-        "checkpoints.keep_last": config.checkpoints.keep_last,
-        "logging.every_tokens": config.logging.every_tokens,
-    }
-    for i, stage in enumerate(config.stages):
-        fields[f"stages.{i}.batch_size"] = stage.batch_size
-        fields[f"stages.{i}.accumulate"] = stage.accumulate
-    return fields

@@ -23,7 +23,7 @@ from stackjax.growth.text import replace_field
 from stackjax.storage import replace_text
 
 _GROWTH_FLAG = re.compile(
-    r"--stages\.(?P<stage>\d+)\.growth(\.(?P<field>[\w-]+))?(=(?P<text>.*))?", re.DOTALL
+    r"--stages\.(?P<stage>\d{1,9})\.growth(\.(?P<field>[\w-]+))?(=(?P<text>.*))?", re.DOTALL
 )
 
 _MAY_CHANGE = re.compile(
@@ -163,11 +163,13 @@ def read_config(path: Path) -> Config:
         config = get_config() if callable(get_config) else None
     except UserError:
         raise
-    except Exception as error:  # The file is the user's code: anything may go wrong in it.
+    # The file is the user's code: anything may go wrong in it, and an exit is no success.
+    except (Exception, SystemExit) as error:
         frames, file = traceback.extract_tb(error.__traceback__), path.resolve()
         lines = [frame.lineno for frame in frames if Path(frame.filename).resolve() == file]
         where = f", line {lines[-1]}" if lines else ""  # a SyntaxError says it itself
-        raise UserError(f"--config {path}{where}: {type(error).__name__}: {error}") from error
+        reason = traceback.TracebackException.from_exception(error)  # whose text never fails
+        raise UserError(f"--config {path}{where}: {type(error).__name__}: {reason}") from error
     finally:
         sys.path.remove(str(path.parent))
     if not isinstance(config, Config):

@@ -36,33 +36,35 @@ from stackjax.interop.tensors import DTYPES, TensorInfo
 from stackjax.interop.verify import verify
 from stackjax.lineage import total
 from stackjax.model import ModelConfig
+from stackjax.model.config import Dim
 from stackjax.new_directory import new_directory
 from stackjax.origin import carried_files, keep_folder, own_tokenization, trained_seq_len
 from stackjax.pretrained import is_folder, open_checkpoint, read_parameter
-from stackjax.quantity import Count, short
+from stackjax.quantity import Count, Text, short
+from stackjax.runtime.constraints import Checked, check_unset
 from stackjax.sharding import mesh_that_divides
 from stackjax.summary import describe
 from stackjax.train_state import TrainState
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ConvertConfig:
+class ConvertConfig(Checked):
     """Converts a model to or from a folder of transformers."""
 
-    source: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="SOURCE")]
+    source: Annotated[Text, tyro.conf.Positional, tyro.conf.arg(metavar="SOURCE")]
     """A folder of transformers (a Llama, Mistral, Qwen2 or Qwen3), or a .pth file of the code
     of arXiv:2405.15319; or a run, a directory of checkpoints, or one of them."""
-    target: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="TARGET")]
+    target: Annotated[Text, tyro.conf.Positional, tyro.conf.arg(metavar="TARGET")]
     """Directory to write: a checkpoint of a folder, a folder of a checkpoint. It must be new,
     or empty."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Type of the weights of a folder; `auto` is that of the folder that the model came from,
     or float32, which rounds nothing."""
-    tokenizer: str | None = None
+    tokenizer: Text | None = None
     """Tokenizer of a folder, where the run no longer has it: `bytes`, or a file."""
     source_tokens: Count = 0
     """Tokens that the model of a folder was trained on, where the folder does not say."""
-    head_dim: int | None = None
+    head_dim: Dim | None = None
     """Channels of each head of a .pth file, where they are not those of the paper's models."""
     verify: bool = False
     """Whether to run the model on random tokens in both libraries, and compare; needs
@@ -84,6 +86,7 @@ def convert(config: ConvertConfig) -> epath.Path:
                 f"transformers cannot run {config.source}, so there is nothing to compare "
                 f"with: leave out --verify, and convert the checkpoint to a folder with it."
             )
+    _check_unset(config)
     with jax.set_mesh(mesh_that_divides(1)):
         comes_in = is_folder(config.source) or _is_pth(config.source)
         written = from_folder(config) if comes_in else to_folder(config)
@@ -92,6 +95,16 @@ def convert(config: ConvertConfig) -> epath.Path:
             folder, ours = (config.source, written) if comes_in else (written, config.source)
             print(verify(Path(folder), str(ours), mesh_that_divides(1)))
     return written
+
+
+def _check_unset(config: ConvertConfig) -> None:
+    """Raises UserError for an option that has no effect on this kind of source."""
+    if _is_pth(config.source):
+        check_unset(config, ["dtype", "tokenizer"], "SOURCE is a .pth file")
+    elif is_folder(config.source):
+        check_unset(config, ["dtype", "tokenizer", "head_dim"], "SOURCE is a folder")
+    else:
+        check_unset(config, ["source_tokens", "head_dim"], "SOURCE is a checkpoint")
 
 
 def from_folder(config: ConvertConfig) -> epath.Path:

@@ -23,25 +23,27 @@ from stackjax.errors import UserError, one_line_errors
 from stackjax.interop.tasks import load_tasks, measure
 from stackjax.lineage import code_version, total
 from stackjax.pretrained import load_pretrained
+from stackjax.quantity import Count, Size, Text, Tokens
+from stackjax.runtime.constraints import Checked
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class EvaluateConfig:
+class EvaluateConfig(Checked):
     """Measures how well a model does on tasks of lm-evaluation-harness."""
 
-    model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
+    model: Annotated[Text, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
     """A run, a directory of checkpoints, one of them, or a folder of transformers."""
     tasks: str = ",".join(PAPER_TASKS)
     """Names of tasks or groups of them, separated by commas."""
     task_dir: Path | None = None
     """Directory of further tasks, as YAML files of lm-evaluation-harness."""
-    tokenizer: str | None = None
+    tokenizer: Text | None = None
     """The tokenizer, where the model does not come with it: `bytes`, or a file."""
-    num_fewshot: int | None = None
+    num_fewshot: Count | None = None
     """Solved examples before each question; by default as many as each task has."""
-    limit: int | None = None
+    limit: Tokens | None = None
     """Documents of each task, the first ones; by default all."""
-    batch_size: int = 32
+    batch_size: Size = 32
     """Texts that are scored together."""
     output: Path = Path("results.json")
     """JSON file to write."""

@@ -15,27 +15,29 @@ from absl import logging
 from stackjax.continuation import continuations, generate, new_text
 from stackjax.errors import one_line_errors
 from stackjax.pretrained import Pretrained, load_pretrained
+from stackjax.quantity import Seed, Size, Text
+from stackjax.runtime.constraints import Checked, OnlyWith
 from stackjax.sampling import Sampling
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class GenerateConfig:
+class GenerateConfig(Checked):
     """Continues texts by a trained model."""
 
-    model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
+    model: Annotated[Text, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
     """A run, a directory of checkpoints, or one of them; of several the newest. Or a folder of
     transformers."""
     prompt: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
     """A text to continue; may be given several times. Without any, texts begin anew."""
     prompt_file: Path | None = None
     """A file with more prompts, one a line."""
-    tokenizer: str | None = None
+    tokenizer: Text | None = None
     """`bytes`, or a tokenizer's file, where the model's own is no longer there."""
-    max_tokens: int = 100
+    max_tokens: Size = 100
     """Tokens to continue each text by, unless it ends before."""
     sampling: Annotated[Sampling, tyro.conf.arg(name="")] = Sampling()
     """How the next token is drawn."""
-    seed: int = 0
+    seed: Annotated[Seed, OnlyWith("sampling.temperature")] = 0
     """Seed of what is drawn."""
     json: bool = False
     """Whether to print it for machines, a JSON object for each prompt."""

@@ -43,7 +43,8 @@ from stackjax.model import ModelConfig, Params
 from stackjax.new_directory import new_directory
 from stackjax.origin import keep_origin
 from stackjax.pretrained import is_folder, read_params
-from stackjax.quantity import Count
+from stackjax.quantity import Count, Seed, Text
+from stackjax.runtime.constraints import Checked, check_unset
 from stackjax.sharding import mesh_that_divides
 from stackjax.summary import describe
 
@@ -56,13 +57,13 @@ _PROMISES = {
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class GrowConfig:
+class GrowConfig(Checked):
     """Grows the model of a checkpoint, or of a folder of transformers, outside of a run."""
 
-    source: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="SOURCE")]
+    source: Annotated[Text, tyro.conf.Positional, tyro.conf.arg(metavar="SOURCE")]
     """A run, a directory of checkpoints, or one of them; of several the newest grows. Or a
     folder of transformers: a Llama, Mistral, Qwen2 or Qwen3."""
-    target: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="TARGET")]
+    target: Annotated[Text, tyro.conf.Positional, tyro.conf.arg(metavar="TARGET")]
     """Directory to write, as a checkpoint at step 0, or as a folder of transformers where
     SOURCE is one; it must be new, or empty."""
     growth: GrowthField
@@ -72,7 +73,7 @@ class GrowConfig:
     moments stay as they are and new ones are zero."""
     config: Path | None = None
     """An experiment, whose held-out sequences are to be evaluated before and after."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of what is new and random."""
     source_tokens: Count = 0
     """Tokens that the model of a folder was trained on, for its model card, where the folder
@@ -89,6 +90,7 @@ def grow(config: GrowConfig) -> epath.Path:
     """
     if is_folder(config.source):
         return grow_folder(config)
+    check_unset(config, ["source_tokens"], "SOURCE is a checkpoint, which knows its own")
     start = time.monotonic()
     directory: Any = absolute(config.target)
     refuse_existing(directory)

@@ -22,15 +22,16 @@ from stackjax.interop.huggingface import read_folder
 from stackjax.lineage import Generation, total
 from stackjax.phase import Counts
 from stackjax.pretrained import is_folder
-from stackjax.quantity import short
+from stackjax.quantity import Text, short
+from stackjax.runtime.constraints import Checked
 from stackjax.summary import describe
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class InspectConfig:
+class InspectConfig(Checked):
     """Tells where the model of a checkpoint comes from."""
 
-    run: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
+    run: Annotated[Text, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
     """A run, a directory of checkpoints, or one of them; of several the newest. Or a folder of
     transformers."""
     json: bool = False

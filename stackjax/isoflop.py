@@ -34,22 +34,24 @@ from stackjax.analysis.scaling import Parabola
 from stackjax.analysis.tables import LOSSES, Table
 from stackjax.analysis.timing import GUIDELINE, Refit
 from stackjax.errors import UserError, one_line_errors
-from stackjax.quantity import short
+from stackjax.quantity import Positive, short
+from stackjax.runtime.constraints import Checked
+from stackjax.runtime.ranges import Length
 
 SHARES = (0.5, 1.0)
 """Of what all runs of a size have spent: the budgets that it looks at if it is not told."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class IsoflopConfig:
+class IsoflopConfig(Checked):
     """Finds the best timing and the best factor of growth among runs, at equal FLOPs."""
 
-    runs: Annotated[tuple[Path, ...], tyro.conf.Positional]
+    runs: Annotated[tuple[Path, ...], tyro.conf.Positional, Length(at_most=10_000)]
     """Run directories: grown at several times or by several factors, and from scratch; of one
     or more sizes, and of one or more seeds."""
     loss: LossName = "held_out"
     """Held-out loss, or the training loss."""
-    budgets: tuple[float, ...] = ()
+    budgets: tuple[Positive, ...] = ()
     """FLOPs (6ND) to look at; by default half, and all, of what all runs of a size have
     spent. Before the end, the learning rate of a run has not yet come down."""
     output: Path = Path("runs/isoflop")

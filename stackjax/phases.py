@@ -164,7 +164,7 @@ def _build_phase(parts: _Parts, index: int, course: _Course, run_tokens: int) ->
         accumulate=stage.accumulate,
         num_steps=course.num_steps,
         learning_rate=_learning_rate(parts, course, run_tokens),
-        parameter_rates=_parameter_rates(parts.index, stage, parts.before, trained),
+        parameter_rates=_parameter_rates(stage, parts.before, trained),
         start=course.start,
         per_step=parts.per_step,
         waypoint=course.waypoint,
@@ -203,7 +203,7 @@ def _check_fit(parts: _Parts, growth: Learn, num_steps: int) -> None:
             f"{field}.optimizer_state is {stage.optimizer_state!r}; after a "
             f"learned growth the optimizer can only be 'reset'."
         )
-    if _parameter_rates(parts.index, stage, parts.before, parts.trained_layers) is not None:
+    if _parameter_rates(stage, parts.before, parts.trained_layers) is not None:
         raise UserError(
             f"{field} has rewarm, scale_by_fan_in or train_layers, which a "
             f"learned growth does not take: all of its parameters are new."
@@ -224,6 +224,18 @@ def _check_growth(phase: Phase) -> None:
                     f"stages.{phase.stage}.growth is {phase.growth}; a learned growth stands "
                     f"alone, and grows depth and width by itself."
                 )
+    rates, maps = phase.parameter_rates, {}
+    if rates is not None and phase.growth is not None:
+        maps = phase.growth.axis_maps(phase.source)
+        idle = {
+            "rewarm": rates.rewarm and not any(each.is_new.any() for each in maps.values()),
+            "scale_by_fan_in": rates.scale_by_fan_in and not maps.keys() - {"layers"},
+        }
+        for field in (field for field, is_idle in idle.items() if is_idle):
+            raise UserError(
+                f"stages.{phase.stage}.{field} is set, which has no effect while "
+                f"stages.{phase.stage}.growth is {phase.growth}; leave it out."
+            )
     tokens = phase.end.tokens - phase.start.tokens
     for mask in phase.reparameterisations:
         if isinstance(mask, Mask) and mask.open_tokens > tokens:
@@ -261,14 +273,9 @@ def _trained_layers(
 
 
 def _parameter_rates(
-    index: int, stage: Stage, source: ModelConfig, trained: tuple[bool, ...] | None
+    stage: Stage, source: ModelConfig, trained: tuple[bool, ...] | None
 ) -> ParameterRates | None:
     grows = stage.rewarm is not None or stage.scale_by_fan_in
-    if grows and stage.growth is None:
-        raise UserError(
-            f"stages.{index} has rewarm or scale_by_fan_in, which are about growth, but no "
-            f"growth."
-        )
     if not grows and trained is None:
         return None
     return ParameterRates(
@@ -317,20 +324,16 @@ def stage_lengths(config: Config) -> list[float]:
                 f"one of the two."
             )
     fraction = sum(stage.fraction or 0 for stage in config.stages)
-    if not 0 <= fraction < 1:
+    if fraction >= 1:
         raise UserError(
             f"the stages' fractions add up to {fraction}; they must leave room for a "
             f"stage whose length is in tokens, which settles that of the run."
         )
     run_tokens = sum(stage.tokens or 0 for stage in config.stages) / (1 - fraction)
-    lengths = [
+    return [
         run_tokens * (stage.fraction or 0) if stage.tokens is None else stage.tokens
         for stage in config.stages
     ]
-    for i, length in enumerate(lengths):
-        if length <= 0:
-            raise UserError(f"stages.{i} is {length} tokens long; it needs more than 0.")
-    return lengths
 
 
 def _learning_rate(parts: _Parts, course: _Course, run_tokens: int) -> LearningRate:

@@ -11,7 +11,7 @@ import math
 import shlex
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import tyro
 
@@ -31,6 +31,9 @@ from stackjax.flops import num_params
 from stackjax.growth import Stack
 from stackjax.model import ModelConfig
 from stackjax.phases import stage_models
+from stackjax.quantity import Positive, Size
+from stackjax.runtime.constraints import Checked
+from stackjax.runtime.ranges import Whole
 from stackjax.sharding import MESH_AXES, MeshConfig, mesh_shape
 
 
@@ -38,35 +41,35 @@ from stackjax.sharding import MESH_AXES, MeshConfig, mesh_shape
 class MeshSizes:
     """Sizes of mesh axes; those that are not given are the config's."""
 
-    replica: int | None = None
+    replica: Literal[-1] | Size | None = None
     """Copies of the parameters."""
-    fsdp: int | None = None
+    fsdp: Literal[-1] | Size | None = None
     """Shards of batch, parameters and optimizer state."""
-    tensor: int | None = None
+    tensor: Literal[-1] | Size | None = None
     """Shards of heads, mlp and vocabulary."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class PlanConfig:
+class PlanConfig(Checked):
     """Plans a run that grows: when, what each stage costs, and what it is likely to save."""
 
-    params: float | None = None
+    params: Positive | None = None
     """Parameters of the target (N); an architecture is chosen for them."""
     config: Path | None = None
     """A config instead, whose last model, data, optimizer, batch and mesh are kept."""
-    tokens: float | None = None
+    tokens: Positive | None = None
     """Budget as tokens of a run from scratch (D)."""
-    flops: float | None = None
+    flops: Positive | None = None
     """Budget as FLOPs of a run from scratch (C = 6 N D)."""
-    device_hours: float | None = None
+    device_hours: Positive | None = None
     """Budget as device-hours of a run from scratch; the speed must be known."""
-    factor: int = 4
+    factor: Annotated[int, Whole(at_least=2, at_most=1000)] = 4
     """Growth factor (g) of non-embedding parameters, and of layers."""
-    tokens_per_second: float | None = None
+    tokens_per_second: Positive | None = None
     """Speed of the target, over all devices."""
     benchmark: Path | None = None
     """Speed as `python -m scripts.benchmark` wrote it; of the small model too, if it is in."""
-    devices: int | None = None
+    devices: Size | None = None
     """Devices of the run; by default those of the mesh, or of the benchmark."""
     mesh: MeshSizes = MeshSizes()
     """Mesh of the run, for the memory on each device."""
@@ -84,13 +87,15 @@ def main() -> None:
         found = plan(options)
         if options.write is not None:
             command = f"{prog} {shlex.join(sys.argv[1:])}"
-            options.write.write_text(config_text(found, command, _comments(options)))
+            text = config_text(found, command, _comments(options))
+            with options.write.open("x", encoding="utf-8") as file:
+                file.write(text)
         if options.json:
             print(json.dumps(report(found), indent=1))
         else:
             print(show(found))
             if options.write is not None:
-                print(f"\npython -m stackjax.train --config {options.write}")
+                print(f"\npython -m stackjax.train --config {shlex.quote(str(options.write))}")
 
 
 def report(found: Plan) -> dict[str, Any]:
@@ -167,16 +172,10 @@ def _check_options(options: PlanConfig) -> None:
             f"two."
         )
     numbers = {
-        "--params": options.params,
         "--tokens": options.tokens,
         "--flops": options.flops,
         "--device-hours": options.device_hours,
-        "--tokens-per-second": options.tokens_per_second,
-        "--devices": options.devices,
     }
-    for name, value in numbers.items():
-        if value is not None and not 0 < value < math.inf:
-            raise UserError(f"{name} is {value}; it must be more than 0, and finite.")
     budgets = ("--tokens", "--flops", "--device-hours")
     given = [f"{name} is {numbers[name]}" for name in budgets if numbers[name] is not None]
     if len(given) != 1:

@@ -96,6 +96,7 @@ def _check_phase(
     shape = mesh_shape(phase.mesh, num_devices)
     mesh = AbstractMesh(shape, MESH_AXES, axis_types=(AxisType.Explicit,) * 3)
     with jax.sharding.use_abstract_mesh(mesh):
+        _check_steps(phase)
         _check_batch(config, phase)
         _check_until(config, phase)
         _check_divides(phase)
@@ -111,6 +112,15 @@ def _check_phase(
     return Estimate(
         phase=phase, state=state, state_bytes=state_bytes, gradient_bytes=gradient_bytes
     )
+
+
+def _check_steps(phase: Phase) -> None:
+    if phase.num_steps >= 2**31:
+        raise UserError(
+            f"stages.{phase.stage} has {phase.num_steps:.3g} steps of "
+            f"{phase.per_step.tokens} tokens, and a step is counted in 32 bits; give it fewer "
+            f"tokens, or a larger batch_size."
+        )
 
 
 def _check_batch(config: Config, phase: Phase) -> None:

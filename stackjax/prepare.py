@@ -32,6 +32,9 @@ from stackjax.data.sources import Manifest, Split, SplitName, TokenizerInfo
 from stackjax.data.staging import refuse_existing, staging_directory, upload
 from stackjax.data.tokenizer import Tokenizer, load_tokenizer
 from stackjax.errors import UserError
+from stackjax.quantity import Text
+from stackjax.runtime.constraints import Checked
+from stackjax.runtime.ranges import Real, Whole
 from stackjax.storage import check_bucket, is_remote
 
 PART_BYTES = 2**24
@@ -39,7 +42,7 @@ MAX_PARTS = 256
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class PrepareConfig:
+class PrepareConfig(Checked):
     """Turns text into token shards for training."""
 
     paths: Annotated[
@@ -49,16 +52,16 @@ class PrepareConfig:
     ]
     """What to read, and last the directory to write. An input is a file or a glob (.jsonl,
     .jsonl.gz, .jsonl.zst, .parquet, or text, one document a file) or tfds:NAME."""
-    tokenizer: str
+    tokenizer: Text
     """`bytes`, a Hugging Face tokenizer.json, or a SentencePiece .model."""
-    text_field: str = "text"
+    text_field: Text = "text"
     """Field, column or feature that holds the text."""
-    validation_fraction: float = 0.005
+    validation_fraction: Annotated[float, Real(at_least=0, less_than=1)] = 0.005
     """Fraction of the documents that are held out, chosen by a hash of their text, unless
     a TFDS dataset has a validation split of its own."""
-    num_processes: int | None = None
+    num_processes: Annotated[int, Whole(at_least=1, at_most=1000)] | None = None
     """Processes that share the work; by default one for each core."""
-    end_token: str | None = None
+    end_token: Text | None = None
     """Token that ends a document; by default the usual one that the tokenizer has."""
 
     @property
@@ -72,18 +75,12 @@ class PrepareConfig:
         return self.paths[-1]
 
     def __post_init__(self):
+        super().__post_init__()
         if len(self.paths) < 2:
             raise UserError(
                 f"the paths {self.paths} are too few; give at least one INPUT, and last "
                 f"the OUTPUT."
             )
-        if not 0 <= self.validation_fraction < 1:
-            raise UserError(
-                f"validation_fraction is {self.validation_fraction}; it must be at least "
-                f"0 and less than 1."
-            )
-        if self.num_processes is not None and self.num_processes < 1:
-            raise UserError(f"num_processes is {self.num_processes}; it must be at least 1.")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

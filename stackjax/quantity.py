@@ -1,31 +1,26 @@
-"""Numbers as people write and read them."""
+"""Numbers as people write and read them, and ranges for many fields."""
 
 import math
 from typing import Annotated
 
-import tyro
+from stackjax.runtime.ranges import Length, Real, Whole
 
-from stackjax.errors import UserError
-
-
-def _parse_count(text: list[str]) -> int:
-    value = float(text[0].replace("_", ""))
-    if not value.is_integer():
-        raise UserError(f"{text[0]} is not a whole number")
-    return int(value)
-
-
-Count = Annotated[
-    int,
-    tyro.constructors.PrimitiveConstructorSpec(
-        nargs=1,
-        metavar="INT",
-        instance_from_str=_parse_count,
-        is_instance=lambda value: isinstance(value, int),
-        str_from_instance=lambda value: [str(value)],
-    ),
-]
-"""A whole number that a command line may write as 2e6."""
+Count = Annotated[int, Whole(at_least=0, at_most=10**18)]
+"""A count, possibly 0; on a command line also as 2e6."""
+Tokens = Annotated[int, Whole(at_least=1, at_most=10**18)]
+"""The length of a run or an interval, in tokens."""
+Size = Annotated[int, Whole(at_least=1, at_most=2**20)]
+"""A count of things in memory at the same time."""
+Seed = Annotated[int, Whole(at_least=0, at_most=2**32 - 1)]
+"""A seed for a JAX key; JAX reads 32 bits."""
+Positive = Annotated[float, Real(more_than=0)]
+NonNegative = Annotated[float, Real(at_least=0)]
+Share = Annotated[float, Real(at_least=0, at_most=1)]
+"""A part of a whole."""
+Decay = Annotated[float, Real(at_least=0, less_than=1)]
+"""The part of a moving average kept at each step."""
+Text = Annotated[str, Length(at_most=4096)]
+"""A name or a path, not empty."""
 
 
 def short(number: float) -> str:

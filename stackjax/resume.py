@@ -20,10 +20,11 @@ from stackjax.marker import (
 from stackjax.phase import Change, Phase, Waypoint
 from stackjax.phases import expand
 from stackjax.quantity import Count
+from stackjax.runtime.constraints import Checked
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ResumeConfig:
+class ResumeConfig(Checked):
     """How a run goes on after a bad loss or a damaged checkpoint."""
 
     resume_from: str = ""
@@ -32,10 +33,6 @@ class ResumeConfig:
     command run again does not go back twice."""
     skip_examples: Count = 0
     """Examples of the data to leave out from there on."""
-
-    def __post_init__(self):
-        if self.skip_examples < 0:
-            raise UserError(f"skip_examples is {self.skip_examples}; it must be at least 0.")
 
 
 NEWEST = ResumeConfig()

@@ -4,33 +4,26 @@ Shapes: B batch, V vocabulary, K candidates.
 """
 
 import dataclasses
+from typing import Annotated
 
 import jax
 import jax.numpy as jnp
 
-from stackjax.errors import UserError
+from stackjax.quantity import NonNegative, Size
+from stackjax.runtime.constraints import Checked, OnlyWith
+from stackjax.runtime.ranges import Real
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Sampling:
+class Sampling(Checked):
     """Which tokens may come next, and how likely; the fields apply in their order."""
 
-    temperature: float = 1.0
+    temperature: NonNegative = 1.0
     """What logits are divided by; 0 always takes the most likely token."""
-    top_k: int | None = None
+    top_k: Annotated[Size | None, OnlyWith("temperature")] = None
     """Draw from this many of the most likely tokens; by default from all."""
-    top_p: float = 1.0
+    top_p: Annotated[float, Real(more_than=0, at_most=1), OnlyWith("temperature")] = 1.0
     """Draw from the fewest of the most likely tokens that have this much of the probability."""
-
-    def __post_init__(self):
-        if not 0 <= self.temperature < float("inf"):
-            raise UserError(
-                f"temperature is {self.temperature}; it must be a number of at least 0."
-            )
-        if self.top_k is not None and self.top_k < 1:
-            raise UserError(f"top_k is {self.top_k}; it must be at least 1.")
-        if not 0 < self.top_p <= 1:
-            raise UserError(f"top_p is {self.top_p}; it must be more than 0 and at most 1.")
 
 
 def sample(logits_BV: jax.Array, sampling: Sampling, key: jax.Array) -> jax.Array:

@@ -35,21 +35,23 @@ from stackjax.analysis.speedup import Speedup
 from stackjax.analysis.tables import LOSSES, Table, show_speedup
 from stackjax.errors import UserError, one_line_errors
 from stackjax.flops import num_params
-from stackjax.quantity import short
+from stackjax.quantity import Positive, short
+from stackjax.runtime.constraints import Checked
+from stackjax.runtime.ranges import Length
 
 BEYOND = (1, 10, 100, 1000)
 """Multiples of the largest run that laws are drawn out to."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ScaleConfig:
+class ScaleConfig(Checked):
     """Fits laws to the ends of grown runs and of runs from scratch, and draws them out."""
 
-    runs: Annotated[tuple[Path, ...], tyro.conf.Positional]
+    runs: Annotated[tuple[Path, ...], tyro.conf.Positional, Length(at_most=10_000)]
     """Run directories, all finished: their last loss counts."""
     loss: LossName = "held_out"
     """Held-out loss, or the training loss."""
-    flops: tuple[float, ...] = ()
+    flops: tuple[Positive, ...] = ()
     """FLOPs (6ND) to foretell the speed-up at; by default 1 to 1000 times those of the largest
     run."""
     output: Path = Path("runs/scale")

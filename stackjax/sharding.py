@@ -3,7 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import jax
 from jax.experimental import mesh_utils
@@ -12,6 +12,7 @@ from jax.sharding import PartitionSpec as P
 
 from stackjax.axes import Axes
 from stackjax.errors import UserError
+from stackjax.quantity import Size
 
 MESH_AXES = ("replica", "fsdp", "tensor")
 
@@ -30,11 +31,11 @@ RULES: dict[str, str | tuple[str, ...]] = {
 class MeshConfig:
     """Sizes of the mesh axes; at most one may be -1 and takes the devices that are left."""
 
-    replica: int = 1
+    replica: Literal[-1] | Size = 1
     """Copies of the parameters (data parallel)."""
-    fsdp: int = -1
+    fsdp: Literal[-1] | Size = -1
     """Shards of batch, parameters and optimizer state (ZeRO-3)."""
-    tensor: int = 1
+    tensor: Literal[-1] | Size = 1
     """Shards of heads, mlp and vocabulary (tensor parallel)."""
 
 

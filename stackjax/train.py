@@ -28,7 +28,7 @@ from stackjax.compilation import (
 from stackjax.config import Config
 from stackjax.config_file import flatten, load_command, same_everywhere
 from stackjax.cpu import keep_memory, release_memory
-from stackjax.errors import UserError, one_line_errors
+from stackjax.errors import UserError, memory_used_by, one_line_errors
 from stackjax.flops import num_params, peak_flops
 from stackjax.held_out import check_promise, held_out_layers, held_out_loss, open_data
 from stackjax.marker import after_entering
@@ -171,6 +171,7 @@ def run_phase(
         Checkpoints(
             run.workdir, phase, config.checkpoints, changes=run.marker.changes
         ) as checkpoints,
+        memory_used_by(lambda: f"stage {phase.stage}, step {step}"),
     ):
         run.progress.note(
             f"stage {phase.stage}, {phase.name}: {describe(phase.model)}, "
@@ -219,7 +220,10 @@ def enter(run: Run, source: Phase, target: Phase, state: TrainState) -> TrainSta
     if target.optimizer_state == "reset":
         jax.tree.map(lambda moment: moment.delete(), state.opt_state)
         state = dataclasses.replace(state, opt_state=None)
-    with jax.set_mesh(target_mesh):
+    with (
+        jax.set_mesh(target_mesh),
+        memory_used_by(lambda: f"the growth into stage {target.stage}"),
+    ):
         on_target = move(state, target_mesh)
         enter_fn = functools.partial(enter_phase, source, target, tx)
         with warnings.catch_warnings():

@@ -2,11 +2,12 @@
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Annotated
 
 import numpy as np
 
-from stackjax.errors import UserError
-from stackjax.quantity import Count
+from stackjax.quantity import Positive, Tokens
+from stackjax.runtime.constraints import OnlyWith
 
 Evaluation = tuple[int, float]
 """Tokens since the phase began, and the held-out loss there."""
@@ -16,27 +17,17 @@ Evaluation = tuple[int, float]
 class Until:
     """What ends a stage before its length is up: whichever comes first."""
 
-    tokens: Count | None = None
+    tokens: Tokens | None = None
     """Tokens of the run, over all its stages."""
-    flops_6nd: float | None = None
+    flops_6nd: Positive | None = None
     """FLOPs of the run by 6ND, over all its stages."""
-    loss: float | None = None
+    loss: Positive | None = None
     """Held-out loss, or less, at an evaluation."""
-    slope: float | None = None
+    slope: Annotated[Positive | None, OnlyWith("slope_tokens")] = None
     """Held-out loss that falls by less than so many nats while the phase's tokens grow e-fold,
     by least squares over their logarithm, over the last `slope_tokens`."""
-    slope_tokens: Count | None = None
+    slope_tokens: Annotated[Tokens | None, OnlyWith("slope")] = None
     """Tokens whose evaluations tell the slope: three of them, or more."""
-
-    def __post_init__(self):
-        for field, value in dataclasses.asdict(self).items():
-            if value is not None and value <= 0:
-                raise UserError(f"until.{field} is {value}; it must be more than 0.")
-        if (self.slope is None) != (self.slope_tokens is None):
-            raise UserError(
-                f"until.slope is {self.slope} and until.slope_tokens is {self.slope_tokens}; "
-                f"set both, or neither."
-            )
 
 
 def spent(until: Until, tokens: int, flops_6nd: int) -> str | None:

@@ -257,7 +257,7 @@ def test_the_loader_reads_what_the_config_names_where_it_is_there(tmp_path):
     [
         ({"sections": ("stp",)}, "--sections has 'stp', which is none of loader, growth"),
         ({"phases": (2,)}, "--phases has 2; those of the run are 0 to 1"),
-        ({"steps": 0}, "--steps is 0; it must be at least 1"),
+        ({"steps": 0}, "steps is 0; it must be at least 1"),
         ({"out": Path("no/such/x.json")}, "--out is no/such/x.json, whose directory"),
     ],
 )

@@ -95,8 +95,25 @@ def test_an_overridden_factor_leaves_the_target_alone(load):
         (("--stages.1.tokens", "0.5"), "not a whole number"),
         (("--model.num-layer", "12"), "--model.num-layers"),
         (("--model.num-layers", "many"), "many"),
+        (("--stages.1.tokens", "nan"), "'nan' is not a whole number"),
+        (("--stages.9.tokens", "5"), "Unrecognized options: --stages.9.tokens"),
+        (("--stages." + "9" * 5000 + ".growth", "stack(2)"), "Unrecognized options"),
+        (("--seed", "1e400"), "'1e400' is not a whole number"),
+        (("--mesh.fsdp", ""), "'' is not a whole number"),
+        (("--mesh.fsdp", "0"), "mesh.fsdp is 0; it must be -1, or at least 1"),
+        (
+            ("--optimizer.b1", "2"),
+            "optimizer.b1 is 2.0; it must be at least 0 and less than 1.",
+        ),
+        (("--workdir", ""), "workdir is ''; it must be from 1 to 4096 long"),
+        (("--stages.1.batch-size", "-1"), "stages.1.batch_size is -1; it must be at least 1"),
+        (
+            ("--optimizer.schedule.decay-tokens", "5"),
+            "optimizer.schedule.decay_tokens is 5, which has no effect while "
+            "optimizer.schedule.shape is 'cosine'",
+        ),
         (("--model.num-layers", "0"), "model.num_layers is 0; it must be at least 1"),
-        (("--stages.1.growth.factor", "0"), "Stack needs a factor of at least 1, got 0"),
+        (("--stages.1.growth.factor", "0"), "stack.factor is 0; it must be at least 1"),
         (("--stages.7.tokens", "5"), "--stages.7.tokens"),
     ],
 )
@@ -120,7 +137,16 @@ def test_help_lists_every_field_with_its_documentation(load, capsys):
         if field.split(".")[-1] not in unset:
             assert re.search(rf"--{field.replace('_', '-')}[ ,]", shown), field
     words = " ".join(re.sub(r"[│╭╮╰╯─]", " ", shown).split())
-    for documentation in ("Transformer blocks.", "Tokens between two checkpoints."):
+    for documentation in (
+        "Transformer blocks.",
+        "Tokens between two checkpoints.",
+        "--seed INT >= 0",
+        "--optimizer.b1 FLOAT >= 0, < 1",
+        "--optimizer.epsilon FLOAT > 0",
+        "--stages.0.batch-size INT >= 1",
+        "--stages.0.tokens {None}|{INT >= 1}",
+        "--mesh.fsdp {-1}|{INT >= 1}",
+    ):
         assert documentation in words
 
 
@@ -143,6 +169,10 @@ BROKEN_FILES = {
         r"experiment.py, line 4: TypeError: .*unexpected keyword argument 'modle'"
     ),
     "import nowhere": r"experiment.py, line 1: ModuleNotFoundError: No module named 'nowhere'",
+    "import sys\nsys.exit(0)": r"experiment.py, line 2: SystemExit: 0",
+    "def get_config():\n    return get_config()": r"experiment.py, line 2: RecursionError: ",
+    "def get_config(size):\n    return size": r"TypeError: .* required positional argument: 's",
+    "class Odd(Exception):\n    __str__ = None\n\nraise Odd": r"experiment.py, line 4: Odd: <",
     "def get_config(:": r"experiment.py: SyntaxError: .*experiment.py, line 1",
 }
 

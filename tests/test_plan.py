@@ -428,10 +428,13 @@ ERRORS = {
         {"flops": 1e20},
         "--tokens is 100000000000.0 and --flops is 1e+20; give exactly one of",
     ),
-    "negative": ({"tokens": -1.0}, "--tokens is -1.0; it must be more than 0, and finite."),
-    "infinite": ({"params": math.inf}, "--params is inf; it must be more than 0, and finite."),
-    "not a number": ({"tokens": math.nan}, "--tokens is nan; it must be more than 0"),
-    "no devices": ({"devices": 0}, "--devices is 0; it must be more than 0"),
+    "negative": ({"tokens": -1.0}, "tokens is -1.0; it must be more than 0, or None."),
+    "infinite": (
+        {"params": math.inf},
+        "params is inf; it must be a number that float32 can hold, more than 0",
+    ),
+    "not a number": ({"tokens": math.nan}, "tokens is nan; it must be a number that"),
+    "no devices": ({"devices": 0}, "devices is 0; it must be at least 1"),
     "small": (
         {"params": 1e6},
         "--params is 1e+06, for which embedding, head and attention of 24 layers are too "
@@ -442,7 +445,7 @@ ERRORS = {
         "--factor is 5; it must be more than 1 and divide the 24 layers of the target, so "
         "take one of [2, 3, 4, 6, 8, 12, 24].",
     ),
-    "no growth": ({"factor": 1}, "--factor is 1; it must be more than 1"),
+    "no growth": ({"factor": 1}, "factor is 1; it must be at least 2"),
     "hours without a speed": (
         {"tokens": None, "device_hours": 100.0},
         "--device-hours is 100.0, and nothing says how fast the target trains; give "
@@ -526,3 +529,41 @@ def test_a_mistake_is_one_line_and_nothing_is_written(monkeypatch, tmp_path, cap
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("error: a run of 1.5e+13 FLOPs (6ND) has spent 4.13e+12 ")
     assert not path.exists()
+
+
+HOSTILE = [
+    "a\nraise SystemExit(1)\n#",
+    "a\rraise SystemExit(1)",
+    "quotes'\"",
+    'three"""quotes',
+    "back\\slash\\n{braces}%s",
+    "Zürich 東京 😀\u2028\x85\x0c",
+]
+
+
+@pytest.mark.parametrize("name", HOSTILE, ids=ascii)
+def test_names_that_reach_a_written_config_are_only_text(monkeypatch, tmp_path, capsys, name):
+    path, source = tmp_path / f"{name}.py", tmp_path / "source.py"
+    text = f"""
+import dataclasses
+from gstack_410m import get_config as base
+
+def get_config():
+    config = base()
+    data = dataclasses.replace(config.data, path={name!r}, cache_dir={name!r})
+    logging = dataclasses.replace(config.logging, wandb_project={name!r})
+    return dataclasses.replace(config, data=data, logging=logging)
+"""
+    source.write_text(text, encoding="utf-8")
+    monkeypatch.syspath_prepend("configs")
+    run_main(monkeypatch, "--config", source, "--flops", "2e20", "--write", path)
+    config = read_config(path)
+    assert config.workdir == f"runs/{name}"
+    assert (config.data.path, config.data.cache_dir, config.logging.wandb_project) == (
+        name,
+    ) * 3
+    # It is never overwritten.
+    before = path.read_bytes()
+    with pytest.raises(SystemExit):
+        run_main(monkeypatch, "--config", source, "--flops", "2e20", "--write", path)
+    assert path.read_bytes() == before

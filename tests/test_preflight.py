@@ -100,13 +100,13 @@ ERRORS = {
     ),
     "no checkpoint kept": (
         checkpoints(keep_last=0),
-        "checkpoints.keep_last is 0; it must be more than 0.",
+        "checkpoints.keep_last is 0; it must be at least 1.",
     ),
     "no microbatch": (
         stage(accumulate=0),
-        "stages.0.accumulate is 0; it must be more than 0.",
+        "stages.0.accumulate is 0; it must be at least 1.",
     ),
-    "no batch": (stage(batch_size=0), "stages.0.batch_size is 0; it must be more than 0."),
+    "no batch": (stage(batch_size=0), "stages.0.batch_size is 0; it must be at least 1."),
     "second moment that bfloat16 cannot follow": (
         optimizer(b2=0.99),
         "optimizer.b2 is 0.99, and optimizer.moments_dtype is 'bfloat16', whose 8 bits lose "
@@ -119,11 +119,11 @@ ERRORS = {
     ),
     "never evaluated": (
         evaluation(every_tokens=0),
-        "evaluation.every_tokens is 0; it must be more than 0.",
+        "evaluation.every_tokens is 0; it must be at least 1.",
     ),
     "never logged": (
         {"logging": LoggingConfig(every_tokens=0)},
-        "logging.every_tokens is 0; it must be more than 0.",
+        "logging.every_tokens is 0; it must be at least 1.",
     ),
 }
 

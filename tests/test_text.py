@@ -31,7 +31,7 @@ from stackjax.growth.text import OPERATORS, replace_field
 
 HALF_MORE = Fraction(3, 2)
 
-WHOLE = st.integers(1, 2**70)
+WHOLE = st.integers(1, 1000)
 RATIOS = st.integers(1, 9) | st.fractions(1, 5, max_denominator=9)
 PATTERNS = st.lists(
     st.tuples(st.lists(st.integers(1, 40), min_size=1, max_size=4), st.integers(1, 3)),
@@ -44,7 +44,7 @@ WIDTHS = {
     "heads": WHOLE,
     "kv_heads": st.none() | WHOLE,
 }
-POSITIVE = st.floats(0, exclude_min=True, allow_infinity=False)
+POSITIVE = st.floats(1e-37, 1e37)
 OPEN = [
     st.builds(Stack, WHOLE),
     st.builds(Interleave, WHOLE),
@@ -193,7 +193,7 @@ WRONG = {
     "stack(2)+nose(1)": f"there is no operator 'nose'; there are {ALL}",
     "stack(2, 3)": "stack takes factor, no more",
     "depth_zero(2, stack, fresh, 1)": "depth_zero takes factor, order, rest, no more",
-    "stack(2, factor=3)": "stack is given factor twice",
+    "stack(2, factor=3)": "stack is given 'factor' twice",
     "stack(g=2)": "stack has no field 'g'; it has factor",
     "stack(=2)": "stack has no field ''; it has factor",
     "width_split(width=2)": "has no field 'width'; it has embed, mlp, heads, kv_heads, split",
@@ -232,15 +232,15 @@ WRONG = {
     "layer_map(0)": "patterns count from 1",
     "layer_map(1..9999999999)": "more layers than 10000",
     "layer_map(12*9999999999999999999)": "more layers than 10000",
-    "layer_map([-1])": "must name at least one layer, counted from 0",
-    "stack(0)": "Stack needs a factor of at least 1, got 0",
-    "depth_upscale(0)": "drops at least 1 layer, got 0",
-    "insert_block(0)": "needs a size of at least 1, got 0",
-    "depth_random(2, 0)": "has mask_tokens 0; the mask opens over at least 1 token",
-    "width_split(embed=1/2)": "WidthSplit grows embed 1/2 times; this must be at least 1",
-    "width_split(noise=-1)": r"WidthSplit has noise -1\.0; it must be at least 0",
-    "learn(fit_steps=0)": "fit_steps 0 and learning_rate 0.001; both must be more than 0",
-    "noise(2)": r"Noise has alpha 2\.0; it must be from 0 to 1",
+    "layer_map([-1])": "layer_map.layers.0 is -1; it must be at least 0",
+    "stack(0)": "stack.factor is 0; it must be at least 1",
+    "depth_upscale(0)": "depth_upscale.drop is 0; it must be at least 1",
+    "insert_block(0)": "insert_block.size is 0; it must be at least 1",
+    "depth_random(2, 0)": "depth_random.mask_tokens is 0; it must be at least 1",
+    "width_split(embed=1/2)": "width_split.embed is 1/2; it must be at least 1",
+    "width_split(noise=-1)": r"width_split.noise is -1\.0; it must be at least 0",
+    "learn(fit_steps=0)": "learn.fit_steps is 0; it must be at least 1",
+    "noise(2)": r"noise.alpha is 2\.0; it must be at least 0 and at most 1",
     "depth_random(2, 8)+stack(2)": r"stack\(2\) follows depth_random.*masks comes last",
 }
 

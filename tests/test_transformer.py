@@ -300,7 +300,7 @@ BAD_FIELDS = {
     "num_layers": (0, "must be at least 1"),
     "vocab_size": (-5, "must be at least 1"),
     "vocab_multiple": (0, "must be at least 1"),
-    "scan_unroll": (-1, "scan_unroll is -1; it is a number of layers, or 0"),
+    "scan_unroll": (-1, "scan_unroll is -1; it must be at least 0"),
     "num_kv_heads": (3, "num_heads is 4, which model.num_kv_heads 3 does not divide"),
     "head_dim": (5, "model.head_dim is 5; .* must be even"),
     "loss_chunk": (0, "must be at least 1"),

@@ -59,16 +59,16 @@ def test_a_plateau_is_the_slope_over_the_logarithm_of_the_last_tokens():
 
 
 REFUSED = [
-    ({"tokens": 0}, "until.tokens is 0; it must be more than 0"),
-    ({"loss": -1.0}, "until.loss is -1.0; it must be more than 0"),
-    ({"slope": 0.1}, "until.slope is 0.1 and until.slope_tokens is None; set both, or neither"),
+    ({"tokens": 0}, "stages.0.until.tokens is 0; it must be at least 1"),
+    ({"loss": -1.0}, "stages.0.until.loss is -1.0; it must be more than 0"),
+    ({"slope": 0.1}, "stages.0.until.slope is 0.1, which has no effect while"),
 ]
 
 
 @pytest.mark.parametrize(("fields", "message"), REFUSED)
 def test_triggers_that_mean_nothing_are_refused(fields, message):
     with pytest.raises(ValueError, match=message):
-        Until(**fields)
+        with_until(tiny_run(), 0, **fields)
 
 
 def with_until(config, stage, **fields):

@@ -27,26 +27,28 @@ from scripts.page import replace_table
 from scripts.peers.environment import ENVIRONMENTS, Environment
 from scripts.peers.report import PACKAGES, Measured, contents, origin, table
 from stackjax.errors import one_line_errors
+from stackjax.quantity import Size, Text
+from stackjax.runtime.constraints import Checked
 
 PeerName = Literal["stackjax", "plain", "maxtext", "litgpt", "transformers"]
 ROOT = Path(__file__).parents[2]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class PeersConfig:
+class PeersConfig(Checked):
     """Times the train step of stackjax beside those of its peers, on a CPU."""
 
     shape: Literal["tiny", "small"]
     """Size of model and batch."""
     peers: tuple[PeerName, ...] = get_args(PeerName)
     """Which to run."""
-    python: tuple[str, ...] = ()
+    python: tuple[Text, ...] = ()
     """PEER=PATH for each peer whose Python is not this one."""
     environment: Environment = "none"
     """Variables set for all processes, from scripts/peers/environment.py."""
-    rounds: int = 20
+    rounds: Size = 20
     """Turns of each peer."""
-    steps: int = 3
+    steps: Size = 3
     """Steps that are timed in each turn; one more goes before them."""
     output: Annotated[Path | None, tyro.conf.arg(metavar="FILE.json")] = None
     """File for all that was measured."""

@@ -217,11 +217,12 @@ def config_text(plan: Plan, command: str, comments: Mapping[str, str]) -> str:
         f"{_timing(plan)}.",
         *plan.warnings,
     ]
-    docstring = "\n\n".join(textwrap.fill(each, _WIDTH - 3) for each in says)
+    paragraphs = "\n\n".join(textwrap.fill(each, _WIDTH - 3) for each in says)
+    docstring = paragraphs.replace("\\", r"\\").replace('"', r"\"")
     lines = [
         f'"""{docstring}\n"""',
         "",
-        f"# Written by: {command}",
+        f"# Written by: {_printable(command)}",
         "",
         *_imports(plan.config),
         "",
@@ -231,6 +232,11 @@ def config_text(plan: Plan, command: str, comments: Mapping[str, str]) -> str:
         f"    return {_source(plan.config, '', comments, _INDENT)}",
     ]
     return "\n".join(lines) + "\n"
+
+
+def _printable(text: str) -> str:
+    """Returns a text on one line, with escapes for what would break it."""
+    return "".join(each if each.isprintable() else repr(each)[1:-1] for each in text)
 
 
 def _imports(config: Config) -> list[str]:
@@ -271,7 +277,7 @@ def _stated(value: Any) -> dict[str, Any]:
 def _source(value: Any, path: str, comments: Mapping[str, str], indent: int) -> str:
     """Returns the source of a value that starts on a line indented by so many blanks."""
     if isinstance(value, str):
-        return json.dumps(value)
+        return json.dumps(value, ensure_ascii=False)  # the escapes of Python, in its quotes
     if isinstance(value, int) and not isinstance(value, bool):
         return f"{value:_}" if abs(value) >= 10_000 else str(value)
     if isinstance(value, tuple):

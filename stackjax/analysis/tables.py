@@ -30,7 +30,8 @@ class Table:
 
     def markdown(self) -> str:
         """Returns the table in Markdown."""
-        lines = [self.head, ["---"] * len(self.head), *self.rows]
+        cells = [[cell.replace("|", r"\|") for cell in row] for row in (self.head, *self.rows)]
+        lines = [cells[0], ["---"] * len(self.head), *cells[1:]]
         table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
         return f"### {self.title}\n\n{self.note}\n\n{table}\n"
 

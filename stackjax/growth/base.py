@@ -14,6 +14,7 @@ import numpy as np
 from stackjax.axes import Axes
 from stackjax.growth.axis_map import AxisMap, is_new
 from stackjax.model.config import SIZES, ModelConfig
+from stackjax.runtime.constraints import check_fields
 
 Promise = Literal["no", "exact_at_start", "exact"]
 """Whether the grown model computes the source's function: not, until it trains, always."""
@@ -48,6 +49,9 @@ class Growth(abc.ABC):
     same for source and target. Every parameter grows by itself, so any part of a tree can
     be grown alone.
     """
+
+    def __post_init__(self):
+        check_fields(self, _snake_case(type(self).__name__))
 
     def __str__(self) -> str:
         """The textual form, which `parse_growth` reads: `stack(4)`."""

@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import itertools
 from collections.abc import Callable
-from typing import Any
+from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
@@ -14,13 +14,16 @@ from stackjax.errors import UserError
 from stackjax.growth.axis_map import AxisMap
 from stackjax.growth.base import FreshLayer, Growth, Order, Promise, Reparameterisation
 from stackjax.model.config import ModelConfig
+from stackjax.runtime.ranges import Length
+
+MAX_LINKS = 64
 
 
 @dataclasses.dataclass(frozen=True)
 class Chain(Growth):
     """Applies growths from first to last; build it with `chain`."""
 
-    growths: tuple[Growth, ...]
+    growths: Annotated[tuple[Growth, ...], Length(at_most=MAX_LINKS)]
 
     def __str__(self) -> str:
         return " + ".join(map(str, self.growths))
@@ -139,12 +142,9 @@ def chain(*growths: Growth) -> Growth:
         for growth in growths
         for link in (growth.growths if isinstance(growth, Chain) else (growth,))
     )
-    if not links:
-        raise UserError("chain needs at least one growth.")
     for link, following in itertools.pairwise(links):
         if link.promise == "exact_at_start" and following.promise != "exact_at_start":
             raise UserError(
                 f"{following} follows {link} in a chain; growth behind masks comes last."
             )
-    first, *rest = links
-    return Chain(links) if rest else first
+    return links[0] if len(links) == 1 else Chain(links)

@@ -4,7 +4,7 @@ import abc
 import dataclasses
 import re
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +15,12 @@ from stackjax.errors import UserError
 from stackjax.growth.axis_map import AxisMap, gather_tree
 from stackjax.growth.base import FreshLayer, Growth, Order, Promise, fill
 from stackjax.growth.pattern import parse_pattern
-from stackjax.model.config import ModelConfig
+from stackjax.model.config import MAX_LAYERS, ModelConfig
+from stackjax.quantity import Size
+from stackjax.runtime.ranges import Length, Whole
+
+Factor = Annotated[int, Whole(at_least=1, at_most=1000)]
+"""How many times as deep, or wide, something becomes."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,13 +83,11 @@ class Stack(LayerGather):
     The G_stack of arXiv:2405.15319 (there also G_direct, depthwise).
     """
 
-    factor: int = 4
+    factor: Factor = 4
     """How many times as deep the target is (the growth factor g)."""
 
-    def __post_init__(self):
-        check_factor("Stack", self.factor)
-
     def sources(self, depth: int) -> tuple[int, ...]:
+        check_depth(self, depth * self.factor)
         return tuple(range(depth)) * self.factor
 
     def source_depth(self, depth: int) -> int:
@@ -98,13 +101,11 @@ class Interleave(LayerGather):
     The interpolation of arXiv:2405.15319.
     """
 
-    factor: int = 2
+    factor: Factor = 2
     """How many times as deep the target is (the growth factor g)."""
 
-    def __post_init__(self):
-        check_factor("Interleave", self.factor)
-
     def sources(self, depth: int) -> tuple[int, ...]:
+        check_depth(self, depth * self.factor)
         return tuple(layer for layer in range(depth) for _ in range(self.factor))
 
     def source_depth(self, depth: int) -> int:
@@ -120,14 +121,14 @@ class LayerMap(LayerGather):
     given, the source has as many layers as the map names.
     """
 
-    layers: tuple[int, ...] | str
+    layers: Annotated[
+        tuple[Annotated[int, Whole(at_least=0, at_most=MAX_LAYERS)], ...] | str,
+        Length(at_most=MAX_LAYERS),
+    ]
     """The source layer of every target layer: a tuple from 0, or a pattern from 1."""
 
     def __post_init__(self):
-        if not isinstance(self.layers, str) and (not self.layers or min(self.layers) < 0):
-            raise UserError(
-                f"LayerMap {self.layers} must name at least one layer, counted from 0."
-            )
+        super().__post_init__()
         if isinstance(self.layers, str):
             # Blanks between digits stay, for the pattern to refuse.
             pattern = re.sub(r"(?<!\d)\s+|\s+(?!\d)", "", self.layers)
@@ -170,12 +171,8 @@ class DepthUpscale(LayerGather):
     The depth up-scaling of SOLAR (arXiv:2312.15166), with `drop` its m.
     """
 
-    drop: int
+    drop: Size
     """Layers that each of the two copies loses."""
-
-    def __post_init__(self):
-        if self.drop < 1:
-            raise UserError(f"DepthUpscale drops at least 1 layer, got {self.drop}.")
 
     def sources(self, depth: int) -> tuple[int, ...]:
         if 2 * self.drop > depth:
@@ -197,14 +194,10 @@ class InsertBlock(LayerGather):
     from 1; the last one is that of gradual stacking.
     """
 
-    size: int
+    size: Size
     """Layers of the block; divides the number of layers."""
     at: Literal["middle", "last"] = "middle"
     """Which block is repeated."""
-
-    def __post_init__(self):
-        if self.size < 1:
-            raise UserError(f"InsertBlock needs a size of at least 1, got {self.size}.")
 
     def sources(self, depth: int) -> tuple[int, ...]:
         blocks = divide_depth("InsertBlock", depth, self.size, field="size")
@@ -248,10 +241,13 @@ def sources_in_order(
     return growth.sources(depth)
 
 
-def check_factor(name: str, factor: int) -> None:
-    """Raises UserError for a growth factor that there cannot be."""
-    if factor < 1:
-        raise UserError(f"{name} needs a factor of at least 1, got {factor}.")
+def check_depth(growth: Growth, depth: int) -> None:
+    """Raises UserError where a growth makes more layers than a model may have."""
+    if depth > MAX_LAYERS:
+        raise UserError(
+            f"{growth} makes {depth} layers, and a model may have {MAX_LAYERS}; take a "
+            f"smaller factor."
+        )
 
 
 def divide_depth(name: str, depth: int, factor: int, field: str = "factor") -> int:

@@ -19,9 +19,10 @@ from stackjax.growth.base import (
     Reparameterisation,
     fold_name,
 )
-from stackjax.growth.depth import Stack
+from stackjax.growth.depth import Factor, Stack
 from stackjax.growth.width import Ratio, WidthSplit
 from stackjax.model.config import ModelConfig, axis_size
+from stackjax.quantity import Positive, Size
 
 _EXACT = jax.lax.Precision.HIGHEST
 
@@ -37,27 +38,18 @@ class Learn(Growth):
     variance 1 / target, D copies the stack. The source is held fixed while they are fitted.
     """
 
-    factor: int = 1
+    factor: Factor = 1
     """How many times as deep the target is."""
     embed: Ratio = 1
     """How many times as many channels the residual stream has."""
     mlp: Ratio = 1
     """How many times as many hidden units each SwiGLU has."""
-    heads: int = 1
+    heads: Factor = 1
     """How many times as many query, key and value heads there are."""
-    fit_steps: int = 100
+    fit_steps: Size = 100
     """Optimizer steps that fit the maps, the first of the stage."""
-    learning_rate: float = 1e-3
+    learning_rate: Positive = 1e-3
     """Constant learning rate of the fit, which has no weight decay."""
-
-    def __post_init__(self):
-        self._width()
-        Stack(self.factor)
-        if self.fit_steps < 1 or self.learning_rate <= 0:
-            raise UserError(
-                f"Learn has fit_steps {self.fit_steps} and learning_rate "
-                f"{self.learning_rate}; both must be more than 0."
-            )
 
     def _width(self) -> WidthSplit:
         return WidthSplit(embed=self.embed, mlp=self.mlp, heads=self.heads)

@@ -12,7 +12,6 @@ import jax
 import jax.numpy as jnp
 
 from stackjax.axes import Axes
-from stackjax.errors import UserError
 from stackjax.growth.axis_map import AxisMap, along, gather_tree, zero_new
 from stackjax.growth.base import (
     FreshLayer,
@@ -24,14 +23,15 @@ from stackjax.growth.base import (
     writes_residual,
 )
 from stackjax.growth.depth import (
+    Factor,
     LayerGather,
-    check_factor,
     divide_depth,
     fill_new_layer,
     sources_in_order,
 )
 from stackjax.growth.width import WidthGrowth, check_new_heads
 from stackjax.model.config import ModelConfig
+from stackjax.quantity import Tokens
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,18 +93,14 @@ class DepthRandom(LayerGather):
     mixes the layer's output with its input instead.
     """
 
-    factor: int
+    factor: Factor
     """How many times as deep the target is (the growth factor g)."""
-    mask_tokens: int
+    mask_tokens: Tokens
     """Tokens over which the mask opens."""
     order: Literal["interleave", "stack"] = "interleave"
     """Whether new layers follow the layer of their position, or the whole stack."""
     init: Literal["fresh", "copy"] = "fresh"
     """Whether initial values or copies of layers come in."""
-
-    def __post_init__(self):
-        _check_mask_tokens(self, self.mask_tokens)
-        check_factor("DepthRandom", self.factor)
 
     @property
     def promise(self) -> Promise:
@@ -162,17 +158,13 @@ class WidthRandom(WidthGrowth):
     The G_random, widthwise, of arXiv:2405.15319.
     """
 
-    mask_tokens: int = dataclasses.field(kw_only=True)
+    mask_tokens: Tokens = dataclasses.field(kw_only=True)
     """Tokens over which each mask opens."""
     phases: Literal["in_turn", "together"] = "in_turn"
     """Whether masks open one after another, as the released code does it (the units of the
     SwiGLU, then channels, then heads), or all at once."""
     init: Literal["fresh", "copy"] = "fresh"
     """Whether initial values or copies come in."""
-
-    def __post_init__(self):
-        super().__post_init__()
-        _check_mask_tokens(self, self.mask_tokens)
 
     @property
     def promise(self) -> Promise:
@@ -234,11 +226,3 @@ def _freshen(
 
 def _is_new_tuple(axis_map: AxisMap) -> tuple[bool, ...]:
     return tuple(bool(new) for new in axis_map.is_new)
-
-
-def _check_mask_tokens(growth: Growth, mask_tokens: int) -> None:
-    if mask_tokens < 1:
-        raise UserError(
-            f"{type(growth).__name__} has mask_tokens {mask_tokens}; the mask opens over at "
-            f"least 1 token."
-        )

@@ -8,10 +8,10 @@ from typing import Any
 import jax
 
 from stackjax.axes import Axes
-from stackjax.errors import UserError
 from stackjax.growth.axis_map import AxisMap
 from stackjax.growth.base import Growth, Order, Promise, map_params, writes_residual
 from stackjax.model.config import ModelConfig
+from stackjax.quantity import Share
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,12 +22,8 @@ class Noise(Growth):
     what adds to the residual stream inside a layer, 2 / (5 d) for the rest, and d channels.
     """
 
-    alpha: float = 0.2
+    alpha: Share = 0.2
     """Share of the noise."""
-
-    def __post_init__(self):
-        if not 0 <= self.alpha <= 1:
-            raise UserError(f"Noise has alpha {self.alpha}; it must be from 0 to 1.")
 
     @property
     def promise(self) -> Promise:

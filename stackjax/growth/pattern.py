@@ -3,9 +3,10 @@
 import re
 
 from stackjax.errors import UserError
+from stackjax.model.config import MAX_LAYERS
+from stackjax.runtime.ranges import show
 
 _RUN = re.compile(r"(\d+)\.\.(\d+)")
-_MAX_LAYERS = 10_000
 _PART = re.compile(r"\(([^()*-]+)\)(?:\*(\d+))?|([^()*-]+)(?:\*(\d+))?")
 
 
@@ -33,12 +34,12 @@ def parse_pattern(pattern: str) -> tuple[int, ...]:
         names = group or plain
         items = names.split(",") if numbered else list(names)
         run = [layer for item in items for layer in _parse_item(item, pattern)]
-        times = int(group_times or plain_times or 1)
-        if len(layers) + len(run) * times > _MAX_LAYERS:
+        times = _number(group_times or plain_times or "1")
+        if len(layers) + len(run) * times > MAX_LAYERS:
             raise _too_many(pattern)
         layers += run * times
     if not layers:
-        raise UserError(f"layer map {pattern!r} has no layers.")
+        raise UserError(f"layer map {show(pattern)} has no layers.")
     return tuple(layer - 1 for layer in layers)
 
 
@@ -48,23 +49,29 @@ def _parse_item(item: str, pattern: str) -> list[int]:
     first, last = run.groups() if run else (item, item)
     if not first.isdecimal():
         raise _unreadable(pattern, item)
-    if int(last) - int(first) >= _MAX_LAYERS:
+    start, end = _number(first), _number(last)
+    if end - start >= MAX_LAYERS:
         raise _too_many(pattern)
-    layers = list(range(int(first), int(last) + 1))
+    layers = list(range(start, end + 1))
     if not layers or layers[0] < 1:
         raise UserError(
-            f"layer map {pattern!r}: {item!r} names no layer; patterns count from 1 and "
-            f"runs go upwards."
+            f"layer map {show(pattern)}: {show(item)} names no layer; patterns count from 1 "
+            f"and runs go upwards."
         )
     return layers
 
 
+def _number(digits: str) -> int:
+    """Returns a number; of one with many digits the first, which are too many layers too."""
+    return int(digits.lstrip("0")[:9] or "0")
+
+
 def _too_many(pattern: str) -> UserError:
-    return UserError(f"layer map {pattern!r} has more layers than {_MAX_LAYERS}.")
+    return UserError(f"layer map {show(pattern)} has more layers than {MAX_LAYERS}.")
 
 
 def _unreadable(pattern: str, part: str) -> UserError:
     return UserError(
-        f"layer map {pattern!r}: cannot read {part!r}; write parts joined by '-', as in "
-        f"'12-345*7-6', or '1,2-(3..10)*2-11' for layers from 10 on."
+        f"layer map {show(pattern)}: cannot read {show(part)}; write parts joined by '-', as "
+        f"in '12-345*7-6', or '1,2-(3..10)*2-11' for layers from 10 on."
     )

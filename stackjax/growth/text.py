@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from stackjax.errors import UserError
 from stackjax.growth.base import Growth
-from stackjax.growth.chain import chain
+from stackjax.growth.chain import MAX_LINKS, chain
 from stackjax.growth.depth import (
     DepthUpscale,
     InsertBlock,
@@ -24,6 +24,7 @@ from stackjax.growth.masked import DepthRandom, WidthRandom
 from stackjax.growth.noise import Noise
 from stackjax.growth.width import WidthSplit
 from stackjax.growth.zero import DepthZero, WidthZero
+from stackjax.runtime.ranges import show
 
 OPERATORS: dict[str, type[Growth]] = {
     "stack": Stack,
@@ -57,7 +58,12 @@ def parse_growth(text: str) -> Growth:
     >>> parse_growth("stack(2)+noise(0.2)")
     Chain(growths=(Stack(factor=2), Noise(alpha=0.2)))
     """
-    return chain(*(_parse_operator(part, text) for part in _split(text, "+")))
+    parts, text = _split(text, "+"), show(text)
+    if len(parts) > MAX_LINKS:
+        raise UserError(
+            f"growth {text} has {len(parts)} operators; {MAX_LINKS} may follow each other."
+        )
+    return chain(*(_parse_operator(part, text) for part in parts))
 
 
 def replace_field(growth: Growth, field: str, text: str) -> Growth:
@@ -72,13 +78,13 @@ def _parse_operator(part: str, text: str) -> Growth:
     match = _OPERATOR.fullmatch(part)
     if match is None:
         raise UserError(
-            f"growth {text!r}: cannot read {part!r}; write operators with their fields, joined "
-            f"by '+', as in 'width_split(embed=2, mlp=2, heads=2)+stack(2)'."
+            f"growth {text}: cannot read {show(part)}; write operators with their fields, "
+            f"joined by '+', as in 'width_split(embed=2, mlp=2, heads=2)+stack(2)'."
         )
     name, inside = match.groups()
     if name not in OPERATORS:
         raise UserError(
-            f"growth {text!r}: there is no operator {name!r}; there are {_list(OPERATORS)}."
+            f"growth {text}: there is no operator {show(name)}; there are {_list(OPERATORS)}."
         )
     kind = OPERATORS[name]
     names = [field.name for field in dataclasses.fields(kind)]
@@ -89,11 +95,11 @@ def _parse_operator(part: str, text: str) -> Growth:
         key, equals, value = item.partition("=")
         if not equals:
             if place >= len(names):
-                raise UserError(f"growth {text!r}: {name} takes {_list(names)}, no more.")
+                raise UserError(f"growth {text}: {name} takes {_list(names)}, no more.")
             key, value = names[place], item
         key = key.strip()
         if key in values:
-            raise UserError(f"growth {text!r}: {name} is given {key} twice.")
+            raise UserError(f"growth {text}: {name} is given {show(key)} twice.")
         values[key] = _parse_value(name, key, value.strip())
     missing = [
         field.name
@@ -101,7 +107,7 @@ def _parse_operator(part: str, text: str) -> Growth:
         if field.default is dataclasses.MISSING and field.name not in values
     ]
     if missing:
-        raise UserError(f"growth {text!r}: {name} needs {_list(missing)}.")
+        raise UserError(f"growth {text}: {name} needs {_list(missing)}.")
     return kind(**values)
 
 
@@ -113,7 +119,7 @@ def _parse_value(name: str, field: str, text: str) -> Any:
     try:
         return parse(text)
     except (ValueError, LookupError, ArithmeticError):
-        raise UserError(f"{name} has {field} {text!r}; it must be {rule}.") from None
+        raise UserError(f"{name} has {field} {show(text)}; it must be {rule}.") from None
 
 
 def _parser(kind: type[Growth], hint: Any) -> tuple[Callable[[str], Any], str]:

@@ -7,7 +7,7 @@ axes. A copied unit is split: those who read its copies share its weight between
 import dataclasses
 from collections.abc import Callable
 from fractions import Fraction
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -17,9 +17,12 @@ from stackjax.axes import Axes
 from stackjax.errors import UserError
 from stackjax.growth.axis_map import AxisMap, along, gather, is_new
 from stackjax.growth.base import FreshLayer, Growth, Order, Promise, map_params
-from stackjax.model.config import SIZES, ModelConfig
+from stackjax.growth.depth import Factor
+from stackjax.model.config import MAX_DIM, SIZES, ModelConfig
+from stackjax.quantity import NonNegative
+from stackjax.runtime.ranges import Rational
 
-Ratio = int | Fraction
+Ratio = Annotated[int | Fraction, Rational(at_least=1, at_most=1000)]
 """How many times as wide an axis becomes; 3/2 where that makes a whole number."""
 
 
@@ -34,19 +37,10 @@ class WidthGrowth(Growth):
     """How many times as many channels the residual stream has; any ratio."""
     mlp: Ratio = 1
     """How many times as many hidden units each SwiGLU has; any ratio."""
-    heads: int = 1
+    heads: Factor = 1
     """How many times as many query heads there are."""
-    kv_heads: int | None = None
+    kv_heads: Factor | None = None
     """How many times as many key and value heads there are; by default as `heads`."""
-
-    def __post_init__(self):
-        for axis, ratio in self._ratios().items():
-            if ratio < 1 or ("heads" in axis and ratio != int(ratio)):
-                whole = "a whole number, " if "heads" in axis else ""
-                raise UserError(
-                    f"{type(self).__name__} grows {axis} {ratio} times; this must be "
-                    f"{whole}at least 1."
-                )
 
     def _ratios(self) -> dict[str, Ratio]:
         kv_heads = self.heads if self.kv_heads is None else self.kv_heads
@@ -59,6 +53,8 @@ class WidthGrowth(Growth):
 
     def axis_maps(self, source: ModelConfig) -> dict[str, AxisMap]:
         ratios = self._ratios()
+        for axis, ratio in ratios.items():
+            _check_size(getattr(source, SIZES[axis]) * ratio, self, axis)
         maps = {
             axis: _round_map(getattr(source, SIZES[axis]), ratios[axis], self, axis)
             for axis in ("embed", "mlp", "kv_heads")
@@ -114,17 +110,12 @@ class WidthSplit(WidthGrowth):
 
     split: Literal["even", "uneven"] = "even"
     """How copies share what reads them: alike, or in proportion to c, c - 1, ... 1."""
-    noise: float = 0.0
+    noise: NonNegative = 0.0
     """Noise on the shares that cancels over the copies, in standard deviations of the
     matrix; 0.3 is that of HyperCloning. It lets copies become different."""
     new_units: Literal["same_layer", "next_layer"] = "same_layer"
     """Where new units of a layer come from; `next_layer` is AKI of bert2BERT
     (arXiv:2110.07143), which does not keep the function."""
-
-    def __post_init__(self):
-        super().__post_init__()
-        if self.noise < 0:
-            raise UserError(f"WidthSplit has noise {self.noise}; it must be at least 0.")
 
     @property
     def promise(self) -> Promise:
@@ -258,6 +249,15 @@ def check_new_heads(growth: WidthGrowth, ratios: dict[str, Ratio]) -> None:
             f"{type(growth).__name__} grows kv_heads {ratios['kv_heads']} times and heads "
             f"{ratios['heads']} times; heads must grow at least as much, or old queries would "
             f"read new keys."
+        )
+
+
+def _check_size(size: Ratio, growth: Growth, axis: str) -> None:
+    """Raises UserError where a growth makes an axis longer than a model may have."""
+    if size > MAX_DIM:
+        raise UserError(
+            f"{growth} makes model.{SIZES[axis]} {size}, which may be {MAX_DIM}; take a "
+            f"smaller ratio."
         )
 
 

@@ -11,8 +11,8 @@ from stackjax.axes import Axes
 from stackjax.growth.axis_map import AxisMap, along, gather, zero_new
 from stackjax.growth.base import FreshLayer, Order, Promise, fill_new
 from stackjax.growth.depth import (
+    Factor,
     LayerGather,
-    check_factor,
     divide_depth,
     fill_new_layer,
     sources_in_order,
@@ -29,15 +29,12 @@ class DepthZero(LayerGather):
     stream are zero, so that these learn in the first step and the rest in the second.
     """
 
-    factor: int
+    factor: Factor
     """How many times as deep the target is (the growth factor g)."""
     order: Literal["interleave", "stack"] = "interleave"
     """Whether new layers follow the layer that they copy, or the whole stack."""
     rest: Literal["copy", "fresh"] = "copy"
     """Whether the other parameters of a new layer are copies, or initial values."""
-
-    def __post_init__(self):
-        check_factor("DepthZero", self.factor)
 
     @property
     def promise(self) -> Promise:

@@ -2,12 +2,20 @@
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from stackjax.errors import UserError
+from stackjax.quantity import Positive
+from stackjax.runtime.constraints import check_fields
+from stackjax.runtime.ranges import Real, Whole
 
 AttentionKernel = Literal["xla", "cudnn", "splash"]
 RematPolicy = Literal["none", "dots", "full"]
+
+MAX_LAYERS = 10_000
+MAX_DIM = 2**22
+Dim = Annotated[int, Whole(at_least=1, at_most=MAX_DIM)]
+"""The length of an axis."""
 
 SIZES = {
     "layers": "num_layers",
@@ -30,21 +38,21 @@ class RopeScaling:
     `high_freq_factor` times as before, and those between in proportion.
     """
 
-    factor: float = 8.0
+    factor: Annotated[float, Real(at_least=1)] = 8.0
     """How many times as slowly the slowest channels turn."""
-    low_freq_factor: float = 1.0
+    low_freq_factor: Positive = 1.0
     """Turns over the first context, below which channels turn `factor` times as slowly."""
-    high_freq_factor: float = 4.0
+    high_freq_factor: Positive = 4.0
     """Turns over the first context, from which channels turn as before."""
-    original_seq_len: int = 8192
+    original_seq_len: Annotated[int, Whole(at_least=1, at_most=2**31 - 1)] = 8192
     """Tokens of the first context."""
 
     def __post_init__(self):
-        if not (0 < self.low_freq_factor < self.high_freq_factor and self.factor >= 1):
+        check_fields(self, "model.rope_scaling")
+        if self.low_freq_factor >= self.high_freq_factor:
             raise UserError(
-                f"model.rope_scaling has factor {self.factor}, low_freq_factor "
-                f"{self.low_freq_factor} and high_freq_factor {self.high_freq_factor}; the "
-                f"first must be at least 1, and the last more than the one before."
+                f"model.rope_scaling.high_freq_factor is {self.high_freq_factor}; it must be "
+                f"more than model.rope_scaling.low_freq_factor, {self.low_freq_factor}."
             )
 
 
@@ -52,25 +60,25 @@ class RopeScaling:
 class ModelConfig:
     """A LLaMA-style decoder: RMSNorm, rotary positions, grouped-query attention, SwiGLU."""
 
-    vocab_size: int
+    vocab_size: Annotated[int, Whole(at_least=1, at_most=2**24)]
     """Number of tokens in the vocabulary, before padding."""
-    num_layers: int
+    num_layers: Annotated[int, Whole(at_least=1, at_most=MAX_LAYERS)]
     """Transformer blocks."""
-    embed_dim: int
+    embed_dim: Dim
     """Channels of the residual stream."""
-    mlp_dim: int
+    mlp_dim: Dim
     """Hidden units of each SwiGLU."""
-    num_heads: int
+    num_heads: Dim
     """Query heads."""
-    num_kv_heads: int
+    num_kv_heads: Dim
     """Key and value heads; must divide `num_heads`. Query head n reads key head n // group."""
-    head_dim: int
+    head_dim: Dim
     """Channels of each head; even, because rotary positions turn pairs of channels."""
-    rope_theta: float = 1e4
+    rope_theta: Annotated[float, Real(at_least=1)] = 1e4
     """Base of the rotary frequencies."""
     rope_scaling: RopeScaling | None = None
     """How rotation slows down for long contexts, if it does."""
-    norm_epsilon: float = 1e-5
+    norm_epsilon: Positive = 1e-5
     """Added to the mean square inside RMSNorm."""
     tie_head: bool = False
     """Whether the embedding is also the output head."""
@@ -80,7 +88,7 @@ class ModelConfig:
     """Whether queries and keys are normalised per head before the rotation."""
     init: Literal["reference", "scaled"] = "reference"
     """Initial values: the released code of arXiv:2405.15319, or GPT-2's scaled residuals."""
-    vocab_multiple: int = 128
+    vocab_multiple: Dim = 128
     """The vocabulary is padded to a multiple of this, so that it divides over any mesh."""
     compute_dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Type of activations and matrix products; `auto` is float32 on a CPU, else bfloat16."""
@@ -89,10 +97,10 @@ class ModelConfig:
     attention: Literal["auto"] | AttentionKernel = "auto"
     """Attention by cuDNN (NVIDIA GPUs, in bfloat16), by splash attention (TPUs), or by XLA
     (everywhere); `auto` is the first of these that the device has."""
-    scan_unroll: int = 0
+    scan_unroll: Annotated[int, Whole(at_least=0, at_most=MAX_LAYERS)] = 0
     """Layers per iteration of the scan over layers; 0 is all of them on a CPU without remat,
     where that is faster, and 1 elsewhere."""
-    loss_chunk: int = 512
+    loss_chunk: Annotated[int, Whole(at_least=1, at_most=2**24)] = 512
     """Positions of each sequence whose logits are held at a time."""
 
     @property
@@ -101,10 +109,7 @@ class ModelConfig:
         return -(-self.vocab_size // self.vocab_multiple) * self.vocab_multiple
 
     def __post_init__(self):
-        for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            if field.type is int and field.name != "scan_unroll" and value < 1:
-                raise UserError(f"model.{field.name} is {value}; it must be at least 1.")
+        check_fields(self, "model")
         if self.num_heads % self.num_kv_heads:
             raise UserError(
                 f"model.num_heads is {self.num_heads}, which model.num_kv_heads "
@@ -114,10 +119,6 @@ class ModelConfig:
             raise UserError(
                 f"model.head_dim is {self.head_dim}; rotary positions turn pairs of "
                 f"channels, so it must be even."
-            )
-        if self.scan_unroll < 0:
-            raise UserError(
-                f"model.scan_unroll is {self.scan_unroll}; it is a number of layers, or 0."
             )
 
 

@@ -1,0 +1,162 @@
+"""Ranges for the numbers, texts and tuples in fields."""
+
+import dataclasses
+import math
+import operator
+import reprlib
+import sys
+from fractions import Fraction
+from typing import Any, ClassVar
+
+import numpy as np
+import tyro
+
+from stackjax.errors import UserError
+
+_SHOWN = reprlib.Repr()
+_SHOWN.maxstring = _SHOWN.maxother = 100
+_MAX_BITS = 128
+"""Longer numbers are not written out in a message."""
+_MAX_FLOAT32 = float(np.finfo(np.float32).max)
+_MIN_FLOAT32 = float(np.finfo(np.float32).tiny)
+"""Devices round smaller numbers to 0."""
+_LARGE = 1000
+"""Upper bounds above this only keep arithmetic exact, so `--help` leaves them out."""
+
+
+class Range(tyro.constructors.PrimitiveConstructorSpec[Any]):
+    """A range for the finite numbers in a field, with their form on a command line."""
+
+    kinds: ClassVar[tuple[type, ...]]
+    noun: ClassVar[str]
+    metavar_name: ClassVar[str]
+
+    def __init__(
+        self,
+        *,
+        at_least: float | None = None,
+        more_than: float | None = None,
+        at_most: float | None = None,
+        less_than: float | None = None,
+    ):
+        bounds = (
+            ("at least", ">=", operator.ge, at_least),
+            ("more than", ">", operator.gt, more_than),
+            ("at most", "<=", operator.le, at_most),
+            ("less than", "<", operator.lt, less_than),
+        )
+        self.bounds = tuple(
+            (words, sign, compare, limit)
+            for words, sign, compare, limit in bounds
+            if limit is not None
+        )
+        shown = [f"{sign} {limit}" for _, sign, _, limit in self.bounds if abs(limit) <= _LARGE]
+        super().__init__(
+            nargs=1,
+            metavar=f"{self.metavar_name} {', '.join(shown)}".strip(),
+            instance_from_str=lambda text: self.parse(text[0]),
+            is_instance=lambda value: type(value) in self.kinds,
+            str_from_instance=lambda value: [str(value)],
+        )
+
+    def parse(self, text: str) -> Any:
+        """Returns the number in a text; UserError if the text is no number."""
+        raise NotImplementedError
+
+    def accepts(self, value: Any) -> bool:
+        """Returns whether a value has the right type, is finite, and is inside the bounds."""
+        is_number = type(value) in self.kinds and abs(value) <= sys.float_info.max
+        return is_number and self.includes(value)
+
+    def includes(self, value: Any) -> bool:
+        """Returns whether a number is inside the bounds."""
+        return all(compare(value, limit) for _, _, compare, limit in self.bounds)
+
+    def rule(self, value: Any = None) -> str:
+        """Returns the rule for a value outside the range."""
+        is_number = type(value) in self.kinds and value == value
+        words = " and ".join(
+            f"{words} {limit}"
+            for words, _, compare, limit in self.bounds
+            if abs(limit) <= _LARGE or (is_number and not compare(value, limit))
+        )
+        is_outside = is_number and not self.includes(value)
+        return words if is_outside else ", ".join(filter(None, (self.noun, words)))
+
+
+class Whole(Range):
+    """Whole numbers; on a command line also as 2e6."""
+
+    kinds = (int,)
+    noun = "a whole number"
+    metavar_name = "INT"
+
+    def parse(self, text: str) -> int:
+        try:
+            digits = text.replace("_", "")
+            return int(digits) if digits.lstrip("+-").isdecimal() else _whole(float(digits))
+        except ValueError:
+            raise UserError(f"{show(text)} is not a whole number") from None
+
+
+class Real(Range):
+    """Numbers inside the bounds, also after rounding to float32 for the computation."""
+
+    kinds = (float, int)
+    noun = "a number that float32 can hold"
+    metavar_name = "FLOAT"
+
+    def accepts(self, value: Any) -> bool:
+        if not super().accepts(value) or abs(value) > _MAX_FLOAT32:
+            return False
+        return self.includes(float(np.float32(value)) if abs(value) >= _MIN_FLOAT32 else 0.0)
+
+    def parse(self, text: str) -> float:
+        try:
+            return float(text)
+        except ValueError:
+            raise UserError(f"{show(text)} is not a number") from None
+
+
+class Rational(Range):
+    """Whole numbers and exact ratios."""
+
+    kinds = (int, Fraction)
+    noun = "a whole number or a Fraction"
+    metavar_name = "RATIO"
+
+    def parse(self, text: str) -> Fraction:
+        try:
+            return Fraction(text)
+        except (ValueError, ZeroDivisionError):
+            raise UserError(f"{show(text)} is not a ratio") from None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Length:
+    """A range for the length: items in a tuple, or characters in a text."""
+
+    at_least: int = 1
+    at_most: int
+
+    def accepts(self, value: Any) -> bool:
+        """Returns whether a value is neither too short nor too long."""
+        return self.at_least <= len(value) <= self.at_most
+
+    def rule(self, value: Any = None) -> str:
+        """Returns the rule for a value outside the range."""
+        return f"from {self.at_least} to {self.at_most} long"
+
+
+def show(value: Any) -> str:
+    """Returns a value as a single short line."""
+    if isinstance(value, int) and value.bit_length() > _MAX_BITS:
+        return f"a number of {int(value.bit_length() * math.log10(2)) + 1} digits"
+    shown = str(value) if isinstance(value, Fraction) else _SHOWN.repr(value)
+    return " ".join(shown.split())
+
+
+def _whole(value: float) -> int:
+    if not value.is_integer():
+        raise ValueError
+    return int(value)
