@@ -15,7 +15,7 @@ import tyro
 from etils import epath
 
 from stackjax.config import Config
-from stackjax.data.sources import Manifest
+from stackjax.data.manifest import Manifest
 from stackjax.errors import UserError
 from stackjax.growth import Growth, parse_growth
 from stackjax.growth.text import replace_field

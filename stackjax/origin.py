@@ -8,7 +8,7 @@ from typing import Any
 
 from etils import epath
 
-from stackjax.data.sources import read_manifest
+from stackjax.data.manifest import read_manifest
 from stackjax.data.tokenizer import Tokenization, Tokenizer, load_tokenizer
 from stackjax.errors import UserError
 from stackjax.interop import config_json

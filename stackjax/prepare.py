@@ -25,10 +25,10 @@ import rich.progress
 import tyro
 from etils import epath
 
-from stackjax.data import sources
+from stackjax.data import manifest as manifests
 from stackjax.data.documents import Piece, list_pieces, read_documents
+from stackjax.data.manifest import Manifest, Split, SplitName, TokenizerInfo
 from stackjax.data.shards import ShardsOfPart, token_dtype, write_shards
-from stackjax.data.sources import Manifest, Split, SplitName, TokenizerInfo
 from stackjax.data.staging import refuse_existing, staging_directory, upload
 from stackjax.data.tokenizer import Tokenizer, load_tokenizer
 from stackjax.errors import UserError
@@ -125,7 +125,7 @@ def prepare(config: PrepareConfig) -> Manifest:
         results = list(_show_progress(parts, running))
         shutil.rmtree(scratch, ignore_errors=True)
         manifest = _build_manifest(tokenizer, _join_results(results, staging))
-        sources.write_manifest(str(staging), manifest)
+        manifests.write_manifest(str(staging), manifest)
     return manifest
 
 
@@ -133,7 +133,7 @@ def _prepare_and_upload(config: PrepareConfig, output: epath.Path) -> Manifest:
     with tempfile.TemporaryDirectory(prefix="stackjax-") as name:
         local = Path(name) / "set"
         manifest = prepare(dataclasses.replace(config, paths=(*config.inputs, str(local))))
-        upload(local, output, last=sources.MANIFEST)
+        upload(local, output, last=manifests.MANIFEST)
     return manifest
 
 
@@ -252,7 +252,7 @@ def _show_progress(
 def _join_results(results: list[ShardsOfPart], staging: Path) -> dict[SplitName, Split]:
     """Renames the shards of all parts to their place in the stream of each split."""
     splits: dict[SplitName, Split] = {}
-    for name in sources.SPLITS:
+    for name in manifests.SPLITS:
         found = [result[name] for result in results if name in result]
         shards = []
         for index, (shard, _) in enumerate(found):

@@ -11,7 +11,8 @@ import tokenizers
 
 from stackjax import prepare as command
 from stackjax.data import documents as reading
-from stackjax.data.sources import MANIFEST, TokenSource, read_manifest
+from stackjax.data.manifest import MANIFEST, read_manifest
+from stackjax.data.sources import TokenSource
 from stackjax.data.tokenizer import load_tokenizer
 from stackjax.prepare import PrepareConfig, choose_split, prepare
 

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from stackjax.data.sources import TokenSource, read_manifest
+from stackjax.data.manifest import read_manifest
+from stackjax.data.sources import TokenSource
 from stackjax.data.staging import staging_directory
 
 COMMAND = [sys.executable, "-m", "stackjax.prepare"]

@@ -10,7 +10,8 @@ import numpy as np
 from array_record.python.array_record_module import ArrayRecordWriter
 
 from stackjax.data import packing
-from stackjax.data.sources import RECORD_TOKENS, SPLITS, Shard, SplitName, TokenDtype
+from stackjax.data.manifest import RECORD_TOKENS, SPLITS, Shard, SplitName, TokenDtype
+from stackjax.data.shard_hash import ShardHash
 from stackjax.data.tokenizer import Tokenizer
 from stackjax.errors import UserError
 
@@ -30,6 +31,7 @@ class ShardWriter:
         self._writer = ArrayRecordWriter(str(path), "group_size:1,uncompressed")
         self._rest = np.empty(0, self._dtype)
         self._records = self._tokens = 0
+        self._hash = ShardHash()
 
     def write(self, tokens: np.ndarray) -> None:
         """Appends tokens to the stream."""
@@ -49,11 +51,15 @@ class ShardWriter:
             bytes=self._path.stat().st_size,
             records=self._records,
             tokens=self._tokens,
+            hash=self._hash.of_all(),
+            ends=self._hash.of_ends(),
         )
 
     def _write_record(self, record: np.ndarray) -> None:
+        data = record.tobytes()
         with _as_os_error(self._path):
-            self._writer.write(record.tobytes())
+            self._writer.write(data)
+        self._hash.update(data)
         self._records += 1
         self._tokens += len(record)
 

@@ -1,0 +1,54 @@
+"""Hashes of the records of a shard: of all, and of the first and the last."""
+
+import hashlib
+from pathlib import Path
+
+from array_record.python.array_record_module import ArrayRecordReader
+
+RECORDS_AT_A_TIME = 256
+
+
+class ShardHash:
+    """Takes the records of one shard in order and keeps none but the ends."""
+
+    def __init__(self):
+        self._all = hashlib.sha256()
+        self._first: bytes | None = None
+        self._last = b""
+
+    def update(self, record: bytes) -> None:
+        """Adds the next record."""
+        self._all.update(record)
+        self._first = record if self._first is None else self._first
+        self._last = record
+
+    def of_all(self) -> str:
+        """Returns the hash of all tokens, which no cut into records changes."""
+        return self._all.hexdigest()
+
+    def of_ends(self) -> str:
+        """Returns the hash of the first and the last record."""
+        return hash_ends(self._first or b"", self._last)
+
+
+def hash_ends(first: bytes, last: bytes) -> str:
+    """Returns the hash of the first and the last record of a shard."""
+    return hashlib.sha256(first + last).hexdigest()
+
+
+def hash_file(path: Path) -> str:
+    """Returns the hash of all tokens of a shard on a disk, read in order.
+
+    Raises:
+      OSError: A record cannot be read.
+    """
+    reader, found = ArrayRecordReader(str(path)), ShardHash()
+    records = reader.num_records()
+    try:
+        for start in range(0, records, RECORDS_AT_A_TIME):
+            stop = min(start + RECORDS_AT_A_TIME, records)
+            for record in reader.read(range(start, stop)):
+                found.update(record)
+    except RuntimeError as error:  # ArrayRecord raises it for a failed check.
+        raise OSError(f"{str(path)!r} is damaged: {error}") from error
+    return found.of_all()
