@@ -26,8 +26,9 @@ import tyro
 from etils import epath
 
 from stackjax.data import manifest as manifests
-from stackjax.data.documents import Piece, list_pieces, read_documents
+from stackjax.data.documents import list_pieces, read_documents
 from stackjax.data.manifest import Manifest, Split, SplitName, TokenizerInfo
+from stackjax.data.piece import Piece
 from stackjax.data.shards import ShardsOfPart, token_dtype, write_shards
 from stackjax.data.staging import refuse_existing, staging_directory, upload
 from stackjax.data.tokenizer import Tokenizer, load_tokenizer

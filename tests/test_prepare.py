@@ -10,7 +10,7 @@ import pytest
 import tokenizers
 
 from stackjax import prepare as command
-from stackjax.data import documents as reading
+from stackjax.data import piece as reading
 from stackjax.data.manifest import MANIFEST, read_manifest
 from stackjax.data.sources import TokenSource
 from stackjax.data.tokenizer import load_tokenizer
