@@ -5,6 +5,8 @@ import gc
 import itertools
 import os
 import pickle
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -320,6 +322,34 @@ def test_the_builtin_corpus_is_made_once(tmp_path, monkeypatch):
     assert (path / manifests.MANIFEST).stat().st_mtime_ns == written
     assert train[0].astype(np.uint8).tobytes() == b"x = 0\n" * 2 + b"x = "
     assert len(validation) > 0
+    assert [p.name for p in path.parent.iterdir()] == ["stdlib"]
+
+
+OPEN = """
+import sys
+from stackjax.config import DataConfig
+from stackjax.data.loader import open_source
+import sysconfig
+sysconfig.get_path = lambda name: sys.argv[1]
+config = DataConfig(path=sys.argv[2], seq_len=16, corpus="stdlib")
+print(open_source(config, "train", 256).manifest.digest)
+"""
+
+
+def test_processes_that_begin_together_make_the_corpus_once(tmp_path):
+    root, path = tmp_path / "lib", tmp_path / "data" / "stdlib"
+    root.mkdir()
+    for index in range(100):
+        (root / f"module_{index}.py").write_text(f"x = {index}\n" * 9)
+    command = [sys.executable, "-c", OPEN, str(root), str(path)]
+    both = [
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        for _ in range(2)
+    ]
+    outputs, errors = zip(*(process.communicate(timeout=200) for process in both), strict=True)
+    assert errors == ("", "")
+    assert len({output.splitlines()[-1] for output in outputs}) == 1
+    assert sum("prepared 100 %" in output for output in outputs) == 1
     assert [p.name for p in path.parent.iterdir()] == ["stdlib"]
 
 

@@ -1,8 +1,8 @@
 """Documents written as token shards."""
 
-import collections
 import contextlib
 import itertools
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -73,17 +73,23 @@ def _as_os_error(path: Path) -> Iterator[None]:
 
 
 def write_shards(
-    documents: Iterator[tuple[SplitName, str]], tokenizer: Tokenizer, stem: Path
+    documents: Iterator[tuple[SplitName, str]],
+    tokenizer: Tokenizer,
+    stem: Path,
+    left_out: Counter[str],
 ) -> ShardsOfPart:
     """Writes documents, each with its split, as one shard a split called `stem.SPLIT`.
 
-    Documents without a token are left out.
+    Args:
+      left_out: Counts the documents without a token, which are left out.
     """
     writers: dict[SplitName, ShardWriter] = {}
-    counts: collections.Counter[SplitName] = collections.Counter()
+    counts = Counter[SplitName]()
     for split, texts in _group_by_split(documents):
         encoded = [_encode(tokenizer, text) for text in texts]
         encoded = [tokens for tokens in encoded if len(tokens)]
+        if empty := len(texts) - len(encoded):
+            left_out["documents without a token"] += empty
         if not encoded:
             continue
         if split not in writers:

@@ -28,6 +28,7 @@ def list_tfds(
         from stackjax.data.corpora import stdlib
 
         data_dir = scratch
+        print("collecting the sources of the Python standard library", flush=True)
         stdlib.build(data_dir)
     try:
         builder: Any = tfds.builder(name, data_dir=data_dir)

@@ -55,12 +55,13 @@ def list_documents(root: Path) -> Iterator[tuple[str, str]]:
 
     Left out are installed packages, tests, empty files, and files that are not UTF-8.
     """
-    paths = {path.relative_to(root).as_posix(): path for path in root.rglob("*.py")}
+    files = (path for path in root.rglob("*.py") if path.is_file())
+    paths = {path.relative_to(root).as_posix(): path for path in files}
     for name in sorted(paths):
         if LEFT_OUT.isdisjoint(name.split("/")):
             try:
                 text = paths[name].read_text(encoding="utf-8")
-            except (UnicodeDecodeError, OSError):
+            except UnicodeDecodeError:
                 continue
             if text.strip():
                 yield name, text
@@ -73,8 +74,15 @@ def is_held_out(path: str) -> bool:
 
 
 def build(data_dir: str) -> None:
-    """Writes the dataset under a directory, silently; seconds."""
+    """Writes the dataset under a directory, silently; seconds.
+
+    Raises:
+      OSError: A source file cannot be read, or the disk is full.
+    """
     builder = StackjaxStdlib(data_dir=data_dir, file_format="array_record")
     tfds.disable_progress_bar()
     with contextlib.redirect_stdout(io.StringIO()):
-        builder.download_and_prepare()
+        try:
+            builder.download_and_prepare()
+        except RuntimeError as error:  # ArrayRecord raises it on a full disk.
+            raise OSError(f"cannot write under {data_dir!r}: {error}") from error
