@@ -1,7 +1,7 @@
 """Text to token shards: `python -m stackjax.prepare INPUT... OUTPUT --tokenizer bytes`.
 
-The inputs are cut into parts, and each part becomes one shard of every split, so that
-the bytes written depend on the inputs alone, never on the number of processes.
+The inputs are cut into parts, and each part becomes a shard per split. So the bytes depend
+on the inputs alone, never on the number of processes.
 """
 
 import dataclasses
@@ -56,26 +56,26 @@ class PrepareConfig:
         tyro.conf.Positional,
         tyro.conf.arg(name="paths", metavar="INPUT... OUTPUT"),
     ]
-    """What to read, and last the directory to write. An input is a file or a glob (.jsonl,
-    .ndjson, .json, also with .gz or .zst; .parquet; or text, one document a file) or
+    """The inputs, and last the directory to write. An input is a file or a glob (.jsonl,
+    .ndjson, .json, also with .gz or .zst; .parquet; or text, a document per file) or
     tfds:NAME."""
     tokenizer: str
     """`bytes`, a Hugging Face tokenizer.json, or a SentencePiece .model."""
     text_field: str = "text"
-    """Field, column or feature that holds the text."""
+    """Field, column or feature with the text."""
     null_texts: NullTexts = "refuse"
     """Whether a row whose text is null is an error, or is skipped and counted."""
     validation_fraction: float = 0.005
-    """Fraction of the documents that are held out, chosen by a hash of their text, unless
-    a TFDS dataset has a validation split of its own."""
+    """Fraction of the documents to hold out, chosen by a hash over the text, unless a TFDS
+    dataset has a validation split itself."""
     num_processes: int | None = None
-    """Processes that share the work; by default one for each core."""
+    """How many processes share the work; by default as many as there are cores."""
     end_token: str | None = None
-    """Token that ends a document; by default the usual one that the tokenizer has."""
+    """Token after each document; by default the usual end token in the vocabulary."""
 
     @property
     def inputs(self) -> tuple[str, ...]:
-        """What to read."""
+        """The inputs."""
         return self.paths[:-1]
 
     @property
@@ -99,10 +99,10 @@ class PrepareConfig:
 
 
 def prepare(config: PrepareConfig) -> Manifest:
-    """Writes the token shards of the inputs and returns their manifest.
+    """Writes the inputs as token shards and returns their manifest.
 
-    All is written beside OUTPUT and renamed at the end, so OUTPUT is complete or absent; or
-    written into a temporary directory, where OUTPUT is in a bucket, and uploaded at the end.
+    All files are written beside OUTPUT and renamed at the end, so OUTPUT is complete or
+    absent. For a bucket, a temporary directory is uploaded at the end.
 
     Raises:
       FileExistsError: OUTPUT exists already.
@@ -146,14 +146,14 @@ def _prepare_and_upload(config: PrepareConfig, output: epath.Path) -> Manifest:
 
 
 def choose_split(text: str, validation_fraction: float) -> SplitName:
-    """Returns the split of a document: a function of its text alone."""
+    """Returns the split for a document: a pure function of the text."""
     digest = hashlib.blake2b(text.encode("utf-8"), digest_size=8).digest()
     held_out = int.from_bytes(digest, "big") < validation_fraction * 2**64
     return "validation" if held_out else "train"
 
 
 def write_part(config: PrepareConfig, digest: str, staging: str, part: Part) -> WrittenPart:
-    """Tokenizes one part and writes its shards into the staging directory.
+    """Tokenizes a part and writes the shards into the staging directory.
 
     Raises:
       UserError: A document cannot be read.
@@ -188,7 +188,7 @@ def _split_documents(
 
 @functools.cache
 def _load_once(name: str, end_token: str | None, digest: str) -> Tokenizer:
-    """Returns a tokenizer; `digest` tells apart files that change under one name."""
+    """Returns a tokenizer; `digest` notices a file changed under the same name."""
     tokenizer = load_tokenizer(name, end_token)
     if tokenizer.digest != digest:
         raise UserError(f"tokenizer {name!r} was changed while it was in use.")
@@ -196,7 +196,7 @@ def _load_once(name: str, end_token: str | None, digest: str) -> Tokenizer:
 
 
 def _list_parts(config: PrepareConfig, scratch: str) -> list[Part]:
-    """Returns all that is to be read, while a line now and then says how much it is."""
+    """Returns all parts to read; prints a line now and then."""
     pieces, told = [], time.monotonic()
     for piece in list_pieces(config.inputs, scratch, config.text_field, config.null_texts):
         pieces.append(piece)
@@ -209,7 +209,7 @@ def _list_parts(config: PrepareConfig, scratch: str) -> list[Part]:
 def _write_parts(
     config: PrepareConfig, digest: str, staging: Path, parts: list[Part]
 ) -> list[WrittenPart]:
-    """Returns the shards of all parts, written by one or more processes."""
+    """Returns the shards from all parts, in order."""
     num_processes = min(config.num_processes or os.cpu_count() or 1, len(parts))
     write = functools.partial(write_part, config, digest, str(staging))
     written = show_progress(parts, run_in_processes(write, parts, num_processes))
@@ -218,7 +218,7 @@ def _write_parts(
 
 
 def _join_results(results: list[ShardsOfPart], staging: Path) -> dict[SplitName, Split]:
-    """Renames the shards of all parts to their place in the stream of each split."""
+    """Renames all shards to their place in each stream."""
     splits: dict[SplitName, Split] = {}
     for name in SPLITS:
         found = [result[name] for result in results if name in result]
@@ -251,7 +251,7 @@ def _build_manifest(tokenizer: Tokenizer, splits: dict[SplitName, Split]) -> Man
 
 
 def main() -> None:
-    """Runs the command; a mistake of the user ends it with one line and status 2."""
+    """Runs the command; user errors are a single line, with status 2."""
     with one_line_errors():
         config = tyro.cli(PrepareConfig, prog="python -m stackjax.prepare")
         manifest = prepare(config)

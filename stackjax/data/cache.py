@@ -1,4 +1,4 @@
-"""Token shards copied to a local disk, once for all processes of a host."""
+"""Token shards copied to a local disk, once for all processes on a host."""
 
 import contextlib
 import functools
@@ -21,11 +21,11 @@ COPIES_AT_A_TIME = 8
 
 
 def local_copy(path: str, split: SplitName, cache_dir: str) -> str:
-    """Returns a directory in `cache_dir` that holds the shards of a split, copied if need be.
+    """Returns a directory in `cache_dir` with the shards for a split, copied if need be.
 
-    A copy appears whole or not at all: its tokens are hashed before it gets its name. A file
-    that is there with the right size is kept. Sets are told apart by the digest of their
-    content, so a set that has moved is not copied again.
+    A copy appears whole or not at all: hashing the tokens comes before the final name. Copies
+    with the right size are kept. The content digest tells sets apart, so a moved set is not
+    copied again.
 
     Raises:
       UserError: There is no such set, or the disk has no room for it.
@@ -43,7 +43,7 @@ def local_copy(path: str, split: SplitName, cache_dir: str) -> str:
 
 @contextlib.contextmanager
 def _locked(directory: Path) -> Iterator[Path]:
-    """Yields a directory that no other process writes to meanwhile."""
+    """Yields a directory while no other process can write there."""
     lock = lock_directory(directory)
     try:
         yield directory
@@ -81,7 +81,7 @@ def _copy_all(source: epath.Path, directory: Path, shards: list[Shard]) -> None:
 
 
 def _copy(source: epath.Path, directory: Path, shard: Shard) -> int:
-    """Returns how many bytes were copied; OSError if they are not the manifest's."""
+    """Returns how many bytes were copied; OSError if the manifest disagrees."""
     file, unfinished = source / shard.file, directory / f"{shard.file}.unfinished"
     try:
         file.copy(unfinished, overwrite=True)

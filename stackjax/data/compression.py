@@ -1,4 +1,4 @@
-"""Compressed files read as a stream; a file that was cut short is an error."""
+"""Compressed files read as a stream; a truncated file is an error."""
 
 import contextlib
 import gzip
@@ -15,15 +15,15 @@ from stackjax.errors import UserError
 INPUT_BYTES = 2**14
 """Bytes that are decompressed at a time: small, since each may become 32 KiB."""
 BUFFER_BYTES = 2**20
-# The largest window that the command line of zstd can ask for.
+# The largest window in a zstd command, `--long=31`.
 _MAX_WINDOW = 2**31
 
 
 @contextlib.contextmanager
 def open_compressed(path: str) -> Iterator[io.BufferedReader]:
-    """Yields the content of a gzip or zstd file; the ending of its name tells which.
+    """Yields the content behind a `.gz` or `.zst` name.
 
-    All members or frames are read, as the tools that make such files do.
+    Reads all members or frames, as gzip and zstd do.
 
     Raises:
       UserError: The file is damaged or was cut short.
@@ -42,7 +42,7 @@ def open_compressed(path: str) -> Iterator[io.BufferedReader]:
 
 
 def _zstd_chunks(file: BinaryIO) -> Iterator[bytes]:
-    """Yields the content of all frames; EOFError if the last frame is cut short."""
+    """Yields the content in all frames; EOFError if the last frame is cut short."""
     decompressor = zstandard.ZstdDecompressor(max_window_size=_MAX_WINDOW)
     frame, data = None, b""
     while data := data or file.read(INPUT_BYTES):
@@ -55,7 +55,7 @@ def _zstd_chunks(file: BinaryIO) -> Iterator[bytes]:
 
 
 class _Stream(io.RawIOBase):
-    """Chunks of bytes as a file."""
+    """Byte chunks as a file."""
 
     def __init__(self, chunks: Iterator[bytes]):
         self._chunks = chunks

@@ -1,9 +1,9 @@
-"""Documents of the inputs of `prepare`, cut into pieces that processes can share.
+"""Documents from the inputs to `prepare`, cut into pieces for several processes.
 
-An input is a file or a glob, told by its ending in any case: JSON lines (`.jsonl`, `.ndjson`,
-`.jsonlines` or `.json`, also with `.gz` or `.zst`), Parquet (`.parquet` or `.pq`); any other
-file is the text of one document, unless its ending says that it is no text. Or it is
-`tfds:NAME`, a TensorFlow Datasets dataset that is read without TensorFlow.
+An input is a file or a glob. The ending, in any case, tells the format: JSON lines (`.jsonl`,
+`.ndjson`, `.jsonlines` or `.json`, also with `.gz` or `.zst`), Parquet (`.parquet` or `.pq`),
+else a text document, except endings such as `.csv` or `.zip`. `tfds:NAME` is a TensorFlow
+Datasets dataset.
 """
 
 import dataclasses
@@ -42,13 +42,13 @@ def list_pieces(
     text_field: str,
     null_texts: NullTexts = "refuse",
 ) -> Iterator[Piece]:
-    """Yields the pieces of all inputs, in an order that depends on the inputs alone.
+    """Yields the pieces from all inputs; their order depends on the inputs alone.
 
-    The schema of every Parquet file and the first line of every JSON file are checked.
+    Checks every Parquet schema and the first line in every JSON file.
 
     Args:
-      scratch: Directory in which the built-in corpus may be generated.
-      text_field: The field, column or feature that holds the text.
+      scratch: Directory for the built-in corpus.
+      text_field: The field, column or feature with the text.
       null_texts: Whether a row without a text is an error.
 
     Raises:
@@ -71,10 +71,10 @@ def list_pieces(
 def read_documents(
     piece: Piece, text_field: str, null_texts: NullTexts = "refuse"
 ) -> Iterator[str | None]:
-    """Yields the documents of a piece, with None for each that is null and skipped.
+    """Yields the documents in a piece, with None for a null to be skipped.
 
     Raises:
-      UserError: A document cannot be read; the message says which.
+      UserError: A document cannot be read; the message names file and row.
     """
     _check_unchanged(piece)
     match piece.format:
@@ -90,7 +90,7 @@ def read_documents(
 
 
 def _expand(name: str) -> list[str]:
-    """Returns the files that an input names, sorted."""
+    """Returns the files behind an input, sorted."""
     if is_remote(name):
         raise UserError(f"input {name!r} is in a bucket; mount it, or copy it to a disk.")
     if os.path.isdir(name):
@@ -107,7 +107,7 @@ def _expand(name: str) -> list[str]:
 
 
 def _list_file(path: str, text_field: str, null_texts: NullTexts) -> list[Piece]:
-    """Returns the pieces of one file, having checked whatever is quickly checked."""
+    """Returns the pieces in a file, after all quick checks."""
     status = os.stat(path)
     if not stat.S_ISREG(status.st_mode):
         raise UserError(f"input {path!r} is no regular file but a device, pipe or socket.")
@@ -134,7 +134,7 @@ def _cut_json(path: str, size: int, is_compressed: bool) -> list[Piece]:
 
 
 def _check_ending(path: str) -> None:
-    """Raises UserError if the name of a file says that it is not the text of a document."""
+    """Raises UserError if a file name promises anything but plain text."""
     *inner, last = ["", *(suffix.lower() for suffix in Path(path).suffixes)]
     if last in _NO_TEXT:
         raise UserError(

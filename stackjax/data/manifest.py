@@ -1,6 +1,6 @@
-"""The manifest of a set of token shards: its tokenizer, its streams, and their hashes.
+"""The manifest, `manifest.json`, describes a set: tokenizer, token shards and their hashes.
 
-`manifest.json` is written last, so that its presence says that the set is complete.
+Writers add the file last, so its presence means a complete set.
 """
 
 import dataclasses
@@ -28,73 +28,73 @@ SPLITS: tuple[SplitName, ...] = ("train", "validation")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Shard:
-    """One file of a stream."""
+    """A file with part of a stream."""
 
     file: str
-    """Name within the directory of the set."""
+    """File name within the directory."""
     bytes: int
-    """Size of the file."""
+    """File size."""
     records: int
-    """Number of records."""
+    """How many records there are."""
     tokens: int
-    """Number of tokens in all records."""
+    """Tokens in all records."""
     hash: str
-    """SHA-256 of all tokens, as they are stored."""
+    """SHA-256 over all stored tokens."""
     ends: str
-    """SHA-256 of the first and the last record; checked whenever the set is opened."""
+    """SHA-256 over the first and the last record; opening the set checks this."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Split:
-    """The stream of one split."""
+    """A stream, such as `train`."""
 
     tokens: int
     """Tokens in all shards, end tokens included."""
     documents: int
-    """Documents in all shards; each has one end token."""
+    """Documents in all shards; each has an end token."""
     shards: tuple[Shard, ...]
-    """The files, in the order of the stream."""
+    """The files, in stream order."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TokenizerInfo:
-    """The tokenizer that wrote a set."""
+    """The tokenizer behind a set."""
 
     name: str
-    """`bytes`, or the path it was loaded from."""
+    """`bytes`, or the path when the set was made."""
     digest: str
-    """SHA-256 of what defines it."""
+    """SHA-256 over the tokenizer file."""
     vocab_size: int
-    """Number of tokens; every token is below it."""
+    """Vocabulary size; every token is smaller."""
     end_id: int
-    """The token that ends each document."""
+    """The token after each document."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Manifest:
-    """Everything that is known about a set of token shards."""
+    """A set: tokenizer, token type and streams."""
 
     format: int = FORMAT
-    """Version of the layout."""
+    """Layout version."""
     tokenizer: TokenizerInfo
-    """The tokenizer that wrote the set."""
+    """The tokenizer behind the set."""
     dtype: TokenDtype
-    """Type of the stored tokens, little-endian."""
+    """Type in the files, little-endian."""
     record_tokens: int = RECORD_TOKENS
     """Tokens in each record."""
     splits: dict[SplitName, Split]
-    """The stream of each split."""
+    """The streams by name."""
 
     @property
     def files(self) -> list[str]:
-        """Names of all shards."""
+        """All shard names."""
         return [shard.file for split in self.splits.values() for shard in split.shards]
 
     @property
     def digest(self) -> str:
-        """A hash of the content: of all tokens in their order, and of the tokenizer.
+        """A content hash: all tokens in order, and the tokenizer.
 
-        Sets with the same digest train the same, wherever they lie.
+        Sets with equal digests train alike, in any directory.
         """
         splits = {
             name: [split.tokens, *((shard.tokens, shard.hash) for shard in split.shards)]
@@ -105,10 +105,10 @@ class Manifest:
 
 
 def read_manifest(path: str) -> Manifest:
-    """Returns the manifest of the set of token shards in a directory.
+    """Returns the manifest in a directory.
 
     Raises:
-      UserError: There is none, it is damaged, or it contradicts itself.
+      UserError: The manifest is absent, damaged or contradictory.
     """
     file = epath.Path(path) / MANIFEST
     try:
@@ -138,12 +138,12 @@ def read_manifest(path: str) -> Manifest:
 
 
 def write_manifest(path: str, manifest: Manifest) -> None:
-    """Writes the manifest into the directory of a set."""
+    """Writes the manifest into a directory."""
     (epath.Path(path) / MANIFEST).write_text(sealed(dataclasses.asdict(manifest)))
 
 
 def sealed(fields: dict[str, Any]) -> str:
-    """Returns the text of a manifest with these fields, and with their checksum."""
+    """Returns the manifest text for these fields, with a checksum."""
     fields = json.loads(json.dumps(fields))
     fields["checksum"] = _hash_of_json(fields)
     return json.dumps(fields, indent=2) + "\n"
@@ -159,7 +159,7 @@ def _hash_of_json(fields: object) -> str:
 
 
 def _faults(manifest: Manifest) -> Iterator[str]:
-    """Yields the reasons why the numbers of a manifest cannot all be true."""
+    """Yields contradictions between the numbers in a manifest."""
     info, num_bytes = manifest.tokenizer, np.dtype(manifest.dtype).itemsize
     # Batches hold tokens as int32.
     if not 1 <= info.vocab_size <= 2 ** min(8 * num_bytes, 31):

@@ -1,4 +1,4 @@
-"""The parts that the inputs of `prepare` are cut into, one shard of every split each."""
+"""Parts: `prepare` cuts all inputs into parts and writes a shard per part and split."""
 
 import dataclasses
 import itertools
@@ -19,36 +19,36 @@ MAX_PARTS = 256
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Part:
-    """The pieces that one call of a worker turns into shards."""
+    """The pieces for a single call in a worker process."""
 
     index: int
     """Place in the stream."""
     pieces: tuple[Piece, ...]
-    """What is read, in order."""
+    """Pieces to read, in order."""
 
     @property
     def num_bytes(self) -> int:
-        """Size of what is read, about."""
+        """Approximate text size."""
         return sum(piece.num_bytes for piece in self.pieces)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class WrittenPart:
-    """The shards of one part of the input."""
+    """The shards from a part."""
 
     shards: ShardsOfPart
-    """The shard of each split, and its number of documents."""
+    """Shard and document count by split."""
     left_out: Counter[str]
-    """Number of rows that are in no shard, for each reason."""
+    """Counts rows in no shard, by reason."""
 
     @property
     def num_bytes(self) -> int:
-        """Size of the shards."""
+        """Total shard size."""
         return sum(shard.bytes for shard, _ in self.shards.values())
 
 
 def group_pieces(pieces: list[Piece]) -> list[Part]:
-    """Returns the pieces in a few hundred parts of about equal size, in order."""
+    """Returns the pieces in a few hundred parts, about equal in size, in order."""
     size = max(PART_BYTES, sum(piece.num_bytes for piece in pieces) // MAX_PARTS)
     before = itertools.accumulate((p.num_bytes for p in pieces), initial=0)
     numbered = zip(before, pieces, strict=False)
@@ -84,7 +84,7 @@ def show_progress(
 def warn_of_a_full_disk(
     parts: list[Part], staging: Path, written: Iterable[tuple[int, WrittenPart]]
 ) -> Iterator[tuple[int, WrittenPart]]:
-    """Yields the parts; says once that the disk will be full before all are written."""
+    """Yields the parts; prints a warning once if the disk is too small for the rest."""
     total, read, wrote, is_told = sum(part.num_bytes for part in parts), 0, 0, False
     for index, part in written:
         yield index, part

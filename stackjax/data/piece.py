@@ -1,4 +1,4 @@
-"""A piece of an input: documents that one process reads alone."""
+"""A piece: documents for a single process."""
 
 import dataclasses
 import itertools
@@ -11,30 +11,30 @@ Format = Literal["text", "jsonl", "compressed_jsonl", "parquet", "tfds"]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Piece:
-    """Documents that one process reads alone."""
+    """Documents for a single process."""
 
     format: Format
     """How `source` is read."""
     source: str
-    """A file, or the name of a TFDS dataset."""
+    """A file, or a TFDS dataset name."""
     start: int = 0
     """First byte (jsonl), row group (parquet) or example (tfds)."""
     stop: int = 0
-    """One past the last."""
+    """The end, exclusive."""
     num_bytes: int
-    """Approximate size of the text."""
+    """Approximate text size."""
     stamp: tuple[int, int] | None = None
-    """Size and time of change of the file when it was listed."""
+    """Size and modification time when the file was listed."""
     tfds_split: str | None = None
-    """Split of the TFDS dataset."""
+    """TFDS split name."""
     held_out: bool | None = None
-    """Whether the input itself says that these documents are held out; None if silent."""
+    """Whether the input itself holds these documents out; None if silent."""
     data_dir: str | None = None
-    """Directory of the TFDS dataset; None is its own default."""
+    """TFDS directory; None is the usual default."""
 
 
 def cut(length: int, num_bytes: int) -> list[tuple[int, int]]:
-    """Returns the ranges that cut `length` units of `num_bytes` into whole pieces."""
+    """Returns ranges over `length` units, so that each has about `PIECE_BYTES`."""
     num_pieces = min(length, -(-num_bytes // PIECE_BYTES) or 1)
     bounds = [length * i // num_pieces for i in range(num_pieces + 1)] if length else []
     return list(itertools.pairwise(bounds))

@@ -1,4 +1,4 @@
-"""Hashes of the records of a shard: of all, and of the first and the last."""
+"""Hashes over the records in a shard: all records, and the two ends."""
 
 import hashlib
 from pathlib import Path
@@ -9,7 +9,7 @@ RECORDS_AT_A_TIME = 256
 
 
 class ShardHash:
-    """Takes the records of one shard in order and keeps none but the ends."""
+    """Hashes a shard, record after record; keeps only the two ends in memory."""
 
     def __init__(self):
         self._all = hashlib.sha256()
@@ -23,21 +23,21 @@ class ShardHash:
         self._last = record
 
     def of_all(self) -> str:
-        """Returns the hash of all tokens, which no cut into records changes."""
+        """Returns the hash over all tokens; the cut into records does not matter."""
         return self._all.hexdigest()
 
     def of_ends(self) -> str:
-        """Returns the hash of the first and the last record."""
+        """Returns the hash over the first and the last record."""
         return hash_ends(self._first or b"", self._last)
 
 
 def hash_ends(first: bytes, last: bytes) -> str:
-    """Returns the hash of the first and the last record of a shard."""
+    """Returns the hash over the first and the last record."""
     return hashlib.sha256(first + last).hexdigest()
 
 
 def hash_file(path: Path) -> str:
-    """Returns the hash of all tokens of a shard on a disk, read in order.
+    """Returns the hash over all tokens in a file, read in order.
 
     Raises:
       OSError: A record cannot be read.
@@ -49,6 +49,6 @@ def hash_file(path: Path) -> str:
             stop = min(start + RECORDS_AT_A_TIME, records)
             for record in reader.read(range(start, stop)):
                 found.update(record)
-    except RuntimeError as error:  # ArrayRecord raises it for a failed check.
+    except RuntimeError as error:  # ArrayRecord, after a failed check.
         raise OSError(f"{str(path)!r} is damaged: {error}") from error
     return found.of_all()

@@ -22,12 +22,12 @@ ShardsOfPart = dict[SplitName, tuple[Shard, int]]
 
 
 class ShardWriter:
-    """Writes a stream of tokens as the records of one shard."""
+    """Writes a token stream as the records in a shard."""
 
     def __init__(self, path: Path, dtype: str):
         self._path = path
         self._dtype = np.dtype(dtype).newbyteorder("<")
-        # One record a group makes random access cheap; tokens hardly compress.
+        # A group per record makes random access cheap; tokens hardly compress.
         self._writer = ArrayRecordWriter(str(path), "group_size:1,uncompressed")
         self._rest = np.empty(0, self._dtype)
         self._records = self._tokens = 0
@@ -41,7 +41,7 @@ class ShardWriter:
             self._write_record(record)
 
     def close(self) -> Shard:
-        """Writes what is left over and returns what the manifest says of the shard."""
+        """Writes the rest and returns the entry for the manifest."""
         if len(self._rest):
             self._write_record(self._rest)
         with _as_os_error(self._path):
@@ -68,7 +68,7 @@ class ShardWriter:
 def _as_os_error(path: Path) -> Iterator[None]:
     try:
         yield
-    except RuntimeError as error:  # What ArrayRecord raises on a full disk.
+    except RuntimeError as error:  # ArrayRecord, on a full disk.
         raise OSError(f"cannot write {str(path)!r}: {error}") from error
 
 
@@ -78,10 +78,10 @@ def write_shards(
     stem: Path,
     left_out: Counter[str],
 ) -> ShardsOfPart:
-    """Writes documents, each with its split, as one shard a split called `stem.SPLIT`.
+    """Writes documents, each with a split, as a shard per split, called `stem.SPLIT`.
 
     Args:
-      left_out: Counts the documents without a token, which are left out.
+      left_out: Counts documents without a token; the shards leave such documents out.
     """
     writers: dict[SplitName, ShardWriter] = {}
     counts = Counter[SplitName]()
@@ -101,14 +101,14 @@ def write_shards(
 
 
 def token_dtype(tokenizer: Tokenizer) -> TokenDtype:
-    """Returns the smallest type that holds every token."""
+    """Returns the smallest type for the vocabulary."""
     return "uint16" if tokenizer.vocab_size <= 2**16 else "uint32"
 
 
 def _group_by_split(
     documents: Iterator[tuple[SplitName, str]],
 ) -> Iterator[tuple[SplitName, list[str]]]:
-    """Yields lists of documents of one split; each split keeps its order."""
+    """Yields lists with documents from the same split; each split keeps the order."""
     while chunk := list(itertools.islice(documents, DOCUMENTS_AT_A_TIME)):
         for split in SPLITS:
             yield split, [text for of, text in chunk if of == split]

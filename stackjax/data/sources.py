@@ -1,8 +1,8 @@
-"""Token shards read at random: ArrayRecord files whose tokens form one stream.
+"""Token shards read at random: ArrayRecord files whose tokens form a stream.
 
-A set is a directory with `manifest.json` and, for each split, shards that follow each
-other in the stream. A record holds `record_tokens` tokens, little-endian; only the last
-record of a shard may be shorter. Shape letters: T tokens of a sequence.
+A set is a directory with `manifest.json` and, for each split, consecutive shards. A record
+holds `record_tokens` tokens, little-endian; the last record in a shard may be shorter. Shape
+letter: T tokens per sequence.
 """
 
 import bisect
@@ -22,20 +22,20 @@ CHECKS_AT_A_TIME = 16
 
 
 class TokenSource:
-    """Sequences of `seq_len` tokens of one split: a random-access source for Grain.
+    """Sequences with `seq_len` tokens from a split: a random-access source for Grain.
 
-    Sequence k is tokens [k * T, (k + 1) * T) of the split's stream. Safe to read from
-    threads, and to pickle for worker processes.
+    Sequence k is tokens [k * T, (k + 1) * T) in the stream. Threads may read at once, and
+    pickling for worker processes is safe.
     """
 
     def __init__(self, path: str, split: SplitName, seq_len: int, *, remedy: str | None = None):
-        """Opens a split and checks its files against the manifest.
+        """Opens a split and checks all files against the manifest.
 
         Args:
           remedy: The way out when a shard is damaged; by default, to prepare the set again.
 
         Raises:
-          UserError: The set is missing, damaged, or too short for one sequence.
+          UserError: The set is missing, damaged, or too short for a sequence.
         """
         self.path = path
         self.split: SplitName = split
@@ -60,14 +60,14 @@ class TokenSource:
             list(pool.map(self._check_shard, range(len(self._shards))))
 
     def __len__(self) -> int:
-        """Returns the number of sequences; a shorter rest of the stream is left out."""
+        """Returns how many sequences there are; a shorter rest is left out."""
         return self.manifest.splits[self.split].tokens // self.seq_len
 
     def __getitem__(self, index: int) -> np.ndarray:
-        """Returns one sequence, int32 `[T]`.
+        """Returns a sequence, int32 `[T]`.
 
         Raises:
-          OSError: A record that it spans cannot be read.
+          OSError: A record cannot be read, or holds tokens beyond the vocabulary.
         """
         if not 0 <= index < len(self):
             raise IndexError(f"sequence {index} is outside 0..{len(self) - 1}.")
@@ -87,7 +87,7 @@ class TokenSource:
         return epath.Path(self.path) / self._shards[index].file
 
     def _check_shard(self, index: int) -> None:
-        """Raises UserError where a shard is not what the manifest says."""
+        """Raises UserError if a shard and the manifest disagree."""
         shard = self._shards[index]
         try:
             size = self._file(index).stat().length
@@ -113,7 +113,7 @@ class TokenSource:
         return self._readers[index]
 
     def _read_from(self, offset: int) -> np.ndarray:
-        """Returns the tokens from an offset of the stream to the end of its record."""
+        """Returns the tokens from an offset in the stream up to the end of a record."""
         index = bisect.bisect_right(self._ends, offset)
         shard = self._shards[index]
         offset -= self._ends[index] - shard.tokens
@@ -133,7 +133,7 @@ class TokenSource:
     def _read_record(self, index: int, record: int) -> bytes:
         try:
             return self._reader(index).read([record])[0]
-        except RuntimeError as error:  # ArrayRecord raises it for a failed check.
+        except RuntimeError as error:  # ArrayRecord, after a failed check.
             raise self._damaged(index, record, str(error)) from error
 
     def _refused(self, index: int, reason: str) -> UserError:

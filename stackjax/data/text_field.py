@@ -1,4 +1,4 @@
-"""The field of a row that holds its text."""
+"""The text field in a row."""
 
 from collections.abc import Iterable
 from typing import Literal
@@ -9,7 +9,7 @@ NullTexts = Literal["refuse", "skip"]
 
 
 def check_names(names: Iterable[str], text_field: str) -> None:
-    """Raises UserError if the fields of a row lack the one with the text."""
+    """Raises UserError if the text field is absent."""
     if text_field not in names:
         found = ", ".join(map(repr, names)) or "none"
         raise UserError(
@@ -19,9 +19,9 @@ def check_names(names: Iterable[str], text_field: str) -> None:
 
 
 def text_of(value: object, text_field: str, null_texts: NullTexts) -> str | None:
-    """Returns the text of a row; None if it is null and such rows are skipped.
+    """Returns the text in a row; None for a null to be skipped.
 
-    Lone surrogates, which JSON can spell but which are no characters, become `?`.
+    Lone surrogates are valid JSON but no characters, and become `?`.
 
     Raises:
       UserError: The value is no text.

@@ -1,4 +1,4 @@
-"""Documents of a TensorFlow Datasets dataset, read without TensorFlow."""
+"""Documents from TensorFlow Datasets, read without TensorFlow."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -13,13 +13,13 @@ STDLIB = "stackjax_stdlib"
 def list_tfds(
     name: str, scratch: str, text_field: str, null_texts: NullTexts
 ) -> Iterator[Piece]:
-    """Yields ranges of the dataset's `train` and, if it has one, `validation` split.
+    """Yields ranges from the `train` split and, if present, the `validation` split.
 
     Args:
-      scratch: Directory in which the built-in corpus may be generated.
+      scratch: Directory for the built-in corpus.
 
     Raises:
-      UserError: There is no such dataset, it is not prepared, or it has no such feature.
+      UserError: The dataset is unknown or not prepared, or lacks the feature.
     """
     import tensorflow_datasets as tfds
 
@@ -62,7 +62,7 @@ def _cut_splits(name: str, splits: Any, data_dir: str | None) -> Iterator[Piece]
 
 
 def read_tfds(piece: Piece, text_field: str, null_texts: NullTexts) -> Iterator[str | None]:
-    """Yields the texts of the examples of a piece."""
+    """Yields the texts in a piece."""
     import tensorflow_datasets as tfds
 
     if piece.source == STDLIB:

@@ -1,4 +1,4 @@
-"""Dataclasses read from JSON, with the types that their annotations promise."""
+"""Dataclasses read from JSON, with every field checked against the annotation."""
 
 import dataclasses
 import types
@@ -9,13 +9,13 @@ from stackjax.errors import UserError
 
 
 def from_json(kind: Any, value: object, name: str = "") -> Any:
-    """Returns a parsed JSON value as an instance of an annotation.
+    """Returns a parsed JSON value as the annotated type.
 
-    Annotations are dataclasses, `tuple[X, ...]`, `dict[K, X]`, literals, unions and the
-    scalars of JSON. Every field of a dataclass must be present.
+    Annotations are dataclasses, `tuple[X, ...]`, `dict[K, X]`, literals, unions and JSON
+    scalars. Every dataclass field must be present.
 
     Args:
-      name: Dotted name of the value, for errors.
+      name: Dotted field name, for errors.
 
     Raises:
       UserError: A field is missing, unknown, or has another type.

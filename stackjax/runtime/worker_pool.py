@@ -1,4 +1,4 @@
-"""Calls of a function in several processes, which end at once when one call fails."""
+"""Function calls in several processes; all end at once when a call fails."""
 
 import contextlib
 import multiprocessing
@@ -16,10 +16,10 @@ Result = TypeVar("Result")
 def run_in_processes(
     function: Callable[[Item], Result], items: Sequence[Item], num_processes: int
 ) -> Iterator[tuple[int, Result]]:
-    """Yields the index of each item and the result of its call, as the calls end.
+    """Yields an index and a result for each item, as the calls end.
 
-    The first error of a call is raised at once and ends all processes. With one process the
-    calls run in this one, in order.
+    The first error is raised at once and ends all processes. A single process means this
+    process, in order.
 
     Raises:
       OSError: A process was killed.
@@ -41,7 +41,7 @@ def run_in_processes(
 
 @contextlib.contextmanager
 def _worker_pool(num_processes: int) -> Iterator[futures.ProcessPoolExecutor]:
-    """Yields processes that end at once when this one fails, or dies."""
+    """Yields processes; all end at once when this process fails, or dies."""
     context = multiprocessing.get_context("spawn")
     reader, writer = context.Pipe(duplex=False)
     with (
@@ -55,7 +55,7 @@ def _worker_pool(num_processes: int) -> Iterator[futures.ProcessPoolExecutor]:
 
 
 def _exit_with(parent: Any) -> None:
-    """Ends this worker as soon as the other end of its connection is closed."""
+    """Ends this worker as soon as the parent closes the connection."""
 
     def watch() -> None:
         with contextlib.suppress(EOFError, OSError):

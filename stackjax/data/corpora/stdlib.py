@@ -21,7 +21,7 @@ LEFT_OUT = {
 
 
 class StackjaxStdlib(tfds.core.GeneratorBasedBuilder):
-    """Real text on every machine that has Python; nothing is downloaded."""
+    """Real text on every machine with Python; nothing is downloaded."""
 
     VERSION = tfds.core.Version("1.0.0")
 
@@ -51,14 +51,13 @@ class StackjaxStdlib(tfds.core.GeneratorBasedBuilder):
 
 
 def list_documents(root: Path) -> Iterator[tuple[str, str]]:
-    """Yields path (relative, with slashes) and text of each source file, in order.
+    """Yields path (relative, with slashes) and text for each source file, in order.
 
-    Left out are installed packages, tests, empty files, and files that are not UTF-8.
+    Left out are installed packages, tests, empty files, and files not in UTF-8.
     """
-    files = (path for path in root.rglob("*.py") if path.is_file())
-    paths = {path.relative_to(root).as_posix(): path for path in files}
+    paths = {path.relative_to(root).as_posix(): path for path in root.rglob("*.py")}
     for name in sorted(paths):
-        if LEFT_OUT.isdisjoint(name.split("/")):
+        if LEFT_OUT.isdisjoint(name.split("/")) and paths[name].is_file():
             try:
                 text = paths[name].read_text(encoding="utf-8")
             except UnicodeDecodeError:
@@ -68,7 +67,7 @@ def list_documents(root: Path) -> Iterator[tuple[str, str]]:
 
 
 def is_held_out(path: str) -> bool:
-    """Returns whether a file is of the validation split: a function of its path alone."""
+    """Returns whether a file is held out: a function of the path alone."""
     digest = hashlib.sha256(path.encode("utf-8")).digest()
     return int.from_bytes(digest[:8], "big") < VALIDATION_FRACTION * 2**64
 
@@ -84,5 +83,5 @@ def build(data_dir: str) -> None:
     with contextlib.redirect_stdout(io.StringIO()):
         try:
             builder.download_and_prepare()
-        except RuntimeError as error:  # ArrayRecord raises it on a full disk.
+        except RuntimeError as error:  # ArrayRecord, on a full disk.
             raise OSError(f"cannot write under {data_dir!r}: {error}") from error
