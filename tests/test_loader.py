@@ -295,12 +295,12 @@ def test_a_killed_worker_is_one_line(config):
         take(source, config, 9)
 
 
-def test_a_token_that_the_manifest_denies_is_refused_in_a_worker(tmp_path):
+def test_a_token_that_the_manifest_denies_is_refused(tmp_path):
     write_set(tmp_path)
     manifest = manifests.read_manifest(str(tmp_path))
     small = dataclasses.replace(manifest.tokenizer, vocab_size=9)
     manifests.write_manifest(str(tmp_path), dataclasses.replace(manifest, tokenizer=small))
-    config = DataConfig(path=str(tmp_path), seq_len=T, num_workers=2)
+    config = DataConfig(path=str(tmp_path), seq_len=T)
     with pytest.raises(OSError, match=r"it has token 136, but the vocabulary has 9 tokens"):
         take(open_source(config, "train", 9), config, 9)
 

@@ -226,17 +226,6 @@ def test_a_mistake_found_by_a_worker_is_one_line_too(tmp_path, capsys):
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_the_first_error_ends_all_workers_at_once(tmp_path, capsys):
-    good, bad = tmp_path / "a.jsonl", tmp_path / "b.jsonl"
-    good.write_bytes(json_lines([text * 9000 for text in TEXTS]) * 3)
-    bad.write_bytes(json_lines(["a", "b"]) + b'{"words": "c"}\n')
-    options = ("--tokenizer", "bytes", "--num-processes", "2")
-    error = fail(capsys, good, bad, tmp_path / "out", *options)
-    assert f"{str(bad)!r}, line 3: no field 'text' (there are: 'words')" in error
-    assert "prepared 90 %" not in capsys.readouterr().out
-    assert sorted(tmp_path.iterdir()) == [good, bad]
-
-
 def test_a_document_that_does_not_fit_into_memory_is_one_line(tmp_path, capsys, monkeypatch):
     path = write_jsonl(tmp_path / "a.jsonl", TEXTS)
 
