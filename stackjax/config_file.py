@@ -16,7 +16,7 @@ from etils import epath
 
 from stackjax.config import Config
 from stackjax.config_record import RECORD, read_config_record
-from stackjax.data.sources import Manifest
+from stackjax.data.manifest import Manifest
 from stackjax.errors import UserError
 from stackjax.growth import Growth, parse_growth
 from stackjax.growth.text import replace_field

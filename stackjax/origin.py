@@ -9,7 +9,7 @@ from typing import Any
 from etils import epath
 
 from stackjax.config_record import RECORD, read_config_record
-from stackjax.data.sources import read_manifest
+from stackjax.data.manifest import read_manifest
 from stackjax.data.tokenizer import Tokenization, Tokenizer, load_tokenizer
 from stackjax.errors import UserError
 from stackjax.interop import config_json

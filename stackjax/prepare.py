@@ -1,44 +1,53 @@
 """Text to token shards: `python -m stackjax.prepare INPUT... OUTPUT --tokenizer bytes`.
 
-The inputs are cut into parts, and each part becomes one shard of every split, so that
-the bytes written depend on the inputs alone, never on the number of processes.
+The inputs are cut into parts, and each part becomes a shard per split. So the bytes depend
+on the inputs alone, never on the number of processes.
 """
 
-import contextlib
 import dataclasses
 import functools
 import hashlib
-import itertools
-import multiprocessing
 import os
 import shutil
-import signal
-import sys
 import tempfile
-import threading
-from collections.abc import Iterable, Iterator
-from concurrent import futures
+import time
+from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
-import rich.progress
 import tyro
 from etils import epath
 
-from stackjax.data import sources
-from stackjax.data.documents import Piece, list_pieces, read_documents
+from stackjax.data.documents import list_pieces, read_documents
+from stackjax.data.manifest import (
+    MANIFEST,
+    SPLITS,
+    Manifest,
+    Split,
+    SplitName,
+    TokenizerInfo,
+    write_manifest,
+)
+from stackjax.data.parts import (
+    Part,
+    WrittenPart,
+    group_pieces,
+    show_progress,
+    warn_of_a_full_disk,
+)
 from stackjax.data.shards import ShardsOfPart, token_dtype, write_shards
-from stackjax.data.sources import Manifest, Split, SplitName, TokenizerInfo
 from stackjax.data.staging import refuse_existing, staging_directory, upload
+from stackjax.data.text_field import NullTexts
 from stackjax.data.tokenizer import Tokenizer, load_tokenizer
-from stackjax.errors import UserError
+from stackjax.errors import UserError, one_line_errors
 from stackjax.quantity import Text
 from stackjax.runtime.constraints import Checked
 from stackjax.runtime.ranges import Real, Whole
+from stackjax.runtime.worker_pool import run_in_processes
 from stackjax.storage import check_bucket, is_remote
 
-PART_BYTES = 2**24
-MAX_PARTS = 256
+SECONDS_BETWEEN_LINES = 10
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -50,23 +59,26 @@ class PrepareConfig(Checked):
         tyro.conf.Positional,
         tyro.conf.arg(name="paths", metavar="INPUT... OUTPUT"),
     ]
-    """What to read, and last the directory to write. An input is a file or a glob (.jsonl,
-    .jsonl.gz, .jsonl.zst, .parquet, or text, one document a file) or tfds:NAME."""
+    """The inputs, and last the directory to write. An input is a file or a glob (.jsonl,
+    .ndjson, .json, also with .gz or .zst; .parquet; or text, a document per file) or
+    tfds:NAME."""
     tokenizer: Text
     """`bytes`, a Hugging Face tokenizer.json, or a SentencePiece .model."""
     text_field: Text = "text"
-    """Field, column or feature that holds the text."""
+    """Field, column or feature with the text."""
+    null_texts: NullTexts = "refuse"
+    """Whether a row whose text is null is an error, or is skipped and counted."""
     validation_fraction: Annotated[float, Real(at_least=0, less_than=1)] = 0.005
-    """Fraction of the documents that are held out, chosen by a hash of their text, unless
-    a TFDS dataset has a validation split of its own."""
+    """Fraction of the documents to hold out, chosen by a hash over the text, unless a TFDS
+    dataset has a validation split itself."""
     num_processes: Annotated[int, Whole(at_least=1, at_most=1000)] | None = None
-    """Processes that share the work; by default one for each core."""
+    """How many processes share the work; by default as many as there are cores."""
     end_token: Text | None = None
-    """Token that ends a document; by default the usual one that the tokenizer has."""
+    """Token after each document; by default the usual end token in the vocabulary."""
 
     @property
     def inputs(self) -> tuple[str, ...]:
-        """What to read."""
+        """The inputs."""
         return self.paths[:-1]
 
     @property
@@ -83,26 +95,11 @@ class PrepareConfig(Checked):
             )
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Part:
-    """The pieces that one call of a worker turns into shards."""
-
-    index: int
-    """Place in the stream."""
-    pieces: tuple[Piece, ...]
-    """What is read, in order."""
-
-    @property
-    def num_bytes(self) -> int:
-        """Size of what is read, about."""
-        return sum(piece.num_bytes for piece in self.pieces)
-
-
 def prepare(config: PrepareConfig) -> Manifest:
-    """Writes the token shards of the inputs and returns their manifest.
+    """Writes the inputs as token shards and returns their manifest.
 
-    All is written beside OUTPUT and renamed at the end, so OUTPUT is complete or absent; or
-    written into a temporary directory, where OUTPUT is in a bucket, and uploaded at the end.
+    All files are written beside OUTPUT and renamed at the end, so OUTPUT is complete or
+    absent. For a bucket, a temporary directory is uploaded at the end.
 
     Raises:
       FileExistsError: OUTPUT exists already.
@@ -112,58 +109,75 @@ def prepare(config: PrepareConfig) -> Manifest:
     tokenizer = load_tokenizer(config.tokenizer, config.end_token)
     check_bucket(config.output)
     output = epath.Path(config.output)
+    _refuse_a_file(config.output)
     refuse_existing(output)
     if is_remote(output):
         return _prepare_and_upload(config, output)
     with staging_directory(output) as staging:
         scratch = staging / "scratch"
-        parts = group_pieces(list(list_pieces(config.inputs, str(scratch))))
-        running = _run_parts(config, tokenizer.digest, str(staging), parts)
-        results = list(_show_progress(parts, running))
+        parts = _list_parts(config, str(scratch))
+        written = _write_parts(config, tokenizer.digest, staging, parts)
         shutil.rmtree(scratch, ignore_errors=True)
-        manifest = _build_manifest(tokenizer, _join_results(results, staging))
-        sources.write_manifest(str(staging), manifest)
+        shards = [part.shards for part in written]
+        manifest = _build_manifest(tokenizer, _join_results(shards, staging))
+        write_manifest(str(staging), manifest)
+    for reason, count in sum((part.left_out for part in written), Counter()).items():
+        print(f"left out: {count} {reason}")
     return manifest
+
+
+def _refuse_a_file(output: str) -> None:
+    if not is_remote(output) and Path(output).is_file():
+        raise UserError(
+            f"the last path, {output!r}, is the OUTPUT, but a file with this name exists "
+            f"already; name a new directory last."
+        )
 
 
 def _prepare_and_upload(config: PrepareConfig, output: epath.Path) -> Manifest:
     with tempfile.TemporaryDirectory(prefix="stackjax-") as name:
         local = Path(name) / "set"
         manifest = prepare(dataclasses.replace(config, paths=(*config.inputs, str(local))))
-        upload(local, output, last=sources.MANIFEST)
+        upload(local, output, last=MANIFEST)
     return manifest
 
 
-def group_pieces(pieces: list[Piece]) -> list[Part]:
-    """Returns the pieces in a few hundred parts of about equal size, in order."""
-    size = max(PART_BYTES, sum(piece.num_bytes for piece in pieces) // MAX_PARTS)
-    before = itertools.accumulate((p.num_bytes for p in pieces), initial=0)
-    numbered = zip(before, pieces, strict=False)
-    groups = itertools.groupby(numbered, key=lambda pair: pair[0] // size)
-    return [
-        Part(index=index, pieces=tuple(piece for _, piece in group))
-        for index, (_, group) in enumerate(groups)
-    ]
-
-
 def choose_split(text: str, validation_fraction: float) -> SplitName:
-    """Returns the split of a document: a function of its text alone."""
+    """Returns the split for a document: a pure function of the text."""
     digest = hashlib.blake2b(text.encode("utf-8"), digest_size=8).digest()
     held_out = int.from_bytes(digest, "big") < validation_fraction * 2**64
     return "validation" if held_out else "train"
 
 
-def write_part(config: PrepareConfig, digest: str, staging: str, part: Part) -> ShardsOfPart:
-    """Tokenizes one part and writes its shards into the staging directory."""
+def write_part(config: PrepareConfig, digest: str, staging: str, part: Part) -> WrittenPart:
+    """Tokenizes a part and writes the shards into the staging directory.
+
+    Raises:
+      UserError: A document cannot be read.
+      OSError: The disk is full, or there is too little memory.
+    """
     tokenizer = _load_once(config.tokenizer, config.end_token, digest)
-    stem = Path(staging) / f"part{part.index:05d}"
-    return write_shards(_split_documents(config, part), tokenizer, stem)
+    stem, left_out = Path(staging) / f"part{part.index:05d}", Counter[str]()
+    documents = _split_documents(config, part, left_out)
+    try:
+        shards = write_shards(documents, tokenizer, stem, left_out)
+    except MemoryError as error:
+        names = sorted({piece.source for piece in part.pieces})
+        raise OSError(
+            f"too little memory to read {names[0]!r} or one of {len(names) - 1} files after "
+            f"it; try a smaller --num-processes, or cut large documents."
+        ) from error
+    return WrittenPart(shards=shards, left_out=left_out)
 
 
-def _split_documents(config: PrepareConfig, part: Part) -> Iterator[tuple[SplitName, str]]:
+def _split_documents(
+    config: PrepareConfig, part: Part, left_out: Counter[str]
+) -> Iterator[tuple[SplitName, str]]:
     for piece in part.pieces:
-        for text in read_documents(piece, config.text_field):
-            if piece.held_out is None:
+        for text in read_documents(piece, config.text_field, config.null_texts):
+            if text is None:
+                left_out["rows whose text is null"] += 1
+            elif piece.held_out is None:
                 yield choose_split(text, config.validation_fraction), text
             else:
                 yield "validation" if piece.held_out else "train", text
@@ -171,85 +185,39 @@ def _split_documents(config: PrepareConfig, part: Part) -> Iterator[tuple[SplitN
 
 @functools.cache
 def _load_once(name: str, end_token: str | None, digest: str) -> Tokenizer:
-    """Returns a tokenizer; `digest` tells apart files that change under one name."""
+    """Returns a tokenizer; `digest` notices a file changed under the same name."""
     tokenizer = load_tokenizer(name, end_token)
     if tokenizer.digest != digest:
         raise UserError(f"tokenizer {name!r} was changed while it was in use.")
     return tokenizer
 
 
-def _run_parts(
-    config: PrepareConfig, digest: str, staging: str, parts: list[Part]
-) -> Iterator[ShardsOfPart]:
-    """Yields the result of each part, in order, from one or more processes."""
-    write = functools.partial(write_part, config, digest, staging)
+def _list_parts(config: PrepareConfig, scratch: str) -> list[Part]:
+    """Returns all parts to read; prints a line now and then."""
+    pieces, told = [], time.monotonic()
+    for piece in list_pieces(config.inputs, scratch, config.text_field, config.null_texts):
+        pieces.append(piece)
+        if time.monotonic() > told + SECONDS_BETWEEN_LINES:
+            told = time.monotonic()
+            print(f"checking the inputs: {piece.source}", flush=True)
+    return group_pieces(pieces)
+
+
+def _write_parts(
+    config: PrepareConfig, digest: str, staging: Path, parts: list[Part]
+) -> list[WrittenPart]:
+    """Returns the shards from all parts, in order."""
     num_processes = min(config.num_processes or os.cpu_count() or 1, len(parts))
-    if num_processes <= 1:
-        yield from map(write, parts)
-        return
-    with _worker_pool(num_processes) as pool:
-        try:
-            yield from pool.map(write, parts)
-        except futures.process.BrokenProcessPool as error:
-            raise OSError(
-                "a worker process was killed, perhaps for want of memory; "
-                "try a smaller --num-processes."
-            ) from error
-
-
-@contextlib.contextmanager
-def _worker_pool(num_processes: int) -> Iterator[futures.ProcessPoolExecutor]:
-    """Yields processes that end at once when this one fails, or dies."""
-    context = multiprocessing.get_context("spawn")
-    reader, writer = context.Pipe(duplex=False)
-    with (
-        reader,
-        futures.ProcessPoolExecutor(
-            num_processes, context, initializer=_exit_with, initargs=(reader,)
-        ) as pool,
-        writer,
-    ):
-        yield pool
-
-
-def _exit_with(parent: Any) -> None:
-    """Ends this worker as soon as the other end of its connection is closed."""
-
-    def watch() -> None:
-        with contextlib.suppress(EOFError, OSError):
-            parent.recv()
-        os._exit(1)
-
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # The parent tells us to end.
-    threading.Thread(target=watch, daemon=True).start()
-
-
-def _show_progress(
-    parts: list[Part], results: Iterable[ShardsOfPart]
-) -> Iterator[ShardsOfPart]:
-    """Yields the results while a terminal shows a bar, and a log a few lines."""
-    total = sum(part.num_bytes for part in parts)
-    done = told = 0
-    columns = (
-        *rich.progress.Progress.get_default_columns(),
-        rich.progress.DownloadColumn(),
-    )
-    with rich.progress.Progress(*columns, disable=not sys.stdout.isatty()) as bar:
-        task = bar.add_task("preparing", total=total)
-        for part, result in zip(parts, results, strict=True):
-            yield result
-            done += part.num_bytes
-            bar.update(task, completed=done)
-            percent = 100 * done // max(total, 1)
-            if bar.disable and percent >= told + 10:
-                told = percent
-                print(f"prepared {percent} % of {total / 1e6:.1f} MB", flush=True)
+    write = functools.partial(write_part, config, digest, str(staging))
+    written = show_progress(parts, run_in_processes(write, parts, num_processes))
+    found = dict(warn_of_a_full_disk(parts, staging, written))
+    return [found[index] for index in range(len(parts))]
 
 
 def _join_results(results: list[ShardsOfPart], staging: Path) -> dict[SplitName, Split]:
-    """Renames the shards of all parts to their place in the stream of each split."""
+    """Renames all shards to their place in each stream."""
     splits: dict[SplitName, Split] = {}
-    for name in sources.SPLITS:
+    for name in SPLITS:
         found = [result[name] for result in results if name in result]
         shards = []
         for index, (shard, _) in enumerate(found):
@@ -280,16 +248,10 @@ def _build_manifest(tokenizer: Tokenizer, splits: dict[SplitName, Split]) -> Man
 
 
 def main() -> None:
-    """Runs the command; a mistake of the user ends it with one line and status 2."""
-    try:
+    """Runs the command; user errors are a single line, with status 2."""
+    with one_line_errors():
         config = tyro.cli(PrepareConfig, prog="python -m stackjax.prepare")
         manifest = prepare(config)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        print("error: interrupted; nothing was written.", file=sys.stderr)
-        sys.exit(130)
     for name, split in manifest.splits.items():
         print(f"{name}: {split.tokens} tokens in {split.documents} documents")
 

@@ -16,7 +16,7 @@ from stackjax.config_file import (
     load_config,
     record_config,
 )
-from stackjax.data.sources import Manifest, Split, TokenizerInfo
+from stackjax.data.manifest import Manifest, Split, TokenizerInfo
 from stackjax.errors import UserError
 from stackjax.growth import LayerMap, Stack
 from stackjax.phases import stage_models

@@ -3,7 +3,10 @@
 import dataclasses
 import gc
 import itertools
+import os
 import pickle
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -15,11 +18,12 @@ import numpy as np
 import pytest
 
 from stackjax.config import DataConfig
-from stackjax.data import sources
+from stackjax.data import manifest as manifests
 from stackjax.data.batch import Batch
 from stackjax.data.loader import eval_batches, open_source, train_batches
+from stackjax.data.manifest import Manifest, Split, TokenizerInfo
 from stackjax.data.shards import ShardWriter
-from stackjax.data.sources import Manifest, Split, TokenizerInfo, TokenSource
+from stackjax.data.sources import TokenSource
 
 T = 16
 NUM_SEQUENCES = 37
@@ -32,7 +36,7 @@ def write_set(path: Path) -> None:
     stream = np.random.default_rng(0).integers(0, 9, NUM_SEQUENCES * T + 3)
     stream[: NUM_SEQUENCES * T : T] = 100 + np.arange(NUM_SEQUENCES)
     splits = {}
-    for name in sources.SPLITS:
+    for name in manifests.SPLITS:
         shards = []
         for index, tokens in enumerate(np.split(stream, [301])):
             writer = ShardWriter(path / f"{name}-{index}.array_record", "uint16")
@@ -40,7 +44,7 @@ def write_set(path: Path) -> None:
             shards.append(writer.close())
         splits[name] = Split(tokens=len(stream), documents=1, shards=tuple(shards))
     manifest = Manifest(tokenizer=tokenizer, dtype="uint16", splits=splits)
-    sources.write_manifest(str(path), manifest)
+    manifests.write_manifest(str(path), manifest)
 
 
 @pytest.fixture(scope="module")
@@ -262,18 +266,43 @@ def test_a_small_vocabulary_is_refused_with_the_way_out(config):
     assert len(open_source(config, "train", 257)) == NUM_SEQUENCES
 
 
-@pytest.mark.parametrize("num_workers", [0, 1])
+@pytest.mark.parametrize("num_workers", [0, 2])
 def test_a_damaged_record_is_named_wherever_it_is_read(tmp_path, num_workers):
     write_set(tmp_path)
     config = DataConfig(path=str(tmp_path), seq_len=T, num_workers=num_workers, prefetch=2)
+    source = open_source(config, "train", 256)
     file = tmp_path / "train-1.array_record"
     data = bytearray(file.read_bytes())
     data[200] ^= 1
     file.write_bytes(data)
-    source = open_source(config, "train", 256)
-    with pytest.raises(Exception, match=r"record 0 of shard .*train-1.* damaged") as error:
+    with pytest.raises(OSError, match=r"record 0 of shard .*train-1.* damaged"):
         take(source, config, 9)
-    assert num_workers or error.type is OSError
+
+
+class DeadlySource(TokenSource):
+    """Ends the process that reads its last sequence."""
+
+    def __getitem__(self, index: int) -> np.ndarray:
+        if index == len(self) - 1:
+            os._exit(1)
+        return super().__getitem__(index)
+
+
+def test_a_killed_worker_is_one_line(config):
+    source = DeadlySource(config.path, "train", T)
+    config = dataclasses.replace(config, num_workers=2)
+    with pytest.raises(OSError, match=r"a process that reads data was killed"):
+        take(source, config, 9)
+
+
+def test_a_token_that_the_manifest_denies_is_refused(tmp_path):
+    write_set(tmp_path)
+    manifest = manifests.read_manifest(str(tmp_path))
+    small = dataclasses.replace(manifest.tokenizer, vocab_size=9)
+    manifests.write_manifest(str(tmp_path), dataclasses.replace(manifest, tokenizer=small))
+    config = DataConfig(path=str(tmp_path), seq_len=T)
+    with pytest.raises(OSError, match=r"it has token 136, but the vocabulary has 9 tokens"):
+        take(open_source(config, "train", 9), config, 9)
 
 
 def test_the_builtin_corpus_is_made_once(tmp_path, monkeypatch):
@@ -288,11 +317,39 @@ def test_the_builtin_corpus_is_made_once(tmp_path, monkeypatch):
         open_source(config, "train", 256)
     config = dataclasses.replace(config, corpus="stdlib")
     validation = open_source(config, "validation", 256)
-    written = (path / sources.MANIFEST).stat().st_mtime_ns
+    written = (path / manifests.MANIFEST).stat().st_mtime_ns
     train = open_source(config, "train", 256)
-    assert (path / sources.MANIFEST).stat().st_mtime_ns == written
+    assert (path / manifests.MANIFEST).stat().st_mtime_ns == written
     assert train[0].astype(np.uint8).tobytes() == b"x = 0\n" * 2 + b"x = "
     assert len(validation) > 0
+    assert [p.name for p in path.parent.iterdir()] == ["stdlib"]
+
+
+OPEN = """
+import sys
+from stackjax.config import DataConfig
+from stackjax.data.loader import open_source
+import sysconfig
+sysconfig.get_path = lambda name: sys.argv[1]
+config = DataConfig(path=sys.argv[2], seq_len=16, corpus="stdlib")
+print(open_source(config, "train", 256).manifest.digest)
+"""
+
+
+def test_processes_that_begin_together_make_the_corpus_once(tmp_path):
+    root, path = tmp_path / "lib", tmp_path / "data" / "stdlib"
+    root.mkdir()
+    for index in range(100):
+        (root / f"module_{index}.py").write_text(f"x = {index}\n" * 9)
+    command = [sys.executable, "-c", OPEN, str(root), str(path)]
+    both = [
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        for _ in range(2)
+    ]
+    outputs, errors = zip(*(process.communicate(timeout=200) for process in both), strict=True)
+    assert errors == ("", "")
+    assert len({output.splitlines()[-1] for output in outputs}) == 1
+    assert sum("prepared 100 %" in output for output in outputs) == 1
     assert [p.name for p in path.parent.iterdir()] == ["stdlib"]
 
 

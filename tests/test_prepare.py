@@ -1,6 +1,8 @@
 """What `prepare` writes is a function of its inputs, and is complete or absent."""
 
+import collections
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -10,8 +12,10 @@ import pytest
 import tokenizers
 
 from stackjax import prepare as command
-from stackjax.data import documents as reading
-from stackjax.data.sources import MANIFEST, TokenSource, read_manifest
+from stackjax.data import parts
+from stackjax.data import piece as reading
+from stackjax.data.manifest import MANIFEST, read_manifest
+from stackjax.data.sources import TokenSource
 from stackjax.data.tokenizer import load_tokenizer
 from stackjax.prepare import PrepareConfig, choose_split, prepare
 
@@ -38,7 +42,7 @@ def quiet(capsys):
 def small_parts(monkeypatch):
     """Cuts inputs as finely as terabytes are cut (in this process only)."""
     monkeypatch.setattr(reading, "PIECE_BYTES", 300)
-    monkeypatch.setattr(command, "PART_BYTES", 1000)
+    monkeypatch.setattr(parts, "PART_BYTES", 1000)
 
 
 def run(*paths, tokenizer: str = "bytes", **options) -> Path:
@@ -93,7 +97,7 @@ def test_the_cut_of_an_input_does_not_change_the_stream(tmp_path, monkeypatch):
     streams = []
     for size in (1, 7, 100, 10**9):
         monkeypatch.setattr(reading, "PIECE_BYTES", size)
-        monkeypatch.setattr(command, "PART_BYTES", size * 50)
+        monkeypatch.setattr(parts, "PART_BYTES", size * 50)
         output = run(path, tmp_path / f"out{size}")
         streams.append(read_back(output, "train"))
     assert all(stream == streams[0] for stream in streams)
@@ -111,6 +115,25 @@ def test_the_number_of_processes_does_not_change_a_byte(tmp_path):
     assert written[0] == written[1]
     shards = [name for name in written[0] if name.startswith("train")]
     assert len(shards) >= 2
+
+
+SAME_LENGTHS = [text.replace("vu", "VU") for text in TEXTS]
+
+
+@pytest.mark.parametrize("texts", [SAME_LENGTHS, TEXTS[::-1], TEXTS[1:] + TEXTS[:1]])
+def test_other_text_of_the_same_lengths_or_order_is_another_set(tmp_path, texts):
+    options = dict(validation_fraction=0)
+    one = run(write_jsonl(tmp_path / "a.jsonl", TEXTS), tmp_path / "one", **options)
+    two = run(write_jsonl(tmp_path / "b.jsonl", texts), tmp_path / "two", **options)
+    manifests = [read_manifest(str(path)) for path in (one, two)]
+    assert manifests[0].splits["train"].tokens == manifests[1].splits["train"].tokens
+    assert manifests[0].digest != manifests[1].digest
+
+
+def test_the_same_texts_from_another_file_are_the_same_set(tmp_path, small_parts):
+    paths = [write_jsonl(tmp_path / name, TEXTS) for name in ("a.jsonl", "b.ndjson")]
+    one, two = (run(path, Path(path).with_suffix(".out")) for path in paths)
+    assert read_manifest(str(one)).digest == read_manifest(str(two)).digest
 
 
 def test_every_document_is_in_the_split_of_its_text(tmp_path, small_parts):
@@ -166,6 +189,14 @@ def test_documents_without_tokens_are_left_out(tmp_path):
     assert read_back(output, "train") == ["a", "bc", "?"]
 
 
+def test_what_is_left_out_is_counted(tmp_path, capsys, small_parts):
+    texts = [*TEXTS, None, "", None, *TEXTS, "", None]
+    run(write_jsonl(tmp_path / "a.jsonl", texts), tmp_path / "out", null_texts="skip")
+    printed = capsys.readouterr().out
+    assert "left out: 3 rows whose text is null\n" in printed
+    assert "left out: 2 documents without a token\n" in printed
+
+
 def fail(capsys, *arguments) -> str:
     """Runs the command in this process and returns its one line of error."""
     with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit) as end:
@@ -193,6 +224,45 @@ def test_a_mistake_found_by_a_worker_is_one_line_too(tmp_path, capsys):
     error = fail(capsys, path, tmp_path / "out", *options)
     assert f"line {len(TEXTS) + 1}: not JSON" in error
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_document_that_does_not_fit_into_memory_is_one_line(tmp_path, capsys, monkeypatch):
+    path = write_jsonl(tmp_path / "a.jsonl", TEXTS)
+
+    def too_large(*_):
+        raise MemoryError
+
+    monkeypatch.setattr(command, "write_shards", too_large)
+    options = ("--tokenizer", "bytes", "--num-processes", "1")
+    error = fail(capsys, path, tmp_path / "out", *options)
+    assert f"too little memory to read {path!r}" in error
+    assert list(tmp_path.iterdir()) == [Path(path)]
+
+
+def test_a_disk_that_will_be_full_is_told_before_it_is(
+    tmp_path, capsys, monkeypatch, small_parts
+):
+    usage = collections.namedtuple("usage", "total used free")
+    monkeypatch.setattr("shutil.disk_usage", lambda path: usage(9, 8, 1))
+    run(write_jsonl(tmp_path / "a.jsonl", TEXTS), tmp_path / "out")
+    warning = capsys.readouterr().err
+    assert warning.startswith("warning: about 0.0 GB are still to be written, but the disk of")
+    assert warning.count("\n") == 1
+
+
+def test_the_last_path_is_no_input(tmp_path, capsys):
+    paths = [write_jsonl(tmp_path / name, TEXTS) for name in ("a.jsonl", "b.jsonl")]
+    error = fail(capsys, *paths, "--tokenizer", "bytes")
+    assert f"the last path, {paths[1]!r}, is the OUTPUT" in error
+    assert Path(paths[1]).read_bytes() == json_lines(TEXTS)
+
+
+def test_a_missing_home_and_temporary_directory_are_no_error(tmp_path):
+    path = write_jsonl(tmp_path / "a.jsonl", TEXTS)
+    environment = os.environ | {"HOME": "/nonexistent", "TMPDIR": "/nonexistent"}
+    arguments = [*COMMAND, path, tmp_path / "out", "--tokenizer", "bytes"]
+    done = subprocess.run(arguments, env=environment, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_an_absent_tokenizer_is_named(tmp_path, capsys):

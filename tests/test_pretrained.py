@@ -1,5 +1,6 @@
 """A trained model is found with its tokenizer, whatever place it lies in."""
 
+import dataclasses
 import io
 import json
 import shutil
@@ -21,6 +22,7 @@ from tokenizers.pre_tokenizers import ByteLevel
 from stackjax import generate
 from stackjax.continuation import continuations
 from stackjax.convert import ConvertConfig, convert
+from stackjax.data.manifest import read_manifest, write_manifest
 from stackjax.data.tokenizer import load_tokenizer
 from stackjax.grow import GrowConfig, grow
 from stackjax.growth import Stack
@@ -228,14 +230,15 @@ def set_of_tokens(world, tmp_path):
     file = tmp_path / "tokenizer.json"
     tokenizer = load_tokenizer(str(file))
     data = shutil.copytree(world.path / "data", tmp_path / "data")
-    manifest = json.loads((data / "manifest.json").read_text())
-    manifest["tokenizer"] = {
-        "name": str(file),
-        "digest": tokenizer.digest,
-        "vocab_size": tokenizer.vocab_size,
-        "end_id": 0,
-    }
-    (data / "manifest.json").write_text(json.dumps(manifest))
+    manifest = read_manifest(str(data))
+    info = dataclasses.replace(
+        manifest.tokenizer,
+        name=str(file),
+        digest=tokenizer.digest,
+        vocab_size=tokenizer.vocab_size,
+    )
+    assert info.end_id == 0
+    write_manifest(str(data), dataclasses.replace(manifest, tokenizer=info))
     return data, file
 
 

@@ -22,7 +22,9 @@ from stackjax.compilation import use_compilation_cache
 from stackjax.config import DataConfig
 from stackjax.data.cache import local_copy
 from stackjax.data.loader import open_source
-from stackjax.data.sources import TokenSource, read_manifest
+from stackjax.data.manifest import read_manifest
+from stackjax.data.shards import ShardWriter
+from stackjax.data.sources import TokenSource
 from stackjax.errors import UserError
 from stackjax.marker import Marker, after_entering, read_marker, write_marker
 from stackjax.phases import expand
@@ -137,9 +139,9 @@ def test_shards_are_copied_once_and_again_where_a_copy_is_not_whole(world, gcs, 
     assert not is_copied()
     shard.write_bytes(b"cut")
     assert is_copied()
-    # Another set of the same sizes at the same place.
+    # The same set, uploaded again.
     gcs.put("bucket", "copied/manifest.json", objects(gcs, "copied/")["manifest.json"])
-    assert is_copied()
+    assert not is_copied()
 
 
 def test_what_cannot_be_copied_whole_leaves_no_shard(world, tmp_path, monkeypatch):
@@ -151,7 +153,36 @@ def test_what_cannot_be_copied_whole_leaves_no_shard(world, tmp_path, monkeypatc
     shard.write_bytes(shard.read_bytes()[:-1])
     with pytest.raises(OSError, match=r"bytes where the manifest says \d+; upload it again"):
         local_copy(str(data), "train", str(tmp_path / "cache"))
-    assert not list((tmp_path / "cache").glob("*/train-*.array_record"))
+    assert not list((tmp_path / "cache").glob("*/train-*"))
+
+
+def test_a_shard_that_was_damaged_on_its_way_is_not_kept(world, tmp_path, monkeypatch):
+    cache = tmp_path / "cache"
+    path_type = type(epath.Path(tmp_path))
+    copy = path_type.copy
+
+    def flip_a_bit(path, target, overwrite):
+        copy(path, target, overwrite)
+        data = bytearray(target.read_bytes())
+        data[20_000] ^= 4
+        target.write_bytes(data)
+
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="is damaged"):
+        patch.setattr(path_type, "copy", flip_a_bit)
+        local_copy(str(world.path / "data"), "train", str(cache))
+    assert not list(cache.glob("*/train-*"))
+    # Another set with shards of the same sizes, under the names of this one.
+    data = shutil.copytree(world.path / "data", tmp_path / "data")
+    (shard,) = data.glob("train-*")
+    tokens = TokenSource(str(data), "train", read_manifest(str(data)).splits["train"].tokens)[0]
+    writer = ShardWriter(shard, "uint16")
+    writer.write(np.roll(tokens, 1))
+    writer.close()
+    with pytest.raises(OSError, match="has other tokens than the manifest says"):
+        local_copy(str(data), "train", str(cache))
+    assert not list(cache.glob("*/train-*"))
+    copied = local_copy(str(world.path / "data"), "train", str(cache))
+    np.testing.assert_array_equal(TokenSource(copied, "train", len(tokens))[0], tokens)
 
 
 def test_a_marker_is_committed_and_half_a_phase_is_cleared(gcs):

@@ -16,7 +16,7 @@ from stackjax import compilation
 from stackjax import train as run_module
 from stackjax.config import Rewarm
 from stackjax.config_file import record_config
-from stackjax.data.sources import read_manifest
+from stackjax.data.manifest import read_manifest
 from stackjax.growth import (
     DepthRandom,
     DepthZero,

@@ -1,8 +1,7 @@
-"""Token shards copied to a local disk, once for all processes of a host."""
+"""Token shards copied to a local disk, once for all processes on a host."""
 
 import contextlib
 import functools
-import hashlib
 import os
 import shutil
 from collections.abc import Iterator
@@ -12,7 +11,8 @@ from pathlib import Path
 import jax
 from etils import epath
 
-from stackjax.data.sources import MANIFEST, Shard, SplitName, read_manifest
+from stackjax.data.manifest import MANIFEST, Shard, SplitName, read_manifest
+from stackjax.data.shard_hash import hash_file
 from stackjax.data.staging import lock_directory
 from stackjax.errors import UserError
 from stackjax.storage import replace_text
@@ -21,20 +21,18 @@ COPIES_AT_A_TIME = 8
 
 
 def local_copy(path: str, split: SplitName, cache_dir: str) -> str:
-    """Returns a directory in `cache_dir` that holds the shards of a split, copied if need be.
+    """Returns a directory in `cache_dir` with the shards for a split, copied if need be.
 
-    A copy appears whole or not at all; one that is there with the right size is kept. What
-    is copied is told apart by where the set is, what its manifest says, and when that was
-    written.
+    A copy appears whole or not at all: hashing the tokens comes before the final name. Copies
+    with the right size are kept. The content digest tells sets apart, so a moved set is not
+    copied again.
 
     Raises:
       UserError: There is no such set, or the disk has no room for it.
       OSError: A file could not be copied.
     """
     manifest, source = read_manifest(path), epath.Path(path)
-    written = (source / MANIFEST).stat().mtime
-    name = hashlib.sha256(f"{path} {written} {manifest.digest}".encode()).hexdigest()[:16]
-    with _locked(Path(cache_dir) / name) as directory:
+    with _locked(Path(cache_dir) / manifest.digest[:16]) as directory:
         shards = manifest.splits[split].shards if split in manifest.splits else ()
         missing = [shard for shard in shards if not _is_there(directory, shard)]
         _check_room(directory, path, sum(shard.bytes for shard in missing))
@@ -45,7 +43,7 @@ def local_copy(path: str, split: SplitName, cache_dir: str) -> str:
 
 @contextlib.contextmanager
 def _locked(directory: Path) -> Iterator[Path]:
-    """Yields a directory that no other process writes to meanwhile."""
+    """Yields a directory while no other process can write there."""
     lock = lock_directory(directory)
     try:
         yield directory
@@ -83,14 +81,22 @@ def _copy_all(source: epath.Path, directory: Path, shards: list[Shard]) -> None:
 
 
 def _copy(source: epath.Path, directory: Path, shard: Shard) -> int:
-    """Returns how many bytes were copied; OSError where the manifest says otherwise."""
+    """Returns how many bytes were copied; OSError if the manifest disagrees."""
     file, unfinished = source / shard.file, directory / f"{shard.file}.unfinished"
-    file.copy(unfinished, overwrite=True)
-    size = unfinished.stat().st_size
-    if size != shard.bytes:
-        raise OSError(
-            f"shard {str(file)!r} has {size} bytes where the manifest says {shard.bytes}; "
-            f"upload it again."
-        )
-    unfinished.rename(directory / shard.file)
+    try:
+        file.copy(unfinished, overwrite=True)
+        size = unfinished.stat().st_size
+        if size != shard.bytes:
+            raise OSError(
+                f"shard {str(file)!r} has {size} bytes where the manifest says {shard.bytes}; "
+                f"upload it again."
+            )
+        if hash_file(unfinished) != shard.hash:
+            raise OSError(
+                f"shard {str(file)!r} has other tokens than the manifest says, or was damaged "
+                f"on its way to {str(directory)!r}; try again, or upload it again."
+            )
+        unfinished.rename(directory / shard.file)
+    finally:
+        unfinished.unlink(missing_ok=True)
     return size

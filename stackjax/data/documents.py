@@ -1,292 +1,171 @@
-"""Documents of the inputs of `prepare`, cut into pieces that processes can share.
+"""Documents from the inputs to `prepare`, cut into pieces for several processes.
 
-An input is a file or a glob, told by its name: JSON lines (`.jsonl` or `.json`, also with
-`.gz` or `.zst`), Parquet (`.parquet`), any other file is the text of one document; or
-`tfds:NAME`, a TensorFlow Datasets dataset that is read without TensorFlow.
+An input is a file or a glob. The ending, in any case, tells the format: JSON lines (`.jsonl`,
+`.ndjson`, `.jsonlines` or `.json`, also with `.gz` or `.zst`), Parquet (`.parquet` or `.pq`),
+else a text document, except endings such as `.csv` or `.zip`. `tfds:NAME` is a TensorFlow
+Datasets dataset.
 """
 
 import dataclasses
 import glob
-import io
-import itertools
-import json
 import os
 import re
-from collections.abc import Iterable, Iterator
-from typing import Any, BinaryIO, Literal
+import stat
+from collections.abc import Iterator
+from concurrent import futures
+from pathlib import Path
 
+from stackjax.data.json_lines import check_first_line, read_json_lines
+from stackjax.data.parquet import list_parquet, read_parquet
+from stackjax.data.piece import Piece, cut
+from stackjax.data.text_field import NullTexts
+from stackjax.data.tfds_examples import list_tfds, read_tfds
 from stackjax.errors import UserError
 from stackjax.storage import is_remote
 
-PIECE_BYTES = 2**24
-STDLIB = "stackjax_stdlib"
+FILES_AT_A_TIME = 16
 
-Format = Literal["text", "jsonl", "compressed_jsonl", "parquet", "tfds"]
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Piece:
-    """Documents that one process reads on its own."""
-
-    format: Format
-    """How `source` is read."""
-    source: str
-    """A file, or the name of a TFDS dataset."""
-    start: int = 0
-    """First byte (jsonl), row group (parquet) or example (tfds)."""
-    stop: int = 0
-    """One past the last."""
-    num_bytes: int
-    """Size of what is read, about."""
-    tfds_split: str | None = None
-    """Split of the TFDS dataset that is read."""
-    held_out: bool | None = None
-    """Whether the input itself says that these documents are held out; None if silent."""
-    data_dir: str | None = None
-    """Where the TFDS dataset is; None is its own default."""
+_JSON = re.compile(r"\.(jsonl|ndjson|jsonlines|json)(\.(?:gz|gzip|zst|zstd))?$", re.IGNORECASE)
+_PARQUET = re.compile(r"\.(parquet|pq)$", re.IGNORECASE)
+_ROWS = {".jsonl", ".ndjson", ".jsonlines", ".json", ".parquet", ".pq"}
+_NO_TEXT = {
+    *(".csv", ".tsv", ".xls", ".xlsx", ".arrow", ".feather", ".avro", ".orc"),
+    *(".tfrecord", ".array_record", ".npy", ".npz", ".pkl", ".h5", ".hdf5", ".db", ".sqlite"),
+    *(".gz", ".gzip", ".zst", ".zstd", ".bz2", ".xz", ".lzma", ".lz4", ".br"),
+    *(".zip", ".tar", ".tgz", ".7z", ".rar", ".pdf", ".doc", ".docx", ".odt"),
+}
 
 
-def list_pieces(inputs: tuple[str, ...], scratch: str) -> Iterator[Piece]:
-    """Yields the pieces of all inputs, in an order that depends on the inputs alone.
+def list_pieces(
+    inputs: tuple[str, ...],
+    scratch: str,
+    text_field: str,
+    null_texts: NullTexts = "refuse",
+) -> Iterator[Piece]:
+    """Yields the pieces from all inputs; their order depends on the inputs alone.
+
+    Checks every Parquet schema and the first line in every JSON file.
 
     Args:
-      scratch: Directory in which the built-in corpus may be generated.
+      scratch: Directory for the built-in corpus.
+      text_field: The field, column or feature with the text.
+      null_texts: Whether a row without a text is an error.
+
+    Raises:
+      UserError: An input cannot be read; the message names the file.
     """
     for name in inputs:
         if name.startswith("tfds:"):
-            yield from _list_tfds(name.removeprefix("tfds:"), scratch)
-        else:
-            for path in _expand(name):
-                yield from _list_file(path)
+            yield from list_tfds(name.removeprefix("tfds:"), scratch, text_field, null_texts)
+            continue
+
+        def list_file(path: str) -> list[Piece]:
+            return _list_file(path, text_field, null_texts)
+
+        # A disk on a network answers late, but many questions at a time.
+        with futures.ThreadPoolExecutor(FILES_AT_A_TIME) as pool:
+            for pieces in pool.map(list_file, _expand(name)):
+                yield from pieces
 
 
-def read_documents(piece: Piece, text_field: str) -> Iterator[str]:
-    """Yields the documents of a piece.
-
-    Args:
-      text_field: The field, column or feature that holds the text.
+def read_documents(
+    piece: Piece, text_field: str, null_texts: NullTexts = "refuse"
+) -> Iterator[str | None]:
+    """Yields the documents in a piece, with None for a null to be skipped.
 
     Raises:
-      UserError: A document cannot be read; the message says where.
+      UserError: A document cannot be read; the message names file and row.
     """
+    _check_unchanged(piece)
     match piece.format:
         case "text":
             yield _read_text(piece.source)
-        case "jsonl":
-            with open(piece.source, "rb") as file:
-                lines = _lines_between(file, piece.start, piece.stop)
-                yield from _read_json(piece, lines, text_field)
-        case "compressed_jsonl":
-            try:
-                with _decompress(piece.source) as file:
-                    yield from _read_json(piece, file, text_field)
-            except OSError as error:
-                raise UserError(f"{piece.source!r} cannot be read: {error}.") from error
+        case "jsonl" | "compressed_jsonl":
+            yield from read_json_lines(piece, text_field, null_texts)
         case "parquet":
-            yield from _read_parquet(piece, text_field)
+            yield from read_parquet(piece, text_field, null_texts)
         case "tfds":
-            yield from _read_tfds(piece, text_field)
+            yield from read_tfds(piece, text_field, null_texts)
+    _check_unchanged(piece)
 
 
 def _expand(name: str) -> list[str]:
-    """Returns the files that an input names, sorted."""
+    """Returns the files behind an input, sorted."""
     if is_remote(name):
         raise UserError(f"input {name!r} is in a bucket; mount it, or copy it to a disk.")
     if os.path.isdir(name):
         raise UserError(
             f"input {name!r} is a directory; name its files, such as '{name}/**/*.txt'."
         )
-    if os.path.exists(name):
+    if os.path.lexists(name):
         return [name]
-    paths = sorted(filter(os.path.isfile, glob.glob(name, recursive=True)))
+    found = glob.glob(name, recursive=True)
+    paths = sorted(path for path in found if not os.path.isdir(path))
     if not paths:
         raise UserError(f"input {name!r} matches no file.")
     return paths
 
 
-def _list_file(path: str) -> Iterator[Piece]:
-    size = os.path.getsize(path)
-    if re.search(r"\.jsonl?\.(gz|zst)$", path):
-        yield Piece(format="compressed_jsonl", source=path, num_bytes=size)
-    elif re.search(r"\.jsonl?$", path):
-        for start, stop in _ranges(size, size):
-            yield Piece(
-                format="jsonl",
-                source=path,
-                start=start,
-                stop=stop,
-                num_bytes=stop - start,
-            )
-    elif path.endswith(".parquet"):
-        yield from _list_parquet(path)
+def _list_file(path: str, text_field: str, null_texts: NullTexts) -> list[Piece]:
+    """Returns the pieces in a file, after all quick checks."""
+    status = os.stat(path)
+    if not stat.S_ISREG(status.st_mode):
+        raise UserError(f"input {path!r} is no regular file but a device, pipe or socket.")
+    if _PARQUET.search(path):
+        pieces = list(list_parquet(path, text_field, null_texts))
+    elif match := _JSON.search(path):
+        is_compressed = match[2] is not None
+        check_first_line(path, is_compressed, text_field, null_texts)
+        pieces = _cut_json(path, status.st_size, is_compressed)
     else:
-        yield Piece(format="text", source=path, num_bytes=size)
+        _check_ending(path)
+        pieces = [Piece(format="text", source=path, num_bytes=status.st_size)]
+    stamp = (status.st_size, status.st_mtime_ns)
+    return [dataclasses.replace(piece, stamp=stamp) for piece in pieces]
 
 
-def _ranges(length: int, num_bytes: int) -> list[tuple[int, int]]:
-    """Returns the ranges that cut `length` units of `num_bytes` into whole pieces."""
-    num_pieces = min(length, -(-num_bytes // PIECE_BYTES) or 1)
-    bounds = [length * i // num_pieces for i in range(num_pieces + 1)] if length else []
-    return list(itertools.pairwise(bounds))
+def _cut_json(path: str, size: int, is_compressed: bool) -> list[Piece]:
+    if is_compressed:
+        return [Piece(format="compressed_jsonl", source=path, num_bytes=size)]
+    return [
+        Piece(format="jsonl", source=path, start=start, stop=stop, num_bytes=stop - start)
+        for start, stop in cut(size, size)
+    ]
+
+
+def _check_ending(path: str) -> None:
+    """Raises UserError if a file name promises anything but plain text."""
+    *inner, last = ["", *(suffix.lower() for suffix in Path(path).suffixes)]
+    if last in _NO_TEXT:
+        raise UserError(
+            f"{path!r} ends in {last}, which is not read; make JSON lines (.jsonl, .jsonl.gz, "
+            f".jsonl.zst), Parquet or plain text of it, or leave it out."
+        )
+    if rows := _ROWS.intersection(inner):
+        raise UserError(
+            f"{path!r} is named as {rows.pop()} but ends in {last}; rename it, so that one "
+            f"ending says how it is read."
+        )
 
 
 def _read_text(path: str) -> str:
     with open(path, "rb") as file:
         data = file.read()
     try:
-        return data.decode("utf-8")
+        text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise UserError(f"{path!r} is not UTF-8 text: {error}.") from error
+        raise UserError(f"{path!r} is not UTF-8 text: {error}; {_CONVERT}.") from error
+    if "\0" in text:
+        offset = data.index(b"\0")
+        raise UserError(f"{path!r} is not text: byte {offset} is NUL; {_CONVERT}.")
+    return text
 
 
-def _lines_between(file: BinaryIO, start: int, stop: int) -> Iterator[bytes]:
-    """Yields the lines whose first byte lies in [start, stop)."""
-    if start:
-        file.seek(start - 1)
-        start += len(file.readline()) - 1
-    while start < stop and (line := file.readline()):
-        start += len(line)
-        yield line
+_CONVERT = "convert it with iconv if it is text of another encoding, or leave it out"
 
 
-def _decompress(path: str) -> io.BufferedReader:
-    import pyarrow
-
-    codec = "gzip" if path.endswith(".gz") else "zstd"
-    return io.BufferedReader(pyarrow.input_stream(path, compression=codec), 2**20)
-
-
-def _read_json(piece: Piece, lines: Iterable[bytes], text_field: str) -> Iterator[str]:
-    for number, line in enumerate(lines):
-        if line.strip():
-            try:
-                yield _text_of_line(line, text_field)
-            except ValueError as error:
-                where = f"{piece.source!r}, line {_first_line(piece) + number}"
-                raise UserError(f"{where}: {error}") from error
-
-
-def _first_line(piece: Piece) -> int:
-    """Returns the number of the line that a piece begins with, counted from 1."""
-    if piece.start == 0:
-        return 1
-    with open(piece.source, "rb") as file:
-        return 1 + sum(1 for _ in _lines_between(file, 0, piece.start))
-
-
-def _text_of_line(line: bytes, text_field: str) -> str:
-    try:
-        row = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise UserError(f"not JSON: {error.msg}, column {error.colno}.") from error
-    fields = row if isinstance(row, dict) else {}
-    _check_names(fields, text_field)
-    return _checked(fields[text_field], text_field)
-
-
-def _check_names(names: Iterable[str], text_field: str) -> None:
-    if text_field not in names:
-        found = ", ".join(map(repr, names)) or "none"
-        raise UserError(
-            f"no field {text_field!r} (there are: {found}); name the one that holds the "
-            f"text with --text-field."
-        )
-
-
-def _checked(text: object, text_field: str) -> str:
-    """Returns a text as it is, or raises UserError where it is none."""
-    match text:
-        case str():
-            # JSON can spell lone surrogates, which are no characters.
-            return text.encode("utf-8", "replace").decode("utf-8")
-        case bytes():
-            return text.decode("utf-8", "replace")
-        case _:
-            raise UserError(f"the field {text_field!r} is not a text: {text!r:.40}.")
-
-
-def _list_parquet(path: str) -> Iterator[Piece]:
-    import pyarrow
-    import pyarrow.parquet
-
-    try:
-        with pyarrow.parquet.ParquetFile(path) as file:
-            metadata = file.metadata
-    except pyarrow.ArrowInvalid as error:
-        raise UserError(f"{path!r} is not a Parquet file: {error}") from error
-    for group in range(metadata.num_row_groups):
-        num_bytes = metadata.row_group(group).total_byte_size
-        yield Piece(
-            format="parquet",
-            source=path,
-            start=group,
-            stop=group + 1,
-            num_bytes=num_bytes,
-        )
-
-
-def _read_parquet(piece: Piece, text_field: str) -> Iterator[str]:
-    import pyarrow.parquet
-
-    groups = range(piece.start, piece.stop)
-    try:
-        with pyarrow.parquet.ParquetFile(piece.source) as file:
-            _check_names(file.schema_arrow.names, text_field)
-            for batch in file.iter_batches(1024, groups, [text_field]):
-                for text in batch.column(0).to_pylist():
-                    yield _checked(text, text_field)
-    except (ValueError, OSError) as error:
-        raise UserError(f"{piece.source!r}, row group {piece.start}: {error}") from error
-
-
-def _list_tfds(name: str, scratch: str) -> Iterator[Piece]:
-    """Yields ranges of the dataset's `train` and, if it has one, `validation` split."""
-    import tensorflow_datasets as tfds
-
-    data_dir = None
-    if name == STDLIB:
-        from stackjax.data.corpora import stdlib
-
-        data_dir = scratch
-        stdlib.build(data_dir)
-    try:
-        builder: Any = tfds.builder(name, data_dir=data_dir)
-        builder.as_data_source(split="train")
-    except (ValueError, AssertionError, NotImplementedError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(
-            f"input 'tfds:{name}' cannot be read: {reason} (It must have been prepared "
-            f"by download_and_prepare with file_format='array_record'.)"
-        ) from error
-    splits = builder.info.splits
-    held_out = {"train": False, "validation": True} if "validation" in splits else {}
-    for split in held_out or ("train",):
-        examples, num_bytes = splits[split].num_examples, splits[split].num_bytes
-        for start, stop in _ranges(examples, num_bytes):
-            yield Piece(
-                format="tfds",
-                source=name,
-                start=start,
-                stop=stop,
-                num_bytes=num_bytes * (stop - start) // examples,
-                tfds_split=split,
-                held_out=held_out.get(split),
-                data_dir=data_dir,
-            )
-
-
-def _read_tfds(piece: Piece, text_field: str) -> Iterator[str]:
-    import tensorflow_datasets as tfds
-
-    if piece.source == STDLIB:
-        import stackjax.data.corpora.stdlib  # noqa: F401  Registers the builder.
-    source: Any = tfds.data_source(
-        piece.source, split=piece.tfds_split, data_dir=piece.data_dir, download=False
-    )
-    for index in range(piece.start, piece.stop):
-        try:
-            row = source[index]
-            _check_names(row, text_field)
-            yield _checked(row[text_field], text_field)
-        except ValueError as error:
-            raise UserError(f"'tfds:{piece.source}', {index}: {error}") from error
+def _check_unchanged(piece: Piece) -> None:
+    if piece.stamp is not None:
+        status = os.stat(piece.source)
+        if (status.st_size, status.st_mtime_ns) != piece.stamp:
+            raise UserError(f"{piece.source!r} was changed while it was read; start again.")

@@ -17,7 +17,8 @@ from stackjax.config import DataConfig
 from stackjax.data import packing
 from stackjax.data.batch import Batch
 from stackjax.data.cache import local_copy
-from stackjax.data.sources import MANIFEST, SplitName, TokenSource
+from stackjax.data.manifest import MANIFEST, SplitName
+from stackjax.data.sources import TokenSource
 from stackjax.errors import UserError
 from stackjax.prepare import PrepareConfig, prepare
 from stackjax.storage import check_bucket, is_remote
@@ -47,15 +48,16 @@ def open_source(config: DataConfig, split: SplitName, vocab_size: int) -> TokenS
                     num_processes=1,
                 )
             )
-    path = config.path
+    path, remedy = config.path, None
     if config.cache_dir is not None:
         path = local_copy(path, split, config.cache_dir)
+        remedy = f"remove {path!r}, and it is copied anew from {config.path!r}."
     elif is_remote(path) and not path.startswith("gs://"):
         raise UserError(
             f"data.path is {path}, but shards are read from disks and from gs:// only; give "
             f"--data.cache-dir DIRECTORY, which they are copied to first."
         )
-    source = TokenSource(path, split, config.seq_len)
+    source = TokenSource(path, split, config.seq_len, remedy=remedy)
     tokenizer = source.manifest.tokenizer
     if tokenizer.vocab_size > vocab_size:
         raise UserError(
@@ -92,7 +94,7 @@ def train_batches(
     read = functools.partial(
         _read_train, source, config, order, first_example + rows_AB, batch_size
     )
-    return iter(_prefetch(sys.maxsize, read, config, config.num_workers))
+    return _report_killed(iter(_prefetch(sys.maxsize, read, config, config.num_workers)))
 
 
 def eval_batches(
@@ -147,6 +149,22 @@ def _prefetch(
     )
     # Copied, because a batch in shared memory outlives its worker only with warnings.
     return batches.mp_prefetch(workers).map(_copied)
+
+
+def _report_killed(batches: Iterator[Batch]) -> Iterator[Batch]:
+    """Yields the batches; a worker process that was killed is an OSError.
+
+    Errors that a worker raises arrive here as they are.
+    """
+    try:
+        yield from batches
+    except RuntimeError as error:
+        if "terminated unexpectedly" not in str(error):
+            raise
+        raise OSError(
+            f"a process that reads data was killed, perhaps for want of memory; try a smaller "
+            f"data.num_workers or data.prefetch. ({error})"
+        ) from error
 
 
 def _copied(batch: Batch) -> Batch:

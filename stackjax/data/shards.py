@@ -1,8 +1,8 @@
 """Documents written as token shards."""
 
-import collections
 import contextlib
 import itertools
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,7 +10,8 @@ import numpy as np
 from array_record.python.array_record_module import ArrayRecordWriter
 
 from stackjax.data import packing
-from stackjax.data.sources import RECORD_TOKENS, SPLITS, Shard, SplitName, TokenDtype
+from stackjax.data.manifest import RECORD_TOKENS, SPLITS, Shard, SplitName, TokenDtype
+from stackjax.data.shard_hash import ShardHash
 from stackjax.data.tokenizer import Tokenizer
 from stackjax.errors import UserError
 
@@ -21,15 +22,16 @@ ShardsOfPart = dict[SplitName, tuple[Shard, int]]
 
 
 class ShardWriter:
-    """Writes a stream of tokens as the records of one shard."""
+    """Writes a token stream as the records in a shard."""
 
     def __init__(self, path: Path, dtype: str):
         self._path = path
         self._dtype = np.dtype(dtype).newbyteorder("<")
-        # One record a group makes random access cheap; tokens hardly compress.
+        # A group per record makes random access cheap; tokens hardly compress.
         self._writer = ArrayRecordWriter(str(path), "group_size:1,uncompressed")
         self._rest = np.empty(0, self._dtype)
         self._records = self._tokens = 0
+        self._hash = ShardHash()
 
     def write(self, tokens: np.ndarray) -> None:
         """Appends tokens to the stream."""
@@ -39,7 +41,7 @@ class ShardWriter:
             self._write_record(record)
 
     def close(self) -> Shard:
-        """Writes what is left over and returns what the manifest says of the shard."""
+        """Writes the rest and returns the entry for the manifest."""
         if len(self._rest):
             self._write_record(self._rest)
         with _as_os_error(self._path):
@@ -49,11 +51,15 @@ class ShardWriter:
             bytes=self._path.stat().st_size,
             records=self._records,
             tokens=self._tokens,
+            hash=self._hash.of_all(),
+            ends=self._hash.of_ends(),
         )
 
     def _write_record(self, record: np.ndarray) -> None:
+        data = record.tobytes()
         with _as_os_error(self._path):
-            self._writer.write(record.tobytes())
+            self._writer.write(data)
+        self._hash.update(data)
         self._records += 1
         self._tokens += len(record)
 
@@ -62,22 +68,28 @@ class ShardWriter:
 def _as_os_error(path: Path) -> Iterator[None]:
     try:
         yield
-    except RuntimeError as error:  # What ArrayRecord raises on a full disk.
+    except RuntimeError as error:  # ArrayRecord, on a full disk.
         raise OSError(f"cannot write {str(path)!r}: {error}") from error
 
 
 def write_shards(
-    documents: Iterator[tuple[SplitName, str]], tokenizer: Tokenizer, stem: Path
+    documents: Iterator[tuple[SplitName, str]],
+    tokenizer: Tokenizer,
+    stem: Path,
+    left_out: Counter[str],
 ) -> ShardsOfPart:
-    """Writes documents, each with its split, as one shard a split called `stem.SPLIT`.
+    """Writes documents, each with a split, as a shard per split, called `stem.SPLIT`.
 
-    Documents without a token are left out.
+    Args:
+      left_out: Counts documents without a token; the shards leave such documents out.
     """
     writers: dict[SplitName, ShardWriter] = {}
-    counts: collections.Counter[SplitName] = collections.Counter()
+    counts = Counter[SplitName]()
     for split, texts in _group_by_split(documents):
         encoded = [_encode(tokenizer, text) for text in texts]
         encoded = [tokens for tokens in encoded if len(tokens)]
+        if empty := len(texts) - len(encoded):
+            left_out["documents without a token"] += empty
         if not encoded:
             continue
         if split not in writers:
@@ -89,14 +101,14 @@ def write_shards(
 
 
 def token_dtype(tokenizer: Tokenizer) -> TokenDtype:
-    """Returns the smallest type that holds every token."""
+    """Returns the smallest type for the vocabulary."""
     return "uint16" if tokenizer.vocab_size <= 2**16 else "uint32"
 
 
 def _group_by_split(
     documents: Iterator[tuple[SplitName, str]],
 ) -> Iterator[tuple[SplitName, list[str]]]:
-    """Yields lists of documents of one split; each split keeps its order."""
+    """Yields lists with documents from the same split; each split keeps the order."""
     while chunk := list(itertools.islice(documents, DOCUMENTS_AT_A_TIME)):
         for split in SPLITS:
             yield split, [text for of, text in chunk if of == split]

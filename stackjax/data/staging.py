@@ -1,6 +1,6 @@
-"""A directory that is complete or absent: written beside its place, then renamed.
+"""A directory that is complete or absent: written beside the final place, then renamed.
 
-One in a bucket is complete when its last file is there, which is uploaded after all others.
+In a bucket the last file, uploaded after all others, makes it complete.
 """
 
 import contextlib
@@ -18,9 +18,9 @@ UPLOADING = ".uploading"
 
 
 def refuse_existing(output: epath.Path) -> None:
-    """Raises FileExistsError where the output is more than an empty directory.
+    """Raises FileExistsError if the output is more than an empty directory.
 
-    What an upload that was killed has left does not count.
+    Leftovers from a killed upload do not count.
     """
     if (output / UPLOADING).exists():
         return
@@ -34,8 +34,8 @@ def refuse_existing(output: epath.Path) -> None:
 def staging_directory(output: epath.Path) -> Iterator[Path]:
     """Yields an empty directory that becomes the output when the block succeeds.
 
-    No other process writes into it meanwhile. It is removed when the block fails; what a
-    killed run has left in it is removed first.
+    No other process writes there meanwhile. A failed block removes the directory; leftovers
+    from a killed run are removed first.
     """
     staging = Path(output.parent / f".{output.name}.unfinished")
     lock = lock_directory(staging)
@@ -54,7 +54,7 @@ def staging_directory(output: epath.Path) -> Iterator[Path]:
 def upload(directory: Path, output: epath.Path, last: str) -> None:
     """Uploads the files of a directory, and `last` when all others are there.
 
-    What a killed upload has left is written over, or removed.
+    Leftovers from a killed upload are overwritten, or removed.
 
     Raises:
       FileExistsError: The output holds anything else.

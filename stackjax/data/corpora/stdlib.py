@@ -21,7 +21,7 @@ LEFT_OUT = {
 
 
 class StackjaxStdlib(tfds.core.GeneratorBasedBuilder):
-    """Real text on every machine that has Python; nothing is downloaded."""
+    """Real text on every machine with Python; nothing is downloaded."""
 
     VERSION = tfds.core.Version("1.0.0")
 
@@ -51,30 +51,37 @@ class StackjaxStdlib(tfds.core.GeneratorBasedBuilder):
 
 
 def list_documents(root: Path) -> Iterator[tuple[str, str]]:
-    """Yields path (relative, with slashes) and text of each source file, in order.
+    """Yields path (relative, with slashes) and text for each source file, in order.
 
-    Left out are installed packages, tests, empty files, and files that are not UTF-8.
+    Left out are installed packages, tests, empty files, and files not in UTF-8.
     """
     paths = {path.relative_to(root).as_posix(): path for path in root.rglob("*.py")}
     for name in sorted(paths):
-        if LEFT_OUT.isdisjoint(name.split("/")):
+        if LEFT_OUT.isdisjoint(name.split("/")) and paths[name].is_file():
             try:
                 text = paths[name].read_text(encoding="utf-8")
-            except (UnicodeDecodeError, OSError):
+            except UnicodeDecodeError:
                 continue
             if text.strip():
                 yield name, text
 
 
 def is_held_out(path: str) -> bool:
-    """Returns whether a file is of the validation split: a function of its path alone."""
+    """Returns whether a file is held out: a function of the path alone."""
     digest = hashlib.sha256(path.encode("utf-8")).digest()
     return int.from_bytes(digest[:8], "big") < VALIDATION_FRACTION * 2**64
 
 
 def build(data_dir: str) -> None:
-    """Writes the dataset under a directory, silently; seconds."""
+    """Writes the dataset under a directory, silently; seconds.
+
+    Raises:
+      OSError: A source file cannot be read, or the disk is full.
+    """
     builder = StackjaxStdlib(data_dir=data_dir, file_format="array_record")
     tfds.disable_progress_bar()
     with contextlib.redirect_stdout(io.StringIO()):
-        builder.download_and_prepare()
+        try:
+            builder.download_and_prepare()
+        except RuntimeError as error:  # ArrayRecord, on a full disk.
+            raise OSError(f"cannot write under {data_dir!r}: {error}") from error

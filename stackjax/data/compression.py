@@ -1,0 +1,76 @@
+"""Compressed files read as a stream; a truncated file is an error."""
+
+import contextlib
+import gzip
+import io
+import os
+import zlib
+from collections.abc import Iterator
+from typing import Any, BinaryIO
+
+import zstandard
+
+from stackjax.errors import UserError
+
+INPUT_BYTES = 2**14
+"""Bytes that are decompressed at a time: small, since each may become 32 KiB."""
+BUFFER_BYTES = 2**20
+# The largest window in a zstd command, `--long=31`.
+_MAX_WINDOW = 2**31
+
+
+@contextlib.contextmanager
+def open_compressed(path: str) -> Iterator[io.BufferedReader]:
+    """Yields the content behind a `.gz` or `.zst` name.
+
+    Reads all members or frames, as gzip and zstd do.
+
+    Raises:
+      UserError: The file is damaged or was cut short.
+    """
+    if os.path.getsize(path) == 0:
+        raise UserError(f"{path!r} was cut short: it is empty, as no compressed file is.")
+    is_gzip = path.lower().endswith((".gz", ".gzip"))
+    try:
+        with open(path, "rb") as file:
+            raw: Any = gzip.GzipFile(fileobj=file) if is_gzip else _Stream(_zstd_chunks(file))
+            yield io.BufferedReader(raw, BUFFER_BYTES)
+    except EOFError as error:
+        raise UserError(f"{path!r} was cut short: {error}; copy it again.") from error
+    except (gzip.BadGzipFile, zlib.error, zstandard.ZstdError) as error:
+        raise UserError(f"{path!r} cannot be read: {error}.") from error
+
+
+def _zstd_chunks(file: BinaryIO) -> Iterator[bytes]:
+    """Yields the content in all frames; EOFError if the last frame is cut short."""
+    decompressor = zstandard.ZstdDecompressor(max_window_size=_MAX_WINDOW)
+    frame, data = None, b""
+    while data := data or file.read(INPUT_BYTES):
+        frame = frame or decompressor.decompressobj()
+        yield frame.decompress(data)
+        data = frame.unused_data if frame.eof else b""
+        frame = None if frame.eof else frame
+    if frame is not None:
+        raise EOFError("the file ends within a frame")
+
+
+class _Stream(io.RawIOBase):
+    """Byte chunks as a file."""
+
+    def __init__(self, chunks: Iterator[bytes]):
+        self._chunks = chunks
+        self._rest = memoryview(b"")
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        while not self._rest:
+            chunk = next(self._chunks, None)
+            if chunk is None:
+                return 0
+            self._rest = memoryview(chunk)
+        count = min(len(buffer), len(self._rest))
+        buffer[:count] = self._rest[:count]
+        self._rest = self._rest[count:]
+        return count

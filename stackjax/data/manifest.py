@@ -1,0 +1,193 @@
+"""The manifest, `manifest.json`, describes a set: tokenizer, token shards and their hashes.
+
+Writers add the file last, so its presence means a complete set.
+"""
+
+import dataclasses
+import hashlib
+import json
+import re
+from collections.abc import Iterator
+from typing import Any, Literal
+
+import numpy as np
+from etils import epath
+
+from stackjax.errors import UserError
+from stackjax.runtime.json_fields import from_json
+from stackjax.runtime.paths import file_inside
+
+MANIFEST = "manifest.json"
+FORMAT = 2
+RECORD_TOKENS = 2048
+
+SplitName = Literal["train", "validation"]
+TokenDtype = Literal["uint16", "uint32"]
+SPLITS: tuple[SplitName, ...] = ("train", "validation")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Shard:
+    """A file with part of a stream."""
+
+    file: str
+    """File name within the directory."""
+    bytes: int
+    """File size."""
+    records: int
+    """How many records there are."""
+    tokens: int
+    """Tokens in all records."""
+    hash: str
+    """SHA-256 over all stored tokens."""
+    ends: str
+    """SHA-256 over the first and the last record; opening the set checks this."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Split:
+    """A stream, such as `train`."""
+
+    tokens: int
+    """Tokens in all shards, end tokens included."""
+    documents: int
+    """Documents in all shards; each has an end token."""
+    shards: tuple[Shard, ...]
+    """The files, in stream order."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TokenizerInfo:
+    """The tokenizer behind a set."""
+
+    name: str
+    """`bytes`, or the path when the set was made."""
+    digest: str
+    """SHA-256 over the tokenizer file."""
+    vocab_size: int
+    """Vocabulary size; every token is smaller."""
+    end_id: int
+    """The token after each document."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """A set: tokenizer, token type and streams."""
+
+    format: int = FORMAT
+    """Layout version."""
+    tokenizer: TokenizerInfo
+    """The tokenizer behind the set."""
+    dtype: TokenDtype
+    """Type in the files, little-endian."""
+    record_tokens: int = RECORD_TOKENS
+    """Tokens in each record."""
+    splits: dict[SplitName, Split]
+    """The streams by name."""
+
+    @property
+    def files(self) -> list[str]:
+        """All shard names."""
+        return [shard.file for split in self.splits.values() for shard in split.shards]
+
+    @property
+    def digest(self) -> str:
+        """A content hash: all tokens in order, and the tokenizer.
+
+        Sets with equal digests train alike, in any directory.
+        """
+        splits = {
+            name: [split.tokens, *((shard.tokens, shard.hash) for shard in split.shards)]
+            for name, split in self.splits.items()
+        }
+        fields = [self.tokenizer.digest, self.tokenizer.end_id, self.dtype, splits]
+        return _hash_of_json(fields)
+
+
+def read_manifest(path: str) -> Manifest:
+    """Returns the manifest in a directory.
+
+    Raises:
+      UserError: The manifest is absent, damaged or contradictory.
+    """
+    file = epath.Path(path) / MANIFEST
+    try:
+        fields = json.loads(file.read_bytes())
+        checksum = fields.pop("checksum", None) if isinstance(fields, dict) else None
+        is_whole = checksum == _hash_of_json(fields)
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise UserError(
+            f"{path!r} has no {MANIFEST}, so it is not a complete set of token shards; "
+            f"make one: python -m stackjax.prepare INPUT... {path} --tokenizer NAME"
+        ) from error
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{str(file)!r} is not JSON ({error}); {again(path)}") from error
+    if not isinstance(fields, dict) or fields.get("format") != FORMAT:
+        raise UserError(f"{str(file)!r} is not of format {FORMAT}; {again(path)}")
+    if not is_whole:
+        raise UserError(f"{str(file)!r} is damaged: its checksum is wrong; {again(path)}")
+    try:
+        manifest = from_json(Manifest, fields)
+    except UserError as error:
+        raise UserError(f"{str(file)!r} is no manifest: {error}; {again(path)}") from error
+    for fault in _faults(manifest):
+        raise UserError(f"{str(file)!r} contradicts itself: {fault}; {again(path)}")
+    for name in manifest.files:
+        file_inside(path, name, str(file))
+    return manifest
+
+
+def write_manifest(path: str, manifest: Manifest) -> None:
+    """Writes the manifest into a directory."""
+    (epath.Path(path) / MANIFEST).write_text(sealed(dataclasses.asdict(manifest)))
+
+
+def sealed(fields: dict[str, Any]) -> str:
+    """Returns the manifest text for these fields, with a checksum."""
+    fields = json.loads(json.dumps(fields))
+    fields["checksum"] = _hash_of_json(fields)
+    return json.dumps(fields, indent=2) + "\n"
+
+
+def again(path: str) -> str:
+    """Returns the way out when a set is damaged."""
+    return f"remove {path!r} and prepare it again with python -m stackjax.prepare."
+
+
+def _hash_of_json(fields: object) -> str:
+    return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
+
+
+def _faults(manifest: Manifest) -> Iterator[str]:
+    """Yields contradictions between the numbers in a manifest."""
+    info, num_bytes = manifest.tokenizer, np.dtype(manifest.dtype).itemsize
+    # Batches hold tokens as int32.
+    if not 1 <= info.vocab_size <= 2 ** min(8 * num_bytes, 31):
+        yield f"tokenizer.vocab_size is {info.vocab_size}, too few or many for {manifest.dtype}"
+    if not 0 <= info.end_id < info.vocab_size:
+        yield f"tokenizer.end_id is {info.end_id}, outside 0..{info.vocab_size - 1}"
+    if manifest.record_tokens < 1:
+        yield f"record_tokens is {manifest.record_tokens}, less than 1"
+    if not manifest.splits:
+        yield "splits is empty"
+    for name, split in manifest.splits.items():
+        if split.tokens != sum(shard.tokens for shard in split.shards):
+            yield f"splits.{name}.tokens is {split.tokens}, not the sum over its shards"
+        if not 0 <= split.documents <= split.tokens:
+            yield f"splits.{name}.documents is {split.documents}, outside 0..{split.tokens}"
+        for shard in split.shards:
+            for fault in _faults_of_shard(shard, manifest.record_tokens, num_bytes):
+                yield f"shard {shard.file[:60]!r} of split {name!r} has {fault}"
+    if len({MANIFEST, *manifest.files}) <= len(manifest.files):
+        yield "two shards have the same file"
+
+
+def _faults_of_shard(shard: Shard, record_tokens: int, num_bytes: int) -> Iterator[str]:
+    if not 1 <= shard.tokens <= shard.bytes // num_bytes:
+        yield f"{shard.tokens} tokens in {shard.bytes} bytes"
+    elif shard.records != -(-shard.tokens // record_tokens):
+        yield f"{shard.tokens} tokens in {shard.records} records"
+    if "/" in shard.file:
+        yield "a name with a slash"
+    if not all(re.fullmatch("[0-9a-f]{64}", text) for text in (shard.hash, shard.ends)):
+        yield "a hash that is none"

@@ -1,0 +1,102 @@
+"""Parts: `prepare` cuts all inputs into parts and writes a shard per part and split."""
+
+import dataclasses
+import itertools
+import shutil
+import sys
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import rich.progress
+
+from stackjax.data.piece import Piece
+from stackjax.data.shards import ShardsOfPart
+
+PART_BYTES = 2**24
+MAX_PARTS = 256
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Part:
+    """The pieces for a single call in a worker process."""
+
+    index: int
+    """Place in the stream."""
+    pieces: tuple[Piece, ...]
+    """Pieces to read, in order."""
+
+    @property
+    def num_bytes(self) -> int:
+        """Approximate text size."""
+        return sum(piece.num_bytes for piece in self.pieces)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class WrittenPart:
+    """The shards from a part."""
+
+    shards: ShardsOfPart
+    """Shard and document count by split."""
+    left_out: Counter[str]
+    """Counts rows in no shard, by reason."""
+
+    @property
+    def num_bytes(self) -> int:
+        """Total shard size."""
+        return sum(shard.bytes for shard, _ in self.shards.values())
+
+
+def group_pieces(pieces: list[Piece]) -> list[Part]:
+    """Returns the pieces in a few hundred parts, about equal in size, in order."""
+    size = max(PART_BYTES, sum(piece.num_bytes for piece in pieces) // MAX_PARTS)
+    before = itertools.accumulate((p.num_bytes for p in pieces), initial=0)
+    numbered = zip(before, pieces, strict=False)
+    groups = itertools.groupby(numbered, key=lambda pair: pair[0] // size)
+    return [
+        Part(index=index, pieces=tuple(piece for _, piece in group))
+        for index, (_, group) in enumerate(groups)
+    ]
+
+
+def show_progress(
+    parts: list[Part], written: Iterable[tuple[int, WrittenPart]]
+) -> Iterator[tuple[int, WrittenPart]]:
+    """Yields the parts while a terminal shows a bar, and a log a few lines."""
+    total = sum(part.num_bytes for part in parts)
+    done = told = 0
+    columns = (
+        *rich.progress.Progress.get_default_columns(),
+        rich.progress.DownloadColumn(),
+    )
+    with rich.progress.Progress(*columns, disable=not sys.stdout.isatty()) as bar:
+        task = bar.add_task("preparing", total=total)
+        for index, part in written:
+            yield index, part
+            done += parts[index].num_bytes
+            bar.update(task, completed=done)
+            percent = 100 * done // max(total, 1)
+            if bar.disable and percent >= told + 10:
+                told = percent
+                print(f"prepared {percent} % of {total / 1e6:.1f} MB", flush=True)
+
+
+def warn_of_a_full_disk(
+    parts: list[Part], staging: Path, written: Iterable[tuple[int, WrittenPart]]
+) -> Iterator[tuple[int, WrittenPart]]:
+    """Yields the parts; prints a warning once if the disk is too small for the rest."""
+    total, read, wrote, is_told = sum(part.num_bytes for part in parts), 0, 0, False
+    for index, part in written:
+        yield index, part
+        read += parts[index].num_bytes
+        wrote += part.num_bytes
+        to_come = wrote * (total - read) / max(read, 1)
+        free = shutil.disk_usage(staging).free
+        if to_come > free and not is_told:
+            is_told = True
+            print(
+                f"warning: about {to_come / 1e9:.1f} GB are still to be written, but the disk "
+                f"of {str(staging.parent)!r} has {free / 1e9:.1f} GB left.",
+                file=sys.stderr,
+                flush=True,
+            )

@@ -1,0 +1,86 @@
+"""Documents from TensorFlow Datasets, read without TensorFlow."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from stackjax.data.piece import Piece, cut
+from stackjax.data.text_field import NullTexts, check_names, text_of
+from stackjax.errors import UserError
+
+STDLIB = "stackjax_stdlib"
+
+
+def list_tfds(
+    name: str, scratch: str, text_field: str, null_texts: NullTexts
+) -> Iterator[Piece]:
+    """Yields ranges from the `train` split and, if present, the `validation` split.
+
+    Args:
+      scratch: Directory for the built-in corpus.
+
+    Raises:
+      UserError: The dataset is unknown or not prepared, or lacks the feature.
+    """
+    import tensorflow_datasets as tfds
+
+    data_dir = None
+    if name == STDLIB:
+        from stackjax.data.corpora import stdlib
+
+        data_dir = scratch
+        print("collecting the sources of the Python standard library", flush=True)
+        stdlib.build(data_dir)
+    try:
+        builder: Any = tfds.builder(name, data_dir=data_dir)
+        source = builder.as_data_source(split="train")
+    except (ValueError, AssertionError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(
+            f"input 'tfds:{name}' cannot be read: {reason} (It must have been prepared "
+            f"by download_and_prepare with file_format='array_record'.)"
+        ) from error
+    for index in range(min(1, len(source))):
+        _read_example(source, name, index, text_field, null_texts)
+    yield from _cut_splits(name, builder.info.splits, data_dir)
+
+
+def _cut_splits(name: str, splits: Any, data_dir: str | None) -> Iterator[Piece]:
+    held_out = {"train": False, "validation": True} if "validation" in splits else {}
+    for split in held_out or ("train",):
+        examples, num_bytes = splits[split].num_examples, splits[split].num_bytes
+        for start, stop in cut(examples, num_bytes):
+            yield Piece(
+                format="tfds",
+                source=name,
+                start=start,
+                stop=stop,
+                num_bytes=num_bytes * (stop - start) // examples,
+                tfds_split=split,
+                held_out=held_out.get(split),
+                data_dir=data_dir,
+            )
+
+
+def read_tfds(piece: Piece, text_field: str, null_texts: NullTexts) -> Iterator[str | None]:
+    """Yields the texts in a piece."""
+    import tensorflow_datasets as tfds
+
+    if piece.source == STDLIB:
+        import stackjax.data.corpora.stdlib  # noqa: F401  Registers the builder.
+    source: Any = tfds.data_source(
+        piece.source, split=piece.tfds_split, data_dir=piece.data_dir, download=False
+    )
+    for index in range(piece.start, piece.stop):
+        yield _read_example(source, piece.source, index, text_field, null_texts)
+
+
+def _read_example(
+    source: Any, name: str, index: int, text_field: str, null_texts: NullTexts
+) -> str | None:
+    try:
+        row = source[index]
+        check_names(row, text_field)
+        return text_of(row[text_field], text_field, null_texts)
+    # ArrayRecord raises RuntimeError for a damaged file.
+    except (UserError, RuntimeError) as error:
+        raise UserError(f"'tfds:{name}', {index}: {error}") from error
