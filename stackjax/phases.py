@@ -15,7 +15,7 @@ from stackjax.growth.pattern import parse_pattern
 from stackjax.model.config import ModelConfig
 from stackjax.model.transformer import logical_axes
 from stackjax.optimizer import LearningRate, ParameterRates
-from stackjax.phase import Counts, Ending, Phase
+from stackjax.phase import Counts, Ending, Phase, with_births
 
 
 def expand(config: Config, ended: Mapping[int, Ending] | None = None) -> tuple[Phase, ...]:
@@ -46,7 +46,7 @@ def expand(config: Config, ended: Mapping[int, Ending] | None = None) -> tuple[P
         for phase in (*before, last):
             phases.append(dataclasses.replace(phase, index=len(phases)))
         start = last.end
-    return tuple(phases)
+    return with_births(phases)
 
 
 def _stage_phases(
@@ -79,6 +79,7 @@ def _stage_phases(
         num_steps=steps,
         learning_rate=_learning_rate(config, index, step_tokens, steps, start, run_tokens),
         parameter_rates=_parameter_rates(index, stage, source, trained),
+        births=None,
         start=start,
         per_step=Counts(
             tokens=step_tokens,

@@ -10,10 +10,11 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from stackjax.axes import Axes
 from stackjax.errors import UserError
-from stackjax.growth.axis_map import AxisMap, along, gather_tree, zero_new
+from stackjax.growth.axis_map import AxisMap, along, gather_tree, new_indices, zero_new
 from stackjax.growth.base import (
     FreshLayer,
     Growth,
@@ -146,6 +147,9 @@ class DepthRandom(LayerGather):
         rest = fresh(self.target_config(source), layer)
         return fill_new_layer(self, layer, params, axes, source, rest, zero_writers=False)
 
+    def unknown_moments(self, source: ModelConfig) -> dict[str, np.ndarray]:
+        return new_indices(self.axis_maps(source))
+
     def grow_moment(self, moment: Any, axes: Any, source: ModelConfig, *, order: Order) -> Any:
         grown = super().grow_moment(moment, axes, source, order=order)
         return zero_new(grown, axes, self.axis_maps(source))
@@ -197,6 +201,9 @@ class WidthRandom(WidthGrowth):
         maps = self.axis_maps(source)
         copies = gather_tree(params, axes, maps)
         return copies if self.init == "copy" else _freshen(self, copies, axes, source, fresh)
+
+    def unknown_moments(self, source: ModelConfig) -> dict[str, np.ndarray]:
+        return new_indices(self.axis_maps(source))
 
     def grow_moment(self, moment: Any, axes: Any, source: ModelConfig, *, order: Order) -> Any:
         maps = self.axis_maps(source)
