@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from stackjax.config import Config, Schedule, Stage
 from stackjax.errors import UserError
@@ -231,26 +231,31 @@ def stage_models(config: Config) -> list[ModelConfig]:
 
 def stage_steps(config: Config) -> list[int]:
     """Returns the optimizer steps of each stage: its length, rounded up."""
-    for i, stage in enumerate(config.stages):
+    return steps_of(config.stages, config.data.seq_len)
+
+
+def steps_of(stages: Sequence[Stage], seq_len: int) -> list[int]:
+    """Returns the optimizer steps of stages of a run: the length of each, rounded up."""
+    for i, stage in enumerate(stages):
         if (stage.tokens is None) == (stage.fraction is None):
             raise UserError(
                 f"stages.{i} has tokens {stage.tokens} and fraction {stage.fraction}; set "
                 f"one of the two."
             )
-    fraction = sum(stage.fraction or 0 for stage in config.stages)
+    fraction = sum(stage.fraction or 0 for stage in stages)
     if not 0 <= fraction < 1:
         raise UserError(
             f"the stages' fractions add up to {fraction}; they must leave room for a "
             f"stage whose length is in tokens, which settles that of the run."
         )
-    run_tokens = sum(stage.tokens or 0 for stage in config.stages) / (1 - fraction)
-    return [_steps(config, i, stage, run_tokens) for i, stage in enumerate(config.stages)]
+    run_tokens = sum(stage.tokens or 0 for stage in stages) / (1 - fraction)
+    return [_steps(seq_len, i, stage, run_tokens) for i, stage in enumerate(stages)]
 
 
-def _steps(config: Config, index: int, stage: Stage, run_tokens: float) -> int:
+def _steps(seq_len: int, index: int, stage: Stage, run_tokens: float) -> int:
     tokens = run_tokens * stage.fraction if stage.fraction is not None else stage.tokens
     assert tokens is not None, "stage_steps checks that one of the two is set"
-    steps = math.ceil(tokens / (stage.batch_size * config.data.seq_len))
+    steps = math.ceil(tokens / (stage.batch_size * seq_len))
     if steps < 1:
         raise UserError(f"stages.{index} is {tokens} tokens long; it needs more than 0.")
     return steps

@@ -3,17 +3,23 @@
 import dataclasses
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
 from etils import epath
 
+from stackjax.analysis.charge import read_origin
 from stackjax.analysis.curve import Curve
+from stackjax.config import Stage
 from stackjax.errors import UserError
 from stackjax.growth import Growth, parse_growth
+from stackjax.lineage import Generation, total
 from stackjax.metrics import read_rows
 from stackjax.model.config import EXECUTION, ModelConfig, model_from_json
+from stackjax.phase import Counts
+from stackjax.phases import steps_of
 
 LossName = Literal["held_out", "train"]
 
@@ -23,9 +29,36 @@ COSTS = {
     "tokens": "tokens",
     "device_seconds": "device-seconds",
 }
-"""What a run spends, and how people call it. All stages count, from the first token on."""
+"""The costs of a run, in the words of people.
+
+All stages count, from the first token of the model that it started from.
+"""
 
 _ROW_NAMES = {"held_out": "held_out_loss", "train": "loss"}
+_FIELDS = (
+    "seed",
+    "model_is",
+    "data.path",
+    "data.seq_len",
+    "data.mask_documents",
+    "evaluation.num_sequences",
+    "optimizer.peak_learning_rate",
+    "stages.0.growth",
+    "stages.0.batch_size",
+)
+"""The fields of a config that every comparison reads."""
+_COUNTS = ("stage", "tokens", "flops_6nd", "flops")
+"""The numbers of every row."""
+_SPEEDS = ("tokens_per_second", "num_devices")
+"""The numbers of a row of training, besides."""
+_NOT_TRAINING = re.compile(
+    r"seed|workdir|platform|init_from|(mesh|evaluation|probes|tasks|checkpoints|logging)\..*"
+    r"|stages\.\d+\.(mesh(\..*)?|accumulate)"
+    r"|data\.(path|cache_dir|corpus|num_workers|prefetch)"
+    r"|model\.(attention|remat|scan_unroll|loss_chunk)"
+)
+"""Fields that do not change what is learnt, but for the order of additions, or are judged
+otherwise: the data by its digest, and the start by its lineage."""
 _SIZES = ("num_layers", "embed_dim", "mlp_dim", "num_heads", "num_kv_heads", "head_dim")
 
 
@@ -39,12 +72,50 @@ class Record:
     data: Mapping[str, str]
     """What it read: hashes of the token shards and of the tokenizer."""
     rows: Sequence[Mapping[str, Any]]
+    origin: tuple[Generation, ...] = ()
+    """The generations of the model that it started from; none for a new model."""
 
     @property
     def growths(self) -> tuple[Growth | None, ...]:
-        """The growth into each stage; None where the model stays as it is."""
-        texts = (self.config[f"stages.{i}.growth"] for i in range(self._num_stages))
+        """The growth into each stage; None for a stage that goes on with its model."""
+        texts = (self.config[f"stages.{i}.growth"] for i in range(self.num_stages))
         return tuple(parse_growth(text) if text else None for text in texts)
+
+    @property
+    def all_growths(self) -> list[Growth]:
+        """Every growth of its model, with those before the run."""
+        before = [parse_growth(each.growth) for each in self.origin if each.growth]
+        return before + [growth for growth in self.growths if growth is not None]
+
+    @property
+    def growth_tokens(self) -> list[int]:
+        """The tokens before each growth so far."""
+        before = [
+            total(self.origin[:i]).tokens for i, each in enumerate(self.origin) if each.growth
+        ]
+        first_rows = {row["stage"]: row for row in reversed(self.seams)}
+        within = sorted(row["tokens"] for row in first_rows.values())
+        return before + [self.charge.tokens + tokens for tokens in within]
+
+    @property
+    def charge(self) -> Counts:
+        """The cost of the model that it started from."""
+        return total(self.origin)
+
+    @property
+    def training(self) -> dict[str, Any]:
+        """Everything that a replicate with another seed has in common with it."""
+        fields = {
+            name: value
+            for name, value in self.config.items()
+            if not _NOT_TRAINING.fullmatch(name)
+        }
+        start = [(each.growth, str(each.model), each.spent) for each in self.origin]
+        return fields | self.data | {"init_from": str(start)}
+
+    def knows(self, cost: str) -> bool:
+        """Returns whether a cost is known; no lineage has the seconds of the devices."""
+        return cost != "device_seconds" or not self.origin
 
     @property
     def final_model(self) -> ModelConfig:
@@ -83,28 +154,36 @@ class Record:
 
     @property
     def is_finished(self) -> bool:
-        """Whether it has come to the end of its last stage, by length or by a trigger.
-
-        Taken to be so where that length is a fraction of the run.
-        """
-        last = self._num_stages - 1
+        """Whether it has come to the end of its last stage, by length or by a trigger."""
+        last = self.num_stages - 1
         of_last = [row for row in self.rows if row["stage"] == last]
-        tokens = self.config[f"stages.{last}.tokens"]
-        if tokens is None or any(row["kind"] == "trigger" for row in of_last):
+        if any(row["kind"] == "trigger" for row in of_last):
             return True
+        stages = [
+            Stage(
+                **{
+                    name: self.config[f"stages.{i}.{name}"]
+                    for name in ("tokens", "fraction", "batch_size")
+                }
+            )
+            for i in range(self.num_stages)
+        ]
+        seq_len = self.config["data.seq_len"]
+        length = steps_of(stages, seq_len)[last] * stages[last].batch_size * seq_len
         entered = [row["tokens"] for row in of_last if row["kind"] == "growth"]
         start = entered[0] if entered else 0
-        return bool(of_last) and of_last[-1]["tokens"] >= start + tokens
+        return bool(of_last) and of_last[-1]["tokens"] >= start + length
 
     @property
-    def _num_stages(self) -> int:
+    def num_stages(self) -> int:
+        """The stages that its config has."""
         return sum(f"stages.{i}.growth" in self.config for i in range(len(self.config)))
 
     def curve(self, loss: LossName) -> Curve:
         """Returns the losses of the run's last model over what the run had spent.
 
         Raises:
-          UserError: There are fewer than two.
+          UserError: There are fewer than two, or one has no logarithm.
         """
         name = _ROW_NAMES[loss]
         first = self.final_stage
@@ -114,6 +193,12 @@ class Record:
                 f"{self.path} has {len(rows)} rows of {name} for its last model, and a curve "
                 f"needs two; train it further, or leave it out."
             )
+        for row in rows:
+            if not 0 < row[name] < math.inf:
+                raise UserError(
+                    f"{self.path} has a {name} of {row[name]} at {row['tokens']:,} tokens; a "
+                    f"curve needs the logarithms of losses, so leave the run out."
+                )
         return Curve(
             costs={cost: self._costs(cost, rows) for cost in COSTS},
             losses=np.array([row[name] for row in rows], float),
@@ -135,7 +220,9 @@ class Record:
 
     def _costs(self, cost: str, rows: Sequence[Mapping[str, Any]]) -> np.ndarray:
         if cost != "device_seconds":
-            return np.array([row[cost] for row in rows], float)
+            return np.array([getattr(self.charge, cost) + row[cost] for row in rows], float)
+        if not self.knows(cost):
+            return np.full(len(rows), np.nan)
         trained = [row for row in self.rows if row["kind"] == "train"]
         tokens = np.array([0, *(row["tokens"] for row in trained)], float)
         rates = [row["tokens_per_second"] / row["num_devices"] for row in trained]
@@ -149,17 +236,53 @@ def read_record(path: epath.PathLike) -> Record:
     record = directory / "config.json"
     if not record.exists():
         raise UserError(f"{directory} has no config.json; name the directory of a run.")
-    found, rows = json.loads(record.read_text()), read_rows(directory)
-    trained = [row for row in rows if row["kind"] == "train"]
-    if not trained:
-        raise UserError(f"{directory} has not trained yet; its metrics.jsonl has no rows.")
-    if "tokenizer" not in found or "num_devices" not in trained[0]:
+    found, rows = _read_config(record), read_rows(directory)
+    if not any(row.get("kind") == "train" for row in rows):
         raise UserError(
-            f"{directory} was recorded by an older version of stackjax, without its tokenizer "
-            f"and its number of devices; train it again, or leave it out."
+            f"{directory} has not trained yet: its metrics.jsonl has no rows of training; "
+            f"leave it out."
         )
-    data = {"data": found["data"], "tokenizer": found["tokenizer"]}
-    return Record(path=directory, config=found["config"], data=data, rows=rows)
+    _check_rows(directory / "metrics.jsonl", rows)
+    return Record(
+        path=directory,
+        config=found["config"],
+        data={"data": found["data"], "tokenizer": found["tokenizer"]},
+        rows=rows,
+        origin=read_origin(directory, found["config"]),
+    )
+
+
+def _read_config(path: epath.Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text())
+    except ValueError as error:
+        raise UserError(f"{path} is damaged ({error}); mend it, or leave it out.") from None
+    kinds = {"config": dict, "data": str, "tokenizer": str}
+    fields = found if isinstance(found, dict) else {}
+    missing = [name for name, kind in kinds.items() if not isinstance(fields.get(name), kind)]
+    missing += [] if missing else [name for name in _FIELDS if name not in fields["config"]]
+    if missing:
+        raise UserError(
+            f"{path} does not say its {', '.join(missing)}, as stackjax.train records them; "
+            f"train the run again, or leave it out."
+        )
+    return fields
+
+
+def _check_rows(path: epath.Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Raises UserError for a row without a number that a curve is made of."""
+    tokens = 0
+    for number, row in enumerate(rows, start=1):
+        speeds = _SPEEDS if row.get("kind") == "train" else ()
+        least = dict.fromkeys(_COUNTS, 0) | dict.fromkeys(speeds, 1e-9) | {"tokens": tokens}
+        for name, low in least.items():
+            value = row.get(name)
+            if not isinstance(value, int | float) or not low <= value < math.inf:
+                raise UserError(
+                    f"{path} is damaged: {name} is {value} in row {number}, and must be at "
+                    f"least {low:g}; mend it, or leave the run out."
+                )
+        tokens = row["tokens"]
 
 
 def check_comparable(records: Sequence[Record], *, any_size: bool = False) -> None:
