@@ -140,6 +140,20 @@ def test_growths_of_one_factor_stay_apart_and_two_trainings_of_one_are_refused(t
         find([read_record(path) for path in paths], "held_out", [BUDGET])
 
 
+def test_cells_of_a_row_that_are_not_alike_are_named_with_the_field(tmp_path):
+    paths = [write_cell(tmp_path / "scratch", 16, 0, 1)]
+    for d in TIMINGS:
+        other = {"optimizer.b2": 0.9} if d == TIMINGS[0] else {}
+        paths.append(write_cell(tmp_path / f"{d:.0f}", 16, d, 3, **other))
+    printed = write(IsoflopConfig(runs=tuple(paths), output=tmp_path / "out"))
+    assert (
+        "Not alike: optimizer.b2 is 0.95 in scratch and 3 more; 0.9 in stack(3) at" in printed
+    )
+    found = json.loads((tmp_path / "out" / "isoflop.json").read_text())
+    assert any("optimizer.b2" in note for note in found["notes"])
+    assert str(paths[1]) in found["provenance"]["runs"]
+
+
 def test_an_interval_without_an_end_is_written(tmp_path):
     # Nearly flat: nothing is known of the lowest point.
     paths = [write_cell(tmp_path / "scratch", 16, 0, 1)]

@@ -8,7 +8,7 @@ import numpy as np
 
 from stackjax.analysis.curve import MonotoneCurve
 from stackjax.analysis.record import COSTS, LossName, Record, check_comparable
-from stackjax.analysis.settings import differences, settings
+from stackjax.analysis.settings import charges, differences, settings
 from stackjax.analysis.speedup import AtBudget, Speedup, at_budget, crossing, speedup_at_loss
 from stackjax.errors import UserError
 from stackjax.quantity import short
@@ -113,13 +113,7 @@ def notes(groups: Sequence[Group]) -> list[str]:
             f"comes down at the end alone, which favors the shorter run at its own cost."
         )
     for record in (record for each in groups for record in each.records):
-        if record.origin:
-            charge = record.charge
-            said.append(
-                f"{record.path} started from {record.config['init_from']} and is charged with "
-                f"its {short(charge.tokens)} tokens and {charge.flops_6nd:.3g} FLOPs (6ND); "
-                f"their data and device-seconds are not recorded."
-            )
+        said += charges(record)
         if not record.is_finished:
             said.append(
                 f"{record.path} has not finished: its learning rate may not have come down."

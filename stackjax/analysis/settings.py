@@ -45,6 +45,18 @@ def lengths(record: Record) -> dict[str, Any]:
     return found
 
 
+def charges(record: Record) -> list[str]:
+    """Returns a sentence that says the charge of a run; none for a new model."""
+    if not record.origin:
+        return []
+    charge = record.charge
+    return [
+        f"{record.path} started from {record.config['init_from']} and is charged with "
+        f"its {short(charge.tokens)} tokens and {charge.flops_6nd:.3g} FLOPs (6ND); "
+        f"their data and device-seconds are not recorded."
+    ]
+
+
 def peak_rate(record: Record, stage: int) -> float:
     """Returns the peak learning rate of a stage."""
     rate = record.config.get(f"stages.{stage}.peak_learning_rate")
