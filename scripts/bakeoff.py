@@ -19,14 +19,20 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Mapping
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import Annotated
 
+import matplotlib
 import matplotlib.pyplot as plt
 import tyro
 from etils import epath
 
+from scripts.cells import Cells, check_cells
+from stackjax.analysis.plots import sign
+from stackjax.analysis.record import read_record
+from stackjax.analysis.settings import trace
+from stackjax.analysis.tables import markdown
 from stackjax.config import Config
 from stackjax.cpu import keep_memory
 from stackjax.errors import UserError, one_line_errors
@@ -34,7 +40,6 @@ from stackjax.marker import write_marker
 from stackjax.metrics import read_rows
 from stackjax.phases import expand, stage_models
 from stackjax.train import train
-from stackjax.trigger import Until
 
 BEST = 3
 
@@ -110,18 +115,15 @@ def load_runs(path: Path) -> Callable[[int], dict[str, Config]]:
     return module.get_runs
 
 
-def run_all(runs: Mapping[tuple[str, int], Config], jobs: int) -> None:
+def run_all(runs: Cells, jobs: int) -> None:
     """Trains every run, by name and seed, that is not finished.
 
-    What runs begin with alike, up to their first growth, is trained once: of stages that go on
-    with each other, the longest row of them.
+    Stages that runs begin with alike, up to their first growth, are trained once: of stages
+    that go on with each other, the longest row.
+
+    Raises:
+      UserError: A run could not start or go on, and so none has; or some have failed.
     """
-    for (name, _), config in runs.items():
-        if any(stage.until != Until() for stage in config.stages):
-            raise UserError(
-                f"{name} has a stage with `until`; runs that cost the same end where their "
-                f"FLOPs do, so leave it out."
-            )
     # Named by its source, a run differs from its first stages alone in later stages only.
     runs = {
         label: dataclasses.replace(config, model=stage_models(config)[0], model_is="source")
@@ -134,7 +136,10 @@ def run_all(runs: Mapping[tuple[str, int], Config], jobs: int) -> None:
         config.workdir: next(base for base in bases if _begins(base, config))
         for config in missing
     }
-    _train_each({trunk.workdir: trunk for trunk in trunks.values()}, jobs)
+    shared = {trunk.workdir: trunk for trunk in trunks.values()}
+    begun = {(f"the first stages, in {path}", run.seed): run for path, run in shared.items()}
+    _check_apart({**runs, **begun})
+    _train_each(shared, jobs)
     for config in missing:
         _branch(trunks[config.workdir], config)
     _train_each({f"{name}, seed {seed}": run for (name, seed), run in runs.items()}, jobs)
@@ -181,9 +186,34 @@ def _train_each(configs: Mapping[str, Config], jobs: int) -> None:
         shares.put(cores[job::jobs])
     with ProcessPoolExecutor(jobs, context, _take_cores, (shares,)) as pool:
         ends = {pool.submit(_train, config): name for name, config in configs.items()}
-        for place, end in enumerate(as_completed(ends), 1):
-            name = ends[end]
-            print(f"[{place}/{len(ends)}] {name}: held-out loss {end.result():.4f}", flush=True)
+        failed = []
+        try:
+            for place, end in enumerate(as_completed(ends), 1):
+                has_failed, said = _outcome(end)
+                failed += [ends[end]] if has_failed else []
+                print(f"[{place}/{len(ends)}] {ends[end]}: {said}", flush=True)
+        finally:
+            pool.shutdown(cancel_futures=True)
+    if failed:
+        raise UserError(
+            f"{len(failed)} of {len(ends)} runs failed, for the reasons above: "
+            f"{'; '.join(failed)}. The others are kept, and the same command goes on."
+        )
+
+
+def _outcome(end: "Future[float]") -> tuple[bool, str]:
+    """Returns whether a run has failed, and its loss or the reason; a bug is raised."""
+    try:
+        return False, f"held-out loss {end.result():.4f}"
+    except (UserError, OSError, FloatingPointError) as error:
+        return True, f"failed: {' '.join(str(error).splitlines())}"
+
+
+def _check_apart(runs: Cells) -> None:
+    """Checks every run, in a process that gives the devices back."""
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, context) as pool:
+        pool.submit(check_cells, dict(runs)).result()
 
 
 def _take_cores(shares: "multiprocessing.Queue[list[int]]") -> None:
@@ -205,22 +235,28 @@ def _train(config: Config) -> float:
 
 def _losses(config: Config) -> list[tuple[float, float]]:
     """Returns (FLOPs, held-out loss) of all of a run's evaluations."""
-    rows = read_rows(Path(config.workdir))
-    return [(row["flops_6nd"], row["held_out_loss"]) for row in rows if "held_out_loss" in row]
+    found = [
+        (row["flops_6nd"], row["held_out_loss"])
+        for row in read_rows(Path(config.workdir))
+        if row.get("held_out_loss") is not None
+    ]
+    if not found:
+        raise UserError(f"{config.workdir} has no held-out loss; remove it, to run it again.")
+    return found
 
 
 def _final(config: Config) -> float:
     return _losses(config)[-1][1]
 
 
-def _best(runs: Mapping[tuple[str, int], Config]) -> list[str]:
+def _best(runs: Cells) -> list[str]:
     """Returns the names of the best grown runs, and of the one from scratch."""
     grown = [(name, seed) for name, seed in runs if name != "scratch"]
     ranked = sorted(grown, key=lambda label: _final(runs[label]))
     return [name for name, _ in ranked[:BEST]] + ["scratch"]
 
 
-def _table(runs: Mapping[tuple[str, int], Config]) -> str:
+def _table(runs: Cells) -> str:
     """Returns a Markdown table of the final losses, best first."""
     finals: dict[str, list[float]] = {}
     for (name, _), config in runs.items():
@@ -231,17 +267,26 @@ def _table(runs: Mapping[tuple[str, int], Config]) -> str:
         every = ", ".join(f"{loss:.4f}" for loss in losses)
         mean = f"{statistics.mean(losses):.4f}" if len(losses) > 1 else ""
         gap = f"{losses[0]:.4f} ({losses[0] - scratch:+.4f})"
-        lines.append(f"| {name} | {gap} | {mean} | {every} |")
-    return "\n".join(lines) + "\n"
+        lines.append(f"| {markdown(name)} | {gap} | {mean} | {every} |")
+    seeds = "" if len(runs) > len(finals) else "One seed; no intervals."
+    return (
+        "\n".join([*lines, "", seeds, *(f"- {markdown(line)}" for line in _trace(runs))]) + "\n"
+    )
 
 
-def _draw(runs: Mapping[tuple[str, int], Config], output: Path) -> None:
+def _trace(runs: Cells) -> list[str]:
+    return trace([read_record(config.workdir) for config in runs.values()])
+
+
+@matplotlib.rc_context({"text.parse_math": False})
+def _draw(runs: Cells, output: Path) -> None:
     """Draws seed 0 of every run, one plot for each timing; scratch stands in all."""
     names = [name for name, seed in runs if seed == 0 and name != "scratch"]
     timings = list(dict.fromkeys(name.split(", ")[-1] for name in names))
     figure, plots = plt.subplots(
         1, len(timings), figsize=(6 * len(timings), 4.6), sharey=True, squeeze=False, dpi=150
     )
+    figure.set_layout_engine("constrained")
     for plot, timing in zip(plots[0], timings, strict=True):
         shown = [name for name in names if name.split(", ")[-1] == timing]
         for i, name in enumerate(shown):
@@ -260,8 +305,7 @@ def _draw(runs: Mapping[tuple[str, int], Config], output: Path) -> None:
     plots[0][0].set_ylim(best - 0.02, last + 0.6)
     plots[0][0].set_ylabel("held-out loss, nats per token")
     plots[0][-1].legend(frameon=False, fontsize=8)
-    figure.tight_layout()
-    figure.savefig(output)
+    sign(figure, _trace(runs)).savefig(output)
     plt.close(figure)
 
 

@@ -1,7 +1,8 @@
 """Random growth behind a mask: what is new comes in little by little.
 
-The masks of MSG (arXiv:2305.02869) multiply activations. Here they multiply parameters, to
-the same effect, so that the model knows nothing of them.
+The masks of MSG (arXiv:2305.02869) multiply activations. Here they multiply parameters, so
+that the model knows nothing of them. Shut and open masks compute the same; half open, channels
+enter RMSNorm with another weight than in MSG or in prts, as `Mask` says.
 """
 
 import dataclasses
@@ -37,11 +38,17 @@ from stackjax.model.config import ModelConfig
 
 @dataclasses.dataclass(frozen=True)
 class Mask(Reparameterisation):
-    """Lets what is new along one axis into the residual stream, linearly over tokens.
+    """Lets new entries along an axis into the residual stream, linearly over tokens.
 
-    The mask m is 1 for what is old and v, from 0 to 1, for what is new. New channels change
-    the mean square inside RMSNorm: with r = sqrt(channels / sum(m)), residual writers times
-    r m and gains times m / r are exactly RMSNorm with statistics weighted by m.
+    The mask m is 1 for old entries and v, from 0 to 1, for new ones. For D channels, with
+    r = sqrt(D / sum(m)), writers of the residual stream are multiplied by r m and gains by
+    m / r. With x, the sum of writes times m, and a gain g, RMSNorm then is exactly
+
+        g m x / sqrt(sum(x^2) / sum(m) + epsilon)
+
+    MSG weighs the squares once more, sum(m x^2) / sum(m); prts twice more, as it normalises
+    m x, and multiplies epsilon by D / sum(m) and the result by another m. A mask of heads
+    multiplies the output of each head; there, queries, keys and values.
     """
 
     axis: str
