@@ -14,20 +14,22 @@ import pytest
 from conftest import (
     GROWTHS,
     MODELS,
+    mesh_of,
     phase_of,
     random_batch,
     random_params,
     tiny_model,
     tiny_run,
 )
-from test_optimizer import by_name, moments_in, orthogonalised, random_like
+from test_optimizer import by_name, compiled_optimizer, orthogonalised, random_like
 
 from stackjax import model
+from stackjax.axes import Axes
 from stackjax.births import Births
 from stackjax.config import OptimizerConfig, Stage
 from stackjax.growth import Learn, Stack, WidthZero, grow_opt_state
 from stackjax.growth.axis_map import is_new
-from stackjax.growth.base import Growth
+from stackjax.model.config import axis_size
 from stackjax.optimizer import build_optimizer
 from stackjax.phases import expand
 from stackjax.train_state import TrainState, enter_phase, init_state, train_step
@@ -52,16 +54,22 @@ def adam(gradients, config):
         yield mu / (1 - config.b1**k) / (np.sqrt(nu / (1 - config.b2**k)) + config.epsilon)
 
 
-def kept(config, growth, births):
-    """The updates after a growth that keeps moments, and the gradients that they come of."""
-    tx = build_optimizer(config, model.logical_axes(SOURCE))
-    params, update = random_params(SOURCE), jax.jit(tx.update)
-    state = tx.init(params)
+@functools.cache
+def state_before(config):
+    """The state of an optimizer after some updates of the source."""
+    init, update = compiled_optimizer(SOURCE, config)
+    params = random_params(SOURCE)
+    state = init(params)
     for seed in range(STEPS_BEFORE):
         _, state = update(random_like(params, seed), state, params)
-    axes = model.logical_axes(SOURCE)
-    state = grow_opt_state(growth, state, axes, SOURCE, "keep")
-    target = growth.target_config(SOURCE)
+    return state
+
+
+@functools.cache
+def kept(config, growth, births):
+    """The updates after a growth that keeps moments, and the gradients that they come of."""
+    axes, target = model.logical_axes(SOURCE), growth.target_config(SOURCE)
+    state = grow_opt_state(growth, state_before(config), axes, SOURCE, "keep")
     params = random_params(target)
     update = jax.jit(build_optimizer(config, model.logical_axes(target), births).update)
     gradients = [random_like(params, 100 + seed) for seed in range(STEPS_AFTER)]
@@ -97,7 +105,7 @@ def test_the_first_updates_of_new_entries_are_those_of_a_fresh_adam(name, dtype)
 def test_without_their_births_updates_of_new_entries_are_several_times_too_long():
     growth = GROWTHS["stack"]
     wrong, _ = kept(ADAMW, growth, None)
-    # The first update is (1 - b1) g / sqrt((1 - b2) g^2), over the corrections of the old count.
+    # (1 - b1) g / sqrt((1 - b2) g^2), over the corrections of the old count.
     old = 1 - 0.999 ** (STEPS_BEFORE + 1)
     first = np.abs(by_name(wrong[0])["query"][SOURCE.num_layers :])
     expected = 0.1 / (1 - 0.9 ** (STEPS_BEFORE + 1)) / np.sqrt(0.001 / old)
@@ -159,21 +167,25 @@ LINEAR = {name: g for name, g in GROWTHS.items() if not isinstance(g, Learn)}
 @pytest.mark.parametrize("name", LINEAR)
 @pytest.mark.parametrize("mode", ["grow", "keep"])
 def test_entries_are_born_at_growth_exactly_where_their_moments_are_zero(name, mode):
-    growth: Growth = LINEAR[name]
-    axes, target = model.logical_axes(SOURCE), growth.target_config(SOURCE)
-    tx = build_optimizer(ADAMW, axes)
-    ones = jax.tree.map(np.ones_like, random_params(SOURCE))
-    _, state = tx.update(ones, tx.init(ones), ones)
-    grown = moments_in_adam(grow_opt_state(growth, state, axes, SOURCE, mode))
+    growth, every = LINEAR[name], model.logical_axes(SOURCE)
+    # Every parameter grows by itself: one of each kind will do.
+    axes = {
+        "embedding": every["embedding"],
+        "layers": {leaf: every["layers"][leaf] for leaf in ("query", "value", "down")},
+    }
+    ones = jax.tree.map(
+        lambda names: np.ones([axis_size(SOURCE, axis) for axis in names.names], np.float32),
+        axes,
+        is_leaf=lambda node: isinstance(node, Axes),
+    )
+    state = optax.ScaleByAdamState(count=jnp.int32(7), mu=ones, nu=ones)
+    grown = grow_opt_state(growth, state, axes, SOURCE, mode)
     births = Births().after_growth(growth, SOURCE, 7, keeps=mode == "keep")
-    for leaf, names in by_name(model.logical_axes(target)).items():
+    for leaf, names in by_name(axes).items():
         correction = births.correction(names, 0.5, jnp.int32(7))
-        is_born = np.broadcast_to(correction == 0, grown[leaf].shape)
-        np.testing.assert_array_equal(np.asarray(grown[leaf]) == 0, is_born, err_msg=leaf)
-
-
-def moments_in_adam(state):
-    return moments_in(state, optax.ScaleByAdamState, "nu")
+        moment = np.asarray(by_name(grown.nu)[leaf])
+        is_born = np.broadcast_to(correction == 0, moment.shape)
+        np.testing.assert_array_equal(moment == 0, is_born, err_msg=leaf)
 
 
 def stages(*, first=(), **last):
@@ -218,10 +230,8 @@ def test_layers_that_were_frozen_begin_afresh_when_they_are_released(optimizer):
     )
     params = random_params(config)
     state = TrainState(jnp.int32(0), params, tx.init(params))
-    update = jax.jit(tx.update)
-    for seed in range(STEPS_BEFORE):
-        _, opt_state = update(random_like(params, seed), state.opt_state, params)
-        state = dataclasses.replace(state, opt_state=opt_state)
+    _, update = compiled_optimizer(SOURCE, optimizer)
+    state = dataclasses.replace(state, opt_state=state_before(optimizer))
     entered = enter_phase(frozen, released, tx, state, jax.random.key(0))
     born_update = jax.jit(build_optimizer(optimizer, model.logical_axes(config), births).update)
     fresh_state, opt_state = tx.init(params), entered.opt_state
@@ -237,16 +247,21 @@ def test_layers_that_were_frozen_begin_afresh_when_they_are_released(optimizer):
         np.testing.assert_allclose(found["embedding"], expected["embedding"], rtol=1e-6)
 
 
-def test_a_step_with_births_runs_on_every_mesh(mesh):
+@pytest.mark.parametrize("optimizer", [ADAMW, MUON], ids=lambda config: config.name)
+def test_a_step_with_births_runs_over_a_mesh_and_keeps_its_layout(optimizer):
     growth = GROWTHS["chain of both"]
     target = growth.target_config(SOURCE)
-    axes = model.logical_axes(target)
-    for optimizer in (ADAMW, MUON):
-        tx = build_optimizer(optimizer, axes, born(growth))
-        state = jax.jit(functools.partial(init_state, target, tx))(jax.random.key(0))
+    tx = build_optimizer(optimizer, model.logical_axes(target), born(growth))
+    with jax.set_mesh(mesh_of("replica 2, fsdp 2, tensor 2")):
+        state = jax.eval_shape(lambda: init_state(target, tx, jax.random.key(0)))
         step = functools.partial(train_step, phase_of(target), tx, 0.0)
-        after = jax.eval_shape(step, state, random_batch())[0]
-        assert jax.tree.map(jnp.shape, after) == jax.tree.map(jnp.shape, state)
+        after, _ = jax.eval_shape(step, state, random_batch())
+    for ours, theirs in zip(*map(jax.tree.leaves, (after, state)), strict=True):
+        assert (ours.shape, ours.dtype, ours.sharding) == (
+            theirs.shape,
+            theirs.dtype,
+            theirs.sharding,
+        )
 
 
 def test_an_optimizer_state_that_nothing_is_known_of_does_not_grow():

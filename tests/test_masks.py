@@ -83,7 +83,9 @@ def test_other_code_weighs_new_channels_by_a_power_of_the_mask(share):
         ratio = np.sqrt(
             (mean_square(x, m, 0) + EPSILON) / (mean_square(x, m, power) + epsilon * EPSILON)
         )
-        np.testing.assert_allclose(other(share)[:, old], ratio * ours(share)[:, old], rtol=1e-12)
+        np.testing.assert_allclose(
+            other(share)[:, old], ratio * ours(share)[:, old], rtol=1e-12
+        )
 
 
 def test_all_agree_once_the_mask_is_open_and_while_it_is_shut_but_for_prtss_epsilon():

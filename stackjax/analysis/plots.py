@@ -29,11 +29,14 @@ _SHOWN_FROM = 0.06
 
 
 in_ink = matplotlib.rc_context(
-    dict.fromkeys(
-        ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), INK
-    )
-    # The dollars in a path are no formula.
-    | {"text.parse_math": False}
+    {
+        "text.color": INK,
+        "axes.labelcolor": INK,
+        "axes.edgecolor": INK,
+        "xtick.color": INK,
+        "ytick.color": INK,
+        "text.parse_math": False,  # the dollars in a path are no formula
+    }
 )
 
 

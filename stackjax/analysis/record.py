@@ -111,7 +111,7 @@ class Record:
             if not _NOT_TRAINING.fullmatch(name)
         }
         start = [(each.growth, str(each.model), each.spent) for each in self.origin]
-        return fields | self.data | {"init_from": str(start)}
+        return {**fields, **self.data, "init_from": str(start)}
 
     def knows(self, cost: str) -> bool:
         """Returns whether a cost is known; no lineage has the seconds of the devices."""
