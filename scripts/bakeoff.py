@@ -28,7 +28,7 @@ import matplotlib.pyplot as plt
 import tyro
 from etils import epath
 
-from scripts.cells import Cells, check_cells
+from scripts.cells import Cells, check_cells, check_phases
 from stackjax.analysis.plots import sign
 from stackjax.analysis.record import read_record
 from stackjax.analysis.settings import trace
@@ -74,6 +74,7 @@ def bake(options: BakeoffConfig) -> None:
     """Runs everything and writes table and picture."""
     get_runs = load_runs(options.config)
     runs = {(name, 0): config for name, config in get_runs(0).items()}
+    check_phases(runs)
     if options.dry_run:
         for name, _ in runs:
             parts = ["python", "-m", "scripts.bakeoff", str(options.config), "--only", name]

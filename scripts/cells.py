@@ -46,6 +46,16 @@ def check_cells(cells: Cells) -> None:
                 checked.add(alike)
 
 
+def check_phases(cells: Cells) -> None:
+    """Raises UserError, with the name of the run, if stages of one do not fit together.
+
+    Needs no device, and so does for the machine that hands out the commands.
+    """
+    for (name, seed), config in cells.items():
+        with named(f"{name}, seed {seed}"):
+            expand(config)
+
+
 @contextlib.contextmanager
 def named(label: str) -> Iterator[None]:
     """Puts the name of a run before the message of a UserError."""
