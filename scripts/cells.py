@@ -16,7 +16,6 @@ from stackjax.metrics import check_sinks
 from stackjax.phases import expand
 from stackjax.preflight import check, check_backend, device_memory
 from stackjax.probe import check_probes
-from stackjax.start import check_start
 from stackjax.trigger import Until
 
 Cells = Mapping[tuple[str, int], Config]
@@ -71,12 +70,15 @@ def _check_config(config: Config) -> None:
             "a stage has `until`; runs that cost the same end where their FLOPs do, so leave "
             "it out."
         )
+    if config.init_from is not None:
+        raise UserError(
+            f"init_from is {config.init_from}; runs that cost the same begin with new models, "
+            f"so leave it out."
+        )
     check_backend(config)
     memory = device_memory()
     estimates = check(config, jax.device_count(), memory)
     check_probes(config, estimates, memory)
-    if config.init_from is not None:
-        check_start(config.init_from, estimates[0].phase.model)
     open_data(config)
 
 

@@ -110,6 +110,10 @@ SPOILED = {
         ],
         "zero, d, seed 0: ",
     ),
+    "start": (
+        ["    runs['zero, d'] = dataclasses.replace(run, init_from='elsewhere')"],
+        "zero, d, seed 0: init_from is elsewhere",
+    ),
     "directory": (
         [
             "    other = runs['stack, d'].workdir",

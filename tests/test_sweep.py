@@ -1,5 +1,6 @@
 """A grid of runs that branch off one small model, killed and run again, ends in one table."""
 
+import dataclasses
 import os
 import random
 import signal
@@ -11,6 +12,7 @@ import pytest
 from runs import ROOT, rows
 
 from scripts.sweep import SweepConfig, grid, sweep
+from stackjax.config_file import read_config
 from stackjax.errors import UserError
 from stackjax.flops import flops_6nd
 from stackjax.phases import expand, stage_models
@@ -140,6 +142,8 @@ def test_a_schedule_that_does_not_fit_one_cell_is_found_before_any_starts(
     world, tmp_path, dry_run
 ):
     given = options(world, tmp_path, dry_run=dry_run)
+    flops = expand(read_config(given.config))[-1].end.flops_6nd
+    given = dataclasses.replace(given, flops=float(flops))
     cells = grid(given)
     early, late = (cells[f"stack(2), {d} tokens", 0].stages[-1].tokens for d in (384, 640))
     # As long as the last stage of the early timing, whose small model trains for less.
@@ -154,7 +158,7 @@ def test_a_schedule_that_does_not_fit_one_cell_is_found_before_any_starts(
 
 
 def test_a_growth_with_a_fraction_is_one_directory(world, tmp_path):
-    runs = grid(options(world, tmp_path, growths=("width_zero(mlp=3/2)",)))
+    runs = grid(options(world, tmp_path, growths=("width_zero(mlp=4/3)",)))
     for config in runs.values():
         assert Path(config.workdir).parent == tmp_path / "cells"
 

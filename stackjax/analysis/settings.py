@@ -17,7 +17,7 @@ _SHOWN_RUNS = 12
 
 
 def settings(record: Record) -> dict[str, Any]:
-    """Returns how the last stage of a run trains: optimizer, learning rate and batch."""
+    """Returns how the last stage of a run trains: optimizer, learning rate, batch, devices."""
     config, last = record.config, record.num_stages - 1
     optimizer = {
         name: value
@@ -31,8 +31,9 @@ def settings(record: Record) -> dict[str, Any]:
     schedule = {
         f"last stage's schedule.{name}": _schedule(record, last, name) for name in _SCHEDULE
     }
+    devices = [row["num_devices"] for row in record.rows if row["kind"] == "train"]
     rate = {"last stage's peak_learning_rate": peak_rate(record, last)}
-    return optimizer | rate | schedule | stage
+    return optimizer | rate | schedule | stage | {"number of devices": devices[-1]}
 
 
 def lengths(record: Record) -> dict[str, Any]:
