@@ -15,7 +15,6 @@ import multiprocessing
 import os
 import shlex
 import shutil
-import statistics
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -23,21 +22,15 @@ from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import Annotated
 
-import matplotlib
-import matplotlib.pyplot as plt
 import tyro
 from etils import epath
 
 from scripts.cells import Cells, check_cells, check_phases
-from stackjax.analysis.plots import sign
-from stackjax.analysis.record import read_record
-from stackjax.analysis.settings import trace
-from stackjax.analysis.tables import markdown
+from scripts.results import best, draw, final_loss, table
 from stackjax.config import Config
 from stackjax.cpu import keep_memory
 from stackjax.errors import UserError, one_line_errors
 from stackjax.marker import write_marker
-from stackjax.metrics import read_rows
 from stackjax.phases import expand, stage_models
 from stackjax.train import train
 
@@ -89,7 +82,7 @@ def bake(options: BakeoffConfig) -> None:
         return
     start = time.monotonic()
     run_all(runs, options.jobs)
-    names = _best(runs)
+    names = best(runs, BEST)
     for seed in range(1, options.seeds):
         of_seed = get_runs(seed)
         more = {(name, seed): of_seed[name] for name in names}
@@ -97,8 +90,8 @@ def bake(options: BakeoffConfig) -> None:
         runs |= more
     first = next(iter(runs.values()))
     output = options.output or Path(first.workdir).parent / "table.md"
-    output.write_text(_table(runs))
-    _draw(runs, output.with_suffix(".png"))
+    output.write_text(table(runs))
+    draw(runs, output.with_suffix(".png"))
     print(output.read_text())
     print(f"{output} and its .png; {(time.monotonic() - start) / 60:.0f} minutes")
 
@@ -231,83 +224,7 @@ def _train(config: Config) -> float:
     keep_memory()
     with open(f"{workdir}.log", "a") as log, contextlib.redirect_stdout(log):
         train(config)
-    return _final(config)
-
-
-def _losses(config: Config) -> list[tuple[float, float]]:
-    """Returns (FLOPs, held-out loss) of all of a run's evaluations."""
-    found = [
-        (row["flops_6nd"], row["held_out_loss"])
-        for row in read_rows(Path(config.workdir))
-        if row.get("held_out_loss") is not None
-    ]
-    if not found:
-        raise UserError(f"{config.workdir} has no held-out loss; remove it, to run it again.")
-    return found
-
-
-def _final(config: Config) -> float:
-    return _losses(config)[-1][1]
-
-
-def _best(runs: Cells) -> list[str]:
-    """Returns the names of the best grown runs, and of the one from scratch."""
-    grown = [(name, seed) for name, seed in runs if name != "scratch"]
-    ranked = sorted(grown, key=lambda label: _final(runs[label]))
-    return [name for name, _ in ranked[:BEST]] + ["scratch"]
-
-
-def _table(runs: Cells) -> str:
-    """Returns a Markdown table of the final losses, best first."""
-    finals: dict[str, list[float]] = {}
-    for (name, _), config in runs.items():
-        finals.setdefault(name, []).append(_final(config))
-    scratch = finals["scratch"][0]
-    lines = ["| run | held-out loss, seed 0 | mean | all seeds |", "|---|---|---|---|"]
-    for name, losses in sorted(finals.items(), key=lambda item: item[1][0]):
-        every = ", ".join(f"{loss:.4f}" for loss in losses)
-        mean = f"{statistics.mean(losses):.4f}" if len(losses) > 1 else ""
-        gap = f"{losses[0]:.4f} ({losses[0] - scratch:+.4f})"
-        lines.append(f"| {markdown(name)} | {gap} | {mean} | {every} |")
-    seeds = "" if len(runs) > len(finals) else "One seed; no intervals."
-    return (
-        "\n".join([*lines, "", seeds, *(f"- {markdown(line)}" for line in _trace(runs))]) + "\n"
-    )
-
-
-def _trace(runs: Cells) -> list[str]:
-    return trace([read_record(config.workdir) for config in runs.values()])
-
-
-@matplotlib.rc_context({"text.parse_math": False})
-def _draw(runs: Cells, output: Path) -> None:
-    """Draws seed 0 of every run, one plot for each timing; scratch stands in all."""
-    names = [name for name, seed in runs if seed == 0 and name != "scratch"]
-    timings = list(dict.fromkeys(name.split(", ")[-1] for name in names))
-    figure, plots = plt.subplots(
-        1, len(timings), figsize=(6 * len(timings), 4.6), sharey=True, squeeze=False, dpi=150
-    )
-    figure.set_layout_engine("constrained")
-    for plot, timing in zip(plots[0], timings, strict=True):
-        shown = [name for name in names if name.split(", ")[-1] == timing]
-        for i, name in enumerate(shown):
-            color = plt.colormaps["tab10"](i % 10)
-            label = name.removesuffix(f", {timing}")
-            style = "--" if "width" in name else "-"
-            points = _losses(runs[name, 0])
-            plot.plot(*zip(*points, strict=True), style, color=color, label=label, lw=1.4)
-        plot.plot(*zip(*_losses(runs["scratch", 0]), strict=True), "k:", label="scratch", lw=2)
-        plot.set_title(timing)
-        plot.set_xlabel("FLOPs, all stages (6 x parameters x tokens)")
-        plot.grid(alpha=0.25)
-        plot.spines[["top", "right"]].set_visible(False)
-    last = max(final for loss in map(_losses, runs.values()) for _, final in loss[-1:])
-    best = min(_final(config) for config in runs.values())
-    plots[0][0].set_ylim(best - 0.02, last + 0.6)
-    plots[0][0].set_ylabel("held-out loss, nats per token")
-    plots[0][-1].legend(frameon=False, fontsize=8)
-    sign(figure, _trace(runs)).savefig(output)
-    plt.close(figure)
+    return final_loss(config)
 
 
 if __name__ == "__main__":

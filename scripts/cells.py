@@ -1,4 +1,4 @@
-"""The runs of a comparison, checked before the first of them starts."""
+"""Runs to be compared, checked before the first starts."""
 
 import contextlib
 import dataclasses
@@ -19,11 +19,11 @@ from stackjax.probe import check_probes
 from stackjax.trigger import Until
 
 Cells = Mapping[tuple[str, int], Config]
-"""Configs of runs by name and seed."""
+"""Configs by name and seed."""
 
 
 def check_cells(cells: Cells) -> None:
-    """Raises UserError, with the name of the run, if one of them could not start or go on.
+    """Raises UserError, with the name of the run, if a run could not start or resume.
 
     Takes seconds: nothing is allocated, and replicates are checked once.
     """
@@ -46,9 +46,9 @@ def check_cells(cells: Cells) -> None:
 
 
 def check_phases(cells: Cells) -> None:
-    """Raises UserError, with the name of the run, if stages of one do not fit together.
+    """Raises UserError, with the name of the run, if its stages do not fit together.
 
-    Needs no device, and so does for the machine that hands out the commands.
+    Needs no device: a login node can do so before it hands out commands.
     """
     for (name, seed), config in cells.items():
         with named(f"{name}, seed {seed}"):
@@ -57,7 +57,7 @@ def check_phases(cells: Cells) -> None:
 
 @contextlib.contextmanager
 def named(label: str) -> Iterator[None]:
-    """Puts the name of a run before the message of a UserError."""
+    """Puts the name of a run before a UserError."""
     try:
         yield
     except UserError as error:
@@ -83,7 +83,7 @@ def _check_config(config: Config) -> None:
 
 
 def _check_directory(config: Config) -> None:
-    """Raises UserError where a directory has the run of another config."""
+    """Raises UserError if another config has trained in the directory."""
     workdir, phases = absolute(config.workdir), expand(config)
     marker = read_marker(workdir)
     if marker.phase or newest_step(workdir, phases[0]) is not None:

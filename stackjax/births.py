@@ -1,8 +1,8 @@
-"""When the moments of each parameter begin: at zero, and not always with the optimizer.
+"""Births of moments: the update after which each entry begins to average gradients.
 
-Adam and Muon divide a moment by 1 - decay^k after k updates. The count of the optimizer is
-too large a k for an entry whose moments were set to zero later, by growth or by the release
-of a frozen layer: with b2 0.999 its steps would be up to 6.6 times too long.
+Adam and Muon divide a moment by 1 - decay^k after k updates. Growth and the release of frozen
+layers set moments to zero while the optimizer counts on. Its count is too large a k for such
+entries: at b2 0.999 their steps would be up to 6.6 times too long.
 """
 
 import dataclasses
@@ -21,26 +21,26 @@ from stackjax.model.config import ModelConfig
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Births:
-    """The updates that an optimizer had made when the moments of each entry began at zero.
+    """Counts of the optimizer at the birth of each entry.
 
-    An entry begins with its youngest index. Axes without a number begin with the optimizer.
+    An entry is as young as its youngest index. Axes without numbers begin with the optimizer.
     """
 
     axes: tuple[tuple[str, tuple[int, ...]], ...] = ()
-    """A number for each index of an axis, by the name of the axis."""
+    """A count for each index, by the name of the axis."""
     embedding: int = 0
-    """The same for the embedding as a whole, if it was frozen by itself."""
+    """The count for the whole embedding, which can be frozen alone."""
     now: int = 0
-    """The updates that the optimizer has made when the phase begins."""
+    """The count at the start of the phase."""
 
     def correction(self, names: Axes, decay: float, count: jax.Array) -> jax.Array:
-        """Returns 1 - decay^k for each entry of a parameter, k updates after its birth.
+        """Returns 1 - decay^k for each entry of a parameter, k updates after birth.
 
         Args:
-          count: Updates of the optimizer; an int32 scalar.
+          count: Updates by the optimizer; an int32 scalar.
         """
-        # The youngest index has the smallest correction. Of vectors alone, as an array of
-        # the size of the parameter would be a constant in the program.
+        # The youngest index has the smallest correction. Vectors are enough: an array as large
+        # as the parameter would become a constant in the program.
         corrections = [1 - decay ** (count - birth) for birth in self._of(names)]
         return functools.reduce(jnp.minimum, corrections)
 
@@ -58,13 +58,12 @@ class Births:
     def after_growth(
         self, growth: Growth, source: ModelConfig, now: int, *, keeps: bool
     ) -> "Births":
-        """Returns the births of a grown model.
+        """Returns the births after growth.
 
         Args:
-          source: The model that grows.
-          now: The updates of the optimizer so far.
-          keeps: Whether all new entries begin at zero, or only those whose moments the
-            growth cannot tell.
+          source: The model before growth.
+          now: Updates by the optimizer so far.
+          keeps: Whether all new entries begin at zero, or only entries with unknown moments.
         """
         known, maps = dict(self.axes), growth.axis_maps(source)
         zeroed = growth.unknown_moments(source)
@@ -79,7 +78,7 @@ class Births:
     def after_freezing(
         self, trained_layers: Sequence[bool], now: int, *, has_frozen_embedding: bool
     ) -> "Births":
-        """Returns the births of a model whose frozen layers lose their moments now."""
+        """Returns the births after frozen layers have lost their moments."""
         known = dict(self.axes)
         before = known.get("layers", (0,) * len(trained_layers))
         known["layers"] = tuple(np.where(trained_layers, before, now).tolist())
@@ -99,7 +98,7 @@ class Births:
 def learns(
     names: Axes, trained_layers: Sequence[bool], *, has_tied_head: bool
 ) -> jax.Array | float:
-    """Returns 1 for entries that learn while only some layers do: head and final norm too."""
+    """Returns 1 for trained layers, head and final norm, and 0 for frozen entries."""
     if "layers" in names.stacked:
         trained = jnp.array(trained_layers, jnp.float32)
         return along(trained, names.names.index("layers"), len(names.names))

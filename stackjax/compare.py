@@ -18,7 +18,8 @@ from stackjax.analysis.comparison import Comparison, Group, compare, group, note
 from stackjax.analysis.layer_figure import caption, layer_figure
 from stackjax.analysis.page import Gallery
 from stackjax.analysis.plots import loss_figure, sign
-from stackjax.analysis.record import COSTS, LossName, read_record
+from stackjax.analysis.reading import read_record
+from stackjax.analysis.record import COSTS, LossName
 from stackjax.analysis.report import write_report
 from stackjax.analysis.settings import provenance, settings, trace
 from stackjax.analysis.speedup import CONFIDENCE

@@ -28,7 +28,8 @@ from stackjax.analysis.isoflop import (
     size_of,
 )
 from stackjax.analysis.plots import optimum_figure, sign
-from stackjax.analysis.record import LossName, Record, check_comparable, read_record
+from stackjax.analysis.reading import read_record
+from stackjax.analysis.record import LossName, Record, check_comparable
 from stackjax.analysis.report import write_report
 from stackjax.analysis.scaling import Parabola
 from stackjax.analysis.settings import provenance, trace

@@ -29,7 +29,8 @@ from stackjax.analysis.ends import (
     power_laws,
 )
 from stackjax.analysis.plots import gap_figure, laws_figure, sign
-from stackjax.analysis.record import LossName, Record, read_record
+from stackjax.analysis.reading import read_record
+from stackjax.analysis.record import LossName, Record
 from stackjax.analysis.report import write_report
 from stackjax.analysis.scaling import GapLaw, Interval, PowerLaw, speedup
 from stackjax.analysis.settings import provenance, trace

@@ -19,7 +19,8 @@ from stackjax.analysis.comparison import compare, group
 from stackjax.analysis.curve import Curve
 from stackjax.analysis.layer_figure import caption, layer_figure
 from stackjax.analysis.plots import sign
-from stackjax.analysis.record import COSTS, read_record
+from stackjax.analysis.reading import read_record
+from stackjax.analysis.record import COSTS
 from stackjax.analysis.settings import trace
 from stackjax.analysis.speedup import at_budget, crossing, speedup_at_loss
 from stackjax.checkpoint import Contents, write_first

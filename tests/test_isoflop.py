@@ -9,7 +9,7 @@ import pytest
 from conftest import tiny_model, tiny_run
 from recorded import record_run, row, seam
 
-from stackjax.analysis.record import read_record
+from stackjax.analysis.reading import read_record
 from stackjax.analysis.timing import TimingLaw
 from stackjax.config import Stage
 from stackjax.flops import num_params

@@ -1,4 +1,4 @@
-"""The cost of the model that a run started from, which its curves begin with."""
+"""The cost of an earlier model, with which the curves of a run begin."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -11,15 +11,13 @@ from stackjax.lineage import Generation
 
 
 def read_origin(directory: epath.Path, config: Mapping[str, Any]) -> tuple[Generation, ...]:
-    """Returns the generations of the model that a run started from; none for a new model.
-
-    Every checkpoint of the run carries them.
+    """Returns the generations before a run, from its checkpoints; none for a new model.
 
     Args:
-      config: Every field by its name on the command line.
+      config: Every field, by name on the command line.
 
     Raises:
-      UserError: The cost of the model is not known.
+      UserError: Their cost is not known.
     """
     start = config.get("init_from")
     if start is None:

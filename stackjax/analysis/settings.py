@@ -1,4 +1,4 @@
-"""The settings of runs, in words: what they were trained on, how, and in what they differ."""
+"""Settings in words: models, data and learning rates, and every difference between runs."""
 
 import dataclasses
 import os.path
@@ -13,11 +13,11 @@ from stackjax.quantity import short
 _SCHEDULE = tuple(field.name for field in dataclasses.fields(Schedule))
 _STAGE = ("batch_size", "train_layers", "scale_by_fan_in", "optimizer_state")
 _SHOWN_RUNS = 12
-"""Runs that a line names; a glob stands for more."""
+"""Runs named in a line."""
 
 
 def settings(record: Record) -> dict[str, Any]:
-    """Returns how the last stage of a run trains: optimizer, learning rate, batch, devices."""
+    """Returns optimizer, learning rate, batch and devices in the last stage."""
     config, last = record.config, record.num_stages - 1
     optimizer = {
         name: value
@@ -37,7 +37,7 @@ def settings(record: Record) -> dict[str, Any]:
 
 
 def lengths(record: Record) -> dict[str, Any]:
-    """Returns the length of a run by its model, and the part of it before the last growth."""
+    """Returns tokens for each parameter, and their share before the last growth."""
     tokens = record.charge.tokens + record.rows[-1]["tokens"]
     found = {"tokens per parameter": f"{tokens / num_params(record.final_model):.3g}"}
     grown = record.growth_tokens
@@ -47,7 +47,7 @@ def lengths(record: Record) -> dict[str, Any]:
 
 
 def charges(record: Record) -> list[str]:
-    """Returns a sentence that says the charge of a run; none for a new model."""
+    """Returns a sentence about the charge; none for a new model."""
     if not record.origin:
         return []
     charge = record.charge
@@ -70,10 +70,10 @@ def _schedule(record: Record, stage: int, name: str) -> Any:
 
 
 def differences(found: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """Returns a sentence for each setting that is not the same in all.
+    """Returns a sentence for each setting with several values.
 
     Args:
-      found: Settings, by the name of a run or of a group.
+      found: Settings, by the name of a run or group.
     """
     sentences = []
     for field in dict.fromkeys(field for each in found.values() for field in each):
@@ -92,12 +92,12 @@ def _and_more(names: Sequence[str]) -> str:
 
 
 def trace(records: Sequence[Record]) -> list[str]:
-    """Returns lines that tell where the numbers of a page or a picture come from."""
+    """Returns the provenance as lines."""
     return [f"{name}: {value}" for name, value in provenance(records).items()]
 
 
 def provenance(records: Sequence[Record]) -> dict[str, str]:
-    """Returns models, data, learning rates and paths of runs, in words."""
+    """Returns models, data, learning rates and paths, in words."""
     models = dict.fromkeys(_model(record) for record in records)
     data = dict.fromkeys(_data(record) for record in records)
     return {
