@@ -7,6 +7,7 @@ import math
 import re
 import shutil
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -30,6 +31,7 @@ from stackjax.errors import UserError
 from stackjax.growth import Stack
 from stackjax.lineage import Generation
 from stackjax.phase import Counts
+from stackjax.train import train
 from stackjax.train_state import TrainState
 
 # A loss of 3 at 1e15 FLOPs, falling to two thirds of it for each factor of 100.
@@ -415,6 +417,20 @@ def test_a_model_that_has_grown_elsewhere_counts_as_grown_and_the_page_says_its_
     # What is not charged would be 50 %.
     budget = found["comparisons"][0]["at_losses"][-1]["flops_6nd"]["estimate"]["value"]
     assert budget < 0.5
+
+
+def test_a_real_run_is_charged_for_all_that_the_run_before_it_has_spent(world, uncut, tmp_path):
+    jax.config.update("jax_compilation_cache_dir", str(world.path / "cache_of_eight"))
+    config = world.config("--workdir", str(tmp_path / "next"))
+    stages = (dataclasses.replace(config.stages[0], growth=None),)
+    train(dataclasses.replace(config, stages=stages, init_from=str(uncut)))
+    before, after = read_record(uncut), read_record(tmp_path / "next")
+    assert dataclasses.asdict(after.charge) == {
+        name: before.rows[-1][name] for name in ("tokens", "examples", "flops_6nd", "flops")
+    }
+    assert after.growth_tokens == before.growth_tokens == [8 * 128]
+    assert after.is_finished
+    assert after.curve("train").costs["tokens"][0] > before.rows[-1]["tokens"]
 
 
 @pytest.mark.parametrize("generations", [[], [(None, Counts())]])
