@@ -9,7 +9,7 @@ import matplotlib.pyplot as plt
 from scripts.cells import Cells
 from stackjax.analysis.plots import sign
 from stackjax.analysis.reading import read_record
-from stackjax.analysis.settings import trace
+from stackjax.analysis.settings import differences, settings, trace, uneven
 from stackjax.analysis.tables import markdown
 from stackjax.config import Config
 from stackjax.errors import UserError
@@ -52,10 +52,18 @@ def table(runs: Cells) -> str:
         mean = f"{statistics.mean(losses):.4f}" if len(losses) > 1 else ""
         gap = f"{losses[0]:.4f} ({losses[0] - scratch:+.4f})"
         lines.append(f"| {markdown(name)} | {gap} | {mean} | {every} |")
-    seeds = "" if len(runs) > len(finals) else "One seed; no intervals."
-    return (
-        "\n".join([*lines, "", seeds, *(f"- {markdown(line)}" for line in _trace(runs))]) + "\n"
-    )
+    said = [] if len(runs) > len(finals) else ["One seed; no intervals."]
+    said += _notes(runs)
+    below = [f"- {markdown(line)}" for line in (*said, *_trace(runs))]
+    return "\n".join([*lines, "", *below, ""])
+
+
+def _notes(runs: Cells) -> list[str]:
+    """Returns a sentence for each difference between runs, besides growth."""
+    records = {name: read_record(run.workdir) for (name, seed), run in runs.items() if not seed}
+    ends = {name: record.flops_6nd for name, record in records.items()}
+    alike = {name: settings(record) for name, record in records.items()}
+    return differences(alike) + uneven(ends)
 
 
 def _trace(runs: Cells) -> list[str]:

@@ -61,6 +61,7 @@ def test_runs_share_their_first_stage_and_end_in_a_table(
         finals[label] = [row["held_out_loss"] for row in found if "held_out_loss" in row][-1]
     table = (tmp_path / "table.md").read_text()
     assert "One seed; no intervals." in table
+    assert "Not alike: the FLOPs (6ND) at the end are 1.44e+08 (stack, d)" in table
     for each in ("2 layers x 16 channels", "data: ", "rates: 0.01", str(tmp_path / "zero-0")):
         assert each in table
     for label, loss in finals.items():

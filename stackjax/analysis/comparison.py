@@ -8,15 +8,13 @@ import numpy as np
 
 from stackjax.analysis.curve import MonotoneCurve
 from stackjax.analysis.record import COSTS, LossName, Record, check_comparable
-from stackjax.analysis.settings import charges, differences, settings
+from stackjax.analysis.settings import charges, differences, settings, uneven
 from stackjax.analysis.speedup import AtBudget, Speedup, at_budget, crossing, speedup_at_loss
 from stackjax.errors import UserError
 from stackjax.quantity import short
 
 _SHARES = (0.25, 0.5, 0.75, 1.0)
 """Of what scratch has spent: where the tables look if they are not told."""
-SAME_FLOPS = 0.03
-"""How far the FLOPs of two runs may differ that count as equal: they end with whole steps."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -105,13 +103,7 @@ def notes(groups: Sequence[Group]) -> list[str]:
     What groups are charged with, runs that have not ended, and settings that are not alike.
     """
     said = differences({each.label: settings(each.records[0]) for each in groups})
-    ends = {each.label: _spent(each) for each in groups}
-    if max(ends.values()) > (1 + SAME_FLOPS) * min(ends.values()):
-        spent = ", ".join(f"{label} {flops:.3g}" for label, flops in ends.items())
-        said.append(
-            f"Not alike: the FLOPs (6ND) at the end are {spent}; a learning rate that decays "
-            f"comes down at the end alone, which favors the shorter run at its own cost."
-        )
+    said += uneven({each.label: _spent(each) for each in groups})
     for record in (record for each in groups for record in each.records):
         said += charges(record)
         if not record.is_finished:
@@ -122,8 +114,7 @@ def notes(groups: Sequence[Group]) -> list[str]:
 
 
 def _spent(each: Group) -> float:
-    last = [record.charge.flops_6nd + record.rows[-1]["flops_6nd"] for record in each.records]
-    return float(np.mean(last))
+    return float(np.mean([record.flops_6nd for record in each.records]))
 
 
 def compare(

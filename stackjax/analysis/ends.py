@@ -4,10 +4,9 @@ import dataclasses
 import statistics
 from collections.abc import Sequence
 
-from stackjax.analysis.comparison import SAME_FLOPS
 from stackjax.analysis.record import LossName, Record, check_comparable
 from stackjax.analysis.scaling import GapLaw, PowerLaw, fit_gap, fit_power_law
-from stackjax.analysis.settings import charges, differences, lengths, settings
+from stackjax.analysis.settings import SAME_FLOPS, charges, differences, lengths, settings
 from stackjax.errors import UserError
 from stackjax.flops import num_params
 from stackjax.model import ModelConfig

@@ -22,7 +22,7 @@ from stackjax.analysis.tables import LOSSES
 COLORS = ("#d1495b", "#3d85c6", "#d99a2b", "#8e6bbf", "#2a9d8f", "#a0724c")
 INK = "#0a0b0c"
 """The color of text, of scratch and of what was before, which a page replaces by its own."""
-_PRINT = 150
+_PRINT = 135
 """The characters of small print in a line."""
 _SHOWN_FROM = 0.06
 """The share of a run's cost whose loss is the top of the picture."""

@@ -84,6 +84,11 @@ class Record:
         return total(self.origin)
 
     @property
+    def flops_6nd(self) -> float:
+        """FLOPs (6ND) so far, with the charge."""
+        return self.charge.flops_6nd + self.rows[-1]["flops_6nd"]
+
+    @property
     def training(self) -> dict[str, Any]:
         """Everything that a replicate with another seed has in common with it."""
         fields = {

@@ -12,6 +12,8 @@ from stackjax.quantity import short
 
 _SCHEDULE = tuple(field.name for field in dataclasses.fields(Schedule))
 _STAGE = ("batch_size", "train_layers", "scale_by_fan_in", "optimizer_state")
+SAME_FLOPS = 0.03
+"""Relative difference between equal FLOPs: runs end with whole steps."""
 _SHOWN_RUNS = 12
 """Runs named in a line."""
 
@@ -44,6 +46,17 @@ def lengths(record: Record) -> dict[str, Any]:
     if grown:
         found["share of tokens before growth"] = f"{grown[-1] / tokens:.2g}"
     return found
+
+
+def uneven(ends: Mapping[str, float]) -> list[str]:
+    """Returns a sentence about unequal FLOPs (6ND) at the end; none for equal ones."""
+    if max(ends.values()) <= (1 + SAME_FLOPS) * min(ends.values()):
+        return []
+    spent = ", ".join(f"{flops:.3g} ({name})" for name, flops in ends.items())
+    return [
+        f"Not alike: the FLOPs (6ND) at the end are {spent}; a learning rate that decays "
+        f"comes down at the end alone, which favors the shorter run at its own cost."
+    ]
 
 
 def charges(record: Record) -> list[str]:
