@@ -15,29 +15,27 @@ import multiprocessing
 import os
 import shlex
 import shutil
-import statistics
 import sys
 import time
 from collections.abc import Callable, Mapping
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import Annotated
 
-import matplotlib.pyplot as plt
 import tyro
 from etils import epath
 
+from scripts.cells import Cells, check_cells, check_phases
+from scripts.results import best, draw, final_loss, table
 from stackjax.config import Config
 from stackjax.cpu import keep_memory
 from stackjax.errors import UserError, one_line_errors
 from stackjax.marker import NEW_RUN, after_entering, write_marker
 from stackjax.phases import expand, stage_models
 from stackjax.quantity import Seed, Size, Text
-from stackjax.rows_file import read_rows
 from stackjax.runtime.constraints import Checked, OnlyWith
 from stackjax.runtime.ranges import Whole
 from stackjax.train import train
-from stackjax.trigger import Until
 
 BEST = 3
 
@@ -75,6 +73,7 @@ def bake(options: BakeoffConfig) -> None:
     """Runs everything and writes table and picture."""
     get_runs = load_runs(options.config)
     runs = {(name, 0): config for name, config in get_runs(0).items()}
+    check_phases(runs)
     if options.dry_run:
         for name, _ in runs:
             parts = ["python", "-m", "scripts.bakeoff", str(options.config), "--only", name]
@@ -89,7 +88,7 @@ def bake(options: BakeoffConfig) -> None:
         return
     start = time.monotonic()
     run_all(runs, options.jobs)
-    names = _best(runs)
+    names = best(runs, BEST)
     for seed in range(1, options.seeds):
         of_seed = get_runs(seed)
         more = {(name, seed): of_seed[name] for name in names}
@@ -97,8 +96,8 @@ def bake(options: BakeoffConfig) -> None:
         runs |= more
     first = next(iter(runs.values()))
     output = options.output or Path(first.workdir).parent / "table.md"
-    output.write_text(_table(runs))
-    _draw(runs, output.with_suffix(".png"))
+    output.write_text(table(runs))
+    draw(runs, output.with_suffix(".png"))
     print(output.read_text())
     print(f"{output} and its .png; {(time.monotonic() - start) / 60:.0f} minutes")
 
@@ -116,18 +115,15 @@ def load_runs(path: Path) -> Callable[[int], dict[str, Config]]:
     return module.get_runs
 
 
-def run_all(runs: Mapping[tuple[str, int], Config], jobs: int) -> None:
+def run_all(runs: Cells, jobs: int) -> None:
     """Trains every run, by name and seed, that is not finished.
 
-    What runs begin with alike, up to their first growth, is trained once: of stages that go on
-    with each other, the longest row of them.
+    Stages that runs begin with alike, up to their first growth, are trained once: of stages
+    that go on with each other, the longest row.
+
+    Raises:
+      UserError: A run could not start or go on, and so none has; or some have failed.
     """
-    for (name, _), config in runs.items():
-        if any(stage.until != Until() for stage in config.stages):
-            raise UserError(
-                f"{name} has a stage with `until`; runs that cost the same end where their "
-                f"FLOPs do, so leave it out."
-            )
     # Named by its source, a run differs from its first stages alone in later stages only.
     runs = {
         label: dataclasses.replace(config, model=stage_models(config)[0], model_is="source")
@@ -140,7 +136,10 @@ def run_all(runs: Mapping[tuple[str, int], Config], jobs: int) -> None:
         config.workdir: next(base for base in bases if _begins(base, config))
         for config in missing
     }
-    _train_each({trunk.workdir: trunk for trunk in trunks.values()}, jobs)
+    shared = {trunk.workdir: trunk for trunk in trunks.values()}
+    begun = {(f"the first stages, in {path}", run.seed): run for path, run in shared.items()}
+    _check_apart({**runs, **begun})
+    _train_each(shared, jobs)
     for config in missing:
         _branch(trunks[config.workdir], config)
     _train_each({f"{name}, seed {seed}": run for (name, seed), run in runs.items()}, jobs)
@@ -187,9 +186,34 @@ def _train_each(configs: Mapping[str, Config], jobs: int) -> None:
         shares.put(cores[job::jobs])
     with ProcessPoolExecutor(jobs, context, _take_cores, (shares,)) as pool:
         ends = {pool.submit(_train, config): name for name, config in configs.items()}
-        for place, end in enumerate(as_completed(ends), 1):
-            name = ends[end]
-            print(f"[{place}/{len(ends)}] {name}: held-out loss {end.result():.4f}", flush=True)
+        failed = []
+        try:
+            for place, end in enumerate(as_completed(ends), 1):
+                has_failed, said = _outcome(end)
+                failed += [ends[end]] if has_failed else []
+                print(f"[{place}/{len(ends)}] {ends[end]}: {said}", flush=True)
+        finally:
+            pool.shutdown(cancel_futures=True)
+    if failed:
+        raise UserError(
+            f"{len(failed)} of {len(ends)} runs failed, for the reasons above: "
+            f"{'; '.join(failed)}. The others are kept, and the same command goes on."
+        )
+
+
+def _outcome(end: "Future[float]") -> tuple[bool, str]:
+    """Returns whether a run has failed, and its loss or the reason; a bug is raised."""
+    try:
+        return False, f"held-out loss {end.result():.4f}"
+    except (UserError, OSError, FloatingPointError) as error:
+        return True, f"failed: {' '.join(str(error).splitlines())}"
+
+
+def _check_apart(runs: Cells) -> None:
+    """Checks every run, in a process that gives the devices back."""
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, context) as pool:
+        pool.submit(check_cells, dict(runs)).result()
 
 
 def _take_cores(shares: "multiprocessing.Queue[list[int]]") -> None:
@@ -206,69 +230,7 @@ def _train(config: Config) -> float:
     keep_memory()
     with open(f"{workdir}.log", "a") as log, contextlib.redirect_stdout(log):
         train(config)
-    return _final(config)
-
-
-def _losses(config: Config) -> list[tuple[float, float]]:
-    """Returns (FLOPs, held-out loss) of all of a run's evaluations."""
-    rows = read_rows(Path(config.workdir))
-    return [(row["flops_6nd"], row["held_out_loss"]) for row in rows if "held_out_loss" in row]
-
-
-def _final(config: Config) -> float:
-    return _losses(config)[-1][1]
-
-
-def _best(runs: Mapping[tuple[str, int], Config]) -> list[str]:
-    """Returns the names of the best grown runs, and of the one from scratch."""
-    grown = [(name, seed) for name, seed in runs if name != "scratch"]
-    ranked = sorted(grown, key=lambda label: _final(runs[label]))
-    return [name for name, _ in ranked[:BEST]] + ["scratch"]
-
-
-def _table(runs: Mapping[tuple[str, int], Config]) -> str:
-    """Returns a Markdown table of the final losses, best first."""
-    finals: dict[str, list[float]] = {}
-    for (name, _), config in runs.items():
-        finals.setdefault(name, []).append(_final(config))
-    scratch = finals["scratch"][0]
-    lines = ["| run | held-out loss, seed 0 | mean | all seeds |", "|---|---|---|---|"]
-    for name, losses in sorted(finals.items(), key=lambda item: item[1][0]):
-        every = ", ".join(f"{loss:.4f}" for loss in losses)
-        mean = f"{statistics.mean(losses):.4f}" if len(losses) > 1 else ""
-        gap = f"{losses[0]:.4f} ({losses[0] - scratch:+.4f})"
-        lines.append(f"| {name} | {gap} | {mean} | {every} |")
-    return "\n".join(lines) + "\n"
-
-
-def _draw(runs: Mapping[tuple[str, int], Config], output: Path) -> None:
-    """Draws seed 0 of every run, one plot for each timing; scratch stands in all."""
-    names = [name for name, seed in runs if seed == 0 and name != "scratch"]
-    timings = list(dict.fromkeys(name.split(", ")[-1] for name in names))
-    figure, plots = plt.subplots(
-        1, len(timings), figsize=(6 * len(timings), 4.6), sharey=True, squeeze=False, dpi=150
-    )
-    for plot, timing in zip(plots[0], timings, strict=True):
-        shown = [name for name in names if name.split(", ")[-1] == timing]
-        for i, name in enumerate(shown):
-            color = plt.colormaps["tab10"](i % 10)
-            label = name.removesuffix(f", {timing}")
-            style = "--" if "width" in name else "-"
-            points = _losses(runs[name, 0])
-            plot.plot(*zip(*points, strict=True), style, color=color, label=label, lw=1.4)
-        plot.plot(*zip(*_losses(runs["scratch", 0]), strict=True), "k:", label="scratch", lw=2)
-        plot.set_title(timing)
-        plot.set_xlabel("FLOPs, all stages (6 x parameters x tokens)")
-        plot.grid(alpha=0.25)
-        plot.spines[["top", "right"]].set_visible(False)
-    last = max(final for loss in map(_losses, runs.values()) for _, final in loss[-1:])
-    best = min(_final(config) for config in runs.values())
-    plots[0][0].set_ylim(best - 0.02, last + 0.6)
-    plots[0][0].set_ylabel("held-out loss, nats per token")
-    plots[0][-1].legend(frameon=False, fontsize=8)
-    figure.tight_layout()
-    figure.savefig(output)
-    plt.close(figure)
+    return final_loss(config)
 
 
 if __name__ == "__main__":

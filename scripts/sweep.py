@@ -19,6 +19,7 @@ from typing import Annotated
 import tyro
 
 from scripts.bakeoff import Jobs, run_all
+from scripts.cells import check_phases
 from stackjax.budget import cell
 from stackjax.compare import CompareConfig
 from stackjax.compare import write as write_comparison
@@ -69,6 +70,7 @@ def sweep(options: SweepConfig) -> None:
       UserError: The grid and the config do not fit together.
     """
     runs = grid(options)
+    check_phases(runs)
     if options.dry_run:
         given = [each for each in sys.argv[1:] if each != "--dry-run"]
         command = shlex.join(["python", "-m", "scripts.sweep", *given])

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import re
 
 from stackjax.config import Config
 from stackjax.errors import UserError
@@ -58,7 +59,8 @@ def cell(config: Config, name: str, *, flops: float, seed: int) -> Config:
     Raises:
       UserError: It does not fit into the FLOPs.
     """
-    slug = name.replace(", ", "-").replace(" ", "_").replace("*", "x").replace("/", "_")
+    words = name.replace(", ", "-").replace(" ", "_").replace("*", "x")
+    slug = re.sub(r"[^\w.,=()+-]", "_", words)  # embed=3/2 is no directory
     run = dataclasses.replace(config, seed=seed, workdir=f"{config.workdir}/{slug}-seed_{seed}")
     try:
         return for_flops(run, flops)

@@ -14,12 +14,14 @@ from typing import Annotated, Any
 
 import tyro
 
-from stackjax.analysis.comparison import Comparison, Group, compare, group
+from stackjax.analysis.comparison import Comparison, Group, compare, group, notes
 from stackjax.analysis.layer_figure import caption, layer_figure
 from stackjax.analysis.page import Gallery
-from stackjax.analysis.plots import loss_figure
-from stackjax.analysis.record import COSTS, LossName, read_record
+from stackjax.analysis.plots import loss_figure, sign
+from stackjax.analysis.reading import read_record
+from stackjax.analysis.record import COSTS, LossName
 from stackjax.analysis.report import write_report
+from stackjax.analysis.settings import provenance, settings, trace
 from stackjax.analysis.speedup import CONFIDENCE
 from stackjax.analysis.tables import (
     LOSSES,
@@ -28,6 +30,7 @@ from stackjax.analysis.tables import (
     budgets_table,
     crossings_table,
     losses_table,
+    provenance_table,
     runs_table,
     verdict,
 )
@@ -70,16 +73,19 @@ def write(config: CompareConfig) -> str:
     Raises:
       UserError: The runs do not compare.
     """
-    groups = group([read_record(path) for path in config.runs])
+    records = [read_record(path) for path in config.runs]
+    groups = group(records)
     comparisons = compare(groups, config.loss, losses=config.losses, budgets=config.budgets)
     verdicts = [verdict(each, config.loss) for each in comparisons]
     return write_report(
         config.output,
         "comparison",
         title="Does growing pay?",
-        said=verdicts,
+        said=[*verdicts, *notes(groups)],
         figures={
-            f"loss_over_{cost}": loss_figure(groups, config.loss, cost) for cost in FIGURES
+            f"loss_over_{cost}": sign(loss_figure(groups, config.loss, cost), trace(records))
+            for cost in FIGURES
+            if all(record.knows(cost) for record in records)
         },
         tables=tables_of(groups, comparisons, config.loss),
         numbers=report(groups, comparisons, config.loss),
@@ -94,7 +100,8 @@ def _layers(groups: Sequence[Group]) -> list[Gallery]:
         record = each.records[0]
         figure = layer_figure(record)
         if figure is not None:
-            figures[f"layers-{number}"] = figure, caption(record, each.label)
+            signed = sign(figure, trace([record]))
+            figures[f"layers-{number}"] = signed, caption(record, each.label)
     return [Gallery(title="What growth does to layers", figures=figures)] if figures else []
 
 
@@ -103,7 +110,9 @@ def tables_of(
 ) -> list[Table]:
     """Returns the tables of a comparison, in order."""
     each = [table(one, loss) for one in comparisons for table in (losses_table, budgets_table)]
-    return [runs_table(groups, loss), *each, crossings_table(comparisons)]
+    records = [record for each in groups for record in each.records]
+    first, last = runs_table(groups, loss), provenance_table(records)
+    return [first, *each, crossings_table(comparisons), last]
 
 
 def report(
@@ -116,11 +125,19 @@ def report(
             curve = record.curve(loss)
             last: dict[str, Any] = {cost: float(curve.costs[cost][-1]) for cost in COSTS}
             last |= {"seed": record.config["seed"], "loss": float(curve.losses[-1])}
+            last |= {
+                "started_from": record.config.get("init_from"),
+                "charged": dataclasses.asdict(record.charge) if record.origin else None,
+                "is_finished": record.is_finished,
+                "settings": settings(record),
+            }
             runs.append({"run": str(record.path), "training": each.label} | last)
     return {
         "loss": LOSSES[loss],
         "smoothing": SMOOTHING,
         "confidence": CONFIDENCE,
+        "notes": notes(groups),
+        "provenance": provenance([record for each in groups for record in each.records]),
         "runs": runs,
         "comparisons": [_plain(each) for each in comparisons],
     }

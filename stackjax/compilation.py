@@ -31,7 +31,7 @@ def phase_optimizer(config: Config, phase: Phase) -> optax.GradientTransformatio
     """Returns the optimizer of a phase, without its learning rate."""
     if phase.name == "fit":
         return build_fit_optimizer(config.optimizer)
-    return build_optimizer(config.optimizer, model.logical_axes(phase.model))
+    return build_optimizer(config.optimizer, model.logical_axes(phase.model), phase.births)
 
 
 def growth_key(config: Config, phase: Phase) -> jax.Array:

@@ -18,7 +18,7 @@ import numpy as np
 import tyro
 from matplotlib.figure import Figure
 
-from stackjax.analysis.comparison import group
+from stackjax.analysis.comparison import group, notes
 from stackjax.analysis.isoflop import (
     Optimum,
     Size,
@@ -27,11 +27,13 @@ from stackjax.analysis.isoflop import (
     refit_timing,
     size_of,
 )
-from stackjax.analysis.plots import optimum_figure
-from stackjax.analysis.record import LossName, Record, check_comparable, read_record
+from stackjax.analysis.plots import optimum_figure, sign
+from stackjax.analysis.reading import read_record
+from stackjax.analysis.record import LossName, Record, check_comparable
 from stackjax.analysis.report import write_report
 from stackjax.analysis.scaling import Parabola
-from stackjax.analysis.tables import LOSSES, Table
+from stackjax.analysis.settings import provenance, trace
+from stackjax.analysis.tables import LOSSES, Table, provenance_table
 from stackjax.analysis.timing import GUIDELINE, Refit
 from stackjax.errors import UserError, one_line_errors
 from stackjax.quantity import Positive, short
@@ -62,6 +64,10 @@ class IsoflopConfig(Checked):
 class Found:
     """The best timings and factors of every size and budget, and the law of the timings."""
 
+    records: list[Record]
+    """Of all sizes that some run grows into."""
+    notes: list[str]
+    """In what they are not alike, and what they are charged with."""
     sizes: list[Size]
     timings: list[Optimum]
     factors: list[Optimum]
@@ -88,12 +94,16 @@ def write(config: IsoflopConfig) -> str:
         tables.append(_optima_table("after how many tokens (d)", found.timings, short))
     if found.factors:
         tables.append(_optima_table("by how much (g)", found.factors, "{:.2f}".format))
+    tables.append(provenance_table(found.records))
     return write_report(
         config.output,
         "isoflop",
         title="When to grow, by how much?",
-        said=[_law(growth, law) for growth, law in found.laws.items()],
-        figures=_figures(found, config.loss),
+        said=[*(_law(growth, law) for growth, law in found.laws.items()), *found.notes],
+        figures={
+            name: sign(each, trace(found.records))
+            for name, each in _figures(found, config.loss).items()
+        },
         tables=tables,
         numbers=_plain(found),
     )
@@ -111,12 +121,13 @@ def find(records: Sequence[Record], loss: LossName, budgets: Sequence[float] = (
     by_model: dict[str, list[Record]] = {}
     for record in records:
         by_model.setdefault(str(record.final_model), []).append(record)
-    grown = [runs for runs in by_model.values() if any(any(run.growths) for run in runs)]
+    grown = [runs for runs in by_model.values() if any(run.all_growths for run in runs)]
     if not grown:
         raise UserError(
             f"none of the {len(records)} runs grows; name some that do, and one from scratch."
         )
-    sizes = [size_of(group(runs), loss) for runs in grown]
+    groups = [group(runs) for runs in grown]
+    sizes = [size_of(each, loss) for each in groups]
     sizes.sort(key=lambda size: size.params)
     pairs = [
         (size, flops)
@@ -131,7 +142,14 @@ def find(records: Sequence[Record], loss: LossName, budgets: Sequence[float] = (
             laws[growth] = refit_timing(each for each in timings if each.fixed == growth)
         except UserError as error:
             laws[growth] = str(error)
-    return Found(sizes=sizes, timings=timings, factors=factors, laws=laws)
+    return Found(
+        records=[run for runs in grown for run in runs],
+        notes=[note for each in groups for note in notes(each)],
+        sizes=sizes,
+        timings=timings,
+        factors=factors,
+        laws=laws,
+    )
 
 
 def _law(growth: str, law: Refit | str) -> str:
@@ -247,6 +265,15 @@ def _plain(found: Found) -> dict[str, Any]:
         if isinstance(law, Refit)
     }
     return {
+        "notes": found.notes,
+        "provenance": provenance(found.records),
+        "runs": [
+            {
+                "run": str(record.path),
+                "charged": dataclasses.asdict(record.charge) if record.origin else None,
+            }
+            for record in found.records
+        ],
         "timings": [row(each) for each in found.timings],
         "factors": [row(each) for each in found.factors],
         "timing_laws": laws,

@@ -11,26 +11,33 @@ import optax
 import optax.contrib
 
 from stackjax.axes import Axes
+from stackjax.births import Births, learns
 from stackjax.config import OptimizerConfig, Rewarm, Schedule
 from stackjax.growth import Growth
-from stackjax.growth.axis_map import along, is_new
+from stackjax.growth.axis_map import is_new
 from stackjax.model.config import ModelConfig, axis_size
 from stackjax.sharding import laid_out, partition_of
 
 
-def build_optimizer(config: OptimizerConfig, axes: Any) -> optax.GradientTransformation:
+def build_optimizer(
+    config: OptimizerConfig, axes: Any, births: Births | None = None
+) -> optax.GradientTransformation:
     """Returns AdamW or Muon without its learning rate, which the step applies.
 
     Matrices decay; what reads no axis (the gain of a norm) does not.
 
     Args:
       axes: The `Axes` of each parameter.
+      births: When moments begin that are younger than the optimizer; None if none are. Its
+        bias corrections then count the updates of each entry.
     """
     is_muon = config.name == "muon"
     decays = _map_axes(lambda names: bool(names.reads), axes)
     return optax.chain(
         _clip_by_global_norm(config.clip_norm),
-        _scale_by_muon(config, axes) if is_muon else _scale_by_adam(config),
+        _scale_by_muon(config, axes, births)
+        if is_muon
+        else _scale_by_adam(config, axes, births),
         optax.add_decayed_weights(config.weight_decay, mask=decays),
     )
 
@@ -107,17 +114,9 @@ class ParameterRates:
             for name in names.reads:
                 rate *= axis_size(self.source, name) / axis_size(target, name)
         if self.trained_layers is not None:
-            rate *= self._trains(names)
+            has_tied_head = self.source.tie_head
+            rate *= learns(names, self.trained_layers, has_tied_head=has_tied_head)
         return rate
-
-    def _trains(self, names: Axes) -> jax.Array | float:
-        """Returns 1 for what learns while only some layers do: head and final norm too."""
-        assert self.trained_layers is not None
-        if "layers" in names.stacked:
-            learns = jnp.array(self.trained_layers, jnp.float32)
-            return along(learns, names.names.index("layers"), len(names.names))
-        is_embedding = names.reads == ("vocab",)
-        return 0.0 if is_embedding and not self.source.tie_head else 1.0
 
 
 def _clip_by_global_norm(max_norm: float) -> optax.GradientTransformation:
@@ -136,8 +135,16 @@ def _clip_by_global_norm(max_norm: float) -> optax.GradientTransformation:
     return optax.stateless(clip)
 
 
-def _scale_by_muon(config: OptimizerConfig, axes: Any) -> optax.GradientTransformation:
-    """Returns Muon (arXiv:2502.16982) for the matrices of layers, Adam for the rest."""
+def _scale_by_muon(
+    config: OptimizerConfig, axes: Any, births: Births | None
+) -> optax.GradientTransformation:
+    """Returns Muon (arXiv:2502.16982) for the matrices of layers, Adam for the rest.
+
+    With momentum m = beta m + (1 - beta) g, the update t (from 1) orthogonalises Nesterov's
+    beta m / (1 - beta^(t + 1)) + (1 - beta) g / (1 - beta^t), with the bias corrections of
+    NAdam. Without them, as in the code of Keller Jordan and of the paper, the first updates
+    would weigh the newest gradient less; for large t both are the same direction.
+    """
 
     def dimensions(names: Axes) -> optax.contrib.MuonDimensionNumbers | optax.MaskedNode:
         if not names.stacked or not names.reads:
@@ -157,15 +164,19 @@ def _scale_by_muon(config: OptimizerConfig, axes: Any) -> optax.GradientTransfor
         fans = (math.prod(update.shape[axis] for axis in side) for side in sides)
         return 0.2 * math.sqrt(max(fans)) * update
 
-    orthogonalise = optax.contrib.scale_by_muon(
-        beta=config.momentum, eps=config.epsilon, weight_dimension_numbers=matrices
+    scale = functools.partial(
+        optax.contrib.scale_by_muon, eps=config.epsilon, weight_dimension_numbers=matrices
     )
+    momentum = scale(beta=config.momentum, nesterov=True)
+    if births is not None:
+        as_it_is = scale(beta=0.0, nesterov=False)
+        momentum = _muon_with_births(momentum, as_it_is, config.momentum, axes, births)
     muon = optax.chain(
-        _store_moments(orthogonalise, config.moments_dtype),
+        _store_moments(momentum, config.moments_dtype),
         optax.stateless(lambda updates, _: jax.tree.map(as_large_as_adam, updates, matrices)),
     )
     tx = optax.partition(
-        {"muon": muon, "adam": _scale_by_adam(config)},
+        {"muon": muon, "adam": _scale_by_adam(config, axes, births)},
         _map_axes(lambda names: "muon" if names.stacked and names.reads else "adam", axes),
     )
 
@@ -178,9 +189,68 @@ def _scale_by_muon(config: OptimizerConfig, axes: Any) -> optax.GradientTransfor
     return optax.GradientTransformation(tx.init, update)
 
 
-def _scale_by_adam(config: OptimizerConfig) -> optax.GradientTransformation:
+def _muon_with_births(
+    momentum: optax.GradientTransformation,
+    orthogonalise: optax.GradientTransformation,
+    beta: float,
+    axes: Any,
+    births: Births,
+) -> optax.GradientTransformation:
+    """Returns Muon whose bias corrections count the updates of each entry.
+
+    Args:
+      momentum: Muon itself, for its state.
+      orthogonalise: Muon without momentum.
+    """
+
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        _, state = momentum.update(updates, state, params)
+
+        def ahead(grad: Any, mu: Any, names: Axes) -> Any:
+            if isinstance(grad, optax.MaskedNode):
+                return grad
+            next_one = births.correction(names, beta, state.count + 1)
+            this_one = births.correction(names, beta, state.count)
+            return beta * mu / next_one + (1 - beta) * grad / this_one
+
+        updates = jax.tree.map(ahead, updates, state.mu, axes, is_leaf=_is_masked)
+        updates, _ = orthogonalise.update(updates, state, params)
+        return updates, state
+
+    return optax.GradientTransformation(momentum.init, update)
+
+
+def _scale_by_adam(
+    config: OptimizerConfig, axes: Any = None, births: Births | None = None
+) -> optax.GradientTransformation:
     adam = optax.scale_by_adam(b1=config.b1, b2=config.b2, eps=config.epsilon)
+    if births is not None:
+        adam = _adam_with_births(adam, config, axes, births)
     return _store_moments(adam, config.moments_dtype)
+
+
+def _adam_with_births(
+    adam: optax.GradientTransformation, config: OptimizerConfig, axes: Any, births: Births
+) -> optax.GradientTransformation:
+    """Returns Adam whose bias corrections count the updates of each entry."""
+
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        _, state = adam.update(updates, state, params)
+
+        def direction(mu: Any, nu: Any, names: Axes) -> Any:
+            if isinstance(mu, optax.MaskedNode):
+                return mu
+            mu = mu / births.correction(names, config.b1, state.count)
+            nu = nu / births.correction(names, config.b2, state.count)
+            return mu / (jnp.sqrt(nu) + config.epsilon)
+
+        return jax.tree.map(direction, state.mu, state.nu, axes, is_leaf=_is_masked), state
+
+    return optax.GradientTransformation(adam.init, update)
+
+
+def _is_masked(node: Any) -> bool:
+    return isinstance(node, optax.MaskedNode)
 
 
 def _store_moments(

@@ -2,12 +2,14 @@
 
 import dataclasses
 import itertools
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 
 from stackjax.axes import Axes
+from stackjax.births import Births, learns
 from stackjax.growth import Growth
 from stackjax.growth.base import Reparameterisation
 from stackjax.growth.masked import Mask
@@ -113,6 +115,8 @@ class Phase:
     learning_rate: LearningRate
     parameter_rates: ParameterRates | None
     """Factors of the learning rate of each parameter; None if all are 1."""
+    births: Births | None
+    """When moments begin that are younger than the optimizer; None if none are."""
     start: Counts
     """What the run has consumed before the phase."""
     per_step: Counts
@@ -194,6 +198,16 @@ class Phase:
         layout = jax.tree.map(partition, axes, is_leaf=lambda node: isinstance(node, Axes))
         return laid_out(apply, layout)(params, tokens)
 
+    def frozen(self) -> Any:
+        """Returns which entries of each parameter do not learn; booleans that broadcast."""
+        assert self.trained_layers is not None, "some layers do not learn"
+        trained, has_tied_head = self.trained_layers, self.model.tie_head
+        return jax.tree.map(
+            lambda names: jnp.equal(learns(names, trained, has_tied_head=has_tied_head), 0),
+            logical_axes(self.model),
+            is_leaf=lambda node: isinstance(node, Axes),
+        )
+
     def step_params(
         self, params: Any, updates: Any, step: jax.Array, is_taken: jax.Array | bool = True
     ) -> Any:
@@ -211,3 +225,22 @@ class Phase:
     def _tokens(self, step: jax.Array | int) -> jax.Array:
         """Returns the tokens of the phase after a step, a float32 scalar."""
         return self.first_tokens + jnp.asarray(step, jnp.float32) * float(self.per_step.tokens)
+
+
+def with_births(phases: Sequence[Phase]) -> tuple[Phase, ...]:
+    """Returns the phases of a run, which know when the moments of each parameter begin."""
+    births, updates, found = Births(), 0, [*phases[:1]]
+    for before, phase in itertools.pairwise(phases):
+        updates += before.num_steps
+        if phase.optimizer_state == "reset":
+            births, updates = Births(), 0
+        elif before.trained_layers is not None:
+            births = births.after_freezing(
+                before.trained_layers, updates, has_frozen_embedding=not before.model.tie_head
+            )
+        if phase.optimizer_state != "reset" and phase.growth is not None:
+            keeps = phase.optimizer_state == "keep"
+            births = births.after_growth(phase.growth, phase.source, updates, keeps=keeps)
+        known = None if births == Births() else dataclasses.replace(births, now=updates)
+        found.append(dataclasses.replace(phase, births=known))
+    return tuple(found)

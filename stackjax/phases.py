@@ -18,7 +18,7 @@ from stackjax.marker import NEW_RUN, Marker
 from stackjax.model.config import ModelConfig
 from stackjax.model.transformer import logical_axes
 from stackjax.optimizer import LearningRate, ParameterRates
-from stackjax.phase import Counts, Phase, Waypoint
+from stackjax.phase import Counts, Phase, Waypoint, with_births
 
 
 def expand(config: Config, marker: Marker = NEW_RUN) -> tuple[Phase, ...]:
@@ -44,7 +44,7 @@ def expand(config: Config, marker: Marker = NEW_RUN) -> tuple[Phase, ...]:
     )
     phases: list[Phase] = []
     start = Counts()
-    for stage, length in enumerate(stage_lengths(config)):
+    for stage, length in enumerate(stage_lengths(config.stages)):
         end_tokens = start.tokens + length
         for name in _phase_names(config, stage):
             parts = _Parts(config, stage, name, models[max(stage - 1, 0)], models[stage])
@@ -52,7 +52,7 @@ def expand(config: Config, marker: Marker = NEW_RUN) -> tuple[Phase, ...]:
             phase = _build_phase(parts, len(phases), course, run_tokens)
             phases.append(_shortened(phase, phases, marker))
             start = phases[-1].end
-    return tuple(phases)
+    return with_births(phases)
 
 
 def _phase_names(config: Config, stage: int) -> tuple[Literal["fit", "train"], ...]:
@@ -165,6 +165,7 @@ def _build_phase(parts: _Parts, index: int, course: _Course, run_tokens: int) ->
         num_steps=course.num_steps,
         learning_rate=_learning_rate(parts, course, run_tokens),
         parameter_rates=_parameter_rates(stage, parts.before, trained),
+        births=None,
         start=course.start,
         per_step=parts.per_step,
         waypoint=course.waypoint,
@@ -311,28 +312,28 @@ def stage_steps(config: Config) -> list[int]:
     seq_len = config.data.seq_len
     return [
         math.ceil(length / (stage.batch_size * seq_len))
-        for stage, length in zip(config.stages, stage_lengths(config), strict=True)
+        for stage, length in zip(config.stages, stage_lengths(config.stages), strict=True)
     ]
 
 
-def stage_lengths(config: Config) -> list[float]:
-    """Returns the tokens of each stage, not yet rounded to whole steps."""
-    for i, stage in enumerate(config.stages):
+def stage_lengths(stages: Sequence[Stage]) -> list[float]:
+    """Returns the tokens of the stages of a run, not yet rounded to whole steps."""
+    for i, stage in enumerate(stages):
         if (stage.tokens is None) == (stage.fraction is None):
             raise UserError(
                 f"stages.{i} has tokens {stage.tokens} and fraction {stage.fraction}; set "
                 f"one of the two."
             )
-    fraction = sum(stage.fraction or 0 for stage in config.stages)
+    fraction = sum(stage.fraction or 0 for stage in stages)
     if fraction >= 1:
         raise UserError(
             f"the stages' fractions add up to {fraction}; they must leave room for a "
             f"stage whose length is in tokens, which settles that of the run."
         )
-    run_tokens = sum(stage.tokens or 0 for stage in config.stages) / (1 - fraction)
+    run_tokens = sum(stage.tokens or 0 for stage in stages) / (1 - fraction)
     return [
         run_tokens * (stage.fraction or 0) if stage.tokens is None else stage.tokens
-        for stage in config.stages
+        for stage in stages
     ]
 
 

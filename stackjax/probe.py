@@ -89,7 +89,7 @@ def open_probe(run: Run, phase: Phase, phases: Sequence[Phase]) -> Probe | None:
         with jax.set_mesh(mesh):
             copy = grow(move(state, mesh), key)
             at_once = loss(copy)
-            train_step = compiled(_from(target, counts))
+            train_step = compiled(_from(target, phase, counts))
             for batch in run.batches(target, mesh, counts, lag):
                 copy, _ = train_step(copy, batch)
             return {
@@ -115,9 +115,16 @@ def _following(phases: Sequence[Phase], phase: Phase) -> Phase | None:
     return later[0] if later and later[0].growth is not None else None
 
 
-def _from(target: Phase, counts: Counts) -> Phase:
-    """Returns a phase with the learning rates that it would have if it began at some counts."""
-    rate = target.learning_rate
+def _from(target: Phase, source: Phase, counts: Counts) -> Phase:
+    """Returns a phase as it would be if it began at some counts.
+
+    Its learning rates, and the births of moments, are others than at its own time.
+    """
+    rate, births = target.learning_rate, target.births
+    if births is not None:
+        steps, rest = divmod(counts.tokens - source.start.tokens, source.per_step.tokens)
+        assert rest == 0, "a probe begins after a whole step"
+        births = births.begun_at(births.now - source.num_steps + steps)
     if rate.schedule.axis == "run":
         rate = dataclasses.replace(rate, first_tokens=counts.tokens)
-    return dataclasses.replace(target, learning_rate=rate)
+    return dataclasses.replace(target, learning_rate=rate, births=births)

@@ -7,7 +7,7 @@ from etils import epath
 from stackjax.checkpoint import discard_after, newest_step, read_contents
 from stackjax.config import Config
 from stackjax.config_file import changed_fields, check_same_data, record_config
-from stackjax.data.sources import Manifest
+from stackjax.data.manifest import Manifest
 from stackjax.errors import UserError
 from stackjax.marker import (
     NEW_RUN,

@@ -17,7 +17,7 @@ NAME = "metrics.jsonl"
 AXES = ("kind", "phase", "stage", "step", "tokens")
 """The fields that say what a row is about; they are whole numbers, but for the first."""
 
-_TEXT = ("kind", "reason")
+_TEXT = ("kind", "reason", "change", "growth")
 _WAY_OUT = (
     "bring the file back from a copy of the run, or go back to a checkpoint before the damage "
     "with --resume-from STEP, which writes later rows again"

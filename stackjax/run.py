@@ -80,10 +80,12 @@ class Run:
 
     def write_changes(self, phase: Phase, step: int, counts: Counts) -> None:
         """Writes and shows the changes that the user has made at this position."""
-        for change in self.marker.changes:
-            if (change.phase, change.step) == (phase.index, step):
-                self.progress.note(f"changed {change}")
-                self.write("change", phase, step, counts, change=str(change))
+        here = (phase.index, step)
+        changes = [str(c) for c in self.marker.changes if (c.phase, c.step) == here]
+        for change in changes:
+            self.progress.note(f"changed {change}")
+        if changes:
+            self.write("change", phase, step, counts, change="; ".join(changes))
 
     def flush(self) -> Extent:
         """Brings all metrics to disk, and returns the rows there are."""

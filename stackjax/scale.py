@@ -24,15 +24,18 @@ from stackjax.analysis.ends import (
     ends_of,
     gap_laws,
     gap_points,
+    notes,
     pairs_of,
     power_laws,
 )
-from stackjax.analysis.plots import gap_figure, laws_figure
-from stackjax.analysis.record import LossName, read_record
+from stackjax.analysis.plots import gap_figure, laws_figure, sign
+from stackjax.analysis.reading import read_record
+from stackjax.analysis.record import LossName, Record
 from stackjax.analysis.report import write_report
 from stackjax.analysis.scaling import GapLaw, Interval, PowerLaw, speedup
+from stackjax.analysis.settings import provenance, trace
 from stackjax.analysis.speedup import Speedup
-from stackjax.analysis.tables import LOSSES, Table, show_speedup
+from stackjax.analysis.tables import LOSSES, Table, provenance_table, show_speedup
 from stackjax.errors import UserError, one_line_errors
 from stackjax.flops import num_params
 from stackjax.quantity import Positive, short
@@ -62,6 +65,7 @@ class ScaleConfig(Checked):
 class Found:
     """The ends of runs, and what laws they follow."""
 
+    records: list[Record]
     ends: list[End]
     pairs: list[Pair]
     laws: Mapping[str, PowerLaw] | str
@@ -93,13 +97,14 @@ def write(config: ScaleConfig) -> str:
         lengths = _lengths(found.pairs)
         tables.append(_gaps_table(found.gaps, lengths))
         figures["gap"] = gap_figure(gap_points(found.pairs), found.gaps, lengths[-1])
+    tables.append(provenance_table(found.records))
     missing = [why for why in (found.laws, found.gaps) if isinstance(why, str)]
     return write_report(
         config.output,
         "scale",
         title="Does growing pay at a larger scale?",
-        said=[f"Not fitted: {why}" for why in missing],
-        figures=figures,
+        said=[*(f"Not fitted: {why}" for why in missing), *notes(found.records)],
+        figures={name: sign(each, trace(found.records)) for name, each in figures.items()},
         tables=tables,
         numbers=_plain(found, flops),
     )
@@ -111,12 +116,13 @@ def find(config: ScaleConfig) -> Found:
     Raises:
       UserError: The runs do not compare, or follow neither law.
     """
-    ends = ends_of([read_record(path) for path in config.runs], config.loss)
+    records = [read_record(path) for path in config.runs]
+    ends = ends_of(records, config.loss)
     pairs = pairs_of(ends)
     laws, gaps = _or_why(power_laws, ends), _or_why(gap_laws, pairs)
     if isinstance(laws, str) and isinstance(gaps, str):
         raise UserError(f"{laws} And {gaps}")
-    return Found(ends=ends, pairs=pairs, laws=laws, gaps=gaps)
+    return Found(records=records, ends=ends, pairs=pairs, laws=laws, gaps=gaps)
 
 
 def _or_why(fit: Any, points: Sequence[Any]) -> Any:
@@ -139,7 +145,16 @@ def _ends_table(found: Found, loss: LossName) -> Table:
         title="The ends of the runs",
         note="The gap is scratch's loss less that of the grown run, of the same model, FLOPs "
         "and seed: positive where growing wins.",
-        head=["parameters", "run", "seed", "tokens", "FLOPs (6ND)", LOSSES[loss], "gap"],
+        head=[
+            "parameters",
+            "run",
+            "seed",
+            "tokens",
+            "FLOPs (6ND)",
+            LOSSES[loss],
+            "gap",
+            "directory",
+        ],
         rows=[
             [
                 short(num_params(end.model)),
@@ -149,6 +164,7 @@ def _ends_table(found: Found, loss: LossName) -> Table:
                 f"{end.flops:.3g}",
                 f"{end.loss:.4f}",
                 ", ".join(f"{gap:+.4f}" for gap in gaps.get(end, [])),
+                end.path,
             ]
             for end in found.ends
         ],
@@ -220,6 +236,13 @@ def _plain(found: Found, flops: Sequence[float]) -> dict[str, Any]:
     laws = {} if isinstance(found.laws, str) else found.laws
     gaps = {} if isinstance(found.gaps, str) else found.gaps
     return {
+        "notes": notes(found.records),
+        "provenance": provenance(found.records),
+        "charged": {
+            str(record.path): dataclasses.asdict(record.charge)
+            for record in found.records
+            if record.origin
+        },
         "ends": [dataclasses.asdict(end) for end in found.ends],
         "laws": {
             name: {"a": law.a, "b": law.b, "intervals": law.intervals}

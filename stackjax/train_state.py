@@ -11,7 +11,7 @@ import optax
 
 from stackjax import model
 from stackjax.data.batch import Batch
-from stackjax.growth import Growth, Learn, grow_opt_state
+from stackjax.growth import Growth, Learn, grow_opt_state, zero_where
 from stackjax.model import LossSums, ModelConfig, Params
 from stackjax.phase import Phase
 from stackjax.sharding import laid_out, partition_of
@@ -128,7 +128,10 @@ def enter_phase(
     params = source.model_params(state.params, state.step)
     if phase.name == "fit":
         return fit_state(phase, tx, params, key)
-    state = TrainState(state.step, params, state.opt_state)
+    opt_state = state.opt_state
+    if source.trained_layers is not None and phase.optimizer_state != "reset":
+        opt_state = zero_where(source.frozen(), opt_state)
+    state = TrainState(state.step, params, opt_state)
     return grow_state(phase.growth, phase.source, tx, state, key, phase.optimizer_state)
 
 

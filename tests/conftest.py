@@ -236,6 +236,7 @@ def phase_of(config: ModelConfig, rate=1e-2, **fields) -> Phase:
             tokens_per_step=64,
         ),
         "parameter_rates": None,
+        "births": None,
         "start": Counts(),
         "per_step": Counts(tokens=64, examples=8),
         "waypoint": Waypoint(step=0, counts=Counts()),

@@ -1,5 +1,6 @@
 """Comparisons of growths: shared first stages, a table of what was measured, a picture."""
 
+import dataclasses
 import re
 import shutil
 from pathlib import Path
@@ -7,7 +8,9 @@ from pathlib import Path
 import pytest
 from runs import rows
 
+from scripts import bakeoff
 from scripts.bakeoff import BakeoffConfig, bake
+from stackjax.errors import UserError
 
 RUNS = """
 import dataclasses
@@ -57,6 +60,10 @@ def test_runs_share_their_first_stage_and_end_in_a_table(
             assert sum(row["kind"] == "growth" for row in found) == 1
         finals[label] = [row["held_out_loss"] for row in found if "held_out_loss" in row][-1]
     table = (tmp_path / "table.md").read_text()
+    assert "One seed; no intervals." in table
+    assert "Not alike: the FLOPs (6ND) at the end are 1.44e+08 (stack, d)" in table
+    for each in ("2 layers x 16 channels", "data: ", "rates: 0.01", str(tmp_path / "zero-0")):
+        assert each in table
     for label, loss in finals.items():
         assert re.search(rf"\| {label} \| {loss:.4f} ", table), table
     order = re.findall(r"\| ([a-z, ]+) \| \d", table)
@@ -69,6 +76,78 @@ def test_runs_share_their_first_stage_and_end_in_a_table(
     bake(options)
     assert (tmp_path / "stac-0" / "metrics.jsonl").stat().st_mtime_ns == written
     assert (tmp_path / "table.md").read_text() == table
+
+
+def spoiled(options, change):
+    """The same comparison, in which one run cannot start."""
+    path = options.config.with_name("spoiled.py")
+    lines = [options.config.read_text(), "whole = get_runs", "def get_runs(seed):"]
+    lines += ["    runs = whole(seed)", "    run = runs['zero, d']", *change]
+    path.write_text("\n".join([*lines, "    return runs", ""]))
+    return dataclasses.replace(options, config=path)
+
+
+SPOILED = {
+    "schedule": (
+        [
+            "    from stackjax.config import Schedule",
+            "    late = Schedule(warmup_tokens=10**9)",
+            "    last = dataclasses.replace(run.stages[1], schedule=late)",
+            "    runs['zero, d'] = dataclasses.replace(run, stages=(run.stages[0], last))",
+        ],
+        "zero, d, seed 0: the schedule of stages.1 warms up over 1000000000",
+    ),
+    "batch": (
+        [
+            "    last = dataclasses.replace(run.stages[1], accumulate=3)",
+            "    runs['zero, d'] = dataclasses.replace(run, stages=(run.stages[0], last))",
+        ],
+        "zero, d, seed 0: stages.1.batch_size is 8",
+    ),
+    "data": (
+        [
+            "    data = dataclasses.replace(run.data, path='nowhere')",
+            "    runs['zero, d'] = dataclasses.replace(run, data=data)",
+        ],
+        "zero, d, seed 0: ",
+    ),
+    "start": (
+        ["    runs['zero, d'] = dataclasses.replace(run, init_from='elsewhere')"],
+        "zero, d, seed 0: init_from is elsewhere",
+    ),
+    "directory": (
+        [
+            "    other = runs['stack, d'].workdir",
+            "    runs['zero, d'] = dataclasses.replace(run, workdir=other)",
+        ],
+        "which is that of stack, d, seed 0 too",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", SPOILED)
+def test_every_run_is_checked_before_the_first_starts(options, tmp_path, name):
+    change, message = SPOILED[name]
+    before = sorted(tmp_path.iterdir())
+    with pytest.raises(UserError, match=message) as raised:
+        bake(spoiled(options, change))
+    assert len(str(raised.value).splitlines()) == 1
+    assert sorted(tmp_path.iterdir()) == sorted([*before, tmp_path / "spoiled.py"])
+
+
+def test_what_fails_while_others_train_is_named_and_the_others_are_kept(
+    options, tmp_path, monkeypatch, capsys
+):
+    # The directory of one run is a file by the time that it starts.
+    monkeypatch.setattr(bakeoff, "_check_apart", lambda runs: None)
+    (tmp_path / "scra-0").write_text("")
+    with pytest.raises(
+        UserError, match=r"1 of 3 runs failed, .*: scratch, seed 0\. The others"
+    ):
+        bake(options)
+    out = capsys.readouterr().out
+    assert "scratch, seed 0: failed: " in out
+    assert "stack, d, seed 0: held-out loss" in out
 
 
 @pytest.mark.parametrize(

@@ -1,22 +1,38 @@
 """Comparisons of runs whose speed-up is known return it, and refuse what does not compare."""
 
 import dataclasses
+import itertools
 import json
 import math
+import re
+import shutil
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import tiny_model, tiny_run
+from etils import epath
+from matplotlib.figure import Figure
 from recorded import record_run, row, seam
 
 from stackjax.analysis.comparison import compare, group
 from stackjax.analysis.curve import Curve
 from stackjax.analysis.layer_figure import caption, layer_figure
-from stackjax.analysis.record import COSTS, read_record
+from stackjax.analysis.plots import sign
+from stackjax.analysis.reading import read_record
+from stackjax.analysis.record import COSTS
+from stackjax.analysis.settings import trace
 from stackjax.analysis.speedup import at_budget, crossing, speedup_at_loss
+from stackjax.checkpoint import Contents, write_first
 from stackjax.compare import CompareConfig, main, write
 from stackjax.config import Stage
+from stackjax.errors import UserError
 from stackjax.growth import Stack
+from stackjax.lineage import Generation
+from stackjax.phase import Counts
+from stackjax.train import train
+from stackjax.train_state import TrainState
 
 # A loss of 3 at 1e15 FLOPs, falling to two thirds of it for each factor of 100.
 POWER = math.log(2 / 3) / math.log(100)
@@ -161,7 +177,8 @@ def write_run(
         loss = float(losses(flops, speedup) * np.exp(noise * rng.normal()))
         stage = 1 if grown else 0
         rows += [row(kind, stage, flops, loss) for kind in ("train", "evaluation")]
-    return record_run(path, config, [*rows, *layers], **fields)
+    rows = sorted([*rows, *layers], key=lambda row: row["tokens"])
+    return record_run(path, config, rows, **fields)
 
 
 def layer_rows(*, similar=True, last=1e17):
@@ -247,7 +264,7 @@ def test_it_writes_a_table_numbers_pictures_and_a_page_that_needs_nothing_else(r
     assert "src=" not in html
     assert "@import" not in html
     assert "currentColor" in html
-    assert "layers" not in html
+    assert "What growth does to layers" not in html
 
 
 def test_where_layers_were_measured_it_shows_what_growth_does_to_them(tmp_path):
@@ -348,3 +365,278 @@ def test_runs_that_lack_a_side_or_stand_twice_are_refused_in_one_line(
         assert ended.value.code == 2
         [line] = capsys.readouterr().err.splitlines()
         assert message in line
+
+
+# What a run started from.
+
+
+def started_from(path, *, generations, speedup=0.0, seed=0, grown=False):
+    """A run that went on with a model of other runs, and a checkpoint that says so."""
+    run = write_run(path, seed=seed, grown=grown, speedup=speedup, **{"init_from": "elsewhere"})
+    small = tiny_model(num_layers=3)
+    lineage = [
+        Generation(stage=i, name="train", growth=growth, model=small, spent=spent, code="c")
+        for i, (growth, spent) in enumerate([*generations, (None, Counts(tokens=1))])
+    ]
+    contents = Contents(Counts(), small, is_model=True, lineage=tuple(lineage))
+    state = TrainState(jnp.int32(0), {"w": jnp.zeros(2)}, None)
+    write_first(epath.Path(run) / "stage_0" / "train", state, contents)
+    return run
+
+
+SMALL = Counts(tokens=500_000_000, examples=1, flops_6nd=5 * 10**14, flops=10**15)
+
+
+def test_a_run_is_charged_for_the_model_that_it_started_from(tmp_path):
+    generations = [(None, SMALL), ("stack(2)", Counts())]
+    record = read_record(started_from(tmp_path / "grown", generations=generations))
+    plain = read_record(write_run(tmp_path / "plain", grown=False))
+    for cost, charge in (("flops_6nd", 5e14), ("flops", 1e15), ("tokens", 5e8)):
+        ours, theirs = (each.curve("held_out").costs[cost] for each in (record, plain))
+        np.testing.assert_allclose(ours, theirs + charge)
+        assert record.all_losses("held_out", cost)[0][0] > charge
+    # The lineage has no seconds.
+    assert np.isnan(record.curve("held_out").costs["device_seconds"]).all()
+    assert record.growth_tokens == [500_000_000]
+
+
+def test_a_model_that_has_grown_elsewhere_counts_as_grown_and_the_page_says_its_charge(
+    tmp_path,
+):
+    scratch = write_run(tmp_path / "scratch", grown=False)
+    grown = started_from(
+        tmp_path / "grown", generations=[(None, SMALL), ("stack(2)", Counts())], speedup=0.5
+    )
+    printed = write(CompareConfig(runs=(scratch, grown), output=tmp_path / "out"))
+    assert "stack(2) at 500M tokens, from elsewhere: at a held-out loss of" in printed
+    assert "is charged with its 500M tokens and 5e+14 FLOPs (6ND)" in printed
+    found = json.loads((tmp_path / "out" / "comparison.json").read_text())
+    assert found["runs"][1]["charged"]["flops_6nd"] == 5 * 10**14
+    assert found["runs"][1]["device_seconds"] is None
+    assert not (tmp_path / "out" / "loss_over_device_seconds.png").exists()
+    # What is not charged would be 50 %.
+    budget = found["comparisons"][0]["at_losses"][-1]["flops_6nd"]["estimate"]["value"]
+    assert budget < 0.5
+
+
+def test_a_real_run_is_charged_for_all_that_the_run_before_it_has_spent(world, uncut, tmp_path):
+    jax.config.update("jax_compilation_cache_dir", str(world.path / "cache_of_eight"))
+    config = world.config("--workdir", str(tmp_path / "next"))
+    stages = (dataclasses.replace(config.stages[0], growth=None),)
+    train(dataclasses.replace(config, stages=stages, init_from=str(uncut)))
+    before, after = read_record(uncut), read_record(tmp_path / "next")
+    assert dataclasses.asdict(after.charge) == {
+        name: before.rows[-1][name] for name in ("tokens", "examples", "flops_6nd", "flops")
+    }
+    assert after.growth_tokens == before.growth_tokens == [8 * 128]
+    assert after.is_finished
+    assert after.curve("train").costs["tokens"][0] > before.rows[-1]["tokens"]
+
+
+@pytest.mark.parametrize("generations", [[], [(None, Counts())]])
+def test_a_start_whose_cost_is_not_known_is_refused(tmp_path, generations):
+    run = started_from(tmp_path / "run", generations=generations)
+    with pytest.raises(
+        UserError, match="does not say how many tokens its model was trained on"
+    ):
+        read_record(run)
+    shutil.rmtree(run / "stage_0")
+    with pytest.raises(UserError, match="which tell its cost, are gone"):
+        read_record(run)
+
+
+# What belongs together.
+
+
+def test_replicates_have_everything_but_the_seed_in_common(tmp_path):
+    names = map(str, itertools.count())
+    first = read_record(write_run(tmp_path / "first"))
+
+    def alike(**fields):
+        other = read_record(write_run(tmp_path / next(names), seed=1, **fields))
+        return first.training == other.training
+
+    assert alike()
+    executed = {
+        "model.remat": "full",
+        "stages.1.accumulate": 2,
+        "platform": "accelerator",
+        "data.num_workers": 3,
+        "mesh.fsdp": 8,
+    }
+    assert alike(**executed)
+    config = first.config
+    for field in ("optimizer.b2", "stages.1.batch_size", "stages.0.tokens", "optimizer.z_loss"):
+        assert not alike(**{field: config[field] + 1}), field
+    assert not alike(data="others")
+    assert not alike(**{"optimizer.schedule.shape": "wsd"})
+
+
+def test_settings_that_differ_between_the_sides_are_named_with_their_values(tmp_path):
+    paths = [
+        write_run(tmp_path / "scratch", grown=False),
+        write_run(tmp_path / "grown", **{"optimizer.b2": 0.999, "stages.1.batch_size": 4}),
+    ]
+    printed = write(CompareConfig(runs=tuple(paths), output=tmp_path / "out"))
+    assert "Not alike: optimizer.b2 is 0.95 in scratch; 0.999 in stack(2) at 500M" in printed
+    assert "last stage's batch_size is 8 in scratch; 4 in stack(2)" in printed
+    found = json.loads((tmp_path / "out" / "comparison.json").read_text())
+    assert any("optimizer.b2 is 0.95" in note for note in found["notes"])
+
+
+# What the headline says.
+
+
+def slower(path, factor):
+    """A run whose devices were slower."""
+    file = path / "metrics.jsonl"
+    found = [json.loads(line) for line in file.read_text().splitlines()]
+    for each in found:
+        if "tokens_per_second" in each:
+            each["tokens_per_second"] /= factor
+    file.write_text("".join(json.dumps(each) + "\n" for each in found))
+    return path
+
+
+def test_the_headline_says_that_device_seconds_say_the_opposite(tmp_path):
+    paths = [
+        write_run(tmp_path / "scratch", grown=False),
+        slower(write_run(tmp_path / "grown", speedup=0.5), 3),
+    ]
+    headline = write(CompareConfig(runs=tuple(paths), output=tmp_path / "out")).splitlines()[0]
+    assert "a speed-up of +50.0 % (one seed of scratch and of grown; no interval)" in headline
+    assert headline.endswith("It loses by device-seconds (-50.0 %).")
+    paths[1] = write_run(tmp_path / "other", speedup=-0.2)
+    slower(paths[0], 3)
+    headline = write(CompareConfig(runs=tuple(paths), output=tmp_path / "out")).splitlines()[0]
+    assert "a speed-up of -20.0 %" in headline
+    assert headline.endswith("It wins by device-seconds (+140.0 %).")
+
+
+def test_a_speed_up_of_nothing_and_an_interval_that_holds_zero_are_said_to_be(tmp_path):
+    paths = [
+        write_run(tmp_path / f"{grown}-{seed}", grown=grown, seed=seed, noise=0.003 * noisy)
+        for grown in (False, True)
+        for seed, noisy in ((0, True), (1, True))
+    ]
+    printed = write(CompareConfig(runs=tuple(paths), output=tmp_path / "out"))
+    assert "its interval holds 0, so the seeds do not tell which wins" in printed
+    even = [
+        write_run(tmp_path / "even scratch", grown=False),
+        write_run(tmp_path / "even grown", speedup=1e-6),
+    ]
+    printed = write(CompareConfig(runs=tuple(even), output=tmp_path / "even"))
+    assert "it has spent as many FLOPs (6ND) as scratch" in printed
+
+
+# What can be traced, and what is written as it is.
+
+
+def test_pages_and_pictures_name_model_data_rates_and_runs(runs, tmp_path):
+    out = tmp_path / "out"
+    write(CompareConfig(runs=tuple(runs), output=out))
+    for page in ("comparison.md", "index.html"):
+        text = (out / page).read_text()
+        for each in ("6 layers x 16 channels", "shards (data/test), bytes", "0.01", runs[0]):
+            assert str(each) in text, (page, each)
+    figure = sign(Figure(), trace([read_record(path) for path in runs]))
+    printed = figure.get_supxlabel()
+    assert "data: shards (data/test)" in printed
+    assert str(runs[-1]) in printed.replace("\n", "")
+
+
+HOSTILE = "<b>|x|$a_{b}$ *y*"
+
+
+def test_names_are_shown_as_they_are(tmp_path):
+    paths = [
+        write_run(tmp_path / HOSTILE / "scratch", grown=False, **{"data.path": HOSTILE}),
+        write_run(tmp_path / HOSTILE / "grown"),
+    ]
+    write(CompareConfig(runs=tuple(paths), output=tmp_path / "out"))
+    html, markdown = (
+        (tmp_path / "out" / name).read_text() for name in ("index.html", "comparison.md")
+    )
+    assert "<b>" not in html
+    assert "&lt;b&gt;|x|$a_{b}$ *y*" in html
+    assert re.search(r"[^\\]<b>", markdown) is None
+    table = [line for line in markdown.splitlines() if line.startswith("| scratch")]
+    assert all(len(re.findall(r"(?<!\\)\|", line)) == 9 for line in table)
+
+
+# What is damaged.
+
+
+def damaged(path, change):
+    run = write_run(path)
+    change(run)
+    return run
+
+
+def with_row(fields):
+    def change(run):
+        with (run / "metrics.jsonl").open("a") as file:
+            file.write(json.dumps(row("train", 1, 2e17, 2.0) | fields) + "\n")
+
+    return change
+
+
+DAMAGED = {
+    "no rows": (lambda run: (run / "metrics.jsonl").write_text(""), "has not trained yet"),
+    "no file": (lambda run: (run / "metrics.jsonl").unlink(), "has not trained yet"),
+    "no config": (lambda run: (run / "config.json").write_text(""), "config.json is damaged"),
+    "a list": (lambda run: (run / "config.json").write_text("[]"), "does not say its config"),
+    "no seed": (
+        lambda run: (run / "config.json").write_text(
+            json.dumps({"config": {}, "data": "", "tokenizer": ""})
+        ),
+        "does not say its seed",
+    ),
+    "no speed": (with_row({"tokens_per_second": 0}), "tokens_per_second is 0 in row"),
+    "no tokens": (with_row({"tokens": None}), "tokens is None in row"),
+    "tokens fall": (with_row({"tokens": 5}), "tokens is 5 in row"),
+    "text": (with_row({"flops": "many"}), "flops is many in row"),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGED)
+def test_damage_is_named_in_one_line(tmp_path, name):
+    change, message = DAMAGED[name]
+    with pytest.raises(UserError, match=re.escape(message)):
+        read_record(damaged(tmp_path / "run", change))
+
+
+@pytest.mark.parametrize("loss", [0.0, -1.0])
+def test_a_loss_without_a_logarithm_is_refused_and_one_that_was_not_finite_left_out(
+    tmp_path, loss
+):
+    run = damaged(tmp_path / "run", with_row({"loss": None}))
+    assert len(read_record(run).curve("train").losses) == 40
+    with_row({"loss": loss})(run)
+    with pytest.raises(UserError, match="needs the logarithms of losses"):
+        read_record(run).curve("train")
+
+
+def test_a_run_ends_with_the_length_of_its_last_stage_however_that_is_given(tmp_path):
+    def is_finished(name, tokens, rows=(), **fields):
+        stages = {"stages.0.tokens": 640, "stages.1.tokens": 1000, **fields}
+        run = write_run(tmp_path / name, **stages)
+        found = [
+            row("train", 0, 6.4e8, 5.0),
+            seam(1, 6.4e8),
+            row("train", 1, 1e6 * tokens, 4.0),
+            *rows,
+        ]
+        (run / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in found))
+        return read_record(run).is_finished
+
+    # A step is 64 tokens, and 1000 tokens are 16 of them.
+    assert is_finished("whole", 640 + 1024)
+    assert not is_finished("a step before", 640 + 960)
+    half = {"stages.1.tokens": None, "stages.1.fraction": 0.5}
+    assert is_finished("fraction", 640 + 640, **half)
+    assert not is_finished("part of a fraction", 640 + 576, **half)
+    of_first = {"stages.0.tokens": None, "stages.0.fraction": 0.5}
+    assert is_finished("fraction first", 640 + 1024, **of_first)
+    trigger = row("trigger", 1, 1e6 * 768, None) | {"reason": "the held-out loss is low"}
+    assert is_finished("until", 768, [trigger], **half)

@@ -9,7 +9,7 @@ import pytest
 from conftest import tiny_model, tiny_run
 from recorded import record_run, row, seam
 
-from stackjax.analysis.record import read_record
+from stackjax.analysis.reading import read_record
 from stackjax.analysis.timing import TimingLaw
 from stackjax.config import Stage
 from stackjax.flops import num_params
@@ -138,6 +138,20 @@ def test_growths_of_one_factor_stay_apart_and_two_trainings_of_one_are_refused(t
     paths.append(write_cell(tmp_path / "again", 16, 1e8, 3, **again))
     with pytest.raises(ValueError, match="differ in something else, so name one"):
         find([read_record(path) for path in paths], "held_out", [BUDGET])
+
+
+def test_cells_of_a_row_that_are_not_alike_are_named_with_the_field(tmp_path):
+    paths = [write_cell(tmp_path / "scratch", 16, 0, 1)]
+    for d in TIMINGS:
+        other = {"optimizer.b2": 0.9} if d == TIMINGS[0] else {}
+        paths.append(write_cell(tmp_path / f"{d:.0f}", 16, d, 3, **other))
+    printed = write(IsoflopConfig(runs=tuple(paths), output=tmp_path / "out"))
+    assert (
+        "Not alike: optimizer.b2 is 0.95 in scratch and 3 more; 0.9 in stack(3) at" in printed
+    )
+    found = json.loads((tmp_path / "out" / "isoflop.json").read_text())
+    assert any("optimizer.b2" in note for note in found["notes"])
+    assert str(paths[1]) in found["provenance"]["runs"]
 
 
 def test_an_interval_without_an_end_is_written(tmp_path):

@@ -229,6 +229,11 @@ def test_muon_orthogonalises_the_momentum_of_every_matrix_of_a_layer_by_itself()
             momentum = 0.95 * momentum + 0.05 * grad
             # Nesterov's: the momentum of a step later, as if the gradient came again.
             ahead = 0.95 * momentum / (1 - 0.95 ** (step + 1)) + 0.05 * grad / (1 - 0.95**step)
+            # Without the corrections, as in Keller Jordan's code, the direction is another one
+            # from the second step on.
+            uncorrected = 0.95 * momentum + 0.05 * grad
+            one, other = (x / np.linalg.norm(x) for x in (ahead, uncorrected))
+            assert (np.linalg.norm(one - other) > 0.01) == (step > 1)
             for layer in range(config.num_layers):
                 for matrix, weight, update in zip(
                     *(

@@ -22,13 +22,13 @@ def _shared_cache(world):
     jax.config.update("jax_compilation_cache_dir", str(world.path / "cache_of_eight"))
 
 
-def run(world, workdir, *, first=8, axis="stage", mesh=None, **probes):
+def run(world, workdir, *, first=8, axis="stage", mesh=None, moments="reset", **probes):
     """A run whose first stage trains alike whatever its length, evaluated every two steps."""
     config = world.config("--evaluation.every-tokens", str(2 * STEP), "--workdir", str(workdir))
     small, large = config.stages
     of_small = Schedule(horizon_tokens=16 * STEP, axis=axis)
     small = dataclasses.replace(small, tokens=first * STEP, schedule=of_small)
-    large = dataclasses.replace(large, mesh=mesh, schedule=of_small)
+    large = dataclasses.replace(large, mesh=mesh, schedule=of_small, optimizer_state=moments)
     return dataclasses.replace(config, stages=(small, large), probes=ProbeConfig(**probes))
 
 
@@ -36,12 +36,17 @@ def of_kind(workdir, kind):
     return [row for row in rows(workdir) if row["kind"] == kind]
 
 
-@pytest.mark.parametrize(("axis", "mesh"), [("run", None), ("stage", MeshConfig(tensor=2))])
-def test_a_probe_finds_what_a_run_finds_that_grows_there(world, tmp_path, axis, mesh):
+@pytest.mark.parametrize(
+    ("axis", "mesh", "moments"),
+    # Kept moments are corrected from the growth on, which is sooner in a probe.
+    [("run", None, "keep"), ("stage", MeshConfig(tensor=2), "reset")],
+)
+def test_a_probe_finds_what_a_run_finds_that_grows_there(world, tmp_path, axis, mesh, moments):
     probing, growing = tmp_path / "probing", tmp_path / "growing"
     at = {"at_tokens": (4 * STEP,), "lag_tokens": 2 * STEP}
-    train(run(world, probing, axis=axis, mesh=mesh, **at))
-    train(run(world, growing, axis=axis, mesh=mesh, first=4))
+    alike = {"axis": axis, "mesh": mesh, "moments": moments}
+    train(run(world, probing, **alike, **at))
+    train(run(world, growing, **alike, first=4))
     [probe], [seam] = of_kind(probing, "probe"), of_kind(growing, "growth")
     [lagged] = [row for row in of_kind(growing, "evaluation") if row["tokens"] == 6 * STEP]
     assert (probe["tokens"], probe["lag_tokens"]) == (4 * STEP, 2 * STEP)

@@ -114,6 +114,23 @@ def test_grown_runs_that_share_a_run_from_scratch_are_one_point(lengths, tmp_pat
     assert len(gap_points(found.pairs)["stack(2)"]) == len(LENGTHS)
 
 
+def test_runs_of_one_law_that_are_not_alike_are_named_with_the_field(sizes, lengths, tmp_path):
+    other = {"stages.1.peak_learning_rate": 0.02}
+    paths = [
+        *sizes,
+        write_end(tmp_path / "odd", grown=True, flops=1e15, loss=3, seed=1, **other),
+    ]
+    out = tmp_path / "out"
+    printed = write(ScaleConfig(runs=tuple(paths), output=out))
+    field = "last stage's peak_learning_rate is 0.01 in"
+    assert f"Not alike: {field} {sizes[0]} and 7 more; 0.02 in {paths[-1]}." in printed
+    # Ever larger runs have ever more tokens for each parameter here.
+    assert "scratch: Not alike: tokens per parameter is" in printed
+    found = json.loads((out / "scale.json").read_text())
+    assert any(field in note for note in found["notes"])
+    assert str(paths[-1]) in (out / "index.html").read_text()
+
+
 def test_runs_that_follow_neither_law_or_do_not_compare_are_refused_in_one_line(
     sizes, tmp_path, monkeypatch, capsys
 ):

@@ -1,15 +1,19 @@
 """A grid of runs that branch off one small model, killed and run again, ends in one table."""
 
+import dataclasses
 import os
 import random
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from runs import ROOT, rows
 
 from scripts.sweep import SweepConfig, grid, sweep
+from stackjax.config_file import read_config
+from stackjax.errors import UserError
 from stackjax.flops import flops_6nd
 from stackjax.phases import expand, stage_models
 
@@ -131,6 +135,32 @@ REFUSED = [
 def test_a_grid_that_does_not_fit_is_refused(world, tmp_path, fields, message):
     with pytest.raises(ValueError, match=message):
         sweep(options(world, tmp_path, **fields))
+
+
+@pytest.mark.parametrize("dry_run", [True, False])
+def test_a_schedule_that_does_not_fit_one_cell_is_found_before_any_starts(
+    world, tmp_path, dry_run
+):
+    given = options(world, tmp_path, dry_run=dry_run)
+    flops = expand(read_config(given.config))[-1].end.flops_6nd
+    given = dataclasses.replace(given, flops=float(flops))
+    cells = grid(given)
+    early, late = (cells[f"stack(2), {d} tokens", 0].stages[-1].tokens for d in (384, 640))
+    # As long as the last stage of the early timing, whose small model trains for less.
+    assert late < early
+    line = f"last = dataclasses.replace(last, schedule=Schedule(warmup_tokens={early}))"
+    text = given.config.read_text()
+    given.config.write_text(text.replace("    return", f"    {line}\n    return"))
+    found = rf"^stack\(2\), 640 tokens, seed 0: the schedule of stages.2 warms up over {early} "
+    with pytest.raises(UserError, match=found):
+        sweep(given)
+    assert not (tmp_path / "cells").exists()
+
+
+def test_a_growth_with_a_fraction_is_one_directory(world, tmp_path):
+    runs = grid(options(world, tmp_path, growths=("width_zero(mlp=4/3)",)))
+    for config in runs.values():
+        assert Path(config.workdir).parent == tmp_path / "cells"
 
 
 def test_a_small_model_that_would_train_otherwise_for_each_timing_is_refused(world, tmp_path):

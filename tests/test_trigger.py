@@ -9,7 +9,7 @@ import pytest
 from conftest import tiny_run
 from runs import assert_same_run, last_state, rows
 
-from stackjax.analysis.record import read_record
+from stackjax.analysis.reading import read_record
 from stackjax.config import Schedule
 from stackjax.growth import DepthRandom, Learn
 from stackjax.marker import Marker

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from scripts.peers.peer import SHAPES, Peer
-from stackjax.errors import UserError
+from stackjax.errors import UserError, one_line_errors
 
 WARMUP_STEPS = 2
 
@@ -28,8 +28,9 @@ def main() -> None:
     # Libraries print as they like, so the answers have a stream of their own.
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
-    peer = importlib.import_module(f"scripts.peers.{name}_peer").build(SHAPES[shape])
-    serve(peer, sys.stdin, answers)
+    with one_line_errors():
+        peer = importlib.import_module(f"scripts.peers.{name}_peer").build(SHAPES[shape])
+        serve(peer, sys.stdin, answers)
 
 
 def serve(peer: Peer, requests: Iterable[str], answers: TextIO) -> None:

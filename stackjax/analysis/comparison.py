@@ -1,20 +1,20 @@
 """Runs laid beside each other: which belong together, and what growing has come to."""
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from stackjax.analysis.curve import MonotoneCurve
 from stackjax.analysis.record import COSTS, LossName, Record, check_comparable
+from stackjax.analysis.settings import charges, differences, settings, uneven
 from stackjax.analysis.speedup import AtBudget, Speedup, at_budget, crossing, speedup_at_loss
 from stackjax.errors import UserError
 from stackjax.quantity import short
 
 _SHARES = (0.25, 0.5, 0.75, 1.0)
 """Of what scratch has spent: where the tables look if they are not told."""
-_NOT_TRAINING = ("seed", "workdir", "checkpoints.", "evaluation.", "logging.", "mesh.")
-"""Fields, or beginnings of them, in which seeds of one experiment may differ."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -27,7 +27,7 @@ class Group:
     @property
     def is_grown(self) -> bool:
         """Whether their model grows."""
-        return any(self.records[0].growths)
+        return bool(self.records[0].all_growths)
 
     def curves(self, loss: LossName, cost: str) -> list[MonotoneCurve]:
         """Returns the curve of every run over a cost."""
@@ -45,7 +45,8 @@ class Comparison:
     at_budgets: Mapping[str, Sequence[AtBudget]]
     """By cost."""
     crossings: Mapping[str, float | None]
-    """By cost: from where on the grown runs are better; None if they are not at the end."""
+    """By cost: from where on the grown runs are better; None if they are not at the end,
+    and NaN for a cost that is not known."""
 
 
 def group(records: Sequence[Record]) -> list[Group]:
@@ -58,12 +59,7 @@ def group(records: Sequence[Record]) -> list[Group]:
     check_comparable(records)
     by_training: dict[str, list[Record]] = {}
     for record in records:
-        training = {
-            field: value
-            for field, value in record.config.items()
-            if not field.startswith(_NOT_TRAINING)
-        }
-        by_training.setdefault(str(sorted(training.items())), []).append(record)
+        by_training.setdefault(str(sorted(record.training.items())), []).append(record)
     for runs in by_training.values():
         seeds = [record.config["seed"] for record in runs]
         if len(set(seeds)) < len(seeds):
@@ -92,12 +88,33 @@ def group(records: Sequence[Record]) -> list[Group]:
 
 def _label(record: Record) -> str:
     """Returns a name for a training: how its model grows, and when."""
-    grown = [str(growth) for growth in record.growths if growth is not None]
+    before = f", from {record.config['init_from']}" if record.origin else ""
+    grown = ", ".join(map(str, record.all_growths))
     if not grown:
-        return "scratch"
-    seams = record.seams
-    when = f" at {short(seams[0]['tokens'])} tokens" if seams else ""
-    return f"{', '.join(grown)}{when}"
+        return f"scratch{before}"
+    tokens = record.growth_tokens
+    when = f" at {short(tokens[0])} tokens" if tokens else ""
+    return f"{grown}{when}{before}"
+
+
+def notes(groups: Sequence[Group]) -> list[str]:
+    """Returns a sentence for everything that a reader of the numbers has to know.
+
+    What groups are charged with, runs that have not ended, and settings that are not alike.
+    """
+    said = differences({each.label: settings(each.records[0]) for each in groups})
+    said += uneven({each.label: _spent(each) for each in groups})
+    for record in (record for each in groups for record in each.records):
+        said += charges(record)
+        if not record.is_finished:
+            said.append(
+                f"{record.path} has not finished: its learning rate may not have come down."
+            )
+    return said
+
+
+def _spent(each: Group) -> float:
+    return float(np.mean([record.flops_6nd for record in each.records]))
 
 
 def compare(
@@ -161,4 +178,6 @@ def _budgets(
     if budgets:
         return list(budgets) if cost == "flops_6nd" else []
     spent = min(curve.last_cost for side in pair for curve in side)
+    if any(math.isnan(curve.last_cost) for side in pair for curve in side):
+        return []
     return [share * spent for share in _SHARES]

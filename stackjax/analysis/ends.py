@@ -6,27 +6,26 @@ from collections.abc import Sequence
 
 from stackjax.analysis.record import LossName, Record, check_comparable
 from stackjax.analysis.scaling import GapLaw, PowerLaw, fit_gap, fit_power_law
+from stackjax.analysis.settings import SAME_FLOPS, charges, differences, lengths, settings
 from stackjax.errors import UserError
 from stackjax.flops import num_params
 from stackjax.model import ModelConfig
 from stackjax.quantity import short
-
-_SAME_FLOPS = 0.03
-"""How far the FLOPs of two runs may differ that count as equal: they end with whole steps."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class End:
     """A run at its end."""
 
+    path: str
     growth: str
     """How its model has grown, or "scratch"."""
     model: ModelConfig
     seed: int
     tokens: int
-    """Of all stages."""
+    """Of all stages, and of the model that it started from."""
     flops: float
-    """By 6ND, of all stages."""
+    """By 6ND, of the same."""
     loss: float
 
 
@@ -59,22 +58,37 @@ def ends_of(records: Sequence[Record], loss: LossName) -> list[End]:
                 f"rate has come down; let it finish, or leave it out."
             )
         curve = record.curve(loss)
-        grown = [str(growth) for growth in record.growths if growth is not None]
         end = End(
-            growth=", ".join(grown) or "scratch",
+            path=str(record.path),
+            growth=", ".join(map(str, record.all_growths)) or "scratch",
             model=record.final_model,
             seed=record.config["seed"],
             tokens=int(curve.costs["tokens"][-1]),
             flops=float(curve.costs["flops_6nd"][-1]),
             loss=float(curve.losses[-1]),
         )
-        if end in found:
+        if end in (dataclasses.replace(other, path=end.path) for other in found):
             raise UserError(
                 f"{record.path} is the same run as another, and runs count as independent; "
                 f"name one of them."
             )
         found.append(end)
     return sorted(found, key=lambda end: end.flops)
+
+
+def notes(records: Sequence[Record]) -> list[str]:
+    """Returns a sentence for everything in which runs of one law are not alike.
+
+    Besides their sizes: settings, tokens for each parameter, and the timing of a growth.
+    """
+    said = differences({str(record.path): settings(record) for record in records})
+    by_name: dict[str, dict[str, dict[str, str]]] = {}
+    for record in records:
+        growth = ", ".join(map(str, record.all_growths)) or "scratch"
+        by_name.setdefault(growth, {})[str(record.path)] = lengths(record)
+    for growth, found in by_name.items():
+        said += [f"{growth}: {sentence}" for sentence in differences(found)]
+    return said + [charge for record in records for charge in charges(record)]
 
 
 def pairs_of(ends: Sequence[End]) -> list[Pair]:
@@ -86,7 +100,7 @@ def pairs_of(ends: Sequence[End]) -> list[Pair]:
         if end.growth != "scratch"
         for other in scratch
         if (other.model, other.seed) == (end.model, end.seed)
-        and abs(other.flops - end.flops) <= _SAME_FLOPS * end.flops
+        and abs(other.flops - end.flops) <= SAME_FLOPS * end.flops
     ]
 
 

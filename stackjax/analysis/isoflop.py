@@ -95,14 +95,14 @@ def size_of(groups: Sequence[Group], loss: LossName) -> Size:
 
 def _cell(each: Group, loss: LossName) -> Cell | None:
     record = each.records[0]
-    grown = [growth for growth in record.growths if growth is not None]
-    if len(grown) != 1 or not record.seams:
+    grown, tokens = record.all_growths, record.growth_tokens
+    if len(grown) != 1 or not tokens:
         return None
     source = grown[0].source_config(record.final_model)
     return Cell(
         growth=grown[0],
         factor=num_layer_params(record.final_model) / num_layer_params(source),
-        tokens=record.seams[0]["tokens"],
+        tokens=tokens[0],
         curves=tuple(each.curves(loss, "flops_6nd")),
     )
 

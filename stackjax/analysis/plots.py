@@ -3,6 +3,7 @@
 import io
 import itertools
 import re
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
 
 import matplotlib
@@ -21,15 +22,31 @@ from stackjax.analysis.tables import LOSSES
 COLORS = ("#d1495b", "#3d85c6", "#d99a2b", "#8e6bbf", "#2a9d8f", "#a0724c")
 INK = "#0a0b0c"
 """The color of text, of scratch and of what was before, which a page replaces by its own."""
+_PRINT = 135
+"""The characters of small print in a line."""
 _SHOWN_FROM = 0.06
 """The share of a run's cost whose loss is the top of the picture."""
 
 
 in_ink = matplotlib.rc_context(
-    dict.fromkeys(
-        ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), INK
-    )
+    {
+        "text.color": INK,
+        "axes.labelcolor": INK,
+        "axes.edgecolor": INK,
+        "xtick.color": INK,
+        "ytick.color": INK,
+        "text.parse_math": False,  # the dollars in a path are no formula
+    }
 )
+
+
+@in_ink
+def sign(figure: Figure, lines: Sequence[str]) -> Figure:
+    """Returns a figure with lines of small print under it, so that it can be traced alone."""
+    wrapped = [part for line in lines for part in textwrap.wrap(line, _PRINT) or [""]]
+    figure.supxlabel("\n".join(wrapped), x=0.02, ha="left", fontsize=4)
+    figure.set_figheight(figure.get_figheight() + 0.09 * len(wrapped))
+    return figure
 
 
 @in_ink

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -9,13 +10,13 @@ import numpy as np
 from etils import epath
 
 from stackjax.analysis.curve import Curve
-from stackjax.checkpoint import check_rows_of
-from stackjax.config_record import RECORD, read_config_record
+from stackjax.config import Stage
 from stackjax.errors import UserError
 from stackjax.growth import Growth, parse_growth
+from stackjax.lineage import Generation, total
 from stackjax.model.config import EXECUTION, ModelConfig, model_from_json
-from stackjax.rows_file import read_rows
-from stackjax.storage import check_bucket
+from stackjax.phase import Counts
+from stackjax.phases import stage_lengths
 
 LossName = Literal["held_out", "train"]
 
@@ -25,15 +26,20 @@ COSTS = {
     "tokens": "tokens",
     "device_seconds": "device-seconds",
 }
-"""What a run spends, and how people call it. All stages count, from the first token on."""
+"""The costs of a run, in the words of people.
+
+All stages count, from the first token of the model that it started from.
+"""
 
 _ROW_NAMES = {"held_out": "held_out_loss", "train": "loss"}
-_NEEDS = {
-    "train": ("flops_6nd", "flops", "tokens_per_second", "num_devices"),
-    "evaluation": ("flops_6nd", "flops"),
-    "growth": ("flops_6nd", "flops", "held_out_loss_before", "held_out_loss"),
-}
-"""Fields that are read of each kind of row."""
+_NOT_TRAINING = re.compile(
+    r"seed|workdir|platform|init_from|(mesh|evaluation|probes|tasks|checkpoints|logging)\..*"
+    r"|stages\.\d+\.(mesh(\..*)?|accumulate)"
+    r"|data\.(path|cache_dir|corpus|num_workers|prefetch)"
+    r"|model\.(attention|remat|scan_unroll|loss_chunk)"
+)
+"""Fields that do not change what is learnt, but for the order of additions, or are judged
+otherwise: the data by its digest, and the start by its lineage."""
 _SIZES = ("num_layers", "embed_dim", "mlp_dim", "num_heads", "num_kv_heads", "head_dim")
 
 
@@ -47,12 +53,55 @@ class Record:
     data: Mapping[str, str]
     """What it read: hashes of the token shards and of the tokenizer."""
     rows: Sequence[Mapping[str, Any]]
+    origin: tuple[Generation, ...] = ()
+    """The generations of the model that it started from; none for a new model."""
 
     @property
     def growths(self) -> tuple[Growth | None, ...]:
-        """The growth into each stage; None where the model stays as it is."""
-        texts = (self.config[f"stages.{i}.growth"] for i in range(self._num_stages))
+        """The growth into each stage; None for a stage that goes on with its model."""
+        texts = (self.config[f"stages.{i}.growth"] for i in range(self.num_stages))
         return tuple(parse_growth(text) if text else None for text in texts)
+
+    @property
+    def all_growths(self) -> list[Growth]:
+        """Every growth of its model, with those before the run."""
+        before = [parse_growth(each.growth) for each in self.origin if each.growth]
+        return before + [growth for growth in self.growths if growth is not None]
+
+    @property
+    def growth_tokens(self) -> list[int]:
+        """The tokens before each growth so far."""
+        before = [
+            total(self.origin[:i]).tokens for i, each in enumerate(self.origin) if each.growth
+        ]
+        first_rows = {row["stage"]: row for row in reversed(self.seams)}
+        within = sorted(row["tokens"] for row in first_rows.values())
+        return before + [self.charge.tokens + tokens for tokens in within]
+
+    @property
+    def charge(self) -> Counts:
+        """The cost of the model that it started from."""
+        return total(self.origin)
+
+    @property
+    def flops_6nd(self) -> float:
+        """FLOPs (6ND) so far, with the charge."""
+        return self.charge.flops_6nd + self.rows[-1]["flops_6nd"]
+
+    @property
+    def training(self) -> dict[str, Any]:
+        """Everything that a replicate with another seed has in common with it."""
+        fields = {
+            name: value
+            for name, value in self.config.items()
+            if not _NOT_TRAINING.fullmatch(name)
+        }
+        start = [(each.growth, str(each.model), each.spent) for each in self.origin]
+        return {**fields, **self.data, "init_from": str(start)}
+
+    def knows(self, cost: str) -> bool:
+        """Returns whether a cost is known; no lineage has the seconds of the devices."""
+        return cost != "device_seconds" or not self.origin
 
     @property
     def final_model(self) -> ModelConfig:
@@ -91,28 +140,35 @@ class Record:
 
     @property
     def is_finished(self) -> bool:
-        """Whether it has come to the end of its last stage, by length or by a trigger.
-
-        Taken to be so where that length is a fraction of the run.
-        """
-        last = self._num_stages - 1
+        """Whether it has come to the end of its last stage, by length or by a trigger."""
+        last = self.num_stages - 1
         of_last = [row for row in self.rows if row["stage"] == last]
-        tokens = self.config[f"stages.{last}.tokens"]
-        if tokens is None or any(row["kind"] == "trigger" for row in of_last):
+        if any(row["kind"] == "trigger" for row in of_last):
             return True
+        stages = [
+            Stage(
+                **{
+                    name: self.config[f"stages.{i}.{name}"]
+                    for name in ("tokens", "fraction", "batch_size")
+                }
+            )
+            for i in range(self.num_stages)
+        ]
+        length = stage_lengths(stages)[last]
         entered = [row["tokens"] for row in of_last if row["kind"] == "growth"]
         start = entered[0] if entered else 0
-        return bool(of_last) and of_last[-1]["tokens"] >= start + tokens
+        return bool(of_last) and of_last[-1]["tokens"] >= start + length
 
     @property
-    def _num_stages(self) -> int:
+    def num_stages(self) -> int:
+        """The stages that its config has."""
         return sum(f"stages.{i}.growth" in self.config for i in range(len(self.config)))
 
     def curve(self, loss: LossName) -> Curve:
         """Returns the losses of the run's last model over what the run had spent.
 
         Raises:
-          UserError: There are fewer than two.
+          UserError: There are fewer than two, or one has no logarithm.
         """
         name = _ROW_NAMES[loss]
         first = self.final_stage
@@ -122,6 +178,12 @@ class Record:
                 f"{self.path} has {len(rows)} rows of {name} for its last model, and a curve "
                 f"needs two; train it further, or leave it out."
             )
+        for row in rows:
+            if not 0 < row[name] < math.inf:
+                raise UserError(
+                    f"{self.path} has a {name} of {row[name]} at {row['tokens']:,} tokens; a "
+                    f"curve needs the logarithms of losses, so leave the run out."
+                )
         return Curve(
             costs={cost: self._costs(cost, rows) for cost in COSTS},
             losses=np.array([row[name] for row in rows], float),
@@ -143,29 +205,14 @@ class Record:
 
     def _costs(self, cost: str, rows: Sequence[Mapping[str, Any]]) -> np.ndarray:
         if cost != "device_seconds":
-            return np.array([row[cost] for row in rows], float)
+            return np.array([getattr(self.charge, cost) + row[cost] for row in rows], float)
+        if not self.knows(cost):
+            return np.full(len(rows), np.nan)
         trained = [row for row in self.rows if row["kind"] == "train"]
         tokens = np.array([0, *(row["tokens"] for row in trained)], float)
         rates = [row["tokens_per_second"] / row["num_devices"] for row in trained]
         seconds = np.cumsum([0, *(np.diff(tokens) / rates)])
         return np.interp([row["tokens"] for row in rows], tokens, seconds)
-
-
-def read_record(path: epath.PathLike) -> Record:
-    """Returns what a run directory has recorded; UserError if it is none."""
-    check_bucket(path)
-    directory = epath.Path(path)
-    record = directory / RECORD
-    if not record.exists():
-        raise UserError(f"{directory} has no {RECORD}; name the directory of a run.")
-    found = read_config_record(record)
-    check_rows_of(directory)
-    rows = read_rows(directory, _NEEDS)
-    trained = [row for row in rows if row["kind"] == "train"]
-    if not trained:
-        raise UserError(f"{directory} has not trained yet; its metrics.jsonl has no rows.")
-    data = {"data": found["data"], "tokenizer": found["tokenizer"]}
-    return Record(path=directory, config=found["config"], data=data, rows=rows)
 
 
 def check_comparable(records: Sequence[Record], *, any_size: bool = False) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from stackjax.analysis.page import Gallery, page
-from stackjax.analysis.tables import Table
+from stackjax.analysis.tables import Table, markdown
 
 
 def write_report(
@@ -31,16 +31,17 @@ def write_report(
       numbers: A tree for JSON; what is not finite becomes null.
       galleries: Figures that stand below the tables.
     """
-    markdown = "\n".join([*said, "", *(table.markdown() for table in tables)])
+    lines = "\n\n".join(map(markdown, said))
+    text = "\n".join([lines, "", *(table.markdown() for table in tables)])
     directory.mkdir(parents=True, exist_ok=True)
     below = {name: figure for each in galleries for name, (figure, _) in each.figures.items()}
     for figure_name, figure in (dict(figures) | below).items():
         figure.savefig(directory / f"{figure_name}.png")
     (directory / f"{name}.json").write_text(json.dumps(_finite(numbers), indent=1) + "\n")
-    (directory / f"{name}.md").write_text(markdown)
+    (directory / f"{name}.md").write_text(text)
     html = page(title, said, list(figures.values()), [*tables, *galleries])
     (directory / "index.html").write_text(html)
-    return f"{markdown}\n{directory / 'index.html'}: all of this, with pictures"
+    return f"{text}\n{directory / 'index.html'}: all of this, with pictures"
 
 
 def _finite(value: Any) -> Any:

@@ -33,9 +33,18 @@ class Speedup:
     loss: float
     is_bound: str
     """"": the estimate; ">" or "<": only that it is more, or less, since the other side has
-    not come down to the loss; "-": neither has, or one of them had before it was measured."""
+    not come down to the loss; "-": neither has, or one of them had before it was measured, or
+    the cost is not known."""
     estimate: Estimate | None
     """None where nothing is known."""
+
+    @property
+    def sign(self) -> int:
+        """1 where growing wins for certain, -1 where it loses, 0 where that is not known."""
+        if self.estimate is None or not self.estimate.value:
+            return 0
+        sign = 1 if self.estimate.value > 0 else -1
+        return 0 if self.is_bound == ("<" if sign > 0 else ">") else sign
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -60,7 +69,8 @@ def speedup_at_loss(
     Means and the Welch interval are those of the logarithm of what a run has spent.
     """
     costs = [[curve.cost_at(loss) for curve in side] for side in (scratch, grown)]
-    if any(math.isnan(cost) for side in costs for cost in side):
+    unknown = any(math.isnan(curve.last_cost) for curve in (*scratch, *grown))
+    if unknown or any(math.isnan(cost) for side in costs for cost in side):
         return Speedup(loss=loss, is_bound="-", estimate=None)
     is_missed = [math.inf in side for side in costs]
     if all(is_missed):
@@ -97,9 +107,11 @@ def at_budget(
 def crossing(scratch: Sequence[MonotoneCurve], grown: Sequence[MonotoneCurve]) -> float | None:
     """Returns the cost from which on the mean loss of the grown runs is the lower one.
 
-    None where at the end of what both have measured it is not.
+    None where at the end of what both have measured it is not; NaN for an unknown cost.
     """
     curves = [*scratch, *grown]
+    if any(math.isnan(curve.last_cost) for curve in curves):
+        return math.nan
     start = max(curve.first_cost for curve in curves)
     stop = min(curve.last_cost for curve in curves)
     if start >= stop:

@@ -3,10 +3,12 @@
 import dataclasses
 import html
 import math
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 
 from stackjax.analysis.comparison import Comparison, Group
-from stackjax.analysis.record import COSTS, LossName
+from stackjax.analysis.record import COSTS, LossName, Record
+from stackjax.analysis.settings import provenance
 from stackjax.analysis.speedup import AtBudget, Estimate, Speedup
 
 LOSSES = {
@@ -17,6 +19,9 @@ SMOOTHING = (
     "Each run's curve is the closest one that never rises (isotonic regression of the log "
     "loss), a straight line in log loss over log cost between its steps."
 )
+
+_MARKED = re.compile(r"[|`*\\]|<(?=[A-Za-z/!?])|(?<!\w)_|_(?!\w)|\](?=[(\[])|&(?=#?\w+;)")
+"""The characters of a text that Markdown, or HTML inside of it, would take as its own."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -30,10 +35,10 @@ class Table:
 
     def markdown(self) -> str:
         """Returns the table in Markdown."""
-        cells = [[cell.replace("|", r"\|") for cell in row] for row in (self.head, *self.rows)]
-        lines = [cells[0], ["---"] * len(self.head), *cells[1:]]
+        head, *rows = ([markdown(cell) for cell in line] for line in (self.head, *self.rows))
+        lines = [head, ["---"] * len(head), *rows]
         table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
-        return f"### {self.title}\n\n{self.note}\n\n{table}\n"
+        return f"### {markdown(self.title)}\n\n{markdown(self.note)}\n\n{table}\n"
 
     def html(self) -> str:
         """Returns the table in HTML, which scrolls by itself where it is too wide."""
@@ -49,8 +54,16 @@ class Table:
         )
 
 
+def markdown(text: str) -> str:
+    """Returns text that Markdown shows as it is, in a line and in a cell of a table."""
+    return _MARKED.sub(r"\\\g<0>", " ".join(text.split()))
+
+
 def verdict(comparison: Comparison, loss: LossName) -> str:
-    """Returns in a sentence what growing has come to, at the lowest loss that tells."""
+    """Returns in words what growing has come to, at the lowest loss that tells.
+
+    By FLOPs, and by every cost that says the opposite.
+    """
     name, grown = LOSSES[loss], comparison.grown.label
     known = {
         level: by_cost["flops_6nd"]
@@ -61,20 +74,55 @@ def verdict(comparison: Comparison, loss: LossName) -> str:
     if not known:
         return f"{grown}: at no {name} are the costs of both sides known."
     level = min(exact or known)
-    speedup = known[level]
+    speedup, opposite = known[level], _opposite(comparison.at_losses[level])
     assert speedup.estimate is not None, "known holds estimates alone"
+    shown = show_speedup(speedup)
     if speedup.is_bound:
         late = "scratch" if speedup.is_bound == ">" else "the grown run"
         return (
             f"{grown}: {late} has not come down to a {name} of {level:.4f}, where the speed-up "
-            f"is {show_speedup(speedup)} of FLOPs (6ND)."
+            f"is {shown} of FLOPs (6ND).{opposite}"
         )
-    share = -100 * math.expm1(-math.log1p(speedup.estimate.value))
     return (
-        f"{grown}: at a {name} of {level:.4f} it has spent {abs(share):.1f} % "
-        f"{'fewer' if share >= 0 else 'more'} FLOPs (6ND) than scratch, all stages included: a "
-        f"speed-up of {show_speedup(speedup)}."
+        f"{grown}: at a {name} of {level:.4f} it has spent {_share(speedup.estimate.value)} "
+        f"scratch, all stages included: a speed-up of {shown}{_certainty(comparison, speedup)}."
+        f"{opposite}"
     )
+
+
+def _share(speedup: float) -> str:
+    """Returns how many FLOPs a grown run needs beside scratch."""
+    share = -100 * math.expm1(-math.log1p(speedup))
+    if abs(speedup) < 5e-4:  # which shows as 0.0 %
+        return "as many FLOPs (6ND) as"
+    return f"{abs(share):.1f} % {'fewer' if share > 0 else 'more'} FLOPs (6ND) than"
+
+
+def _certainty(comparison: Comparison, speedup: Speedup) -> str:
+    """Returns what the seeds say of a speed-up: none, or whether its interval holds zero."""
+    estimate = speedup.estimate
+    if estimate is None or estimate.low is None or estimate.high is None:
+        few = [
+            name
+            for name, side in (("scratch", comparison.scratch), ("grown", comparison.grown))
+            if len(side.records) == 1
+        ]
+        return f" (one seed of {' and of '.join(few)}; no interval)"
+    holds_zero = estimate.low <= 0 <= estimate.high
+    return "; its interval holds 0, so the seeds do not tell which wins" if holds_zero else ""
+
+
+def _opposite(by_cost: Mapping[str, Speedup]) -> str:
+    """Returns a sentence for costs by which the other side wins, if there are some."""
+    sign = by_cost["flops_6nd"].sign
+    opposite = [
+        f"{COSTS[cost]} ({show_speedup(speedup)})"
+        for cost, speedup in by_cost.items()
+        if sign * speedup.sign < 0
+    ]
+    if not opposite:
+        return ""
+    return f" It {'loses' if sign > 0 else 'wins'} by {' and by '.join(opposite)}."
 
 
 def runs_table(groups: Sequence[Group], loss: LossName) -> Table:
@@ -85,12 +133,22 @@ def runs_table(groups: Sequence[Group], loss: LossName) -> Table:
             curve = record.curve(loss)
             spent = [show_cost(cost, curve.costs[cost][-1]) for cost in COSTS]
             seed = str(record.config["seed"])
-            rows.append([each.label, seed, f"{curve.losses[-1]:.4f}", *spent])
+            rows.append([each.label, seed, f"{curve.losses[-1]:.4f}", *spent, str(record.path)])
     return Table(
         title="Runs",
-        note=f"The last {LOSSES[loss]} of each run, and what it had spent in all its stages.",
-        head=["run", "seed", LOSSES[loss], *COSTS.values()],
+        note=f"The last {LOSSES[loss]} of each run, and its cost so far, in all stages.",
+        head=["run", "seed", LOSSES[loss], *COSTS.values(), "directory"],
         rows=rows,
+    )
+
+
+def provenance_table(records: Sequence[Record]) -> Table:
+    """Returns models, data, learning rates and paths of the runs."""
+    return Table(
+        title="Where this comes from",
+        note="Data by the first digits of its digest; a learning rate is the peak of a stage.",
+        head=["", ""],
+        rows=[[name, value] for name, value in provenance(records).items()],
     )
 
 
@@ -100,9 +158,9 @@ def losses_table(comparison: Comparison, loss: LossName) -> Table:
         title=f"{comparison.grown.label}: speed-up at equal {LOSSES[loss]}",
         note=(
             "What scratch has spent to come down to a loss, over what the grown run has, "
-            f"minus 1; 95 % intervals over seeds. {SMOOTHING} A > or < stands where one side "
-            "has not come down to the loss, - where neither has, or one had before it was "
-            "measured."
+            f"minus 1; {_intervals(comparison)}. {SMOOTHING} A > or < stands where one side "
+            "has not come down to the loss, - where neither has, one had before it was "
+            "measured, or the cost is not known."
         ),
         head=[LOSSES[loss], *COSTS.values()],
         rows=[
@@ -116,7 +174,8 @@ def budgets_table(comparison: Comparison, loss: LossName) -> Table:
     """Returns both losses, and the speed-up at that of the grown run, at each budget."""
     return Table(
         title=f"{comparison.grown.label}: {LOSSES[loss]} at equal cost",
-        note="Means over seeds, 95 % intervals; the speed-up is that at the grown run's loss.",
+        note=f"Means over seeds; {_intervals(comparison)}. The speed-up is at the loss of the "
+        "grown run.",
         head=["cost", "budget", "scratch", "grown", "grown - scratch", "speed-up"],
         rows=[
             [COSTS[cost], show_cost(cost, each.cost), *_budget_cells(each)]
@@ -143,6 +202,11 @@ def crossings_table(comparisons: Sequence[Comparison]) -> Table:
     )
 
 
+def _intervals(comparison: Comparison) -> str:
+    seeds = min(len(side.records) for side in (comparison.scratch, comparison.grown))
+    return "95 % intervals over seeds" if seeds > 1 else "one seed, so no intervals"
+
+
 def show_speedup(speedup: Speedup) -> str:
     """Returns a speed-up in percent, such as `+46.3 % (30.1 to 64.5)`, or `> +12.0 %`."""
     if speedup.estimate is None:
@@ -153,6 +217,8 @@ def show_speedup(speedup: Speedup) -> str:
 
 def show_cost(cost: str, value: float) -> str:
     """Returns a cost with its unit."""
+    if math.isnan(value):
+        return "-"
     if cost == "device_seconds":
         return f"{value:,.0f} s" if value < 36_000 else f"{value / 3600:,.1f} h"
     if cost == "tokens":

@@ -11,7 +11,7 @@ from stackjax.growth.depth import (
 )
 from stackjax.growth.learned import Learn
 from stackjax.growth.masked import DepthRandom, WidthRandom
-from stackjax.growth.moments import grow_opt_state
+from stackjax.growth.moments import grow_opt_state, zero_where
 from stackjax.growth.noise import Noise
 from stackjax.growth.text import parse_growth
 from stackjax.growth.width import WidthSplit
@@ -35,4 +35,5 @@ __all__ = [
     "chain",
     "grow_opt_state",
     "parse_growth",
+    "zero_where",
 ]

@@ -87,6 +87,11 @@ def is_new(names: Axes, maps: Mapping[str, AxisMap]) -> jax.Array:
     return new
 
 
+def new_indices(maps: Mapping[str, AxisMap]) -> dict[str, np.ndarray]:
+    """Returns which indices of every axis that grows the source does not have."""
+    return {axis: axis_map.is_new for axis, axis_map in maps.items()}
+
+
 def zero_new(tree: Any, axes: Any, maps: Mapping[str, AxisMap]) -> Any:
     """Returns grown arrays in which everything is zero that the source does not have."""
     return jax.tree.map(

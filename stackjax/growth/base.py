@@ -111,6 +111,13 @@ class Growth(abc.ABC):
         What no gradient of the source tells about is zero.
         """
 
+    def unknown_moments(self, source: ModelConfig) -> dict[str, np.ndarray]:
+        """Returns which indices of an axis `grow_moment` leaves without moments, by axis.
+
+        An entry has none, and begins at zero, if one of its indices is among them.
+        """
+        return {}
+
     def layer_sources(self, source: ModelConfig) -> np.ndarray:
         """Returns the layers of the source that make each layer of the target, [target, k].
 

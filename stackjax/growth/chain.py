@@ -106,6 +106,19 @@ class Chain(Growth):
         link_key = jax.random.fold_in(key, len(before))
         return last.grow_layer(layer, params, axes, source, key=link_key, fresh=fresh)
 
+    def unknown_moments(self, source: ModelConfig) -> dict[str, np.ndarray]:
+        found: dict[str, np.ndarray] = {}
+        for growth in self.growths:
+            maps = growth.axis_maps(source)
+            found = {
+                axis: unknown[list(maps[axis].sources)] if axis in maps else unknown
+                for axis, unknown in found.items()
+            }
+            for axis, unknown in growth.unknown_moments(source).items():
+                found[axis] = found.get(axis, np.zeros_like(unknown)) | unknown
+            source = growth.target_config(source)
+        return found
+
     def grow_moment(self, moment: Any, axes: Any, source: ModelConfig, *, order: Order) -> Any:
         for growth in self.growths:
             moment = growth.grow_moment(moment, axes, source, order=order)

@@ -1,7 +1,8 @@
 """Random growth behind a mask: what is new comes in little by little.
 
-The masks of MSG (arXiv:2305.02869) multiply activations. Here they multiply parameters, to
-the same effect, so that the model knows nothing of them.
+The masks of MSG (arXiv:2305.02869) multiply activations. Here they multiply parameters, so
+that the model knows nothing of them. Shut and open masks compute the same; half open, channels
+enter RMSNorm with another weight than in MSG or in prts, as `Mask` says.
 """
 
 import dataclasses
@@ -10,9 +11,10 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from stackjax.axes import Axes
-from stackjax.growth.axis_map import AxisMap, along, gather_tree, zero_new
+from stackjax.growth.axis_map import AxisMap, along, gather_tree, new_indices, zero_new
 from stackjax.growth.base import (
     FreshLayer,
     Growth,
@@ -36,11 +38,17 @@ from stackjax.quantity import Tokens
 
 @dataclasses.dataclass(frozen=True)
 class Mask(Reparameterisation):
-    """Lets what is new along one axis into the residual stream, linearly over tokens.
+    """Lets new entries along an axis into the residual stream, linearly over tokens.
 
-    The mask m is 1 for what is old and v, from 0 to 1, for what is new. New channels change
-    the mean square inside RMSNorm: with r = sqrt(channels / sum(m)), residual writers times
-    r m and gains times m / r are exactly RMSNorm with statistics weighted by m.
+    The mask m is 1 for old entries and v, from 0 to 1, for new ones. For D channels, with
+    r = sqrt(D / sum(m)), writers of the residual stream are multiplied by r m and gains by
+    m / r. With x, the sum of writes times m, and a gain g, RMSNorm then is exactly
+
+        g m x / sqrt(sum(x^2) / sum(m) + epsilon)
+
+    MSG weighs the squares once more, sum(m x^2) / sum(m); prts twice more, as it normalises
+    m x, and multiplies epsilon by D / sum(m) and the result by another m. A mask of heads
+    multiplies the output of each head; there, queries, keys and values.
     """
 
     axis: str
@@ -142,6 +150,9 @@ class DepthRandom(LayerGather):
         rest = fresh(self.target_config(source), layer)
         return fill_new_layer(self, layer, params, axes, source, rest, zero_writers=False)
 
+    def unknown_moments(self, source: ModelConfig) -> dict[str, np.ndarray]:
+        return new_indices(self.axis_maps(source))
+
     def grow_moment(self, moment: Any, axes: Any, source: ModelConfig, *, order: Order) -> Any:
         grown = super().grow_moment(moment, axes, source, order=order)
         return zero_new(grown, axes, self.axis_maps(source))
@@ -189,6 +200,9 @@ class WidthRandom(WidthGrowth):
         maps = self.axis_maps(source)
         copies = gather_tree(params, axes, maps)
         return copies if self.init == "copy" else _freshen(self, copies, axes, source, fresh)
+
+    def unknown_moments(self, source: ModelConfig) -> dict[str, np.ndarray]:
+        return new_indices(self.axis_maps(source))
 
     def grow_moment(self, moment: Any, axes: Any, source: ModelConfig, *, order: Order) -> Any:
         maps = self.axis_maps(source)

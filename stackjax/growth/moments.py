@@ -1,5 +1,6 @@
 """How the state of an optimizer grows with the parameters."""
 
+from collections.abc import Callable
 from typing import Any, Literal
 
 import jax
@@ -29,7 +30,7 @@ def grow_opt_state(
         those of old entries as they are, and zeroes those of new ones.
     """
 
-    def grow_moment(moment: Any, order: Order) -> Any:
+    def grow_whole(moment: Any, order: Order) -> Any:
         if mode == "grow":
             return growth.grow_moment(moment, axes, source, order=order)
         copies = growth.grow_moment(moment, axes, source, order=0)
@@ -45,18 +46,49 @@ def grow_opt_state(
         return jax.tree.map(
             lambda leaf, grown: leaf if _is_absent(leaf) else grown.astype(leaf.dtype),
             moment,
-            grow_moment(filled, order),
+            grow_whole(filled, order),
             is_leaf=_is_absent,
         )
 
-    def grow(node: Any) -> Any:
-        if isinstance(node, optax.ScaleByAdamState):
-            return node._replace(mu=grow_present(node.mu, 1), nu=grow_present(node.nu, 2))
-        if isinstance(node, optax.contrib.MuonState):
-            return node._replace(mu=grow_present(node.mu, 1))
-        return node
+    return _map_moments(grow_present, opt_state)
 
-    return jax.tree.map(grow, opt_state, is_leaf=_has_moments)
+
+def zero_where(is_zeroed: Any, opt_state: Any) -> Any:
+    """Returns an optax state whose moments begin at zero in some entries.
+
+    Args:
+      is_zeroed: Booleans for each parameter, which broadcast against it.
+    """
+
+    def zero(moment: Any, _: Order) -> Any:
+        return jax.tree.map(
+            lambda leaf, zeroed: leaf if _is_absent(leaf) else jnp.where(zeroed, 0, leaf),
+            moment,
+            is_zeroed,
+            is_leaf=_is_absent,
+        )
+
+    return _map_moments(zero, opt_state)
+
+
+def _map_moments(function: Callable[[Any, Order], Any], opt_state: Any) -> Any:
+    """Returns a state with `function(moments, order)` in place of each tree of moments.
+
+    Raises:
+      TypeError: The state has other arrays, and nothing says how they grow.
+    """
+
+    def apply(node: Any) -> Any:
+        if isinstance(node, optax.ScaleByAdamState):
+            return node._replace(mu=function(node.mu, 1), nu=function(node.nu, 2))
+        if isinstance(node, optax.contrib.MuonState):
+            return node._replace(mu=function(node.mu, 1))
+        raise TypeError(
+            f"the state of an optimizer holds {node}, which is neither Adam's nor Muon's; "
+            f"stackjax.growth.moments has to say what becomes of it."
+        )
+
+    return jax.tree.map(apply, opt_state, is_leaf=_has_moments)
 
 
 def _widened(moment: jax.Array) -> jax.Array:

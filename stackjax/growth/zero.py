@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from stackjax.axes import Axes
-from stackjax.growth.axis_map import AxisMap, along, gather, zero_new
+from stackjax.growth.axis_map import AxisMap, along, gather, new_indices, zero_new
 from stackjax.growth.base import FreshLayer, Order, Promise, fill_new
 from stackjax.growth.depth import (
     Factor,
@@ -80,6 +80,9 @@ class DepthZero(LayerGather):
         rest = params if self.rest == "copy" else fresh(self.target_config(source), layer)
         return fill_new_layer(self, layer, params, axes, source, rest, zero_writers=True)
 
+    def unknown_moments(self, source: ModelConfig) -> dict[str, np.ndarray]:
+        return new_indices(self.axis_maps(source))
+
     def grow_moment(self, moment: Any, axes: Any, source: ModelConfig, *, order: Order) -> Any:
         maps = self.axis_maps(source)
         return zero_new(super().grow_moment(moment, axes, source, order=order), axes, maps)
@@ -122,6 +125,9 @@ class WidthZero(WidthGrowth):
             return fill_new(grown, names, maps, fresh, zero_writers=True)
 
         return jax.tree.map(grow, params, axes, fresh(self.target_config(source)))
+
+    def unknown_moments(self, source: ModelConfig) -> dict[str, np.ndarray]:
+        return new_indices(self.axis_maps(source))
 
     def grow_moment(self, moment: Any, axes: Any, source: ModelConfig, *, order: Order) -> Any:
         maps = self.axis_maps(source)

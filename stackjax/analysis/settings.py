@@ -1,0 +1,150 @@
+"""Settings in words: models, data and learning rates, and every difference between runs."""
+
+import dataclasses
+import os.path
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from stackjax.analysis.record import Record
+from stackjax.config import Schedule
+from stackjax.flops import num_params
+from stackjax.quantity import short
+
+_SCHEDULE = tuple(field.name for field in dataclasses.fields(Schedule))
+_STAGE = ("batch_size", "train_layers", "scale_by_fan_in", "optimizer_state")
+SAME_FLOPS = 0.03
+"""Relative difference between equal FLOPs: runs end with whole steps."""
+_SHOWN_RUNS = 12
+"""Runs named in a line."""
+
+
+def settings(record: Record) -> dict[str, Any]:
+    """Returns optimizer, learning rate, batch and devices in the last stage."""
+    config, last = record.config, record.num_stages - 1
+    optimizer = {
+        name: value
+        for name, value in config.items()
+        if name.startswith("optimizer.")
+        and not name.startswith(("optimizer.schedule.", "optimizer.peak_learning_rate"))
+    }
+    stage = {f"last stage's {name}": config.get(f"stages.{last}.{name}") for name in _STAGE}
+    if last == 0 or record.growths[last] is None:
+        del stage["last stage's optimizer_state"]
+    schedule = {
+        f"last stage's schedule.{name}": _schedule(record, last, name) for name in _SCHEDULE
+    }
+    devices = [row["num_devices"] for row in record.rows if row["kind"] == "train"]
+    rate = {"last stage's peak_learning_rate": peak_rate(record, last)}
+    return optimizer | rate | schedule | stage | {"number of devices": devices[-1]}
+
+
+def lengths(record: Record) -> dict[str, Any]:
+    """Returns tokens for each parameter, and their share before the last growth."""
+    tokens = record.charge.tokens + record.rows[-1]["tokens"]
+    found = {"tokens per parameter": f"{tokens / num_params(record.final_model):.3g}"}
+    grown = record.growth_tokens
+    if grown:
+        found["share of tokens before growth"] = f"{grown[-1] / tokens:.2g}"
+    return found
+
+
+def uneven(ends: Mapping[str, float]) -> list[str]:
+    """Returns a sentence about unequal FLOPs (6ND) at the end; none for equal ones."""
+    if max(ends.values()) <= (1 + SAME_FLOPS) * min(ends.values()):
+        return []
+    spent = ", ".join(f"{flops:.3g} ({name})" for name, flops in ends.items())
+    return [
+        f"Not alike: the FLOPs (6ND) at the end are {spent}; a learning rate that decays "
+        f"comes down at the end alone, which favors the shorter run at its own cost."
+    ]
+
+
+def charges(record: Record) -> list[str]:
+    """Returns a sentence about the charge; none for a new model."""
+    if not record.origin:
+        return []
+    charge = record.charge
+    return [
+        f"{record.path} started from {record.config['init_from']} and is charged with "
+        f"its {short(charge.tokens)} tokens and {charge.flops_6nd:.3g} FLOPs (6ND); "
+        f"their data and device-seconds are not recorded."
+    ]
+
+
+def peak_rate(record: Record, stage: int) -> float:
+    """Returns the peak learning rate of a stage."""
+    rate = record.config.get(f"stages.{stage}.peak_learning_rate")
+    return record.config["optimizer.peak_learning_rate"] if rate is None else rate
+
+
+def _schedule(record: Record, stage: int, name: str) -> Any:
+    stated = f"stages.{stage}.schedule.{name}"
+    return record.config.get(stated, record.config.get(f"optimizer.schedule.{name}"))
+
+
+def differences(found: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Returns a sentence for each setting with several values.
+
+    Args:
+      found: Settings, by the name of a run or group.
+    """
+    sentences = []
+    for field in dict.fromkeys(field for each in found.values() for field in each):
+        by_value: dict[str, list[str]] = {}
+        for name, each in found.items():
+            if field in each:
+                by_value.setdefault(str(each[field]), []).append(name)
+        if len(by_value) > 1:
+            said = (f"{value} in {_and_more(names)}" for value, names in by_value.items())
+            sentences.append(f"Not alike: {field} is {'; '.join(said)}.")
+    return sentences
+
+
+def _and_more(names: Sequence[str]) -> str:
+    return names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more"
+
+
+def trace(records: Sequence[Record]) -> list[str]:
+    """Returns the provenance as lines."""
+    return [f"{name}: {value}" for name, value in provenance(records).items()]
+
+
+def provenance(records: Sequence[Record]) -> dict[str, str]:
+    """Returns models, data, learning rates and paths, in words."""
+    models = dict.fromkeys(_model(record) for record in records)
+    data = dict.fromkeys(_data(record) for record in records)
+    return {
+        "models": "; ".join(models),
+        "data": "; ".join(data),
+        "peak learning rates": "; ".join(dict.fromkeys(map(_rates, records))),
+        "runs": _paths([str(record.path) for record in records]),
+    }
+
+
+def _model(record: Record) -> str:
+    model = record.final_model
+    return (
+        f"{model.num_layers} layers x {model.embed_dim} channels, "
+        f"{short(num_params(model))} parameters"
+    )
+
+
+def _data(record: Record) -> str:
+    digest, path = record.data["data"][:12], record.config["data.path"]
+    seq_len = record.config["data.seq_len"]
+    return f"{digest} ({path}), {record.data['tokenizer']}, sequences of {seq_len}"
+
+
+def _rates(record: Record) -> str:
+    rates = [peak_rate(record, stage) for stage in range(record.num_stages)]
+    return ", then ".join(f"{rate:g}" for rate in dict.fromkeys(rates))
+
+
+def _paths(paths: Sequence[str]) -> str:
+    if len(paths) <= _SHOWN_RUNS:
+        return ", ".join(paths)
+    try:
+        common = os.path.commonpath(paths)
+    except ValueError:  # absolute and relative ones
+        common = ""
+    return f"{len(paths)} of {common or '.'}: {', '.join(paths[:_SHOWN_RUNS])}, ..."
