@@ -180,24 +180,24 @@ def test_the_model_is_verified_by_running_both(tmp_path, capsys):
 
 CONFIGS = {
     "unknown": ({"model_type": "gpt2"}, "model_type 'gpt2' is none of llama, mistral"),
-    "no sizes": ({"hidden_size": None}, "lacks hidden_size"),
+    "no sizes": ({"hidden_size": None}, "hidden_size is None; it must be an integer from 1"),
     "activation": ({"hidden_act": "gelu"}, "hidden_act 'gelu', which stackjax cannot"),
     "biases": ({"attention_bias": True}, "attention_bias True, which stackjax cannot"),
     "biases of the mlp": ({"mlp_bias": True}, "mlp_bias True"),
     "quantised": ({"quantization_config": {"bits": 4}}, "quantization_config"),
     "yarn": (
         {"rope_parameters": {"rope_type": "yarn", "factor": 4.0}},
-        "rotary positions of the type 'yarn'",
+        "rope_type 'yarn', which stackjax cannot",
     ),
     "older yarn": (
         {"rope_parameters": None, "rope_scaling": {"type": "yarn", "factor": 4.0}},
-        "rotary positions of the type 'yarn'",
+        "rope_type 'yarn', which stackjax cannot",
     ),
     "half a rotation": (
-        {"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.5}},
+        {"rope_parameters": folders.LLAMA3 | {"partial_rotary_factor": 0.5}},
         "partial_rotary_factor 0.5",
     ),
-    "incomplete rope": ({"rope_parameters": {"rope_type": "llama3"}}, "damaged: 'factor'"),
+    "incomplete rope": ({"rope_parameters": {"rope_type": "llama3"}}, "lacks factor, low_freq"),
     "odd heads": ({"num_key_value_heads": 3}, "does not divide"),
 }
 
@@ -231,7 +231,12 @@ def test_what_cannot_be_represented_is_refused_by_name(changes, said, copy):
     ("name", "changes", "said"),
     [
         ("mistral, wide heads", {"sliding_window": 8}, "a sliding_window of 8"),
-        ("qwen2", {"use_sliding_window": True, "sliding_window": 8}, "a sliding_window of 8"),
+        (
+            "qwen2",
+            {"use_sliding_window": True, "sliding_window": 8, "layer_types": None}
+            | {"max_window_layers": 2},
+            "a sliding_window of 8",
+        ),
         ("qwen3", {"layer_types": ["sliding_attention"] * 3}, "the type 'sliding_attention'"),
     ],
 )
