@@ -34,7 +34,7 @@ RULES = dict.fromkeys(SIZES.values(), _SIZE) | {
     "rms_norm_eps": Rule((float,), 0),
     "hidden_act": Rule((str,), supported=("silu", "swish")),
     "tie_word_embeddings": _FLAG,
-    "sliding_window": Rule((int,), 0, or_null=True),
+    "sliding_window": Rule((int,), or_null=True),
     "layer_types": Rule((list,), or_null=True),
     "rope_parameters": _OBJECT_OR_NULL,
     "rope_scaling": _OBJECT_OR_NULL,

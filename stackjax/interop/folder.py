@@ -23,11 +23,13 @@ from stackjax.errors import UserError
 from stackjax.flops import flops_6nd, num_params
 from stackjax.interop.config_json import CONFIG, read_json
 from stackjax.interop.huggingface import Folder
+from stackjax.interop.rule import Rule, check_fields
 from stackjax.interop.tensors import TensorInfo, write_tensors
 from stackjax.lineage import Generation, from_json, total
 from stackjax.model import ModelConfig
 from stackjax.phase import Counts
 from stackjax.quantity import short
+from stackjax.runtime.paths import file_inside
 from stackjax.storage import is_remote
 
 ORIGIN = "stackjax.json"
@@ -36,6 +38,16 @@ CARRIED = "huggingface"
 """Where a checkpoint keeps the files of the folder that its model comes from."""
 _END = "<|endoftext|>"
 """How byte 0, which ends documents, is written where bytes go out as a tokenizer."""
+_COUNT = Rule((int, float), 0)
+_GENERATION_RULES = {
+    "stage": Rule((int,), 0),
+    "name": Rule((str,)),
+    "growth": Rule((str,), or_null=True),
+    "model": Rule((dict,)),
+    "spent": Rule((dict,)),
+    "code": Rule((str,)),
+}
+_SPENT_RULES = {field.name: _COUNT for field in dataclasses.fields(Counts)}
 _TOKENIZERS = (
     "tokenizer.json",
     "tokenizer.model",
@@ -176,13 +188,26 @@ def read_lineage(folder: Folder, tokens: int = 0) -> tuple[Generation, ...]:
                 code=f"from {folder.name}",
             ),
         )
-    try:
-        lineage = from_json(json.loads(file.read_text())["lineage"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{file} cannot be read ({error}); remove it.") from error
+    lineage = _read_generations(Path(file_inside(folder.path, ORIGIN, str(folder.path))))
     if num_params(lineage[-1].model) != num_params(folder.model):
         raise UserError(f"{file} tells of another model than {CONFIG}; remove it.")
     return lineage
+
+
+def _read_generations(file: Path) -> tuple[Generation, ...]:
+    """Returns the lineage in a file; UserError if it is malformed."""
+    contents = read_json(file)
+    generations = contents.get("lineage") if isinstance(contents, dict) else None
+    if not isinstance(generations, list) or not generations:
+        raise UserError(f"{file} holds no lineage; remove it.")
+    for generation in generations:
+        check_fields({"generation": generation}, {"generation": Rule((dict,))}, str(file))
+        check_fields(generation, _GENERATION_RULES, str(file))
+        check_fields(generation.get("spent", {}), _SPENT_RULES, str(file))
+    try:
+        return from_json(generations)
+    except (KeyError, TypeError, UserError) as error:
+        raise UserError(f"{file} cannot be read ({error}); remove it.") from error
 
 
 def write_folder(
