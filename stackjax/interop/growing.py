@@ -50,22 +50,6 @@ def grown_tensors(
     for slot in slots(target):
         for source in () if allow_nonfinite else _sources(slot, made_of):
             folder.check_finite(source)
-        for source in () if allow_nonfinite else _sources(slot, made_of):
-            folder.check_finite(source)
-        for source in () if allow_nonfinite else _sources(slot, made_of):
-            folder.check_finite(source)
-        for source in () if allow_nonfinite else _sources(slot, made_of):
-            folder.check_finite(source)
-        for source in () if allow_nonfinite else _sources(slot, made_of):
-            folder.check_finite(source)
-        for source in () if allow_nonfinite else _sources(slot, made_of):
-            folder.check_finite(source)
-        for source in () if allow_nonfinite else _sources(slot, made_of):
-            folder.check_finite(source)
-        for source in () if allow_nonfinite else _sources(slot, made_of):
-            folder.check_finite(source)
-        for source in () if allow_nonfinite else _sources(slot, made_of):
-            folder.check_finite(source)
         sources = [folder.read(source) for source in _sources(slot, made_of)]
         whole = np.stack(sources) if len(sources) > 1 else sources[0]
         if slot.layer is not None and len(sources) == 1:
