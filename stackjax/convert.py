@@ -32,7 +32,8 @@ from stackjax.interop.folder import (
     write_tokenizer,
 )
 from stackjax.interop.prts import read_checkpoint as read_pth
-from stackjax.interop.tensors import DTYPES, TensorInfo
+from stackjax.interop.stored_types import read_types, types_of
+from stackjax.interop.tensors import DTYPES, TensorInfo, check_finite
 from stackjax.interop.verify import verify
 from stackjax.lineage import total
 from stackjax.model import ModelConfig
@@ -58,14 +59,16 @@ class ConvertConfig(Checked):
     """Directory to write: a checkpoint of a folder, a folder of a checkpoint. It must be new,
     or empty."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """Type of the weights of a folder; `auto` is that of the folder that the model came from,
-    or float32, which rounds nothing."""
+    """Type of the weights of a folder; `auto` gives each tensor its type in the folder that
+    the model came from, or float32, which rounds nothing."""
     tokenizer: Text | None = None
     """Tokenizer of a folder, where the run no longer has it: `bytes`, or a file."""
     source_tokens: Count = 0
     """Tokens that the model of a folder was trained on, where the folder does not say."""
     head_dim: Dim | None = None
     """Channels of each head of a .pth file, where they are not those of the paper's models."""
+    allow_nonfinite: bool = False
+    """Whether weights may be NaN or infinite."""
     verify: bool = False
     """Whether to run the model on random tokens in both libraries, and compare; needs
     requirements-interop.txt."""
@@ -116,9 +119,11 @@ def from_folder(config: ConvertConfig) -> epath.Path:
     folder = read_pth(path, config.head_dim) if is_pth else huggingface.read_folder(path)
     lineage = read_lineage(folder, config.source_tokens)
     print(f"source  {config.source}: {_sizes(folder.model)}")
-    if "F64" in folder.dtypes:
+    if "F64" in folder.dtypes.values():
         print("note    weights of float64 are rounded to float32")
-    params = huggingface.load_params(folder, folder.model, mesh_that_divides(1))
+    params = huggingface.load_params(
+        folder, folder.model, mesh_that_divides(1), allow_nonfinite=config.allow_nonfinite
+    )
     state = TrainState(jnp.zeros((), jnp.int32), params, None)
     contents = Contents(total(lineage), folder.model, is_model=True, lineage=lineage)
     with new_directory(directory) as staging:
@@ -136,7 +141,7 @@ def to_folder(config: ConvertConfig) -> epath.Path:
     template = None if carried is None else config_json.read_fields(carried)
     dtype = config.dtype
     if dtype == "auto":
-        dtype = "float32" if template is None else template["dtype"]
+        dtype = "float32" if carried is None else None
     seq_len = trained_seq_len(checkpoint)
     fields = config_json.config_fields(contents.model, dtype, template, seq_len)
     tokenizer = None
@@ -146,8 +151,9 @@ def to_folder(config: ConvertConfig) -> epath.Path:
         tokenizer = own_tokenization(checkpoint).tokenizer
     if tokenizer is not None:
         fields["eos_token_id"] = tokenizer.end_id
-    infos = _infos(contents.model, dtype)
-    tensors = _tensors(checkpoint, contents.model, infos)
+    stored = {} if carried is None else read_types(carried)
+    infos = _infos(contents.model, dtype, stored)
+    tensors = _tensors(checkpoint, contents.model, infos, config.allow_nonfinite)
     with staging_directory(target) as staging:
         if tokenizer is not None:
             write_tokenizer(tokenizer, staging)
@@ -161,26 +167,49 @@ def _is_pth(source: str) -> bool:
     return source.endswith(".pth")
 
 
-def _infos(config: ModelConfig, dtype: str) -> dict[str, TensorInfo]:
-    """Returns the tensors to write, those of a parameter one after another."""
-    name = next(name for name, each in DTYPES.items() if each.name == dtype)
+def _infos(
+    config: ModelConfig, dtype: str | None, stored: Mapping[str, str]
+) -> dict[str, TensorInfo]:
+    """Returns the tensors to write, those of a parameter one after another.
+
+    Args:
+      dtype: The type of all of them; None gives each its type in `stored`.
+    """
     kinds = list(model.logical_axes(config)["layers"])
     found = sorted(huggingface.slots(config), key=lambda s: (s.kind in kinds, s.kind))
-    return {slot.name: TensorInfo(slot.shape(config), name) for slot in found}
+    names = [slot.name for slot in found]
+    if dtype is None:
+        types = types_of(names, stored)
+    else:
+        types = dict.fromkeys(
+            names, next(n for n, each in DTYPES.items() if each.name == dtype)
+        )
+    return {slot.name: TensorInfo(slot.shape(config), types[slot.name]) for slot in found}
 
 
 def _tensors(
-    checkpoint: epath.Path, config: ModelConfig, infos: Mapping[str, TensorInfo]
+    checkpoint: epath.Path,
+    config: ModelConfig,
+    infos: Mapping[str, TensorInfo],
+    allow_nonfinite: bool,
 ) -> Iterator[np.ndarray]:
-    """Returns the tensors of a checkpoint's model in the order of `infos`."""
+    """Returns the tensors of a checkpoint's model in the order of `infos`.
+
+    Raises:
+      UserError: A number is NaN or infinite, perhaps as float16 only.
+    """
     by_name = {slot.name: slot for slot in huggingface.slots(config)}
     axes = model.logical_axes(config)
     for kind, group in itertools.groupby((by_name[name] for name in infos), lambda s: s.kind):
         path = ("layers", kind) if kind in axes["layers"] else (kind,)
         parameter = np.asarray(read_parameter(checkpoint, config, path, mesh_that_divides(1)))
         for slot in group:
-            part = slot.cut(parameter, axes)
-            yield slot.to_tensor(part, config).astype(DTYPES[infos[slot.name].dtype])
+            part = slot.to_tensor(slot.cut(parameter, axes), config)
+            with np.errstate(over="ignore"):  # which the check below sees
+                tensor = part.astype(DTYPES[infos[slot.name].dtype])
+            if not allow_nonfinite:
+                check_finite(tensor, slot.name, str(checkpoint))
+            yield tensor
 
 
 def _sizes(config: ModelConfig) -> str:

@@ -78,6 +78,8 @@ class GrowConfig(Checked):
     source_tokens: Count = 0
     """Tokens that the model of a folder was trained on, for its model card, where the folder
     does not say."""
+    allow_nonfinite: bool = False
+    """Whether weights of a folder may be NaN or infinite."""
 
 
 def grow(config: GrowConfig) -> epath.Path:
@@ -152,7 +154,8 @@ def grow_folder(config: GrowConfig) -> epath.Path:
     target, infos = growth.target_config(folder.model), grown_infos(folder, growth)
     fields = grown_fields(folder, target)
     print(_plan(config.source, folder.model, total(lineage).tokens, growth))
-    tensors = grown_tensors(folder, growth, jax.random.key(config.seed))
+    key = jax.random.key(config.seed)
+    tensors = grown_tensors(folder, growth, key, allow_nonfinite=config.allow_nonfinite)
     with staging_directory(directory) as staging:
         carry(epath.Path(folder.path), epath.Path(staging))
         write_folder(staging, fields, infos, tensors, begin_grown(lineage, growth, target))

@@ -94,6 +94,9 @@ def from_json(generations: Any) -> tuple[Generation, ...]:
     lineage = decode(tuple[Generation, ...], generations, "lineage")
     if not lineage:
         raise UserError("lineage is empty")
+    for generation in lineage:
+        if min(dataclasses.astuple(generation.spent)) < 0:
+            raise UserError(f"the tokens or FLOPs of stage {generation.stage} are negative")
     return lineage
 
 

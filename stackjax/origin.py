@@ -15,7 +15,7 @@ from stackjax.errors import UserError
 from stackjax.interop import config_json
 from stackjax.interop.folder import CARRIED, carry, folder_tokenization
 from stackjax.interop.huggingface import Folder
-from stackjax.interop.tensors import DTYPES, widest
+from stackjax.interop.stored_types import TYPES, write_types
 from stackjax.storage import is_remote
 
 _LEVELS = 3
@@ -58,19 +58,22 @@ def keep_carried(checkpoint: epath.Path, target: epath.Path) -> None:
     carried = _above(checkpoint, CARRIED)
     if carried is not None:
         carry(carried, target / CARRIED)
-        (carried / config_json.CONFIG).copy(target / CARRIED / config_json.CONFIG)
+        for name in (config_json.CONFIG, TYPES):
+            (carried / name).copy(target / CARRIED / name, overwrite=True)
 
 
 def keep_folder(folder: Folder, target: epath.Path) -> None:
     """Copies the files of a folder to where `carried_files` finds them.
 
-    Its config.json says the narrowest type that holds all of its weights.
+    Beside them it writes the type of each tensor. If float64 is rounded, the config says so.
     """
     carry(epath.Path(folder.path), target / CARRIED)
-    fields = {**folder.fields, "dtype": DTYPES[widest(folder.dtypes)].name}
-    fields.pop("torch_dtype", None)
+    fields, types = dict(folder.fields), folder.dtypes
+    if "F64" in types.values():
+        fields["dtype" if "dtype" in fields else "torch_dtype"] = "float32"
     text = json.dumps(fields, indent=2) + "\n"
     (target / CARRIED / config_json.CONFIG).write_text(text)
+    write_types(types, target / CARRIED)
 
 
 def _above(checkpoint: epath.Path, name: str) -> epath.Path | None:

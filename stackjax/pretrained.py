@@ -122,7 +122,7 @@ def model_of(path: str) -> ModelConfig:
     """
     if is_folder(path):
         # Of several processes none may touch a device before they have met.
-        return config_json.model_config(config_json.read_fields(Path(path)))
+        return huggingface.read_folder(Path(path)).model
     return open_checkpoint(path)[1].model
 
 

@@ -10,21 +10,24 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import torch
 import transformers
 from conftest import MESHES, MODELS, mesh_of, random_params
 from decoder import NumpyDecoder
 from etils import epath
+from safetensors.torch import save_file
 
 from stackjax import convert, model
 from stackjax.checkpoint import Contents, write_first
 from stackjax.interop import config_json
 from stackjax.interop.huggingface import load_params, read_folder
+from stackjax.interop.stored_types import types_of
 from stackjax.interop.tensors import INDEX
 from stackjax.interop.verify import verify
 from stackjax.lineage import Generation
 from stackjax.model.config import RopeScaling
 from stackjax.phase import Counts
-from stackjax.pretrained import open_checkpoint, read_params
+from stackjax.pretrained import model_of, open_checkpoint, read_params
 from stackjax.train_state import TrainState
 
 TOKENS = folders.tokens()
@@ -107,6 +110,143 @@ def test_weights_of_float64_are_rounded_with_a_note(tmp_path, capsys):
     assert float(said.split("differ by at most ")[1].split()[0]) < 1e-5
 
 
+def change_tensors(path, change):
+    file = path / "model.safetensors"
+    save_file(change(folders.weights(path)), file, {"format": "pt"})
+
+
+WIDE = ("norm", "embed_tokens")
+
+
+def mix(tensors):
+    """Some kinds in float32, and a layer of its own in float16."""
+    return {
+        name: tensor.float()
+        if any(kind in name for kind in WIDE)
+        else tensor.half()
+        if ".1." in name
+        else tensor
+        for name, tensor in tensors.items()
+    }
+
+
+def test_every_tensor_keeps_its_type_through_a_checkpoint(tmp_path):
+    folder = folders.write(tmp_path / "folder", "llama, bfloat16")
+    change_tensors(folder, mix)
+    assert len({tensor.dtype for tensor in folders.weights(folder).values()}) == 3
+    run_convert(folder, tmp_path / "checkpoint")
+    run_convert(tmp_path / "checkpoint", tmp_path / "back")
+    folders.assert_same_weights(tmp_path / "back", folder)
+    found, wanted = (
+        json.loads((p / "config.json").read_text()) for p in (folder, tmp_path / "back")
+    )
+    assert found == wanted
+    run_convert(tmp_path / "checkpoint", tmp_path / "narrow", dtype="bfloat16")
+    narrow = folders.weights(tmp_path / "narrow")
+    assert {tensor.dtype for tensor in narrow.values()} == {torch.bfloat16}
+
+
+def test_a_tensor_that_the_folder_did_not_have_has_the_widest_type_of_its_kind():
+    stored = {"model.layers.0.a": "BF16", "model.layers.1.a": "F16", "norm": "BF16"}
+    names = ("model.layers.0.a", "model.layers.2.a", "norm", "lm_head")
+    assert types_of(names, stored) == dict(
+        zip(names, ("BF16", "F32", "BF16", "F32"), strict=True)
+    )
+
+
+def test_numbers_too_large_for_their_type_are_refused_unless_asked_for(tmp_path):
+    folder = folders.write(tmp_path / "folder", "llama")
+    norm = "model.norm.weight"
+    change_tensors(folder, lambda tensors: tensors | {norm: tensors[norm] * 0 + 1e6})
+    run_convert(folder, tmp_path / "checkpoint")
+    with pytest.raises(
+        ValueError, match=r"norm\.weight in .* holds NaN or infinity as float16"
+    ):
+        run_convert(tmp_path / "checkpoint", tmp_path / "half", dtype="float16")
+    assert not (tmp_path / "half").exists()
+    run_convert(
+        tmp_path / "checkpoint", tmp_path / "half", dtype="float16", allow_nonfinite=True
+    )
+    assert folders.weights(tmp_path / "half")[norm].isinf().all()
+    change_tensors(folder, lambda tensors: tensors | {norm: tensors[norm].double() * 1e300})
+    with pytest.raises(
+        ValueError, match=r"norm\.weight in .* holds NaN or infinity as float32"
+    ):
+        run_convert(folder, tmp_path / "second")
+
+
+@pytest.mark.parametrize(
+    "name", ["llama, all heads, tied, llama 3 rope", "qwen3, tied, other base"]
+)
+@pytest.mark.parametrize("moved", [0, 1])
+def test_a_stored_head_wins_over_a_config_that_ties_it(name, moved, tmp_path):
+    folder = folders.write(tmp_path / "folder", name)
+    embedding = folders.weights(folder)["model.embed_tokens.weight"]
+    change_tensors(
+        folder,
+        lambda tensors: (
+            tensors | {"lm_head.weight": embedding.flip(0) if moved else embedding.clone()}
+        ),
+    )
+    found = read_folder(folder)
+    assert found.model.tie_head == (not moved)
+    assert model_of(str(folder)) == found.model
+    logits = jax.jit(model.apply, static_argnums=0)(
+        found.model, load_arrays(found), TOKENS, POSITIONS, None
+    )
+    np.testing.assert_allclose(
+        logits[..., : folders.VOCAB], folders.logits(folder), rtol=0, atol=1e-5
+    )
+    fields = config_json.config_fields(found.model, None, found.fields, 0)
+    assert fields["tie_word_embeddings"] == (not moved)
+
+
+TRAINED = 100
+OPEN = {k: v for k, v in folders.LLAMA3.items() if k != "original_max_position_embeddings"}
+LONGER = {
+    "as long": ("llama", {"max_position_embeddings": 200}, 200),
+    "shorter": ("llama", {"max_position_embeddings": 50}, TRAINED),
+    "shorter, slowed from there": (
+        "llama",
+        {"max_position_embeddings": 20, "rope_parameters": OPEN},
+        TRAINED,
+    ),
+    "a window as long as its texts": (
+        "mistral",
+        {"max_position_embeddings": 50, "sliding_window": 50},
+        TRAINED,
+    ),
+    "windows from a layer on": (
+        "qwen2",
+        {"use_sliding_window": True, "max_window_layers": 1, "sliding_window": 64}
+        | {"max_position_embeddings": 50},
+        TRAINED,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", LONGER)
+def test_a_config_states_the_longest_text_and_no_window_hides_a_part_of_it(name):
+    kind, changes, length = LONGER[name]
+    template = {"model_type": kind} | folders.SIZES | changes
+    source = config_json.model_config(template)
+    fields = config_json.config_fields(source, None, template, TRAINED)
+    assert fields["max_position_embeddings"] == length
+    assert config_json.model_config(fields) == source
+    judge = transformers.CONFIG_MAPPING[kind].from_dict(fields)
+    assert "sliding_attention" not in (getattr(judge, "layer_types", None) or ())
+    assert getattr(judge, "sliding_window", None) is None or "window" not in name
+
+
+def test_windows_do_not_come_with_more_layers():
+    template = {"model_type": "qwen2", "use_sliding_window": True, "sliding_window": 8}
+    template |= folders.SIZES | {"max_window_layers": 3, "max_position_embeddings": 64}
+    source = config_json.model_config(template)
+    grown = dataclasses.replace(source, num_layers=6)
+    fields = config_json.config_fields(grown, None, template, 0)
+    assert config_json.model_config(fields) == grown
+
+
 SLOWED = RopeScaling(factor=8.0, original_seq_len=32)
 OWN = {
     "llama": MODELS["gqa"],
@@ -180,24 +320,24 @@ def test_the_model_is_verified_by_running_both(tmp_path, capsys):
 
 CONFIGS = {
     "unknown": ({"model_type": "gpt2"}, "model_type 'gpt2' is none of llama, mistral"),
-    "no sizes": ({"hidden_size": None}, "lacks hidden_size"),
+    "no sizes": ({"hidden_size": None}, "hidden_size is None; it must be an integer from 1"),
     "activation": ({"hidden_act": "gelu"}, "hidden_act 'gelu', which stackjax cannot"),
     "biases": ({"attention_bias": True}, "attention_bias True, which stackjax cannot"),
     "biases of the mlp": ({"mlp_bias": True}, "mlp_bias True"),
     "quantised": ({"quantization_config": {"bits": 4}}, "quantization_config"),
     "yarn": (
         {"rope_parameters": {"rope_type": "yarn", "factor": 4.0}},
-        "rotary positions of the type 'yarn'",
+        "rope_type 'yarn', which stackjax cannot",
     ),
     "older yarn": (
         {"rope_parameters": None, "rope_scaling": {"type": "yarn", "factor": 4.0}},
-        "rotary positions of the type 'yarn'",
+        "rope_type 'yarn', which stackjax cannot",
     ),
     "half a rotation": (
-        {"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.5}},
+        {"rope_parameters": folders.LLAMA3 | {"partial_rotary_factor": 0.5}},
         "partial_rotary_factor 0.5",
     ),
-    "incomplete rope": ({"rope_parameters": {"rope_type": "llama3"}}, "damaged: 'factor'"),
+    "incomplete rope": ({"rope_parameters": {"rope_type": "llama3"}}, "lacks factor, low_freq"),
     "odd heads": ({"num_key_value_heads": 3}, "does not divide"),
 }
 
@@ -231,7 +371,12 @@ def test_what_cannot_be_represented_is_refused_by_name(changes, said, copy):
     ("name", "changes", "said"),
     [
         ("mistral, wide heads", {"sliding_window": 8}, "a sliding_window of 8"),
-        ("qwen2", {"use_sliding_window": True, "sliding_window": 8}, "a sliding_window of 8"),
+        (
+            "qwen2",
+            {"use_sliding_window": True, "sliding_window": 8, "layer_types": None}
+            | {"max_window_layers": 2},
+            "a sliding_window of 8",
+        ),
         ("qwen3", {"layer_types": ["sliding_attention"] * 3}, "the type 'sliding_attention'"),
     ],
 )

@@ -101,8 +101,22 @@ def damaged(name, state, path):
         path.write_bytes(path.read_bytes()[:-2000])
     elif name == "another model":
         torch.save({"model": {"weight": torch.zeros(2)}}, path)
+    elif name in CHANGES:
+        torch.save({"model": state | CHANGES[name]}, path)
     else:
         torch.save({"model": state}, path)
+
+
+TABLE, NORM = "transformer.wte.weight", "transformer.ln_f.weight"
+CHANGES = {
+    "larger than the file": {TABLE: torch.zeros(1).expand(2**40, 16)},
+    "bytes": {NORM: torch.ones(16, dtype=torch.int8)},
+    "sparse": {NORM: torch.ones(16).to_sparse()},
+    "a vector": {TABLE: torch.ones(16)},
+    "a number as name": {5: torch.ones(16)},
+    "a far layer": {"transformer.h.999999999.norm_1.weight": torch.ones(16)},
+    "no number of a layer": {"transformer.h." + "9" * 5000 + ".norm_1.weight": torch.ones(16)},
+}
 
 
 class Bomb:
@@ -121,6 +135,13 @@ LINES = {
     "no file of torch": "is damaged, or holds more than tensors",
     "cut": "is damaged, or holds more than tensors",
     "another model": "is no checkpoint of a LLaMA in lit-gpt",
+    "larger than the file": r"wte\.weight .* claims the shape \[1099511627776, 16\]",
+    "bytes": r"ln_f\.weight in .* is of type int8; weights of F64, F32, BF16, F16",
+    "sparse": r"ln_f\.weight in .* is torch\.sparse_coo on cpu",
+    "a vector": r"no matrix transformer\.wte\.weight",
+    "a number as name": "has a tensor with the name 5, which is no text",
+    "a far layer": "model.pth",
+    "no number of a layer": "model.pth",
     "unknown width": r"has 16 channels, and no model .* say how many each head has",
 }
 
@@ -130,6 +151,7 @@ def test_a_wrong_file_is_one_line_and_never_run(name, tmp_path, monkeypatch, cap
     folder = folders.write(tmp_path / "folder", "llama")
     damaged(name, lit_state(folder, 4, 2), tmp_path / "model.pth")
     args = [str(tmp_path / "model.pth"), str(tmp_path / "target")]
+    args += [] if name == "unknown width" else ["--head-dim", "4"]
     monkeypatch.setattr("sys.argv", ["convert", *args])
     with pytest.raises(SystemExit) as exit_info:
         convert.main()
@@ -138,6 +160,17 @@ def test_a_wrong_file_is_one_line_and_never_run(name, tmp_path, monkeypatch, cap
     assert re.search(LINES[name], line), line
     assert not (tmp_path / "it_ran").exists()
     assert not (tmp_path / "target").exists()
+
+
+def test_weights_that_are_not_finite_are_refused_unless_asked_for(tmp_path):
+    state = lit_state(folders.write(tmp_path / "folder", "llama"), 4, 2)
+    torch.save({"model": state | {NORM: torch.full((16,), torch.nan)}}, tmp_path / "model.pth")
+    fields = {"source": str(tmp_path / "model.pth"), "head_dim": 4}
+    with pytest.raises(ValueError, match=r"model\.norm\.weight in .* holds NaN or infinity"):
+        convert.convert(convert.ConvertConfig(target=str(tmp_path / "target"), **fields))
+    assert not (tmp_path / "target").exists()
+    wanted = convert.ConvertConfig(target=str(tmp_path / "b"), allow_nonfinite=True, **fields)
+    assert convert.convert(wanted).exists()
 
 
 def test_heads_that_do_not_fit_are_refused(case):

@@ -11,7 +11,17 @@ import pytest
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
-from stackjax.interop.tensors import DTYPES, INDEX, TensorInfo, Tensors, widest, write_tensors
+from stackjax.interop.tensors import (
+    DTYPES,
+    INDEX,
+    ONE_FILE,
+    TensorInfo,
+    Tensors,
+    check_finite,
+    same_values,
+    widest,
+    write_tensors,
+)
 
 INFOS = st.dictionaries(
     st.from_regex(r"[a-z]{1,8}(\.[a-z]{1,8}){0,2}", fullmatch=True),
@@ -105,3 +115,71 @@ def test_numbers_that_are_no_weights_are_refused(tmp_path):
 )
 def test_the_widest_type_holds_the_values_of_all(dtypes, expected):
     assert widest(dtypes) == expected
+
+
+def write_shards(folder, shards, weight_map):
+    """Files of tensors, and an index that names a file for each."""
+    for file, tensors in shards.items():
+        save_file(tensors, folder / file, {"format": "pt"})
+    index = {"metadata": {"total_size": 0}, "weight_map": weight_map}
+    (folder / INDEX).write_text(json.dumps(index))
+
+
+OLD, NEW = np.zeros((2, 2), np.float32), np.ones((2, 2), np.float32)
+BASE, OVERLAY = "model-00001-of-00001.safetensors", "model-overlay.safetensors"
+
+
+def test_a_tensor_comes_from_the_file_that_the_index_names(tmp_path):
+    write_shards(
+        tmp_path,
+        {BASE: {"a": OLD, "b": OLD}, OVERLAY: {"a": NEW}},
+        {"a": OVERLAY, "b": BASE},
+    )
+    tensors = Tensors(tmp_path)
+    assert_same(tensors.read("a"), NEW)
+    assert_same(tensors.read("b"), OLD)
+
+
+def test_a_later_copy_than_the_one_that_the_index_names_is_refused(tmp_path):
+    # transformers takes it from the last file that has it.
+    write_shards(
+        tmp_path,
+        {BASE: {"a": NEW, "b": OLD}, OVERLAY: {"a": OLD, "c": OLD}},
+        {"a": BASE, "b": BASE, "c": OVERLAY},
+    )
+    with pytest.raises(ValueError, match=r"overlay.* has another copy of a, which .*names in"):
+        Tensors(tmp_path)
+
+
+def test_a_single_file_wins_over_an_index(tmp_path):
+    write_shards(tmp_path, {BASE: {"a": OLD}}, {"a": BASE})
+    save_file({"a": NEW}, tmp_path / ONE_FILE)
+    assert_same(Tensors(tmp_path).read("a"), NEW)
+
+
+def test_a_file_that_the_index_does_not_name_is_not_opened(tmp_path):
+    write_shards(tmp_path, {BASE: {"a": NEW}}, {"a": BASE})
+    (tmp_path / "model-zzz.safetensors").write_bytes(b"no tensors")
+    assert_same(Tensors(tmp_path).read("a"), NEW)
+
+
+@pytest.mark.parametrize("dtype", DTYPES.values(), ids=str)
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("place", [0, 2**21, -1])
+def test_one_number_that_is_not_finite_is_found(dtype, value, place):
+    tensor = np.zeros(2**21 + 5, dtype)
+    largest = np.array(np.inf, dtype).view(f"u{dtype.itemsize}") - 1
+    tensor[1] = largest.view(dtype)
+    check_finite(tensor, "a", "here")
+    tensor[place] = value
+    with pytest.raises(ValueError, match="a in here holds NaN or infinity"):
+        check_finite(tensor, "a", "here")
+
+
+@pytest.mark.parametrize("dtype", DTYPES.values(), ids=str)
+def test_values_are_compared_whatever_their_types(dtype):
+    tensor = (np.arange(2**18) % 100).astype(dtype).reshape(2**16, 4)
+    other = tensor.astype(np.float64)
+    assert same_values(tensor, other)
+    other[-1, -1] += 1
+    assert not same_values(tensor, other)

@@ -1,60 +1,40 @@
 """The config.json of a Llama, Mistral, Qwen2 or Qwen3 as a `ModelConfig`, and back."""
 
-import dataclasses
 import json
-import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from stackjax.errors import UserError
+from stackjax.interop.families import FAMILIES, LLAMA3_RULES, ROPE_RULES, RULES, SIZES, Family
+from stackjax.interop.rule import check_fields, shown
 from stackjax.model import ModelConfig
 from stackjax.model.config import RopeScaling
+from stackjax.runtime.paths import file_inside
 
 CONFIG = "config.json"
-
-
-@dataclasses.dataclass(frozen=True)
-class _Family:
-    """What one kind of model does where its config.json says nothing, and can do at all."""
-
-    architecture: str
-    num_kv_heads: int | None = None
-    """None where there are as many as query heads."""
-    head_dim: int | None = None
-    """None where heads share the channels of the residual stream."""
-    sliding_window: int | None = None
-    qkv_bias: bool = False
-    qk_norm: bool = False
-
-
-_FAMILIES = {
-    "llama": _Family("LlamaForCausalLM"),
-    "mistral": _Family("MistralForCausalLM", num_kv_heads=8, sliding_window=4096),
-    "qwen2": _Family("Qwen2ForCausalLM", num_kv_heads=32, qkv_bias=True),
-    "qwen3": _Family("Qwen3ForCausalLM", num_kv_heads=32, head_dim=128, qk_norm=True),
-}
-_FIELDS = {
-    "vocab_size": "vocab_size",
-    "num_layers": "num_hidden_layers",
-    "embed_dim": "hidden_size",
-    "mlp_dim": "intermediate_size",
-    "num_heads": "num_attention_heads",
-}
-"""The field of config.json that has each size of a model."""
+_MAX_JSON_BYTES = 10**8
 
 
 def read_json(file: Path) -> Any:
-    """Returns what a file of a folder says; UserError if it is damaged."""
+    """Returns the contents of a JSON file; UserError if it is damaged."""
+    size = file.stat().st_size
+    if size > _MAX_JSON_BYTES:
+        raise UserError(
+            f"{file} has {size:,} bytes, and JSON of a model has at most {_MAX_JSON_BYTES:,}; "
+            f"download it again."
+        )
     try:
-        return json.loads(file.read_text())
+        return json.loads(file.read_text(encoding="utf-8"))
+    except RecursionError as error:
+        raise UserError(f"{file} is nested too deep; download it again.") from error
     except ValueError as error:
         raise UserError(f"{file} is not JSON ({error}); download it again.") from error
 
 
 def read_fields(path: Path) -> Mapping[str, Any]:
     """Returns the config.json of a folder; UserError if there is none to read."""
-    file = path / CONFIG
+    file = Path(file_inside(path, CONFIG, str(path)))
     if not file.is_file():
         raise UserError(f"{path} has no {CONFIG}; name a folder of transformers.")
     fields = read_json(file)
@@ -64,85 +44,139 @@ def read_fields(path: Path) -> Mapping[str, Any]:
 
 
 def model_config(fields: Mapping[str, Any], name: str = CONFIG) -> ModelConfig:
-    """Returns the model that a config.json describes.
+    """Returns the model that a config.json describes, as transformers reads it.
 
     Args:
-      name: What errors call it.
+      name: The file, for errors.
 
     Raises:
-      UserError: It lacks a size, or has what stackjax cannot represent.
+      UserError: A field is missing or malformed, or stackjax cannot represent it.
     """
-    family = _FAMILIES.get(fields["model_type"])
-    if family is None:
-        raise UserError(
-            f"{name}: model_type {fields['model_type']!r} is none of {', '.join(_FAMILIES)}."
-        )
-    missing = [field for field in _FIELDS.values() if fields.get(field) is None]
+    family = _family(fields, name)
+    missing = [field for field in SIZES.values() if field not in fields]
     if missing:
         raise UserError(f"{name} lacks {', '.join(missing)}.")
-    for said in _not_representable(fields, family):
-        raise UserError(f"{name} has {said}, which stackjax cannot represent.")
-    sizes = {ours: fields[theirs] for ours, theirs in _FIELDS.items()}
-    head_dim = fields.get("head_dim") or family.head_dim
-    if head_dim is None:
-        head_dim = sizes["embed_dim"] // sizes["num_heads"]
-    num_kv_heads = fields.get("num_key_value_heads") or family.num_kv_heads
-    rope = _rope(fields)
-    try:
-        return ModelConfig(
-            **sizes,
-            head_dim=head_dim,
-            num_kv_heads=num_kv_heads or sizes["num_heads"],
-            rope_theta=float(rope.get("rope_theta", fields.get("rope_theta", 1e4))),
-            rope_scaling=_rope_scaling(rope),
-            norm_epsilon=fields.get("rms_norm_eps", 1e-6),
-            tie_head=fields.get("tie_word_embeddings", False),
-            qkv_bias=family.qkv_bias,
-            qk_norm=family.qk_norm,
+    check_fields(fields, {**RULES, **family.rules}, name)
+    sizes = {ours: fields[theirs] for ours, theirs in SIZES.items()}
+    _check_layer_types(fields, name)
+    _check_windows(fields, family, name)
+    _check_heads(fields, name)
+    rope = _rope(fields, family, name)
+    head_dim = fields.get("head_dim", family.head_dim)
+    num_kv_heads = fields.get("num_key_value_heads", family.num_kv_heads)
+    return ModelConfig(
+        **sizes,
+        head_dim=head_dim or sizes["embed_dim"] // sizes["num_heads"],
+        num_kv_heads=num_kv_heads or sizes["num_heads"],
+        rope_theta=float(rope["rope_theta"]),
+        rope_scaling=_rope_scaling(rope),
+        norm_epsilon=fields.get("rms_norm_eps", 1e-6),
+        tie_head=fields.get("tie_word_embeddings", False),
+        qkv_bias=family.qkv_bias,
+        qk_norm=family.qk_norm,
+    )
+
+
+def _family(fields: Mapping[str, Any], name: str) -> Family:
+    kind = fields["model_type"]
+    if not isinstance(kind, str) or kind not in FAMILIES:
+        raise UserError(f"{name}: model_type {shown(kind)} is none of {', '.join(FAMILIES)}.")
+    return FAMILIES[kind]
+
+
+def _check_heads(fields: Mapping[str, Any], name: str) -> None:
+    """Raises UserError if transformers does not find the channels of a head."""
+    channels, heads = fields["hidden_size"], fields["num_attention_heads"]
+    if fields["model_type"] == "llama" and channels % heads:
+        raise UserError(
+            f"{name}: num_attention_heads is {heads}, which does not divide hidden_size "
+            f"{channels}."
         )
-    except (TypeError, KeyError) as error:
-        raise UserError(f"{name} is damaged: {error}; download it again.") from error
 
 
-def _not_representable(fields: Mapping[str, Any], family: _Family) -> Iterator[str]:
-    """Returns what a config.json asks for and stackjax does not have, by its name there."""
-    for field, expected in {
-        "hidden_act": "silu",
-        "attention_bias": False,
-        "mlp_bias": False,
-        "partial_rotary_factor": 1.0,
-        "quantization_config": None,
-    }.items():
-        value = fields.get(field)
-        if value is not None and value != expected:
-            yield f"{field} {value!r}"
-    rope = _rope(fields)
-    kind = _rope_type(rope)
-    if kind not in ("default", "llama3"):
-        yield f"rotary positions of the type {kind!r}"
-    if rope.get("partial_rotary_factor", 1.0) != 1.0:
-        yield f"partial_rotary_factor {rope['partial_rotary_factor']}"
-    window = fields.get("sliding_window", family.sliding_window)
-    # Qwen has a switch of its own; and what is longer than all contexts does nothing.
-    slides = window is not None and fields.get("use_sliding_window", family.sliding_window)
-    if slides and window < fields.get("max_position_embeddings", math.inf):
-        yield f"attention over a sliding_window of {window}"
-    kinds = set(fields.get("layer_types") or ()) - {"full_attention"}
-    if kinds and not slides:
-        yield f"layers of the type {min(kinds)!r}"
+def _check_layer_types(fields: Mapping[str, Any], name: str) -> None:
+    """Raises UserError if layers are not of the types that stackjax has, one for each."""
+    kinds, num_layers = fields.get("layer_types"), fields["num_hidden_layers"]
+    if kinds is None:
+        return
+    if len(kinds) != num_layers:
+        raise UserError(
+            f"{name}: layer_types has {len(kinds)} entries, and num_hidden_layers is "
+            f"{num_layers}."
+        )
+    known = ("full_attention", "attention", "sliding_attention")
+    for kind in kinds:
+        if kind not in known:
+            raise UserError(
+                f"{name} has layers of the type {shown(kind)}, which stackjax cannot represent."
+            )
 
 
-def _rope(fields: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Returns how positions rotate; before version 5, only what differed was written."""
-    return fields.get("rope_parameters") or fields.get("rope_scaling") or {}
+def _check_windows(fields: Mapping[str, Any], family: Family, name: str) -> None:
+    """Raises UserError if a window hides a token of the longest text."""
+    window = _window(fields, family)
+    if not _slides(fields, family):
+        return
+    if window is None:
+        raise UserError(f"{name} has layers of the type 'sliding_attention', and no window.")
+    if window < seq_len(fields):
+        raise UserError(
+            f"{name} has attention over a sliding_window of {window}, which stackjax cannot "
+            f"represent."
+        )
 
 
-def _rope_type(rope: Mapping[str, Any]) -> str:
-    return rope.get("rope_type") or rope.get("type") or "default"
+def _window(fields: Mapping[str, Any], family: Family) -> int | None:
+    """Returns the tokens of a window; None if transformers sees none."""
+    if family.window == "switched" and not fields.get("use_sliding_window", False):
+        return None
+    return fields.get("sliding_window", family.sliding_window)
+
+
+def _slides(fields: Mapping[str, Any], family: Family) -> bool:
+    """Returns whether some layer attends, or caches, over a window."""
+    window, kinds = _window(fields, family), fields.get("layer_types")
+    if kinds is not None and "sliding_attention" in kinds:
+        return True
+    if window is None:
+        return False
+    if family.window == "always":
+        return True
+    first = fields.get("max_window_layers", 28) if family.window == "switched" else 0
+    return kinds is None and first < fields["num_hidden_layers"]
+
+
+def _rope(fields: Mapping[str, Any], family: Family, name: str) -> Mapping[str, Any]:
+    """Returns the parameters of the rotation, after the defaults of transformers.
+
+    Before version 5 they were `rope_scaling`, which wins if both are there.
+    """
+    source = "rope_scaling" if fields.get("rope_scaling") else "rope_parameters"
+    rope = dict(fields.get(source) or {})
+    nested = [key for key, value in rope.items() if isinstance(value, dict)]
+    if nested:
+        raise UserError(
+            f"{name} has {source} for {shown(nested[0])} alone, which stackjax cannot "
+            f"represent."
+        )
+    rope.setdefault("rope_type", rope.get("type", "default"))
+    rope.setdefault("rope_theta", fields.get("rope_theta", 1e4))
+    rules = ROPE_RULES
+    if rope["rope_type"] == "llama3":
+        rules = ROPE_RULES | LLAMA3_RULES
+        rope.setdefault("partial_rotary_factor", fields.get("partial_rotary_factor"))
+        original = "original_max_position_embeddings"
+        # Here the field outside wins.
+        rope[original] = fields.get(original, rope.get(original, seq_len(fields)))
+        missing = [field for field in rules if field not in rope]
+        if missing:
+            raise UserError(f"{name} lacks {', '.join(missing)} in {source}.")
+    check_fields(rope, rules, f"{source} in {name}")
+    return rope
 
 
 def _rope_scaling(rope: Mapping[str, Any]) -> RopeScaling | None:
-    if _rope_type(rope) == "default":
+    if rope["rope_type"] == "default":
         return None
     return RopeScaling(
         factor=rope["factor"],
@@ -154,7 +188,8 @@ def _rope_scaling(rope: Mapping[str, Any]) -> RopeScaling | None:
 
 def seq_len(fields: Mapping[str, Any]) -> int:
     """Returns the tokens of the longest text that the model of a config.json is meant for."""
-    return fields.get("max_position_embeddings", 2048)
+    default = FAMILIES[fields["model_type"]].seq_len
+    return fields.get("max_position_embeddings", default)
 
 
 def config_fields(
@@ -163,17 +198,32 @@ def config_fields(
     """Returns the config.json of a model.
 
     Args:
-      dtype: The type of its weights: bfloat16.
+      dtype: The type of its weights: bfloat16. None leaves the template's.
       template: The config.json of a model that this one comes from, whose other fields stay;
         None if there is none.
-      seq_len: Tokens of the longest text that the model is meant for, without a template.
+      seq_len: Tokens of the longest text that the model was trained on.
 
     Raises:
       UserError: No model of transformers is like it.
     """
     fields = dict(template) if template else _new_fields(config, seq_len)
-    kind = fields["model_type"]
-    family = _FAMILIES[kind]
+    _check_family(config, fields["model_type"])
+    fields |= {theirs: getattr(config, ours) for ours, theirs in SIZES.items()}
+    fields["num_key_value_heads"] = config.num_kv_heads
+    if "head_dim" in fields or config.head_dim * config.num_heads != config.embed_dim:
+        fields["head_dim"] = config.head_dim
+    fields["rms_norm_eps"] = float(config.norm_epsilon)
+    fields["tie_word_embeddings"] = config.tie_head
+    if dtype is not None:
+        fields["dtype" if "dtype" in fields else "torch_dtype"] = dtype
+    if fields.get("layer_types"):
+        fields["layer_types"] = ["full_attention"] * config.num_layers
+    return _with_rope(_with_length(fields, seq_len), config)
+
+
+def _check_family(config: ModelConfig, kind: str) -> None:
+    """Raises UserError if no model of a family is like a model."""
+    family = FAMILIES[kind]
     if (config.qkv_bias, config.qk_norm) != (family.qkv_bias, family.qk_norm):
         raise UserError(
             f"model.qkv_bias is {config.qkv_bias} and model.qk_norm {config.qk_norm}, and no "
@@ -184,26 +234,34 @@ def config_fields(
             f"model.embed_dim is {config.embed_dim}, which model.num_heads "
             f"{config.num_heads} does not divide, as transformers wants it of a Llama."
         )
-    fields |= {theirs: getattr(config, ours) for ours, theirs in _FIELDS.items()}
-    fields["num_key_value_heads"] = config.num_kv_heads
-    if "head_dim" in fields or config.head_dim * config.num_heads != config.embed_dim:
-        fields["head_dim"] = config.head_dim
-    fields["rms_norm_eps"] = config.norm_epsilon
-    fields["tie_word_embeddings"] = config.tie_head
-    fields["dtype" if "dtype" in fields else "torch_dtype"] = dtype
-    if fields.get("layer_types"):
-        fields["layer_types"] = ["full_attention"] * config.num_layers
-    before = model_config(fields)
-    if (before.rope_theta, before.rope_scaling) != (config.rope_theta, config.rope_scaling):
-        fields = {name: value for name, value in fields.items() if name != "rope_parameters"}
-        fields |= _rope_fields(config)
-    return fields
+
+
+def _with_length(fields: Mapping[str, Any], trained: int) -> dict[str, Any]:
+    """Returns fields for texts at least as long as those trained on, without windows."""
+    family = FAMILIES[fields["model_type"]]
+    longer = dict(fields)
+    if seq_len(fields) < trained:
+        longer["max_position_embeddings"] = trained
+    window = _window(longer, family)
+    if _slides(longer, family) and (window is None or window < seq_len(longer)):
+        longer["sliding_window"] = None
+    return longer
+
+
+def _with_rope(fields: Mapping[str, Any], config: ModelConfig) -> dict[str, Any]:
+    """Returns fields that say the rotation of a model; unchanged if they do so already."""
+    found = model_config(fields)
+    if (found.rope_theta, found.rope_scaling) == (config.rope_theta, config.rope_scaling):
+        return dict(fields)
+    other = ("rope_parameters", "original_max_position_embeddings", "partial_rotary_factor")
+    kept = {name: value for name, value in fields.items() if name not in other}
+    return kept | _rope_fields(config)
 
 
 def _new_fields(config: ModelConfig, seq_len: int) -> dict[str, Any]:
     kind = "qwen3" if config.qk_norm else "qwen2" if config.qkv_bias else "llama"
     return {
-        "architectures": [_FAMILIES[kind].architecture],
+        "architectures": [FAMILIES[kind].architecture],
         "model_type": kind,
         "hidden_act": "silu",
         "max_position_embeddings": seq_len,

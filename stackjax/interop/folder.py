@@ -29,6 +29,7 @@ from stackjax.model import ModelConfig
 from stackjax.phase import Counts
 from stackjax.quantity import short
 from stackjax.runtime.json_file import read_object
+from stackjax.runtime.paths import file_inside
 from stackjax.storage import is_remote
 
 ORIGIN = "stackjax.json"
@@ -177,6 +178,7 @@ def read_lineage(folder: Folder, tokens: int = 0) -> tuple[Generation, ...]:
                 code=f"from {folder.name}",
             ),
         )
+    file = file_inside(folder.path, ORIGIN, str(folder.path))
     lineage = read_object(file, "remove it", lambda fields: from_json(fields.get("lineage")))
     if num_params(lineage[-1].model) != num_params(folder.model):
         raise UserError(f"{file} tells of another model than {CONFIG}; remove it.")

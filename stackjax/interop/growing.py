@@ -13,7 +13,7 @@ from stackjax.axes import Axes
 from stackjax.growth import Growth
 from stackjax.growth.base import fold_name
 from stackjax.interop.huggingface import Folder, Slot, slots
-from stackjax.interop.tensors import TensorInfo
+from stackjax.interop.tensors import TensorInfo, check_finite
 from stackjax.model import ModelConfig
 from stackjax.model.config import axis_size
 from stackjax.model.module import init_stddev
@@ -34,15 +34,22 @@ def grown_infos(folder: Folder, growth: Growth) -> dict[str, TensorInfo]:
     }
 
 
-def grown_tensors(folder: Folder, growth: Growth, key: jax.Array) -> Iterator[np.ndarray]:
+def grown_tensors(
+    folder: Folder, growth: Growth, key: jax.Array, *, allow_nonfinite: bool = False
+) -> Iterator[np.ndarray]:
     """Returns the tensors of the grown folder, in the order of its `grown_infos`.
 
-    Those with a row for every token come in parts. Memory holds one part, and what it is made
-    of; what is only copied stays in its file.
+    Tensors with a row for every token come in parts. Memory holds one part and its sources;
+    copied tensors stay in their file.
+
+    Raises:
+      UserError: A number is NaN or infinite, and `allow_nonfinite` is false.
     """
     made_of = growth.layer_sources(folder.model)
     target = growth.target_config(folder.model)
     for slot in slots(target):
+        for source in () if allow_nonfinite else _sources(slot, made_of):
+            folder.check_finite(source)
         sources = [folder.read(source) for source in _sources(slot, made_of)]
         whole = np.stack(sources) if len(sources) > 1 else sources[0]
         if slot.layer is not None and len(sources) == 1:
@@ -55,8 +62,11 @@ def grown_tensors(folder: Folder, growth: Growth, key: jax.Array) -> Iterator[np
             with jax.enable_x64(leaf.dtype == np.float64):
                 grow = _grower(growth, folder.model, form)
                 grown = leaf if grow is None else np.asarray(grow(leaf, slot.layer, key))
-            yield slot.to_tensor(grown if slot.layer is None else grown[0], target)
-            del grown  # before the next one is made
+            tensor = slot.to_tensor(grown if slot.layer is None else grown[0], target)
+            if grow is not None and not allow_nonfinite:
+                check_finite(tensor, slot.name, "the grown folder")
+            yield tensor
+            del grown, tensor  # before the next one is made
 
 
 def _parts(whole: np.ndarray, axes: Axes) -> list[np.ndarray]:

@@ -5,7 +5,6 @@ transformers stores [what a matrix writes, what it reads], and each half of a Sw
 """
 
 import dataclasses
-import json
 import math
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -18,8 +17,14 @@ from jax.sharding import Mesh, NamedSharding
 from stackjax import model
 from stackjax.axes import Axes
 from stackjax.errors import UserError
-from stackjax.interop.config_json import CONFIG, config_fields, model_config, read_fields
-from stackjax.interop.tensors import TensorInfo, Tensors
+from stackjax.interop.config_json import (
+    CONFIG,
+    config_fields,
+    model_config,
+    read_fields,
+    read_json,
+)
+from stackjax.interop.tensors import TensorInfo, Tensors, check_finite, same_values
 from stackjax.model import ModelConfig, Params
 from stackjax.model.config import axis_size
 from stackjax.sharding import partition
@@ -43,6 +48,9 @@ _TENSORS = {
     "down": ("mlp.down_proj.weight",),
 }
 """The tensors of each parameter, those of a layer without its number."""
+_HEAD = _TENSORS["head"][0]
+_EMBEDDING = _TENSORS["embedding"][0]
+_ADAPTER = "adapter_config.json"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -153,10 +161,14 @@ class Folder:
         """Returns a part of a parameter, which stays in its file until it is looked at."""
         return slot.from_tensor(self.tensors.read(slot.name), self.model)
 
+    def check_finite(self, slot: Slot) -> None:
+        """Raises UserError if a tensor holds NaN or infinity."""
+        check_finite(self.tensors.read(slot.name), slot.name, str(self.path))
+
     @property
-    def dtypes(self) -> set[str]:
-        """The types of its weights."""
-        return {self.tensors[slot.name].dtype for slot in slots(self.model)}
+    def dtypes(self) -> dict[str, str]:
+        """The type of each tensor of the model, by its name in files."""
+        return {slot.name: self.tensors[slot.name].dtype for slot in slots(self.model)}
 
 
 def is_folder(path: Path) -> bool:
@@ -165,9 +177,10 @@ def is_folder(path: Path) -> bool:
     if not file.is_file():
         return any(path.glob("*.safetensors")) or (path / "pytorch_model.bin").exists()
     try:
-        return "config" not in json.loads(file.read_text())
-    except ValueError:
+        fields = read_json(file)
+    except UserError:
         return True
+    return not isinstance(fields, dict) or "config" not in fields
 
 
 def read_folder(path: Path) -> Folder:
@@ -178,9 +191,27 @@ def read_folder(path: Path) -> Folder:
     """
     fields = read_fields(path)
     config = model_config(fields, str(path / CONFIG))
+    if (path / _ADAPTER).exists():
+        raise UserError(
+            f"{path} has {_ADAPTER}, and transformers may add an adapter to the weights; merge "
+            f"the adapter into them, or remove this file."
+        )
     tensors = Tensors(path)
+    config = dataclasses.replace(config, tie_head=_is_tied(config, tensors))
     check_tensors(tensors, config, str(path))
     return Folder(path, path.resolve().name, fields, config, tensors)
+
+
+def _is_tied(config: ModelConfig, tensors: Tensors) -> bool:
+    """Returns whether the embedding is the head too.
+
+    As in transformers a stored head with other values wins over the config.
+    """
+    if not config.tie_head or _HEAD not in tensors or _EMBEDDING not in tensors:
+        return config.tie_head
+    if tensors[_HEAD].shape != tensors[_EMBEDDING].shape:
+        return False
+    return same_values(tensors.read(_HEAD), tensors.read(_EMBEDDING))
 
 
 def check_tensors(tensors: Mapping[str, TensorInfo], config: ModelConfig, where: str) -> None:
@@ -189,8 +220,11 @@ def check_tensors(tensors: Mapping[str, TensorInfo], config: ModelConfig, where:
     Args:
       where: What errors call the place that they are in.
     """
-    expected = {slot.name: slot.shape(config) for slot in slots(config)}
-    for name, shape in expected.items():
+    expected = set()
+    # Ends at the first tensor that is missing, however many layers a config claims.
+    for slot in slots(config):
+        name, shape = slot.name, slot.shape(config)
+        expected.add(name)
         if name not in tensors:
             raise UserError(f"{where} has no tensor {name}, which its model needs.")
         if tensors[name].shape != shape:
@@ -199,7 +233,7 @@ def check_tensors(tensors: Mapping[str, TensorInfo], config: ModelConfig, where:
                 f"{list(shape)}; the two belong to different models."
             )
     # Older versions also stored what follows from the config, and a tied head.
-    ignored = ("rotary_emb.inv_freq", *(("lm_head.weight",) if config.tie_head else ()))
+    ignored = ("rotary_emb.inv_freq", *((_HEAD,) if config.tie_head else ()))
     extra = [n for n in tensors if n not in expected and not n.endswith(ignored)]
     if extra:
         raise UserError(
@@ -210,24 +244,29 @@ def check_tensors(tensors: Mapping[str, TensorInfo], config: ModelConfig, where:
 
 def grown_fields(folder: Folder, target: ModelConfig) -> dict[str, Any]:
     """Returns the config.json of a model that grew out of a folder's; raises as above."""
-    stated = folder.fields.get("dtype") or folder.fields.get("torch_dtype")
-    return config_fields(target, stated, folder.fields, seq_len=0)
+    return config_fields(target, None, folder.fields, seq_len=0)
 
 
-def load_params(folder: Folder, config: ModelConfig, mesh: Mesh) -> Params:
+def load_params(
+    folder: Folder, config: ModelConfig, mesh: Mesh, *, allow_nonfinite: bool = False
+) -> Params:
     """Returns the parameters in a folder as float32, laid out over the current mesh.
 
     Every process reads no more than its devices hold.
 
     Args:
       config: The folder's model, whose vocabulary may be padded further.
+      allow_nonfinite: Whether parameters may be NaN or infinite.
+
+    Raises:
+      UserError: A parameter is NaN or infinite, or too large for float32.
     """
 
     def load(kind: str, names: Axes) -> jax.Array:
         shape = tuple(axis_size(config, name) for name in names.names)
         sharding = NamedSharding(mesh, partition(names) or jax.sharding.PartitionSpec())
         stored = [slot for slot in slots(folder.model) if slot.kind == kind]
-        read = _reader(folder, stored, names, shape)
+        read = _reader(folder, stored, names, shape, allow_nonfinite)
         return jax.make_array_from_callback(shape, sharding, read)
 
     axes = model.logical_axes(config)
@@ -237,7 +276,11 @@ def load_params(folder: Folder, config: ModelConfig, mesh: Mesh) -> Params:
 
 
 def _reader(
-    folder: Folder, stored: list[Slot], names: Axes, shape: tuple[int, ...]
+    folder: Folder,
+    stored: list[Slot],
+    names: Axes,
+    shape: tuple[int, ...],
+    allow_nonfinite: bool,
 ) -> Callable[[Any], np.ndarray]:
     """Returns a function from a part of a parameter to its values."""
 
@@ -253,7 +296,11 @@ def _reader(
                 ]
                 corner = dict(zip(slot.axes.names, map(slice, held.shape), strict=True))
                 corner |= {name: i - wanted[name].start for name, i in slot.place.items()}
-                values[tuple(corner[name] for name in names.names)] = held
+                target = values[tuple(corner[name] for name in names.names)]
+                with np.errstate(over="ignore"):  # of float64, which the check below sees
+                    target[...] = held
+                if not allow_nonfinite:
+                    check_finite(target, slot.name, str(folder.path))
         return values
 
     return read

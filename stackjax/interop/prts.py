@@ -4,6 +4,7 @@ Queries, keys and values are one matrix there, whose rows go from group to group
 that read a key, the key, the value. Positions rotate as they do here.
 """
 
+import math
 import pickle
 import re
 from collections.abc import Iterator, Mapping
@@ -17,7 +18,8 @@ from stackjax.errors import UserError
 from stackjax.interop import check_installed
 from stackjax.interop.config_json import model_config
 from stackjax.interop.huggingface import Folder, check_tensors
-from stackjax.interop.tensors import DTYPES, TensorInfo
+from stackjax.interop.rule import shown
+from stackjax.interop.tensors import DTYPES, TensorInfo, widest
 
 _HEAD_DIMS = {1024: 64, 2048: 64, 2560: 128, 4096: 128}
 """Channels of a head, which no shape tells, by the channels of the paper's models."""
@@ -35,8 +37,24 @@ _NAMES = {
     "mlp.swiglu.w3.weight": "mlp.down_proj.weight",
 }
 """What transformers calls each tensor but the fused one, of layers without their number."""
+_FIRST = "transformer.h.0."
 _FUSED = "attn.attn.weight"
 _PROJECTIONS = ("self_attn.q_proj.weight", "self_attn.k_proj.weight", "self_attn.v_proj.weight")
+
+
+_DAMAGES = (
+    pickle.UnpicklingError,
+    RuntimeError,
+    EOFError,
+    ValueError,
+    OSError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    AssertionError,
+    OverflowError,
+)
+"""What torch raises over a file that is damaged, or was made to do harm."""
 
 
 class _LitTensors(Mapping[str, TensorInfo]):
@@ -56,9 +74,13 @@ class _LitTensors(Mapping[str, TensorInfo]):
                 self._found[prefix + _NAMES.get(kind, kind)] = tensor, None
 
     def __getitem__(self, name: str) -> TensorInfo:
-        value = self.read(name)
-        stored = next(each for each, dtype in DTYPES.items() if dtype == value.dtype)
-        return TensorInfo(value.shape, stored)
+        tensor, part = self._found[name]
+        shape = tuple(tensor.shape)
+        if part is not None:
+            groups = len(tensor) // (self._num_kv_heads * self._head_dim)
+            heads = self._num_kv_heads * ((groups - 2) if part == 0 else 1)
+            shape = (heads * self._head_dim, *shape[1:])
+        return TensorInfo(shape, _dtype(tensor))
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._found)
@@ -88,19 +110,9 @@ def read_checkpoint(path: Path, head_dim: int | None = None) -> Folder:
       UserError: torch is not installed, or the file is no checkpoint of such a model.
     """
     state = _load(path)
-    table, fused, gate = (
-        state.get(name)
-        for name in (
-            "transformer.wte.weight",
-            f"transformer.h.0.{_FUSED}",
-            "transformer.h.0.mlp.swiglu.w1.weight",
-        )
-    )
-    if table is None or fused is None or gate is None:
-        raise UserError(
-            f"{path} is no checkpoint of a LLaMA in lit-gpt: it lacks its embedding, its fused "
-            f"queries, keys and values, or its SwiGLU."
-        )
+    table = _matrix(state, "transformer.wte.weight", path)
+    fused = _matrix(state, _FIRST + _FUSED, path)
+    gate = _matrix(state, _FIRST + "mlp.swiglu.w1.weight", path)
     vocab_size, embed_dim = table.shape
     head_dim = head_dim or _HEAD_DIMS.get(embed_dim)
     if head_dim is None:
@@ -109,10 +121,8 @@ def read_checkpoint(path: Path, head_dim: int | None = None) -> Folder:
             f"many each head has, with --head-dim."
         )
     num_heads, num_kv_heads = embed_dim // head_dim, (len(fused) - embed_dim) // (2 * head_dim)
-    if (num_heads * head_dim, num_kv_heads * 2 * head_dim) != (
-        embed_dim,
-        len(fused) - embed_dim,
-    ):
+    rows = (num_heads * head_dim, num_kv_heads * 2 * head_dim)
+    if rows != (embed_dim, len(fused) - embed_dim) or num_kv_heads < 1:
         raise UserError(
             f"{path}: heads of {head_dim} channels do not fit {embed_dim} channels and a fused "
             f"matrix of {len(fused)} rows; choose another --head-dim."
@@ -132,11 +142,20 @@ def read_checkpoint(path: Path, head_dim: int | None = None) -> Folder:
         "rms_norm_eps": 1e-5,
         "rope_theta": 1e4,
         "tie_word_embeddings": False,
+        "torch_dtype": DTYPES[widest(map(_dtype, state.values()))].name,
     }
     tensors: Any = _LitTensors(state, num_kv_heads, head_dim)
     config = model_config(fields, str(path))
     check_tensors(tensors, config, str(path))
     return Folder(path.parent, path.name, fields, config, tensors)
+
+
+def _matrix(state: Mapping[str, Any], name: str, path: Path) -> Any:
+    """Returns a matrix of a state dict; UserError if there is none."""
+    found = state.get(name)
+    if found is None or found.dim() != 2:
+        raise UserError(f"{path} is no checkpoint of a LLaMA in lit-gpt: no matrix {name}.")
+    return found
 
 
 def _load(path: Path) -> Mapping[str, Any]:
@@ -148,19 +167,50 @@ def _load(path: Path) -> Mapping[str, Any]:
         found = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except FileNotFoundError:
         raise
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, OSError) as error:
+    except _DAMAGES as error:
         raise UserError(
             f"{path} is damaged, or holds more than tensors, and nothing in it was run: "
-            f"{str(error).splitlines()[0]}"
+            f"{shown(str(error).partition(chr(10))[0])}"
         ) from error
     state = found.get("model", found) if isinstance(found, dict) else {}
-    return {name: each for name, each in state.items() if isinstance(each, torch.Tensor)}
+    tensors = state.items() if isinstance(state, dict) else ()
+    tensors = {name: each for name, each in tensors if isinstance(each, torch.Tensor)}
+    for name, tensor in tensors.items():
+        _check(name, tensor, path)
+    return tensors
+
+
+def _check(name: Any, tensor: Any, path: Path) -> None:
+    """Raises UserError if a tensor has no name, holds no weights, or claims too many."""
+    if not isinstance(name, str):
+        raise UserError(f"{path} has a tensor with the name {shown(name)}, which is no text.")
+    if str(tensor.layout) != "torch.strided" or str(tensor.device) != "cpu":
+        raise UserError(f"{name} in {path} is {tensor.layout} on {tensor.device}, no weights.")
+    if _torch_dtype(tensor) not in {dtype.name for dtype in DTYPES.values()}:
+        raise UserError(
+            f"{name} in {path} is of type {_torch_dtype(tensor)}; weights of "
+            f"{', '.join(DTYPES)} can be read, and quantised ones cannot."
+        )
+    if math.prod(tensor.shape) * tensor.element_size() > path.stat().st_size:
+        raise UserError(
+            f"{name} in {path} claims the shape {list(tensor.shape)}, which is larger than the "
+            f"file."
+        )
 
 
 def _split(name: str) -> tuple[int | None, str]:
     """Returns the layer of a tensor, None outside of layers, and its name in it."""
-    match = re.fullmatch(r"transformer\.h\.(\d+)\.(.*)", name)
+    match = re.fullmatch(r"transformer\.h\.(\d{1,9})\.(.*)", name)
     return (None, name) if match is None else (int(match[1]), match[2])
+
+
+def _torch_dtype(tensor: Any) -> str:
+    return str(tensor.dtype).removeprefix("torch.")
+
+
+def _dtype(tensor: Any) -> str:
+    """Returns the type of a tensor, by its name in files."""
+    return next(n for n, dtype in DTYPES.items() if dtype.name == _torch_dtype(tensor))
 
 
 def _as_numpy(tensor: Any) -> np.ndarray:

@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import itertools
 import json
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
@@ -13,6 +14,9 @@ import numpy as np
 import safetensors
 
 from stackjax.errors import UserError
+from stackjax.interop.config_json import read_json
+from stackjax.interop.rule import shown
+from stackjax.runtime.paths import file_inside
 
 INDEX = "model.safetensors.index.json"
 ONE_FILE = "model.safetensors"
@@ -40,7 +44,7 @@ class TensorInfo:
 
     @property
     def num_bytes(self) -> int:
-        return int(np.prod(self.shape, dtype=np.int64)) * DTYPES[self.dtype].itemsize
+        return math.prod(self.shape) * DTYPES[self.dtype].itemsize
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,14 +66,11 @@ class Tensors(Mapping[str, TensorInfo]):
           UserError: A file is missing or damaged, or holds numbers that are no weights.
         """
         self._file_of: dict[str, _File] = {}
-        for path, listed in _files(folder).items():
+        named = _files(folder)
+        # The order of transformers, which takes a tensor from the last file that has it.
+        for path in sorted(named):
             file = _open(path)
-            missing = listed - file.infos.keys()
-            if missing:
-                raise UserError(
-                    f"{path} has no tensor {min(missing)}, which {INDEX} says it has; "
-                    f"download the folder again."
-                )
+            _check_index(file, named, self._file_of)
             self._file_of |= dict.fromkeys(file.infos, file)
 
     def __getitem__(self, name: str) -> TensorInfo:
@@ -88,27 +89,14 @@ class Tensors(Mapping[str, TensorInfo]):
 
 
 def _files(folder: Path) -> dict[Path, set[str]]:
-    """Returns the files of a folder, and the tensors that its index says are in each."""
-    index, one = folder / INDEX, folder / ONE_FILE
-    if index.exists():
-        try:
-            listed = json.loads(index.read_text())["weight_map"]
-            files: dict[Path, set[str]] = {folder / file: set() for file in listed.values()}
-            for name, file in listed.items():
-                files[folder / file].add(name)
-        except (ValueError, KeyError, AttributeError, TypeError) as error:
-            raise UserError(
-                f"{index} is not an index of tensors ({error}); download it again."
-            ) from error
-        absent = [path.name for path in files if not path.exists()]
-        if absent:
-            raise UserError(
-                f"{folder} lacks {', '.join(sorted(absent))}, which {INDEX} names; download "
-                f"{'it' if len(absent) == 1 else 'them'} too."
-            )
-        return files
-    if one.exists():
-        return {one: set()}
+    """Returns the files of a folder, and the tensors that its index names in each of them.
+
+    A single file wins over an index, as in transformers.
+    """
+    if (folder / ONE_FILE).is_file():
+        return {Path(file_inside(folder, ONE_FILE, str(folder))): set()}
+    if (folder / INDEX).exists():
+        return _indexed_files(folder)
     pickles = sorted(path.name for path in folder.glob("*") if path.suffix in (".bin", ".pth"))
     if pickles:
         raise UserError(
@@ -118,8 +106,56 @@ def _files(folder: Path) -> dict[Path, set[str]]:
     raise UserError(f"{folder} has no {ONE_FILE} and no {INDEX}; it holds no weights.")
 
 
+def _indexed_files(folder: Path) -> dict[Path, set[str]]:
+    """Returns the files that the index of a folder names, and the tensors in each of them."""
+    index = Path(file_inside(folder, INDEX, str(folder)))
+    contents = read_json(index)
+    weight_map = contents.get("weight_map") if isinstance(contents, dict) else None
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise UserError(
+            f"{index} is not an index of tensors: its weight_map is {shown(weight_map)}; "
+            f"download it again."
+        )
+    named: dict[object, set[str]] = {}
+    for tensor, file in weight_map.items():
+        named.setdefault(file if isinstance(file, str) else repr(file), set()).add(tensor)
+    paths = {Path(file_inside(folder, file, INDEX)): found for file, found in named.items()}
+    absent = [path.name for path in paths if not path.exists()]
+    if absent:
+        raise UserError(
+            f"{folder} lacks {', '.join(sorted(absent))}, which {INDEX} names; download "
+            f"{'it' if len(absent) == 1 else 'them'} too."
+        )
+    return paths
+
+
+def _check_index(
+    file: _File, named: Mapping[Path, set[str]], before: Mapping[str, _File]
+) -> None:
+    """Raises UserError if a file lacks tensors that the index names in it.
+
+    Or if it has another copy of a tensor that the index names in a file before it: then
+    transformers takes the later copy, against the index.
+
+    Args:
+      before: The files that are open already, by tensor.
+    """
+    missing = named[file.path] - file.infos.keys()
+    if missing:
+        raise UserError(
+            f"{file.path} has no tensor {min(missing)}, which {INDEX} says it has; "
+            f"download the folder again."
+        )
+    for name in file.infos.keys() & before.keys():
+        if name in named[before[name].path]:
+            raise UserError(
+                f"{file.path} has another copy of {name}, which {INDEX} names in "
+                f"{before[name].path.name}; transformers would take this copy: remove it."
+            )
+
+
 def _open(path: Path) -> _File:
-    """Returns what the header of a file says; the library checks that the file is whole."""
+    """Returns the header of a file; the library checks that the file is whole."""
     try:
         with safetensors.safe_open(path, framework="np") as file:
             slices = {name: file.get_slice(name) for name in file.offset_keys()}
@@ -216,9 +252,39 @@ def _write_file(
 
 def _chunks(tensor: np.ndarray) -> Iterator[np.ndarray]:
     """Returns a tensor in parts along its first axis, so that no copy is as large as it."""
+    return (tensor[rows] for rows in _rows(tensor))
+
+
+def _rows(tensor: np.ndarray) -> Iterator[slice]:
     row = tensor.nbytes // max(1, len(tensor))
     num_rows = max(1, _CHUNK_BYTES // max(1, row))
-    return (tensor[i : i + num_rows] for i in range(0, len(tensor), num_rows))
+    return (slice(i, i + num_rows) for i in range(0, len(tensor), num_rows))
+
+
+def check_finite(tensor: np.ndarray, name: str, where: str) -> None:
+    """Raises UserError if a tensor holds NaN or infinity.
+
+    Args:
+      tensor: Numbers of one of `DTYPES`; chunks of them are looked at, never a copy.
+      where: The folder, for errors.
+    """
+    bits = np.dtype(f"u{tensor.dtype.itemsize}")
+    # A number is not finite if all bits of its exponent are set: those of infinity.
+    exponent = np.array(np.inf, tensor.dtype).view(bits)
+    for chunk in _chunks(tensor):
+        if np.any((chunk.view(bits) & exponent) == exponent):
+            raise UserError(
+                f"{name} in {where} holds NaN or infinity as {tensor.dtype.name}; choose a "
+                f"model without, or let it pass with --allow-nonfinite in grow and convert."
+            )
+
+
+def same_values(tensor: np.ndarray, other: np.ndarray) -> bool:
+    """Returns whether two tensors of one shape hold the same numbers, in any types."""
+    return all(
+        np.array_equal(tensor[rows].astype(np.float64), other[rows].astype(np.float64))
+        for rows in _rows(tensor)
+    )
 
 
 def widest(dtypes: Iterable[str]) -> str:
