@@ -28,10 +28,12 @@ from etils import epath
 from stackjax.data import sources
 from stackjax.data.documents import Piece, list_pieces, read_documents
 from stackjax.data.shards import ShardsOfPart, token_dtype, write_shards
-from stackjax.data.sources import Manifest, Split, SplitName, TokenizerInfo
+from stackjax.data.sources import Manifest, Split, SplitName
 from stackjax.data.staging import refuse_existing, staging_directory, upload
-from stackjax.data.tokenizer import Tokenizer, load_tokenizer
+from stackjax.data.tokenizer import Tokenizer
+from stackjax.data.tokenizer_info import tokenizer_info, write_file
 from stackjax.errors import UserError
+from stackjax.interop.special_tokens import read_tokenizer
 from stackjax.storage import check_bucket, is_remote
 
 PART_BYTES = 2**24
@@ -50,7 +52,8 @@ class PrepareConfig:
     """What to read, and last the directory to write. An input is a file or a glob (.jsonl,
     .jsonl.gz, .jsonl.zst, .parquet, or text, one document a file) or tfds:NAME."""
     tokenizer: str
-    """`bytes`, a Hugging Face tokenizer.json, or a SentencePiece .model."""
+    """`bytes`, a Hugging Face tokenizer.json, a SentencePiece .model, or a folder of
+    transformers with one of them."""
     text_field: str = "text"
     """Field, column or feature that holds the text."""
     validation_fraction: float = 0.005
@@ -112,7 +115,7 @@ def prepare(config: PrepareConfig) -> Manifest:
       UserError: An input or the tokenizer cannot be used.
       OSError: Reading or writing failed.
     """
-    tokenizer = load_tokenizer(config.tokenizer, config.end_token)
+    tokenizer = read_tokenizer(config.tokenizer, config.end_token)
     output = epath.Path(config.output)
     check_bucket(config.output)
     refuse_existing(output)
@@ -125,6 +128,7 @@ def prepare(config: PrepareConfig) -> Manifest:
         results = list(_show_progress(parts, running))
         shutil.rmtree(scratch, ignore_errors=True)
         manifest = _build_manifest(tokenizer, _join_results(results, staging))
+        write_file(tokenizer, epath.Path(staging))
         sources.write_manifest(str(staging), manifest)
     return manifest
 
@@ -175,7 +179,7 @@ def _split_documents(config: PrepareConfig, part: Part) -> Iterator[tuple[SplitN
 @functools.cache
 def _load_once(name: str, end_token: str | None, digest: str) -> Tokenizer:
     """Returns a tokenizer; `digest` tells apart files that change under one name."""
-    tokenizer = load_tokenizer(name, end_token)
+    tokenizer = read_tokenizer(name, end_token)
     if tokenizer.digest != digest:
         raise UserError(f"tokenizer {name!r} was changed while it was in use.")
     return tokenizer
@@ -271,12 +275,7 @@ def _build_manifest(tokenizer: Tokenizer, splits: dict[SplitName, Split]) -> Man
     if not splits["train"].tokens:
         raise UserError("the inputs have no text for the split 'train'.")
     return Manifest(
-        tokenizer=TokenizerInfo(
-            name=tokenizer.name,
-            digest=tokenizer.digest,
-            vocab_size=tokenizer.vocab_size,
-            end_id=tokenizer.end_id,
-        ),
+        tokenizer=tokenizer_info(tokenizer),
         dtype=token_dtype(tokenizer),
         splits=splits,
     )

@@ -19,7 +19,7 @@ from stackjax.data.batch import Batch
 from stackjax.data.device import local_rows, put
 from stackjax.data.loader import train_batches
 from stackjax.data.sources import TokenSource
-from stackjax.data.tokenizer import Tokenizer
+from stackjax.data.tokenization import Tokenization
 from stackjax.flops import mfu
 from stackjax.interop.tasks import Tasks
 from stackjax.marker import write_marker
@@ -46,7 +46,7 @@ class Run:
     """The compiled step of a phase, given the next one."""
     ended: dict[int, Ending]
     """The stages that have ended early, so far."""
-    tasks: tuple[Tasks, Tokenizer] | None
+    tasks: tuple[Tasks, Tokenization] | None
     """What the model is scored on, and by which tokens; None if on nothing."""
 
     @property

@@ -46,6 +46,7 @@ from stackjax.held_out import check_promise, held_out_layers, held_out_loss, ope
 from stackjax.marker import read_marker, write_marker
 from stackjax.metrics import check_sinks, open_sinks, read_rows
 from stackjax.observer import Observer
+from stackjax.origin import keep_tokenizer
 from stackjax.phase import Counts, Phase
 from stackjax.phases import expand
 from stackjax.preflight import check, check_backend, device_memory
@@ -93,10 +94,11 @@ def train(config: Config) -> None:
     if not is_new:
         check_same_data(workdir, source.manifest)
     elif config.init_from is not None:
-        check_start(config.init_from, phases[0].model)
-    tasks = open_tasks(config, source)
+        check_start(config.init_from, phases[0].model, config.data.path)
+    tasks = open_tasks(config)
     workdir.mkdir(parents=True, exist_ok=True)
     record_config(workdir, config, source.manifest)
+    keep_tokenizer(config.data.path, workdir)
     if is_new:
         write_marker(workdir, phases[0], ended)
     use_compilation_cache(workdir)

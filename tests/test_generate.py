@@ -15,6 +15,7 @@ from judge import greedy
 
 from stackjax import model
 from stackjax.continuation import continuations, generate, new_text
+from stackjax.data.tokenization import Tokenization, tokenization
 from stackjax.data.tokenizer import Tokenizer
 from stackjax.generate import main
 from stackjax.pretrained import Pretrained
@@ -47,8 +48,10 @@ def tokenizer(end_id) -> Tokenizer:
         end_id=end_id,
         digest="",
         encode=encode,
+        encode_marked=encode,
         decode=decode,
         find=lambda _: None,
+        written=lambda _: "<end>",
     )
 
 
@@ -70,9 +73,7 @@ def pretrained(name, mesh="one device", end_id=NO_END) -> Pretrained:
         config=config,
         params=params,
         mesh=mesh_of(mesh),
-        tokenizer=tokenizer(end_id),
-        prefix_id=5,
-        is_prefixed=False,
+        tokenization=Tokenization(tokenizer(end_id), (end_id,), prefix_id=5),
         seq_len=16,
     )
 
@@ -175,15 +176,15 @@ def test_a_row_ends_at_its_end_token_and_all_when_the_last_one_has():
 @settings(deadline=None)
 @given(st.text(TEXT), st.text(TEXT, min_size=1))
 def test_text_comes_in_pieces_of_whole_characters_as_soon_as_they_are(prompt, text):
-    bytewise = tokenizer(NO_END)
-    tokens = bytewise.encode(text).tolist()
-    pieces = list(new_text(bytewise, bytewise.encode(prompt).tolist(), tokens))
+    bytewise = tokenization(tokenizer(NO_END))
+    tokens = bytewise.tokenizer.encode(text).tolist()
+    pieces = list(new_text(bytewise, bytewise.encode_prompt(prompt).tolist(), tokens))
     assert [piece for piece in pieces if piece] == list(text)
 
 
 def test_what_is_never_a_character_comes_at_the_end():
-    bytewise = tokenizer(NO_END)
-    tokens = bytewise.encode("aé").tolist()
+    bytewise = tokenization(tokenizer(NO_END))
+    tokens = bytewise.tokenizer.encode("aé").tolist()
     assert "".join(new_text(bytewise, [], tokens[:2])) == "a\N{REPLACEMENT CHARACTER}"
 
 

@@ -17,6 +17,7 @@ import numpy as np
 from array_record.python.array_record_module import ArrayRecordReader
 from etils import epath
 
+from stackjax.data.tokenizer_info import TokenizerInfo
 from stackjax.errors import UserError
 
 MANIFEST = "manifest.json"
@@ -53,20 +54,6 @@ class Split:
     """Documents in all shards; each has one end token."""
     shards: tuple[Shard, ...]
     """The files, in the order of the stream."""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class TokenizerInfo:
-    """The tokenizer that wrote a set."""
-
-    name: str
-    """`bytes`, or the path it was loaded from."""
-    digest: str
-    """SHA-256 of what defines it."""
-    vocab_size: int
-    """Number of tokens; every token is below it."""
-    end_id: int
-    """The token that ends each document."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

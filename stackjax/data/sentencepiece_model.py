@@ -1,0 +1,41 @@
+"""SentencePiece models, changed so that they read text in another way."""
+
+from collections.abc import Iterable
+
+import sentencepiece
+from sentencepiece import sentencepiece_model_pb2 as proto
+
+from stackjax.data.tokenizer_json import MAX_VOCAB
+
+
+def load(data: bytes) -> sentencepiece.SentencePieceProcessor:
+    """Returns the processor of a model file.
+
+    Raises:
+      ValueError: It is damaged; the message says how.
+    """
+    model = sentencepiece.SentencePieceProcessor()
+    try:
+        model.LoadFromSerializedProto(data)
+    except RuntimeError as error:
+        raise ValueError(str(error)) from error
+    if not 0 < model.GetPieceSize() <= MAX_VOCAB:
+        raise ValueError(f"it has {model.GetPieceSize()} pieces; it may have 1 to {MAX_VOCAB}")
+    return model
+
+
+def spell_out(data: bytes, ids: Iterable[int]) -> bytes:
+    """Returns a model that never gives some ids for the text of their pieces."""
+    model = proto.ModelProto.FromString(data)
+    for index in ids:
+        piece = model.pieces[index]
+        if piece.type in (piece.NORMAL, piece.USER_DEFINED):
+            piece.type = piece.CONTROL
+    return model.SerializeToString()
+
+
+def without_prefix(data: bytes) -> bytes:
+    """Returns a model that puts no space before a text."""
+    model = proto.ModelProto.FromString(data)
+    model.normalizer_spec.add_dummy_prefix = False
+    return model.SerializeToString()
