@@ -166,8 +166,13 @@ def _load_json(
 
 
 def _encode(model: tokenizers.Tokenizer, text: str) -> np.ndarray:
-    # The batched call is the fast one: it does not track offsets into the text.
-    encodings = model.encode_batch_fast([text], add_special_tokens=False)
+    try:
+        # The batched call is the fast one: it does not track offsets into the text.
+        encodings = model.encode_batch_fast([text], add_special_tokens=False)
+    except Exception as error:
+        if type(error) is not Exception:  # The library raises nothing narrower.
+            raise
+        raise UserError(f"the tokenizer cannot read a text: {error}.") from error
     return np.asarray(encodings[0].ids, np.int64)
 
 

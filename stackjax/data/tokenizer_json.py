@@ -55,6 +55,10 @@ def load(fields: Fields) -> tokenizers.Tokenizer:
             raise ValueError(str(error)) from error
         raise
     _check_template(fields.get("post_processor"))
+    if _type(fields["model"]) in ("WordLevel", "WordPiece"):
+        unknown = _unknown(fields["model"])
+        if unknown not in fields["model"]["vocab"]:
+            raise ValueError(f"its vocabulary lacks unk_token {unknown!r}")
     size = vocab_size(model)
     if not 0 < size <= MAX_VOCAB:
         raise ValueError(f"its ids reach {size - 1}; they may reach {MAX_VOCAB - 1}")
