@@ -15,7 +15,7 @@ from stackjax.data.sources import TokenSource
 from stackjax.data.tokenizer import Tokenizer, load_tokenizer
 from stackjax.prepare import PrepareConfig, prepare
 
-QUOTES = (BOS, EOS, TURN, "<unk>", "</", "s>", "＜/s＞", " ", "\n", "a", "model", "é", "x")
+QUOTES = (BOS, EOS, TURN, "<unk>", "</", "s>", "\uff1c/s\uff1e", " ", "\n", "a", "model", "é", "x")
 quoting = st.lists(st.sampled_from(QUOTES), max_size=8).map("".join)
 
 

@@ -239,7 +239,10 @@ def added(**fields):
         ({"model": {"type": "BPE", "vocab": {"a": 4294967295}, "merges": []}}, "ids reach"),
         ({"model": {"type": "BPE", "vocab": {"a": 0}, "merges": ["a b"]}}, "cannot be read"),
         ({"model": {"type": "Unigram", "vocab": [["a", 0.0]], "unk_id": 7}}, "UnkId"),
-        ({"model": {"type": "WordLevel", "vocab": {"a": 0}, "unk_token": "z"}}, "lacks unk_token 'z'"),
+        (
+            {"model": {"type": "WordLevel", "vocab": {"a": 0}, "unk_token": "z"}},
+            "lacks unk_token 'z'",
+        ),
         ({"added_tokens": 5}, "expected a sequence"),
         ({"added_tokens": [added(id=-1)]}, "-1"),
         ({"added_tokens": [{"id": 256}]}, "missing field"),

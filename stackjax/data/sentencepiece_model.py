@@ -4,6 +4,7 @@ from collections.abc import Iterable
 
 import sentencepiece
 from sentencepiece import sentencepiece_model_pb2 as proto
+from tokenizers import decoders
 
 from stackjax.data.tokenizer_json import MAX_VOCAB
 
@@ -39,3 +40,12 @@ def without_prefix(data: bytes) -> bytes:
     model = proto.ModelProto.FromString(data)
     model.normalizer_spec.add_dummy_prefix = False
     return model.SerializeToString()
+
+
+def decoder(data: bytes) -> decoders.Decoder:
+    """Returns a decoder that reads pieces as transformers does: bytes are UTF-8 or U+FFFD."""
+    steps = [decoders.Replace("\N{LOWER ONE EIGHTH BLOCK}", " ")]
+    steps += [decoders.ByteFallback(), decoders.Fuse()]
+    if proto.ModelProto.FromString(data).normalizer_spec.add_dummy_prefix:
+        steps.append(decoders.Strip(" ", 1, 0))
+    return decoders.Sequence(steps)

@@ -234,8 +234,17 @@ def _load_sentencepiece(name: str, data: bytes, end_token: str | int | None) -> 
         index = model.PieceToId(token)
         return index if model.IdToPiece(index) == token else None
 
+    decoder = sentencepiece_model.decoder(data)
+
     def decode(tokens: Sequence[int]) -> str:
-        return model.DecodeIds([i for i in np.asarray(tokens).tolist() if 0 <= i < size])
+        known = (token for token in np.asarray(tokens).tolist() if 0 <= token < size)
+        return decoder.decode(
+            [
+                model.IdToPiece(token)
+                for token in known
+                if not (model.IsControl(token) or model.IsUnknown(token))
+            ]
+        )
 
     end_id = _find_end(name, size, end_token, find, model.eos_id())
     special = {end_id, model.bos_id()} - {-1}

@@ -160,7 +160,7 @@ def read_lineage(folder: Folder, tokens: int = 0) -> tuple[Generation, ...]:
         lineage = from_json(json.loads(file.read_text())["lineage"])
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{file} cannot be read ({error}); remove it.") from error
-    if num_params(lineage[-1].model) != num_params(folder.model):
+    if not lineage or num_params(lineage[-1].model) != num_params(folder.model):
         raise UserError(f"{file} tells of another model than {CONFIG}; remove it.")
     return lineage
 

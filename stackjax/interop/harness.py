@@ -169,7 +169,8 @@ class StackjaxLM(TemplateLM):
             self._pretrained,
             [np.array(prompt) for prompt in prompts],
             sampling,
-            max_tokens,
+            # An empty string is in every text, so that the first token is the last.
+            1 if "" in until else max_tokens,
             key,
             until,
             # The hf model also draws ids that its tokenizer does not have.
@@ -195,8 +196,7 @@ def _settings(wanted: dict[str, Any], end: str) -> tuple[list[str], int, Samplin
     except (TypeError, ValueError) as error:
         raise UserError(f"generation_kwargs of a task are {wanted}: {error}.") from error
     until = handle_stop_sequences(kwargs.pop("until"), end)
-    # An empty string is in every text, so that the first token is the last.
-    max_tokens = 1 if "" in until else kwargs["max_gen_toks"]
+    max_tokens = kwargs["max_gen_toks"]
     unknown = kwargs.keys() - {"max_gen_toks", *_SAMPLING} - _neutral(kwargs)
     if unknown:
         raise UserError(
