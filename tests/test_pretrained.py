@@ -1,5 +1,6 @@
 """A trained model is found with its tokenizer, whatever place it lies in."""
 
+import dataclasses
 import io
 import json
 import shutil
@@ -253,10 +254,15 @@ def test_the_tokenizer_of_a_set_is_the_one_that_made_it(world, tmp_path):
         data_tokenizer(str(data))
 
 
-def test_a_row_of_a_padded_vocabulary_is_never_drawn(tmp_path):
+def test_only_tokens_that_the_tokenizer_has_are_drawn(tmp_path):
     folder = folders.write(tmp_path / "folder", "qwen3, tied, other base", vocab_size=300)
     found = load_pretrained(str(folder), "bytes")
     assert found.config.padded_vocab_size == 384
-    hot = Sampling(temperature=1e6)
-    (tokens,) = continuations(found, [np.array([1])], hot, 200, jax.random.key(0))
-    assert max(tokens) < 300
+    endless = dataclasses.replace(found, tokenization=found.tokenization._replace(end_ids=()))
+    args = endless, [np.array([1])], Sampling(temperature=1e6), 400, jax.random.key(0)
+    (tokens,) = continuations(*args)
+    assert len(tokens) == 400 and 250 < max(tokens) < 256
+    (tokens,) = continuations(*args, vocab_size=300)
+    assert 290 < max(tokens) < 300
+    # Ids beyond the tokenizer have no text.
+    assert found.tokenizer.decode([65, 299, 66]) == "AB"

@@ -241,7 +241,7 @@ def added(**fields):
         ({"model": {"type": "Unigram", "vocab": [["a", 0.0]], "unk_id": 7}}, "UnkId"),
         (
             {"model": {"type": "WordLevel", "vocab": {"a": 0}, "unk_token": "z"}},
-            "lacks unk_token 'z'",
+            "lacks unk",
         ),
         ({"added_tokens": 5}, "expected a sequence"),
         ({"added_tokens": [added(id=-1)]}, "-1"),

@@ -1,12 +1,15 @@
 """SentencePiece models, changed so that they read text in another way."""
 
 from collections.abc import Iterable
+from typing import Any
 
 import sentencepiece
-from sentencepiece import sentencepiece_model_pb2 as proto
+from sentencepiece import sentencepiece_model_pb2
 from tokenizers import decoders
 
 from stackjax.data.tokenizer_json import MAX_VOCAB
+
+_PROTO: Any = sentencepiece_model_pb2  # Its classes are made when it is imported.
 
 
 def load(data: bytes) -> sentencepiece.SentencePieceProcessor:
@@ -27,7 +30,7 @@ def load(data: bytes) -> sentencepiece.SentencePieceProcessor:
 
 def spell_out(data: bytes, ids: Iterable[int]) -> bytes:
     """Returns a model that never gives some ids for the text of their pieces."""
-    model = proto.ModelProto.FromString(data)
+    model = _PROTO.ModelProto.FromString(data)
     for index in ids:
         piece = model.pieces[index]
         if piece.type in (piece.NORMAL, piece.USER_DEFINED):
@@ -37,15 +40,15 @@ def spell_out(data: bytes, ids: Iterable[int]) -> bytes:
 
 def without_prefix(data: bytes) -> bytes:
     """Returns a model that puts no space before a text."""
-    model = proto.ModelProto.FromString(data)
+    model = _PROTO.ModelProto.FromString(data)
     model.normalizer_spec.add_dummy_prefix = False
     return model.SerializeToString()
 
 
 def decoder(data: bytes) -> decoders.Decoder:
     """Returns a decoder that reads pieces as transformers does: bytes are UTF-8 or U+FFFD."""
-    steps = [decoders.Replace("\N{LOWER ONE EIGHTH BLOCK}", " ")]
+    steps: list[Any] = [decoders.Replace("\N{LOWER ONE EIGHTH BLOCK}", " ")]
     steps += [decoders.ByteFallback(), decoders.Fuse()]
-    if proto.ModelProto.FromString(data).normalizer_spec.add_dummy_prefix:
+    if _PROTO.ModelProto.FromString(data).normalizer_spec.add_dummy_prefix:
         steps.append(decoders.Strip(" ", 1, 0))
     return decoders.Sequence(steps)

@@ -145,9 +145,10 @@ def _load_json(
     def written(token: int) -> str:
         return model.decode([token], skip_special_tokens=False)
 
-    special = tokenizer_json.special_tokens(fields)
-    special |= {model.id_to_token(token) for token in (end_id, *begin_ids)}
-    is_special_V = _mask((model.token_to_id(token) for token in special), size)
+    ids = {end_id, *begin_ids}
+    names = set(filter(None, map(model.id_to_token, ids)))
+    names |= tokenizer_json.special_tokens(fields)
+    ids |= {index for token in names if (index := model.token_to_id(token)) is not None}
     return Tokenizer(
         name=name,
         vocab_size=size,
@@ -157,7 +158,7 @@ def _load_json(
         digest=tokenizer_json.digest(fields),
         file="tokenizer.json",
         definition=data,
-        encode=_encode_documents(fields, special, is_special_V),
+        encode=_encode_documents(fields, names, _mask(ids, size)),
         encode_marked=_of_unicode(functools.partial(_encode, model)),
         decode=lambda tokens: model.decode(np.asarray(tokens).tolist()),
         find=model.token_to_id,

@@ -135,7 +135,7 @@ def with_special_tokens(fields: Fields, tokens: Iterable[str], first: int) -> Fi
 def special_tokens(fields: Fields) -> set[str]:
     """Returns the added tokens that are special, except the one for unknown text."""
     special = {token["content"] for token in _added(fields) if token.get("special")}
-    return special - {_unknown(fields["model"])}
+    return {token for token in special if token != _unknown(fields["model"])}
 
 
 def spell_out(fields: Fields, tokens: Iterable[str]) -> Fields:
@@ -145,8 +145,8 @@ def spell_out(fields: Fields, tokens: Iterable[str]) -> Fields:
     the token for unknown text stands for it, or nothing. All ids stay as they are.
     """
     suffix = digest(fields)  # so that no text holds the name
-    names = {token: f"{token}\0{suffix}" for token in tokens}
-    names.pop(_unknown(fields["model"]), None)  # The library needs its name.
+    unknown = _unknown(fields["model"])  # The library needs its name.
+    names = {token: f"{token}\0{suffix}" for token in tokens if token != unknown}
     added = [
         {**token, "content": names.get(token["content"], token["content"])}
         for token in _added(fields)

@@ -86,7 +86,8 @@ class StackjaxLM(TemplateLM):
         Raises:
           UserError: There is nothing to score in a text, or it is too long.
         """
-        for context, text in (request.args for request in requests):
+        for request in requests:
+            context, text = request.arguments
             if not context and not self.tok_encode(text, add_special_tokens=False):
                 raise _nothing_to_score(context)
         return super().loglikelihood(requests, disable_tqdm)

@@ -52,7 +52,7 @@ def read_tokenization(path: Path) -> Tokenization | None:
     named, stop_ids = _named(path, settings), _stop_ids(path, config)
     end = named.get("eos_token") or next(iter(stop_ids), None)
     tokenizer = load_tokenizer(str(file), end, list(filter(None, named.values())))
-    named = _defaults(settings, config, tokenizer) | named
+    named = {**_defaults(settings, config, tokenizer), **named}
     bos_id, eos_id = (_id(tokenizer, named.get(name)) for name in ("bos_token", "eos_token"))
     end_ids = tuple(dict.fromkeys((tokenizer.end_id if eos_id is None else eos_id, *stop_ids)))
     _check_ids(path, tokenizer, end_ids)
@@ -107,8 +107,8 @@ def _separator(tokenizer: Tokenizer, end_ids: Sequence[int]) -> int:
 
     Models of chats have an end of a turn as well, and often call that one the EOS.
     """
-    usual = [index for token in END_TOKENS if (index := tokenizer.find(token)) in end_ids]
-    return (*usual, *end_ids)[0]
+    usual = {tokenizer.find(token): i for i, token in reversed(list(enumerate(END_TOKENS)))}
+    return min(end_ids, key=lambda index: usual.get(index, len(END_TOKENS)))
 
 
 def _read(path: Path, name: str) -> Mapping[str, Any]:
