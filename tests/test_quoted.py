@@ -15,7 +15,9 @@ from stackjax.data.sources import TokenSource
 from stackjax.data.tokenizer import Tokenizer, load_tokenizer
 from stackjax.prepare import PrepareConfig, prepare
 
-QUOTES = (BOS, EOS, TURN, "<unk>", "</", "s>", "\uff1c/s\uff1e", " ", "\n", "a", "model", "é", "x")
+# The last but one is the end token after normalization by NFKC.
+PARTS = ("<unk>", "</", "s>", " ", "\n", "a", "model", "é", "\uff1c/s\uff1e", "x")
+QUOTES = (BOS, EOS, TURN, *PARTS)
 quoting = st.lists(st.sampled_from(QUOTES), max_size=8).map("".join)
 
 
