@@ -17,7 +17,7 @@ from stackjax import model
 from stackjax.continuation import continuations, generate, new_text
 from stackjax.data.tokenization import Tokenization, tokenization
 from stackjax.data.tokenizer import Tokenizer
-from stackjax.generate import main
+from stackjax.generate import main, read_prompts
 from stackjax.pretrained import Pretrained
 from stackjax.sampling import Sampling
 from stackjax.sharding import partition_of
@@ -260,6 +260,31 @@ def test_mistakes_are_one_line(command, args, message):
     code, _, err = command(*args)
     assert (code, err.count("\n")) == (2, 1)
     assert err.startswith("error: ") and message in err
+
+
+@pytest.mark.parametrize(
+    ("data", "lines"),
+    [
+        (b"one\ntwo\n", ["one", "two"]),
+        (b"one\r\ntwo\rthree", ["one", "two", "three"]),
+        (b"one\n\ntwo\r\n\r\n", ["one", "", "two", ""]),
+        ("one\u2028two\x0bthree\x85four\n".encode(), ["one\u2028two\x0bthree\x85four"]),
+        (b"\xef\xbb\xbfone\n", ["one"]),
+        (b"\n", [""]),
+    ],
+)
+def test_lines_of_a_prompt_file_end_with_any_line_break(data, lines, tmp_path):
+    (tmp_path / "prompts").write_bytes(data)
+    assert read_prompts(tmp_path / "prompts") == lines
+
+
+@pytest.mark.parametrize(
+    ("data", "said"), [(b"", "is empty"), (b"a\n\xff\n", "is not UTF-8 text at byte 2")]
+)
+def test_a_prompt_file_that_cannot_be_read_is_refused(data, said, tmp_path):
+    (tmp_path / "prompts").write_bytes(data)
+    with pytest.raises(ValueError, match=said):
+        read_prompts(tmp_path / "prompts")
 
 
 def test_no_prompts_are_refused():

@@ -378,6 +378,31 @@ def test_a_wrong_argument_is_one_line(
     assert re.search(said, one_line(capsys))
 
 
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("no/results.json", "there is no directory"),
+        ("directory", "a directory; name a file in it"),
+        ("results.json", "exists already; name another file with --output"),
+        ("link.json", "exists already"),
+    ],
+)
+def test_results_go_to_a_new_file_only(name, said, tmp_path):
+    (tmp_path / "directory").mkdir()
+    (tmp_path / "results.json").write_text("results")
+    (tmp_path / "link.json").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(ValueError, match=said):
+        evaluate.check_output(tmp_path / name)
+    evaluate.check_output(tmp_path / "new.json")
+    assert (tmp_path / "results.json").read_text() == "results"
+
+
+def test_a_directory_that_may_not_be_written_to_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr("os.access", lambda path, mode: False)
+    with pytest.raises(ValueError, match="may not be written to"):
+        evaluate.check_output(tmp_path / "new.json")
+
+
 @pytest.mark.usefixtures("only_local")
 def test_data_that_cannot_be_downloaded_are_one_line(pretrained, task_dir, monkeypatch, capsys):
     def refuse(*args, **kwargs):

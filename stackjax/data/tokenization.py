@@ -21,13 +21,13 @@ class Tokenization(NamedTuple):
 
     tokenizer: Tokenizer
     end_ids: tuple[int, ...]
-    """Tokens that end a generated text. The first is the EOS of transformers."""
+    """Tokens at the end of generated texts; the first is the EOS of transformers."""
     prefix_id: int
     """The BOS, or else the EOS: the token before a text without context."""
 
     @property
     def begin_ids(self) -> tuple[int, ...]:
-        """Tokens that begin every document and prompt; often none, or the BOS alone."""
+        """Tokens before every document and prompt; often none, or the BOS alone."""
         return self.tokenizer.begin_ids
 
     @property
@@ -38,14 +38,13 @@ class Tokenization(NamedTuple):
     def encode_prompt(self, text: str) -> np.ndarray:
         """Returns the tokens of a text to be continued.
 
-        Special tokens may be written in it. A text that begins with the BOS itself gets no
-        second one.
+        `</s>` in the text is the special token. After a BOS in the text no other is added.
         """
         begin_ids = () if self.is_begun(text) else self.begin_ids
         return np.array([*begin_ids, *self.tokenizer.encode_marked(text)], np.int64)
 
     def is_begun(self, text: str) -> bool:
-        """Returns whether a text begins with `prefix_id`, as it is written."""
+        """Returns whether a text begins with the name of `prefix_id`."""
         return text.startswith(self.tokenizer.written(self.prefix_id))
 
 

@@ -23,8 +23,8 @@ END_TOKENS = ("</s>", "<|endoftext|>", "<|end_of_text|>", "<eos>")
 class Tokenizer:
     """Text to tokens and back.
 
-    A document is `begin_ids`, the tokens of its text, and `end_id`. A document that quotes a
-    special token holds the text of this token, spelled with other tokens, never its id.
+    A document is `begin_ids`, the tokens of the text, and `end_id`. If the text quotes a
+    special token, other tokens spell this quote; the id itself never stands inside.
     """
 
     name: str
@@ -32,21 +32,21 @@ class Tokenizer:
     vocab_size: int
     """Number of tokens; every token is below it."""
     begin_ids: tuple[int, ...] = ()
-    """Tokens that begin every document and every prompt; often none, or the BOS alone."""
+    """Tokens before every document and every prompt; often none, or the BOS alone."""
     end_id: int
     """The token that ends a document."""
     suffix_ids: tuple[int, ...] = ()
-    """Tokens that the file's own template puts after a text; only tasks are scored so."""
+    """Tokens after a text, by the template in the file; only tasks are scored so."""
     digest: str
-    """SHA-256 of the ids that it gives to texts; not of formatting or of `begin_ids`."""
+    """SHA-256 over the ids of texts; formatting and `begin_ids` do not matter."""
     file: str | None = None
-    """Name of the file that holds it in a set or a run; None for bytes."""
+    """File name in a set or a run; None for bytes."""
     definition: bytes | None = None
     """Contents of this file."""
     encode: Callable[[str], np.ndarray]
-    """Returns the tokens of a document's text, one axis of integers, no special token."""
+    """Returns the tokens of a text in a document, one axis of integers, none special."""
     encode_marked: Callable[[str], np.ndarray]
-    """Returns the tokens of a prompt, in which special tokens may be written, as `</s>`."""
+    """Returns the tokens of a prompt; `</s>` in the prompt is the special token."""
     decode: Callable[[Sequence[int]], str]
     """Returns the text of tokens; special tokens and unknown ids have none."""
     find: Callable[[str], int | None]
@@ -62,9 +62,8 @@ def load_tokenizer(
 
     Args:
       name: A path may lie in a bucket.
-      end_token: The token that ends a document, as it is written or by its id, if it is not
-        one of the usual ones.
-      special_tokens: Tokens that a `.json` file may lack; they get the next ids.
+      end_token: The token that ends a document, by name or by id, unless `END_TOKENS` has it.
+      special_tokens: Tokens for the next ids, if a `.json` file lacks them.
 
     Raises:
       UserError: The file cannot be read as a tokenizer, or has no end token.
@@ -123,7 +122,7 @@ def _bytes_tokenizer() -> Tokenizer:
 
 @functools.cache
 def _bytes_digest() -> str:
-    # The same as that of the file which bytes are exported as.
+    # A folder exported from bytes has the same digest.
     return tokenizer_json.digest(tokenizer_json.bytes_fields())
 
 
@@ -196,7 +195,7 @@ def _encode_documents(
 
 
 def _mask(ids: Iterable[int], vocab_size: int) -> np.ndarray:
-    """Returns whether each token of a vocabulary is one of some ids, [V]."""
+    """Returns whether each token in the vocabulary is among the ids, [V]."""
     mask_V = np.zeros(vocab_size, bool)
     mask_V[list(ids)] = True
     return mask_V

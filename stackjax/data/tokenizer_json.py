@@ -1,8 +1,8 @@
 """The fields of a Hugging Face tokenizer.json: checked, hashed, and changed.
 
-A special token must never come out of the text of a document. `spell_out` therefore renames
-special tokens to names that no text holds, so that the tokenizer spells `</s>` with other
-tokens, as it spells any word that it does not know.
+The text of a document must never become a special token. `spell_out` therefore gives special
+tokens names outside of any text, so the tokenizer spells `</s>` with other tokens, like any
+unknown word.
 """
 
 import hashlib
@@ -70,7 +70,7 @@ def load(fields: Fields) -> tokenizers.Tokenizer:
 def _check_template(processor: Any) -> None:
     """Raises ValueError for a template whose special tokens have no ids.
 
-    The library of tokenizers panics on such a template, when it meets the first text.
+    The library panics on such a template at the first text.
     """
     if processor is None:
         return
@@ -89,7 +89,7 @@ def vocab_size(model: tokenizers.Tokenizer) -> int:
 
 
 def affixes(model: tokenizers.Tokenizer) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Returns the ids that the tokenizer itself puts before and after every text."""
+    """Returns the ids before and after every text, by the template in the file."""
     for text in ("a", *model.get_vocab()):
         encoding = model.encode(text)
         if not all(encoding.special_tokens_mask):
@@ -100,10 +100,10 @@ def affixes(model: tokenizers.Tokenizer) -> tuple[tuple[int, ...], tuple[int, ..
 
 
 def digest(fields: Fields) -> str:
-    """Returns a SHA-256 of the ids that the tokenizer gives to texts.
+    """Returns a SHA-256 over all fields behind the ids of texts.
 
     Formatting, the order of keys, fields at their defaults, and the template around texts do
-    not matter, so a file that another library has read and written again counts as the same.
+    not matter: another library may read the file and write it again.
     """
     model = {name: value for name, value in fields["model"].items() if value}
     model["type"] = _type(fields["model"])
@@ -141,10 +141,10 @@ def special_tokens(fields: Fields) -> set[str]:
 def spell_out(fields: Fields, tokens: Iterable[str]) -> Fields:
     """Returns the fields of a tokenizer that never gives the ids of some tokens.
 
-    Where the text of such a token stands, other tokens spell it; if the vocabulary has none,
-    the token for unknown text stands for it, or nothing. All ids stay as they are.
+    Other tokens spell the text of such a token; without any in the vocabulary, it becomes
+    the token for unknown text, or nothing. All ids stay the same.
     """
-    suffix = digest(fields)  # so that no text holds the name
+    suffix = digest(fields)  # no text has such a name
     unknown = _unknown(fields["model"])  # The library needs its name.
     names = {token: f"{token}\0{suffix}" for token in tokens if token != unknown}
     added = [

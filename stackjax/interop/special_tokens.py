@@ -1,8 +1,8 @@
 """The tokenizer of a folder of transformers, with the special tokens that its files name.
 
-They are read as `AutoTokenizer.from_pretrained` and `generate` of transformers read them. The
-file of the vocabulary, tokenizer_config.json, special_tokens_map.json, generation_config.json
-and config.json each may name some of them.
+`AutoTokenizer.from_pretrained` and `generate` in transformers are the rule. The vocabulary,
+tokenizer_config.json, special_tokens_map.json, generation_config.json and config.json each may
+name some special tokens.
 """
 
 import dataclasses
@@ -17,7 +17,7 @@ from stackjax.errors import UserError
 from stackjax.runtime.paths import file_inside
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model")
-"""The files that hold a vocabulary, the first that is there counts."""
+"""Files with a vocabulary; the first existing file counts."""
 _NAMES = (
     "bos_token",
     "eos_token",
@@ -34,15 +34,14 @@ _DEFAULTS = {
     "GPT2Tokenizer": {"bos_token": "<|endoftext|>", "eos_token": "<|endoftext|>"},
     "Qwen2Tokenizer": _QWEN,
 }
-"""Special tokens of the classes of transformers that have some of their own."""
+"""Default special tokens by class in transformers."""
 
 
 def read_tokenization(path: Path) -> Tokenization | None:
-    """Returns how the model of a folder reads texts; None if it has no tokenizer.
+    """Returns how the model of a folder reads texts; None without a tokenizer.
 
     Raises:
-      UserError: A file is damaged, is a link out of the folder, or names a token that is not
-        in the vocabulary.
+      UserError: A file is damaged, is a link out of the folder, or has an unknown id.
     """
     files = [Path(file_inside(path, name, "transformers")) for name in TOKENIZER_FILES]
     file = next((file for file in files if file.is_file()), None)
@@ -73,11 +72,10 @@ def read_tokenizer(name: str, end_token: str | None = None) -> Tokenizer:
     """Returns the tokenizer called `bytes`, in a file, or in a folder of transformers.
 
     Args:
-      end_token: The token that ends a document, if it is not the one that the folder names,
-        or a usual one.
+      end_token: The token that ends a document, instead of the usual one.
 
     Raises:
-      UserError: It cannot be read, or has no such end token.
+      UserError: The file is damaged, or has no such end token.
     """
     return named_tokenization(name, end_token).tokenizer
 
@@ -103,16 +101,16 @@ def named_tokenization(name: str, end_token: str | None = None) -> Tokenization:
 
 
 def _separator(tokenizer: Tokenizer, end_ids: Sequence[int]) -> int:
-    """Returns the token between documents: the usual one if it is among the end tokens.
+    """Returns the token between documents: the usual end token, if present.
 
-    Models of chats have an end of a turn as well, and often call that one the EOS.
+    Chat models also have an end of turn, and often call this token the EOS.
     """
     usual = {tokenizer.find(token): i for i, token in reversed(list(enumerate(END_TOKENS)))}
     return min(end_ids, key=lambda index: usual.get(index, len(END_TOKENS)))
 
 
 def _read(path: Path, name: str) -> Mapping[str, Any]:
-    """Returns a JSON object in a folder, empty if it is not there."""
+    """Returns a JSON object in a folder, empty without the file."""
     file = Path(file_inside(path, name, "transformers"))
     if not file.is_file():
         return {}
@@ -126,9 +124,9 @@ def _read(path: Path, name: str) -> Mapping[str, Any]:
 
 
 def _named(path: Path, settings: Mapping[str, Any]) -> dict[str, str | None]:
-    """Returns the special tokens that the files of a folder name, as they are written.
+    """Returns the named special tokens in the files of a folder.
 
-    special_tokens_map.json counts more, but is not read beside `added_tokens_decoder`.
+    special_tokens_map.json counts more, but not beside `added_tokens_decoder`.
     """
     fields = {name: settings[name] for name in _NAMES if name in settings}
     if "added_tokens_decoder" not in settings:
@@ -138,7 +136,7 @@ def _named(path: Path, settings: Mapping[str, Any]) -> dict[str, str | None]:
 
 
 def _written(path: Path, name: str, token: Any) -> str | None:
-    """Returns a token as it is written; some files also say how it is cut out of text."""
+    """Returns the name of a token; some files have it in an object, with flags."""
     content = token.get("content") if isinstance(token, dict) else token
     if content is None and token is None:
         return None
@@ -150,7 +148,7 @@ def _written(path: Path, name: str, token: Any) -> str | None:
 def _defaults(
     settings: Mapping[str, Any], config: Mapping[str, Any], tokenizer: Tokenizer
 ) -> Mapping[str, str | None]:
-    """Returns the special tokens of the class by which transformers reads a folder."""
+    """Returns the default special tokens of the class in transformers."""
     if tokenizer.file == "tokenizer.model":
         return _LLAMA
     kind = config.get("model_type")
@@ -158,7 +156,7 @@ def _defaults(
     if kind == "qwen2" or (kind == "qwen3" and name is None):
         return _QWEN
     name = str(name).removesuffix("Fast")
-    # Llama 3 names the class of Llama 2, which is not true of it.
+    # Llama 3 names the class of Llama 2, and transformers ignores this name.
     is_other = name == "LlamaTokenizer" and b'"ByteLevel"' in (tokenizer.definition or b"")
     return {} if kind == "mistral" or is_other else _DEFAULTS.get(name, {})
 
