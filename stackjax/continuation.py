@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from stackjax.data.device import put_rows
-from stackjax.data.tokenizer import Tokenizer
+from stackjax.data.tokenization import Tokenization
 from stackjax.errors import UserError
 from stackjax.model import ModelConfig, Params
 from stackjax.model.decoding import Cache, empty_cache, extend, next_logits
@@ -35,12 +35,16 @@ def generate(
     sampling: Sampling,
     max_tokens: int,
     key: jax.Array,
+    vocab_size: int | None = None,
 ) -> Iterator[np.ndarray]:
     """Returns an iterator over the next tokens of all prompts, int32 [B] each.
 
-    A text that has ended goes on with end tokens, until all have ended. What comes depends on
-    the prompt, on its place among the prompts and on the key, but on no other prompt. An empty
-    prompt begins with `prefix_id`, which is not returned.
+    A text that has ended goes on with its end token, until all have ended. What comes depends
+    on the prompt, on its place among the prompts and on the key, but on no other prompt. An
+    empty prompt begins with `prefix_id`, which is not returned.
+
+    Args:
+      vocab_size: Tokens below it are drawn; by default those that the tokenizer has.
 
     Raises:
       UserError: There are no prompts, or no tokens to come.
@@ -49,18 +53,20 @@ def generate(
         raise UserError("prompts is empty; give at least one, which may be an empty text.")
     if max_tokens < 1:
         raise UserError(f"max_tokens is {max_tokens}; it must be at least 1.")
-    drawn = _draws(pretrained, prompts, sampling, max_tokens, key)
-    return _until_ended(drawn, len(prompts), pretrained.tokenizer.end_id)
+    num_known = pretrained.tokenizer.vocab_size if vocab_size is None else vocab_size
+    drawn = _draws(pretrained, prompts, sampling, max_tokens, key, num_known)
+    return _until_ended(drawn, len(prompts), pretrained.tokenization.end_ids)
 
 
 def _until_ended(
-    drawn: Iterable[jax.Array], num_prompts: int, end_id: int
+    drawn: Iterable[jax.Array], num_prompts: int, end_ids: Sequence[int]
 ) -> Iterator[np.ndarray]:
-    """Returns an iterator over what is drawn for the prompts, until all rows have ended."""
+    """Returns an iterator over the tokens of the prompts, until all rows have ended."""
     has_ended_B = np.zeros(num_prompts, bool)
+    tokens_B = np.zeros(num_prompts, np.int32)
     for drawn_B in drawn:
-        tokens_B = np.where(has_ended_B, end_id, np.asarray(drawn_B)[:num_prompts])
-        has_ended_B |= tokens_B == end_id
+        tokens_B = np.where(has_ended_B, tokens_B, np.asarray(drawn_B)[:num_prompts])
+        has_ended_B |= np.isin(tokens_B, end_ids)
         yield tokens_B
         if has_ended_B.all():
             return
@@ -73,23 +79,27 @@ def continuations(
     max_tokens: int,
     key: jax.Array,
     until: Sequence[str] = (),
+    vocab_size: int | None = None,
 ) -> list[np.ndarray]:
-    """Returns what `generate` continues each prompt by, up to the end token and with it.
+    """Returns the tokens by which `generate` continues each prompt, the end token included.
 
     Args:
       until: Strings of which one in every text that has not ended is enough.
+      vocab_size: As in `generate`.
     """
-    tokenizer = pretrained.tokenizer
+    tokenizer, end_ids = pretrained.tokenizer, set(pretrained.tokenization.end_ids)
     rows: list[list[int]] = [[] for _ in prompts]
 
     def is_enough(row: list[int]) -> bool:
-        text = _decode(tokenizer, row)
-        return row[-1] == tokenizer.end_id or any(end in text for end in until)
+        if row[-1] in end_ids:
+            return True
+        text = tokenizer.decode(row)
+        return any(end in text for end in until)
 
-    drawn = generate(pretrained, prompts, sampling, max_tokens, key)
+    drawn = generate(pretrained, prompts, sampling, max_tokens, key, vocab_size)
     for count, tokens_B in enumerate(drawn, start=1):
         for row, token in zip(rows, tokens_B.tolist(), strict=True):
-            if tokenizer.end_id not in row[-1:]:
+            if end_ids.isdisjoint(row[-1:]):
                 row.append(token)
         # To decode takes longer than to draw a few more.
         if until and count % _DRAWS_PER_LOOK == 0 and all(map(is_enough, rows)):
@@ -97,36 +107,19 @@ def continuations(
     return [np.array(row) for row in rows]
 
 
-def continue_texts(
-    pretrained: Pretrained,
-    prompts: Sequence[np.ndarray],
-    sampling: Sampling,
-    max_tokens: int,
-    until: Sequence[str],
-    key: jax.Array,
-) -> list[str]:
-    """Returns `continuations` as texts, without the end token."""
-    rows = continuations(pretrained, prompts, sampling, max_tokens, key, until)
-    return [_decode(pretrained.tokenizer, row.tolist()) for row in rows]
-
-
-def _decode(tokenizer: Tokenizer, tokens: list[int]) -> str:
-    return tokenizer.decode(tokens[: -1 if tokens[-1:] == [tokenizer.end_id] else None])
-
-
 def new_text(
-    tokenizer: Tokenizer, prompt: Sequence[int], tokens: Iterable[int]
+    tokenization: Tokenization, prompt: Sequence[int], tokens: Iterable[int]
 ) -> Iterator[str]:
     """Returns an iterator over the pieces of text by which tokens continue a prompt.
 
-    A piece comes as soon as all of its characters are complete. The end token has no text.
+    A piece comes as soon as all of its characters are complete. An end token has no text.
     """
-    # What a token reads as may depend on the one before, so all are decoded each time.
-    known = list(prompt)
+    # The text of a token may depend on the one before, so all are decoded each time.
+    tokenizer, known = tokenization.tokenizer, list(prompt)
     text = tokenizer.decode(known)
     shown = len(text)
     for token in tokens:
-        if token == tokenizer.end_id:
+        if token in tokenization.end_ids:
             break
         known.append(token)
         text = tokenizer.decode(known)
@@ -142,11 +135,14 @@ def _draws(
     sampling: Sampling,
     max_tokens: int,
     key: jax.Array,
+    vocab_size: int,
 ) -> Iterator[jax.Array]:
     """Returns an iterator over the tokens drawn for every row of a batch, [B] each."""
     config, params, mesh = pretrained.config, pretrained.params, pretrained.mesh
     with jax.set_mesh(mesh):
-        tokens_BT, lengths_B = _batch(prompts, pretrained.prefix_id, num_shards("batch"))
+        tokens_BT, lengths_B = _batch(
+            prompts, pretrained.tokenization.prefix_id, num_shards("batch")
+        )
         num_rows, width = tokens_BT.shape
         capacity = _round_up(max(width, int(lengths_B.max()) + max_tokens), _SLOTS)
         cache = empty_cache(config, num_rows, capacity)
@@ -160,11 +156,11 @@ def _draws(
             logits_BV, cache = _read(
                 config, params, cache, logits_BV, piece_BT, start, lengths_B
             )
-        tokens_B = _draw(sampling, logits_BV, key, 0)
+        tokens_B = _draw(sampling, vocab_size, logits_BV, key, 0)
     for count in range(1, max_tokens):
         with jax.set_mesh(mesh):
             next_B, cache = _step(
-                config, sampling, params, cache, tokens_B, lengths_B, key, count
+                config, sampling, vocab_size, params, cache, tokens_B, lengths_B, key, count
             )
         # The next step is under way before the result of this one is waited for.
         yield tokens_B
@@ -219,10 +215,11 @@ def _read(
     return jnp.where(is_here_B[:, None], found_BV, logits_BV), cache
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1), donate_argnums=3)
+@functools.partial(jax.jit, static_argnums=(0, 1, 2), donate_argnums=4)
 def _step(
     config: ModelConfig,
     sampling: Sampling,
+    vocab_size: int,
     params: Params,
     cache: Cache,
     tokens_B: jax.Array,
@@ -240,15 +237,20 @@ def _step(
     positions_B1 = (lengths_B + count - 1)[:, None]
     x_B1D, cache = extend(config, params, cache, tokens_B[:, None], positions_B1)
     logits_BV = next_logits(config, params, x_B1D, jnp.zeros_like(lengths_B))
-    return _draw(sampling, logits_BV, key, count), cache
+    return _draw(sampling, vocab_size, logits_BV, key, count), cache
 
 
-@functools.partial(jax.jit, static_argnums=0)
+@functools.partial(jax.jit, static_argnums=(0, 1))
 def _draw(
-    sampling: Sampling, logits_BV: jax.Array, key: jax.Array, count: int | jax.Array
+    sampling: Sampling,
+    vocab_size: int,
+    logits_BV: jax.Array,
+    key: jax.Array,
+    count: int | jax.Array,
 ) -> jax.Array:
     def draw(logits_BV: jax.Array, key: jax.Array) -> jax.Array:
-        return sample(logits_BV, sampling, key)
+        token_BV = jax.lax.broadcasted_iota(jnp.int32, logits_BV.shape, 1)
+        return sample(jnp.where(token_BV < vocab_size, logits_BV, -jnp.inf), sampling, key)
 
     # A row needs all of its logits, which are in shards, and every process all rows.
     return laid_out(draw, logical(None))(logits_BV, jax.random.fold_in(key, count))

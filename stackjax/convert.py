@@ -20,18 +20,19 @@ from etils import epath
 from stackjax import model
 from stackjax.checkpoint import Contents, absolute, write_first
 from stackjax.data.staging import refuse_existing, staging_directory
-from stackjax.data.tokenizer import load_tokenizer
 from stackjax.errors import UserError, one_line_errors
 from stackjax.flops import num_params
 from stackjax.interop import check_installed, config_json, huggingface
 from stackjax.interop.folder import (
     carry,
     new_folder,
+    portable_files,
     read_lineage,
     write_folder,
     write_tokenizer,
 )
 from stackjax.interop.prts import read_checkpoint as read_pth
+from stackjax.interop.special_tokens import read_tokenizer
 from stackjax.interop.stored_types import read_types, types_of
 from stackjax.interop.tensors import DTYPES, TensorInfo, check_finite
 from stackjax.interop.verify import verify
@@ -62,7 +63,7 @@ class ConvertConfig(Checked):
     """Type of the weights of a folder; `auto` gives each tensor its type in the folder that
     the model came from, or float32, which rounds nothing."""
     tokenizer: Text | None = None
-    """Tokenizer of a folder, where the run no longer has it: `bytes`, or a file."""
+    """Tokenizer of a folder, instead of the run's own: `bytes`, a file, or a folder."""
     source_tokens: Count = 0
     """Tokens that the model of a folder was trained on, where the folder does not say."""
     head_dim: Dim | None = None
@@ -117,6 +118,8 @@ def from_folder(config: ConvertConfig) -> epath.Path:
     path = Path(config.source)
     is_pth = _is_pth(config.source)
     folder = read_pth(path, config.head_dim) if is_pth else huggingface.read_folder(path)
+    if not is_pth:
+        portable_files(epath.Path(path))
     lineage = read_lineage(folder, config.source_tokens)
     print(f"source  {config.source}: {_sizes(folder.model)}")
     if "F64" in folder.dtypes.values():
@@ -146,10 +149,11 @@ def to_folder(config: ConvertConfig) -> epath.Path:
     fields = config_json.config_fields(contents.model, dtype, template, seq_len)
     tokenizer = None
     if config.tokenizer is not None:
-        tokenizer = load_tokenizer(config.tokenizer)
+        tokenizer = read_tokenizer(config.tokenizer)
     elif carried is None:
         tokenizer = own_tokenization(checkpoint).tokenizer
     if tokenizer is not None:
+        fields["bos_token_id"] = next(iter(tokenizer.begin_ids), None)
         fields["eos_token_id"] = tokenizer.end_id
     stored = {} if carried is None else read_types(carried)
     infos = _infos(contents.model, dtype, stored)

@@ -10,6 +10,7 @@ not normalised by the length of an answer, and Wikitext's perplexity is that of 
 import dataclasses
 import importlib.metadata
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -17,6 +18,7 @@ from typing import Annotated, Any
 import absl.logging
 import rich.console
 import tyro
+from etils import epath
 
 from stackjax.analysis.scores import PAPER_TASKS, tell
 from stackjax.errors import UserError, one_line_errors
@@ -25,6 +27,7 @@ from stackjax.lineage import code_version, total
 from stackjax.pretrained import load_pretrained
 from stackjax.quantity import Count, Size, Text, Tokens
 from stackjax.runtime.constraints import Checked
+from stackjax.storage import replace_text
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -38,7 +41,7 @@ class EvaluateConfig(Checked):
     task_dir: Path | None = None
     """Directory of further tasks, as YAML files of lm-evaluation-harness."""
     tokenizer: Text | None = None
-    """The tokenizer, where the model does not come with it: `bytes`, or a file."""
+    """`bytes`, a file, or a folder, instead of the model's own tokenizer."""
     num_fewshot: Count | None = None
     """Solved examples before each question; by default as many as each task has."""
     limit: Tokens | None = None
@@ -46,7 +49,7 @@ class EvaluateConfig(Checked):
     batch_size: Size = 32
     """Texts that are scored together."""
     output: Path = Path("results.json")
-    """JSON file to write."""
+    """JSON file to write; it must be new."""
 
 
 def evaluate(config: EvaluateConfig) -> dict[str, Any]:
@@ -56,11 +59,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
       UserError: There is no such model or task, or a field is out of range.
       OSError: A file could not be read.
     """
-    if not config.output.absolute().parent.is_dir():
-        raise UserError(
-            f"output is {config.output}, but there is no directory "
-            f"{config.output.absolute().parent}; make it first."
-        )
+    check_output(config.output)
     tasks = load_tasks(
         list(dict.fromkeys(name.strip() for name in config.tasks.split(","))),
         config.task_dir,
@@ -90,6 +89,19 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     }
 
 
+def check_output(output: Path) -> None:
+    """Raises UserError if a new file cannot be written at a path."""
+    parent = output.absolute().parent
+    if not parent.is_dir():
+        raise UserError(f"output is {output}, but there is no directory {parent}; make it.")
+    if output.is_dir():
+        raise UserError(f"output is {output}, a directory; name a file in it.")
+    if output.exists() or output.is_symlink():
+        raise UserError(f"output {output} exists already; name another file with --output.")
+    if not os.access(parent, os.W_OK | os.X_OK):
+        raise UserError(f"output is {output}, but {parent} may not be written to.")
+
+
 def main() -> None:
     """Runs the command line."""
     absl.logging.set_verbosity(absl.logging.FATAL)
@@ -98,7 +110,7 @@ def main() -> None:
         config = tyro.cli(EvaluateConfig, prog=prog, args=sys.argv[1:])
         results = evaluate(config)
         print(tell(results))
-        config.output.write_text(json.dumps(results, indent=1) + "\n")
+        replace_text(epath.Path(config.output), json.dumps(results, indent=1) + "\n")
         print(f"{config.output}: all of this, with standard errors")
 
 

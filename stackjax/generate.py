@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,7 +14,7 @@ import tyro
 from absl import logging
 
 from stackjax.continuation import continuations, generate, new_text
-from stackjax.errors import one_line_errors
+from stackjax.errors import UserError, one_line_errors
 from stackjax.pretrained import Pretrained, load_pretrained
 from stackjax.quantity import Seed, Size, Text
 from stackjax.runtime.constraints import Checked, OnlyWith
@@ -30,9 +31,9 @@ class GenerateConfig(Checked):
     prompt: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
     """A text to continue; may be given several times. Without any, texts begin anew."""
     prompt_file: Path | None = None
-    """A file with more prompts, one a line."""
+    """A file with more prompts, one a line; an empty line is an empty text."""
     tokenizer: Text | None = None
-    """`bytes`, or a tokenizer's file, where the model's own is no longer there."""
+    """`bytes`, a file, or a folder, instead of the model's own tokenizer."""
     max_tokens: Size = 100
     """Tokens to continue each text by, unless it ends before."""
     sampling: Annotated[Sampling, tyro.conf.arg(name="")] = Sampling()
@@ -52,30 +53,49 @@ def run(config: GenerateConfig) -> None:
     """
     texts = list(config.prompt)
     if config.prompt_file is not None:
-        texts += config.prompt_file.read_text(encoding="utf-8").splitlines()
+        texts += read_prompts(config.prompt_file)
+    texts = texts or [""]
     pretrained = load_pretrained(config.model, config.tokenizer)
-    tokenizer = pretrained.tokenizer
-    prefix = [pretrained.prefix_id] if pretrained.is_prefixed else []
-    prompts = [np.array([*prefix, *tokenizer.encode(text)]) for text in texts or [""]]
+    tokenization = pretrained.tokenization
+    prompts = [tokenization.encode_prompt(text) for text in texts]
     _note_length(pretrained, prompts, config.max_tokens)
     key = jax.random.key(config.seed)
     args = pretrained, prompts, config.sampling, config.max_tokens, key
     if len(prompts) == 1 and not config.json:
         tokens = (int(tokens_B[0]) for tokens_B in generate(*args))
-        print(tokenizer.decode(prompts[0].tolist()), end="", flush=True)
-        for piece in new_text(tokenizer, prompts[0].tolist(), tokens):
+        print(texts[0], end="", flush=True)
+        for piece in new_text(tokenization, prompts[0].tolist(), tokens):
             print(piece, end="", flush=True)
         print()
         return
     for index, tokens_T in enumerate(continuations(*args)):
         known, new = prompts[index].tolist(), tokens_T.tolist()
-        prompt, text = tokenizer.decode(known), "".join(new_text(tokenizer, known, new))
+        prompt, text = texts[index], "".join(new_text(tokenization, known, new))
         if config.json:
-            has_ended = new[-1] == tokenizer.end_id
+            has_ended = new[-1] in tokenization.end_ids
             fields = {"prompt": prompt, "text": text, "tokens": len(new), "ended": has_ended}
             print(json.dumps(fields))
         else:
             print(f"--- {index + 1}\n{prompt}{text}")
+
+
+def read_prompts(file: Path) -> list[str]:
+    r"""Returns the lines of a file, which end with \n, \r\n or \r.
+
+    Raises:
+      UserError: The file is empty, or not UTF-8.
+    """
+    try:
+        text = file.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"prompt_file {file} is not UTF-8 text at byte {error.start}; save it as UTF-8."
+        ) from error
+    if not text:
+        raise UserError(f"prompt_file {file} is empty; write one prompt a line.")
+    # Other separators, such as U+2028, are part of a prompt.
+    lines = re.split("\r\n|\r|\n", text)
+    return lines if lines[-1] else lines[:-1]
 
 
 def _note_length(

@@ -1,23 +1,37 @@
 """What lies around a checkpoint: the config of its run, and the files of another library."""
 
+import dataclasses
 import json
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import jax
 from etils import epath
 
 from stackjax.config_record import RECORD, read_config_record
-from stackjax.data.manifest import read_manifest
-from stackjax.data.tokenizer import Tokenization, Tokenizer, load_tokenizer
+from stackjax.data.manifest import MANIFEST, read_manifest
+from stackjax.data.tokenization import Tokenization, tokenization
+from stackjax.data.tokenizer import Tokenizer
+from stackjax.data.tokenizer_info import (
+    TokenizerInfo,
+    kept_tokenizer,
+    tokenizer_info,
+    write_file,
+)
 from stackjax.errors import UserError
 from stackjax.interop import config_json
-from stackjax.interop.folder import CARRIED, carry, folder_tokenization
+from stackjax.interop.folder import CARRIED, carry
 from stackjax.interop.huggingface import Folder
+from stackjax.interop.special_tokens import read_tokenization
 from stackjax.interop.stored_types import TYPES, write_types
-from stackjax.storage import is_remote
+from stackjax.runtime.paths import file_inside
+from stackjax.storage import is_remote, replace_text
 
+_TOKENIZER = "tokenizer"
+"""Where a run keeps the tokenizer of its data."""
+_INFO = "info.json"
 _LEVELS = 3
 """How far above a checkpoint its run may be: RUN/stage_0/train/600."""
 
@@ -37,19 +51,25 @@ def carried_files(checkpoint: epath.Path) -> Path | None:
     Those in a bucket are brought here.
     """
     found = _above(checkpoint, CARRIED)
-    if found is None or not is_remote(found):
-        return None if found is None else Path(found)
+    return None if found is None else local_files(found)
+
+
+def local_files(carried: epath.Path) -> Path:
+    """Returns a directory with the files of another library on this machine."""
+    if not is_remote(carried):
+        return Path(carried)
     here = Path(tempfile.mkdtemp())
-    for file in found.iterdir():
-        file.copy(here / file.name)
+    _copy_carried(carried, epath.Path(here))
     return here
 
 
 def keep_origin(checkpoint: epath.Path, target: epath.Path) -> None:
-    """Copies what lies around a checkpoint to where its model goes on as another."""
-    record = _above(checkpoint, RECORD)
+    """Copies the files around a checkpoint to where its model goes on as another."""
+    record, kept = _above(checkpoint, RECORD), _above(checkpoint, _TOKENIZER)
     if record is not None:
         record.copy(target / RECORD)
+    if kept is not None:
+        _write_kept(_read_kept(kept), target / _TOKENIZER)
     keep_carried(checkpoint, target)
 
 
@@ -57,9 +77,13 @@ def keep_carried(checkpoint: epath.Path, target: epath.Path) -> None:
     """Copies the files of another library alone, to where a run goes on with the model."""
     carried = _above(checkpoint, CARRIED)
     if carried is not None:
-        carry(carried, target / CARRIED)
-        for name in (config_json.CONFIG, TYPES):
-            (carried / name).copy(target / CARRIED / name, overwrite=True)
+        _copy_carried(carried, target / CARRIED)
+
+
+def _copy_carried(carried: epath.Path, target: epath.Path) -> None:
+    carry(carried, target)
+    for name in (config_json.CONFIG, TYPES):
+        file_inside(carried, name, "a checkpoint").copy(target / name, overwrite=True)
 
 
 def keep_folder(folder: Folder, target: epath.Path) -> None:
@@ -86,37 +110,72 @@ def own_tokenization(checkpoint: epath.Path) -> Tokenization:
     """Returns how a checkpoint's model reads texts.
 
     Raises:
-      UserError: It is not known, or is no longer where it was, or another one is.
+      UserError: It is not known, or its file is gone or damaged.
     """
-    carried = carried_files(checkpoint)
-    if carried is not None:
-        return folder_tokenization(carried)
-    settings = run_settings(checkpoint)
-    if not settings:
+    found = known_tokenization(checkpoint)
+    if found is None:
         raise UserError(f"{checkpoint} does not say its tokenizer; name it with --tokenizer.")
-    tokenizer = data_tokenizer(settings["data.path"])
-    return Tokenization(tokenizer, tokenizer.end_id, is_prefixed=False)
+    return found
+
+
+def known_tokenization(checkpoint: epath.Path) -> Tokenization | None:
+    """Returns how a checkpoint's model reads texts; None if no file says it."""
+    kept, carried = _above(checkpoint, _TOKENIZER), carried_files(checkpoint)
+    of_folder = None if carried is None else read_tokenization(carried)
+    return of_folder if kept is None else trained_tokenization(_read_kept(kept), of_folder)
+
+
+def trained_tokenization(of_data: Tokenizer, of_folder: Tokenization | None) -> Tokenization:
+    """Returns how the model of a run reads texts.
+
+    Args:
+      of_data: The tokenizer of its data: by this one its texts begin.
+      of_folder: How the folder reads them that the model comes from, if it comes from one:
+        its end tokens count as well, and its token before a text without context.
+    """
+    if of_folder is None:
+        return tokenization(of_data)
+    end_ids = tuple(dict.fromkeys((*of_folder.end_ids, of_data.end_id)))
+    return of_folder._replace(tokenizer=of_data, end_ids=end_ids)
+
+
+def _read_kept(directory: epath.Path) -> Tokenizer:
+    file = directory / _INFO
+    try:
+        info = TokenizerInfo(**json.loads(file.read_text()))
+    except (ValueError, TypeError, OSError) as error:
+        raise UserError(
+            f"{file} cannot be read ({error}); bring it back, or name the tokenizer with "
+            f"--tokenizer."
+        ) from error
+    return kept_tokenizer(directory, info, str(file))
 
 
 def data_tokenizer(path: str) -> Tokenizer:
-    """Returns the tokenizer that a set of token shards was made with.
+    """Returns the tokenizer that a set of token shards was made with, which lies in the set.
 
     Raises:
-      UserError: It is no longer where it was, or another one is.
+      UserError: Its file is gone, or is another.
     """
     info = read_manifest(path).tokenizer
-    if info.name != "bytes" and not Path(info.name).is_file():
-        raise UserError(
-            f"the tokenizer of {path} was {info.name}, which is no longer there; bring it "
-            f"back, or name it with --tokenizer where that can be given."
-        )
-    tokenizer = load_tokenizer(info.name, None if info.name == "bytes" else info.end_id)
-    if tokenizer.digest != info.digest:
-        raise UserError(
-            f"{info.name} is another tokenizer than the one that {path} was made with; bring "
-            f"that one back, or name it with --tokenizer where that can be given."
-        )
-    return tokenizer
+    return kept_tokenizer(epath.Path(path), info, f"{path}/{MANIFEST}")
+
+
+def keep_tokenizer(path: str, workdir: epath.Path) -> None:
+    """Copies the tokenizer of a set of token shards into the directory of a run."""
+    if jax.process_index() == 0:
+        _write_kept(data_tokenizer(path), workdir / _TOKENIZER)
+
+
+def _write_kept(tokenizer: Tokenizer, target: epath.Path) -> None:
+    file = target / _INFO
+    text = json.dumps(dataclasses.asdict(tokenizer_info(tokenizer)), indent=2) + "\n"
+    if file.exists() and file.read_text() == text:
+        return
+    target.mkdir(parents=True, exist_ok=True)
+    write_file(tokenizer, target)
+    # Written last, so that it says that the other file is whole.
+    replace_text(file, text)
 
 
 def trained_seq_len(checkpoint: epath.Path) -> int:

@@ -26,7 +26,6 @@ from stackjax.data.manifest import (
     Manifest,
     Split,
     SplitName,
-    TokenizerInfo,
     write_manifest,
 )
 from stackjax.data.parts import (
@@ -39,8 +38,10 @@ from stackjax.data.parts import (
 from stackjax.data.shards import ShardsOfPart, token_dtype, write_shards
 from stackjax.data.staging import refuse_existing, staging_directory, upload
 from stackjax.data.text_field import NullTexts
-from stackjax.data.tokenizer import Tokenizer, load_tokenizer
+from stackjax.data.tokenizer import Tokenizer
+from stackjax.data.tokenizer_info import tokenizer_info, write_file
 from stackjax.errors import UserError, one_line_errors
+from stackjax.interop.special_tokens import read_tokenizer
 from stackjax.quantity import Text
 from stackjax.runtime.constraints import Checked
 from stackjax.runtime.ranges import Real, Whole
@@ -63,7 +64,8 @@ class PrepareConfig(Checked):
     .ndjson, .json, also with .gz or .zst; .parquet; or text, a document per file) or
     tfds:NAME."""
     tokenizer: Text
-    """`bytes`, a Hugging Face tokenizer.json, or a SentencePiece .model."""
+    """`bytes`, a Hugging Face tokenizer.json, a SentencePiece .model, or a folder of
+    transformers with one of them."""
     text_field: Text = "text"
     """Field, column or feature with the text."""
     null_texts: NullTexts = "refuse"
@@ -106,7 +108,7 @@ def prepare(config: PrepareConfig) -> Manifest:
       UserError: An input or the tokenizer cannot be used.
       OSError: Reading or writing failed.
     """
-    tokenizer = load_tokenizer(config.tokenizer, config.end_token)
+    tokenizer = read_tokenizer(config.tokenizer, config.end_token)
     check_bucket(config.output)
     output = epath.Path(config.output)
     _refuse_a_file(config.output)
@@ -120,6 +122,7 @@ def prepare(config: PrepareConfig) -> Manifest:
         shutil.rmtree(scratch, ignore_errors=True)
         shards = [part.shards for part in written]
         manifest = _build_manifest(tokenizer, _join_results(shards, staging))
+        write_file(tokenizer, epath.Path(staging))
         write_manifest(str(staging), manifest)
     for reason, count in sum((part.left_out for part in written), Counter()).items():
         print(f"left out: {count} {reason}")
@@ -186,7 +189,7 @@ def _split_documents(
 @functools.cache
 def _load_once(name: str, end_token: str | None, digest: str) -> Tokenizer:
     """Returns a tokenizer; `digest` notices a file changed under the same name."""
-    tokenizer = load_tokenizer(name, end_token)
+    tokenizer = read_tokenizer(name, end_token)
     if tokenizer.digest != digest:
         raise UserError(f"tokenizer {name!r} was changed while it was in use.")
     return tokenizer
@@ -236,12 +239,7 @@ def _build_manifest(tokenizer: Tokenizer, splits: dict[SplitName, Split]) -> Man
     if not splits["train"].tokens:
         raise UserError("the inputs have no text for the split 'train'.")
     return Manifest(
-        tokenizer=TokenizerInfo(
-            name=tokenizer.name,
-            digest=tokenizer.digest,
-            vocab_size=tokenizer.vocab_size,
-            end_id=tokenizer.end_id,
-        ),
+        tokenizer=tokenizer_info(tokenizer),
         dtype=token_dtype(tokenizer),
         splits=splits,
     )

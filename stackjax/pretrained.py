@@ -23,10 +23,12 @@ from stackjax.checkpoint import (
     read_contents,
 )
 from stackjax.compilation import abstract_part
-from stackjax.data.tokenizer import Tokenization, Tokenizer, load_tokenizer
+from stackjax.data.tokenization import Tokenization
+from stackjax.data.tokenizer import Tokenizer
 from stackjax.errors import UserError
 from stackjax.interop import config_json, huggingface
 from stackjax.interop.folder import folder_tokenization, read_lineage
+from stackjax.interop.special_tokens import named_tokenization
 from stackjax.lineage import Generation
 from stackjax.model import ModelConfig, Params
 from stackjax.origin import own_tokenization, trained_seq_len
@@ -43,15 +45,16 @@ class Pretrained:
     config: ModelConfig
     params: Params
     mesh: Mesh
-    tokenizer: Tokenizer
-    prefix_id: int
-    """The token before a text: the one that begins it, or that has ended the one before."""
-    is_prefixed: bool
-    """Whether that token is put before every text that is to be continued."""
+    tokenization: Tokenization
     seq_len: int
     """Tokens of the longest text that it was trained on."""
     lineage: tuple[Generation, ...]
     """Where it comes from, itself last."""
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """Text to tokens and back."""
+        return self.tokenization.tokenizer
 
 
 def load_pretrained(path: str, tokenizer: str | None = None) -> Pretrained:
@@ -59,15 +62,12 @@ def load_pretrained(path: str, tokenizer: str | None = None) -> Pretrained:
 
     Args:
       path: A run, a directory of checkpoints, one of them, or a folder of transformers.
-      tokenizer: `bytes`, or a file, instead of the model's own.
+      tokenizer: `bytes`, a file, or a folder, instead of the model's own.
 
     Raises:
       UserError: There is no model, or its tokenizer is not to be found.
     """
-    given = None
-    if tokenizer is not None:
-        loaded = load_tokenizer(tokenizer)
-        given = Tokenization(loaded, loaded.end_id, is_prefixed=False)
+    given = None if tokenizer is None else named_tokenization(tokenizer)
     found = _load_folder(Path(path), given) if is_folder(path) else _load_run(path, given)
     if found.tokenizer.vocab_size > found.config.vocab_size:
         raise UserError(
@@ -89,7 +89,7 @@ def _load_folder(path: Path, given: Tokenization | None) -> Pretrained:
         config=folder.model,
         params=params,
         mesh=mesh,
-        **tokenization._asdict(),
+        tokenization=tokenization,
         seq_len=config_json.seq_len(folder.fields),
         lineage=read_lineage(folder),
     )
@@ -107,7 +107,7 @@ def _load_run(path: str, given: Tokenization | None) -> Pretrained:
         config=contents.model,
         params=params,
         mesh=mesh,
-        **tokenization._asdict(),
+        tokenization=tokenization,
         seq_len=seq_len,
         lineage=contents.lineage,
     )

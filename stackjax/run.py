@@ -18,7 +18,7 @@ from stackjax.data.batch import Batch
 from stackjax.data.device import local_rows, put
 from stackjax.data.loader import train_batches
 from stackjax.data.sources import TokenSource
-from stackjax.data.tokenizer import Tokenizer
+from stackjax.data.tokenization import Tokenization
 from stackjax.flops import mfu
 from stackjax.interop.tasks import Tasks
 from stackjax.marker import Marker, write_marker
@@ -49,7 +49,7 @@ class Run:
     """The position of the run."""
     phases: tuple[Phase, ...]
     """All phases, as far as is known at this position."""
-    tasks: tuple[Tasks, Tokenizer] | None
+    tasks: tuple[Tasks, Tokenization] | None
     """What the model is scored on, and by which tokens; None if on nothing."""
 
     def commit(self, marker: Marker) -> None:

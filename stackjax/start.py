@@ -8,22 +8,36 @@ import jax.numpy as jnp
 from etils import epath
 from jax.sharding import Mesh
 
-from stackjax.checkpoint import Checkpoints
+from stackjax.checkpoint import Checkpoints, absolute
 from stackjax.compilation import phase_optimizer
 from stackjax.config import Config
+from stackjax.data.tokenization import Tokenization
 from stackjax.errors import UserError
 from stackjax.interop import huggingface
-from stackjax.interop.folder import read_lineage
+from stackjax.interop.folder import CARRIED, portable_files, read_lineage
+from stackjax.interop.special_tokens import read_tokenization
 from stackjax.model import ModelConfig
 from stackjax.model.config import differences
-from stackjax.origin import keep_carried, keep_folder
+from stackjax.origin import (
+    carried_files,
+    data_tokenizer,
+    keep_carried,
+    keep_folder,
+    known_tokenization,
+    local_files,
+    trained_tokenization,
+)
 from stackjax.phase import Phase
 from stackjax.pretrained import is_folder, open_checkpoint, read_params
 from stackjax.train_state import TrainState
 
 
-def check_start(path: str, config: ModelConfig) -> None:
-    """Raises UserError where the parameters at a path are not those of a model."""
+def check_start(path: str, config: ModelConfig, data_path: str) -> None:
+    """Raises UserError if a run cannot start from the parameters at a path.
+
+    They are of another model, or of one that reads texts with another tokenizer than that of
+    the data; or a file that goes along is a link out of the folder.
+    """
     if is_folder(path):
         found = huggingface.read_folder(Path(path)).model
     else:
@@ -36,6 +50,57 @@ def check_start(path: str, config: ModelConfig) -> None:
             f"init_from {path} holds another model than that of stage 0: {said}; a config may "
             f"take it from there, with stackjax.pretrained.model_of."
         )
+    if is_folder(path):
+        portable_files(epath.Path(path))
+    _check_tokenizer(path, data_path)
+
+
+def _check_tokenizer(path: str, data_path: str) -> None:
+    """Raises UserError if the data was prepared with another tokenizer than the model's."""
+    source, of_data = _source_tokenization(path), data_tokenizer(data_path)
+    if source is None:
+        return
+    again = f"prepare the data again, with --tokenizer {source.tokenizer.name}"
+    # Some folders have their tokenizer in two formats.
+    other = Path(path) / (of_data.file or "")
+    is_other_format = other.is_file() and other.read_bytes() == of_data.definition
+    if of_data.digest != source.tokenizer.digest and not is_other_format:
+        raise UserError(
+            f"init_from {path} has another tokenizer than the data in {data_path}, which was "
+            f"prepared with {of_data.name}; {again}."
+        )
+    if of_data.begin_ids != source.begin_ids:
+        raise UserError(
+            f"the documents in {data_path} begin with the tokens {list(of_data.begin_ids)}, "
+            f"and the texts of init_from {path} with {list(source.begin_ids)}; prepare the "
+            f"data again, with --tokenizer {path}."
+        )
+
+
+def _source_tokenization(path: str) -> Tokenization | None:
+    """Returns how the model at a path reads texts; None if no file says it."""
+    if is_folder(path):
+        return read_tokenization(Path(path))
+    return known_tokenization(open_checkpoint(path)[0])
+
+
+def run_tokenization(config: Config) -> Tokenization:
+    """Returns how the model of a run reads texts, while it trains as afterwards."""
+    carried = _carried(config)
+    of_folder = None if carried is None else read_tokenization(carried)
+    return trained_tokenization(data_tokenizer(config.data.path), of_folder)
+
+
+def _carried(config: Config) -> Path | None:
+    """Returns where the files of another library are, if the model comes from one."""
+    kept = absolute(config.workdir) / CARRIED
+    if kept.exists():  # The source may be gone by now.
+        return local_files(kept)
+    if config.init_from is None:
+        return None
+    if is_folder(config.init_from):
+        return Path(config.init_from)
+    return carried_files(open_checkpoint(config.init_from)[0])
 
 
 def start_from(

@@ -7,18 +7,17 @@ import jax
 from jax.sharding import Mesh
 
 from stackjax.config import Config
-from stackjax.data.sources import TokenSource
-from stackjax.data.tokenizer import Tokenizer
+from stackjax.data.tokenization import Tokenization
 from stackjax.errors import UserError
 from stackjax.interop.tasks import Tasks, load_tasks, measure
-from stackjax.origin import data_tokenizer
 from stackjax.phase import Phase
 from stackjax.pretrained import Pretrained
+from stackjax.start import run_tokenization
 from stackjax.train_state import TrainState
 
 
-def open_tasks(config: Config, source: TokenSource) -> tuple[Tasks, Tokenizer] | None:
-    """Returns the tasks of a run and the tokenizer of its data; None if it has no tasks.
+def open_tasks(config: Config) -> tuple[Tasks, Tokenization] | None:
+    """Returns the tasks of a run and how its model reads texts; None if it has no tasks.
 
     Raises:
       UserError: The harness is not installed, a task or its data are not there, a field is
@@ -39,11 +38,11 @@ def open_tasks(config: Config, source: TokenSource) -> tuple[Tasks, Tokenizer] |
         limit=tasks.limit,
         batch_size=tasks.batch_size,
     )
-    return loaded, data_tokenizer(source.path)
+    return loaded, run_tokenization(config)
 
 
 def task_scores(
-    config: Config, phase: Phase, opened: tuple[Tasks, Tokenizer] | None, mesh: Mesh
+    config: Config, phase: Phase, opened: tuple[Tasks, Tokenization] | None, mesh: Mesh
 ) -> Callable[[TrainState], dict[str, float | None]] | None:
     """Returns a function from states of a phase to the scores of what they run.
 
@@ -54,7 +53,7 @@ def task_scores(
     """
     if opened is None:
         return None
-    tasks, tokenizer = opened
+    tasks, tokenization = opened
     # The model's parameters are new arrays only where others train.
     model_params = jax.jit(phase.model_params) if phase.reparameterisations else None
 
@@ -67,9 +66,7 @@ def task_scores(
             config=phase.model,
             params=params,
             mesh=mesh,
-            tokenizer=tokenizer,
-            prefix_id=tokenizer.end_id,
-            is_prefixed=False,
+            tokenization=tokenization,
             seq_len=config.data.seq_len,
             lineage=(),
         )

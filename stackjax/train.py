@@ -34,6 +34,7 @@ from stackjax.held_out import check_promise, held_out_layers, held_out_loss, ope
 from stackjax.marker import after_entering
 from stackjax.metrics import check_sinks, open_sinks
 from stackjax.observer import Observer
+from stackjax.origin import keep_tokenizer
 from stackjax.phase import Counts, Phase
 from stackjax.phases import expand
 from stackjax.preflight import check, check_backend, device_memory
@@ -75,12 +76,13 @@ def train(config: Config, options: ResumeConfig = NEWEST) -> None:
     source, held_out = open_data(config)
     check_agreement({"the data at data.path": source.manifest.digest})
     if found.step is None and config.init_from is not None:
-        check_start(config.init_from, phases[0].model)
-    tasks = open_tasks(config, source)
+        check_start(config.init_from, phases[0].model, config.data.path)
+    tasks = open_tasks(config)
     with contextlib.ExitStack() as stack:
         stop = stack.enter_context(stop_on_signals())
         stack.enter_context(run_lock(workdir))
         position = from_process_0(lambda: start(workdir, config, options, source.manifest))
+        keep_tokenizer(config.data.path, workdir)
         use_compilation_cache(workdir)
         phases = expand(config, position.marker)
         phase = phases[position.marker.phase]

@@ -16,7 +16,8 @@ from stackjax.config_file import (
     load_config,
     record_config,
 )
-from stackjax.data.manifest import Manifest, Split, TokenizerInfo
+from stackjax.data.manifest import Manifest, Split
+from stackjax.data.tokenizer_info import TokenizerInfo
 from stackjax.errors import UserError
 from stackjax.growth import LayerMap, Stack
 from stackjax.phases import stage_models

@@ -15,8 +15,9 @@ from judge import greedy
 
 from stackjax import model
 from stackjax.continuation import continuations, generate, new_text
+from stackjax.data.tokenization import Tokenization, tokenization
 from stackjax.data.tokenizer import Tokenizer
-from stackjax.generate import main
+from stackjax.generate import main, read_prompts
 from stackjax.pretrained import Pretrained
 from stackjax.sampling import Sampling
 from stackjax.sharding import partition_of
@@ -47,8 +48,10 @@ def tokenizer(end_id) -> Tokenizer:
         end_id=end_id,
         digest="",
         encode=encode,
+        encode_marked=encode,
         decode=decode,
         find=lambda _: None,
+        written=lambda _: "<end>",
     )
 
 
@@ -70,9 +73,7 @@ def pretrained(name, mesh="one device", end_id=NO_END) -> Pretrained:
         config=config,
         params=params,
         mesh=mesh_of(mesh),
-        tokenizer=tokenizer(end_id),
-        prefix_id=5,
-        is_prefixed=False,
+        tokenization=Tokenization(tokenizer(end_id), (end_id,), prefix_id=5),
         seq_len=16,
     )
 
@@ -175,15 +176,15 @@ def test_a_row_ends_at_its_end_token_and_all_when_the_last_one_has():
 @settings(deadline=None)
 @given(st.text(TEXT), st.text(TEXT, min_size=1))
 def test_text_comes_in_pieces_of_whole_characters_as_soon_as_they_are(prompt, text):
-    bytewise = tokenizer(NO_END)
-    tokens = bytewise.encode(text).tolist()
-    pieces = list(new_text(bytewise, bytewise.encode(prompt).tolist(), tokens))
+    bytewise = tokenization(tokenizer(NO_END))
+    tokens = bytewise.tokenizer.encode(text).tolist()
+    pieces = list(new_text(bytewise, bytewise.encode_prompt(prompt).tolist(), tokens))
     assert [piece for piece in pieces if piece] == list(text)
 
 
 def test_what_is_never_a_character_comes_at_the_end():
-    bytewise = tokenizer(NO_END)
-    tokens = bytewise.encode("aé").tolist()
+    bytewise = tokenization(tokenizer(NO_END))
+    tokens = bytewise.tokenizer.encode("aé").tolist()
     assert "".join(new_text(bytewise, [], tokens[:2])) == "a\N{REPLACEMENT CHARACTER}"
 
 
@@ -259,6 +260,31 @@ def test_mistakes_are_one_line(command, args, message):
     code, _, err = command(*args)
     assert (code, err.count("\n")) == (2, 1)
     assert err.startswith("error: ") and message in err
+
+
+@pytest.mark.parametrize(
+    ("data", "lines"),
+    [
+        (b"one\ntwo\n", ["one", "two"]),
+        (b"one\r\ntwo\rthree", ["one", "two", "three"]),
+        (b"one\n\ntwo\r\n\r\n", ["one", "", "two", ""]),
+        ("one\u2028two\x0bthree\x85four\n".encode(), ["one\u2028two\x0bthree\x85four"]),
+        (b"\xef\xbb\xbfone\n", ["one"]),
+        (b"\n", [""]),
+    ],
+)
+def test_lines_of_a_prompt_file_end_with_any_line_break(data, lines, tmp_path):
+    (tmp_path / "prompts").write_bytes(data)
+    assert read_prompts(tmp_path / "prompts") == lines
+
+
+@pytest.mark.parametrize(
+    ("data", "said"), [(b"", "is empty"), (b"a\n\xff\n", "is not UTF-8 text at byte 2")]
+)
+def test_a_prompt_file_that_cannot_be_read_is_refused(data, said, tmp_path):
+    (tmp_path / "prompts").write_bytes(data)
+    with pytest.raises(ValueError, match=said):
+        read_prompts(tmp_path / "prompts")
 
 
 def test_no_prompts_are_refused():

@@ -21,6 +21,7 @@ from transformers.convert_slow_tokenizer import bytes_to_unicode
 from stackjax import evaluate
 from stackjax.analysis.published import ACCURACY_TASKS, PUBLISHED_SCORES
 from stackjax.analysis.scores import PAPER_TASKS, tell
+from stackjax.data.tokenization import tokenization
 from stackjax.data.tokenizer import load_tokenizer
 from stackjax.interop.harness import StackjaxLM
 from stackjax.pretrained import Pretrained
@@ -46,9 +47,7 @@ def pretrained() -> Pretrained:
         config=CONFIG,
         params=jax.device_put(params()),
         mesh=mesh_of("one device"),
-        tokenizer=load_tokenizer("bytes"),
-        prefix_id=0,
-        is_prefixed=False,
+        tokenization=tokenization(load_tokenizer("bytes")),
         seq_len=SEQ_LEN,
     )
 
@@ -232,12 +231,13 @@ def test_a_context_without_tokens_begins_after_the_prefix(ours):
 def test_texts_are_written_as_each_request_asks(pretrained, monkeypatch):
     calls = []
 
-    def continue_texts(_, prompts, sampling, max_tokens, until, key):
+    def continuations(_, prompts, sampling, max_tokens, key, until, vocab_size):
         temperature = sampling.temperature
         calls.append((len(prompts), max(map(len, prompts)), max_tokens, temperature))
-        return [f"{len(prompt)}{until[0]}never read" for prompt in prompts]
+        texts = [f"{len(prompt)}{until[0]}never read" for prompt in prompts]
+        return [np.frombuffer(text.encode(), np.uint8) for text in texts]
 
-    monkeypatch.setattr("stackjax.interop.harness.continue_texts", continue_texts)
+    monkeypatch.setattr("stackjax.interop.harness.continuations", continuations)
     lm = StackjaxLM(pretrained, batch_size=2)
     greedy = {"until": ".", "max_gen_toks": 30}
     sampled = {"until": ["!"], "max_gen_toks": 5, "do_sample": True, "temperature": 0.7}
@@ -252,7 +252,9 @@ def test_texts_are_written_as_each_request_asks(pretrained, monkeypatch):
     ("kwargs", "said"),
     [
         ({"until": ["."]}, "max_gen_toks of a task is 256; .* less than 40"),
-        ({"until": ["."], "max_gen_toks": 4, "top_p": 0.9}, "has top_p; only until"),
+        ({"until": ["."], "max_gen_toks": 4, "num_beams": 4}, "has num_beams; only until"),
+        ({"max_gen_toks": "x"}, "generation_kwargs of a task are"),
+        ({"max_gen_toks": 4, "do_sample": True}, "do_sample and no temperature above 0"),
     ],
 )
 def test_what_cannot_be_generated_is_refused(ours, kwargs, said):
@@ -374,6 +376,31 @@ def test_a_wrong_argument_is_one_line(
     with pytest.raises(SystemExit, match="2"):
         run(monkeypatch, pretrained, "runs/mine", *arguments)
     assert re.search(said, one_line(capsys))
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("no/results.json", "there is no directory"),
+        ("directory", "a directory; name a file in it"),
+        ("results.json", "exists already; name another file with --output"),
+        ("link.json", "exists already"),
+    ],
+)
+def test_results_go_to_a_new_file_only(name, said, tmp_path):
+    (tmp_path / "directory").mkdir()
+    (tmp_path / "results.json").write_text("results")
+    (tmp_path / "link.json").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(ValueError, match=said):
+        evaluate.check_output(tmp_path / name)
+    evaluate.check_output(tmp_path / "new.json")
+    assert (tmp_path / "results.json").read_text() == "results"
+
+
+def test_a_directory_that_may_not_be_written_to_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr("os.access", lambda path, mode: False)
+    with pytest.raises(ValueError, match="may not be written to"):
+        evaluate.check_output(tmp_path / "new.json")
 
 
 @pytest.mark.usefixtures("only_local")

@@ -21,9 +21,10 @@ from stackjax.config import DataConfig
 from stackjax.data import manifest as manifests
 from stackjax.data.batch import Batch
 from stackjax.data.loader import eval_batches, open_source, train_batches
-from stackjax.data.manifest import Manifest, Split, TokenizerInfo
+from stackjax.data.manifest import Manifest, Split
 from stackjax.data.shards import ShardWriter
 from stackjax.data.sources import TokenSource
+from stackjax.data.tokenizer_info import TokenizerInfo
 
 T = 16
 NUM_SEQUENCES = 37

@@ -66,6 +66,7 @@ def read_back(path: Path, split: str, tokenizer: str = "bytes", **options) -> li
     ends = np.flatnonzero(stream == end)
     assert len(ends) == manifest.splits[split].documents
     parts = np.split(stream, ends + 1)[:-1]
+    assert (path / (manifest.tokenizer.file or MANIFEST)).is_file()
     decode = load_tokenizer(tokenizer, **options).decode
     return [decode(part[:-1]) for part in parts]
 

@@ -77,11 +77,12 @@ def test_the_tokenizer_of_a_folder_is_found(name, tmp_path):
     settings = {"tokenizer_class": "PreTrainedTokenizerFast"} | settings
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
     (tmp_path / "generation_config.json").write_text(json.dumps(generation))
-    tokenizer, prefix_id, is_prefixed = folder_tokenization(tmp_path)
-    assert (prefix_id, tokenizer.end_id) == (prefix, end)
+    found = folder_tokenization(tmp_path)
+    tokenizer = found.tokenizer
+    assert (found.prefix_id, tokenizer.end_id) == (prefix, end)
     theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
     assert tokenizer.encode(TEXT).tolist() == theirs(TEXT, add_special_tokens=False).input_ids
-    assert not is_prefixed
+    assert found.begin_ids == ()
 
 
 @pytest.mark.parametrize("begins", [False, True])
@@ -92,7 +93,7 @@ def test_a_prompt_begins_as_the_tokenizer_of_its_folder_says(
     write_tokenizer_json(folder, begins=begins)
     settings = SETTINGS["written"][0] | {"tokenizer_class": "PreTrainedTokenizerFast"}
     (folder / "tokenizer_config.json").write_text(json.dumps(settings))
-    assert load_pretrained(str(folder)).is_prefixed == begins
+    assert load_pretrained(str(folder)).tokenization.begin_ids == (0,) * begins
     theirs = transformers.AutoTokenizer.from_pretrained(folder)
     network = transformers.AutoModelForCausalLM.from_pretrained(folder)
     ids = theirs(TEXT, return_tensors="pt")
@@ -170,7 +171,7 @@ def test_a_sentencepiece_model_goes_out_as_transformers_reads_it(add_dummy_prefi
         assert theirs(text).input_ids == tokenizer.encode(text).tolist()
     assert theirs.eos_token_id == tokenizer.end_id
     found = folder_tokenization(tmp_path / "out")
-    assert (found.tokenizer.digest, found.is_prefixed) == (tokenizer.digest, False)
+    assert (found.tokenizer.digest, found.begin_ids) == (tokenizer.digest, ())
 
 
 def test_a_run_its_folder_and_transformers_write_the_same_text(uncut, tmp_path):
@@ -178,7 +179,7 @@ def test_a_run_its_folder_and_transformers_write_the_same_text(uncut, tmp_path):
     found, greedy = [], Sampling(temperature=0)
     for path in (uncut, tmp_path / "folder"):
         pretrained = load_pretrained(str(path))
-        assert (pretrained.seq_len, pretrained.prefix_id) == (16, 0)
+        assert (pretrained.seq_len, pretrained.tokenization.prefix_id) == (16, 0)
         prompt = pretrained.tokenizer.encode("a mod")
         (tokens,) = continuations(pretrained, [prompt], greedy, 11, jax.random.key(0))
         found.append(tokens.tolist())
@@ -236,28 +237,34 @@ def set_of_tokens(world, tmp_path):
         name=str(file),
         digest=tokenizer.digest,
         vocab_size=tokenizer.vocab_size,
+        file="tokenizer.json",
     )
     assert info.end_id == 0
     write_manifest(str(data), dataclasses.replace(manifest, tokenizer=info))
-    return data, file
+    return data, file.rename(data / "tokenizer.json")
 
 
 def test_the_tokenizer_of_a_set_is_the_one_that_made_it(world, tmp_path):
     data, file = set_of_tokens(world, tmp_path)
-    # Which token ends documents is for whoever made the set to say.
+    # The manifest says which token ends documents.
     assert data_tokenizer(str(data)).end_id == 0
-    write_tokenizer_json(tmp_path, special=("</s>",))
-    with pytest.raises(ValueError, match=r"is another tokenizer than the one that .*data was"):
+    write_tokenizer_json(data, special=("</s>",))
+    with pytest.raises(ValueError, match=r"is another tokenizer than .*manifest.json says"):
         data_tokenizer(str(data))
     file.unlink()
-    with pytest.raises(ValueError, match="which is no longer there; bring it back"):
+    with pytest.raises(ValueError, match=r"tokenizer.json' is not a file"):
         data_tokenizer(str(data))
 
 
-def test_a_row_of_a_padded_vocabulary_is_never_drawn(tmp_path):
+def test_only_tokens_that_the_tokenizer_has_are_drawn(tmp_path):
     folder = folders.write(tmp_path / "folder", "qwen3, tied, other base", vocab_size=300)
     found = load_pretrained(str(folder), "bytes")
     assert found.config.padded_vocab_size == 384
-    hot = Sampling(temperature=1e6)
-    (tokens,) = continuations(found, [np.array([1])], hot, 200, jax.random.key(0))
-    assert max(tokens) < 300
+    endless = dataclasses.replace(found, tokenization=found.tokenization._replace(end_ids=()))
+    args = endless, [np.array([1])], Sampling(temperature=1e6), 400, jax.random.key(0)
+    (tokens,) = continuations(*args)
+    assert len(tokens) == 400 and 250 < max(tokens) < 256
+    (tokens,) = continuations(*args, vocab_size=300)
+    assert 290 < max(tokens) < 300
+    # Ids beyond the tokenizer have no text.
+    assert found.tokenizer.decode([65, 299, 66]) == "AB"

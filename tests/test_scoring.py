@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stackjax import model
+from stackjax.data.tokenization import tokenization
 from stackjax.data.tokenizer import load_tokenizer
 from stackjax.model import ModelConfig
 from stackjax.pretrained import Pretrained
@@ -35,9 +36,7 @@ def pretrained_of(config: ModelConfig, mesh_name: str = "one device") -> Pretrai
         config=config,
         params=params,
         mesh=mesh,
-        tokenizer=load_tokenizer("bytes"),
-        prefix_id=0,
-        is_prefixed=False,
+        tokenization=tokenization(load_tokenizer("bytes")),
         seq_len=SEQ_LEN,
     )
 

@@ -1,5 +1,6 @@
 """Data and runs in a bucket are those on a disk, and what cannot work there is one line."""
 
+import json
 import pickle
 import shutil
 import sys
@@ -15,6 +16,7 @@ from etils import epath
 from fake_gcs import FakeGcs
 from jax.experimental.compilation_cache.compilation_cache import reset_cache
 from runs import assert_same_run, last_state
+from tokenizer_kinds import write_kind
 
 from stackjax import grow, train
 from stackjax.checkpoint import absolute, clear, newest_step
@@ -27,6 +29,7 @@ from stackjax.data.shards import ShardWriter
 from stackjax.data.sources import TokenSource
 from stackjax.errors import UserError
 from stackjax.marker import Marker, after_entering, read_marker, write_marker
+from stackjax.origin import keep_tokenizer, known_tokenization
 from stackjax.phases import expand
 from stackjax.prepare import PrepareConfig, prepare
 from stackjax.storage import check_bucket
@@ -118,6 +121,19 @@ def test_an_upload_that_was_cut_short_is_no_set_and_is_done_again(world, gcs, mo
     assert objects(gcs, "cut/") == files(world.path / "data")
     with pytest.raises(FileExistsError, match=r"'gs://bucket/cut' exists already"):
         prepare_world(world, "gs://bucket/cut")
+
+
+def test_the_tokenizer_of_a_set_in_a_bucket_is_found(gcs, tmp_path):
+    name, inputs = write_kind("unigram", tmp_path), tmp_path / "documents.jsonl"
+    inputs.write_text(json.dumps({"text": "a model that grows"}) + "\n")
+    paths = (str(inputs), "gs://bucket/kept")
+    options = {"validation_fraction": 0.0, "num_processes": 1}
+    manifest = prepare(PrepareConfig(paths=paths, tokenizer=name, **options))
+    (tmp_path / "tokenizer.json").unlink()
+    keep_tokenizer("gs://bucket/kept", epath.Path("gs://bucket/keeper"))
+    kept = known_tokenization(epath.Path("gs://bucket/keeper/stage_0/train/8"))
+    assert kept is not None and kept.tokenizer.digest == manifest.tokenizer.digest
+    assert kept.tokenizer.end_id == manifest.tokenizer.end_id
 
 
 def test_shards_are_copied_once_and_again_where_a_copy_is_not_whole(world, gcs, tmp_path):

@@ -13,6 +13,7 @@ from runs import rows
 
 from stackjax import train
 from stackjax.config import TasksConfig
+from stackjax.data.tokenization import tokenization
 from stackjax.data.tokenizer import load_tokenizer
 from stackjax.growth import DepthRandom
 from stackjax.interop.tasks import load_tasks, measure
@@ -87,7 +88,7 @@ def test_what_is_scored_is_the_model_behind_its_masks(monkeypatch):
         lambda _, pretrained: seen.append(pretrained.params) or {},
     )
     state = TrainState(np.int32(5), random_params(target), None)
-    opened = None, load_tokenizer("bytes")
+    opened = None, tokenization(load_tokenizer("bytes"))
     assert task_scores(config, phase, opened, mesh_of("one device"))(state) == {}
     jax.tree.map(np.testing.assert_array_equal, seen[0], phase.model_params(state.params, 5))
     # Half open.

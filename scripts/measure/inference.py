@@ -14,6 +14,7 @@ from stackjax import model
 from stackjax.config import Config
 from stackjax.continuation import generate
 from stackjax.data.device import put_rows
+from stackjax.data.tokenization import tokenization
 from stackjax.data.tokenizer import load_tokenizer
 from stackjax.phase import Phase
 from stackjax.pretrained import Pretrained
@@ -53,9 +54,7 @@ def measure_inference(config: Config, phase: Phase, mesh: Mesh) -> Inference:
         config=phase.model,
         params=jax.jit(init)(jax.random.key(0)),
         mesh=mesh,
-        tokenizer=load_tokenizer("bytes"),
-        prefix_id=0,
-        is_prefixed=False,
+        tokenization=tokenization(load_tokenizer("bytes")),
         seq_len=seq_len,
         lineage=(),
     )

@@ -22,9 +22,10 @@ from stackjax.compilation import compile_step, new_state
 from stackjax.config import CheckpointConfig, Config, EvaluationConfig, Schedule, Stage
 from stackjax.data.device import local_rows, put
 from stackjax.data.loader import open_source, train_batches
-from stackjax.data.manifest import MANIFEST, Manifest, Split, TokenizerInfo, write_manifest
+from stackjax.data.manifest import MANIFEST, Manifest, Split, write_manifest
 from stackjax.data.shards import ShardWriter
 from stackjax.data.sources import TokenSource
+from stackjax.data.tokenizer_info import TokenizerInfo
 from stackjax.marker import NEW_RUN
 from stackjax.metrics import open_sinks
 from stackjax.model import ModelConfig

@@ -13,6 +13,7 @@ from typing import Any, Literal
 import numpy as np
 from etils import epath
 
+from stackjax.data.tokenizer_info import TokenizerInfo
 from stackjax.errors import UserError
 from stackjax.runtime.json_fields import from_json
 from stackjax.runtime.paths import file_inside
@@ -57,20 +58,6 @@ class Split:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class TokenizerInfo:
-    """The tokenizer behind a set."""
-
-    name: str
-    """`bytes`, or the path when the set was made."""
-    digest: str
-    """SHA-256 over the tokenizer file."""
-    vocab_size: int
-    """Vocabulary size; every token is smaller."""
-    end_id: int
-    """The token after each document."""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
 class Manifest:
     """A set: tokenizer, token type and streams."""
 
@@ -100,7 +87,8 @@ class Manifest:
             name: [split.tokens, *((shard.tokens, shard.hash) for shard in split.shards)]
             for name, split in self.splits.items()
         }
-        fields = [self.tokenizer.digest, self.tokenizer.end_id, self.dtype, splits]
+        info = self.tokenizer
+        fields = [info.digest, info.begin_ids, info.end_id, self.dtype, splits]
         return _hash_of_json(fields)
 
 

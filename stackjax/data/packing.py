@@ -9,18 +9,20 @@ from collections.abc import Sequence
 import numpy as np
 
 
-def join_documents(documents: Sequence[np.ndarray], end_id: int) -> np.ndarray:
+def join_documents(
+    documents: Sequence[np.ndarray], end_id: int, begin_ids: Sequence[int] = ()
+) -> np.ndarray:
     """Returns the tokens of all documents in a row, an end token after each.
 
     >>> join_documents([np.array([5, 6]), np.array([7])], end_id=0).tolist()
     [5, 6, 0, 7, 0]
+    >>> join_documents([np.array([5, 6]), np.array([7])], end_id=0, begin_ids=[1]).tolist()
+    [1, 5, 6, 0, 1, 7, 0]
     """
-    ends = np.cumsum([len(document) + 1 for document in documents], dtype=np.int64)
-    stream = np.empty(ends[-1] if len(ends) else 0, np.int64)
-    for document, end in zip(documents, ends, strict=True):
-        stream[end - 1 - len(document) : end - 1] = document
-        stream[end - 1] = end_id
-    return stream
+    begin = np.asarray(begin_ids, np.int64)
+    end = np.array([end_id], np.int64)
+    parts = [part for document in documents for part in (begin, document, end)]
+    return np.concatenate(parts) if parts else np.empty(0, np.int64)
 
 
 def cut_records(stream: np.ndarray, length: int) -> tuple[np.ndarray, np.ndarray]:

@@ -95,7 +95,9 @@ def write_shards(
         if split not in writers:
             path = stem.with_suffix(f".{split}")
             writers[split] = ShardWriter(path, token_dtype(tokenizer))
-        writers[split].write(packing.join_documents(encoded, tokenizer.end_id))
+        writers[split].write(
+            packing.join_documents(encoded, tokenizer.end_id, tokenizer.begin_ids)
+        )
         counts[split] += len(encoded)
     return {split: (writer.close(), counts[split]) for split, writer in writers.items()}
 

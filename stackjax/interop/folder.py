@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import shutil
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -10,19 +9,18 @@ from typing import Any
 
 import numpy as np
 import rich.progress
-import sentencepiece
-import tokenizers
-import tokenizers.decoders
-import tokenizers.models
-import tokenizers.pre_tokenizers
 from etils import epath
 
 from stackjax.data.staging import refuse_existing
-from stackjax.data.tokenizer import Tokenization, Tokenizer, load_tokenizer
+from stackjax.data.tokenization import Tokenization
+from stackjax.data.tokenizer import Tokenizer
+from stackjax.data.tokenizer_info import write_file
+from stackjax.data.tokenizer_json import bytes_fields
 from stackjax.errors import UserError
 from stackjax.flops import flops_6nd, num_params
-from stackjax.interop.config_json import CONFIG, read_json
+from stackjax.interop.config_json import CONFIG
 from stackjax.interop.huggingface import Folder
+from stackjax.interop.special_tokens import TOKENIZER_FILES, read_tokenization
 from stackjax.interop.tensors import TensorInfo, write_tensors
 from stackjax.lineage import Generation, from_json, total
 from stackjax.model import ModelConfig
@@ -36,21 +34,28 @@ ORIGIN = "stackjax.json"
 """The file that says where the model of a folder comes from."""
 CARRIED = "huggingface"
 """Where a checkpoint keeps the files of the folder that its model comes from."""
-_END = "<|endoftext|>"
-"""How byte 0, which ends documents, is written where bytes go out as a tokenizer."""
-_TOKENIZERS = (
+_PORTABLE = (
     "tokenizer.json",
+    "tokenizer.*.json",  # for other versions of transformers
     "tokenizer.model",
+    "tokenizer.model.*",
+    "tiktoken.model",
+    "tekken.json",
+    "spiece.model",
+    "sentencepiece.bpe.model",
     "tokenizer_config.json",
     "special_tokens_map.json",
     "added_tokens.json",
     "vocab.json",
+    "vocab.txt",
     "merges.txt",
     "chat_template.*",
+    "additional_chat_templates/*.jinja",
     "generation_config.json",
     "LICENSE*",
     "NOTICE*",
 )
+"""Files that stay true of a grown model: its tokenizer, chat templates and licenses."""
 
 
 def new_folder(path: str) -> epath.Path:
@@ -66,94 +71,68 @@ def new_folder(path: str) -> epath.Path:
     return epath.Path(path)
 
 
+def portable_files(source: epath.Path) -> list[str]:
+    """Returns the names of the files of a folder that hold no weights and stay true.
+
+    Raises:
+      UserError: A file is a link out of the folder, so it may be private.
+    """
+    found = sorted({path for pattern in _PORTABLE for path in source.glob(pattern)})
+    names = [str(path.relative_to(source)) for path in found]
+    for name in names:
+        file_inside(source, name, f"the folder {source}")
+    return names
+
+
 def carry(source: epath.Path, target: epath.Path) -> None:
-    """Copies the files of a folder that hold no weights and stay true of a grown model."""
+    """Copies the files of a folder that hold no weights and stay true of a grown model.
+
+    Raises:
+      UserError: As `portable_files`.
+    """
+    for name in portable_files(source):
+        file = target / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        (source / name).copy(file, overwrite=True)
     target.mkdir(exist_ok=True)
-    for path in (path for pattern in _TOKENIZERS for path in source.glob(pattern)):
-        path.copy(target / path.name, overwrite=True)
 
 
 def folder_tokenization(path: Path) -> Tokenization:
     """Returns how the model of a folder reads texts.
 
     Raises:
-      UserError: There is none, or it cannot be read.
+      UserError: There is no tokenizer, or it cannot be read.
     """
-    files = [path / name for name in ("tokenizer.json", "tokenizer.model")]
-    file = next((file for file in files if file.is_file()), None)
-    if file is None:
+    found = read_tokenization(path)
+    if found is None:
         raise UserError(
-            f"{path} has no tokenizer.json and no tokenizer.model; name one with --tokenizer."
+            f"{path} has no {' and no '.join(TOKENIZER_FILES)}; name one with --tokenizer."
         )
-    settings = _read_if_there(path / "tokenizer_config.json")
-    end = _written(settings.get("eos_token"))
-    for name in ("generation_config.json", CONFIG) if end is None else ():
-        ids = _read_if_there(path / name).get("eos_token_id")
-        end = ids[0] if isinstance(ids, list) else ids
-        if end is not None:
-            break
-    tokenizer = load_tokenizer(str(file), end)
-    begin = _written(settings.get("bos_token"))
-    prefix_id = None if begin is None else tokenizer.find(begin)
-    if prefix_id is None:
-        return Tokenization(tokenizer, tokenizer.end_id, is_prefixed=False)
-    if file.suffix == ".model":
-        is_prefixed = settings.get("add_bos_token", True)
-    else:
-        own = tokenizers.Tokenizer.from_file(str(file)).encode("a").ids
-        is_prefixed = own[:1] == [prefix_id]
-    return Tokenization(tokenizer, prefix_id, is_prefixed)
-
-
-def _read_if_there(file: Path) -> Mapping[str, Any]:
-    return read_json(file) if file.is_file() else {}
-
-
-def _written(token: Any) -> str | None:
-    """Returns a token as it is written; older folders also say how it is cut out of text."""
-    return token["content"] if isinstance(token, dict) else token
+    return found
 
 
 def write_tokenizer(tokenizer: Tokenizer, target: Path) -> None:
-    """Writes a tokenizer as transformers reads it."""
-    if tokenizer.name == "bytes":
-        model = _bytes_model()
-        model.save(str(target / "tokenizer.json"))
-    elif tokenizer.name.endswith(".model"):
-        shutil.copyfile(tokenizer.name, target / "tokenizer.model")
-        pieces = sentencepiece.SentencePieceProcessor(tokenizer.name)
-        first = pieces.IdToPiece(int(tokenizer.encode("a")[0]))
-        settings = {
+    """Writes a tokenizer as transformers reads it, with the special tokens of our data."""
+    settings: dict[str, Any] = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "bos_token": next(map(tokenizer.written, tokenizer.begin_ids), None),
+        "eos_token": tokenizer.written(tokenizer.end_id),
+        "clean_up_tokenization_spaces": False,
+    }
+    if tokenizer.file is None:
+        text = json.dumps(bytes_fields(), ensure_ascii=False)
+        (target / "tokenizer.json").write_text(text, encoding="utf-8")
+    else:
+        write_file(tokenizer, epath.Path(target))
+    if tokenizer.file == "tokenizer.model":
+        first = tokenizer.written(int(tokenizer.encode("a")[0]))
+        settings |= {
             "tokenizer_class": "LlamaTokenizer",
-            "add_bos_token": False,
+            "add_bos_token": bool(tokenizer.begin_ids),
             # Not every model was trained to see a text begin like a word after another.
             "add_prefix_space": first.startswith("\N{LOWER ONE EIGHTH BLOCK}"),
         }
-        (target / "tokenizer_config.json").write_text(json.dumps(settings, indent=2) + "\n")
-        return
-    else:
-        shutil.copyfile(tokenizer.name, target / "tokenizer.json")
-        model = tokenizers.Tokenizer.from_file(tokenizer.name)
-    settings = {
-        "tokenizer_class": "PreTrainedTokenizerFast",
-        "eos_token": model.id_to_token(tokenizer.end_id),
-        "clean_up_tokenization_spaces": False,
-    }
     (target / "tokenizer_config.json").write_text(json.dumps(settings, indent=2) + "\n")
-
-
-def _bytes_model() -> tokenizers.Tokenizer:
-    """Returns UTF-8 bytes as tokens; byte 0, which ends documents, is a special token."""
-    # Bytes that are no printable characters are written as others, in the order of bytes.
-    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    others = iter(range(256, 512))
-    letters = [chr(byte if byte in printable else next(others)) for byte in range(256)]
-    vocabulary = {letter: byte for byte, letter in enumerate([_END, *letters[1:]])}
-    model = tokenizers.Tokenizer(tokenizers.models.BPE(vocabulary, []))
-    model.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(False, use_regex=False)
-    model.decoder = tokenizers.decoders.ByteLevel()
-    model.add_special_tokens([_END])
-    return model
 
 
 def read_lineage(folder: Folder, tokens: int = 0) -> tuple[Generation, ...]:

@@ -1,0 +1,203 @@
+"""The fields of a Hugging Face tokenizer.json: checked, hashed, and changed.
+
+The text of a document must never become a special token. `spell_out` therefore gives special
+tokens names outside of any text, so the tokenizer spells `</s>` with other tokens, like any
+unknown word.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import tokenizers
+import tokenizers.decoders
+import tokenizers.models
+import tokenizers.pre_tokenizers
+
+MAX_VOCAB = 2**22
+"""Ids that a tokenizer may have; bounds the memory that a damaged file can ask for."""
+BYTES_END = "<|endoftext|>"
+"""Name of byte 0, which ends documents, when bytes are written as a tokenizer.json."""
+
+Fields = Mapping[str, Any]
+
+
+def parse(data: bytes) -> Fields:
+    """Returns the fields of a tokenizer.json.
+
+    Raises:
+      ValueError: It is no tokenizer; the message says why.
+    """
+    try:
+        fields = json.loads(data)
+    except RecursionError as error:
+        raise ValueError("its JSON is nested too deep") from error
+    model = fields.get("model") if isinstance(fields, dict) else None
+    if not isinstance(model, dict) or not isinstance(model.get("vocab"), dict | list):
+        raise ValueError("it has no model with a vocabulary")
+    if not model["vocab"]:
+        raise ValueError("its vocabulary is empty")
+    return fields
+
+
+def load(fields: Fields) -> tokenizers.Tokenizer:
+    """Returns the tokenizer of a tokenizer.json, which neither cuts nor fills up texts.
+
+    Raises:
+      ValueError: A field is not as the library of tokenizers takes it.
+    """
+    try:
+        model = tokenizers.Tokenizer.from_str(json.dumps(fields))
+    except BaseException as error:
+        # The library raises Exception itself, or a panic, which derives from no Exception.
+        if type(error) is Exception or type(error).__name__ == "PanicException":
+            raise ValueError(str(error)) from error
+        raise
+    _check_template(fields.get("post_processor"))
+    if _type(fields["model"]) in ("WordLevel", "WordPiece"):
+        unknown = _unknown(fields["model"])
+        if unknown not in fields["model"]["vocab"]:
+            raise ValueError(f"its vocabulary lacks unk_token {unknown!r}")
+    size = vocab_size(model)
+    if not 0 < size <= MAX_VOCAB:
+        raise ValueError(f"its ids reach {size - 1}; they may reach {MAX_VOCAB - 1}")
+    model.no_truncation()
+    model.no_padding()
+    return model
+
+
+def _check_template(processor: Any) -> None:
+    """Raises ValueError for a template whose special tokens have no ids.
+
+    The library panics on such a template at the first text.
+    """
+    if processor is None:
+        return
+    for inner in processor.get("processors") or ():
+        _check_template(inner)
+    known = processor.get("special_tokens") or {}
+    for piece in (*(processor.get("single") or ()), *(processor.get("pair") or ())):
+        token = piece.get("SpecialToken", {}).get("id")
+        if token is not None and token not in known:
+            raise ValueError(f"its post_processor has no id for {token!r}")
+
+
+def vocab_size(model: tokenizers.Tokenizer) -> int:
+    """Returns the number above every id."""
+    return 1 + max(model.get_vocab(with_added_tokens=True).values(), default=-1)
+
+
+def affixes(model: tokenizers.Tokenizer) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Returns the ids before and after every text, by the template in the file."""
+    for text in ("a", *model.get_vocab()):
+        encoding = model.encode(text)
+        if not all(encoding.special_tokens_mask):
+            inner = [i for i, mask in enumerate(encoding.special_tokens_mask) if not mask]
+            ids = tuple(encoding.ids)
+            return ids[: inner[0]], ids[inner[-1] + 1 :]
+    return (), ()
+
+
+def digest(fields: Fields) -> str:
+    """Returns a SHA-256 over all fields behind the ids of texts.
+
+    Formatting, the order of keys, fields at their defaults, and the template around texts do
+    not matter: another library may read the file and write it again.
+    """
+    model = {name: value for name, value in fields["model"].items() if value}
+    model["type"] = _type(fields["model"])
+    model["merges"] = [_pair(merge) for merge in model.get("merges", ())]
+    added = sorted(_added(fields), key=lambda token: token["id"])
+    parts = [model, fields.get("normalizer"), fields.get("pre_tokenizer"), added]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def _type(model: Fields) -> str:
+    """Returns the kind of a model; older files do not name it."""
+    if isinstance(model["vocab"], list):
+        return "Unigram"
+    if "merges" in model:
+        return "BPE"
+    return "WordPiece" if "max_input_chars_per_word" in model else "WordLevel"
+
+
+def with_special_tokens(fields: Fields, tokens: Iterable[str], first: int) -> Fields:
+    """Returns the fields with more special tokens, whose ids count from `first`."""
+    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
+    added = [
+        {"id": first + i, "content": token, **flags, "special": True}
+        for i, token in enumerate(tokens)
+    ]
+    return {**fields, "added_tokens": [*_added(fields), *added]}
+
+
+def special_tokens(fields: Fields) -> set[str]:
+    """Returns the added tokens that are special, except the one for unknown text."""
+    special = {token["content"] for token in _added(fields) if token.get("special")}
+    return {token for token in special if token != _unknown(fields["model"])}
+
+
+def spell_out(fields: Fields, tokens: Iterable[str]) -> Fields:
+    """Returns the fields of a tokenizer that never gives the ids of some tokens.
+
+    Other tokens spell the text of such a token; without any in the vocabulary, it becomes
+    the token for unknown text, or nothing. All ids stay the same.
+    """
+    suffix = digest(fields)  # no text has such a name
+    unknown = _unknown(fields["model"])  # The library needs its name.
+    names = {token: f"{token}\0{suffix}" for token in tokens if token != unknown}
+    added = [
+        {**token, "content": names.get(token["content"], token["content"])}
+        for token in _added(fields)
+    ]
+    model = _rename(fields["model"], names)
+    return {**fields, "model": model, "added_tokens": added, "post_processor": None}
+
+
+def _rename(model: Fields, names: Mapping[str, str]) -> Fields:
+    """Returns a model of other names, without the merges that make or use them."""
+    if isinstance(model["vocab"], list):
+        vocab = [[names.get(token, token), score] for token, score in model["vocab"]]
+        return {**model, "vocab": vocab}
+    vocab = {names.get(token, token): index for token, index in model["vocab"].items()}
+    if "merges" not in model:
+        return {**model, "vocab": vocab}
+    prefix = model.get("continuing_subword_prefix") or ""
+    merges = [
+        [left, right]
+        for left, right in map(_pair, model["merges"])
+        if names.keys().isdisjoint((left, right, left + right.removeprefix(prefix)))
+    ]
+    return {**model, "vocab": vocab, "merges": merges}
+
+
+def _pair(merge: Any) -> list[str]:
+    """Returns a merge as a pair; older files write it as one string."""
+    return merge.split(" ") if isinstance(merge, str) else list(merge)
+
+
+def _added(fields: Fields) -> list[dict[str, Any]]:
+    return fields.get("added_tokens") or []
+
+
+def _unknown(model: Fields) -> str | None:
+    """Returns the token for text that the vocabulary does not have."""
+    if isinstance(model["vocab"], list):
+        index = model.get("unk_id")
+        return None if index is None else model["vocab"][index][0]
+    return model.get("unk_token")
+
+
+def bytes_fields() -> Fields:
+    """Returns UTF-8 bytes as a tokenizer.json; byte 0, which ends documents, is special."""
+    # Bytes without a printable character are written as others, in the order of bytes.
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = iter(range(256, 512))
+    letters = [chr(byte if byte in printable else next(others)) for byte in range(256)]
+    vocabulary = {letter: byte for byte, letter in enumerate([BYTES_END, *letters[1:]])}
+    model = tokenizers.Tokenizer(tokenizers.models.BPE(vocabulary, []))
+    model.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(False, use_regex=False)
+    model.decoder = tokenizers.decoders.ByteLevel()
+    model.add_special_tokens([BYTES_END])
+    return json.loads(model.to_str())
