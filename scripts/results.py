@@ -13,7 +13,7 @@ from stackjax.analysis.settings import differences, settings, trace, uneven
 from stackjax.analysis.tables import markdown
 from stackjax.config import Config
 from stackjax.errors import UserError
-from stackjax.metrics import read_rows
+from stackjax.rows_file import read_rows
 
 
 def _losses(config: Config) -> list[tuple[float, float]]:

@@ -243,3 +243,49 @@ def test_what_both_processes_fail_of_is_said_once_and_one_alone_speaks_for_itsel
     assert failed == (2, "", line)
     assert code not in (0, 2)
     assert "another task died" in left_behind
+
+
+AGREE = """
+import sys
+
+from stackjax import distributed, errors
+from stackjax.runtime.agreement import check_agreement, from_process_0, program
+
+with errors.one_line_errors(), distributed.errors_once():
+    distributed.initialize()
+    process = distributed.distributed.global_state.process_id
+    assert from_process_0(lambda: {"read by": process}) == {"read by": 0}
+    same = {"seed": 0, "model.num_layers": 12}
+    check_agreement(program() | same)
+    if sys.argv[1] == "missing":
+        from_process_0(lambda: open("/nowhere/phase.json"))
+    check_agreement(same | {"optimizer.peak_learning_rate": 0.01 * (1 + process)})
+"""
+
+
+@pytest.mark.parametrize(
+    ("case", "message"),
+    [
+        (
+            "rates",
+            r"error: process 1 on HOST has optimizer.peak_learning_rate 0.02, not 0.01, "
+            r"unlike process 0 on HOST; start the same command .* on every host.",
+        ),
+        ("missing", r"error: .*No such file or directory: '/nowhere/phase.json'"),
+    ],
+)
+def test_processes_hear_what_process_0_reads_and_refuse_to_differ(case, message):
+    port = free_port()
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", AGREE, case],
+            env=os.environ | environment(process, port) | {"PYTHONPATH": str(ROOT)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for process in range(2)
+    ]
+    (code, _, said), (other_code, _, other_said) = finish(processes)
+    assert (code, other_code, other_said) == (2, 2, "")
+    assert re.fullmatch(message.replace("HOST", socket.gethostname()) + "\n", said)

@@ -32,6 +32,7 @@ from stackjax.model import ModelConfig
 from stackjax.phase import Phase
 from stackjax.phases import expand
 from stackjax.progress import open_progress
+from stackjax.rows_file import NO_ROWS
 from stackjax.run import Run
 from stackjax.sharding import num_shards
 from stackjax.train import run_phase
@@ -204,7 +205,12 @@ def _loop_seconds(config: Config, phase: Phase) -> tuple[float, TrainState]:
         Path(config.data.path), config.model.vocab_size, config.data.seq_len
     )
     sinks = open_sinks(
-        workdir, None, tensorboard=config.logging.tensorboard, wandb_project=None, settings={}
+        workdir,
+        None,
+        rows=NO_ROWS,
+        tensorboard=config.logging.tensorboard,
+        wandb_project=None,
+        settings={},
     )
     ticks = _Ticks()
     with contextlib.ExitStack() as stack:
