@@ -39,7 +39,7 @@ def check_cells(cells: Cells) -> None:
                 )
             places[config.workdir] = label
             _check_directory(config)
-            alike = str(flatten(dataclasses.replace(config, seed=0, workdir="")))
+            alike = str(flatten(dataclasses.replace(config, seed=0, workdir="any")))
             if alike not in checked:
                 _check_config(config)
                 checked.add(alike)

@@ -222,7 +222,7 @@ def test_what_memory_does_not_hold_is_not_measured_and_says_why(tmp_path, monkey
 
 def test_steps_that_take_too_long_are_not_measured(tmp_path, monkeypatch):
     monkeypatch.setattr(module_of_choices, "choices", lambda *_: {})
-    fields = {"phases": (1,), "steps": 10**9, "limit_seconds": 1e-6, "ablate": True}
+    fields = {"phases": (1,), "steps": 2**20, "limit_seconds": 1e-6, "ablate": True}
     found = measure(run_config(tmp_path), tmp_path, "step", **fields)
     for key, steps in {("step", ""): 2 * 10**9, ("choice", "as configured"): 10**9}.items():
         reason = (

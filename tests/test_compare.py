@@ -585,17 +585,20 @@ DAMAGED = {
     "no rows": (lambda run: (run / "metrics.jsonl").write_text(""), "has not trained yet"),
     "no file": (lambda run: (run / "metrics.jsonl").unlink(), "has not trained yet"),
     "no config": (lambda run: (run / "config.json").write_text(""), "config.json is damaged"),
-    "a list": (lambda run: (run / "config.json").write_text("[]"), "does not say its config"),
+    "a list": (
+        lambda run: (run / "config.json").write_text("[]"),
+        "it is no JSON object, but []",
+    ),
     "no seed": (
         lambda run: (run / "config.json").write_text(
-            json.dumps({"config": {}, "data": "", "tokenizer": ""})
+            json.dumps({"config": {"model_is": "target"}, "data": "", "tokenizer": ""})
         ),
         "does not say its seed",
     ),
     "no speed": (with_row({"tokens_per_second": 0}), "tokens_per_second is 0 in row"),
-    "no tokens": (with_row({"tokens": None}), "tokens is None in row"),
-    "tokens fall": (with_row({"tokens": 5}), "tokens is 5 in row"),
-    "text": (with_row({"flops": "many"}), "flops is many in row"),
+    "no tokens": (with_row({"tokens": None}), "is damaged at line 83: tokens is 'None'"),
+    "tokens fall": (with_row({"tokens": 5}), "at line 83: it belongs before the line above"),
+    "text": (with_row({"flops": "many"}), "is damaged at line 83: flops is 'many'"),
 }
 
 
@@ -612,7 +615,7 @@ def test_a_loss_without_a_logarithm_is_refused_and_one_that_was_not_finite_left_
 ):
     run = damaged(tmp_path / "run", with_row({"loss": None}))
     assert len(read_record(run).curve("train").losses) == 40
-    with_row({"loss": loss})(run)
+    with_row({"loss": loss, "step": 10**6})(run)
     with pytest.raises(UserError, match="needs the logarithms of losses"):
         read_record(run).curve("train")
 

@@ -150,6 +150,7 @@ CAUTION = {
     "transformers_weights": "it names another file of weights",
     "model_type": "the tensors of another family",
     "attention_chunk_size": "it cuts the cache of longer texts",
+    "rms_norm_eps": "0 divides by zero where a position is zero",
     "kv_sharing_modes": "it shares the cache of some layers",
 }
 """Fields of which stackjax refuses values that happen not to move the logits, and why."""

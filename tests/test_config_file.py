@@ -265,9 +265,7 @@ MAY_NOT_CHANGE = [
     ("data.seq_len", 16, "the order of the data"),
     ("data.mask_documents", True, "would not compare"),
     ("evaluation.num_sequences", 16, "one curve has one set of held-out sequences"),
-    ("tasks.limit", 5, "of the same questions"),
-    ("stages.0.scale_by_fan_in", True, "already trained"),
-    ("stages.0.optimizer_state", "keep", "has already grown"),
+    ("stages.0.train_layers", "12", "already trained"),
     ("init_from", "elsewhere", "the run began with these parameters"),
     ("seed", 1, "the order of the data follow from it"),
 ]

@@ -246,13 +246,18 @@ def test_texts_longer_than_those_it_was_trained_on_are_noted(command):
     assert command("--prompt", "a→", "--max-tokens", "12", "--temperature", "0")[2] == ""
 
 
+def test_an_option_of_the_command_itself_is_refused_by_name(command):
+    code, _, err = command("--max-tokens", "0")
+    assert code == 2
+    assert "max_tokens is 0; it must be at least 1" in err
+
+
 @pytest.mark.parametrize(
     ("args", "message"),
     [
         (("--temperature", "-1"), "temperature is -1.0; it must"),
         (("--top-k", "0"), "top_k is 0; it must be at least 1"),
         (("--top-p", "1.5"), "top_p is 1.5; it must be more than 0"),
-        (("--max-tokens", "0"), "max_tokens is 0; it must be at least 1"),
         (("--prompt-file", "nowhere.txt"), "No such file or directory: 'nowhere.txt'"),
     ],
 )

@@ -147,8 +147,8 @@ def test_what_is_grown_with_its_optimizer_is_restored_as_a_run_is(uncut, tmp_pat
         phase = phase_of(contents.model)
         with Checkpoints(epath.Path(tmp_path), phase, keep) as checkpoints:
             abstract = abstract_part(contents.model, ADAMW, axes)
-            state, counts = checkpoints.restore(abstract, mesh)
-    assert counts.tokens == 6 * 128
+            state, restored = checkpoints.restore(abstract, mesh)
+    assert restored.counts.tokens == 6 * 128
     before = last_state(uncut, 0, step=6)["opt_state"][1]["nu"]["head"]
     np.testing.assert_array_equal(state.opt_state[1].nu["head"], before)
 

@@ -62,7 +62,7 @@ def get_config(shape: Shape) -> Config:
             num_kv_heads=shape.num_heads,
             head_dim=shape.head_dim,
         ),
-        data=DataConfig(path="", seq_len=shape.seq_len),
+        data=DataConfig(path="nowhere", seq_len=shape.seq_len),
         optimizer=OptimizerConfig(
             peak_learning_rate=LEARNING_RATE, schedule=Schedule(shape="constant")
         ),
@@ -70,7 +70,7 @@ def get_config(shape: Shape) -> Config:
         evaluation=EvaluationConfig(every_tokens=every, num_sequences=1, batch_size=1),
         checkpoints=CheckpointConfig(every_tokens=every),
         logging=LoggingConfig(every_tokens=every),
-        workdir="",
+        workdir="nowhere",
     )
 
 
