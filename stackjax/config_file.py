@@ -42,6 +42,9 @@ are added and for the moment when a loss or a plateau that ends a stage is seen.
 _MAY_DIFFER = re.compile(r"data\.(path|cache_dir|num_workers|prefetch)")
 """Fields that hosts may have values of their own of; the data themselves are compared."""
 
+_PLACE = re.compile(r"workdir|platform|(data|logging)\..*")
+"""Of the fields that may change, those of places, reading ahead and logs."""
+
 _PRESENT_STAGE = re.compile(
     r"stages\.\d+\.(tokens|fraction|batch_size|until\..*|peak_learning_rate|schedule(\..*)?)"
 )
@@ -222,7 +225,7 @@ def check_same_data(workdir: epath.Path, manifest: Manifest) -> None:
         )
 
 
-def changed_fields(workdir: epath.Path, config: Config, stage: int) -> tuple[str, ...]:
+def changed_fields(workdir: epath.Path, config: Config, stage: int) -> dict[str, str]:
     """Returns a line for each field that differs from the config that a run has recorded.
 
     Args:
@@ -245,7 +248,12 @@ def changed_fields(workdir: epath.Path, config: Config, stage: int) -> tuple[str
             f"{workdir} was trained with another config. These fields may not change when it "
             f"is resumed: {said}. Take the old values, or start a new run with --workdir."
         )
-    return tuple(changed.values())
+    return changed
+
+
+def is_of_training(field: str) -> bool:
+    """Returns whether a field has a part in training, and not only in where a run lies."""
+    return _PLACE.fullmatch(field) is None
 
 
 def _may_change(field: str, stage: int) -> bool:

@@ -1,12 +1,18 @@
 """The position that a run starts from: the beginning, its newest checkpoint or an older one."""
 
 import dataclasses
+from collections.abc import Mapping
 
 from etils import epath
 
 from stackjax.checkpoint import discard_after, newest_step, read_contents
 from stackjax.config import Config
-from stackjax.config_file import changed_fields, check_same_data, record_config
+from stackjax.config_file import (
+    changed_fields,
+    check_same_data,
+    is_of_training,
+    record_config,
+)
 from stackjax.data.manifest import Manifest
 from stackjax.errors import UserError
 from stackjax.marker import (
@@ -47,8 +53,8 @@ class Position:
     step: int | None
     """The checkpoint of the present phase to restore; None if the run is new."""
     is_finished: bool
-    changed: tuple[str, ...]
-    """A line for each field that differs from the recorded config."""
+    changed: Mapping[str, str]
+    """By its name, a line for each field that differs from the recorded config."""
 
 
 def find_position(workdir: epath.Path, config: Config) -> Position:
@@ -61,7 +67,7 @@ def find_position(workdir: epath.Path, config: Config) -> Position:
     step = newest_step(workdir, expand(config)[0]) if marker.phase == 0 else None
     if marker.phase == 0 and step is None:
         # A run that has saved nothing binds no other.
-        return Position(marker=NEW_RUN, step=None, is_finished=False, changed=())
+        return Position(marker=NEW_RUN, step=None, is_finished=False, changed={})
     stage = _present(config, marker).stage
     changed = changed_fields(workdir, config, stage)
     if any(field.startswith(_lengths(stage)) for field in changed):
@@ -136,7 +142,8 @@ def _changed_position(
     workdir: epath.Path, config: Config, options: ResumeConfig, found: Position
 ) -> Position:
     """Returns a position with the changes that the user asks for."""
-    if not found.changed and (options == NEWEST or _is_applied(options, found.marker)):
+    fields = tuple(line for field, line in found.changed.items() if is_of_training(field))
+    if not fields and (options == NEWEST or _is_applied(options, found.marker)):
         return found
     marker, phase, step = found.marker, _present(config, found.marker), found.step
     if options.resume_from:
@@ -152,7 +159,7 @@ def _changed_position(
         phase=phase.index,
         step=step,
         tokens=counts.tokens,
-        fields=found.changed,
+        fields=fields,
         **dataclasses.asdict(options),
     )
     changes = marker.changes if marker.changes[-1:] == (change,) else (*marker.changes, change)

@@ -26,7 +26,7 @@ from stackjax.compilation import (
     use_compilation_cache,
 )
 from stackjax.config import Config
-from stackjax.config_file import flatten, load_command, same_everywhere
+from stackjax.config_file import flatten, is_of_training, load_command, same_everywhere
 from stackjax.cpu import keep_memory, release_memory
 from stackjax.errors import UserError, memory_used_by, one_line_errors
 from stackjax.flops import num_params, peak_flops
@@ -105,6 +105,9 @@ def train(config: Config, options: ResumeConfig = NEWEST) -> None:
         )
         for output in (*run.sinks, run.progress):
             stack.enter_context(contextlib.closing(output))
+        for field, line in position.changed.items():
+            if not is_of_training(field):
+                run.progress.note(f"changed since this run was last started: {line}")
         run.write_changes(phase, position.step or 0, counts)
         device = jax.devices()[0]
         if peak_flops(device) is None:

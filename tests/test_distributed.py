@@ -113,8 +113,9 @@ def test_two_processes_of_which_one_is_killed_resume_stop_and_are_one_run(
     config = world.config("--workdir", str(alone), "--mesh.replica", "2")
     own = dataclasses.replace(config.stages[1], mesh=MeshConfig(tensor=2))
     train(dataclasses.replace(config, stages=(config.stages[0], own)))
-    assert len(places(alone)) == len(places(uncut))
-    assert_same_losses(alone, uncut)
+    changes = [place for place in places(alone) if place[0] == "change"]
+    assert len(places(alone)) == len(places(uncut)) + len(changes)
+    np.testing.assert_allclose(losses(alone), losses(uncut), rtol=RTOL)
 
 
 def test_two_processes_probe_measure_and_end_a_stage_as_one_does(world, uncut, tmp_path):

@@ -359,9 +359,6 @@ def one_line(capsys) -> str:
     ("arguments", "said"),
     [
         (("--tasks", "choices,chioces"), "no task 'chioces' .* near it are choices"),
-        (("--tasks", "choices", "--limit", "0"), "limit is 0; it must be at least 1"),
-        (("--tasks", "choices", "--batch-size", "0"), "batch_size is 0"),
-        (("--tasks", "choices", "--num-fewshot", "-1"), "num_fewshot is -1"),
         (
             ("--tasks", "choices", "--task-dir", "no/where"),
             "tasks no/where is not one of",
@@ -376,6 +373,22 @@ def test_a_wrong_argument_is_one_line(
     with pytest.raises(SystemExit, match="2"):
         run(monkeypatch, pretrained, "runs/mine", *arguments)
     assert re.search(said, one_line(capsys))
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "said"),
+    [
+        ("--limit", "0", "limit is 0; it must be at least 1"),
+        ("--batch-size", "0", "batch_size is 0"),
+        ("--num-fewshot", "-1", "num_fewshot is -1"),
+    ],
+)
+def test_an_option_out_of_its_range_is_refused_by_name(
+    pretrained, monkeypatch, capsys, option, value, said
+):
+    with pytest.raises(SystemExit, match="2"):
+        run(monkeypatch, pretrained, "runs/mine", option, value)
+    assert said in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -178,7 +178,7 @@ def test_a_change_is_the_same_when_the_run_is_killed_while_it_is_made(
     assert newest_step(workdir, expand(changed)[0]) == 3
     # And once more: nothing is left to change.
     again = start(workdir, changed, options, manifest)
-    assert (again.marker, again.changed) == (found.marker, ())
+    assert (again.marker, again.changed) == (found.marker, {})
 
 
 def test_a_run_goes_back_to_the_stage_before_and_grows_again(world, tmp_path):
