@@ -57,37 +57,66 @@ class Position:
     """By its name, a line for each field that differs from the recorded config."""
 
 
-def find_position(workdir: epath.Path, config: Config) -> Position:
-    """Returns the newest position of a run, and changes nothing.
+def start(
+    workdir: epath.Path, config: Config, options: ResumeConfig, manifest: Manifest
+) -> Position:
+    """Returns the position that a run starts from, and commits it and the config.
+
+    Going back, skipped examples and changed fields are part of the marker before anything is
+    trained, so that a run that is killed and started again comes to the same position.
 
     Raises:
-      UserError: The config differs in a field that may not change, or a checkpoint is missing.
+      UserError: The run cannot be resumed in this way.
+      OSError: A file could not be read or written.
+    """
+    found = find_position(workdir, config, options)
+    if found.step is not None:
+        check_same_data(workdir, manifest)
+        discard_after(workdir, _present(config, found.marker), found.step)
+    # First the marker: what a kill between the two repeats is then the same change again.
+    write_marker(workdir, found.marker)
+    record_config(workdir, config, manifest)
+    return found
+
+
+def find_position(workdir: epath.Path, config: Config, options: ResumeConfig) -> Position:
+    """Returns the position that a run would start from, and changes nothing.
+
+    Raises:
+      UserError: The run cannot be resumed in this way, or a checkpoint is missing.
     """
     marker = read_marker(workdir)
-    step = newest_step(workdir, expand(config)[0]) if marker.phase == 0 else None
-    if marker.phase == 0 and step is None:
+    if marker.phase == 0 and newest_step(workdir, expand(config)[0]) is None:
         # A run that has saved nothing binds no other.
-        return Position(marker=NEW_RUN, step=None, is_finished=False, changed={})
-    stage = _present(config, marker).stage
-    changed = changed_fields(workdir, config, stage)
-    if any(field.startswith(_lengths(stage)) for field in changed):
-        ended = {at: ending for at, ending in marker.ended.items() if at != stage}
+        _check_is_resumed(options)
+        marker = after_entering(NEW_RUN, None, expand(config)[0])
+        return Position(marker=marker, step=None, is_finished=False, changed={})
+    phase = _present(config, marker)
+    changed = changed_fields(workdir, config, phase.stage)
+    if any(field.startswith(_lengths(phase.stage)) for field in changed):
+        ended = {at: ending for at, ending in marker.ended.items() if at != phase.stage}
         marker = dataclasses.replace(marker, ended=ended)
-    phases, phase = expand(config, marker), _present(config, marker)
-    step = newest_step(workdir, phase)
-    if step is None:
-        raise UserError(
-            f"{workdir / phase.directory} has no checkpoint, but the run is in stage "
-            f"{phase.stage}; bring it back, go back to the stage before with --resume-from "
-            f"{phases[phase.index - 1].directory}/STEP, or start a new run with --workdir."
-        )
-    if step > phase.num_steps:
-        raise UserError(
-            f"stages.{phase.stage} would end at step {phase.num_steps:,}, and the run has come "
-            f"to step {step:,} already; give the stage more tokens."
-        )
-    is_finished = phase == phases[-1] and step == phase.num_steps
+    fields = tuple(line for field, line in changed.items() if is_of_training(field))
+    if not fields and _is_applied(options, marker):
+        options = NEWEST
+    step = _newest(workdir, config, phase) if not options.resume_from else None
+    if options.resume_from:
+        phase, step = _named_checkpoint(workdir, expand(config, marker), marker, options)
+        marker = _gone_back(marker, phase)
+    assert step is not None, "a run that is resumed has a checkpoint"
+    if fields or options != NEWEST:
+        marker = _with_change(workdir, marker, phase, step, fields, options)
+    phases = expand(config, marker)
+    is_finished = marker.phase == len(phases) - 1 and step == phases[-1].num_steps
     return Position(marker=marker, step=step, is_finished=is_finished, changed=changed)
+
+
+def _check_is_resumed(options: ResumeConfig) -> None:
+    if options != NEWEST:
+        raise UserError(
+            "--resume-from and --skip-examples are for a run that has saved a checkpoint, and "
+            "this one has not; leave them out."
+        )
 
 
 def _present(config: Config, marker: Marker) -> Phase:
@@ -102,54 +131,28 @@ def _lengths(stage: int) -> tuple[str, ...]:
     return tuple(f"stages.{stage}.{name}" for name in ("until.", "tokens", "fraction"))
 
 
-def start(
-    workdir: epath.Path, config: Config, options: ResumeConfig, manifest: Manifest
-) -> Position:
-    """Returns the position that a run starts from, and commits it and the config.
-
-    Going back, skipped examples and changed fields are part of the marker before anything is
-    trained, so that a run that is killed and started again comes to the same position.
-
-    Raises:
-      UserError: The run cannot be resumed in this way.
-      OSError: A file could not be read or written.
-    """
-    found = find_position(workdir, config)
-    if found.step is None:
-        _check_is_resumed(options)
-        marker = after_entering(NEW_RUN, None, expand(config)[0])
-        found = dataclasses.replace(found, marker=marker)
-    else:
-        check_same_data(workdir, manifest)
-        found = _changed_position(workdir, config, options, found)
-        assert found.step is not None, "a run that is resumed has a checkpoint"
-        discard_after(workdir, _present(config, found.marker), found.step)
-    # First the marker: what a kill between the two repeats is then the same change again.
-    write_marker(workdir, found.marker)
-    record_config(workdir, config, manifest)
-    return found
-
-
-def _check_is_resumed(options: ResumeConfig) -> None:
-    if options != NEWEST:
+def _newest(workdir: epath.Path, config: Config, phase: Phase) -> int:
+    """Returns the step of the newest checkpoint of a phase; UserError if it has none."""
+    step = newest_step(workdir, phase)
+    if step is None:
+        before = expand(config)[phase.index - 1].directory
         raise UserError(
-            "--resume-from and --skip-examples are for a run that has saved a checkpoint, and "
-            "this one has not; leave them out."
+            f"{workdir / phase.directory} has no checkpoint, but the run is in stage "
+            f"{phase.stage}; bring it back, go back to the stage before with --resume-from "
+            f"{before}/STEP, or start a new run with --workdir."
         )
+    return step
 
 
-def _changed_position(
-    workdir: epath.Path, config: Config, options: ResumeConfig, found: Position
-) -> Position:
-    """Returns a position with the changes that the user asks for."""
-    fields = tuple(line for field, line in found.changed.items() if is_of_training(field))
-    if not fields and (options == NEWEST or _is_applied(options, found.marker)):
-        return found
-    marker, phase, step = found.marker, _present(config, found.marker), found.step
-    if options.resume_from:
-        phase, step = _named_checkpoint(workdir, expand(config, marker), marker, options)
-        marker = _gone_back(marker, phase)
-    assert step is not None, "a run that is resumed has a checkpoint"
+def _with_change(
+    workdir: epath.Path,
+    marker: Marker,
+    phase: Phase,
+    step: int,
+    fields: tuple[str, ...],
+    options: ResumeConfig,
+) -> Marker:
+    """Returns a marker with a change at a step, from where the run is counted anew."""
     counts = read_contents(workdir / phase.directory / str(step))[0].counts
     known = marker.waypoints.get(phase.index)
     if known is not None and known.step == step and not options.resume_from:
@@ -164,9 +167,7 @@ def _changed_position(
     )
     changes = marker.changes if marker.changes[-1:] == (change,) else (*marker.changes, change)
     waypoints = {**marker.waypoints, phase.index: Waypoint(step=step, counts=counts)}
-    marker = dataclasses.replace(marker, waypoints=waypoints, changes=changes)
-    expand(config, marker)  # raises if a stage is now shorter than what it has trained
-    return dataclasses.replace(found, marker=marker, step=step)
+    return dataclasses.replace(marker, waypoints=waypoints, changes=changes)
 
 
 def _is_applied(options: ResumeConfig, marker: Marker) -> bool:

@@ -64,9 +64,9 @@ def train(config: Config, options: ResumeConfig = NEWEST) -> None:
     """
     workdir = absolute(config.workdir)
     check_agreement(program() | same_everywhere(config))
-    found = from_process_0(lambda: find_position(workdir, config))
+    found = from_process_0(lambda: find_position(workdir, config, options))
     phases = expand(config, found.marker)
-    if found.is_finished and options == NEWEST:
+    if found.is_finished:
         from_process_0(lambda: check_rows_of(workdir))
         if jax.process_index() == 0:
             print(summarize(workdir, phases, read_rows(workdir)))

@@ -321,8 +321,12 @@ def test_what_ends_a_stage_may_change_until_it_is_over(recorded):
     until = dataclasses.replace(tiny_run().stages[1].until, loss=2.0)
     first, second = (replace(tiny_run(), f"stages.{i}.until", until) for i in (0, 1))
     for stage in (0, 1):
-        assert changed_fields(recorded, second, stage) == {"stages.1.until.loss": "stages.1.until.loss: None -> 2.0"}
-    assert changed_fields(recorded, first, 0) == {"stages.0.until.loss": "stages.0.until.loss: None -> 2.0"}
+        assert changed_fields(recorded, second, stage) == {
+            "stages.1.until.loss": "stages.1.until.loss: None -> 2.0"
+        }
+    assert changed_fields(recorded, first, 0) == {
+        "stages.0.until.loss": "stages.0.until.loss: None -> 2.0"
+    }
     with pytest.raises(ValueError, match=r"may not change .* stages\.0\.until\.loss"):
         changed_fields(recorded, first, 1)
 

@@ -17,7 +17,7 @@ from stackjax.checkpoint import newest_step, read_contents
 from stackjax.config import Schedule
 from stackjax.data.sources import read_manifest
 from stackjax.errors import UserError
-from stackjax.marker import NEW_RUN, Marker, read_marker
+from stackjax.marker import Marker, read_marker
 from stackjax.phase import Change, Waypoint
 from stackjax.phases import expand
 from stackjax.resume import NEWEST, ResumeConfig, find_position, start
@@ -215,13 +215,13 @@ def test_a_new_run_takes_no_options_of_resuming(config):
     workdir, manifest = epath.Path(config.workdir), read_manifest(config.data.path)
     with pytest.raises(UserError, match="are for a run that has saved a checkpoint"):
         start(workdir, config, ResumeConfig(skip_examples=3), manifest)
-    assert find_position(workdir, config).marker == NEW_RUN
+    assert find_position(workdir, config, NEWEST).step is None
 
 
 def test_a_stage_cannot_become_shorter_than_what_it_has_trained(config):
     train(config)
-    with pytest.raises(UserError, match=r"come to step 8 already; give the stage more tokens"):
-        find_position(epath.Path(config.workdir), with_stage(config, tokens=3 * STEP))
+    with pytest.raises(UserError, match=r"come to 1,024 already; give the stage more tokens"):
+        find_position(epath.Path(config.workdir), with_stage(config, tokens=3 * STEP), NEWEST)
 
 
 def test_a_change_reads_as_a_sentence():
