@@ -64,17 +64,20 @@ def model_config(fields: Mapping[str, Any], name: str = CONFIG) -> ModelConfig:
     rope = _rope(fields, family, name)
     head_dim = fields.get("head_dim", family.head_dim)
     num_kv_heads = fields.get("num_key_value_heads", family.num_kv_heads)
-    return ModelConfig(
-        **sizes,
-        head_dim=head_dim or sizes["embed_dim"] // sizes["num_heads"],
-        num_kv_heads=num_kv_heads or sizes["num_heads"],
-        rope_theta=float(rope["rope_theta"]),
-        rope_scaling=_rope_scaling(rope),
-        norm_epsilon=fields.get("rms_norm_eps", 1e-6),
-        tie_head=fields.get("tie_word_embeddings", False),
-        qkv_bias=family.qkv_bias,
-        qk_norm=family.qk_norm,
-    )
+    try:
+        return ModelConfig(
+            **sizes,
+            head_dim=head_dim or sizes["embed_dim"] // sizes["num_heads"],
+            num_kv_heads=num_kv_heads or sizes["num_heads"],
+            rope_theta=float(rope["rope_theta"]),
+            rope_scaling=_rope_scaling(rope),
+            norm_epsilon=fields.get("rms_norm_eps", 1e-6),
+            tie_head=fields.get("tie_word_embeddings", False),
+            qkv_bias=family.qkv_bias,
+            qk_norm=family.qk_norm,
+        )
+    except UserError as error:
+        raise UserError(f"{name}: {error}") from error
 
 
 def _family(fields: Mapping[str, Any], name: str) -> Family:
