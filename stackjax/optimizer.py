@@ -122,15 +122,13 @@ class ParameterRates:
 def _clip_by_global_norm(max_norm: float) -> optax.GradientTransformation:
     """Returns optax's clipping with one factor for all, which fuses with what reads them.
 
-    Optax's own chooses between the gradients and clipped ones, and so keeps both. If the norm
-    is not finite, all gradients become 0.
+    Optax's own chooses between the gradients and clipped ones, and so keeps both.
     """
 
     def clip(updates: Any, _: Any) -> Any:
         norm = optax.tree.norm(updates)
         factor = jnp.where(norm < max_norm, 1.0, max_norm / norm)
-        is_finite = jnp.isfinite(norm)
-        return jax.tree.map(lambda update: jnp.where(is_finite, factor * update, 0.0), updates)
+        return jax.tree.map(lambda update: factor * update, updates)
 
     return optax.stateless(clip)
 

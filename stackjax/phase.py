@@ -208,12 +208,9 @@ class Phase:
             is_leaf=lambda node: isinstance(node, Axes),
         )
 
-    def step_params(
-        self, params: Any, updates: Any, step: jax.Array, is_taken: jax.Array | bool = True
-    ) -> Any:
-        """Returns parameters after a step along the optimizer's updates, if it is taken."""
-        # A rate of 0 is free; choosing between two trees of parameters would keep both.
-        rate = jnp.where(is_taken, self.learning_rate(step), 0.0)
+    def step_params(self, params: Any, updates: Any, step: jax.Array) -> Any:
+        """Returns parameters after a step along the optimizer's updates."""
+        rate = self.learning_rate(step)
         if self.parameter_rates is None:
             return jax.tree.map(lambda p, update: p - rate * update, params, updates)
         tokens = self._tokens(step + 1)

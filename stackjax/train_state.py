@@ -46,7 +46,7 @@ def train_step(
     """Returns the state after one optimizer step, and that step's metrics.
 
     If the loss or the gradient norm is not finite, the parameters stay as they are, and the
-    metric `is_finite` is false.
+    metric `is_finite` is false; the moments of the optimizer are then spoilt.
 
     Args:
       phase: Says which model runs, what trains of it, and how fast.
@@ -70,7 +70,9 @@ def train_step(
     grad_norm = optax.tree.norm(grads)
     is_finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
     updates, opt_state = tx.update(grads, state.opt_state, state.params)
-    params = phase.step_params(state.params, updates, state.step, is_finite)
+    stepped = phase.step_params(state.params, updates, state.step)
+    # Of the parameters alone: to choose moments as well would keep two copies of them.
+    params = jax.tree.map(lambda new, p: jnp.where(is_finite, new, p), stepped, state.params)
     metrics = {
         "loss": loss,
         "grad_norm": grad_norm,

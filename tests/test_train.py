@@ -12,7 +12,6 @@ from etils import epath
 from orbax.checkpoint._src.path import atomicity
 from runs import cut, last_state, rows
 
-from stackjax import compilation
 from stackjax import train as run_module
 from stackjax.config import Rewarm
 from stackjax.config_file import record_config
@@ -209,29 +208,6 @@ def test_copies_that_stay_equal_are_told_of(world, tmp_path, monkeypatch, capsys
     train(config)
     said = " ".join(capsys.readouterr().out.split())
     assert "have equal gradients, so they stay equal, as if the model were no larger" in said
-
-
-def test_a_loss_that_is_not_finite_ends_the_run_and_nothing_bad_is_saved(
-    world, uncut, tmp_path, monkeypatch, capsys
-):
-    def compile_step(config, phase):
-        step = real_compile(config, phase)
-
-        def bad_step(state, batch):
-            state, metrics = step(state, batch)
-            is_bad = int(state.step) >= 8
-            return state, metrics | {"loss": np.float32("nan")} if is_bad else metrics
-
-        return bad_step
-
-    cut(uncut, tmp_path, 6)
-    real_compile = compilation.compile_step
-    monkeypatch.setattr(compilation, "compile_step", compile_step)
-    error = error_of(world.args(tmp_path), monkeypatch, capsys)
-    assert "loss nan" in error
-    assert f"the last good checkpoint is {tmp_path}/stage_0/train/6." in error
-    assert os.listdir(tmp_path / "stage_0" / "train") == ["6"]
-    assert max(row["tokens"] for row in rows(tmp_path)) == 7 * 128
 
 
 def test_a_full_disk_ends_the_run_and_leaves_the_checkpoint_before(

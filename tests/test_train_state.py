@@ -75,6 +75,17 @@ def test_a_step_is_the_optimizers_on_the_gradient_of_the_mean_loss():
     assert_same_params(state.params, expected, tolerance=1e-6)
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_step_that_is_not_finite_leaves_the_parameters_as_they_are(value):
+    params = initial_state().params
+    params = {**params, "final_norm": params["final_norm"] * jnp.float32(value)}
+    state, metrics = compiled(0.0, initial_state(params), random_batch())
+    assert not metrics["is_finite"]
+    assert not np.isfinite(float(metrics["loss"]) + float(metrics["grad_norm"]))
+    assert_same_params(state.params, params, tolerance=0)
+    assert compiled(0.0, initial_state(), random_batch())[1]["is_finite"]
+
+
 def test_the_loss_of_a_batch_that_is_seen_again_and_again_falls():
     state, losses = initial_state(), []
     for _ in range(25):
