@@ -277,8 +277,10 @@ def test_a_field_of_the_config_with_a_wrong_value(field, folder, outcomes):
 
 
 def test_a_config_that_claims_more_layers_than_there_are_tensors(folder, outcomes):
-    change_config(folder, {"num_hidden_layers": 2_000_000_000})
+    change_config(folder, {"num_hidden_layers": 9000})
     assert_refused(outcomes(), "has no tensor model.layers.3.input_layernorm.weight")
+    change_config(folder, {"num_hidden_layers": 2_000_000_000})
+    assert_refused(outcomes(), "config.json: model.num_layers is 2000000000; it must be")
 
 
 @pytest.mark.parametrize("name", TEXTS)
