@@ -55,7 +55,7 @@ def test_growth_that_fails_leaves_nothing_and_works_again(uncut, tmp_path, point
         grow.grow(config)
     assert list(tmp_path.iterdir()) == []
     assert grow.grow(config) == epath.Path(target / "0")
-    assert {path.name for path in target.iterdir()} == {"0", "config.json"}
+    assert {path.name for path in target.iterdir()} == {"0", "config.json", "tokenizer"}
 
 
 @pytest.mark.parametrize("point", POINTS)
