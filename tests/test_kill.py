@@ -67,12 +67,13 @@ def test_a_run_asked_to_stop_saves_and_resumes_to_the_same_bits(world, uncut, tm
     args = world.args(tmp_path)
     moments = [
         ("SIGTERM", "stackjax.compilation:compile_step", 0),
-        ("SIGTERM", "stackjax.held_out:eval_batches", 5),
+        ("SIGHUP", "stackjax.held_out:eval_batches", 5),
         ("SIGINT", "stackjax.train:enter_phase", 8),
     ]
     for number, point, step in moments:
         code, stdout, stderr = world.run(args, number, point, "before", "1")
         assert (code, stderr) == (143, "")
+        assert "stopping: the run saves after this step and ends" in stdout
         last = stdout.splitlines()[-1]
         assert last.startswith(f"stopped and saved at {128 * step:,} tokens; resume with: ")
         assert last.endswith(" ".join(args))
