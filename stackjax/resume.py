@@ -91,6 +91,9 @@ def find_position(workdir: epath.Path, config: Config, options: ResumeConfig) ->
         _check_is_resumed(options)
         marker = after_entering(NEW_RUN, None, expand(config)[0])
         return Position(marker=marker, step=None, is_finished=False, changed={})
+    if not marker.directory:
+        # A run of which only the first stage is left has lost no more than this.
+        marker = after_entering(marker, None, expand(config)[0])
     phase = _present(config, marker)
     changed = changed_fields(workdir, config, phase.stage)
     if any(field.startswith(_lengths(phase.stage)) for field in changed):

@@ -250,7 +250,7 @@ WRONG = {
     "--stages.1.growth.factor 3": "3 does not divide 2",
     "--evaluation.num-sequences 99999": "give --evaluation.num-sequences",
     "--data.seq-len 999999": "choose a shorter sequence",
-    "--stages.0.tokens 0": "stages.0 is 0 tokens long",
+    "--stages.0.tokens 0": "stages.0.tokens is 0; it must be at least 1",
     "--workdir /proc/nowhere/run": "/proc/nowhere",
 }
 
