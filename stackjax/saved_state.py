@@ -1,6 +1,7 @@
 """The state in one checkpoint: written with a checksum of each array, and read with it."""
 
 import contextlib
+import functools
 import gc
 import logging
 import sys
@@ -114,6 +115,7 @@ def _read(checkpoint: epath.Path, read: Callable[[], T]) -> T:
         except Exception as error:  # Orbax raises all kinds, and `Exception` itself.
             reason = _reason(error)
         gc.collect()  # Tasks that nobody waits for complain when they are freed.
+    _ignore_late_reads()
     raise DamagedError(f"{checkpoint} is damaged: {reason}")
 
 
@@ -133,6 +135,21 @@ def _quiet_tasks() -> Iterator[None]:
     finally:
         logging.disable(disabled)
         sys.unraisablehook = hook
+
+
+def _ignore_late_reads() -> None:
+    """Keeps reads quiet that end after the loop of a failed read was closed.
+
+    TensorStore goes on reading the other arrays, and reports each to a loop that is gone.
+    """
+    hook = sys.unraisablehook
+    if getattr(hook, "func", None) is not _without_late_reads:
+        sys.unraisablehook = functools.partial(_without_late_reads, hook)
+
+
+def _without_late_reads(hook: Callable[[Any], Any], unraisable: Any) -> None:
+    if str(unraisable.exc_value) != "Event loop is closed":
+        hook(unraisable)
 
 
 def _reason(error: BaseException) -> str:

@@ -4,7 +4,9 @@ import json
 import random
 import re
 import shutil
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -116,6 +118,20 @@ def test_any_damage_of_any_file_of_a_checkpoint_is_named_or_has_no_effect(tmp_pa
             (tmp_path / "away").rename(path)
         assert outcome() == "the same"
     assert named > 20
+
+
+def test_after_a_failed_read_only_the_reads_that_it_left_are_quiet(tmp_path, monkeypatch):
+    checkpoint = saved(epath.Path(tmp_path), [4]) / PHASE.directory / "4"
+    shown = []
+    monkeypatch.setattr(sys, "unraisablehook", shown.append)
+    (checkpoint / "_CHECKPOINT_METADATA").write_text("{")
+    for _ in range(2):
+        with pytest.raises(DamagedError):
+            read_metadata(checkpoint)
+    late, other = RuntimeError("Event loop is closed"), RuntimeError("a bug")
+    for error in (late, other):
+        sys.unraisablehook(SimpleNamespace(exc_value=error))
+    assert [each.exc_value for each in shown] == [other]
 
 
 def spoil(checkpoint: epath.Path) -> None:
