@@ -171,6 +171,8 @@ def assert_same_run(workdir: Path, expected: Path) -> None:
 
 
 def _main(number: str, point: str, when: str, nth: str, *args: str) -> None:
+    # Under nohup the tests ignore it, and a run that they start would go on.
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
     module, name = point.split(":")
     owner = functools.reduce(getattr, name.split(".")[:-1], importlib.import_module(module))
     name = name.split(".")[-1]
