@@ -49,12 +49,12 @@ jax.config.update("jax_disable_most_optimizations", True)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 
-@pytest.fixture(autouse=True)
-def _where_programs_are_kept():
-    """A run in this process does not settle where the programs of the next are kept."""
-    directory = jax.config.jax_compilation_cache_dir  # type: ignore
-    yield
+@pytest.fixture(scope="session", autouse=True)
+def _programs(tmp_path_factory):
+    """Programs that were compiled once are kept for all tests of a process."""
+    directory = str(tmp_path_factory.mktemp("programs"))
     jax.config.update("jax_compilation_cache_dir", directory)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 
 
 def tiny_model(**fields) -> ModelConfig:

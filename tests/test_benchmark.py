@@ -11,7 +11,6 @@ from pathlib import Path
 import jax
 import pytest
 from conftest import tiny_model, tiny_run
-from jax.experimental.compilation_cache import compilation_cache
 from runs import ROOT
 
 from scripts import benchmark as command
@@ -38,26 +37,15 @@ def run_config(path):
 
 
 @pytest.fixture(scope="module", autouse=True)
-def small(tmp_path_factory):
-    """Fewer steps and tokens, and programs that occur twice are compiled once."""
-    settings = {
-        "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("compilation_cache")),
-        "jax_persistent_cache_min_compile_time_secs": 0,
-    }
-    before = {name: getattr(jax.config, name) for name in settings}
+def small():
+    """Fewer steps and tokens."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(loop, "SYNTHETIC_TOKENS", 2**14)
         patch.setattr(loop, "BLOCK_STEPS", 2)
         patch.setattr(loop, "NUM_BLOCKS", 2)
         patch.setattr(loop, "LOOP_STEPS", 7)
         patch.setattr(machine, "_WIDTHS", (256,))
-        for name, value in settings.items():
-            jax.config.update(name, value)
-        compilation_cache.reset_cache()
         yield
-    for name, value in before.items():
-        jax.config.update(name, value)
-    compilation_cache.reset_cache()
 
 
 @pytest.fixture(scope="module")

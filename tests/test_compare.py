@@ -7,7 +7,6 @@ import math
 import re
 import shutil
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -420,7 +419,6 @@ def test_a_model_that_has_grown_elsewhere_counts_as_grown_and_the_page_says_its_
 
 
 def test_a_real_run_is_charged_for_all_that_the_run_before_it_has_spent(world, uncut, tmp_path):
-    jax.config.update("jax_compilation_cache_dir", str(world.path / "cache_of_eight"))
     config = world.config("--workdir", str(tmp_path / "next"))
     stages = (dataclasses.replace(config.stages[0], growth=None),)
     train(dataclasses.replace(config, stages=stages, init_from=str(uncut)))

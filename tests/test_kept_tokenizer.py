@@ -26,12 +26,6 @@ TEXTS = ["a model that grows", "while it trains", f"it quotes {EOS} and {BOS}"] 
 KIND = "bpe_that_ignores_merges"
 
 
-@pytest.fixture(autouse=True)
-def no_cache(monkeypatch):
-    # Runs of this process would leave it set.
-    monkeypatch.setattr(train, "use_compilation_cache", lambda workdir: None)
-
-
 def prepared(directory, tokenizer) -> str:
     """The path of a set made of `TEXTS`."""
     inputs = directory / "documents.jsonl"

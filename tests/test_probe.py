@@ -16,12 +16,6 @@ from stackjax.train import train
 STEP = 128
 
 
-@pytest.fixture(autouse=True)
-def _shared_cache(world):
-    """Programs are kept for all runs."""
-    jax.config.update("jax_compilation_cache_dir", str(world.path / "cache_of_eight"))
-
-
 def run(world, workdir, *, first=8, axis="stage", mesh=None, moments="reset", **probes):
     """A run whose first stage trains alike whatever its length, evaluated every two steps."""
     config = world.config("--evaluation.every-tokens", str(2 * STEP), "--workdir", str(workdir))

@@ -27,12 +27,6 @@ STEP = 128
 """Tokens of a step of the tests' run: 8 sequences of 16."""
 
 
-@pytest.fixture(autouse=True)
-def _shared_cache(world):
-    """Programs are kept for all runs."""
-    jax.config.update("jax_compilation_cache_dir", str(world.path / "cache_of_eight"))
-
-
 @pytest.fixture
 def config(world, tmp_path):
     """A run of one stage of eight steps, which saves after steps 3 and 6."""

@@ -17,12 +17,6 @@ from stackjax.interop.huggingface import load_params, read_folder
 from stackjax.pretrained import load_pretrained, model_of
 
 
-@pytest.fixture(autouse=True)
-def no_cache(monkeypatch):
-    # Runs of this process would leave it set.
-    monkeypatch.setattr(train, "use_compilation_cache", lambda workdir: None)
-
-
 def config_from(world, path, workdir, **changes):
     """The config of a run that starts from a model, and then is twice as deep."""
     config = world.config("--workdir", str(workdir))
@@ -45,9 +39,7 @@ def started(world, folder, tmp_path_factory):
     """The directory of a run that started from a folder, which is gone, and its config."""
     path = tmp_path_factory.mktemp("started")
     config = config_from(world, shutil.copytree(folder, path / "folder"), path / "run")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train, "use_compilation_cache", lambda workdir: None)
-        train.train(config)
+    train.train(config)
     shutil.rmtree(path / "folder")
     return path / "run", config
 

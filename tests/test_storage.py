@@ -322,11 +322,11 @@ def compilation_cache():
     names = (
         "jax_enable_compilation_cache",
         "jax_compilation_cache_dir",
-        "jax_persistent_cache_min_compile_time_secs",
         "jax_persistent_cache_enable_xla_caches",
     )
     saved = {name: getattr(jax.config, name) for name in names}
     jax.config.update("jax_enable_compilation_cache", True)
+    jax.config.update("jax_compilation_cache_dir", None)
     reset_cache()
     yield
     for name, value in saved.items():
@@ -335,7 +335,6 @@ def compilation_cache():
 
 
 def test_programs_are_kept_in_a_bucket_and_found_there(gcs, compilation_cache):
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     use_compilation_cache(epath.Path("gs://bucket/programs"))
     for kept in (0, 1):
         gcs.requests.clear()

@@ -38,8 +38,6 @@ def only_local(monkeypatch):
     """The tasks of the harness itself are thousands, which take seconds to find."""
     only = functools.partial(lm_eval.tasks.TaskManager, include_defaults=False)
     monkeypatch.setattr(lm_eval.tasks, "TaskManager", only)
-    # Runs of this process would leave it set.
-    monkeypatch.setattr(train, "use_compilation_cache", lambda workdir: None)
 
 
 @pytest.fixture

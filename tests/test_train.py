@@ -32,12 +32,6 @@ from stackjax.sharding import MeshConfig
 from stackjax.train import train
 
 
-@pytest.fixture(autouse=True)
-def _shared_cache(world):
-    """Programs are kept for all runs."""
-    jax.config.update("jax_compilation_cache_dir", str(world.path / "cache_of_eight"))
-
-
 def with_stage_1(config, **fields):
     stage = dataclasses.replace(config.stages[1], **fields)
     return dataclasses.replace(config, stages=(config.stages[0], stage))

@@ -119,12 +119,6 @@ def test_steps_of_a_stage_count_those_of_a_fit(world):
 # Whole runs.
 
 
-@pytest.fixture
-def _shared_cache(world):
-    """Programs are kept for all runs."""
-    jax.config.update("jax_compilation_cache_dir", str(world.path / "cache_of_eight"))
-
-
 def of_kind(workdir, kind):
     return [row for row in rows(workdir) if row["kind"] == kind]
 
@@ -138,7 +132,6 @@ def run(world, workdir, *, first=8, axis="stage", **until):
     return dataclasses.replace(config, stages=tuple(stages))
 
 
-@pytest.mark.usefixtures("_shared_cache")
 def test_a_run_whose_stage_ends_at_a_loss_is_the_run_of_that_length(world, tmp_path):
     planned, early = tmp_path / "planned", tmp_path / "early"
     # The next stage's step is compiled with the rates of a later start, and again.
@@ -161,7 +154,6 @@ def test_a_run_whose_stage_ends_at_a_loss_is_the_run_of_that_length(world, tmp_p
     assert len(of_kind(early, "trigger")) == 1
 
 
-@pytest.mark.usefixtures("_shared_cache")
 def test_a_run_may_end_early_and_is_then_finished(world, tmp_path, capsys):
     config = with_until(run(world, tmp_path), 1, tokens=10 * STEP + 1)
     train(config)
@@ -176,7 +168,6 @@ def test_a_run_may_end_early_and_is_then_finished(world, tmp_path, capsys):
     assert "This run is finished" in said
 
 
-@pytest.mark.usefixtures("_shared_cache")
 def test_a_stage_does_not_end_while_its_masks_open(world, tmp_path):
     config = with_until(run(world, tmp_path), 1, tokens=9 * STEP)
     small, large = config.stages
