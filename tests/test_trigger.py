@@ -187,18 +187,16 @@ KILLS = [
 ]
 
 
-TOKENS = ["--stages.0.until.tokens", str(4 * STEP)]
 # Of the four evaluations that tell it, those before a kill are read from the rows.
 PLATEAU = ["--stages.0.until.slope", "9", "--stages.0.until.slope-tokens", str(3 * STEP)]
 PLATEAU += ["--evaluation.every-tokens", str(STEP)]
 
 
-@pytest.mark.parametrize("until", [TOKENS, PLATEAU], ids=["tokens", "plateau"])
-def test_a_run_killed_as_a_stage_ends_comes_to_the_same_bits(world, tmp_path, until):
+def test_a_run_killed_as_a_stage_ends_comes_to_the_same_bits(world, tmp_path):
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     # What is due at the end of a whole stage is not due where this one ends. A save returns
     # when the one before it is whole, so that there is one before the stage ends.
-    overrides = [*until, "--logging.every-tokens", "384", "--checkpoints.every-tokens", "128"]
+    overrides = [*PLATEAU, "--logging.every-tokens", "384", "--checkpoints.every-tokens", "128"]
     assert world.run(world.args(whole, *overrides))[0] == 0
     args = world.args(killed, *overrides)
     for point, when, nth, is_marked in KILLS:
@@ -227,7 +225,7 @@ def test_what_a_run_has_left_that_saved_nothing_binds_no_other(world, uncut, tmp
 
 def test_a_probe_that_was_planned_past_an_early_end_does_not_stop_the_run(world, tmp_path):
     probes = ["--probes.at-tokens", "256", "768", "--probes.lag-tokens", "128"]
-    args = world.args(tmp_path, *TOKENS, *probes)
+    args = world.args(tmp_path, "--stages.0.until.tokens", str(4 * STEP), *probes)
     assert world.run(args, "SIGKILL", "stackjax.run:write_marker", "after", "2")[0] == -9
     code, _, stderr = world.run(args)
     assert (code, stderr) == (0, "")
