@@ -318,6 +318,7 @@ MALFORMED = {
         r"kind is '\[\]'",
     ),
     "too deep": (b"[" * 100_000 + b"\n", "nested too deeply"),
+    "too many digits": (b'{"tokens": ' + b"1" * 5000 + b"}\n", "it is no JSON"),
     "a name twice": (b'{"kind": 1, "kind": 2}\n', "a name occurs twice"),
     "no number where one is needed": (json.dumps(ROWS[0]).encode() + b"\n", "flops of a row"),
     "a repetition": (2 * (json.dumps(ROWS[0] | {"flops": 1}).encode() + b"\n"), "it repeats"),
@@ -362,15 +363,18 @@ def test_every_flipped_bit_of_a_marker_is_seen_or_has_no_effect(run):
         ({"phase": 1, "directory": "../x"}, "not that of a phase"),
         ({"phase": 1, "directory": "/etc"}, "not that of a phase"),
         ({"phase": 1, "directory": "stage_1/train/../../.."}, "not that of a phase"),
-        ({"phase": "1", "directory": "stage_1/train"}, "marker.phase is '1', not int"),
-        ({"phase": 1, "directory": 3}, "marker.directory is 3"),
-        ({"phase": 1, "directory": "stage_1/train", "ended": []}, "marker.ended is"),
-        ({"phase": 1, "directory": "stage_1/train", "ended": {"x": 1}}, "marker.ended is"),
+        ({"phase": "1", "directory": "stage_1/train"}, "phase is '1', which is not an integer"),
+        ({"phase": 1, "directory": 3}, "directory is 3, which is not a text"),
+        ({"phase": 1, "directory": "stage_1/train", "ended": []}, "ended is .*not an object"),
+        (
+            {"phase": 1, "directory": "stage_1/train", "ended": {"x": 1}},
+            "the key 'x' of ended is 'x', which is not an integer",
+        ),
         (
             {"phase": 1, "directory": "stage_1/train", "ended": {"0": {"steps": 1}}},
-            "marker.ended.0.reason is missing",
+            "ended.0.reason is missing",
         ),
-        ({"phase": 1, "directory": "stage_1/train", "more": 1}, "marker.more is unknown"),
+        ({"phase": 1, "directory": "stage_1/train", "more": 1}, "more is not a known field"),
     ],
 )
 def test_a_marker_that_somebody_has_written_by_hand_is_checked(tmp_path, marker, message):
