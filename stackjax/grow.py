@@ -17,14 +17,8 @@ from absl import logging
 from etils import epath
 from jax.sharding import Mesh
 
-from stackjax.checkpoint import (
-    absolute,
-    check_is_model,
-    find_checkpoint,
-    load_part,
-    read_contents,
-    write_first,
-)
+from stackjax.checkpoint import write_first
+from stackjax.checkpoint_directory import absolute, find_checkpoint
 from stackjax.config import Config, GrowthField
 from stackjax.config_file import read_config
 from stackjax.data.loader import open_source
@@ -44,6 +38,7 @@ from stackjax.new_directory import new_directory
 from stackjax.origin import keep_origin
 from stackjax.pretrained import is_folder, read_params
 from stackjax.quantity import Count, Seed, Text
+from stackjax.restore import check_is_model, load_part, read_contents, read_types
 from stackjax.runtime.constraints import Checked, check_unset
 from stackjax.sharding import mesh_that_divides
 from stackjax.summary import describe
@@ -97,14 +92,14 @@ def grow(config: GrowConfig) -> epath.Path:
     directory: Any = absolute(config.target)
     refuse_existing(directory)
     checkpoint = find_checkpoint(absolute(config.source))
-    contents, saved = read_contents(checkpoint)
+    contents = read_contents(checkpoint)
     check_is_model(checkpoint, contents)
     growth, source = config.growth, contents.model
     _check_growth(config, source)
     target = growth.target_config(source)
     optimizer = None
     if config.optimizer_state != "drop":
-        optimizer = saved_optimizer(checkpoint, source, saved)
+        optimizer = saved_optimizer(checkpoint, source, read_types(checkpoint))
     run = None if config.config is None else read_config(config.config)
     print(_plan(str(checkpoint), source, contents.counts.tokens, growth))
 

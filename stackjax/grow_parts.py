@@ -11,12 +11,12 @@ import jax.numpy as jnp
 from etils import epath
 
 from stackjax import model
-from stackjax.checkpoint import array_types
 from stackjax.compilation import abstract_part
 from stackjax.config import OptimizerConfig
 from stackjax.errors import UserError
 from stackjax.growth import Growth, grow_opt_state
 from stackjax.model import ModelConfig, Params
+from stackjax.saved_state import array_types
 from stackjax.sharding import laid_out, partition_of
 from stackjax.train_state import TrainState
 

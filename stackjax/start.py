@@ -8,7 +8,8 @@ import jax.numpy as jnp
 from etils import epath
 from jax.sharding import Mesh
 
-from stackjax.checkpoint import Checkpoints, absolute
+from stackjax.checkpoint import Checkpoints
+from stackjax.checkpoint_directory import absolute
 from stackjax.compilation import phase_optimizer
 from stackjax.config import Config
 from stackjax.data.tokenization import Tokenization
