@@ -34,10 +34,11 @@ from stackjax.config_record import RECORD, read_config_record
 from stackjax.cpu import keep_memory
 from stackjax.errors import UserError, one_line_errors
 from stackjax.marker import NEW_RUN, after_entering, write_marker
-from stackjax.phases import expand, stage_models
+from stackjax.phases import expand
 from stackjax.quantity import Seed, Size, Text
 from stackjax.runtime.constraints import Checked, OnlyWith
 from stackjax.runtime.ranges import Whole
+from stackjax.stages import stage_models
 from stackjax.train import train
 
 BEST = 3

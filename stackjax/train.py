@@ -19,18 +19,15 @@ from stackjax import distributed
 from stackjax.checkpoint import Checkpoints
 from stackjax.checkpoint_directory import absolute, clear
 from stackjax.compilation import (
-    abstract_state,
     compile_ahead,
     growth_key,
-    new_state,
     phase_optimizer,
     use_compilation_cache,
 )
 from stackjax.config import Config
 from stackjax.config_file import flatten, is_of_training, load_command, same_everywhere
-from stackjax.contents import Contents
 from stackjax.cpu import keep_memory, release_memory
-from stackjax.errors import UserError, memory_used_by, one_line_errors
+from stackjax.errors import memory_used_by, one_line_errors
 from stackjax.flops import num_params, peak_flops
 from stackjax.held_out import check_promise, held_out_layers, held_out_loss, open_data
 from stackjax.marker import after_entering
@@ -41,21 +38,20 @@ from stackjax.phase import Counts, Phase
 from stackjax.preflight import check, check_backend, device_memory
 from stackjax.probe import check_probes
 from stackjax.progress import open_progress, timed
-from stackjax.restore import check_rows_of, load_whole, newest_lineage
+from stackjax.restore import check_rows_of, newest_lineage
 from stackjax.resume import (
     NEWEST,
     Position,
     ResumeConfig,
     commit_position,
     find_position,
-    read_or_go_back,
 )
-from stackjax.rows_file import NO_ROWS, Extent, read_rows
+from stackjax.rows_file import read_rows
 from stackjax.run import LateRows, Run
 from stackjax.runtime.agreement import check_agreement, from_process_0, program
 from stackjax.runtime.run_lock import run_lock
 from stackjax.sharding import build_mesh, move
-from stackjax.start import check_start, start_from
+from stackjax.start import check_start, state_at
 from stackjax.stop import EXIT_CODE, should_stop, stop_on_signals
 from stackjax.summary import describe, how_to_train_longer, summarize
 from stackjax.task_scores import open_tasks
@@ -90,7 +86,7 @@ def train(config: Config, options: ResumeConfig = NEWEST) -> None:
         from_process_0(lambda: commit_position(workdir, config, position, source.manifest))
         keep_tokenizer(config.data.path, workdir)
         use_compilation_cache(workdir)
-        state, counts, rows = resume(config, workdir, position)
+        state, counts, rows = state_at(config, workdir, position)
         resume_at = None if counts == Counts() else (position.phase.index, counts.tokens)
         run = Run(
             config=config,
@@ -149,42 +145,6 @@ def _outputs(config: Config) -> dict[str, Any]:
     """Returns the places that metrics are written to, besides the file of rows."""
     logging = config.logging
     return {"tensorboard": logging.tensorboard, "wandb_project": logging.wandb_project}
-
-
-def resume(
-    config: Config, workdir: epath.Path, position: Position
-) -> tuple[TrainState, Counts, Extent]:
-    """Returns the state at a position, the counts of the run, and its rows up to there.
-
-    Raises:
-      UserError: The checkpoint is damaged, or of another run.
-    """
-    phase, step, mesh = position.phase, position.step, build_mesh(position.phase.mesh)
-    if step is None and config.init_from is not None:
-        state = start_from(config.init_from, config, workdir, phase, mesh)
-        return state, phase.start, NO_ROWS
-    if step is None:
-        with jax.set_mesh(mesh):
-            return new_state(config, phase), phase.start, NO_ROWS
-    phases = position.phases[: phase.index + 1]
-    of_directory = {workdir / each.directory: each for each in phases}
-
-    def load(checkpoint: epath.Path) -> tuple[TrainState, Contents]:
-        of = of_directory[checkpoint.parent]
-        mesh = build_mesh(of.mesh)
-        with jax.set_mesh(mesh):
-            return load_whole(checkpoint, abstract_state(config, of), mesh)
-
-    state, contents = read_or_go_back(workdir, phases, step, load)
-    counts = phase.counts(step)
-    if step != phase.waypoint.step and counts != contents.counts:
-        raise UserError(
-            f"{workdir / phase.directory / str(step)} says that {contents.counts.tokens:,} "
-            f"tokens were trained on, and by the config and phase.json they are "
-            f"{counts.tokens:,}; phase.json is damaged, or of another run: bring the right one "
-            f"back, or start a new run with --workdir."
-        )
-    return state, counts, contents.rows
 
 
 def run_phase(

@@ -20,8 +20,8 @@ from stackjax.data.manifest import Manifest, Split
 from stackjax.data.tokenizer_info import TokenizerInfo
 from stackjax.errors import UserError
 from stackjax.growth import LayerMap, Stack
-from stackjax.phases import stage_models
 from stackjax.sharding import MeshConfig
+from stackjax.stages import stage_models
 
 # Beside the tests, so that the file shares their tiny run.
 FILE = """

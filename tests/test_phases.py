@@ -33,7 +33,8 @@ from stackjax.growth import (
 )
 from stackjax.optimizer import ParameterRates
 from stackjax.phase import Counts
-from stackjax.phases import expand, stage_models, stage_steps
+from stackjax.phases import expand
+from stackjax.stages import stage_models, stage_steps
 
 
 @hypothesis.given(st.integers(1, 10**6), st.integers(1, 64), st.integers(2, 512))
