@@ -25,7 +25,7 @@ from stackjax.data.loader import open_source
 from stackjax.data.staging import refuse_existing, staging_directory
 from stackjax.errors import UserError, one_line_errors
 from stackjax.flops import num_params
-from stackjax.grow_parts import grow_by_parts, saved_optimizer
+from stackjax.grow_parts import check_finite, grow_by_parts, saved_optimizer
 from stackjax.growth import Growth, Learn
 from stackjax.growth.chain import Chain
 from stackjax.held_out import check_held_out, check_promise, model_loss
@@ -42,6 +42,7 @@ from stackjax.restore import check_is_model, load_part, read_contents, read_type
 from stackjax.runtime.constraints import Checked, check_unset
 from stackjax.sharding import mesh_that_divides
 from stackjax.summary import describe
+from stackjax.train_state import TrainState
 
 _KEEPS = "keeps the function: the loss is the same, up to rounding"
 _PROMISES = {
@@ -74,7 +75,7 @@ class GrowConfig(Checked):
     """Tokens that the model of a folder was trained on, for its model card, where the folder
     does not say."""
     allow_nonfinite: bool = False
-    """Whether weights of a folder may be NaN or infinite."""
+    """Whether weights and moments may be NaN or infinite."""
 
 
 def grow(config: GrowConfig) -> epath.Path:
@@ -115,7 +116,7 @@ def grow(config: GrowConfig) -> epath.Path:
             growth,
             source,
             optimizer,
-            functools.partial(load_part, checkpoint, mesh=mesh),
+            functools.partial(_load, config, checkpoint, mesh),
             jax.random.key(config.seed),
             "keep" if config.optimizer_state == "keep" else "grow",
         )
@@ -132,6 +133,16 @@ def grow(config: GrowConfig) -> epath.Path:
     num_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
     _tell_written(grown, num_bytes, start)
     return grown
+
+
+def _load(
+    config: GrowConfig, checkpoint: epath.Path, mesh: Mesh, abstract: TrainState
+) -> TrainState:
+    """Returns a part of a state; UserError if it is not finite, unless that is allowed."""
+    part = load_part(checkpoint, abstract, mesh)
+    if not config.allow_nonfinite:
+        check_finite(part, str(checkpoint))
+    return part
 
 
 def grow_folder(config: GrowConfig) -> epath.Path:

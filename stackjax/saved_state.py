@@ -38,11 +38,12 @@ def to_save(state: TrainState) -> dict[str, Any]:
 
     These are enqueued when this returns, so that the state may be donated.
     """
-    tree = _tree(state)
+    tree = saved_tree(state)
     return tree | {_CHECKSUMS: checksums(tree)}
 
 
-def _tree(state: TrainState) -> dict[str, Any]:
+def saved_tree(state: TrainState) -> dict[str, Any]:
+    """Returns the parts of a state by name; a part that is left out has none."""
     return {name: value for name, value in vars(state).items() if value is not None}
 
 
@@ -100,7 +101,7 @@ def load_state(
     Raises:
       DamagedError: It cannot be read, or the checksum of an array is another than was saved.
     """
-    tree = _tree(abstract)
+    tree = saved_tree(abstract)
     table = jax.ShapeDtypeStruct((len(saved), WORDS), np.uint32)
     context = ocp.Context()
     context.pytree.loading.partial_load = True

@@ -176,6 +176,29 @@ def test_moments_in_bfloat16_are_found_grown_and_stay_so(tmp_path, run):
     assert_same(restored, expected)
 
 
+@pytest.mark.parametrize("array", ["params.final_norm", "opt_state.1.nu.final_norm"])
+def test_arrays_that_are_not_finite_are_refused_unless_asked_for(tmp_path, run, array):
+    source, phase = tiny_model(num_layers=1), phase_of(tiny_model(num_layers=1))
+    state = state_of(source, ADAMW)
+    tree = state.params if array.startswith("params") else state.opt_state[1].nu
+    tree["final_norm"] = np.array(tree["final_norm"])
+    tree["final_norm"][3] = np.inf
+    state = jax.tree.map(jnp.asarray, state)
+    keep = CheckpointConfig(every_tokens=1)
+    with (
+        jax.set_mesh(mesh_of("one device")),
+        Checkpoints(epath.Path(tmp_path), phase, keep) as checkpoints,
+    ):
+        checkpoints.save(4, state, Counts())
+    args = (checkpoints.directory, tmp_path / "x", "--growth", "stack(2)")
+    args += ("--optimizer-state", "grow")
+    code, _, err = run(*args)
+    assert (code, err.count("\n")) == (2, 1)
+    assert f"{array} in {checkpoints.directory}/4 holds NaN or infinity as float32" in err
+    assert not (tmp_path / "x").exists()
+    assert run(*args, "--allow-nonfinite")[0] == 0
+
+
 def test_a_promise_that_is_broken_leaves_nothing(uncut, tmp_path, run, monkeypatch):
     monkeypatch.setattr(Stack, "promise", "exact")
     args = ("--growth", "stack(2)", "--config", uncut.parent / "config.py")
