@@ -15,7 +15,7 @@ from stackjax.checksums import by_path, checksums
 from stackjax.compilation import abstract_state, compile_checksums
 from stackjax.phases import expand
 from stackjax.saved_state import to_save
-from stackjax.sharding import on_mesh
+from stackjax.sharding import build_mesh, on_mesh
 
 DTYPES = ("float32", "bfloat16", "float16", "int32", "uint32", "int8", "bool")
 
@@ -140,8 +140,9 @@ def test_rows_are_in_the_order_of_the_paths():
 
 
 def test_the_first_save_finds_the_program_that_was_compiled_beside_the_step(caplog):
-    config = tiny_run(model=tiny_model(num_layers=1))
-    phase, mesh = expand(config)[0], mesh_of("one device")
+    config = tiny_run(model=tiny_model(num_layers=2))
+    phase = expand(config)[0]
+    mesh = build_mesh(phase.mesh)
     with futures.ThreadPoolExecutor(max_workers=1) as thread:
         thread.submit(compile_checksums, config, phase).result()
 
