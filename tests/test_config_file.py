@@ -293,6 +293,7 @@ def test_every_field_may_change_or_has_a_reason_why_not(recorded):
     for field, value in flatten(tiny_run()).items():
         record_config(recorded, tiny_run(), MANIFEST)
         record = json.loads((recorded / "config.json").read_text())
+        del record["sha256"]
         record["config"][field] = "another" if value != "another" else "other"
         (recorded / "config.json").write_text(json.dumps(record))
         try:

@@ -18,10 +18,12 @@ from etils import epath
 from stackjax.checkpoint import Checkpoints
 from stackjax.checkpoint_directory import discard_after, newest_step
 from stackjax.config import CheckpointConfig, Stage
-from stackjax.config_record import read_config_record
+from stackjax.config_record import config_record, read_config_record
+from stackjax.data.tokenizer import load_tokenizer
 from stackjax.errors import UserError
 from stackjax.marker import Marker, after_entering, check_phase, read_marker, write_marker
 from stackjax.metrics import MetricsLog
+from stackjax.origin import read_kept, write_kept
 from stackjax.phase import Counts, Ending
 from stackjax.phases import expand
 from stackjax.restore import check_rows_of, load_part, load_whole
@@ -429,6 +431,10 @@ RECORDS = {
     "config of another type": (b'{"config": 3, "data": "a", "tokenizer": "b"}', "config is"),
     "an object in it": (b'{"config": {"seed": {}}, "data": "a", "tokenizer": "b"}', "seed is"),
     "no data": (b'{"config": {"seed": 0}, "tokenizer": "b"}', "data is missing"),
+    "another field": (
+        b'{"config": {"seed": 0}, "data": "a", "tokenizer": "b", "dat": ""}',
+        "'dat' is not a known field",
+    ),
     "no tokenizer": (b'{"config": {"seed": 0}, "data": "b"}', "tokenizer is missing"),
     "no UTF-8": (b'{"config": {"seed": "\xff"}}', "is no UTF-8"),
     "NUL": (bytes(9), "no JSON"),
@@ -443,6 +449,35 @@ def test_a_damaged_record_of_the_config_is_named(tmp_path, name):
         read_config_record(tmp_path / "config.json")
     with pytest.raises(UserError, match=r"config.json is missing; bring the file back"):
         read_config_record(tmp_path / "other" / "config.json")
+
+
+def test_a_flipped_bit_of_a_record_is_named_or_has_no_effect(tmp_path):
+    record = {"config": {"seed": 0, "stages.0.tokens": 640}, "data": "a1", "tokenizer": "b"}
+    (tmp_path / "config.json").write_text(config_record(record))
+    config, info = tmp_path / "config.json", tmp_path / "tokenizer" / "info.json"
+    write_kept(load_tokenizer("bytes"), epath.Path(info.parent))
+    readers = {
+        config: lambda: read_config_record(config),
+        info: lambda: read_kept(epath.Path(info.parent)),
+    }
+    for path, read in readers.items():
+        data, expected, seen = path.read_bytes(), read(), 0
+        for bit in range(0, 8 * len(data), 3):
+            flipped = bytearray(data)
+            flipped[bit // 8] ^= 1 << bit % 8
+            path.write_bytes(bytes(flipped))
+            try:
+                assert read() == expected
+            except UserError as error:
+                assert "\n" not in str(error)
+                seen += 1
+        assert seen > len(data)
+
+
+def test_a_record_without_a_seal_is_read(tmp_path):
+    record = {"config": {"seed": 0}, "data": "a1", "tokenizer": "b"}
+    (tmp_path / "config.json").write_text(json.dumps(record))
+    assert read_config_record(tmp_path / "config.json") == record
 
 
 def test_a_run_that_was_moved_is_whole(run, tmp_path_factory):

@@ -101,6 +101,11 @@ def unseal(sealed: Any, name: str = _SEAL) -> Fields:
     return fields
 
 
+def unseal_if_sealed(fields: Fields) -> Fields:
+    """Returns the fields of an object with or without a seal; UserError for a wrong seal."""
+    return unseal(fields) if _SEAL in fields else fields
+
+
 def hash_of(value: Any) -> str:
     """Returns the SHA-256 of a JSON value; the order of names has no effect."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
