@@ -1,4 +1,4 @@
-"""Checkpoints of a phase, saved in the background."""
+"""Checkpoints for a phase, saved in the background."""
 
 import contextlib
 import dataclasses
@@ -41,14 +41,14 @@ class _KeepEvery:
 
 
 class Checkpoints:
-    """The checkpoints of one phase, saved in the background; a context manager.
+    """The checkpoints for a single phase, saved in the background; a context manager.
 
     Args:
       workdir: The run directory.
       phase: The phase.
       config: Says which checkpoints are kept.
-      lineage: The model before the phase, for the first checkpoint of the phase.
-      changes: Changes of the run by the user.
+      lineage: Earlier models, for the first checkpoint in the phase.
+      changes: Changes by the user.
     """
 
     def __init__(
@@ -84,7 +84,7 @@ class Checkpoints:
 
     @functools.cached_property
     def _lineage(self) -> tuple[Generation, ...]:
-        """The model of this phase and all before it, itself last."""
+        """The models up to this phase, the present model last."""
         if self.latest_step is None:
             return begin(self._first_lineage, self._phase)
         return read_contents(self.directory / str(self.latest_step)).lineage
@@ -120,8 +120,8 @@ class Checkpoints:
 def _open(directory: epath.Path, keep: Any) -> ocp.training.Checkpointer:
     """Returns the checkpointer of a directory, rid of incomplete checkpoints.
 
-    Orbax reads a file of every checkpoint here, so an older damaged one is named at the start
-    of a run, not at its first save.
+    Orbax reads a file from every checkpoint here, so older damage is named at the start of a
+    run, not at the first save.
 
     Raises:
       UserError: A checkpoint is damaged.

@@ -1,4 +1,4 @@
-"""Directories of checkpoints: the steps that were saved, and checkpoints found and removed."""
+"""Checkpoint directories: saved steps, and how checkpoints are found and removed."""
 
 import jax
 from etils import epath
@@ -10,16 +10,16 @@ from stackjax.phase import Phase
 from stackjax.storage import check_bucket, is_remote
 
 _TEMPORARY = ".orbax-checkpoint-tmp"
-"""Ending of incomplete checkpoints, which Orbax later removes."""
+"""Name ending for incomplete checkpoints; Orbax removes them later."""
 _COMMITTED = "commit_success.txt"
-"""Last file of a checkpoint in a bucket; without it the checkpoint is incomplete."""
+"""Last file to be written in a bucket; without this file a checkpoint is incomplete."""
 
 
 def absolute(path: str) -> epath.Path:
-    """Returns an absolute path, or one in a bucket of Google's, for Orbax.
+    """Returns an absolute path, or a `gs://` path, for Orbax.
 
     Raises:
-      UserError: It lies in a bucket of another kind, or a package is not installed.
+      UserError: The path lies in another kind of bucket, or a package is not installed.
       OSError: There is no such bucket, or no permission.
     """
     if is_remote(path) and not path.startswith("gs://"):
@@ -30,7 +30,7 @@ def absolute(path: str) -> epath.Path:
 
 
 def saved_steps(directory: epath.Path) -> list[int]:
-    """Returns the steps of the complete checkpoints in a directory, in order.
+    """Returns the steps with complete checkpoints in a directory, in order.
 
     Only names are read: Orbax would stop at the first damaged checkpoint.
     """
@@ -41,12 +41,12 @@ def saved_steps(directory: epath.Path) -> list[int]:
 
 
 def newest_step(workdir: epath.Path, phase: Phase) -> int | None:
-    """Returns the step of the newest complete checkpoint of a phase; None if there is none."""
+    """Returns the newest step with a complete checkpoint in a phase; None if there is none."""
     return max(saved_steps(workdir / phase.directory), default=None)
 
 
 def older_checkpoints(checkpoint: epath.Path) -> list[epath.Path]:
-    """Returns the checkpoints before one in its directory, the newest first."""
+    """Returns the earlier checkpoints in the same directory, the newest first."""
     steps = [step for step in saved_steps(checkpoint.parent) if step < int(checkpoint.name)]
     return [checkpoint.parent / str(step) for step in reversed(steps)]
 
@@ -55,8 +55,8 @@ def find_checkpoint(path: epath.Path) -> epath.Path:
     """Returns the newest checkpoint under a path, touching nothing.
 
     Args:
-      path: A run, for its present phase; a directory of checkpoints; or one checkpoint, with
-        its step as the name.
+      path: A run, for the present phase; a directory of checkpoints; or a checkpoint, with
+        the step as its name.
     """
     marker, directory = read_marker(path), path
     if marker.directory:
@@ -75,7 +75,7 @@ def find_checkpoint(path: epath.Path) -> epath.Path:
 
 
 def discard_after(workdir: epath.Path, phase: Phase, step: int) -> None:
-    """Removes the checkpoints of a phase that are newer than a step.
+    """Removes all checkpoints in a phase after a step.
 
     The newest goes first. After a kill, each is there as a whole or counts as none.
     """
@@ -85,7 +85,7 @@ def discard_after(workdir: epath.Path, phase: Phase, step: int) -> None:
 
 
 def clear(workdir: epath.Path, phase: Phase) -> None:
-    """Removes the remains of a phase that a killed run did not commit to."""
+    """Removes the remains of a phase without a commit, left by a killed run."""
     directory = workdir / phase.directory
     if jax.process_index() == 0 and directory.exists():
         directory.rmtree()

@@ -31,9 +31,9 @@ def read_or_advise(
 
     Args:
       read: Raises DamagedError for a damaged checkpoint.
-      older: Checkpoints to offer in its place, the newest first.
-      offer: Returns the way to one of these, in words.
-      otherwise: The way out if none of them can be read.
+      older: Checkpoints to offer instead, the newest first.
+      offer: Returns the way to such a checkpoint, in words.
+      otherwise: The way out if every older checkpoint is damaged.
 
     Raises:
       UserError: The checkpoint is damaged; the message offers the newest readable one.
@@ -63,7 +63,7 @@ def _advice(
 
 
 def _read_beside(checkpoint: epath.Path, read: Callable[[epath.Path], T]) -> T:
-    """Returns the result of a function for a checkpoint; offers one beside it for damage."""
+    """Returns the result of a function for a checkpoint; after damage offers a neighbor."""
     older = older_checkpoints(checkpoint)
     return read_or_advise(checkpoint, read, older, "name {}".format, "name another checkpoint")
 
@@ -89,8 +89,8 @@ def load_whole(
       abstract: Shapes, types and partitions of the state.
 
     Raises:
-      DamagedError: It is damaged.
-      UserError: It holds another model.
+      DamagedError: The checkpoint is damaged.
+      UserError: The checkpoint holds another model.
     """
     contents, saved = saved_state.read_contents(checkpoint), read_array_types(checkpoint)
     _check_same_model(checkpoint, saved, array_types(abstract))
@@ -102,13 +102,13 @@ def load_part(
 ) -> TrainState:
     """Returns a part of the state in a checkpoint, laid out over `mesh`.
 
-    The checksums of its arrays are verified.
+    The checksums of these arrays are verified.
 
     Args:
-      abstract: Shapes, types and partitions of the part; its optimizer state may be None.
+      abstract: Shapes, types and partitions; the optimizer state may be None.
 
     Raises:
-      UserError: It is damaged, or holds other arrays.
+      UserError: The checkpoint is damaged, or holds other arrays.
     """
 
     def load(checkpoint: epath.Path) -> TrainState:
@@ -146,7 +146,7 @@ def newest_lineage(workdir: epath.Path, source: Phase) -> tuple[Generation, ...]
 def _check_same_model(
     checkpoint: epath.Path, found: dict[str, str], wanted: dict[str, str]
 ) -> None:
-    """Raises UserError if arrays of a checkpoint have other types or shapes than a model's."""
+    """Raises UserError if arrays in a checkpoint do not have the types and shapes wanted."""
     differing = sorted(path for path in found | wanted if found.get(path) != wanted.get(path))
     params = [path for path in differing if path.startswith("params.")]
     if differing:

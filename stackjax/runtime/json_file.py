@@ -53,7 +53,7 @@ def read_object(path: epath.PathLike, way_out: str, interpret: Callable[[Fields]
 
 
 def parse_object(text: bytes) -> Fields:
-    """Returns the JSON object in a text; UserError if there is none.
+    """Returns the JSON object in a text; UserError for other texts.
 
     Numbers that are not finite, and repeated names, are refused as well.
     """
@@ -84,7 +84,7 @@ def _refuse(constant: str) -> NoReturn:
 
 
 def seal(fields: Mapping[str, Any], name: str = _SEAL) -> Fields:
-    """Returns the fields as plain JSON values, with a hash of them for `unseal`.
+    """Returns the fields as plain JSON values, with a hash for `unseal`.
 
     Args:
       name: Field for the hash.
@@ -94,7 +94,7 @@ def seal(fields: Mapping[str, Any], name: str = _SEAL) -> Fields:
 
 
 def unseal(sealed: Any, name: str = _SEAL) -> Fields:
-    """Returns the fields of a sealed object; UserError if they do not match their hash."""
+    """Returns the fields in a sealed object; UserError for a wrong hash."""
     fields = dict(sealed) if isinstance(sealed, Mapping) else {}
     if fields.pop(name, None) != hash_of(fields):
         raise UserError("its fields do not match their hash")
@@ -102,17 +102,17 @@ def unseal(sealed: Any, name: str = _SEAL) -> Fields:
 
 
 def unseal_if_sealed(fields: Fields) -> Fields:
-    """Returns the fields of an object with or without a seal; UserError for a wrong seal."""
+    """Returns the fields in an object with or without a seal; UserError for a wrong hash."""
     return unseal(fields) if _SEAL in fields else fields
 
 
 def hash_of(value: Any) -> str:
-    """Returns the SHA-256 of a JSON value; the order of names has no effect."""
+    """Returns the SHA-256 for a JSON value; the order of names has no effect."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
 def decode(kind: Any, value: Any, name: str = "") -> Any:
-    """Returns the value of a type from the plain values of `dataclasses.asdict` and JSON.
+    """Returns a typed value from plain values, as `dataclasses.asdict` and JSON have them.
 
     Args:
       kind: A dataclass, a tuple of any length, a mapping, a `Literal`, a union, or a scalar.
@@ -157,7 +157,7 @@ def _decode_fields(kind: Any, value: Mapping[str, Any], name: str) -> Any:
 
 @functools.cache
 def _fields(kind: Any) -> tuple[dict[str, Any], frozenset[str]]:
-    """Returns the types of the fields of a dataclass, and the fields without a default."""
+    """Returns the field types in a dataclass, and the fields without a default."""
     required = {
         field.name
         for field in dataclasses.fields(kind)
@@ -167,13 +167,13 @@ def _fields(kind: Any) -> tuple[dict[str, Any], frozenset[str]]:
 
 
 def _decode_key(kind: Any, key: str, name: str) -> Any:
-    """Returns a name in an object as the key of a mapping."""
+    """Returns a name in an object as a key for the mapping."""
     found = int(key) if kind is int and _INDEX.fullmatch(key) else key
     return decode(kind, found, f"the key {_shown(key)} of {name}")
 
 
 def _form(kind: Any) -> Any:
-    """Returns the form of JSON for values of a type: list, Mapping or a scalar type."""
+    """Returns the JSON form for a type: list, Mapping or a scalar type."""
     origin = typing.get_origin(kind) or kind
     if dataclasses.is_dataclass(kind) or origin in (dict, Mapping):
         return Mapping
@@ -181,7 +181,7 @@ def _form(kind: Any) -> Any:
 
 
 def _has_form(kind: Any, value: Any) -> bool:
-    """Returns whether a value may be of a type, its fields or items aside."""
+    """Returns whether a value has the form for a type; fields and items are not checked."""
     form = _form(kind)
     if form is Literal:
         return isinstance(value, str) and value in typing.get_args(kind)
