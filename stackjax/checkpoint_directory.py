@@ -1,5 +1,7 @@
 """Checkpoint directories: saved steps, and how checkpoints are found and removed."""
 
+import re
+
 import jax
 from etils import epath
 from jax.experimental import multihost_utils
@@ -9,6 +11,7 @@ from stackjax.marker import read_marker
 from stackjax.phase import Phase
 from stackjax.storage import check_bucket, is_remote
 
+_STEP = re.compile("0|[1-9][0-9]*")
 _TEMPORARY = ".orbax-checkpoint-tmp"
 """Name ending for incomplete checkpoints; Orbax removes them later."""
 _COMMITTED = "commit_success.txt"
@@ -36,7 +39,7 @@ def saved_steps(directory: epath.Path) -> list[int]:
     """
     if not directory.is_dir():
         return []
-    named = (path for path in directory.iterdir() if path.name.isdecimal())
+    named = (path for path in directory.iterdir() if _STEP.fullmatch(path.name))
     return sorted(int(path.name) for path in named if _is_committed(path))
 
 
@@ -65,7 +68,7 @@ def find_checkpoint(path: epath.Path) -> epath.Path:
         directory = path / "stage_0" / "train"
     if steps := saved_steps(directory):
         return directory / str(max(steps))
-    if path.name.isdecimal() and int(path.name) in saved_steps(path.parent):
+    if path.name in map(str, saved_steps(path.parent)):
         return path
     raise UserError(
         f"there is no checkpoint in {directory}; name a run directory, a directory of "

@@ -241,7 +241,7 @@ def _named_checkpoint(
     directory = directory or phases[marker.phase].directory
     phase = next((p for p in phases[: marker.phase + 1] if p.directory == directory), None)
     path = workdir / directory / name
-    if phase is None or not name.isdecimal() or not path.is_dir():
+    if phase is None or name not in map(str, saved_steps(path.parent)):
         raise UserError(
             f"--resume-from is {options.resume_from!r}, and there is no checkpoint {path}; "
             f"name the step of one, such as 400, or stage_0/train/400."

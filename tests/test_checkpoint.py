@@ -209,7 +209,11 @@ def test_only_whole_checkpoints_count_as_the_newest(workdir):
     saved_steps(workdir, KEEP, [9])
     # Left by a run that was killed while it saved.
     (workdir / PHASE.directory / "10.orbax-checkpoint-tmp-1").mkdir()
+    for name in ("010", "\N{ARABIC-INDIC DIGIT ONE}1"):
+        (workdir / PHASE.directory / name).mkdir()
     assert newest_step(workdir, PHASE) == 9
+    with pytest.raises(UserError, match="there is no checkpoint in"):
+        find_checkpoint(workdir / PHASE.directory / "010")
     saved_steps(workdir, KEEP, [10])
     assert newest_step(workdir, PHASE) == 10
 
