@@ -106,7 +106,7 @@ BAD = [
     (shard(file=7), "splits.train.shards.1.file is 7"),
     (shard(file="deep/train-1"), "a name with a slash"),
 ]
-OUTSIDE = ["../x", "/etc/hostname", "..", ".", "", "a\0b", "x" * 300]
+OUTSIDE = ["../x", "/etc/hostname", "..", ".", "", "a\0b", "x" * 300, "\ud800"]
 
 
 @pytest.mark.parametrize(("change", "says"), BAD)
