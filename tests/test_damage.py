@@ -433,7 +433,7 @@ RECORDS = {
     "no data": (b'{"config": {"seed": 0}, "tokenizer": "b"}', "data is missing"),
     "another field": (
         b'{"config": {"seed": 0}, "data": "a", "tokenizer": "b", "dat": ""}',
-        "'dat' is not a known field",
+        "dat is not a known field",
     ),
     "no tokenizer": (b'{"config": {"seed": 0}, "data": "b"}', "tokenizer is missing"),
     "no UTF-8": (b'{"config": {"seed": "\xff"}}', "is no UTF-8"),

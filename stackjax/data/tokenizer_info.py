@@ -55,7 +55,7 @@ def kept_tokenizer(directory: epath.Path, info: TokenizerInfo, named_by: str) ->
       UserError: The file is gone, or holds another tokenizer.
     """
     if info.file is None and info.name != "bytes":
-        raise UserError(f"{named_by} names no file of its tokenizer {info.name!r}.")
+        raise UserError(f"{named_by} names no file of its tokenizer {info.name!r:.60}.")
     file = "bytes" if info.file is None else str(file_inside(directory, info.file, named_by))
     tokenizer = load_tokenizer(file, None if info.file is None else info.end_id)
     if (tokenizer.digest, tokenizer.vocab_size) != (info.digest, info.vocab_size):

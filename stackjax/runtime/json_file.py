@@ -132,10 +132,10 @@ def decode(kind: Any, value: Any, name: str = "") -> Any:
         return _decode_fields(kind, value, name)
     if _form(kind) is list:
         item = arguments[0]
-        return tuple(decode(item, each, _join(name, str(i))) for i, each in enumerate(value))
+        return tuple(decode(item, each, dotted(name, str(i))) for i, each in enumerate(value))
     if _form(kind) is Mapping:
         return {
-            _decode_key(arguments[0], key, name): decode(arguments[1], each, _join(name, key))
+            _decode_key(arguments[0], key, name): decode(arguments[1], each, dotted(name, key))
             for key, each in value.items()
         }
     return value
@@ -144,12 +144,12 @@ def decode(kind: Any, value: Any, name: str = "") -> Any:
 def _decode_fields(kind: Any, value: Mapping[str, Any], name: str) -> Any:
     hints, required = _fields(kind)
     for field in required - value.keys():
-        raise UserError(f"{_join(name, field)} is missing")
+        raise UserError(f"{dotted(name, field)} is missing")
     for field in value.keys() - hints.keys():
-        raise UserError(f"{_join(name, field)} is not a known field")
+        raise UserError(f"{dotted(name, field)} is not a known field")
     return kind(
         **{
-            field: decode(hints[field], each, _join(name, field))
+            field: decode(hints[field], each, dotted(name, field))
             for field, each in value.items()
         }
     )
@@ -201,8 +201,8 @@ def _describe(kind: Any) -> str:
     return _NAMES[form]
 
 
-def _join(name: str, field: str) -> str:
-    """Returns a dotted name as one short line."""
+def dotted(name: str, field: str) -> str:
+    """Returns the dotted name of a field as a single short line."""
     shown = field if field.isprintable() and len(field) <= _MAX_SHOWN else _shown(field)
     return f"{name}.{shown}".removeprefix(".")
 
