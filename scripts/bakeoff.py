@@ -11,7 +11,6 @@ import contextlib
 import dataclasses
 import importlib.util
 import itertools
-import json
 import multiprocessing
 import os
 import shlex
@@ -30,14 +29,15 @@ from scripts.cells import Cells, check_cells, check_phases
 from scripts.results import best, draw, final_loss, table
 from stackjax.config import Config
 from stackjax.config_file import flatten
-from stackjax.config_record import RECORD, read_config_record
+from stackjax.config_record import RECORD, config_record, read_config_record
 from stackjax.cpu import keep_memory
 from stackjax.errors import UserError, one_line_errors
 from stackjax.marker import NEW_RUN, after_entering, write_marker
-from stackjax.phases import expand, stage_models
+from stackjax.phases import expand
 from stackjax.quantity import Seed, Size, Text
 from stackjax.runtime.constraints import Checked, OnlyWith
 from stackjax.runtime.ranges import Whole
+from stackjax.stages import stage_models
 from stackjax.train import train
 
 BEST = 3
@@ -174,7 +174,7 @@ def _branch(trunk: Config, config: Config) -> None:
     (source / "metrics.jsonl").copy(partial / "metrics.jsonl")
     # The shared stages are those of this run's own config.
     record = {**read_config_record(source / RECORD), "config": flatten(config)}
-    (partial / RECORD).write_text(json.dumps(record, indent=2) + "\n")
+    (partial / RECORD).write_text(config_record(record))
     for stage in range(last + 1):
         shutil.copytree(source / f"stage_{stage}", partial / f"stage_{stage}")
     # Rows past it are dropped when the run goes on.

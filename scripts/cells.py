@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 
 import jax
 
-from stackjax.checkpoint import absolute, newest_step
+from stackjax.checkpoint_directory import absolute, newest_step
 from stackjax.config import Config
 from stackjax.config_file import changed_fields, flatten
 from stackjax.errors import UserError

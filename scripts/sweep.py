@@ -29,10 +29,11 @@ from stackjax.errors import UserError, one_line_errors
 from stackjax.growth import Growth, parse_growth
 from stackjax.isoflop import IsoflopConfig
 from stackjax.isoflop import write as write_isoflop
-from stackjax.phases import expand, stage_models
+from stackjax.phases import expand
 from stackjax.quantity import Count, Positive, Seed, Text, Tokens
 from stackjax.runtime.constraints import Checked
 from stackjax.runtime.ranges import Length
+from stackjax.stages import stage_models
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -14,6 +14,7 @@ from etils import epath
 from jax.sharding import Mesh
 
 from stackjax import model
+from stackjax.checksums import checksums
 from stackjax.config import Config, OptimizerConfig
 from stackjax.data.batch import Batch
 from stackjax.data.device import batch_sharding
@@ -21,6 +22,7 @@ from stackjax.model import ModelConfig
 from stackjax.model.config import axis_size
 from stackjax.optimizer import build_fit_optimizer, build_optimizer
 from stackjax.phase import Counts, Phase, Waypoint
+from stackjax.saved_state import saved_tree
 from stackjax.sharding import build_mesh, on_mesh, partition
 from stackjax.storage import is_remote
 from stackjax.train_state import TrainState, fit_state, init_state, train_step
@@ -115,18 +117,28 @@ def compile_step(config: Config, phase: Phase) -> jax.stages.Compiled:
         return lowered.compile(COMPILER_OPTIONS.get(jax.default_backend()))
 
 
+def compile_checksums(config: Config, phase: Phase) -> None:
+    """Compiles the checksums of a phase's state; the first save then finds the program."""
+    mesh = build_mesh(phase.mesh)
+    with jax.set_mesh(mesh):
+        checksums.lower(saved_tree(on_mesh(abstract_state(config, phase), mesh))).compile()
+
+
 def compile_ahead(config: Config) -> Callable[[Phase, Phase | None], jax.stages.Compiled]:
     """Returns a function from each phase, in turn, and the next, to its compiled step.
 
-    On a CPU, where that was measured to cost the training nothing, the next phase's step is
-    compiled while a phase trains: as it was foreseen then, which a stage that ends early may
-    change.
+    On a CPU, where that was measured to cost the training nothing, more is compiled while a
+    phase trains: the checksums of its checkpoints, and the next phase's step and checksums.
+    These are as foreseen then; a stage that ends early may change them.
     """
     thread = futures.ThreadPoolExecutor(max_workers=1)
     ahead: dict[Phase, futures.Future[jax.stages.Compiled]] = {}
 
     def start(phase: Phase) -> futures.Future[jax.stages.Compiled]:
-        return thread.submit(compile_step, config, phase)
+        step = thread.submit(compile_step, config, phase)
+        if jax.default_backend() == "cpu":
+            thread.submit(compile_checksums, config, phase)
+        return step
 
     def step_of(phase: Phase, following: Phase | None) -> jax.stages.Compiled:
         step = (ahead.get(_as_compiled(phase)) or start(phase)).result()

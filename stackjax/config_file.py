@@ -15,7 +15,7 @@ import tyro
 from etils import epath
 
 from stackjax.config import Config
-from stackjax.config_record import RECORD, read_config_record
+from stackjax.config_record import RECORD, config_record, read_config_record
 from stackjax.data.manifest import Manifest
 from stackjax.errors import UserError
 from stackjax.growth import Growth, parse_growth
@@ -206,7 +206,7 @@ def record_config(workdir: epath.Path, config: Config, manifest: Manifest) -> No
             "data": manifest.digest,
             "tokenizer": tokenizer,
         }
-        replace_text(workdir / RECORD, json.dumps(record, indent=2) + "\n")
+        replace_text(workdir / RECORD, config_record(record))
 
 
 def same_everywhere(config: Config) -> dict[str, Any]:

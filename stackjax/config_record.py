@@ -1,11 +1,12 @@
 """The record of a run's config, `config.json`: every field by its name on the command line."""
 
+import json
 from typing import Any
 
 from etils import epath
 
 from stackjax.errors import UserError
-from stackjax.runtime.json_file import Fields, read_object
+from stackjax.runtime.json_file import Fields, dotted, read_object, seal, unseal_if_sealed
 
 RECORD = "config.json"
 _WAY_OUT = "bring the file back from a copy of the run"
@@ -20,13 +21,22 @@ def read_config_record(path: epath.PathLike) -> Fields:
     return read_object(path, _WAY_OUT, _check)
 
 
-def _check(fields: Fields) -> Fields:
+def config_record(fields: Fields) -> str:
+    """Returns the text of a record, sealed."""
+    return json.dumps(seal(fields), indent=2) + "\n"
+
+
+def _check(sealed: Fields) -> Fields:
+    # Records of older runs have no seal.
+    fields = unseal_if_sealed(sealed)
+    for name in fields.keys() - {"config", "data", "tokenizer"}:
+        raise UserError(f"{dotted('', name)} is not a known field")
     config = fields.get("config")
     if not isinstance(config, dict) or not config:
         raise UserError("config is missing, or no object")
     for name, value in config.items():
         if not _is_plain(value):
-            raise UserError(f"{name} is {str(value)[:60]!r}")
+            raise UserError(f"{dotted('config', name)} is {str(value)[:60]!r}")
     for name in ("data", "tokenizer"):
         if not isinstance(fields.get(name), str):
             raise UserError(f"{name} is missing, or no text")

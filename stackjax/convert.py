@@ -18,7 +18,9 @@ from absl import logging
 from etils import epath
 
 from stackjax import model
-from stackjax.checkpoint import Contents, absolute, write_first
+from stackjax.checkpoint import write_first
+from stackjax.checkpoint_directory import absolute
+from stackjax.contents import Contents
 from stackjax.data.staging import refuse_existing, staging_directory
 from stackjax.errors import UserError, one_line_errors
 from stackjax.flops import num_params

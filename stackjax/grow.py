@@ -17,21 +17,15 @@ from absl import logging
 from etils import epath
 from jax.sharding import Mesh
 
-from stackjax.checkpoint import (
-    absolute,
-    check_is_model,
-    find_checkpoint,
-    load_part,
-    read_contents,
-    write_first,
-)
+from stackjax.checkpoint import write_first
+from stackjax.checkpoint_directory import absolute, find_checkpoint
 from stackjax.config import Config, GrowthField
 from stackjax.config_file import read_config
 from stackjax.data.loader import open_source
 from stackjax.data.staging import refuse_existing, staging_directory
 from stackjax.errors import UserError, one_line_errors
 from stackjax.flops import num_params
-from stackjax.grow_parts import grow_by_parts, saved_optimizer
+from stackjax.grow_parts import check_finite, grow_by_parts, saved_optimizer
 from stackjax.growth import Growth, Learn
 from stackjax.growth.chain import Chain
 from stackjax.held_out import check_held_out, check_promise, model_loss
@@ -44,9 +38,11 @@ from stackjax.new_directory import new_directory
 from stackjax.origin import keep_origin
 from stackjax.pretrained import is_folder, read_params
 from stackjax.quantity import Count, Seed, Text
+from stackjax.restore import check_is_model, load_part, read_contents, read_types
 from stackjax.runtime.constraints import Checked, check_unset
 from stackjax.sharding import mesh_that_divides
 from stackjax.summary import describe
+from stackjax.train_state import TrainState
 
 _KEEPS = "keeps the function: the loss is the same, up to rounding"
 _PROMISES = {
@@ -79,7 +75,7 @@ class GrowConfig(Checked):
     """Tokens that the model of a folder was trained on, for its model card, where the folder
     does not say."""
     allow_nonfinite: bool = False
-    """Whether weights of a folder may be NaN or infinite."""
+    """Whether weights and moments may be NaN or infinite."""
 
 
 def grow(config: GrowConfig) -> epath.Path:
@@ -97,14 +93,14 @@ def grow(config: GrowConfig) -> epath.Path:
     directory: Any = absolute(config.target)
     refuse_existing(directory)
     checkpoint = find_checkpoint(absolute(config.source))
-    contents, saved = read_contents(checkpoint)
+    contents = read_contents(checkpoint)
     check_is_model(checkpoint, contents)
     growth, source = config.growth, contents.model
     _check_growth(config, source)
     target = growth.target_config(source)
     optimizer = None
     if config.optimizer_state != "drop":
-        optimizer = saved_optimizer(checkpoint, source, saved)
+        optimizer = saved_optimizer(checkpoint, source, read_types(checkpoint))
     run = None if config.config is None else read_config(config.config)
     print(_plan(str(checkpoint), source, contents.counts.tokens, growth))
 
@@ -120,7 +116,7 @@ def grow(config: GrowConfig) -> epath.Path:
             growth,
             source,
             optimizer,
-            functools.partial(load_part, checkpoint, mesh=mesh),
+            functools.partial(_load, config, checkpoint, mesh),
             jax.random.key(config.seed),
             "keep" if config.optimizer_state == "keep" else "grow",
         )
@@ -137,6 +133,16 @@ def grow(config: GrowConfig) -> epath.Path:
     num_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
     _tell_written(grown, num_bytes, start)
     return grown
+
+
+def _load(
+    config: GrowConfig, checkpoint: epath.Path, mesh: Mesh, abstract: TrainState
+) -> TrainState:
+    """Returns a part of a state; UserError if it is not finite, unless that is allowed."""
+    part = load_part(checkpoint, abstract, mesh)
+    if not config.allow_nonfinite:
+        check_finite(part, str(checkpoint))
+    return part
 
 
 def grow_folder(config: GrowConfig) -> epath.Path:

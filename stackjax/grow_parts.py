@@ -11,12 +11,14 @@ import jax.numpy as jnp
 from etils import epath
 
 from stackjax import model
-from stackjax.checkpoint import array_types
+from stackjax.checksums import by_path
 from stackjax.compilation import abstract_part
 from stackjax.config import OptimizerConfig
 from stackjax.errors import UserError
 from stackjax.growth import Growth, grow_opt_state
+from stackjax.interop.tensors import not_finite
 from stackjax.model import ModelConfig, Params
+from stackjax.saved_state import array_types
 from stackjax.sharding import laid_out, partition_of
 from stackjax.train_state import TrainState
 
@@ -48,11 +50,27 @@ def grow_by_parts(
         grow_fn = functools.partial(grow_part, growth, source, part, layout, moments=moments)
         state = jax.jit(grow_fn)(load(abstract_part(source, optimizer, part)), key)
         # Waited for, so that the parameter of the source is free before the next is read.
-        grown |= _by_path(jax.block_until_ready(state))
+        grown |= by_path(jax.block_until_ready(state))
     whole = abstract_part(target, optimizer, axes)
     return jax.tree_util.tree_map_with_path(
-        lambda path, _: grown[jax.tree_util.keystr(path)], whole
+        lambda path, _: grown[jax.tree_util.keystr(path, simple=True, separator=".")], whole
     )
+
+
+def check_finite(state: TrainState, where: str) -> None:
+    """Raises UserError if an array of a state holds NaN or infinity.
+
+    Args:
+      where: The checkpoint, for errors.
+    """
+    for path, leaf in by_path(state).items():
+        if jnp.issubdtype(leaf.dtype, jnp.inexact) and not _is_finite(leaf):
+            raise not_finite(path, where, leaf.dtype.name)
+
+
+@jax.jit
+def _is_finite(array: jax.Array) -> jax.Array:
+    return jnp.isfinite(array).all()
 
 
 def grow_part(
@@ -121,8 +139,3 @@ def _only(tree: Any, path: Any) -> Any:
     """Returns nested dicts that hold nothing but what is at a path."""
     name, *rest = path
     return {name.key: _only(tree[name.key], rest) if rest else tree[name.key]}
-
-
-def _by_path(tree: Any) -> dict[str, Any]:
-    leaves = jax.tree_util.tree_leaves_with_path(tree)
-    return {jax.tree_util.keystr(path): leaf for path, leaf in leaves}

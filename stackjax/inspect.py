@@ -14,7 +14,8 @@ from typing import Annotated
 import tyro
 from absl import logging
 
-from stackjax.checkpoint import Contents, absolute, find_checkpoint, read_contents
+from stackjax.checkpoint_directory import absolute, find_checkpoint
+from stackjax.contents import Contents
 from stackjax.errors import one_line_errors
 from stackjax.flops import num_params
 from stackjax.interop.folder import read_lineage
@@ -23,6 +24,7 @@ from stackjax.lineage import Generation, total
 from stackjax.phase import Counts
 from stackjax.pretrained import is_folder
 from stackjax.quantity import Text, short
+from stackjax.restore import read_contents
 from stackjax.runtime.constraints import Checked
 from stackjax.summary import describe
 
@@ -46,7 +48,7 @@ def inspect(config: InspectConfig) -> str:
         contents = Contents(total(lineage), folder.model, is_model=True, lineage=lineage)
     else:
         checkpoint = find_checkpoint(absolute(config.run))
-        contents, _ = read_contents(checkpoint)
+        contents = read_contents(checkpoint)
     if config.json:
         return json.dumps({"checkpoint": str(checkpoint)} | dataclasses.asdict(contents))
     return f"{checkpoint}\n{tell(contents)}"

@@ -56,7 +56,7 @@ def read_marker(workdir: epath.Path) -> Marker:
 
 
 def _from_fields(fields: Fields) -> Marker:
-    marker = decode(Marker, unseal(fields), "marker")
+    marker = decode(Marker, unseal(fields))
     if not _DIRECTORY.fullmatch(marker.directory):
         raise UserError(f"directory {marker.directory!r} is not that of a phase")
     return marker
@@ -75,9 +75,8 @@ def check_phase(workdir: epath.Path, marker: Marker, phases: Sequence[Phase]) ->
 def write_marker(workdir: epath.Path, marker: Marker) -> None:
     """Commits the position of a run; all or nothing."""
     if jax.process_index() == 0:
-        # Keys of JSON objects are texts, and the seal is that of the file.
-        plain = json.loads(json.dumps(dataclasses.asdict(marker)))
-        replace_text(workdir / _MARKER, json.dumps(seal(plain)) + "\n")
+        text = json.dumps(seal(dataclasses.asdict(marker)))
+        replace_text(workdir / _MARKER, text + "\n")
 
 
 def after_entering(marker: Marker, source: Phase | None, phase: Phase) -> Marker:

@@ -26,6 +26,7 @@ from stackjax.interop.folder import CARRIED, carry
 from stackjax.interop.huggingface import Folder
 from stackjax.interop.special_tokens import read_tokenization
 from stackjax.interop.stored_types import TYPES, write_types
+from stackjax.runtime.json_file import decode, read_object, seal, unseal_if_sealed
 from stackjax.runtime.paths import file_inside
 from stackjax.storage import is_remote, replace_text
 
@@ -69,7 +70,7 @@ def keep_origin(checkpoint: epath.Path, target: epath.Path) -> None:
     if record is not None:
         record.copy(target / RECORD)
     if kept is not None:
-        _write_kept(_read_kept(kept), target / _TOKENIZER)
+        write_kept(read_kept(kept), target / _TOKENIZER)
     keep_carried(checkpoint, target)
 
 
@@ -122,7 +123,7 @@ def known_tokenization(checkpoint: epath.Path) -> Tokenization | None:
     """Returns how a checkpoint's model reads texts; None if no file says it."""
     kept, carried = _above(checkpoint, _TOKENIZER), carried_files(checkpoint)
     of_folder = None if carried is None else read_tokenization(carried)
-    return of_folder if kept is None else trained_tokenization(_read_kept(kept), of_folder)
+    return of_folder if kept is None else trained_tokenization(read_kept(kept), of_folder)
 
 
 def trained_tokenization(of_data: Tokenizer, of_folder: Tokenization | None) -> Tokenization:
@@ -139,15 +140,13 @@ def trained_tokenization(of_data: Tokenizer, of_folder: Tokenization | None) -> 
     return of_folder._replace(tokenizer=of_data, end_ids=end_ids)
 
 
-def _read_kept(directory: epath.Path) -> Tokenizer:
+def read_kept(directory: epath.Path) -> Tokenizer:
+    """Returns the tokenizer that a run keeps; UserError if it is gone or damaged."""
     file = directory / _INFO
-    try:
-        info = TokenizerInfo(**json.loads(file.read_text()))
-    except (ValueError, TypeError, OSError) as error:
-        raise UserError(
-            f"{file} cannot be read ({error}); bring it back, or name the tokenizer with "
-            f"--tokenizer."
-        ) from error
+    way_out = "bring it back, or name the tokenizer with --tokenizer"
+    info = read_object(
+        file, way_out, lambda fields: decode(TokenizerInfo, unseal_if_sealed(fields))
+    )
     return kept_tokenizer(directory, info, str(file))
 
 
@@ -164,12 +163,14 @@ def data_tokenizer(path: str) -> Tokenizer:
 def keep_tokenizer(path: str, workdir: epath.Path) -> None:
     """Copies the tokenizer of a set of token shards into the directory of a run."""
     if jax.process_index() == 0:
-        _write_kept(data_tokenizer(path), workdir / _TOKENIZER)
+        write_kept(data_tokenizer(path), workdir / _TOKENIZER)
 
 
-def _write_kept(tokenizer: Tokenizer, target: epath.Path) -> None:
+def write_kept(tokenizer: Tokenizer, target: epath.Path) -> None:
+    """Writes a tokenizer into the directory of a run, unless it is there."""
     file = target / _INFO
-    text = json.dumps(dataclasses.asdict(tokenizer_info(tokenizer)), indent=2) + "\n"
+    info = dataclasses.asdict(tokenizer_info(tokenizer))
+    text = json.dumps(seal(info), indent=2) + "\n"
     if file.exists() and file.read_text() == text:
         return
     target.mkdir(parents=True, exist_ok=True)

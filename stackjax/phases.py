@@ -13,12 +13,18 @@ from stackjax.growth.base import Reparameterisation
 from stackjax.growth.chain import Chain
 from stackjax.growth.learned import Fit
 from stackjax.growth.masked import Mask
-from stackjax.growth.pattern import parse_pattern
 from stackjax.marker import NEW_RUN, Marker
 from stackjax.model.config import ModelConfig
 from stackjax.model.transformer import logical_axes
-from stackjax.optimizer import LearningRate, ParameterRates
+from stackjax.optimizer import LearningRate
 from stackjax.phase import Counts, Phase, Waypoint, with_births
+from stackjax.stages import (
+    parameter_rates,
+    stage_lengths,
+    stage_models,
+    stage_steps,
+    trained_layers,
+)
 
 
 def expand(config: Config, marker: Marker = NEW_RUN) -> tuple[Phase, ...]:
@@ -93,7 +99,7 @@ class _Parts:
 
     @property
     def trained_layers(self) -> tuple[bool, ...] | None:
-        return _trained_layers(self.index, self.stage, self.before, self.model)
+        return trained_layers(self.index, self.stage, self.before, self.model)
 
     @property
     def per_step(self) -> Counts:
@@ -164,7 +170,7 @@ def _build_phase(parts: _Parts, index: int, course: _Course, run_tokens: int) ->
         accumulate=stage.accumulate,
         num_steps=course.num_steps,
         learning_rate=_learning_rate(parts, course, run_tokens),
-        parameter_rates=_parameter_rates(stage, parts.before, trained),
+        parameter_rates=parameter_rates(stage, parts.before, trained),
         births=None,
         start=course.start,
         per_step=parts.per_step,
@@ -204,7 +210,7 @@ def _check_fit(parts: _Parts, growth: Learn, num_steps: int) -> None:
             f"{field}.optimizer_state is {stage.optimizer_state!r}; after a "
             f"learned growth the optimizer can only be 'reset'."
         )
-    if _parameter_rates(stage, parts.before, parts.trained_layers) is not None:
+    if parameter_rates(stage, parts.before, parts.trained_layers) is not None:
         raise UserError(
             f"{field} has rewarm, scale_by_fan_in or train_layers, which a "
             f"learned growth does not take: all of its parameters are new."
@@ -245,96 +251,6 @@ def _check_growth(phase: Phase) -> None:
                 f"{phase.growth} is open after {mask.open_tokens}; lower "
                 f"mask_tokens, or make the stage longer."
             )
-
-
-def _trained_layers(
-    index: int, stage: Stage, source: ModelConfig, model: ModelConfig
-) -> tuple[bool, ...] | None:
-    if stage.train_layers == "all":
-        return None
-    field = f"stages.{index}.train_layers"
-    if stage.train_layers == "new":
-        maps = stage.growth.axis_maps(source) if stage.growth else {}
-        if "layers" not in maps or not maps["layers"].is_new.any():
-            raise UserError(
-                f"{field} is 'new', but the stage has no growth that adds layers; name them "
-                f"by number, or train 'all'."
-            )
-        return tuple(bool(new) for new in maps["layers"].is_new)
-    try:
-        layers = parse_pattern(stage.train_layers)
-    except UserError as error:
-        raise UserError(f"{field}: {error} It may also be 'all' or 'new'.") from None
-    if max(layers) >= model.num_layers:
-        raise UserError(
-            f"{field} is {stage.train_layers!r}, which names layer {max(layers) + 1} of a "
-            f"model with {model.num_layers}."
-        )
-    return tuple(layer in layers for layer in range(model.num_layers))
-
-
-def _parameter_rates(
-    stage: Stage, source: ModelConfig, trained: tuple[bool, ...] | None
-) -> ParameterRates | None:
-    grows = stage.rewarm is not None or stage.scale_by_fan_in
-    if not grows and trained is None:
-        return None
-    return ParameterRates(
-        source=source,
-        growth=stage.growth,
-        rewarm=stage.rewarm,
-        scale_by_fan_in=stage.scale_by_fan_in,
-        trained_layers=trained,
-    )
-
-
-def stage_models(config: Config) -> list[ModelConfig]:
-    """Returns the model of each stage, from the one that the config names."""
-    growths = [stage.growth for stage in config.stages[1:]]
-    models = [config.model]
-    if config.model_is == "source":
-        for growth in growths:
-            models.append(growth.target_config(models[-1]) if growth else models[-1])
-        return models
-    for growth in reversed(growths):
-        source = growth.source_config(models[0]) if growth else models[0]
-        if growth is not None and growth.target_config(source) != models[0]:
-            raise UserError(
-                f"{growth}.source_config and .target_config contradict each other: {models[0]} "
-                f"comes from {source}, which grows into {growth.target_config(source)}."
-            )
-        models.insert(0, source)
-    return models
-
-
-def stage_steps(config: Config) -> list[int]:
-    """Returns the optimizer steps of each stage: its length, rounded up."""
-    seq_len = config.data.seq_len
-    return [
-        math.ceil(length / (stage.batch_size * seq_len))
-        for stage, length in zip(config.stages, stage_lengths(config.stages), strict=True)
-    ]
-
-
-def stage_lengths(stages: Sequence[Stage]) -> list[float]:
-    """Returns the tokens of the stages of a run, not yet rounded to whole steps."""
-    for i, stage in enumerate(stages):
-        if (stage.tokens is None) == (stage.fraction is None):
-            raise UserError(
-                f"stages.{i} has tokens {stage.tokens} and fraction {stage.fraction}; set "
-                f"one of the two."
-            )
-    fraction = sum(stage.fraction or 0 for stage in stages)
-    if fraction >= 1:
-        raise UserError(
-            f"the stages' fractions add up to {fraction}; they must leave room for a "
-            f"stage whose length is in tokens, which settles that of the run."
-        )
-    run_tokens = sum(stage.tokens or 0 for stage in stages) / (1 - fraction)
-    return [
-        run_tokens * (stage.fraction or 0) if stage.tokens is None else stage.tokens
-        for stage in stages
-    ]
 
 
 def _learning_rate(parts: _Parts, course: _Course, run_tokens: int) -> LearningRate:

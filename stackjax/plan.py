@@ -30,11 +30,11 @@ from stackjax.errors import UserError, one_line_errors
 from stackjax.flops import num_params
 from stackjax.growth import Stack
 from stackjax.model import ModelConfig
-from stackjax.phases import stage_models
 from stackjax.quantity import Positive, Size
 from stackjax.runtime.constraints import Checked
 from stackjax.runtime.ranges import Whole
 from stackjax.sharding import MESH_AXES, MeshConfig, mesh_shape
+from stackjax.stages import stage_models
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -14,15 +14,9 @@ from etils import epath
 from jax.sharding import Mesh
 
 from stackjax import model
-from stackjax.checkpoint import (
-    Contents,
-    absolute,
-    check_is_model,
-    find_checkpoint,
-    load_part,
-    read_contents,
-)
+from stackjax.checkpoint_directory import absolute, find_checkpoint
 from stackjax.compilation import abstract_part
+from stackjax.contents import Contents
 from stackjax.data.tokenization import Tokenization
 from stackjax.data.tokenizer import Tokenizer
 from stackjax.errors import UserError
@@ -32,6 +26,7 @@ from stackjax.interop.special_tokens import named_tokenization
 from stackjax.lineage import Generation
 from stackjax.model import ModelConfig, Params
 from stackjax.origin import own_tokenization, trained_seq_len
+from stackjax.restore import check_is_model, load_part, read_contents
 from stackjax.sharding import mesh_that_divides
 from stackjax.storage import is_remote
 
@@ -134,7 +129,7 @@ def is_folder(path: str) -> bool:
 def open_checkpoint(path: str) -> tuple[epath.Path, Contents]:
     """Returns the newest checkpoint that a path names; UserError if it holds no model."""
     checkpoint = find_checkpoint(absolute(path))
-    contents, _ = read_contents(checkpoint)
+    contents = read_contents(checkpoint)
     check_is_model(checkpoint, contents)
     return checkpoint, contents
 

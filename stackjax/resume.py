@@ -1,11 +1,18 @@
 """The position that a run starts from: the beginning, its newest checkpoint or an older one."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TypeVar
 
 from etils import epath
 
-from stackjax.checkpoint import discard_after, newest_step, read_contents
+from stackjax import saved_state
+from stackjax.checkpoint_directory import (
+    discard_after,
+    newest_step,
+    older_checkpoints,
+    saved_steps,
+)
 from stackjax.config import Config
 from stackjax.config_file import (
     changed_fields,
@@ -23,10 +30,13 @@ from stackjax.marker import (
     read_marker,
     write_marker,
 )
-from stackjax.phase import Change, Phase, Waypoint
+from stackjax.phase import Change, Counts, Phase, Waypoint
 from stackjax.phases import expand
 from stackjax.quantity import Count
+from stackjax.restore import read_or_advise
 from stackjax.runtime.constraints import Checked
+
+T = TypeVar("T")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -50,51 +60,42 @@ class Position:
     """Where a run starts from."""
 
     marker: Marker
+    phases: tuple[Phase, ...]
+    """All phases of the run, as far as is known here."""
     step: int | None
     """The checkpoint of the present phase to restore; None if the run is new."""
-    is_finished: bool
     changed: Mapping[str, str]
     """By its name, a line for each field that differs from the recorded config."""
 
+    @property
+    def phase(self) -> Phase:
+        """The present phase."""
+        return self.phases[self.marker.phase]
 
-def start(
-    workdir: epath.Path, config: Config, options: ResumeConfig, manifest: Manifest
-) -> Position:
-    """Returns the position that a run starts from, and commits it and the config.
-
-    Going back, skipped examples and changed fields are part of the marker before anything is
-    trained, so that a run that is killed and started again comes to the same position.
-
-    Raises:
-      UserError: The run cannot be resumed in this way.
-      OSError: A file could not be read or written.
-    """
-    found = find_position(workdir, config, options)
-    if found.step is not None:
-        check_same_data(workdir, manifest)
-        discard_after(workdir, _present(config, found.marker), found.step)
-    # First the marker: what a kill between the two repeats is then the same change again.
-    write_marker(workdir, found.marker)
-    record_config(workdir, config, manifest)
-    return found
+    @property
+    def is_finished(self) -> bool:
+        """Whether the last phase has ended."""
+        return self.phase is self.phases[-1] and self.step == self.phase.num_steps
 
 
 def find_position(workdir: epath.Path, config: Config, options: ResumeConfig) -> Position:
-    """Returns the position that a run would start from, and changes nothing.
+    """Returns the position for the start of a run, and changes nothing.
 
     Raises:
       UserError: The run cannot be resumed in this way, or a checkpoint is missing.
     """
-    marker = read_marker(workdir)
-    if marker.phase == 0 and newest_step(workdir, expand(config)[0]) is None:
+    found = read_marker(workdir)
+    phases = expand(config, found)
+    if found.phase == 0 and newest_step(workdir, phases[0]) is None:
         # A run that has saved nothing binds no other.
         _check_is_resumed(options)
-        marker = after_entering(NEW_RUN, None, expand(config)[0])
-        return Position(marker=marker, step=None, is_finished=False, changed={})
-    if not marker.directory:
-        # A run of which only the first stage is left has lost no more than this.
-        marker = after_entering(marker, None, expand(config)[0])
-    phase = _present(config, marker)
+        marker = after_entering(NEW_RUN, None, phases[0])
+        phases = phases if found in (NEW_RUN, marker) else expand(config)
+        return Position(marker=marker, phases=phases, step=None, changed={})
+    check_phase(workdir, found, phases)
+    # A run of which only the first stage is left has lost no more than the directory.
+    marker = found if found.directory else after_entering(found, None, phases[0])
+    phase = phases[marker.phase]
     changed = changed_fields(workdir, config, phase.stage)
     if any(field.startswith(_lengths(phase.stage)) for field in changed):
         ended = {at: ending for at, ending in marker.ended.items() if at != phase.stage}
@@ -102,16 +103,70 @@ def find_position(workdir: epath.Path, config: Config, options: ResumeConfig) ->
     fields = tuple(line for field, line in changed.items() if is_of_training(field))
     if not fields and _is_applied(options, marker):
         options = NEWEST
-    step = _newest(workdir, config, phase) if not options.resume_from else None
     if options.resume_from:
-        phase, step = _named_checkpoint(workdir, expand(config, marker), marker, options)
+        phase, step = _named_checkpoint(workdir, phases, marker, options)
         marker = _gone_back(marker, phase)
-    assert step is not None, "a run that is resumed has a checkpoint"
+    else:
+        step = _newest(workdir, phases, phase)
     if fields or options != NEWEST:
-        marker = _with_change(workdir, marker, phase, step, fields, options)
-    phases = expand(config, marker)
-    is_finished = marker.phase == len(phases) - 1 and step == phases[-1].num_steps
-    return Position(marker=marker, step=step, is_finished=is_finished, changed=changed)
+        contents = read_or_go_back(
+            workdir, phases[: phase.index + 1], step, saved_state.read_contents
+        )
+        marker = _with_change(marker, phase, step, contents.counts, fields, options)
+    if marker != found:
+        phases = expand(config, marker)
+    return Position(marker=marker, phases=phases, step=step, changed=changed)
+
+
+def commit_position(
+    workdir: epath.Path, config: Config, position: Position, manifest: Manifest
+) -> None:
+    """Commits the position for the start of a run, and the config.
+
+    Going back, skipped examples and changed fields are part of the marker before anything is
+    trained, so that a run that is killed and started again comes to the same position.
+
+    Raises:
+      UserError: The data is other than before.
+      OSError: A file could not be read or written.
+    """
+    if position.step is not None:
+        check_same_data(workdir, manifest)
+        discard_after(workdir, position.phase, position.step)
+    # First the marker: after a kill between the two, the same change is found again.
+    write_marker(workdir, position.marker)
+    record_config(workdir, config, manifest)
+
+
+def read_or_go_back(
+    workdir: epath.Path, phases: Sequence[Phase], step: int, read: Callable[[epath.Path], T]
+) -> T:
+    """Returns the result of a function for a checkpoint of a run.
+
+    Args:
+      phases: The phases up to the one with this step.
+      read: Raises DamagedError for a damaged checkpoint.
+
+    Raises:
+      UserError: The checkpoint is damaged; the message offers an older one, in the same phase
+        or in one before.
+    """
+    checkpoint = workdir / phases[-1].directory / str(step)
+
+    def older() -> Iterator[epath.Path]:
+        yield from older_checkpoints(checkpoint)
+        for phase in reversed(phases[:-1]):
+            directory = workdir / phase.directory
+            yield from (directory / str(each) for each in reversed(saved_steps(directory)))
+
+    return read_or_advise(
+        checkpoint,
+        read,
+        older(),
+        lambda path: f"add --resume-from {path.relative_to(workdir)}",
+        "no checkpoint before it can be read: start a new run with --workdir, from another "
+        "checkpoint with --init-from",
+    )
 
 
 def _check_is_resumed(options: ResumeConfig) -> None:
@@ -122,41 +177,38 @@ def _check_is_resumed(options: ResumeConfig) -> None:
         )
 
 
-def _present(config: Config, marker: Marker) -> Phase:
-    """Returns the phase that a run is in; UserError if its config no longer has it."""
-    phases = expand(config, marker)
-    check_phase(epath.Path(config.workdir), marker, phases)
-    return phases[marker.phase]
-
-
 def _lengths(stage: int) -> tuple[str, ...]:
     """Returns the fields that decide when a stage ends."""
     return tuple(f"stages.{stage}.{name}" for name in ("until.", "tokens", "fraction"))
 
 
-def _newest(workdir: epath.Path, config: Config, phase: Phase) -> int:
+def _newest(workdir: epath.Path, phases: Sequence[Phase], phase: Phase) -> int:
     """Returns the step of the newest checkpoint of a phase; UserError if it has none."""
     step = newest_step(workdir, phase)
-    if step is None:
-        before = expand(config)[phase.index - 1].directory
-        raise UserError(
-            f"{workdir / phase.directory} has no checkpoint, but the run is in stage "
-            f"{phase.stage}; bring it back, go back to the stage before with --resume-from "
-            f"{before}/STEP, or start a new run with --workdir."
-        )
-    return step
+    if step is not None:
+        return step
+    known = [(each.directory, newest_step(workdir, each)) for each in phases[: phase.index]]
+    places = [f"{directory}/{newest}" for directory, newest in known if newest is not None]
+    way_back = f"go back with --resume-from {places[-1]}, " if places else ""
+    raise UserError(
+        f"{workdir / phase.directory} has no checkpoint, but the run is in stage "
+        f"{phase.stage}; bring it back, {way_back}or start a new run with --workdir."
+    )
 
 
 def _with_change(
-    workdir: epath.Path,
     marker: Marker,
     phase: Phase,
     step: int,
+    counts: Counts,
     fields: tuple[str, ...],
     options: ResumeConfig,
 ) -> Marker:
-    """Returns a marker with a change at a step, from where the run is counted anew."""
-    counts = read_contents(workdir / phase.directory / str(step))[0].counts
+    """Returns a marker with a change at a step, from where the run is counted anew.
+
+    Args:
+      counts: Of the checkpoint at this step.
+    """
     known = marker.waypoints.get(phase.index)
     if known is not None and known.step == step and not options.resume_from:
         counts = known.counts  # Examples may have been skipped there.
@@ -189,7 +241,7 @@ def _named_checkpoint(
     directory = directory or phases[marker.phase].directory
     phase = next((p for p in phases[: marker.phase + 1] if p.directory == directory), None)
     path = workdir / directory / name
-    if phase is None or not name.isdecimal() or not path.is_dir():
+    if phase is None or name not in map(str, saved_steps(path.parent)):
         raise UserError(
             f"--resume-from is {options.resume_from!r}, and there is no checkpoint {path}; "
             f"name the step of one, such as 400, or stage_0/train/400."

@@ -17,12 +17,15 @@ from orbax.checkpoint import v1 as ocp
 from stackjax.checksums import WORDS, by_path, checksums
 from stackjax.contents import Contents, from_json
 from stackjax.errors import UserError
+from stackjax.runtime.json_file import parse_object
 from stackjax.sharding import on_mesh
 from stackjax.train_state import TrainState
 
 T = TypeVar("T")
 
 _CHECKSUMS = "checksums"
+_DESCRIPTION = "_CHECKPOINT_METADATA"
+"""File by Orbax with the description of a checkpoint."""
 _MAX_REASON = 300
 
 
@@ -35,11 +38,12 @@ def to_save(state: TrainState) -> dict[str, Any]:
 
     These are enqueued when this returns, so that the state may be donated.
     """
-    tree = _tree(state)
+    tree = saved_tree(state)
     return tree | {_CHECKSUMS: checksums(tree)}
 
 
-def _tree(state: TrainState) -> dict[str, Any]:
+def saved_tree(state: TrainState) -> dict[str, Any]:
+    """Returns the parts of a state by name; a part that is left out has none."""
     return {name: value for name, value in vars(state).items() if value is not None}
 
 
@@ -51,19 +55,33 @@ def array_types(tree: Any) -> dict[str, str]:
     return {path: f"{leaf.dtype}{[*leaf.shape]}" for path, leaf in by_path(tree).items()}
 
 
-def read_metadata(checkpoint: epath.Path) -> tuple[Contents, dict[str, str]]:
-    """Returns what a checkpoint says of its state, and its `array_types`.
+def read_contents(checkpoint: epath.Path) -> Contents:
+    """Returns the description of the state in a checkpoint.
 
     Raises:
       DamagedError: It cannot be read.
     """
 
-    def read() -> tuple[Contents, dict[str, str]]:
-        found: Any = ocp.metadata(checkpoint)
-        if found.metadata is None:
+    def read() -> Contents:
+        # Orbax would open every array as well, which takes milliseconds each.
+        fields = parse_object((checkpoint / _DESCRIPTION).read_bytes())
+        return from_json(fields.get("custom_metadata"))
+
+    return _read(checkpoint, read)
+
+
+def read_array_types(checkpoint: epath.Path) -> dict[str, str]:
+    """Returns the `array_types` of the state in a checkpoint; opens every array.
+
+    Raises:
+      DamagedError: It cannot be read.
+    """
+
+    def read() -> dict[str, str]:
+        found: Any = ocp.metadata(checkpoint).metadata
+        if found is None:
             raise UserError("its files do not say which arrays it holds")
-        tree = {name: part for name, part in found.metadata.items() if name != _CHECKSUMS}
-        return from_json(found.custom_metadata), array_types(tree)
+        return array_types({name: part for name, part in found.items() if name != _CHECKSUMS})
 
     return _read(checkpoint, read)
 
@@ -83,7 +101,7 @@ def load_state(
     Raises:
       DamagedError: It cannot be read, or the checksum of an array is another than was saved.
     """
-    tree = _tree(abstract)
+    tree = saved_tree(abstract)
     table = jax.ShapeDtypeStruct((len(saved), WORDS), np.uint32)
     context = ocp.Context()
     context.pytree.loading.partial_load = True

@@ -1,4 +1,4 @@
-"""How a run starts from parameters that are there already."""
+"""The state at the start of a run: new, from a checkpoint, or from weights of elsewhere."""
 
 import functools
 from pathlib import Path
@@ -8,9 +8,11 @@ import jax.numpy as jnp
 from etils import epath
 from jax.sharding import Mesh
 
-from stackjax.checkpoint import Checkpoints, absolute
-from stackjax.compilation import phase_optimizer
+from stackjax.checkpoint import Checkpoints
+from stackjax.checkpoint_directory import absolute
+from stackjax.compilation import abstract_state, new_state, phase_optimizer
 from stackjax.config import Config
+from stackjax.contents import Contents
 from stackjax.data.tokenization import Tokenization
 from stackjax.errors import UserError
 from stackjax.interop import huggingface
@@ -27,8 +29,12 @@ from stackjax.origin import (
     local_files,
     trained_tokenization,
 )
-from stackjax.phase import Phase
+from stackjax.phase import Counts, Phase
 from stackjax.pretrained import is_folder, open_checkpoint, read_params
+from stackjax.restore import load_whole
+from stackjax.resume import Position, read_or_go_back
+from stackjax.rows_file import NO_ROWS, Extent
+from stackjax.sharding import build_mesh
 from stackjax.train_state import TrainState
 
 
@@ -101,6 +107,42 @@ def _carried(config: Config) -> Path | None:
     if is_folder(config.init_from):
         return Path(config.init_from)
     return carried_files(open_checkpoint(config.init_from)[0])
+
+
+def state_at(
+    config: Config, workdir: epath.Path, position: Position
+) -> tuple[TrainState, Counts, Extent]:
+    """Returns the state at a position, the counts of the run, and its rows up to there.
+
+    Raises:
+      UserError: The checkpoint is damaged, or of another run.
+    """
+    phase, step, mesh = position.phase, position.step, build_mesh(position.phase.mesh)
+    if step is None and config.init_from is not None:
+        state = start_from(config.init_from, config, workdir, phase, mesh)
+        return state, phase.start, NO_ROWS
+    if step is None:
+        with jax.set_mesh(mesh):
+            return new_state(config, phase), phase.start, NO_ROWS
+    phases = position.phases[: phase.index + 1]
+    of_directory = {workdir / each.directory: each for each in phases}
+
+    def load(checkpoint: epath.Path) -> tuple[TrainState, Contents]:
+        of = of_directory[checkpoint.parent]
+        mesh = build_mesh(of.mesh)
+        with jax.set_mesh(mesh):
+            return load_whole(checkpoint, abstract_state(config, of), mesh)
+
+    state, contents = read_or_go_back(workdir, phases, step, load)
+    counts = phase.counts(step)
+    if step != phase.waypoint.step and counts != contents.counts:
+        raise UserError(
+            f"{workdir / phase.directory / str(step)} says that {contents.counts.tokens:,} "
+            f"tokens were trained on, and by the config and phase.json they are "
+            f"{counts.tokens:,}; phase.json is damaged, or of another run: bring the right one "
+            f"back, or start a new run with --workdir."
+        )
+    return state, counts, contents.rows
 
 
 def start_from(

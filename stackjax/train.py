@@ -16,19 +16,18 @@ from absl import logging
 from etils import epath
 
 from stackjax import distributed
-from stackjax.checkpoint import Checkpoints, absolute, check_rows_of, clear, newest_lineage
+from stackjax.checkpoint import Checkpoints
+from stackjax.checkpoint_directory import absolute, clear
 from stackjax.compilation import (
-    abstract_state,
     compile_ahead,
     growth_key,
-    new_state,
     phase_optimizer,
     use_compilation_cache,
 )
 from stackjax.config import Config
 from stackjax.config_file import flatten, is_of_training, load_command, same_everywhere
 from stackjax.cpu import keep_memory, release_memory
-from stackjax.errors import UserError, memory_used_by, one_line_errors
+from stackjax.errors import memory_used_by, one_line_errors
 from stackjax.flops import num_params, peak_flops
 from stackjax.held_out import check_promise, held_out_layers, held_out_loss, open_data
 from stackjax.marker import after_entering
@@ -36,17 +35,23 @@ from stackjax.metrics import check_sinks, open_sinks
 from stackjax.observer import Observer
 from stackjax.origin import keep_tokenizer
 from stackjax.phase import Counts, Phase
-from stackjax.phases import expand
 from stackjax.preflight import check, check_backend, device_memory
 from stackjax.probe import check_probes
 from stackjax.progress import open_progress, timed
-from stackjax.resume import NEWEST, Position, ResumeConfig, find_position, start
-from stackjax.rows_file import NO_ROWS, Extent, read_rows
+from stackjax.restore import check_rows_of, newest_lineage
+from stackjax.resume import (
+    NEWEST,
+    Position,
+    ResumeConfig,
+    commit_position,
+    find_position,
+)
+from stackjax.rows_file import read_rows
 from stackjax.run import LateRows, Run
 from stackjax.runtime.agreement import check_agreement, from_process_0, program
 from stackjax.runtime.run_lock import run_lock
 from stackjax.sharding import build_mesh, move
-from stackjax.start import check_start, start_from
+from stackjax.start import check_start, state_at
 from stackjax.stop import EXIT_CODE, should_stop, stop_on_signals
 from stackjax.summary import describe, how_to_train_longer, summarize
 from stackjax.task_scores import open_tasks
@@ -64,30 +69,25 @@ def train(config: Config, options: ResumeConfig = NEWEST) -> None:
     """
     workdir = absolute(config.workdir)
     check_agreement(program() | same_everywhere(config))
-    found = from_process_0(lambda: find_position(workdir, config, options))
-    phases = expand(config, found.marker)
-    if found.is_finished:
-        from_process_0(lambda: check_rows_of(workdir))
-        if jax.process_index() == 0:
-            print(summarize(workdir, phases, read_rows(workdir)))
-            print(how_to_train_longer(config))
-        return
-    _check(config, found)
-    source, held_out = open_data(config)
-    check_agreement({"the data at data.path": source.manifest.digest})
-    if found.step is None and config.init_from is not None:
-        check_start(config.init_from, phases[0].model, config.data.path)
-    tasks = open_tasks(config)
     with contextlib.ExitStack() as stack:
-        stop = stack.enter_context(stop_on_signals())
+        # From here on nobody else changes what is found in the directory.
         stack.enter_context(run_lock(workdir))
-        position = from_process_0(lambda: start(workdir, config, options, source.manifest))
+        position = from_process_0(lambda: find_position(workdir, config, options))
+        if position.is_finished:
+            _tell_finished(config, workdir, position)
+            return
+        _check(config, position)
+        source, held_out = open_data(config)
+        check_agreement({"the data at data.path": source.manifest.digest})
+        if position.step is None and config.init_from is not None:
+            check_start(config.init_from, position.phase.model, config.data.path)
+        tasks = open_tasks(config)
+        stop = stack.enter_context(stop_on_signals())
+        from_process_0(lambda: commit_position(workdir, config, position, source.manifest))
         keep_tokenizer(config.data.path, workdir)
         use_compilation_cache(workdir)
-        phases = expand(config, position.marker)
-        phase = phases[position.marker.phase]
-        state, counts, rows = resume(config, workdir, phase, position.step)
-        resume_at = None if counts == Counts() else (phase.index, counts.tokens)
+        state, counts, rows = state_at(config, workdir, position)
+        resume_at = None if counts == Counts() else (position.phase.index, counts.tokens)
         run = Run(
             config=config,
             workdir=workdir,
@@ -96,34 +96,47 @@ def train(config: Config, options: ResumeConfig = NEWEST) -> None:
             sinks=open_sinks(
                 workdir, resume_at, rows=rows, settings=flatten(config), **_outputs(config)
             ),
-            progress=open_progress(phases[-1].end.tokens),
+            progress=open_progress(position.phases[-1].end.tokens),
             stop=stop,
             step_of=compile_ahead(config),
             marker=position.marker,
-            phases=phases,
+            phases=position.phases,
             tasks=tasks,
         )
         for output in (*run.sinks, run.progress):
             stack.enter_context(contextlib.closing(output))
-        for field, line in position.changed.items():
-            if not is_of_training(field):
-                run.progress.note(f"changed since this run was last started: {line}")
-        run.write_changes(phase, position.step or 0, counts)
-        device = jax.devices()[0]
-        if peak_flops(device) is None:
-            run.progress.note(f"no peak FLOP/s is known of {device.device_kind!r}, so no MFU")
-        for index in range(phase.index, len(phases)):
-            if index > phase.index:
+        _tell_start(run, position, counts)
+        for index in range(position.phase.index, len(run.phases)):
+            if index > position.phase.index:
                 state = enter(run, run.phases[index - 1], run.phases[index], state)
             state, counts = run_phase(run, run.phases[index], state, counts)
     if jax.process_index() == 0:
         print(summarize(workdir, run.phases, read_rows(workdir)))
 
 
-def _check(config: Config, found: Position) -> None:
+def _tell_finished(config: Config, workdir: epath.Path, position: Position) -> None:
+    """Shows how a finished run went; UserError if rows of it are missing."""
+    from_process_0(lambda: check_rows_of(workdir))
+    if jax.process_index() == 0:
+        print(summarize(workdir, position.phases, read_rows(workdir)))
+        print(how_to_train_longer(config))
+
+
+def _tell_start(run: Run, position: Position, counts: Counts) -> None:
+    """Writes and shows the changes since the run was last started."""
+    for field, line in position.changed.items():
+        if not is_of_training(field):
+            run.progress.note(f"changed since this run was last started: {line}")
+    run.write_changes(position.phase, position.step or 0, counts)
+    device = jax.devices()[0]
+    if peak_flops(device) is None:
+        run.progress.note(f"no peak FLOP/s is known of {device.device_kind!r}, so no MFU")
+
+
+def _check(config: Config, position: Position) -> None:
     """Raises UserError if the run cannot work here; evaluates every phase abstractly."""
     check_backend(config)
-    estimates = check(config, jax.device_count(), device_memory(), found.marker)
+    estimates = check(config, jax.device_count(), device_memory(), position.marker)
     check_probes(config, estimates, device_memory())
     check_sinks(config.workdir, **_outputs(config))
 
@@ -132,33 +145,6 @@ def _outputs(config: Config) -> dict[str, Any]:
     """Returns the places that metrics are written to, besides the file of rows."""
     logging = config.logging
     return {"tensorboard": logging.tensorboard, "wandb_project": logging.wandb_project}
-
-
-def resume(
-    config: Config, workdir: epath.Path, phase: Phase, step: int | None
-) -> tuple[TrainState, Counts, Extent]:
-    """Returns the state of a phase at a step; of a new model without a step.
-
-    With it come the counts of the run, and its rows of metrics up to there.
-    """
-    mesh = build_mesh(phase.mesh)
-    if step is None and config.init_from is not None:
-        state = start_from(config.init_from, config, workdir, phase, mesh)
-        return state, phase.start, NO_ROWS
-    with jax.set_mesh(mesh):
-        if step is None:
-            return new_state(config, phase), phase.start, NO_ROWS
-        with Checkpoints(workdir, phase, config.checkpoints) as checkpoints:
-            state, contents = checkpoints.restore(abstract_state(config, phase), mesh, step)
-    counts = phase.counts(step)
-    if step != phase.waypoint.step and counts != contents.counts:
-        raise UserError(
-            f"{workdir / phase.directory / str(step)} says that {contents.counts.tokens:,} "
-            f"tokens were trained on, and by the config and phase.json they are "
-            f"{counts.tokens:,}; phase.json is damaged, or of another run: bring the right one "
-            f"back, or start a new run with --workdir."
-        )
-    return state, counts, contents.rows
 
 
 def run_phase(

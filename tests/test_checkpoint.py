@@ -13,22 +13,18 @@ from etils import epath
 from orbax.checkpoint import v1 as ocp
 
 from stackjax import model
-from stackjax.checkpoint import (
-    Checkpoints,
-    Contents,
-    clear,
-    find_checkpoint,
-    newest_step,
-    read_contents,
-)
+from stackjax.checkpoint import Checkpoints
+from stackjax.checkpoint_directory import clear, find_checkpoint, newest_step
 from stackjax.compilation import abstract_state
 from stackjax.config import CheckpointConfig, Stage
+from stackjax.contents import Contents, to_json
 from stackjax.errors import UserError
 from stackjax.lineage import begin, spend
 from stackjax.marker import Marker, after_entering, read_marker, write_marker
 from stackjax.optimizer import build_optimizer
 from stackjax.phase import Change, Counts, Ending, Waypoint
 from stackjax.phases import expand
+from stackjax.restore import load_whole, read_contents, read_types
 from stackjax.runtime.json_file import seal
 from stackjax.sharding import on_mesh
 from stackjax.storage import replace_text
@@ -75,10 +71,9 @@ def test_states_come_back_bit_for_bit_on_any_mesh(workdir, restored_on):
         checkpoints.save(4, on(mesh), COUNTS)
         assert checkpoints.latest_step == 4
     mesh = mesh_of(restored_on)
-    with jax.set_mesh(mesh), Checkpoints(workdir, PHASE, KEEP) as checkpoints:
-        assert checkpoints.latest_step == 4
+    with jax.set_mesh(mesh):
         abstract = abstract_state(RUN, PHASE)
-        state, contents = checkpoints.restore(abstract, mesh)
+        state, contents = load_whole(workdir / PHASE.directory / "4", abstract, mesh)
     # Counts are Python's integers, of any size.
     assert contents.counts == COUNTS
     assert_same(state, host_state())
@@ -98,7 +93,8 @@ def test_a_state_that_is_donated_right_after_saving_is_saved_as_it_was(workdir):
         checkpoints.save(4, state, COUNTS)
         jax.block_until_ready(spoil(state))
         checkpoints.wait()
-        restored, _ = checkpoints.restore(abstract_state(RUN, PHASE), mesh)
+        newest = checkpoints.directory / "4"
+        restored, _ = load_whole(newest, abstract_state(RUN, PHASE), mesh)
     assert_same(restored, host_state())
 
 
@@ -165,7 +161,8 @@ def test_checkpoints_of_another_model_are_refused_by_parameter(workdir, fields, 
         checkpoints.save(4, on(mesh), COUNTS)
         checkpoints.wait()
         with pytest.raises(ValueError, match=f"checkpoint of another model: {message}"):
-            checkpoints.restore(abstract_state(*other_model(**fields)), mesh)
+            abstract = abstract_state(*other_model(**fields))
+            load_whole(checkpoints.directory / "4", abstract, mesh)
 
 
 def test_the_marker_names_the_phase_that_was_committed_last(workdir):
@@ -212,7 +209,11 @@ def test_only_whole_checkpoints_count_as_the_newest(workdir):
     saved_steps(workdir, KEEP, [9])
     # Left by a run that was killed while it saved.
     (workdir / PHASE.directory / "10.orbax-checkpoint-tmp-1").mkdir()
+    for name in ("010", "\N{ARABIC-INDIC DIGIT ONE}1"):
+        (workdir / PHASE.directory / name).mkdir()
     assert newest_step(workdir, PHASE) == 9
+    with pytest.raises(UserError, match="there is no checkpoint in"):
+        find_checkpoint(workdir / PHASE.directory / "010")
     saved_steps(workdir, KEEP, [10])
     assert newest_step(workdir, PHASE) == 10
 
@@ -228,10 +229,12 @@ def test_a_checkpoint_says_which_model_it_holds_and_is_found_by_its_run(workdir)
         assert find_checkpoint(path) == found
     write_marker(workdir, after_entering(Marker(), None, phases[1]))
     assert find_checkpoint(workdir) == second / "3"
-    contents, saved = read_contents(second / "3")
+    contents = read_contents(second / "3")
     lineage = spend(begin((), phases[1]), phases[1], 3)
     assert contents == Contents(COUNTS, phases[1].model, is_model=True, lineage=lineage)
-    assert saved["params.w"] == "float32[3]"
+    assert read_types(second / "3")["params.w"] == "float32[3]"
+    # As Orbax reads it, which takes longer.
+    assert to_json(contents) == ocp.metadata(second / "3").custom_metadata
 
 
 def test_a_checkpoint_that_does_not_say_where_its_model_comes_from_is_refused(workdir):

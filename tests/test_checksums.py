@@ -1,14 +1,21 @@
 """Checksums depend on the bits of an array and their places alone, and on all of them."""
 
+import dataclasses
+from concurrent import futures
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import MESHES, mesh_of
+from conftest import MESHES, mesh_of, tiny_model, tiny_run
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from stackjax.checksums import by_path, checksums
+from stackjax.compilation import abstract_state, compile_checksums
+from stackjax.phases import expand
+from stackjax.saved_state import to_save
+from stackjax.sharding import build_mesh, on_mesh
 
 DTYPES = ("float32", "bfloat16", "float16", "int32", "uint32", "int8", "bool")
 
@@ -130,3 +137,25 @@ def test_rows_are_in_the_order_of_the_paths():
     assert list(by_path(tree)) == ["a.b", "a.c", "z"]
     rows = np.asarray(checksums(tree))
     assert [tuple(row) for row in rows] == [checksum(leaf) for leaf in by_path(tree).values()]
+
+
+def test_the_first_save_finds_the_program_that_was_compiled_beside_the_step(caplog):
+    config = tiny_run(model=tiny_model(num_layers=2))
+    phase = expand(config)[0]
+    mesh = build_mesh(phase.mesh)
+    with futures.ThreadPoolExecutor(max_workers=1) as thread:
+        thread.submit(compile_checksums, config, phase).result()
+
+    def compiled(tree) -> bool:
+        caplog.clear()
+        with jax.log_compiles(), jax.set_mesh(mesh):
+            jax.block_until_ready(tree())
+        return any("checksums" in message for message in caplog.messages)
+
+    with jax.set_mesh(mesh):
+        layout = on_mesh(abstract_state(config, phase), mesh)
+        state = jax.tree.map(
+            lambda leaf: jax.device_put(np.zeros(leaf.shape, leaf.dtype), leaf.sharding), layout
+        )
+    assert not compiled(lambda: to_save(state))
+    assert compiled(lambda: to_save(dataclasses.replace(state, opt_state=None)))

@@ -23,9 +23,10 @@ from stackjax.analysis.reading import read_record
 from stackjax.analysis.record import COSTS
 from stackjax.analysis.settings import trace
 from stackjax.analysis.speedup import at_budget, crossing, speedup_at_loss
-from stackjax.checkpoint import Contents, write_first
+from stackjax.checkpoint import write_first
 from stackjax.compare import CompareConfig, main, write
 from stackjax.config import Stage
+from stackjax.contents import Contents
 from stackjax.errors import UserError
 from stackjax.growth import Stack
 from stackjax.lineage import Generation

@@ -15,23 +15,22 @@ import pytest
 from conftest import mesh_of, tiny_model, tiny_run
 from etils import epath
 
-from stackjax.checkpoint import (
-    Checkpoints,
-    check_rows_of,
-    discard_after,
-    load_part,
-    newest_step,
-)
+from stackjax.checkpoint import Checkpoints
+from stackjax.checkpoint_directory import discard_after, newest_step
 from stackjax.config import CheckpointConfig, Stage
-from stackjax.config_record import read_config_record
+from stackjax.config_record import config_record, read_config_record
+from stackjax.data.tokenizer import load_tokenizer
 from stackjax.errors import UserError
 from stackjax.marker import Marker, after_entering, check_phase, read_marker, write_marker
 from stackjax.metrics import MetricsLog
+from stackjax.origin import read_kept, write_kept
 from stackjax.phase import Counts, Ending
 from stackjax.phases import expand
+from stackjax.restore import check_rows_of, load_part, load_whole
+from stackjax.resume import read_or_go_back
 from stackjax.rows_file import NO_ROWS, read_rows
 from stackjax.runtime.json_file import seal
-from stackjax.saved_state import DamagedError, load_state, read_metadata
+from stackjax.saved_state import DamagedError, load_state, read_contents
 from stackjax.train_state import TrainState
 
 RUN = tiny_run(model=tiny_model(num_layers=2), stages=(Stage(tokens=640, batch_size=8),))
@@ -52,11 +51,11 @@ def abstract():
     return jax.eval_shape(lambda: state_of(0))
 
 
-def saved(workdir, steps=(2, 4)):
+def saved(workdir, steps=(2, 4), phase=PHASE):
     """A run directory with these checkpoints."""
     with (
         jax.set_mesh(mesh_of("one device")),
-        Checkpoints(workdir, PHASE, KEEP) as checkpoints,
+        Checkpoints(workdir, phase, KEEP) as checkpoints,
     ):
         for step in steps:
             checkpoints.save(step, state_of(step), COUNTS)
@@ -64,9 +63,11 @@ def saved(workdir, steps=(2, 4)):
 
 
 def restored(workdir, step=None):
-    mesh = mesh_of("one device")
-    with jax.set_mesh(mesh), Checkpoints(workdir, PHASE, KEEP) as checkpoints:
-        return checkpoints.restore(abstract(), mesh, step)
+    mesh, step = mesh_of("one device"), step or newest_step(workdir, PHASE)
+    with jax.set_mesh(mesh):
+        return read_or_go_back(
+            workdir, [PHASE], step, lambda path: load_whole(path, abstract(), mesh)
+        )
 
 
 def assert_same(state, expected):
@@ -94,8 +95,7 @@ def test_any_damage_of_any_file_of_a_checkpoint_is_named_or_has_no_effect(tmp_pa
 
     def outcome() -> str:
         try:
-            contents, types = read_metadata(epath.Path(checkpoint))
-            state = load_state(epath.Path(checkpoint), types, abstract(), mesh)
+            state, contents = load_whole(epath.Path(checkpoint), abstract(), mesh)
         except DamagedError as error:
             message = str(error)
             assert message.startswith(f"{checkpoint} is damaged: ")
@@ -127,7 +127,7 @@ def test_after_a_failed_read_only_the_reads_that_it_left_are_quiet(tmp_path, mon
     (checkpoint / "_CHECKPOINT_METADATA").write_text("{")
     for _ in range(2):
         with pytest.raises(DamagedError):
-            read_metadata(checkpoint)
+            read_contents(checkpoint)
     late, other = RuntimeError("Event loop is closed"), RuntimeError("a bug")
     for error in (late, other):
         sys.unraisablehook(SimpleNamespace(exc_value=error))
@@ -149,17 +149,36 @@ def test_a_damaged_checkpoint_is_named_with_the_newest_whole_one(tmp_path):
     directory = workdir / PHASE.directory
     for step in (2, 3):
         spoil(directory / str(step))
-    way_out = "the newest whole checkpoint is step 1 of stage 0: add --resume-from 1."
+    way_out = "add --resume-from stage_0/train/1, the newest before it that can be read."
     with pytest.raises(UserError, match=rf"train/3 is damaged: .*; {re.escape(way_out)}$"):
         restored(workdir)
     state, contents = restored(workdir, step=1)
     assert_same(state, state_of(1))
     assert contents.counts == COUNTS
     spoil(directory / "1")
-    with pytest.raises(
-        UserError, match=r"no older checkpoint of stage 0 is whole: start a new"
-    ):
+    with pytest.raises(UserError, match=r"no checkpoint before it can be read: start a new"):
         restored(workdir)
+
+
+def test_without_a_whole_checkpoint_of_a_stage_the_stage_before_is_offered(tmp_path):
+    phases = expand(tiny_run())
+    workdir = saved(saved(epath.Path(tmp_path), [2, 4], phases[0]), [3, 5], phases[1])
+    first, second = (workdir / phase.directory for phase in phases)
+
+    def advice() -> str:
+        mesh = mesh_of("one device")
+        with pytest.raises(UserError, match="train/5 is damaged") as error, jax.set_mesh(mesh):
+            read_or_go_back(workdir, phases, 5, lambda path: load_whole(path, abstract(), mesh))
+        return str(error.value).rpartition("; ")[2]
+
+    for checkpoint, expected in (
+        (second / "5", "add --resume-from stage_1/train/3, the newest before it"),
+        (second / "3", "add --resume-from stage_0/train/4, the newest before it"),
+        (first / "4", "add --resume-from stage_0/train/2, the newest before it"),
+        (first / "2", "no checkpoint before it can be read: start a new run"),
+    ):
+        spoil(checkpoint)
+        assert advice().startswith(expected)
 
 
 def test_an_array_with_one_other_bit_is_named_by_its_path(tmp_path, monkeypatch):
@@ -197,7 +216,7 @@ def test_what_is_loaded_of_a_damaged_checkpoint_is_verified_alone(tmp_path):
                 assert found.tobytes() == state_of(4).params[name].tobytes()
             except UserError as error:
                 assert re.search(
-                    r"damaged: .* checkpoint beside it is that of step 2", str(error)
+                    r"damaged: .*; name .*/2, the newest before it that can", str(error)
                 )
                 results.append(name)
         whole = abstract()
@@ -237,8 +256,11 @@ def test_an_older_checkpoint_that_is_damaged_is_named_when_the_run_resumes(tmp_p
     workdir = saved(epath.Path(tmp_path))
     metadata = workdir / PHASE.directory / "2" / "_CHECKPOINT_METADATA"
     metadata.write_text(metadata.read_text().replace("init_timestamp", "xnit_timestamp"))
-    with pytest.raises(UserError, match=r"train/2 is damaged: .*; remove this directory"):
-        restored(workdir)
+    with (
+        pytest.raises(UserError, match=r"train/2 is damaged: .*; remove this directory"),
+        Checkpoints(workdir, PHASE, KEEP),
+    ):
+        pass
 
 
 ROWS = [
@@ -318,6 +340,7 @@ MALFORMED = {
         r"kind is '\[\]'",
     ),
     "too deep": (b"[" * 100_000 + b"\n", "nested too deeply"),
+    "too many digits": (b'{"tokens": ' + b"1" * 5000 + b"}\n", "it is no JSON"),
     "a name twice": (b'{"kind": 1, "kind": 2}\n', "a name occurs twice"),
     "no number where one is needed": (json.dumps(ROWS[0]).encode() + b"\n", "flops of a row"),
     "a repetition": (2 * (json.dumps(ROWS[0] | {"flops": 1}).encode() + b"\n"), "it repeats"),
@@ -362,15 +385,18 @@ def test_every_flipped_bit_of_a_marker_is_seen_or_has_no_effect(run):
         ({"phase": 1, "directory": "../x"}, "not that of a phase"),
         ({"phase": 1, "directory": "/etc"}, "not that of a phase"),
         ({"phase": 1, "directory": "stage_1/train/../../.."}, "not that of a phase"),
-        ({"phase": "1", "directory": "stage_1/train"}, "marker.phase is '1', not int"),
-        ({"phase": 1, "directory": 3}, "marker.directory is 3"),
-        ({"phase": 1, "directory": "stage_1/train", "ended": []}, "marker.ended is"),
-        ({"phase": 1, "directory": "stage_1/train", "ended": {"x": 1}}, "marker.ended is"),
+        ({"phase": "1", "directory": "stage_1/train"}, "phase is '1', which is not an integer"),
+        ({"phase": 1, "directory": 3}, "directory is 3, which is not a text"),
+        ({"phase": 1, "directory": "stage_1/train", "ended": []}, "ended is .*not an object"),
+        (
+            {"phase": 1, "directory": "stage_1/train", "ended": {"x": 1}},
+            "the key 'x' of ended is 'x', which is not an integer",
+        ),
         (
             {"phase": 1, "directory": "stage_1/train", "ended": {"0": {"steps": 1}}},
-            "marker.ended.0.reason is missing",
+            "ended.0.reason is missing",
         ),
-        ({"phase": 1, "directory": "stage_1/train", "more": 1}, "marker.more is unknown"),
+        ({"phase": 1, "directory": "stage_1/train", "more": 1}, "more is not a known field"),
     ],
 )
 def test_a_marker_that_somebody_has_written_by_hand_is_checked(tmp_path, marker, message):
@@ -405,6 +431,10 @@ RECORDS = {
     "config of another type": (b'{"config": 3, "data": "a", "tokenizer": "b"}', "config is"),
     "an object in it": (b'{"config": {"seed": {}}, "data": "a", "tokenizer": "b"}', "seed is"),
     "no data": (b'{"config": {"seed": 0}, "tokenizer": "b"}', "data is missing"),
+    "another field": (
+        b'{"config": {"seed": 0}, "data": "a", "tokenizer": "b", "dat": ""}',
+        "dat is not a known field",
+    ),
     "no tokenizer": (b'{"config": {"seed": 0}, "data": "b"}', "tokenizer is missing"),
     "no UTF-8": (b'{"config": {"seed": "\xff"}}', "is no UTF-8"),
     "NUL": (bytes(9), "no JSON"),
@@ -419,6 +449,35 @@ def test_a_damaged_record_of_the_config_is_named(tmp_path, name):
         read_config_record(tmp_path / "config.json")
     with pytest.raises(UserError, match=r"config.json is missing; bring the file back"):
         read_config_record(tmp_path / "other" / "config.json")
+
+
+def test_a_flipped_bit_of_a_record_is_named_or_has_no_effect(tmp_path):
+    record = {"config": {"seed": 0, "stages.0.tokens": 640}, "data": "a1", "tokenizer": "b"}
+    (tmp_path / "config.json").write_text(config_record(record))
+    config, info = tmp_path / "config.json", tmp_path / "tokenizer" / "info.json"
+    write_kept(load_tokenizer("bytes"), epath.Path(info.parent))
+    readers = {
+        config: lambda: read_config_record(config),
+        info: lambda: read_kept(epath.Path(info.parent)),
+    }
+    for path, read in readers.items():
+        data, expected, seen = path.read_bytes(), read(), 0
+        for bit in range(0, 8 * len(data), 3):
+            flipped = bytearray(data)
+            flipped[bit // 8] ^= 1 << bit % 8
+            path.write_bytes(bytes(flipped))
+            try:
+                assert read() == expected
+            except UserError as error:
+                assert "\n" not in str(error)
+                seen += 1
+        assert seen > len(data)
+
+
+def test_a_record_without_a_seal_is_read(tmp_path):
+    record = {"config": {"seed": 0}, "data": "a1", "tokenizer": "b"}
+    (tmp_path / "config.json").write_text(json.dumps(record))
+    assert read_config_record(tmp_path / "config.json") == record
 
 
 def test_a_run_that_was_moved_is_whole(run, tmp_path_factory):

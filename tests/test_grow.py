@@ -14,7 +14,8 @@ from runs import last_state, rows
 
 from stackjax import grow as command
 from stackjax import model
-from stackjax.checkpoint import Checkpoints, find_checkpoint, read_contents
+from stackjax.checkpoint import Checkpoints
+from stackjax.checkpoint_directory import find_checkpoint
 from stackjax.compilation import abstract_part
 from stackjax.config import CheckpointConfig, OptimizerConfig
 from stackjax.grow_parts import grow_by_parts
@@ -22,6 +23,7 @@ from stackjax.growth import DepthRandom, Learn, Stack
 from stackjax.growth.learned import Fit
 from stackjax.optimizer import build_optimizer
 from stackjax.phase import Counts
+from stackjax.restore import load_whole, read_contents
 from stackjax.sharding import on_mesh
 from stackjax.train_state import TrainState, grow_state, init_state
 
@@ -114,7 +116,7 @@ def test_a_run_grows_outside_of_it_again_and_again(uncut, tmp_path, run):
     for name, leaf in grown["params"]["layers"].items():
         np.testing.assert_array_equal(leaf, np.repeat(source["params"]["layers"][name], 2, 0))
     assert (grown["opt_state"][1]["count"], grown["step"]) == (8, 0)
-    contents, _ = read_contents(find_checkpoint(epath.Path(once)))
+    contents = read_contents(find_checkpoint(epath.Path(once)))
     assert contents.model.num_layers == 2
     assert contents.counts.tokens == 8 * 128
 
@@ -139,15 +141,12 @@ def test_a_run_grows_outside_of_it_again_and_again(uncut, tmp_path, run):
 def test_what_is_grown_with_its_optimizer_is_restored_as_a_run_is(uncut, tmp_path, run):
     args = ("--growth", "stack(2)", "--optimizer-state", "keep")
     assert run(uncut / "stage_0/train/6", tmp_path / "stage_0" / "train", *args)[0] == 0
-    contents, _ = read_contents(find_checkpoint(epath.Path(tmp_path)))
-    keep = CheckpointConfig(every_tokens=1)
+    contents = read_contents(find_checkpoint(epath.Path(tmp_path)))
     mesh = mesh_of("one device")
     axes = model.logical_axes(contents.model)
     with jax.set_mesh(mesh):
-        phase = phase_of(contents.model)
-        with Checkpoints(epath.Path(tmp_path), phase, keep) as checkpoints:
-            abstract = abstract_part(contents.model, ADAMW, axes)
-            state, restored = checkpoints.restore(abstract, mesh)
+        abstract = abstract_part(contents.model, ADAMW, axes)
+        state, restored = load_whole(find_checkpoint(epath.Path(tmp_path)), abstract, mesh)
     assert restored.counts.tokens == 6 * 128
     before = last_state(uncut, 0, step=6)["opt_state"][1]["nu"]["head"]
     np.testing.assert_array_equal(state.opt_state[1].nu["head"], before)
@@ -168,14 +167,36 @@ def test_moments_in_bfloat16_are_found_grown_and_stay_so(tmp_path, run):
     args = ("--growth", growth, "--optimizer-state", "grow")
     assert run(tmp_path, grown, *args)[0] == 0
     with jax.set_mesh(mesh):
-        phase = phase_of(target)
-        with Checkpoints(epath.Path(tmp_path / "grown"), phase, keep) as checkpoints:
-            restored, _ = checkpoints.restore(jax.eval_shape(lambda: expected), mesh)
+        abstract = jax.eval_shape(lambda: expected)
+        restored, _ = load_whole(epath.Path(grown) / "0", abstract, mesh)
     moments = last_state(tmp_path / "grown", 0, step=0)["opt_state"]
     dtypes = {leaf.dtype.name for leaf in jax.tree.leaves(moments)}
     # The coefficients of Muon, and the counts.
     assert dtypes == {"bfloat16", "float32", "int32"}
     assert_same(restored, expected)
+
+
+@pytest.mark.parametrize("array", ["params.final_norm", "opt_state.1.nu.final_norm"])
+def test_arrays_that_are_not_finite_are_refused_unless_asked_for(tmp_path, run, array):
+    source, phase = tiny_model(num_layers=1), phase_of(tiny_model(num_layers=1))
+    state = state_of(source, ADAMW)
+    tree = state.params if array.startswith("params") else state.opt_state[1].nu
+    tree["final_norm"] = np.array(tree["final_norm"])
+    tree["final_norm"][3] = np.inf
+    state = jax.tree.map(jnp.asarray, state)
+    keep = CheckpointConfig(every_tokens=1)
+    with (
+        jax.set_mesh(mesh_of("one device")),
+        Checkpoints(epath.Path(tmp_path), phase, keep) as checkpoints,
+    ):
+        checkpoints.save(4, state, Counts())
+    args = (checkpoints.directory, tmp_path / "x", "--growth", "stack(2)")
+    args += ("--optimizer-state", "grow")
+    code, _, err = run(*args)
+    assert (code, err.count("\n")) == (2, 1)
+    assert f"{array} in {checkpoints.directory}/4 holds NaN or infinity as float32" in err
+    assert not (tmp_path / "x").exists()
+    assert run(*args, "--allow-nonfinite")[0] == 0
 
 
 def test_a_promise_that_is_broken_leaves_nothing(uncut, tmp_path, run, monkeypatch):

@@ -18,7 +18,8 @@ from etils import epath
 from safetensors.torch import save_file
 
 from stackjax import convert, model
-from stackjax.checkpoint import Contents, write_first
+from stackjax.checkpoint import write_first
+from stackjax.contents import Contents
 from stackjax.interop import config_json
 from stackjax.interop.huggingface import load_params, read_folder
 from stackjax.interop.stored_types import types_of

@@ -11,17 +11,18 @@ from runs import cut
 
 from stackjax import grow, inspect
 from stackjax import lineage as lineage_module
-from stackjax.checkpoint import find_checkpoint, read_contents
+from stackjax.checkpoint_directory import find_checkpoint
 from stackjax.errors import UserError
 from stackjax.growth import Stack
 from stackjax.inspect import InspectConfig
 from stackjax.lineage import begin, begin_grown, code_version, from_json, spend, total
 from stackjax.phase import Counts
 from stackjax.phases import expand
+from stackjax.restore import read_contents
 
 
 def contents_of(workdir):
-    return read_contents(find_checkpoint(epath.Path(workdir)))[0]
+    return read_contents(find_checkpoint(epath.Path(workdir)))
 
 
 def test_a_lineage_counts_what_each_generation_has_spent():

@@ -65,9 +65,9 @@ def top(**fields):
 
 
 BAD = [
-    (top(format=1), "is not of format 2"),
-    (top(format=True), "is not of format 2"),
-    (lambda fields: fields.pop("format"), "is not of format 2"),
+    (top(format=1), "format is 1, not 2"),
+    (top(format=True), "format is True, not 2"),
+    (lambda fields: fields.pop("format"), "format is None, not 2"),
     (lambda fields: fields.pop("dtype"), "dtype is missing"),
     (lambda fields: fields["tokenizer"].pop("end_id"), "tokenizer.end_id is missing"),
     (lambda fields: fields["splits"]["train"].pop("shards"), "splits.train.shards is missing"),
@@ -85,7 +85,7 @@ BAD = [
     (tokenizer(vocab_size=0), "tokenizer.vocab_size is 0"),
     (tokenizer(vocab_size=65_537), "tokenizer.vocab_size is 65537"),
     (tokenizer(vocab_size=True), "which is not an integer"),
-    (tokenizer(vocab_size=float("nan")), "tokenizer.vocab_size is nan"),
+    (tokenizer(vocab_size=float("nan")), "it holds NaN, which is no JSON"),
     (tokenizer(end_id=-1), "tokenizer.end_id is -1, outside 0..255"),
     (tokenizer(end_id=256), "tokenizer.end_id is 256, outside 0..255"),
     (tokenizer(name=None), "tokenizer.name is None, which is not a text"),
@@ -106,7 +106,7 @@ BAD = [
     (shard(file=7), "splits.train.shards.1.file is 7"),
     (shard(file="deep/train-1"), "a name with a slash"),
 ]
-OUTSIDE = ["../x", "/etc/hostname", "..", ".", "", "a\0b", "x" * 300]
+OUTSIDE = ["../x", "/etc/hostname", "..", ".", "", "a\0b", "x" * 300, "\ud800"]
 
 
 @pytest.mark.parametrize(("change", "says"), BAD)

@@ -10,7 +10,8 @@ from fake_gcs import FakeGcs
 from orbax.checkpoint import v1 as ocp
 from runs import last_state
 
-from stackjax import checkpoint, convert, grow
+from stackjax import convert, grow
+from stackjax.checkpoint_directory import find_checkpoint
 from stackjax.data.staging import UPLOADING
 from stackjax.growth import Stack
 from stackjax.new_directory import new_directory
@@ -88,7 +89,7 @@ def test_what_a_kill_left_in_a_bucket_is_no_checkpoint_and_is_written_again(uncu
             assert f"grown/stage_0/train/{UPLOADING}" in names
             if point != "after the checkpoint":
                 with pytest.raises(ValueError, match="there is no checkpoint in"):
-                    checkpoint.find_checkpoint(epath.Path(target))
+                    find_checkpoint(epath.Path(target))
         grow.grow(config)
         assert not any(UPLOADING in name for name in server.objects["bucket"])
         assert "grown/stage_0/train/config.json" in server.objects["bucket"]

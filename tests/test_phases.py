@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import itertools
+import pickle
 import re
 from fractions import Fraction
 
@@ -33,7 +34,8 @@ from stackjax.growth import (
 )
 from stackjax.optimizer import ParameterRates
 from stackjax.phase import Counts
-from stackjax.phases import expand, stage_models, stage_steps
+from stackjax.phases import expand
+from stackjax.stages import stage_models, stage_steps
 
 
 @hypothesis.given(st.integers(1, 10**6), st.integers(1, 64), st.integers(2, 512))
@@ -551,3 +553,14 @@ def test_a_step_goes_along_the_updates_as_far_as_the_rates_say():
     np.testing.assert_array_equal(stepped["layers"]["query"][2:], query[2:])
     np.testing.assert_array_equal(stepped["embedding"], params["embedding"])
     np.testing.assert_array_equal(stepped["head"], plain["head"])
+
+
+def test_phases_are_the_same_after_they_went_to_another_process():
+    growths = (Stack(2), Learn(2, fit_steps=3), DepthRandom(2, mask_tokens=64), None)
+    stages = tuple(
+        Stage(tokens=640, batch_size=8, growth=growth, train_layers="all" if growth else "1")
+        for growth in growths
+    )
+    config = tiny_run(model_is="source", stages=(Stage(tokens=640, batch_size=8), *stages))
+    phases = expand(config)
+    assert pickle.loads(pickle.dumps(phases)) == phases

@@ -13,14 +13,15 @@ from etils import epath
 from runs import last_state, rows
 
 from stackjax import compilation
-from stackjax.checkpoint import newest_step, read_contents
+from stackjax.checkpoint_directory import newest_step
 from stackjax.config import Schedule
 from stackjax.data.sources import read_manifest
 from stackjax.errors import UserError
 from stackjax.marker import Marker, read_marker
 from stackjax.phase import Change, Waypoint
 from stackjax.phases import expand
-from stackjax.resume import NEWEST, ResumeConfig, find_position, start
+from stackjax.restore import read_contents
+from stackjax.resume import NEWEST, ResumeConfig, commit_position, find_position
 from stackjax.train import train
 
 STEP = 128
@@ -38,6 +39,13 @@ def config(world, tmp_path):
         stages=config.stages[:1],
         optimizer=dataclasses.replace(config.optimizer, schedule=constant),
     )
+
+
+def start(workdir, config, options, manifest):
+    """The position of a run, committed."""
+    found = find_position(workdir, config, options)
+    commit_position(workdir, config, found, manifest)
+    return found
 
 
 def with_stage(config, **fields):
@@ -78,7 +86,7 @@ def lineage(config):
     workdir = epath.Path(config.workdir)
     phase = expand(config, read_marker(workdir))[-1]
     step = newest_step(workdir, phase)
-    return read_contents(workdir / phase.directory / str(step))[0].lineage
+    return read_contents(workdir / phase.directory / str(step)).lineage
 
 
 def test_a_run_trains_on_at_another_rate_batch_size_and_length(config, monkeypatch, capsys):
@@ -186,6 +194,17 @@ def test_a_run_goes_back_to_the_stage_before_and_grows_again(world, tmp_path):
     train(config)
     # With the same data the same model comes out.
     jax.tree.map(np.testing.assert_array_equal, before, last_state(workdir, 1, step=0))
+
+
+def test_a_stage_without_checkpoints_names_the_newest_of_the_stage_before(world, tmp_path):
+    config = world.config("--workdir", str(tmp_path / "run"))
+    train(config)
+    workdir, before = epath.Path(config.workdir), last_state(tmp_path / "run", 1, step=0)
+    (workdir / "stage_1").rmtree()
+    with pytest.raises(UserError, match=r"go back with --resume-from stage_0/train/8, or"):
+        train(config)
+    train(config, ResumeConfig(resume_from="stage_0/train/8"))
+    jax.tree.map(np.testing.assert_array_equal, before, last_state(tmp_path / "run", 1, step=0))
 
 
 REFUSED = [

@@ -72,8 +72,9 @@ def test_a_directory_to_which_nothing_was_written_is_removed(tmp_path):
 def test_a_lock_that_is_unreadable_is_still_a_lock(tmp_path):
     workdir = epath.Path(tmp_path)
     with run_lock(workdir):
-        (workdir / LOCK).write_text("{")
-        assert "is in use by another process;" in refused(workdir)
+        for text in (b"", b"{", b"\xff", b'{"host": "a", "pid": "b", "since": "c"}'):
+            (workdir / LOCK).write_bytes(text)
+            assert "is in use by another process;" in refused(workdir)
 
 
 @pytest.fixture

@@ -11,10 +11,11 @@ from etils import epath
 from runs import last_state
 
 from stackjax import train
-from stackjax.checkpoint import find_checkpoint, read_contents
+from stackjax.checkpoint_directory import find_checkpoint
 from stackjax.convert import ConvertConfig, convert
 from stackjax.interop.huggingface import load_params, read_folder
 from stackjax.pretrained import load_pretrained, model_of
+from stackjax.restore import read_contents
 
 
 def config_from(world, path, workdir, **changes):
@@ -57,7 +58,7 @@ def test_a_run_starts_from_the_weights_of_a_folder(folder, started):
 
 
 def test_the_lineage_of_a_folder_goes_on(started):
-    contents, _ = read_contents(find_checkpoint(epath.Path(started[0])))
+    contents = read_contents(find_checkpoint(epath.Path(started[0])))
     assert [generation.growth for generation in contents.lineage] == [None, None, "stack(2)"]
     assert contents.lineage[0].code == "from folder"
     assert contents.counts.tokens == 2 * 8 * 128
@@ -76,7 +77,7 @@ def test_a_run_starts_from_a_checkpoint_and_goes_on_with_its_lineage(world, uncu
     train.train(config)
     first, last = last_state(tmp_path / "run", 0, step=0), last_state(uncut, 1)
     jax.tree.map(np.testing.assert_array_equal, first["params"], last["params"])
-    contents, _ = read_contents(find_checkpoint(epath.Path(tmp_path / "run")))
+    contents = read_contents(find_checkpoint(epath.Path(tmp_path / "run")))
     growths = [generation.growth for generation in contents.lineage]
     assert growths == [None, "stack(2)", None, "stack(2)"]
     pretrained = load_pretrained(str(tmp_path / "run"))

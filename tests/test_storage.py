@@ -19,7 +19,7 @@ from runs import assert_same_run, last_state
 from tokenizer_kinds import write_kind
 
 from stackjax import grow, train
-from stackjax.checkpoint import absolute, clear, newest_step
+from stackjax.checkpoint_directory import absolute, clear, newest_step
 from stackjax.compilation import use_compilation_cache
 from stackjax.config import DataConfig
 from stackjax.data.cache import local_copy

@@ -15,7 +15,8 @@ from scripts.sweep import SweepConfig, grid, sweep
 from stackjax.config_file import read_config
 from stackjax.errors import UserError
 from stackjax.flops import flops_6nd
-from stackjax.phases import expand, stage_models
+from stackjax.phases import expand
+from stackjax.stages import stage_models
 
 # The small model's rate must not depend on when it grows.
 CONFIG = """

@@ -17,7 +17,7 @@ from jax.sharding import Mesh
 
 from scripts.measure.result import CannotMeasure, NotMeasured, Number, median
 from scripts.measure.step import Times, random_batch, random_rows, run_steps
-from stackjax.checkpoint import absolute
+from stackjax.checkpoint_directory import absolute
 from stackjax.compilation import compile_step, new_state
 from stackjax.config import CheckpointConfig, Config, EvaluationConfig, Schedule, Stage
 from stackjax.data.device import local_rows, put

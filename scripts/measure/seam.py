@@ -26,11 +26,13 @@ from scripts.measure.result import (
     read_peaks,
     seconds_of,
 )
-from stackjax.checkpoint import Checkpoints, absolute
+from stackjax.checkpoint import Checkpoints
+from stackjax.checkpoint_directory import absolute
 from stackjax.compilation import abstract_state, new_state, phase_optimizer
 from stackjax.config import Config
 from stackjax.phase import Phase
 from stackjax.preflight import bytes_per_device
+from stackjax.restore import load_whole
 from stackjax.sharding import build_mesh, partition_of
 from stackjax.train_state import TrainState, enter_phase
 
@@ -182,8 +184,8 @@ def measure_saves(config: Config, phase: Phase, mesh: Mesh) -> Saves:
                 checkpoints.wait()
                 on_disk.append(time.perf_counter() - start)
         del state
-        with Checkpoints(workdir, phase, config.checkpoints) as checkpoints:
-            restore, _ = seconds_of(lambda: checkpoints.restore(abstract, mesh, SAVES)[0])
+        newest = workdir / phase.directory / str(SAVES)
+        restore, _ = seconds_of(lambda: load_whole(newest, abstract, mesh)[0])
     return Saves(
         stall_seconds=median(stalls),
         longest_stall_seconds=max(stalls),

@@ -5,9 +5,10 @@ from typing import Any
 
 from etils import epath
 
-from stackjax.checkpoint import absolute, find_checkpoint, read_contents
+from stackjax.checkpoint_directory import absolute, find_checkpoint
 from stackjax.errors import UserError
 from stackjax.lineage import Generation
+from stackjax.restore import read_contents
 
 
 def read_origin(directory: epath.Path, config: Mapping[str, Any]) -> tuple[Generation, ...]:
@@ -28,7 +29,7 @@ def read_origin(directory: epath.Path, config: Mapping[str, Any]) -> tuple[Gener
             f"{directory} started from {start}, and the checkpoints in {stage}, which tell "
             f"its cost, are gone; bring one back, or leave the run out."
         )
-    contents, _ = read_contents(find_checkpoint(stage))
+    contents = read_contents(find_checkpoint(stage))
     before = contents.lineage[:-1]
     if not before or not before[0].spent.tokens:
         raise UserError(

@@ -16,8 +16,9 @@ from stackjax.config import Config, Stage
 from stackjax.flops import flops_6nd, matmul_flops, num_layer_params, num_params
 from stackjax.growth import Stack
 from stackjax.model import ModelConfig
-from stackjax.phases import expand, stage_models
+from stackjax.phases import expand
 from stackjax.preflight import check
+from stackjax.stages import stage_models
 
 MAX_SHARE = 0.5
 """Of D: a d beyond this is no advice, whatever law it comes from."""

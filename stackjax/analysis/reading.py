@@ -7,9 +7,9 @@ from etils import epath
 
 from stackjax.analysis.charge import read_origin
 from stackjax.analysis.record import Record
-from stackjax.checkpoint import check_rows_of
 from stackjax.config_record import RECORD, read_config_record
 from stackjax.errors import UserError
+from stackjax.restore import check_rows_of
 from stackjax.rows_file import read_rows
 from stackjax.storage import check_bucket
 

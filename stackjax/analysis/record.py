@@ -16,7 +16,7 @@ from stackjax.growth import Growth, parse_growth
 from stackjax.lineage import Generation, total
 from stackjax.model.config import EXECUTION, ModelConfig, model_from_json
 from stackjax.phase import Counts
-from stackjax.phases import stage_lengths
+from stackjax.stages import stage_lengths
 
 LossName = Literal["held_out", "train"]
 

@@ -51,7 +51,7 @@ def open_source(config: DataConfig, split: SplitName, vocab_size: int) -> TokenS
     path, remedy = config.path, None
     if config.cache_dir is not None:
         path = local_copy(path, split, config.cache_dir)
-        remedy = f"remove {path!r}, and it is copied anew from {config.path!r}."
+        remedy = f"remove {path!r}, and it is copied anew from {config.path!r}"
     elif is_remote(path) and not path.startswith("gs://"):
         raise UserError(
             f"data.path is {path}, but shards are read from disks and from gs:// only; give "

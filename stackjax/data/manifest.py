@@ -4,10 +4,9 @@ Writers add the file last, so its presence means a complete set.
 """
 
 import dataclasses
-import hashlib
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
 import numpy as np
@@ -15,12 +14,13 @@ from etils import epath
 
 from stackjax.data.tokenizer_info import TokenizerInfo
 from stackjax.errors import UserError
-from stackjax.runtime.json_fields import from_json
+from stackjax.runtime.json_file import Fields, decode, hash_of, read_object, seal, unseal
 from stackjax.runtime.paths import file_inside
 
 MANIFEST = "manifest.json"
 FORMAT = 2
 RECORD_TOKENS = 2048
+_SEAL = "checksum"
 
 SplitName = Literal["train", "validation"]
 TokenDtype = Literal["uint16", "uint32"]
@@ -89,7 +89,7 @@ class Manifest:
         }
         info = self.tokenizer
         fields = [info.digest, info.begin_ids, info.end_id, self.dtype, splits]
-        return _hash_of_json(fields)
+        return hash_of(fields)
 
 
 def read_manifest(path: str) -> Manifest:
@@ -99,29 +99,23 @@ def read_manifest(path: str) -> Manifest:
       UserError: The manifest is absent, damaged or contradictory.
     """
     file = epath.Path(path) / MANIFEST
-    try:
-        fields = json.loads(file.read_bytes())
-        checksum = fields.pop("checksum", None) if isinstance(fields, dict) else None
-        is_whole = checksum == _hash_of_json(fields)
-    except (FileNotFoundError, NotADirectoryError) as error:
+    if not file.exists():
         raise UserError(
             f"{path!r} has no {MANIFEST}, so it is not a complete set of token shards; "
-            f"make one: python -m stackjax.prepare INPUT... {path} --tokenizer NAME"
-        ) from error
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{str(file)!r} is not JSON ({error}); {again(path)}") from error
-    if not isinstance(fields, dict) or fields.get("format") != FORMAT:
-        raise UserError(f"{str(file)!r} is not of format {FORMAT}; {again(path)}")
-    if not is_whole:
-        raise UserError(f"{str(file)!r} is damaged: its checksum is wrong; {again(path)}")
-    try:
-        manifest = from_json(Manifest, fields)
-    except UserError as error:
-        raise UserError(f"{str(file)!r} is no manifest: {error}; {again(path)}") from error
-    for fault in _faults(manifest):
-        raise UserError(f"{str(file)!r} contradicts itself: {fault}; {again(path)}")
+            f"make one: python -m stackjax.prepare INPUT... {path} --tokenizer NAME."
+        )
+    manifest = read_object(file, again(path), _from_fields)
     for name in manifest.files:
         file_inside(path, name, str(file))
+    return manifest
+
+
+def _from_fields(fields: Fields) -> Manifest:
+    if fields.get("format") != FORMAT or type(fields["format"]) is not int:
+        raise UserError(f"format is {fields.get('format')!r:.60}, not {FORMAT}")
+    manifest = decode(Manifest, unseal(fields, _SEAL))
+    for fault in _faults(manifest):
+        raise UserError(fault)
     return manifest
 
 
@@ -130,20 +124,14 @@ def write_manifest(path: str, manifest: Manifest) -> None:
     (epath.Path(path) / MANIFEST).write_text(sealed(dataclasses.asdict(manifest)))
 
 
-def sealed(fields: dict[str, Any]) -> str:
+def sealed(fields: Mapping[str, Any]) -> str:
     """Returns the manifest text for these fields, with a checksum."""
-    fields = json.loads(json.dumps(fields))
-    fields["checksum"] = _hash_of_json(fields)
-    return json.dumps(fields, indent=2) + "\n"
+    return json.dumps(seal(fields, _SEAL), indent=2) + "\n"
 
 
 def again(path: str) -> str:
     """Returns the way out when a set is damaged."""
-    return f"remove {path!r} and prepare it again with python -m stackjax.prepare."
-
-
-def _hash_of_json(fields: object) -> str:
-    return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
+    return f"remove {path!r} and prepare it again with python -m stackjax.prepare"
 
 
 def _faults(manifest: Manifest) -> Iterator[str]:

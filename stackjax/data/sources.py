@@ -43,7 +43,7 @@ class TokenSource:
         self.remedy = remedy or again(path)
         self.manifest = read_manifest(path)
         if split not in self.manifest.splits:
-            raise UserError(f"{path!r} has no split {split!r}; {again(path)}")
+            raise UserError(f"{path!r} has no split {split!r}; {again(path)}.")
         stream = self.manifest.splits[split]
         if stream.tokens < seq_len:
             raise UserError(
@@ -137,10 +137,10 @@ class TokenSource:
             raise self._damaged(index, record, str(error)) from error
 
     def _refused(self, index: int, reason: str) -> UserError:
-        return UserError(f"shard {str(self._file(index))!r} {reason}; {self.remedy}")
+        return UserError(f"shard {str(self._file(index))!r} {reason}; {self.remedy}.")
 
     def _damaged(self, index: int, record: int, reason: str) -> OSError:
         return OSError(
             f"record {record} of shard {str(self._file(index))!r} cannot be read, or is "
-            f"damaged: {reason}; {self.remedy}"
+            f"damaged: {reason}; {self.remedy}."
         )

@@ -55,7 +55,7 @@ def kept_tokenizer(directory: epath.Path, info: TokenizerInfo, named_by: str) ->
       UserError: The file is gone, or holds another tokenizer.
     """
     if info.file is None and info.name != "bytes":
-        raise UserError(f"{named_by} names no file of its tokenizer {info.name!r}.")
+        raise UserError(f"{named_by} names no file of its tokenizer {info.name!r:.60}.")
     file = "bytes" if info.file is None else str(file_inside(directory, info.file, named_by))
     tokenizer = load_tokenizer(file, None if info.file is None else info.end_id)
     if (tokenizer.digest, tokenizer.vocab_size) != (info.digest, info.vocab_size):
@@ -63,15 +63,8 @@ def kept_tokenizer(directory: epath.Path, info: TokenizerInfo, named_by: str) ->
             f"{file} is another tokenizer than {named_by} says; bring that one back, or name "
             f"it with --tokenizer if the command has this option."
         )
-    if not _are_ids(info.begin_ids, info.vocab_size):
+    if not all(0 <= index < info.vocab_size for index in info.begin_ids):
         raise UserError(
             f"{named_by} has begin_ids {info.begin_ids!r}; they must be ids of the tokenizer."
         )
-    begin_ids = tuple(info.begin_ids)
-    return dataclasses.replace(tokenizer, name=info.name, begin_ids=begin_ids)
-
-
-def _are_ids(value: object, vocab_size: int) -> bool:
-    return isinstance(value, list | tuple) and all(
-        type(index) is int and 0 <= index < vocab_size for index in value
-    )
+    return dataclasses.replace(tokenizer, name=info.name, begin_ids=info.begin_ids)

@@ -273,10 +273,15 @@ def check_finite(tensor: np.ndarray, name: str, where: str) -> None:
     exponent = np.array(np.inf, tensor.dtype).view(bits)
     for chunk in _chunks(tensor):
         if np.any((chunk.view(bits) & exponent) == exponent):
-            raise UserError(
-                f"{name} in {where} holds NaN or infinity as {tensor.dtype.name}; choose a "
-                f"model without, or let it pass with --allow-nonfinite in grow and convert."
-            )
+            raise not_finite(name, where, tensor.dtype.name)
+
+
+def not_finite(name: str, where: str, dtype: str) -> UserError:
+    """Returns the error for an array with NaN or infinity."""
+    return UserError(
+        f"{name} in {where} holds NaN or infinity as {dtype}; choose a model without, or let "
+        f"it pass with --allow-nonfinite in grow and convert."
+    )
 
 
 def same_values(tensor: np.ndarray, other: np.ndarray) -> bool:

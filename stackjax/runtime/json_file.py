@@ -1,8 +1,10 @@
-"""JSON objects in the files of a run: read, checked and decoded, or named as damaged."""
+"""JSON objects in files: read, sealed with a hash, and decoded as dataclasses."""
 
 import dataclasses
+import functools
 import hashlib
 import json
+import re
 import types
 import typing
 from collections.abc import Callable, Mapping
@@ -16,13 +18,25 @@ T = TypeVar("T")
 Fields = dict[str, Any]
 
 _SEAL = "sha256"
+_INDEX = re.compile("0|[1-9][0-9]{0,8}")
+_NAMES = {
+    int: "an integer",
+    float: "a number",
+    bool: "true or false",
+    str: "a text",
+    list: "a list",
+    Mapping: "an object",
+    types.NoneType: "null",
+}
+_MAX_SHOWN = 60
+"""Characters of a name or a value in a message."""
 
 
 def read_object(path: epath.PathLike, way_out: str, interpret: Callable[[Fields], T]) -> T:
-    """Returns what the JSON object in a file means.
+    """Returns the meaning of the JSON object in a file.
 
     Args:
-      way_out: What the user can do about a damaged file, for errors.
+      way_out: Remedy for a damaged file, for errors.
       interpret: Returns the meaning of the fields; UserError if they have none.
 
     Raises:
@@ -39,17 +53,19 @@ def read_object(path: epath.PathLike, way_out: str, interpret: Callable[[Fields]
 
 
 def parse_object(text: bytes) -> Fields:
-    """Returns the JSON object that a text is; UserError if it is none.
+    """Returns the JSON object in a text; UserError for other texts.
 
-    Numbers that are not finite, and names that occur twice, are refused as well.
+    Numbers that are not finite, and repeated names, are refused as well.
     """
     try:
         found = json.loads(text.decode(), object_pairs_hook=_once, parse_constant=_refuse)
+    except UserError:
+        raise
     except RecursionError as error:
         raise UserError("it is nested too deeply") from error
     except UnicodeDecodeError as error:
         raise UserError(f"byte {error.start} is no UTF-8") from error
-    except json.JSONDecodeError as error:
+    except ValueError as error:  # Also for a number with too many digits.
         raise UserError(f"it is no JSON ({error})") from error
     if not isinstance(found, dict):
         raise UserError(f"it is no JSON object, but {_shown(found)}")
@@ -67,78 +83,129 @@ def _refuse(constant: str) -> NoReturn:
     raise UserError(f"it holds {constant}, which is no JSON")
 
 
-def seal(fields: Mapping[str, Any]) -> Fields:
-    """Returns the fields with a hash of them, which `unseal` compares."""
-    return {**fields, _SEAL: _digest(fields)}
+def seal(fields: Mapping[str, Any], name: str = _SEAL) -> Fields:
+    """Returns the fields as plain JSON values, with a hash for `unseal`.
+
+    Args:
+      name: Field for the hash.
+    """
+    plain = json.loads(json.dumps(fields))
+    return {**plain, name: hash_of(plain)}
 
 
-def unseal(sealed: Any) -> Fields:
-    """Returns the fields of a sealed object; UserError if they are others than were sealed."""
+def unseal(sealed: Any, name: str = _SEAL) -> Fields:
+    """Returns the fields in a sealed object; UserError for a wrong hash."""
     fields = dict(sealed) if isinstance(sealed, Mapping) else {}
-    if fields.pop(_SEAL, None) != _digest(fields):
+    if fields.pop(name, None) != hash_of(fields):
         raise UserError("its fields do not match their hash")
     return fields
 
 
-def _digest(fields: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
+def unseal_if_sealed(fields: Fields) -> Fields:
+    """Returns the fields in an object with or without a seal; UserError for a wrong hash."""
+    return unseal(fields) if _SEAL in fields else fields
 
 
-def decode(kind: Any, value: Any, name: str) -> Any:
-    """Returns the value of a type that `dataclasses.asdict` and JSON have made plain.
+def hash_of(value: Any) -> str:
+    """Returns the SHA-256 for a JSON value; the order of names has no effect."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def decode(kind: Any, value: Any, name: str = "") -> Any:
+    """Returns a typed value from plain values, as `dataclasses.asdict` and JSON have them.
 
     Args:
-      kind: A dataclass, a tuple of any length, a mapping of whole numbers, a `Literal`, a
-        union, or a plain type.
-      name: The name of the value, for errors.
+      kind: A dataclass, a tuple of any length, a mapping, a `Literal`, a union, or a scalar.
+        Fields with a default may be absent.
+      name: Dotted name of the value, for errors.
 
     Raises:
       UserError: The value has another type, or a field is missing or unknown.
     """
+    arguments = typing.get_args(kind)
     if typing.get_origin(kind) in (typing.Union, types.UnionType):
-        kind = next((each for each in typing.get_args(kind) if _has_form(each, value)), kind)
+        chosen = next((each for each in arguments if _has_form(each, value)), arguments[0])
+        return decode(chosen, value, name)
     if not _has_form(kind, value):
-        wanted = kind if typing.get_origin(kind) else kind.__name__
-        raise UserError(f"{name} is {_shown(value)}, not {wanted}")
+        raise UserError(f"{name or 'it'} is {_shown(value)}, which is not {_describe(kind)}")
     if dataclasses.is_dataclass(kind):
         return _decode_fields(kind, value, name)
-    if typing.get_origin(kind) is tuple:
-        item = typing.get_args(kind)[0]
-        return tuple(decode(item, each, f"{name}.{i}") for i, each in enumerate(value))
-    if typing.get_origin(kind) is Mapping:
-        item = typing.get_args(kind)[1]
-        return {int(key): decode(item, each, f"{name}.{key}") for key, each in value.items()}
+    if _form(kind) is list:
+        item = arguments[0]
+        return tuple(decode(item, each, dotted(name, str(i))) for i, each in enumerate(value))
+    if _form(kind) is Mapping:
+        return {
+            _decode_key(arguments[0], key, name): decode(arguments[1], each, dotted(name, key))
+            for key, each in value.items()
+        }
     return value
 
 
 def _decode_fields(kind: Any, value: Mapping[str, Any], name: str) -> Any:
-    hints = typing.get_type_hints(kind)
+    hints, required = _fields(kind)
+    for field in required - value.keys():
+        raise UserError(f"{dotted(name, field)} is missing")
+    for field in value.keys() - hints.keys():
+        raise UserError(f"{dotted(name, field)} is not a known field")
+    return kind(
+        **{
+            field: decode(hints[field], each, dotted(name, field))
+            for field, each in value.items()
+        }
+    )
+
+
+@functools.cache
+def _fields(kind: Any) -> tuple[dict[str, Any], frozenset[str]]:
+    """Returns the field types in a dataclass, and the fields without a default."""
     required = {
         field.name
         for field in dataclasses.fields(kind)
         if field.default is field.default_factory is dataclasses.MISSING
     }
-    if wrong := sorted((required - value.keys()) | (value.keys() - hints.keys())):
-        raise UserError(f"{name}.{wrong[0]} is {'unknown' if wrong[0] in value else 'missing'}")
-    return kind(
-        **{key: decode(hints[key], each, f"{name}.{key}") for key, each in value.items()}
-    )
+    return typing.get_type_hints(kind), frozenset(required)
+
+
+def _decode_key(kind: Any, key: str, name: str) -> Any:
+    """Returns a name in an object as a key for the mapping."""
+    found = int(key) if kind is int and _INDEX.fullmatch(key) else key
+    return decode(kind, found, f"the key {_shown(key)} of {name}")
+
+
+def _form(kind: Any) -> Any:
+    """Returns the JSON form for a type: list, Mapping or a scalar type."""
+    origin = typing.get_origin(kind) or kind
+    if dataclasses.is_dataclass(kind) or origin in (dict, Mapping):
+        return Mapping
+    return list if origin is tuple else origin
 
 
 def _has_form(kind: Any, value: Any) -> bool:
-    """Returns whether a value may be of a type, its fields or items aside."""
-    if dataclasses.is_dataclass(kind):
+    """Returns whether a value has the form for a type; fields and items are not checked."""
+    form = _form(kind)
+    if form is Literal:
+        return isinstance(value, str) and value in typing.get_args(kind)
+    if form is Mapping:
         return isinstance(value, Mapping)
-    if typing.get_origin(kind) is tuple:
+    if form is list:
         return isinstance(value, list | tuple)
-    if typing.get_origin(kind) is Mapping:
-        return isinstance(value, Mapping) and all(key.isdecimal() for key in value)
-    if typing.get_origin(kind) is Literal:
-        return value in typing.get_args(kind)
-    if kind is float:
+    if form is float:
         return type(value) in (int, float)
-    return type(value) is kind
+    return type(value) is form  # `True` is no integer here.
+
+
+def _describe(kind: Any) -> str:
+    form = _form(kind)
+    if form is Literal:
+        return " or ".join(map(repr, typing.get_args(kind)))
+    return _NAMES[form]
+
+
+def dotted(name: str, field: str) -> str:
+    """Returns the dotted name of a field as a single short line."""
+    shown = field if field.isprintable() and len(field) <= _MAX_SHOWN else _shown(field)
+    return f"{name}.{shown}".removeprefix(".")
 
 
 def _shown(value: Any) -> str:
-    return repr(value)[:60]
+    return repr(value)[:_MAX_SHOWN]

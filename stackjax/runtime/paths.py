@@ -1,6 +1,7 @@
 """Files named by other files, such as an index or a manifest, kept inside one directory."""
 
 import os
+import re
 from pathlib import Path
 
 from etils import epath
@@ -8,6 +9,7 @@ from etils import epath
 from stackjax.errors import UserError
 from stackjax.storage import is_remote
 
+_UNWRITABLE = re.compile("[\0\ud800-\udfff]")
 _MAX_NAME = 255
 """Bytes of a file name on the usual file systems."""
 
@@ -53,8 +55,8 @@ def check_inside(directory: Path, path: Path, named_by: str) -> None:
 
 def _is_relative(name: str) -> bool:
     parts = name.split("/")
-    return "\0" not in name and all(
-        part not in ("", ".", "..") and len(os.fsencode(part)) <= _MAX_NAME for part in parts
+    return not _UNWRITABLE.search(name) and all(
+        part not in ("", ".", "..") and len(part.encode()) <= _MAX_NAME for part in parts
     )
 
 

@@ -5,6 +5,7 @@ import math
 import operator
 import reprlib
 import sys
+from collections.abc import Callable
 from fractions import Fraction
 from typing import Any, ClassVar
 
@@ -28,7 +29,11 @@ class Range(tyro.constructors.PrimitiveConstructorSpec[Any]):
     """A range for the finite numbers in a field, with their form on a command line."""
 
     kinds: ClassVar[tuple[type, ...]]
+    read: ClassVar[Callable[[str], Any]]
+    """Returns the number in a text; raises ValueError or ZeroDivisionError."""
     noun: ClassVar[str]
+    text_noun: ClassVar[str]
+    """The noun for texts that `read` takes."""
     metavar_name: ClassVar[str]
 
     def __init__(
@@ -61,7 +66,10 @@ class Range(tyro.constructors.PrimitiveConstructorSpec[Any]):
 
     def parse(self, text: str) -> Any:
         """Returns the number in a text; UserError if the text is no number."""
-        raise NotImplementedError
+        try:
+            return type(self).read(text)
+        except (ValueError, ZeroDivisionError):
+            raise UserError(f"{show(text)} is not {self.text_noun}") from None
 
     def accepts(self, value: Any) -> bool:
         """Returns whether a value has the right type, is finite, and is inside the bounds."""
@@ -88,22 +96,27 @@ class Whole(Range):
     """Whole numbers; on a command line also as 2e6."""
 
     kinds = (int,)
-    noun = "a whole number"
+    noun = text_noun = "a whole number"
     metavar_name = "INT"
 
-    def parse(self, text: str) -> int:
-        try:
-            digits = text.replace("_", "")
-            return int(digits) if digits.lstrip("+-").isdecimal() else _whole(float(digits))
-        except ValueError:
-            raise UserError(f"{show(text)} is not a whole number") from None
+    @staticmethod
+    def read(text: str) -> int:
+        digits = text.replace("_", "")
+        if digits.lstrip("+-").isdecimal():
+            return int(digits)
+        value = float(digits)
+        if not value.is_integer():
+            raise ValueError
+        return int(value)
 
 
 class Real(Range):
     """Numbers inside the bounds, also after rounding to float32 for the computation."""
 
     kinds = (float, int)
+    read = float
     noun = "a number that float32 can hold"
+    text_noun = "a number"
     metavar_name = "FLOAT"
 
     def accepts(self, value: Any) -> bool:
@@ -111,25 +124,15 @@ class Real(Range):
             return False
         return self.includes(float(np.float32(value)) if abs(value) >= _MIN_FLOAT32 else 0.0)
 
-    def parse(self, text: str) -> float:
-        try:
-            return float(text)
-        except ValueError:
-            raise UserError(f"{show(text)} is not a number") from None
-
 
 class Rational(Range):
     """Whole numbers and exact ratios."""
 
     kinds = (int, Fraction)
+    read = Fraction
     noun = "a whole number or a Fraction"
+    text_noun = "a ratio"
     metavar_name = "RATIO"
-
-    def parse(self, text: str) -> Fraction:
-        try:
-            return Fraction(text)
-        except (ValueError, ZeroDivisionError):
-            raise UserError(f"{show(text)} is not a ratio") from None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -154,9 +157,3 @@ def show(value: Any) -> str:
         return f"a number of {int(value.bit_length() * math.log10(2)) + 1} digits"
     shown = str(value) if isinstance(value, Fraction) else _SHOWN.repr(value)
     return " ".join(shown.split())
-
-
-def _whole(value: float) -> int:
-    if not value.is_integer():
-        raise ValueError
-    return int(value)

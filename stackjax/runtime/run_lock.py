@@ -24,6 +24,7 @@ from etils import epath
 from stackjax.errors import UserError
 from stackjax.job import this_host
 from stackjax.runtime.agreement import from_process_0
+from stackjax.runtime.json_file import decode, parse_object
 from stackjax.storage import is_remote
 
 LOCK = "run.lock"
@@ -67,11 +68,11 @@ def _this_process() -> Holder:
     return Holder(this_host(), os.getpid(), now)
 
 
-def _holder(text: str) -> Holder | None:
+def _holder(text: bytes) -> Holder | None:
     """Returns the holder that a lock names; None if it is unreadable."""
     try:
-        return Holder(**json.loads(text))
-    except (ValueError, TypeError):
+        return decode(Holder, parse_object(text))
+    except UserError:
         return None
 
 
@@ -90,7 +91,7 @@ def _file_lock(workdir: Path) -> Iterator[None]:
     file = _locked_file(path)
     try:
         file.truncate(0)
-        file.write(json.dumps(dataclasses.asdict(_this_process())) + "\n")
+        file.write(json.dumps(dataclasses.asdict(_this_process())).encode() + b"\n")
         file.flush()
         yield
     finally:
@@ -101,10 +102,10 @@ def _file_lock(workdir: Path) -> Iterator[None]:
                 directory.rmdir()
 
 
-def _locked_file(path: Path) -> IO[str]:
+def _locked_file(path: Path) -> IO[bytes]:
     """Returns the opened lock file, locked; UserError if another process has it."""
     while True:
-        file = path.open("a+")
+        file = path.open("a+b")
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -187,7 +188,7 @@ class _Lease:
     def _read(self) -> tuple[int, Holder | None]:
         """Returns the generation of the object, 0 if there is none, and its holder."""
         try:
-            text = self._blob.download_as_text()
+            text = self._blob.download_as_bytes()
         except self._exceptions.NotFound:
             return 0, None
         return self._blob.generation, _holder(text)
@@ -223,7 +224,7 @@ def _has_died(holder: Holder | None) -> bool:
         return False
     try:
         os.kill(holder.pid, 0)
-    except ProcessLookupError:
+    except (ProcessLookupError, OverflowError):
         return True
     except PermissionError:
         return False
