@@ -168,7 +168,7 @@ def test_tokens_in_the_settings_alone_have_the_ids_of_transformers(tmp_path):
 
 
 def test_a_template_that_the_library_cannot_apply_is_one_line(tmp_path):
-    model = byte_level("begins")
+    model = byte_level("begins and ends")
     model.post_processor = processors.Sequence([model.post_processor] * 2)
     model.save(str(tmp_path / "tokenizer.json"))
     with pytest.raises(UserError, match="cannot be read: not yet implemented"):
