@@ -163,8 +163,9 @@ def test_tokens_in_the_settings_alone_have_the_ids_of_transformers(tmp_path):
     more = {"added_tokens_decoder": {"300": DECODER["256"] | {"content": "<|more|>"}}}
     write(tmp_path, cls="PreTrainedTokenizerFast", flags={"eos_token": "<|new|>"} | more)
     assert_as_transformers(tmp_path)
-    find = folder_tokenization(tmp_path).tokenizer.find
-    assert (find("<|more|>"), find("<|new|>")) == (261, 262)
+    for found in (folder_tokenization(tmp_path), named_tokenization(str(tmp_path), EOS)):
+        find = found.tokenizer.find
+        assert (find("<|more|>"), find("<|new|>")) == (261, 262)
 
 
 def test_a_template_that_the_library_cannot_apply_is_one_line(tmp_path):

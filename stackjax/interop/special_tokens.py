@@ -8,7 +8,7 @@ name some special tokens.
 import dataclasses
 import functools
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -53,12 +53,7 @@ def read_tokenization(path: Path) -> Tokenization | None:
     _check_split(path, settings)
     named, stop_ids = _named(path, settings), _stop_ids(path, config)
     end = named.get("eos_token") or next(iter(stop_ids), None)
-    load = functools.partial(
-        load_tokenizer,
-        str(file),
-        special=_special(file, named, stop_ids),
-        added=_added(path, settings, named),
-    )
+    load = _loader(path, file, stop_ids)
     tokenizer = load(end)
     named = {**_defaults(settings, config, tokenizer), **named}
     bos_id, eos_id = (_id(tokenizer, named.get(name)) for name in ("bos_token", "eos_token"))
@@ -101,7 +96,7 @@ def named_tokenization(name: str, end_token: str | None = None) -> Tokenization:
         )
     if end_token is None:
         return found
-    loaded = load_tokenizer(found.tokenizer.name, end_token)
+    loaded = _loader(Path(name), Path(found.tokenizer.name), found.end_ids)(end_token)
     affixes = {
         "begin_ids": found.tokenizer.begin_ids,
         "suffix_ids": found.tokenizer.suffix_ids,
@@ -143,6 +138,16 @@ def _named(path: Path, settings: Mapping[str, Any]) -> dict[str, str | None]:
         of_map = _read(path, "special_tokens_map.json")
         fields |= {name: of_map[name] for name in _NAMES if name in of_map}
     return {name: _written(path, name, token) for name, token in fields.items()}
+
+
+def _loader(
+    path: Path, file: Path, stop_ids: Sequence[int]
+) -> Callable[[str | int | None], Tokenizer]:
+    """Returns a function from an end token to the tokenizer of a folder."""
+    settings = _read(path, "tokenizer_config.json")
+    named = _named(path, settings)
+    special, added = _special(file, named, stop_ids), _added(path, settings, named)
+    return functools.partial(load_tokenizer, str(file), special=special, added=added)
 
 
 def _special(
