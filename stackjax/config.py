@@ -11,8 +11,9 @@ from stackjax.model.config import ModelConfig
 from stackjax.quantity import (
     Count,
     Decay,
-    NonNegative,
+    Epsilon,
     Positive,
+    Rate,
     Seed,
     Share,
     Size,
@@ -94,7 +95,7 @@ class OptimizerConfig:
     name: Literal["adamw", "muon"] = "adamw"
     """AdamW (arXiv:1711.05101), or Muon (arXiv:2502.16982) for the matrices of layers, with
     updates as large as those of AdamW, and AdamW for the rest."""
-    peak_learning_rate: Positive
+    peak_learning_rate: Rate
     """Peak of the schedule of every stage that names none of its own."""
     schedule: Schedule = Schedule()
     """Schedule of every stage that names none of its own."""
@@ -102,15 +103,15 @@ class OptimizerConfig:
     """Decay of the first moment."""
     b2: Decay = 0.95
     """Decay of the second moment."""
-    epsilon: Positive = 1e-8
+    epsilon: Epsilon = 1e-8
     """Added to the root of the second moment."""
     momentum: Annotated[Decay, OnlyWith(name="muon")] = 0.95
     """Decay of Muon's momentum."""
-    weight_decay: NonNegative = 0.1
+    weight_decay: Annotated[float, Real(at_least=0, at_most=100)] = 0.1
     """Decoupled weight decay, times the learning rate; norms have none."""
     clip_norm: Positive = 1.0
     """Largest global norm of a gradient."""
-    z_loss: NonNegative = 0.0
+    z_loss: Share = 0.0
     """Weight of the squared log-normaliser of the logits (0 is off; PaLM uses 1e-4)."""
     moments_dtype: Literal["float32", "bfloat16"] = "float32"
     """Type that moments and momentum are stored in; `bfloat16` saves half of the optimizer
@@ -153,7 +154,7 @@ class Stage:
     train_layers: Text = "all"
     """Layers that learn: `all`; `new`, those that growth has added; or their numbers from 1,
     as in `(7..12)`. Unless all do, the embedding does not, and head and final norm do."""
-    peak_learning_rate: Positive | None = None
+    peak_learning_rate: Rate | None = None
     """Peak learning rate; by default the optimizer's."""
     schedule: Schedule | None = None
     """Learning-rate schedule; by default the optimizer's."""

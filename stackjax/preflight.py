@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -87,6 +88,8 @@ def check(
       UserError: A stage does not fit its mesh, its batch or its devices.
     """
     phases = expand(config, marker)
+    if marker == NEW_RUN:
+        _check_reached(config, phases)
     return [_check_phase(config, phase, num_devices, memory) for phase in phases]
 
 
@@ -157,6 +160,18 @@ def _check_until(config: Config, phase: Phase) -> None:
             f"stages.{phase.stage}.until.slope_tokens is {until.slope_tokens}, and evaluations "
             f"are {every} tokens apart; a slope takes three of them, {least} tokens or more."
         )
+
+
+def _check_reached(config: Config, phases: Sequence[Phase]) -> None:
+    """Raises UserError if a trigger lies past the end of its stage, where it has no effect."""
+    for stage, end in {phase.stage: phase.end for phase in phases}.items():
+        for field in ("tokens", "flops_6nd"):
+            limit, last = getattr(config.stages[stage].until, field), getattr(end, field)
+            if limit is not None and limit >= last:
+                raise UserError(
+                    f"stages.{stage}.until.{field} is {limit:.10g}, which has no effect while "
+                    f"the stage ends at {last:.10g} anyway; give it less, or leave it out."
+                )
 
 
 def _check_divides(phase: Phase) -> None:

@@ -15,6 +15,10 @@ Seed = Annotated[int, Whole(at_least=0, at_most=2**32 - 1)]
 """A seed for a JAX key; JAX reads 32 bits."""
 Positive = Annotated[float, Real(more_than=0)]
 NonNegative = Annotated[float, Real(at_least=0)]
+Rate = Annotated[float, Real(more_than=0, at_most=10)]
+"""A learning rate: a step of Adam moves each parameter by about as much."""
+Epsilon = Annotated[float, Real(more_than=0, at_most=1)]
+"""A small number that keeps a quotient finite."""
 Share = Annotated[float, Real(at_least=0, at_most=1)]
 """A part of a whole."""
 Decay = Annotated[float, Real(at_least=0, less_than=1)]

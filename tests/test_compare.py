@@ -595,6 +595,8 @@ DAMAGED = {
         "does not say its seed",
     ),
     "no speed": (with_row({"tokens_per_second": 0}), "tokens_per_second is 0 in row"),
+    "a negative cost": (with_row({"flops": -1}), "flops is -1 in row"),
+    "a cost that falls": (with_row({"flops_6nd": 5}), "flops_6nd is 5 in row"),
     "no tokens": (with_row({"tokens": None}), "is damaged at line 83: tokens is 'None'"),
     "tokens fall": (with_row({"tokens": 5}), "at line 83: it belongs before the line above"),
     "text": (with_row({"flops": "many"}), "is damaged at line 83: flops is 'many'"),

@@ -103,6 +103,8 @@ CHANGES = {
     "use_qk_norm": [True],
     "no_rope_layers": [[0, 0, 0]],
     "use_bidirectional_attention": [True],
+    "text_config": [None, {}, {"hidden_size": 8}, 2],
+    "decoder": [None, {}, 2],
     "scale_embedding": [True],
 }
 """Values beside `ANYTHING`. Every field of the classes of transformers has `ANYTHING`."""
@@ -152,8 +154,21 @@ CAUTION = {
     "attention_chunk_size": "it cuts the cache of longer texts",
     "rms_norm_eps": "0 divides by zero where a position is zero",
     "kv_sharing_modes": "it shares the cache of some layers",
+    "attention_dropout": "NaN and infinity are no rates",
+    "initializer_range": "NaN and infinity are no ranges",
 }
 """Fields of which stackjax refuses values that happen not to move the logits, and why."""
+INDULGENCE = {
+    **dict.fromkeys(("output_hidden_states", "return_dict"), "what a call returns"),
+    "id2label": "names of classes, which a language model does not have",
+    "auto_map": "code, which is not run",
+    **dict.fromkeys(("mlp_layer_types", "mtp_layer_types"), "layers of other families"),
+    **dict.fromkeys(
+        ("_attn_implementation", "_experts_implementation", "compile_config"),
+        "how transformers runs the model",
+    ),
+}
+"""Fields of which stackjax reads values that transformers refuses, and why."""
 
 
 def names_that_transformers_looks_for() -> set[str]:
@@ -245,10 +260,10 @@ def fault(original, changes):
         if theirs is None or moved or any(name in CAUTION for name in changes):
             return None
         return f"is refused, and moves nothing: {error}"
+    if theirs is None:
+        return None if any(name in INDULGENCE for name in changes) else "transformers refuses"
     if model == original.model:
         return "is read as the same model, and moves the logits" if moved else None
-    if theirs is None:
-        return "is another model, which transformers refuses"
     difference = np.abs(theirs - own_logits(original.path)).max()
     return None if difference < 1e-4 else f"is another model, {difference} off"
 

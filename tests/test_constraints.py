@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import importlib
+import itertools
 import json
 import math
 import pickle
@@ -168,6 +169,7 @@ REFUSED = [
     ({"scale": math.inf}, "scale is inf; it must be a number that float32 can hold"),
     ({"scale": 1e300}, "scale is 1e+300; it must be a number that float32 can hold"),
     ({"scale": 1e-300}, "scale is 1e-300; it must be a number that float32 can hold"),
+    ({"share": 1e-40}, "share is 1e-40; it must be a number that float32 can hold"),
     ({"scale": 10**400}, "scale is a number of 401 digits; it must be a number that"),
     ({"scale": 0}, "scale is 0; it must be more than 0."),
     ({"side": 0}, "side is 0; it must be -1, or at least 1."),
@@ -396,6 +398,21 @@ def test_every_scalar_of_a_run_takes_only_sane_values():
         flat = flatten(config)
         assert json.loads(json.dumps(flat)) == flat, (path, value)
         assert isinstance(hash(config), int)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        *itertools.product(
+            ("optimizer.peak_learning_rate", "stages.0.peak_learning_rate"), (11, 1e9)
+        ),
+        *(("optimizer.epsilon", 2), ("model.norm_epsilon", 2), ("optimizer.z_loss", 2)),
+        *(("optimizer.weight_decay", 101), ("optimizer.weight_decay", 1e-40)),
+    ],
+)
+def test_numbers_that_no_run_can_mean_are_refused(field, value):
+    with pytest.raises(UserError, match=f"{field} is {value}".replace("+", r"\+")):
+        with_value(FULL, field.split("."), value)
 
 
 def test_what_is_accepted_evaluates_abstractly_or_is_refused_by_name():

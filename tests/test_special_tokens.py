@@ -10,11 +10,12 @@ import transformers
 from tokenizer_kinds import BOS, EOS, TURN, sentencepiece_model, write_kind
 from tokenizers import decoders, models, pre_tokenizers, processors
 
+from stackjax.errors import UserError
 from stackjax.interop.folder import folder_tokenization
 from stackjax.interop.special_tokens import named_tokenization
 
 ENDOFTEXT, BEGIN, END = "<|endoftext|>", "<|B|>", "<|E|>"
-TEXTS = ("ab", " a", "", f"a{EOS}b", f"{BOS}a", "日é")
+TEXTS = ("ab", " a", "", f"a{EOS}b", f"{BOS}a", "日é", "a<unk>b", "x<|more|>y")
 CLASSES = (
     None,
     "PreTrainedTokenizerFast",
@@ -77,6 +78,8 @@ PLACES = {
     "both, and added tokens": (NAMED | {"added_tokens_decoder": DECODER}, MAP),
     "no BOS": ({"bos_token": None, "eos_token": END}, None),
     "not in the vocabulary": ({"eos_token": "<|new|>"}, None),
+    "more": (NAMED | {"additional_special_tokens": ["<|more|>", END]}, None),
+    "more, in an object": (NAMED | {"extra_special_tokens": {"image": "<|more|>"}}, None),
 }
 
 
@@ -147,6 +150,62 @@ def test_the_flags_count_for_a_sentencepiece_model(flags, tmp_path):
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
     (tmp_path / "config.json").write_text('{"model_type": "llama"}')
     assert_as_transformers(tmp_path)
+
+
+def test_user_defined_pieces_that_begin_and_end_texts_are_special_in_a_prompt(tmp_path):
+    write_kind("sentencepiece, user-defined end", tmp_path)
+    (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "LlamaTokenizer"}')
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
+    assert_as_transformers(tmp_path)
+
+
+def test_tokens_in_the_settings_alone_have_the_ids_of_transformers(tmp_path):
+    more = {"added_tokens_decoder": {"300": DECODER["256"] | {"content": "<|more|>"}}}
+    write(tmp_path, cls="PreTrainedTokenizerFast", flags={"eos_token": "<|new|>"} | more)
+    assert_as_transformers(tmp_path)
+    for found in (folder_tokenization(tmp_path), named_tokenization(str(tmp_path), EOS)):
+        find = found.tokenizer.find
+        assert (find("<|more|>"), find("<|new|>")) == (261, 262)
+
+
+def test_a_template_that_the_library_cannot_apply_is_one_line(tmp_path):
+    model = byte_level("begins and ends")
+    model.post_processor = processors.Sequence([model.post_processor] * 2)
+    model.save(str(tmp_path / "tokenizer.json"))
+    with pytest.raises(UserError, match="cannot be read: not yet implemented"):
+        folder_tokenization(tmp_path)
+
+
+def test_no_document_contains_a_token_that_ends_texts(tmp_path):
+    model = byte_level()
+    model.add_tokens(["<|stop|>", "<|begin|>"])  # not special
+    model.save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "tokenizer_config.json").write_text('{"bos_token": "<|begin|>"}')
+    (tmp_path / "generation_config.json").write_text('{"eos_token_id": [257, 261]}')
+    found = folder_tokenization(tmp_path)
+    assert found.end_ids == (257, 261)
+    tokens = found.tokenizer.encode("a<|stop|>b<|begin|>")
+    assert {257, 261, found.prefix_id}.isdisjoint(tokens.tolist())
+    assert found.tokenizer.decode(tokens) == "a<|stop|>b<|begin|>"
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"split_special_tokens": True}, "split_special_tokens is true"),
+        ({"additional_special_tokens": 5}, "it must be a list or an object"),
+        ({"extra_special_tokens": [5]}, "it must be a token as it is written"),
+        ({"bos_token": "<|new|>"}, r"has no token '<\|new\|>', the bos_token"),
+    ],
+    ids=str,
+)
+def test_settings_that_cannot_be_followed_are_refused(settings, said, tmp_path):
+    (tmp_path / "tokenizer.model").write_bytes(pieces())
+    if "bos_token" not in settings:
+        byte_level().save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
+    with pytest.raises(UserError, match=said):
+        folder_tokenization(tmp_path)
 
 
 def with_ends(path, settings, generation, config=None):

@@ -151,6 +151,13 @@ def test_a_later_copy_than_the_one_that_the_index_names_is_refused(tmp_path):
         Tensors(tmp_path)
 
 
+def test_an_index_names_safetensors_only(tmp_path):
+    # transformers reads other files as pickles.
+    write_shards(tmp_path, {"weights": {"a": NEW}}, {"a": "weights"})
+    with pytest.raises(ValueError, match=r"a in 'weights', and only files named \*.safetens"):
+        Tensors(tmp_path)
+
+
 def test_a_single_file_wins_over_an_index(tmp_path):
     write_shards(tmp_path, {BASE: {"a": OLD}}, {"a": BASE})
     save_file({"a": NEW}, tmp_path / ONE_FILE)

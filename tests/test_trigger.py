@@ -78,6 +78,8 @@ def with_until(config, stage, **fields):
 
 
 LATE = [
+    (0, {"tokens": 10**9}, r"stages.0.until.tokens is 1000000000, which has no effect while"),
+    (1, {"flops_6nd": 1e30}, r"stages.1.until.flops_6nd is 1e\+30, which has no effect while"),
     (1, {"tokens": 5}, r"stages.1.until.tokens is 5, and the stages before it take \d+; it"),
     (1, {"flops_6nd": 5.0}, r"stages.1.until.flops_6nd is 5, and the stages before it take"),
     (

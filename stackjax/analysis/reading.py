@@ -27,6 +27,8 @@ _FIELDS = (
 """The fields of a config that every comparison reads."""
 _SPEEDS = ("tokens_per_second", "num_devices")
 """The numbers of a row of training that are more than 0."""
+_COSTS = ("flops_6nd", "flops")
+"""The numbers of a row that never fall."""
 
 
 _NEEDS = {
@@ -63,6 +65,7 @@ def read_record(path: epath.PathLike) -> Record:
             f"leave it out."
         )
     _check_speeds(directory / "metrics.jsonl", rows)
+    _check_costs(directory / "metrics.jsonl", rows)
     return Record(
         path=directory,
         config=found["config"],
@@ -81,3 +84,18 @@ def _check_speeds(path: epath.Path, rows: Sequence[Mapping[str, Any]]) -> None:
                     f"{path} is damaged: {name} is {row[name]} in row {number}, and must be "
                     f"more than 0; bring the file back from a copy of the run, or leave it out."
                 )
+
+
+def _check_costs(path: epath.Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Raises UserError for a row that has spent less than a row before it."""
+    spent = dict.fromkeys(_COSTS, 0)
+    for number, row in enumerate(rows, start=1):
+        for name, before in spent.items():
+            found = before if row.get(name) is None else row[name]
+            if not found >= before:
+                raise UserError(
+                    f"{path} is damaged: {name} is {found} in row {number}, and must be at "
+                    f"least {before}, as in the rows before; bring the file back from a "
+                    f"copy of the run, or leave it out."
+                )
+            spent[name] = found

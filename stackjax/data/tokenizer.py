@@ -56,14 +56,19 @@ class Tokenizer:
 
 
 def load_tokenizer(
-    name: str, end_token: str | int | None = None, special_tokens: Collection[str] = ()
+    name: str,
+    end_token: str | int | None = None,
+    *,
+    special: Collection[str | int] = (),
+    added: Collection[str] = (),
 ) -> Tokenizer:
     """Returns the tokenizer called `bytes`, or the one in a `.json` or `.model` file.
 
     Args:
       name: A path may lie in a bucket.
       end_token: The token that ends a document, by name or by id, unless `END_TOKENS` has it.
-      special_tokens: Tokens for the next ids, if a `.json` file lacks them.
+      special: More tokens, by name or by id, that no document contains.
+      added: Special tokens for the next ids, if a `.json` file lacks them.
 
     Raises:
       UserError: The file cannot be read as a tokenizer, or has no end token.
@@ -88,8 +93,8 @@ def load_tokenizer(
         )
     try:
         if path.suffix == ".json":
-            return _load_json(name, path.read_bytes(), end_token, special_tokens)
-        return _load_sentencepiece(name, path.read_bytes(), end_token)
+            return _load_json(name, path.read_bytes(), end_token, special, added)
+        return _load_sentencepiece(name, path.read_bytes(), end_token, special)
     except UserError:
         raise
     except ValueError as error:
@@ -127,12 +132,16 @@ def _bytes_digest() -> str:
 
 
 def _load_json(
-    name: str, data: bytes, end_token: str | int | None, special_tokens: Collection[str]
+    name: str,
+    data: bytes,
+    end_token: str | int | None,
+    special: Collection[str | int],
+    added: Collection[str],
 ) -> Tokenizer:
     fields = tokenizer_json.parse(data)
     model = tokenizer_json.load(fields)
     size = tokenizer_json.vocab_size(model)
-    missing = [token for token in special_tokens if model.token_to_id(token) is None]
+    missing = [token for token in added if model.token_to_id(token) is None]
     if missing:
         fields = tokenizer_json.with_special_tokens(fields, missing, size)
         model, data = tokenizer_json.load(fields), json.dumps(fields).encode()
@@ -144,7 +153,8 @@ def _load_json(
     def written(token: int) -> str:
         return model.decode([token], skip_special_tokens=False)
 
-    ids = {end_id, *begin_ids}
+    more = _known_ids(special, size, model.token_to_id)
+    ids = {end_id, *begin_ids, *(more - tokenizer_json.unknown_ids(fields, model))}
     names = set(filter(None, map(model.id_to_token, ids)))
     names |= tokenizer_json.special_tokens(fields)
     ids |= {index for token in names if (index := model.token_to_id(token)) is not None}
@@ -163,6 +173,14 @@ def _load_json(
         find=model.token_to_id,
         written=written,
     )
+
+
+def _known_ids(
+    tokens: Iterable[str | int], size: int, find: Callable[[str], int | None]
+) -> set[int]:
+    """Returns the ids of tokens that a vocabulary has."""
+    ids = {find(token) if isinstance(token, str) else token for token in tokens}
+    return {index for index in ids if index is not None and 0 <= index < size}
 
 
 def _encode(model: tokenizers.Tokenizer, text: str) -> np.ndarray:
@@ -226,7 +244,9 @@ def _of_unicode(encode: Callable[[str], np.ndarray]) -> Callable[[str], np.ndarr
     return checked
 
 
-def _load_sentencepiece(name: str, data: bytes, end_token: str | int | None) -> Tokenizer:
+def _load_sentencepiece(
+    name: str, data: bytes, end_token: str | int | None, special: Collection[str | int]
+) -> Tokenizer:
     model = sentencepiece_model.load(data)
     size = model.GetPieceSize()
 
@@ -247,9 +267,9 @@ def _load_sentencepiece(name: str, data: bytes, end_token: str | int | None) -> 
         )
 
     end_id = _find_end(name, size, end_token, find, model.eos_id())
-    special = {end_id, model.bos_id()} - {-1}
-    plain = sentencepiece_model.load(sentencepiece_model.spell_out(data, special))
-    is_special_V = _mask(special, size)
+    special_ids = {end_id, *_known_ids((*special, model.bos_id()), size, find)}
+    plain = sentencepiece_model.load(sentencepiece_model.spell_out(data, special_ids))
+    is_special_V = _mask(special_ids - {model.unk_id()}, size)
 
     def encode(text: str) -> np.ndarray:
         return _without(np.asarray(plain.EncodeAsIds(text), np.int64), is_special_V)
@@ -262,7 +282,7 @@ def _load_sentencepiece(name: str, data: bytes, end_token: str | int | None) -> 
         file="tokenizer.model",
         definition=data,
         encode=_of_unicode(encode),
-        encode_marked=_of_unicode(_encode_pieces(model, data)),
+        encode_marked=_of_unicode(_encode_pieces(model, data, special_ids)),
         decode=decode,
         find=find,
         written=model.IdToPiece,
@@ -270,18 +290,20 @@ def _load_sentencepiece(name: str, data: bytes, end_token: str | int | None) -> 
 
 
 def _encode_pieces(
-    model: sentencepiece.SentencePieceProcessor, data: bytes
+    model: sentencepiece.SentencePieceProcessor, data: bytes, special: Collection[int]
 ) -> Callable[[str], np.ndarray]:
-    """Returns a function that encodes a text in which control pieces may be written.
+    """Returns a function that encodes a text in which special pieces may be written.
 
-    As in transformers, no space is put before a text that begins with one, nor before the
-    text after a control piece.
+    Those are the control pieces, the unknown piece, and the ids in `special`. As in
+    transformers, no space is put before a text that begins with one, nor before the text
+    after a special piece.
     """
     inner = sentencepiece_model.load(sentencepiece_model.without_prefix(data))
-    indices = filter(model.IsControl, range(model.GetPieceSize()))
+    controls = filter(model.IsControl, range(model.GetPieceSize()))
+    indices = {*controls, *special, model.unk_id()}
     control = {model.IdToPiece(index): index for index in indices}
-    # Without control pieces, a pattern that matches nowhere.
-    pattern = re.compile(f"({'|'.join(map(re.escape, control)) or '(?!)'})")
+    longest_first = sorted(control, key=len, reverse=True)
+    pattern = re.compile(f"({'|'.join(map(re.escape, longest_first))})")
 
     def tokens(text: str) -> Iterator[int]:
         for i, part in enumerate(pattern.split(text)):

@@ -5,9 +5,10 @@ tokens names outside of any text, so the tokenizer spells `</s>` with other toke
 unknown word.
 """
 
+import contextlib
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import tokenizers
@@ -47,13 +48,8 @@ def load(fields: Fields) -> tokenizers.Tokenizer:
     Raises:
       ValueError: A field is not as the library of tokenizers takes it.
     """
-    try:
+    with _as_value_error():
         model = tokenizers.Tokenizer.from_str(json.dumps(fields))
-    except BaseException as error:
-        # The library raises Exception itself, or a panic, which derives from no Exception.
-        if type(error) is Exception or type(error).__name__ == "PanicException":
-            raise ValueError(str(error)) from error
-        raise
     _check_template(fields.get("post_processor"))
     if _type(fields["model"]) in ("WordLevel", "WordPiece"):
         unknown = _unknown(fields["model"])
@@ -65,6 +61,18 @@ def load(fields: Fields) -> tokenizers.Tokenizer:
     model.no_truncation()
     model.no_padding()
     return model
+
+
+@contextlib.contextmanager
+def _as_value_error() -> Iterator[None]:
+    """Raises ValueError for an error of the library."""
+    try:
+        yield
+    except BaseException as error:
+        # The library raises Exception itself, or a panic, which derives from no Exception.
+        if type(error) is Exception or type(error).__name__ == "PanicException":
+            raise ValueError(str(error)) from error
+        raise
 
 
 def _check_template(processor: Any) -> None:
@@ -89,9 +97,14 @@ def vocab_size(model: tokenizers.Tokenizer) -> int:
 
 
 def affixes(model: tokenizers.Tokenizer) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Returns the ids before and after every text, by the template in the file."""
+    """Returns the ids before and after every text, by the template in the file.
+
+    Raises:
+      ValueError: The library cannot apply the template.
+    """
     for text in ("a", *model.get_vocab()):
-        encoding = model.encode(text)
+        with _as_value_error():
+            encoding = model.encode(text)
         if not all(encoding.special_tokens_mask):
             inner = [i for i, mask in enumerate(encoding.special_tokens_mask) if not mask]
             ids = tuple(encoding.ids)
@@ -136,6 +149,13 @@ def special_tokens(fields: Fields) -> set[str]:
     """Returns the added tokens that are special, except the one for unknown text."""
     special = {token["content"] for token in _added(fields) if token.get("special")}
     return {token for token in special if token != _unknown(fields["model"])}
+
+
+def unknown_ids(fields: Fields, model: tokenizers.Tokenizer) -> set[int]:
+    """Returns the id of the token for unknown text, if there is one."""
+    unknown = _unknown(fields["model"])
+    index = None if unknown is None else model.token_to_id(unknown)
+    return set() if index is None else {index}
 
 
 def spell_out(fields: Fields, tokens: Iterable[str]) -> Fields:

@@ -61,6 +61,7 @@ def model_config(fields: Mapping[str, Any], name: str = CONFIG) -> ModelConfig:
     _check_layer_types(fields, name)
     _check_windows(fields, family, name)
     _check_heads(fields, name)
+    _check_padding(fields, name)
     rope = _rope(fields, family, name)
     head_dim = fields.get("head_dim", family.head_dim)
     num_kv_heads = fields.get("num_key_value_heads", family.num_kv_heads)
@@ -94,6 +95,16 @@ def _check_heads(fields: Mapping[str, Any], name: str) -> None:
         raise UserError(
             f"{name}: num_attention_heads is {heads}, which does not divide hidden_size "
             f"{channels}."
+        )
+
+
+def _check_padding(fields: Mapping[str, Any], name: str) -> None:
+    """Raises UserError if transformers finds no embedding of the padding token."""
+    padding, size = fields.get("pad_token_id"), fields["vocab_size"]
+    if padding is not None and not -size <= padding < size:
+        raise UserError(
+            f"{name}: pad_token_id is {padding}, outside of the vocabulary of {size} tokens; "
+            f"set it to null, or to one of them."
         )
 
 

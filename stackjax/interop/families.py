@@ -17,6 +17,7 @@ _OBJECT_OR_NULL = Rule((dict,), or_null=True)
 _TYPE = Rule(
     (str,), or_null=True, supported=(None, "float64", "float32", "bfloat16", "float16")
 )
+_ID_OR_NULL = Rule((int,), or_null=True)
 
 SIZES = {
     "vocab_size": "vocab_size",
@@ -49,6 +50,16 @@ RULES = dict.fromkeys(SIZES.values(), _SIZE) | {
     "attribute_map": _ABSENT,
     "attention_chunk_size": _ABSENT,
     "kv_sharing_modes": _ABSENT,
+    # Transformers reads this part in the place of the whole.
+    **dict.fromkeys(("text_config", "decoder", "generator"), Rule(supported=(None,))),
+    # Fields without a meaning here: transformers refuses other types.
+    "bos_token_id": _ID_OR_NULL,
+    "eos_token_id": Rule((int, list), or_null=True),
+    "pad_token_id": _ID_OR_NULL,
+    "use_cache": _FLAG,
+    "initializer_range": Rule((float,)),
+    "attention_dropout": Rule((int, float)),
+    "id2label": _OBJECT_OR_NULL,
 }
 """Rules of the fields that transformers reads in every family."""
 _WINDOWS = {"use_sliding_window": _FLAG, "max_window_layers": Rule((int,))}
@@ -88,7 +99,14 @@ class Family:
 
 FAMILIES = {
     "llama": Family(
-        "LlamaForCausalLM", seq_len=2048, rules={"attention_bias": _NO, "mlp_bias": _NO}
+        "LlamaForCausalLM",
+        seq_len=2048,
+        rules={
+            "attention_bias": _NO,
+            "mlp_bias": _NO,
+            "attention_dropout": Rule((int, float), or_null=True),
+            "pretraining_tp": _ID_OR_NULL,
+        },
     ),
     "mistral": Family(
         "MistralForCausalLM",

@@ -39,7 +39,9 @@ class Rule:
         return type(value) not in (int, float) or self.low <= value <= self.high
 
     def __str__(self):
-        names = "a number" if self.types == (int, float) else _NAMES[self.types[0]]
+        names = " or ".join(_NAMES[kind] for kind in self.types)
+        if self.types == (int, float):
+            names = "a number"
         if self.low > 0 and self.low == sys.float_info.min:
             names += " above 0"
         elif self.low > -sys.float_info.max:

@@ -6,8 +6,9 @@ name some special tokens.
 """
 
 import dataclasses
+import functools
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ _NAMES = (
     "cls_token",
     "mask_token",
 )
+_EXTRA = "additional_special_tokens"
 _LLAMA = {"bos_token": "<s>", "eos_token": "</s>"}
 _QWEN = {"eos_token": "<|endoftext|>"}
 _DEFAULTS = {
@@ -48,17 +50,20 @@ def read_tokenization(path: Path) -> Tokenization | None:
     if file is None:
         return None
     settings, config = _read(path, "tokenizer_config.json"), _read(path, "config.json")
+    _check_split(path, settings)
     named, stop_ids = _named(path, settings), _stop_ids(path, config)
     end = named.get("eos_token") or next(iter(stop_ids), None)
-    tokenizer = load_tokenizer(str(file), end, list(filter(None, named.values())))
+    load = _loader(path, file, stop_ids)
+    tokenizer = load(end)
     named = {**_defaults(settings, config, tokenizer), **named}
     bos_id, eos_id = (_id(tokenizer, named.get(name)) for name in ("bos_token", "eos_token"))
     end_ids = tuple(dict.fromkeys((tokenizer.end_id if eos_id is None else eos_id, *stop_ids)))
     _check_ids(path, tokenizer, end_ids)
     end_id = _separator(tokenizer, end_ids)
     if end_id != tokenizer.end_id:
-        tokenizer = load_tokenizer(str(file), end_id, list(filter(None, named.values())))
+        tokenizer = load(end_id)
     if file.suffix == ".model":
+        _check_found(file, named, bos_id)
         # Other files say it themselves, in their template.
         tokenizer = dataclasses.replace(
             tokenizer,
@@ -91,7 +96,7 @@ def named_tokenization(name: str, end_token: str | None = None) -> Tokenization:
         )
     if end_token is None:
         return found
-    loaded = load_tokenizer(found.tokenizer.name, end_token)
+    loaded = _loader(Path(name), Path(found.tokenizer.name), found.end_ids)(end_token)
     affixes = {
         "begin_ids": found.tokenizer.begin_ids,
         "suffix_ids": found.tokenizer.suffix_ids,
@@ -133,6 +138,64 @@ def _named(path: Path, settings: Mapping[str, Any]) -> dict[str, str | None]:
         of_map = _read(path, "special_tokens_map.json")
         fields |= {name: of_map[name] for name in _NAMES if name in of_map}
     return {name: _written(path, name, token) for name, token in fields.items()}
+
+
+def _loader(
+    path: Path, file: Path, stop_ids: Sequence[int]
+) -> Callable[[str | int | None], Tokenizer]:
+    """Returns a function from an end token to the tokenizer of a folder."""
+    settings = _read(path, "tokenizer_config.json")
+    named = _named(path, settings)
+    special, added = _special(file, named, stop_ids), _added(path, settings, named)
+    return functools.partial(load_tokenizer, str(file), special=special, added=added)
+
+
+def _special(
+    file: Path, named: Mapping[str, str | None], stop_ids: Sequence[int]
+) -> list[str | int]:
+    """Returns the tokens that begin and end texts, which no document contains."""
+    names = {**(_LLAMA if file.suffix == ".model" else {}), **named}
+    found = (names.get(name) for name in ("bos_token", "eos_token"))
+    return [*filter(None, found), *stop_ids]
+
+
+def _added(
+    path: Path, settings: Mapping[str, Any], named: Mapping[str, str | None]
+) -> list[str]:
+    """Returns the special tokens that files name, in the order that transformers adds them."""
+    decoder = _entries(path, settings, "added_tokens_decoder")
+    extra = "extra_special_tokens" if "extra_special_tokens" in settings else _EXTRA
+    tokens = [*decoder, *filter(None, named.values()), *_entries(path, settings, extra)]
+    return list(dict.fromkeys(tokens))
+
+
+def _entries(path: Path, settings: Mapping[str, Any], name: str) -> list[str]:
+    """Returns the names of the tokens in a list or an object, by the order of their ids."""
+    entries = settings.get(name) or []
+    if not isinstance(entries, list | dict):
+        raise UserError(f"{path}: {name} is {entries!r:.80}; it must be a list or an object.")
+    if isinstance(entries, dict):
+        keys = sorted(entries, key=lambda key: int(key) if key.isdecimal() else len(entries))
+        entries = [entries[key] for key in keys]
+    return list(filter(None, (_written(path, name, token) for token in entries)))
+
+
+def _check_split(path: Path, settings: Mapping[str, Any]) -> None:
+    """Raises UserError if prompts cannot contain special tokens."""
+    if _flag(settings, "split_special_tokens"):
+        raise UserError(
+            f"{path}: split_special_tokens is true, and then special tokens in a prompt are "
+            f"plain text, which stackjax cannot represent; set it to false."
+        )
+
+
+def _check_found(file: Path, named: Mapping[str, str | None], bos_id: int | None) -> None:
+    """Raises UserError if a vocabulary lacks the token that begins texts."""
+    if named.get("bos_token") is not None and bos_id is None:
+        raise UserError(
+            f"{file} has no token {named['bos_token']!r}, the bos_token; save the tokenizer as "
+            f"{TOKENIZER_FILES[0]}, with all of its tokens."
+        )
 
 
 def _written(path: Path, name: str, token: Any) -> str | None:

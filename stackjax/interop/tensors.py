@@ -20,6 +20,7 @@ from stackjax.runtime.paths import file_inside
 
 INDEX = "model.safetensors.index.json"
 ONE_FILE = "model.safetensors"
+_SUFFIX = ".safetensors"
 SHARD_BYTES = 5 * 10**9
 """Size of a file at most, unless one tensor is larger."""
 
@@ -118,6 +119,11 @@ def _indexed_files(folder: Path) -> dict[Path, set[str]]:
         )
     named: dict[object, set[str]] = {}
     for tensor, file in weight_map.items():
+        if isinstance(file, str) and not file.endswith(_SUFFIX):
+            raise UserError(
+                f"{index} has {tensor} in {shown(file)}, and only files named *{_SUFFIX} are "
+                f"read; save the model as safetensors."
+            )
         named.setdefault(file if isinstance(file, str) else repr(file), set()).add(tensor)
     paths = {Path(file_inside(folder, file, INDEX)): found for file, found in named.items()}
     absent = [path.name for path in paths if not path.exists()]

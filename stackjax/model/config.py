@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 from stackjax.errors import UserError
-from stackjax.quantity import Positive
+from stackjax.quantity import Epsilon, Positive
 from stackjax.runtime.constraints import check_fields
 from stackjax.runtime.ranges import Real, Whole
 
@@ -78,7 +78,7 @@ class ModelConfig:
     """Base of the rotary frequencies."""
     rope_scaling: RopeScaling | None = None
     """How rotation slows down for long contexts, if it does."""
-    norm_epsilon: Positive = 1e-5
+    norm_epsilon: Epsilon = 1e-5
     """Added to the mean square inside RMSNorm."""
     tie_head: bool = False
     """Whether the embedding is also the output head."""

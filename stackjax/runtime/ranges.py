@@ -120,9 +120,10 @@ class Real(Range):
     metavar_name = "FLOAT"
 
     def accepts(self, value: Any) -> bool:
-        if not super().accepts(value) or abs(value) > _MAX_FLOAT32:
+        if not super().accepts(value):
             return False
-        return self.includes(float(np.float32(value)) if abs(value) >= _MIN_FLOAT32 else 0.0)
+        fits = value == 0 or _MIN_FLOAT32 <= abs(value) <= _MAX_FLOAT32
+        return fits and self.includes(float(np.float32(value)))
 
 
 class Rational(Range):
