@@ -36,6 +36,7 @@ from stackjax.errors import UserError, one_line_errors
 from stackjax.marker import NEW_RUN, after_entering, write_marker
 from stackjax.phases import expand, stage_models
 from stackjax.quantity import Seed, Size, Text
+from stackjax.runtime.command_line import parse
 from stackjax.runtime.constraints import Checked, OnlyWith
 from stackjax.runtime.ranges import Whole
 from stackjax.train import train
@@ -69,7 +70,7 @@ class BakeoffConfig(Checked):
 def main() -> None:
     """Runs the command line."""
     with one_line_errors():
-        bake(tyro.cli(BakeoffConfig, prog="python -m scripts.bakeoff", args=sys.argv[1:]))
+        bake(parse(BakeoffConfig, prog="python -m scripts.bakeoff"))
 
 
 def bake(options: BakeoffConfig) -> None:

@@ -48,6 +48,7 @@ from stackjax.phase import Phase
 from stackjax.phases import expand
 from stackjax.preflight import check
 from stackjax.quantity import Count, Positive, Size, Text
+from stackjax.runtime.command_line import parse
 from stackjax.runtime.constraints import Checked
 from stackjax.sharding import build_mesh
 
@@ -85,9 +86,7 @@ def main() -> None:
     jax.config.update("jax_enable_compilation_cache", False)
     with one_line_errors():
         prog = "python -m scripts.benchmark"
-        options, overrides = tyro.cli(
-            BenchmarkConfig, prog=prog, args=sys.argv[1:], return_unknown_args=True
-        )
+        options, overrides = parse(BenchmarkConfig, prog=prog, return_unknown_args=True)
         config = load_config(prog, ["--config", str(options.config), *overrides])
         distributed.initialize()
         keep_memory()

@@ -17,7 +17,9 @@ from scripts.measure.machine import VARIABLES
 from scripts.measure.text import show
 from scripts.page import replace_table
 from stackjax.errors import UserError, one_line_errors
+from stackjax.runtime.command_line import parse
 from stackjax.runtime.constraints import Checked
+from stackjax.runtime.ranges import Length
 
 Report = Mapping[str, Any]
 """What one JSON file holds, and its name without the ending as `name`."""
@@ -27,7 +29,7 @@ Report = Mapping[str, Any]
 class PerformanceConfig(Checked):
     """Writes the tables of a page, of what scripts.benchmark has measured."""
 
-    results: Annotated[tuple[Path, ...], tyro.conf.Positional]
+    results: Annotated[tuple[Path, ...], tyro.conf.Positional, Length(at_most=1000)]
     """JSON files of scripts.benchmark; each is named by its file in the tables."""
     page: Path = Path("docs/performance.md")
     """Page whose tables are replaced."""
@@ -167,7 +169,7 @@ TABLES = {
 def main() -> None:
     """Runs the command line."""
     with one_line_errors():
-        write(tyro.cli(PerformanceConfig, prog="python -m scripts.performance"))
+        write(parse(PerformanceConfig, prog="python -m scripts.performance"))
 
 
 def write(options: PerformanceConfig) -> None:

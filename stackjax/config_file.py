@@ -20,6 +20,7 @@ from stackjax.data.manifest import Manifest
 from stackjax.errors import UserError
 from stackjax.growth import Growth, parse_growth
 from stackjax.growth.text import replace_field
+from stackjax.runtime.command_line import parse
 from stackjax.storage import replace_text
 
 _GROWTH_FLAG = re.compile(
@@ -107,7 +108,7 @@ def load_command(prog: str, args: list[str], options: Options) -> tuple[Config, 
       UserError: The file is missing, cannot be run, or returns no config.
     """
     parser = argparse.ArgumentParser(prog=prog, add_help=False, allow_abbrev=False)
-    parser.add_argument("--config", metavar="FILE", type=Path)
+    parser.add_argument("--config", metavar="FILE", type=Path, nargs="?")
     known, overrides = parser.parse_known_args(args)
     if known.config is None:
         raise UserError(
@@ -116,7 +117,7 @@ def load_command(prog: str, args: list[str], options: Options) -> tuple[Config, 
         )
     config, overrides = _override_growths(read_config(known.config), overrides)
     command = _Command[type(options)](config, options)  # type: ignore
-    found = tyro.cli(
+    found = parse(
         tyro.conf.AvoidSubcommands[_Command[type(options)]],  # type: ignore
         prog=f"{prog} --config {known.config}",
         description=Config.__doc__,

@@ -26,6 +26,7 @@ from stackjax.interop.tasks import load_tasks, measure
 from stackjax.lineage import code_version, total
 from stackjax.pretrained import load_pretrained
 from stackjax.quantity import Count, Size, Text, Tokens
+from stackjax.runtime.command_line import parse
 from stackjax.runtime.constraints import Checked
 from stackjax.storage import replace_text
 
@@ -107,7 +108,7 @@ def main() -> None:
     absl.logging.set_verbosity(absl.logging.FATAL)
     with one_line_errors():
         prog = "python -m stackjax.evaluate"
-        config = tyro.cli(EvaluateConfig, prog=prog, args=sys.argv[1:])
+        config = parse(EvaluateConfig, prog=prog)
         results = evaluate(config)
         print(tell(results))
         replace_text(epath.Path(config.output), json.dumps(results, indent=1) + "\n")

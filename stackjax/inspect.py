@@ -7,7 +7,6 @@ prints every growth on the way to it, and the tokens and FLOPs of each stage.
 
 import dataclasses
 import json
-import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -23,6 +22,7 @@ from stackjax.lineage import Generation, total
 from stackjax.phase import Counts
 from stackjax.pretrained import is_folder
 from stackjax.quantity import Text, short
+from stackjax.runtime.command_line import parse
 from stackjax.runtime.constraints import Checked
 from stackjax.summary import describe
 
@@ -91,7 +91,7 @@ def main() -> None:
     logging.set_verbosity(logging.FATAL)
     with one_line_errors():
         prog = "python -m stackjax.inspect"
-        print(inspect(tyro.cli(InspectConfig, prog=prog, args=sys.argv[1:])))
+        print(inspect(parse(InspectConfig, prog=prog)))
 
 
 if __name__ == "__main__":

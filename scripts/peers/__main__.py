@@ -28,6 +28,7 @@ from scripts.peers.environment import ENVIRONMENTS, Environment
 from scripts.peers.report import PACKAGES, Measured, contents, origin, table
 from stackjax.errors import one_line_errors
 from stackjax.quantity import Size, Text
+from stackjax.runtime.command_line import parse
 from stackjax.runtime.constraints import Checked
 
 PeerName = Literal["stackjax", "plain", "maxtext", "litgpt", "transformers"]
@@ -95,7 +96,7 @@ class Worker:
 def main() -> None:
     """Runs the command line."""
     with one_line_errors():
-        compare(tyro.cli(PeersConfig, prog="python -m scripts.peers", args=sys.argv[1:]))
+        compare(parse(PeersConfig, prog="python -m scripts.peers"))
 
 
 def compare(config: PeersConfig) -> None:
