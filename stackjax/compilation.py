@@ -1,9 +1,6 @@
 """Compiling what a phase runs, and keeping what was compiled for the next start."""
 
-import dataclasses
 import functools
-from collections.abc import Callable
-from concurrent import futures
 from typing import Any
 
 import jax
@@ -20,7 +17,7 @@ from stackjax.data.device import batch_sharding
 from stackjax.model import ModelConfig
 from stackjax.model.config import axis_size
 from stackjax.optimizer import build_fit_optimizer, build_optimizer
-from stackjax.phase import Counts, Phase, Waypoint
+from stackjax.phase import Phase
 from stackjax.sharding import build_mesh, on_mesh, partition
 from stackjax.storage import is_remote
 from stackjax.train_state import TrainState, fit_state, init_state, train_step
@@ -113,35 +110,6 @@ def compile_step(config: Config, phase: Phase) -> jax.stages.Compiled:
         state = on_mesh(abstract_state(config, phase), mesh)
         lowered = jit_step(config, phase).lower(state, abstract_batch(config, phase, mesh))
         return lowered.compile(COMPILER_OPTIONS.get(jax.default_backend()))
-
-
-def compile_ahead(config: Config) -> Callable[[Phase, Phase | None], jax.stages.Compiled]:
-    """Returns a function from each phase, in turn, and the next, to its compiled step.
-
-    On a CPU, where that was measured to cost the training nothing, the next phase's step is
-    compiled while a phase trains: as it was foreseen then, which a stage that ends early may
-    change.
-    """
-    thread = futures.ThreadPoolExecutor(max_workers=1)
-    ahead: dict[Phase, futures.Future[jax.stages.Compiled]] = {}
-
-    def start(phase: Phase) -> futures.Future[jax.stages.Compiled]:
-        return thread.submit(compile_step, config, phase)
-
-    def step_of(phase: Phase, following: Phase | None) -> jax.stages.Compiled:
-        step = (ahead.get(_as_compiled(phase)) or start(phase)).result()
-        ahead.clear()
-        if jax.default_backend() == "cpu" and following is not None:
-            ahead[_as_compiled(following)] = start(following)
-        return step
-
-    return step_of
-
-
-def _as_compiled(phase: Phase) -> Phase:
-    """Returns a phase without its start and its end, on which its step does not depend."""
-    waypoint = Waypoint(step=0, counts=Counts(tokens=phase.first_tokens))
-    return dataclasses.replace(phase, start=Counts(), waypoint=waypoint, num_steps=0)
 
 
 def use_compilation_cache(workdir: epath.Path) -> None:

@@ -26,6 +26,7 @@ from stackjax.interop.folder import CARRIED, carry
 from stackjax.interop.huggingface import Folder
 from stackjax.interop.special_tokens import read_tokenization
 from stackjax.interop.stored_types import TYPES, write_types
+from stackjax.runtime.json_file import decode, read_object
 from stackjax.runtime.paths import file_inside
 from stackjax.storage import is_remote, replace_text
 
@@ -141,13 +142,8 @@ def trained_tokenization(of_data: Tokenizer, of_folder: Tokenization | None) -> 
 
 def _read_kept(directory: epath.Path) -> Tokenizer:
     file = directory / _INFO
-    try:
-        info = TokenizerInfo(**json.loads(file.read_text()))
-    except (ValueError, TypeError, OSError) as error:
-        raise UserError(
-            f"{file} cannot be read ({error}); bring it back, or name the tokenizer with "
-            f"--tokenizer."
-        ) from error
+    way_out = "bring it back, or name the tokenizer with --tokenizer"
+    info = read_object(file, way_out, lambda fields: decode(TokenizerInfo, fields, "tokenizer"))
     return kept_tokenizer(directory, info, str(file))
 
 

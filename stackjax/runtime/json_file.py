@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+import math
 import types
 import typing
 from collections.abc import Callable, Mapping
@@ -16,6 +17,8 @@ T = TypeVar("T")
 Fields = dict[str, Any]
 
 _SEAL = "sha256"
+_MAX_DIGITS = 100
+"""Longer numbers are in no file of a run; Python refuses those of 4,300 digits."""
 
 
 def read_object(path: epath.PathLike, way_out: str, interpret: Callable[[Fields], T]) -> T:
@@ -44,7 +47,13 @@ def parse_object(text: bytes) -> Fields:
     Numbers that are not finite, and names that occur twice, are refused as well.
     """
     try:
-        found = json.loads(text.decode(), object_pairs_hook=_once, parse_constant=_refuse)
+        found = json.loads(
+            text.decode(),
+            object_pairs_hook=_once,
+            parse_constant=_refuse,
+            parse_float=_finite,
+            parse_int=_whole,
+        )
     except RecursionError as error:
         raise UserError("it is nested too deeply") from error
     except UnicodeDecodeError as error:
@@ -63,8 +72,16 @@ def _once(pairs: list[tuple[str, Any]]) -> Fields:
     return found
 
 
+def _finite(number: str) -> float:
+    return float(number) if math.isfinite(float(number)) else _refuse(number)
+
+
+def _whole(digits: str) -> int:
+    return int(digits) if len(digits) <= _MAX_DIGITS else _refuse(f"{digits[:20]}...")
+
+
 def _refuse(constant: str) -> NoReturn:
-    raise UserError(f"it holds {constant}, which is no JSON")
+    raise UserError(f"it holds the number {constant[:60]}")
 
 
 def seal(fields: Mapping[str, Any]) -> Fields:

@@ -24,6 +24,7 @@ from etils import epath
 from stackjax.errors import UserError
 from stackjax.job import this_host
 from stackjax.runtime.agreement import from_process_0
+from stackjax.runtime.json_file import decode, parse_object
 from stackjax.storage import is_remote
 
 LOCK = "run.lock"
@@ -70,8 +71,8 @@ def _this_process() -> Holder:
 def _holder(text: str) -> Holder | None:
     """Returns the holder that a lock names; None if it is unreadable."""
     try:
-        return Holder(**json.loads(text))
-    except (ValueError, TypeError):
+        return decode(Holder, parse_object(text.encode()), "holder")
+    except UserError:
         return None
 
 
