@@ -50,6 +50,7 @@ from stackjax.preflight import check
 from stackjax.quantity import Count, Positive, Size, Text
 from stackjax.runtime.command_line import parse
 from stackjax.runtime.constraints import Checked
+from stackjax.runtime.output import check_writable
 from stackjax.sharding import build_mesh
 
 SECTIONS = ("loader", "growth", "checkpoint", "step", "ahead", "host", "inference")
@@ -146,8 +147,7 @@ def _check_options(options: BenchmarkConfig, phases: Sequence[Phase]) -> None:
         raise UserError(
             f"--phases has {unknown[0]}; those of the run are 0 to {len(phases) - 1}."
         )
-    if not options.out.absolute().parent.is_dir():
-        raise UserError(f"--out is {options.out}, whose directory does not exist; make it.")
+    check_writable("--out", options.out)
 
 
 def _measure_phase(

@@ -10,7 +10,6 @@ not normalised by the length of an answer, and Wikitext's perplexity is that of 
 import dataclasses
 import importlib.metadata
 import json
-import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -28,6 +27,7 @@ from stackjax.pretrained import load_pretrained
 from stackjax.quantity import Count, Size, Text, Tokens
 from stackjax.runtime.command_line import parse
 from stackjax.runtime.constraints import Checked
+from stackjax.runtime.output import check_writable
 from stackjax.storage import replace_text
 
 
@@ -92,15 +92,9 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
 
 def check_output(output: Path) -> None:
     """Raises UserError if a new file cannot be written at a path."""
-    parent = output.absolute().parent
-    if not parent.is_dir():
-        raise UserError(f"output is {output}, but there is no directory {parent}; make it.")
-    if output.is_dir():
-        raise UserError(f"output is {output}, a directory; name a file in it.")
-    if output.exists() or output.is_symlink():
+    if output.is_symlink() or output.is_file():
         raise UserError(f"output {output} exists already; name another file with --output.")
-    if not os.access(parent, os.W_OK | os.X_OK):
-        raise UserError(f"output is {output}, but {parent} may not be written to.")
+    check_writable("output", output)
 
 
 def main() -> None:

@@ -354,3 +354,18 @@ def test_other_data_are_noticed_and_moved_data_are_not(recorded, field, value):
     check_same_data(recorded, dataclasses.replace(MANIFEST, tokenizer=moved))
     with pytest.raises(ValueError, match=r"another set of token shards.*--workdir"):
         check_same_data(recorded, dataclasses.replace(MANIFEST, **{field: value}))
+
+
+RAISED = {
+    "def get_config():\n    raise Ended": "line 5: Ended",
+    "raise SystemExit(0)": "line 4: SystemExit: 0",
+    "raise GeneratorExit": "line 4: GeneratorExit",
+    "def get_config():\n    return {}['size']": "line 5: KeyError: 'size'",
+}
+
+
+@pytest.mark.parametrize("body", RAISED)
+def test_whatever_a_config_raises_is_one_line(path, load, body):
+    path.write_text(f"class Ended(BaseException):\n    pass\n\n{body}")
+    with pytest.raises(UserError, match=rf"experiment\.py, {RAISED[body]}"):
+        load()

@@ -30,6 +30,7 @@ from stackjax.errors import one_line_errors
 from stackjax.quantity import Size, Text
 from stackjax.runtime.command_line import parse
 from stackjax.runtime.constraints import Checked
+from stackjax.runtime.output import check_writable
 
 PeerName = Literal["stackjax", "plain", "maxtext", "litgpt", "transformers"]
 ROOT = Path(__file__).parents[2]
@@ -101,6 +102,9 @@ def main() -> None:
 
 def compare(config: PeersConfig) -> None:
     """Runs, prints and writes a comparison."""
+    for name, path in (("--output", config.output), ("--page", config.page)):
+        if path is not None:
+            check_writable(name, path)
     pythons = interpreters(config)
     tuning = ENVIRONMENTS[config.environment]
     settings = {
