@@ -1,6 +1,7 @@
 """Compiling what a phase runs, and keeping what was compiled for the next start."""
 
 import functools
+import os
 from typing import Any
 
 import jax
@@ -19,7 +20,7 @@ from stackjax.model.config import axis_size
 from stackjax.optimizer import build_fit_optimizer, build_optimizer
 from stackjax.phase import Phase
 from stackjax.sharding import build_mesh, on_mesh, partition
-from stackjax.storage import is_remote
+from stackjax.storage import check_bucket, is_remote
 from stackjax.train_state import TrainState, fit_state, init_state, train_step
 from stackjax.xla import COMPILER_OPTIONS
 
@@ -117,17 +118,36 @@ def use_compilation_cache(workdir: epath.Path) -> None:
 
     On a disk JAX writes entries in place, so a killed run may leave half of one, which it
     would warn of at every start and never write again: such entries are removed.
+
+    Raises:
+      UserError: The environment names a place of an unknown kind.
+      OSError: The directory cannot be written.
     """
     stated = jax.config.jax_compilation_cache_dir  # type: ignore
+    check_bucket(stated or "")  # that of the run is checked already
     directory = epath.Path(stated or workdir / "compilation_cache")
     jax.config.update("jax_compilation_cache_dir", str(directory))
     if is_remote(directory):
         # XLA would put its cache of autotuning there too, which it cannot.
         jax.config.update("jax_persistent_cache_enable_xla_caches", "none")
         return
-    for entry in directory.glob("*-cache") if directory.exists() else ():
+    _make_writable(directory)
+    for entry in directory.glob("*-cache"):
         if not _is_whole(entry.read_bytes()):
             entry.unlink(missing_ok=True)
+
+
+def _make_writable(directory: epath.Path) -> None:
+    """Makes the directory of the cache; OSError if nothing can be written there."""
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        if not os.access(directory, os.W_OK):
+            raise PermissionError("it may not be written to")
+    except OSError as error:
+        raise OSError(
+            f"the compilation cache {directory} cannot be used ({error}); name another "
+            f"directory with JAX_COMPILATION_CACHE_DIR."
+        ) from error
 
 
 def _is_whole(entry: bytes) -> bool:

@@ -61,8 +61,13 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
       OSError: A file could not be read.
     """
     check_output(config.output)
+    names = list(dict.fromkeys(name.strip() for name in config.tasks.split(",")))
+    if "" in names:
+        raise UserError(
+            f"tasks is {config.tasks!r}; it must be names, with a comma between two."
+        )
     tasks = load_tasks(
-        list(dict.fromkeys(name.strip() for name in config.tasks.split(","))),
+        names,
         config.task_dir,
         num_fewshot=config.num_fewshot,
         limit=config.limit,

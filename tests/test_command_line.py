@@ -61,6 +61,36 @@ WRONG_VALUES = [
 ]
 
 
+ON_NO_DISK = [
+    ("stackjax.convert", "foo://b/x", "out"),
+    ("stackjax.evaluate", "a", "--task-dir", "gs://b/x"),
+    ("stackjax.generate", "s3://b/x"),
+    ("stackjax.grow", "http://b/x", "out", "--growth", "stack(2)"),
+    ("stackjax.inspect", "http://b/x"),
+    ("stackjax.prepare", "http://b/x", "out", "--tokenizer", "bytes"),
+    ("stackjax.prepare", "a.txt", "out", "--tokenizer", "foo://b/x"),
+    ("stackjax.prepare", "a.txt", "http://b/x", "--tokenizer", "bytes"),
+    ("stackjax.train", "--config", "configs/tiny.py", "--workdir", "foo://b/x"),
+    ("stackjax.train", "--config", "gs://b/x"),
+]
+PATHS_ON_A_DISK = [
+    ("scripts.bakeoff", "--output"),
+    ("scripts.benchmark", "--out"),
+    ("scripts.benchmark", "--profile"),
+    ("scripts.peers.__main__", "--output"),
+    ("scripts.performance", "--page"),
+    ("scripts.scale", "--output"),
+    ("stackjax.compare", "--output"),
+    ("stackjax.evaluate", "--output"),
+    ("stackjax.generate", "--prompt-file"),
+    ("stackjax.grow", "--config"),
+    ("stackjax.isoflop", "--output"),
+    ("stackjax.plan", "--benchmark"),
+    ("stackjax.plan", "--write"),
+    ("stackjax.scale", "--output"),
+]
+
+
 @pytest.fixture
 def mistake(run_main):
     """Runs a command with a mistake, and returns the single line that it prints."""
@@ -134,3 +164,16 @@ def test_help_is_printed_as_a_page(run_main, module):
     code, out, err = run_main(main, *COMMANDS[module], "--help")
     assert (code, err) == (0, "")
     assert "usage: " in out and len(out.splitlines()) > 20
+
+
+@pytest.mark.parametrize("args", ON_NO_DISK, ids=" ".join)
+def test_a_path_of_an_unknown_kind_is_one_line(mistake, args):
+    assert re.search("://b|:/b", mistake(*args))
+
+
+@pytest.mark.parametrize("url", ["gs://b/x", "foo://b/x"])
+@pytest.mark.parametrize(("module", "option"), PATHS_ON_A_DISK)
+def test_a_bucket_is_refused_where_a_disk_is_needed(mistake, module, option, url):
+    line = mistake(module, *COMMANDS[module], option, url)
+    name = option.removeprefix("--").replace("-", "_")
+    assert line == f"error: {name} is {url.replace('//', '/')!r}; it must be a path on a disk."

@@ -70,7 +70,8 @@ def _mistake(event: mistakes.ParseErrorEvent) -> str:
             reason, *_ = event.message.splitlines()
             values = _VALUES.search(reason)
             is_wrong = f" is {values[1]}" if values else f": {reason.rstrip('.')}"
-            return f"{_name(event)}{is_wrong}; it must be {_metavar(event)}"
+            rule = "" if ";" in is_wrong else f"; it must be {_metavar(event)}"
+            return f"{_name(event)}{is_wrong}{rule}"
     return f"these arguments do not fit together ({type(event).__name__})"
 
 
