@@ -5,7 +5,7 @@ import threading
 import time
 
 import pytest
-from conftest import phase_of, tiny_model
+from conftest import phase_of, tiny_model, tiny_run
 
 from stackjax import compile_ahead as module
 from stackjax.compile_ahead import compile_ahead, ends_while_compiling
@@ -38,7 +38,7 @@ def ended(monkeypatch):
 
 def test_a_signal_to_stop_does_not_wait_for_the_compiler(compiler):
     stop, phase = threading.Event(), phase_of(tiny_model())
-    step_of = compile_ahead(None, stop)
+    step_of = compile_ahead(tiny_run(), stop)
     threading.Timer(0.1, stop.set).start()
     start = time.monotonic()
     assert step_of(phase, None) is None
@@ -68,7 +68,7 @@ def test_the_process_ends_with_its_code_while_a_step_is_compiled(
 ):
     stop = threading.Event()
     stop.set()
-    compile_ahead(None, stop)(phase_of(tiny_model()), None)
+    compile_ahead(tiny_run(), stop)(phase_of(tiny_model()), None)
     with pytest.raises(Ended) as exit_info, ends_while_compiling(), one_line_errors():
         body()
     assert exit_info.value.args == (code,)
@@ -88,4 +88,4 @@ def test_without_a_compiler_at_work_the_process_ends_as_ever(ended, capsys):
 def test_an_error_of_the_compiler_is_raised_where_the_step_is_asked_for(monkeypatch):
     monkeypatch.setattr(module, "compile_step", lambda config, phase: fail())
     with pytest.raises(UserError, match="the disk is full"):
-        compile_ahead(None, threading.Event())(phase_of(tiny_model()), None)
+        compile_ahead(tiny_run(), threading.Event())(phase_of(tiny_model()), None)

@@ -64,7 +64,9 @@ def test_a_damaged_field_of_a_recorded_config_is_named_or_has_no_effect(tmp_path
     "name", ["model.colour", "model.rope_scaling.colour", "stages.7.growth"]
 )
 def test_an_unknown_field_of_a_recorded_model_is_named(tmp_path, name):
-    run = record_run(tmp_path / "run", tiny_run(), ROWS, **{name: 1})
+    run = record_run(tmp_path / "run", tiny_run(), ROWS)
+    file = run / "config.json"
+    file.write_text(json.dumps(replaced(json.loads(file.read_text()), ("config", name), 1)))
     with pytest.raises(UserError, match=r"config\.json (is damaged|does not say)"):
         read_record(run)
 
