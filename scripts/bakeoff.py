@@ -9,13 +9,11 @@ with more seeds.
 
 import contextlib
 import dataclasses
-import importlib.util
 import itertools
 import multiprocessing
 import os
 import shlex
 import shutil
-import sys
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
@@ -28,15 +26,17 @@ from etils import epath
 from scripts.cells import Cells, check_cells, check_phases
 from scripts.results import best, draw, final_loss, table
 from stackjax.config import Config
-from stackjax.config_file import flatten
+from stackjax.config_file import flatten, load_function
 from stackjax.config_record import RECORD, config_record, read_config_record
 from stackjax.cpu import keep_memory
 from stackjax.errors import UserError, one_line_errors
 from stackjax.marker import NEW_RUN, after_entering, write_marker
 from stackjax.phases import expand
 from stackjax.quantity import Seed, Size, Text
+from stackjax.runtime.command_line import parse
 from stackjax.runtime.constraints import Checked, OnlyWith
-from stackjax.runtime.ranges import Whole
+from stackjax.runtime.output import check_writable
+from stackjax.runtime.ranges import Whole, show
 from stackjax.stages import stage_models
 from stackjax.train import train
 
@@ -69,7 +69,7 @@ class BakeoffConfig(Checked):
 def main() -> None:
     """Runs the command line."""
     with one_line_errors():
-        bake(tyro.cli(BakeoffConfig, prog="python -m scripts.bakeoff", args=sys.argv[1:]))
+        bake(parse(BakeoffConfig, prog="python -m scripts.bakeoff"))
 
 
 def bake(options: BakeoffConfig) -> None:
@@ -86,36 +86,57 @@ def bake(options: BakeoffConfig) -> None:
         if (options.only, 0) not in runs:
             known = "; ".join(name for name, _ in runs)
             raise UserError(f"--only {options.only!r} is none of the runs: {known}.")
-        only = get_runs(options.seed)[options.only]
-        run_all({(options.only, options.seed): only}, options.jobs)
+        of_seed = get_runs(options.seed)
+        _check_same(options.config, runs, {options.seed: of_seed})
+        run_all({(options.only, options.seed): of_seed[options.only]}, options.jobs)
         return
-    start = time.monotonic()
+    start, seeds = time.monotonic(), range(1, options.seeds)
+    all_runs = {seed: get_runs(seed) for seed in seeds}
+    first = next(iter(runs.values()))
+    output = options.output or Path(first.workdir).parent / "table.md"
+    _check_same(options.config, runs, all_runs)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    check_writable("output", output)
     run_all(runs, options.jobs)
     names = best(runs, BEST)
-    for seed in range(1, options.seeds):
-        of_seed = get_runs(seed)
+    for seed, of_seed in all_runs.items():
         more = {(name, seed): of_seed[name] for name in names}
         run_all(more, options.jobs)
         runs |= more
-    first = next(iter(runs.values()))
-    output = options.output or Path(first.workdir).parent / "table.md"
     output.write_text(table(runs))
     draw(runs, output.with_suffix(".png"))
     print(output.read_text())
     print(f"{output} and its .png; {(time.monotonic() - start) / 60:.0f} minutes")
 
 
+def _check_same(file: Path, runs: Cells, others: Mapping[int, Mapping[str, Config]]) -> None:
+    """Raises UserError if a run has no config for another seed."""
+    for seed, of_seed in others.items():
+        if missing := [name for name, _ in runs if name not in of_seed]:
+            raise UserError(
+                f"{file}: get_runs({seed}) has no {missing[0]!r}, which get_runs(0) has."
+            )
+
+
 def load_runs(path: Path) -> Callable[[int], dict[str, Config]]:
-    """Returns what makes the runs of a seed; UserError if the file compares nothing."""
-    sys.path.insert(0, str(path.parent))
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    if spec is None or spec.loader is None or not path.is_file():
-        raise UserError(f"{path} is not a config file.")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    if not hasattr(module, "get_runs"):
+    """Returns the function from a seed to its runs; UserError if the file has none."""
+    get_runs = load_function(path, "get_runs")
+    if get_runs is None:
         raise UserError(f"{path} has no get_runs(seed); it is one run: stackjax.train it.")
-    return module.get_runs
+
+    def runs_of(seed: int) -> dict[str, Config]:
+        runs = get_runs(seed)
+        if not isinstance(runs, dict) or not runs:
+            raise UserError(f"{path}: get_runs({seed}) must return a dictionary of configs.")
+        for name, config in runs.items():
+            if not isinstance(name, str) or not isinstance(config, Config):
+                raise UserError(
+                    f"{path}: get_runs({seed}) has {show(name)}: {show(config)}, which must be "
+                    f"a name and a stackjax.config.Config."
+                )
+        return runs
+
+    return runs_of
 
 
 def run_all(runs: Cells, jobs: int) -> None:

@@ -48,7 +48,9 @@ from stackjax.phase import Phase
 from stackjax.phases import expand
 from stackjax.preflight import check
 from stackjax.quantity import Count, Positive, Size, Text
+from stackjax.runtime.command_line import parse
 from stackjax.runtime.constraints import Checked
+from stackjax.runtime.output import check_writable
 from stackjax.sharding import build_mesh
 
 SECTIONS = ("loader", "growth", "checkpoint", "step", "ahead", "host", "inference")
@@ -85,9 +87,7 @@ def main() -> None:
     jax.config.update("jax_enable_compilation_cache", False)
     with one_line_errors():
         prog = "python -m scripts.benchmark"
-        options, overrides = tyro.cli(
-            BenchmarkConfig, prog=prog, args=sys.argv[1:], return_unknown_args=True
-        )
+        options, overrides = parse(BenchmarkConfig, prog=prog, return_unknown_args=True)
         config = load_config(prog, ["--config", str(options.config), *overrides])
         distributed.initialize()
         keep_memory()
@@ -147,8 +147,7 @@ def _check_options(options: BenchmarkConfig, phases: Sequence[Phase]) -> None:
         raise UserError(
             f"--phases has {unknown[0]}; those of the run are 0 to {len(phases) - 1}."
         )
-    if not options.out.absolute().parent.is_dir():
-        raise UserError(f"--out is {options.out}, whose directory does not exist; make it.")
+    check_writable("--out", options.out)
 
 
 def _measure_phase(

@@ -6,7 +6,6 @@
 """
 
 import dataclasses
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -16,8 +15,12 @@ import tyro
 from scripts.measure.machine import VARIABLES
 from scripts.measure.text import show
 from scripts.page import replace_table
+from stackjax.analysis.speed import read_rows
 from stackjax.errors import UserError, one_line_errors
+from stackjax.runtime.command_line import parse
 from stackjax.runtime.constraints import Checked
+from stackjax.runtime.json_file import Fields, decode, read_object
+from stackjax.runtime.ranges import Length
 
 Report = Mapping[str, Any]
 """What one JSON file holds, and its name without the ending as `name`."""
@@ -27,7 +30,7 @@ Report = Mapping[str, Any]
 class PerformanceConfig(Checked):
     """Writes the tables of a page, of what scripts.benchmark has measured."""
 
-    results: Annotated[tuple[Path, ...], tyro.conf.Positional]
+    results: Annotated[tuple[Path, ...], tyro.conf.Positional, Length(at_most=1000)]
     """JSON files of scripts.benchmark; each is named by its file in the tables."""
     page: Path = Path("docs/performance.md")
     """Page whose tables are replaced."""
@@ -42,6 +45,11 @@ class Table:
     """By heading, `section.field` of the same phase."""
     on: Callable[[Report], bool] = lambda report: True
     """Which reports it is about."""
+
+
+_FIELDS = dict.fromkeys(("command", "date", "platform", "device_kind", "cpu", *VARIABLES), str)
+_FIELDS |= {"versions": dict, "num_devices": int}
+"""The fields of a report, besides its rows, and their types."""
 
 
 def _on_cpu(report: Report) -> bool:
@@ -167,23 +175,32 @@ TABLES = {
 def main() -> None:
     """Runs the command line."""
     with one_line_errors():
-        write(tyro.cli(PerformanceConfig, prog="python -m scripts.performance"))
+        write(parse(PerformanceConfig, prog="python -m scripts.performance"))
 
 
 def write(options: PerformanceConfig) -> None:
     """Replaces every table of the page; UserError where a file is not what it should be."""
     reports = [_read(path) for path in options.results]
-    replace_table(options.page, "machines", machines(reports))
-    for name, table in TABLES.items():
-        replace_table(options.page, name, "\n".join(_lines(table, reports)))
+    lines = {name: "\n".join(_lines(table, reports)) for name, table in TABLES.items()}
+    for name, table in {"machines": machines(reports), **lines}.items():
+        replace_table(options.page, name, table)
 
 
 def _read(path: Path) -> Report:
-    try:
-        report = json.loads(path.read_text())
-        return report | {"name": path.stem, "rows": list(report["rows"])}
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} is no file of scripts.benchmark: {error!r}.") from error
+    return read_object(path, "name a file of scripts.benchmark", _report) | {
+        "path": path,
+        "name": path.stem,
+    }
+
+
+def _report(fields: Fields) -> Fields:
+    """Returns the fields of a report; UserError if some are missing, or of another type."""
+    for name, kind in _FIELDS.items():
+        decode(kind, fields.get(name), name)
+    machine = [row.values for row in read_rows(fields) if row.section == "machine"]
+    for name in ("matmul_flops_per_second", "copy_bytes_per_second"):
+        decode(float, machine[0].get(name) if machine else None, name)
+    return fields
 
 
 def machines(reports: Sequence[Report]) -> str:
@@ -200,7 +217,7 @@ def machines(reports: Sequence[Report]) -> str:
         lines += [
             f"- **{report['name']}**: `{report['command']}`, {report['date']}",
             f"  - {report['num_devices']} x {report['device_kind']} ({rates}), on "
-            f"{report['num_cores']} cores of {report['cpu']}",
+            f"{report.get('num_cores')} cores of {report['cpu']}",
             f"  - {versions}; {'; '.join(variables) or 'no flags'}",
         ]
     return "\n".join(lines)
@@ -238,6 +255,11 @@ def _cells(table: Table, report: Report, row: Mapping[str, Any]) -> Iterator[str
         section, field = path.split(".")
         of = row if section == row["section"] else _find(report, section, row["phase"])
         value = of["values"].get(field, of["values"])
+        if isinstance(value, Mapping) and "not_measured" not in value:
+            raise UserError(
+                f"{report['path']} is damaged: it has no {path} of {row['phase']!r}; measure "
+                f"again with scripts.benchmark."
+            )
         text = show(field, value)
         yield "" if text in given else text
         if isinstance(value, Mapping):

@@ -7,7 +7,6 @@ what `python -m stackjax.scale` writes.
 """
 
 import dataclasses
-import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -16,6 +15,7 @@ import tyro
 from scripts.bakeoff import Jobs, load_runs, run_all
 from stackjax.errors import one_line_errors
 from stackjax.quantity import Size
+from stackjax.runtime.command_line import parse
 from stackjax.runtime.constraints import Checked
 from stackjax.scale import ScaleConfig, write
 
@@ -37,7 +37,7 @@ class Options(Checked):
 def main() -> None:
     """Runs the command line."""
     with one_line_errors():
-        print(scale(tyro.cli(Options, prog="python -m scripts.scale", args=sys.argv[1:])))
+        print(scale(parse(Options, prog="python -m scripts.scale")))
 
 
 def scale(options: Options) -> str:

@@ -31,6 +31,7 @@ from stackjax.isoflop import IsoflopConfig
 from stackjax.isoflop import write as write_isoflop
 from stackjax.phases import expand
 from stackjax.quantity import Count, Positive, Seed, Text, Tokens
+from stackjax.runtime.command_line import parse
 from stackjax.runtime.constraints import Checked
 from stackjax.runtime.ranges import Length
 from stackjax.stages import stage_models
@@ -61,7 +62,7 @@ class SweepConfig(Checked):
 def main() -> None:
     """Runs the command line."""
     with one_line_errors():
-        sweep(tyro.cli(SweepConfig, prog="python -m scripts.sweep", args=sys.argv[1:]))
+        sweep(parse(SweepConfig, prog="python -m scripts.sweep"))
 
 
 def sweep(options: SweepConfig) -> None:

@@ -7,7 +7,6 @@ JSON file, pictures and an HTML page.
 """
 
 import dataclasses
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -36,6 +35,7 @@ from stackjax.analysis.tables import (
 )
 from stackjax.errors import one_line_errors
 from stackjax.quantity import Positive
+from stackjax.runtime.command_line import parse
 from stackjax.runtime.constraints import Checked
 from stackjax.runtime.ranges import Length
 
@@ -64,7 +64,7 @@ def main() -> None:
     """Runs the command line."""
     with one_line_errors():
         prog = "python -m stackjax.compare"
-        print(write(tyro.cli(CompareConfig, prog=prog, args=sys.argv[1:])))
+        print(write(parse(CompareConfig, prog=prog)))
 
 
 def write(config: CompareConfig) -> str:

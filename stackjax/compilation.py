@@ -1,9 +1,7 @@
 """Compiling what a phase runs, and keeping what was compiled for the next start."""
 
-import dataclasses
 import functools
-from collections.abc import Callable
-from concurrent import futures
+import os
 from typing import Any
 
 import jax
@@ -21,10 +19,10 @@ from stackjax.data.device import batch_sharding
 from stackjax.model import ModelConfig
 from stackjax.model.config import axis_size
 from stackjax.optimizer import build_fit_optimizer, build_optimizer
-from stackjax.phase import Counts, Phase, Waypoint
+from stackjax.phase import Phase
 from stackjax.saved_state import saved_tree
 from stackjax.sharding import build_mesh, on_mesh, partition
-from stackjax.storage import is_remote
+from stackjax.storage import check_bucket, is_remote
 from stackjax.train_state import TrainState, fit_state, init_state, train_step
 from stackjax.xla import COMPILER_OPTIONS
 
@@ -124,54 +122,41 @@ def compile_checksums(config: Config, phase: Phase) -> None:
         checksums.lower(saved_tree(on_mesh(abstract_state(config, phase), mesh))).compile()
 
 
-def compile_ahead(config: Config) -> Callable[[Phase, Phase | None], jax.stages.Compiled]:
-    """Returns a function from each phase, in turn, and the next, to its compiled step.
-
-    On a CPU, where that was measured to cost the training nothing, more is compiled while a
-    phase trains: the checksums of its checkpoints, and the next phase's step and checksums.
-    These are as foreseen then; a stage that ends early may change them.
-    """
-    thread = futures.ThreadPoolExecutor(max_workers=1)
-    ahead: dict[Phase, futures.Future[jax.stages.Compiled]] = {}
-
-    def start(phase: Phase) -> futures.Future[jax.stages.Compiled]:
-        step = thread.submit(compile_step, config, phase)
-        if jax.default_backend() == "cpu":
-            thread.submit(compile_checksums, config, phase)
-        return step
-
-    def step_of(phase: Phase, following: Phase | None) -> jax.stages.Compiled:
-        step = (ahead.get(_as_compiled(phase)) or start(phase)).result()
-        ahead.clear()
-        if jax.default_backend() == "cpu" and following is not None:
-            ahead[_as_compiled(following)] = start(following)
-        return step
-
-    return step_of
-
-
-def _as_compiled(phase: Phase) -> Phase:
-    """Returns a phase without its start and its end, on which its step does not depend."""
-    waypoint = Waypoint(step=0, counts=Counts(tokens=phase.first_tokens))
-    return dataclasses.replace(phase, start=Counts(), waypoint=waypoint, num_steps=0)
-
-
 def use_compilation_cache(workdir: epath.Path) -> None:
     """Keeps compiled programs in the run directory, or where JAX is already told to.
 
     On a disk JAX writes entries in place, so a killed run may leave half of one, which it
     would warn of at every start and never write again: such entries are removed.
+
+    Raises:
+      UserError: The environment names a place of an unknown kind.
+      OSError: The directory cannot be written.
     """
     stated = jax.config.jax_compilation_cache_dir  # type: ignore
+    check_bucket(stated or "")  # that of the run is checked already
     directory = epath.Path(stated or workdir / "compilation_cache")
     jax.config.update("jax_compilation_cache_dir", str(directory))
     if is_remote(directory):
         # XLA would put its cache of autotuning there too, which it cannot.
         jax.config.update("jax_persistent_cache_enable_xla_caches", "none")
         return
-    for entry in directory.glob("*-cache") if directory.exists() else ():
+    _make_writable(directory)
+    for entry in directory.glob("*-cache"):
         if not _is_whole(entry.read_bytes()):
             entry.unlink(missing_ok=True)
+
+
+def _make_writable(directory: epath.Path) -> None:
+    """Makes the directory of the cache; OSError if nothing can be written there."""
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        if not os.access(directory, os.W_OK):
+            raise PermissionError("it may not be written to")
+    except OSError as error:
+        raise OSError(
+            f"the compilation cache {directory} cannot be used ({error}); name another "
+            f"directory with JAX_COMPILATION_CACHE_DIR."
+        ) from error
 
 
 def _is_whole(entry: bytes) -> bool:

@@ -1,12 +1,14 @@
 """Configs as files: loaded, overridden on the command line, recorded, and compared."""
 
 import argparse
+import contextlib
 import dataclasses
 import importlib.util
 import json
 import re
 import sys
 import traceback
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Any, Generic, TypeVar
 
@@ -20,6 +22,7 @@ from stackjax.data.manifest import Manifest
 from stackjax.errors import UserError
 from stackjax.growth import Growth, parse_growth
 from stackjax.growth.text import replace_field
+from stackjax.runtime.command_line import parse
 from stackjax.storage import replace_text
 
 _GROWTH_FLAG = re.compile(
@@ -107,7 +110,7 @@ def load_command(prog: str, args: list[str], options: Options) -> tuple[Config, 
       UserError: The file is missing, cannot be run, or returns no config.
     """
     parser = argparse.ArgumentParser(prog=prog, add_help=False, allow_abbrev=False)
-    parser.add_argument("--config", metavar="FILE", type=Path)
+    parser.add_argument("--config", metavar="FILE", type=Path, nargs="?")
     known, overrides = parser.parse_known_args(args)
     if known.config is None:
         raise UserError(
@@ -116,7 +119,7 @@ def load_command(prog: str, args: list[str], options: Options) -> tuple[Config, 
         )
     config, overrides = _override_growths(read_config(known.config), overrides)
     command = _Command[type(options)](config, options)  # type: ignore
-    found = tyro.cli(
+    found = parse(
         tyro.conf.AvoidSubcommands[_Command[type(options)]],  # type: ignore
         prog=f"{prog} --config {known.config}",
         description=Config.__doc__,
@@ -152,22 +155,44 @@ def _override_growths(config: Config, args: list[str]) -> tuple[Config, list[str
 
 def read_config(path: Path) -> Config:
     """Returns the config that a file defines; UserError if it defines none."""
+    get_config = load_function(path, "get_config")
+    config = get_config() if get_config else None
+    if not isinstance(config, Config):
+        raise UserError(
+            f"--config {path}: the file must define get_config() -> stackjax.config.Config."
+        )
+    return config
+
+
+def load_function(path: Path, name: str) -> Callable[..., Any] | None:
+    """Returns a function that a file of the user defines; None if it defines none.
+
+    Raises:
+      UserError: The file is missing, or fails. The function raises it too when it fails.
+    """
     if not path.is_file():
         raise UserError(f"--config {path}: there is no such file.")
     spec = importlib.util.spec_from_file_location(path.stem, path)
     if spec is None or spec.loader is None:
         raise UserError(f"--config {path}: a config is a Python file, named *.py.")
     module = importlib.util.module_from_spec(spec)
+    with _errors_of(path):
+        spec.loader.exec_module(module)
+    function = getattr(module, name, None)
+    return _errors_of(path)(function) if callable(function) else None
+
+
+@contextlib.contextmanager
+def _errors_of(path: Path) -> Iterator[None]:
+    """Turns every error of a user's file into a UserError with file, line and reason."""
     # Configs build on each other: `import tiny` works from beside it.
     sys.path.insert(0, str(path.parent))
     try:
-        spec.loader.exec_module(module)
-        get_config = getattr(module, "get_config", None)
-        config = get_config() if callable(get_config) else None
-    except UserError:
+        yield
+    except (UserError, KeyboardInterrupt):
         raise
     # The file is the user's code: anything may go wrong in it, and an exit is no success.
-    except (Exception, SystemExit) as error:
+    except BaseException as error:
         frames, file = traceback.extract_tb(error.__traceback__), path.resolve()
         lines = [frame.lineno for frame in frames if Path(frame.filename).resolve() == file]
         where = f", line {lines[-1]}" if lines else ""  # a SyntaxError says it itself
@@ -175,11 +200,6 @@ def read_config(path: Path) -> Config:
         raise UserError(f"--config {path}{where}: {type(error).__name__}: {reason}") from error
     finally:
         sys.path.remove(str(path.parent))
-    if not isinstance(config, Config):
-        raise UserError(
-            f"--config {path}: the file must define get_config() -> stackjax.config.Config."
-        )
-    return config
 
 
 def flatten(value: Any, path: str = "") -> dict[str, Any]:

@@ -45,6 +45,7 @@ from stackjax.new_directory import new_directory
 from stackjax.origin import carried_files, keep_folder, own_tokenization, trained_seq_len
 from stackjax.pretrained import is_folder, open_checkpoint, read_parameter
 from stackjax.quantity import Count, Text, short
+from stackjax.runtime.command_line import parse
 from stackjax.runtime.constraints import Checked, check_unset
 from stackjax.sharding import mesh_that_divides
 from stackjax.summary import describe
@@ -227,7 +228,7 @@ def main() -> None:
     # Orbax logs, with tracebacks, the errors that it raises as well.
     logging.set_verbosity(logging.FATAL)
     with one_line_errors():
-        convert(tyro.cli(ConvertConfig, prog="python -m stackjax.convert"))
+        convert(parse(ConvertConfig, prog="python -m stackjax.convert"))
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ not normalised by the length of an answer, and Wikitext's perplexity is that of 
 import dataclasses
 import importlib.metadata
 import json
-import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -26,7 +25,9 @@ from stackjax.interop.tasks import load_tasks, measure
 from stackjax.lineage import code_version, total
 from stackjax.pretrained import load_pretrained
 from stackjax.quantity import Count, Size, Text, Tokens
+from stackjax.runtime.command_line import parse
 from stackjax.runtime.constraints import Checked
+from stackjax.runtime.output import check_writable
 from stackjax.storage import replace_text
 
 
@@ -60,8 +61,13 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
       OSError: A file could not be read.
     """
     check_output(config.output)
+    names = list(dict.fromkeys(name.strip() for name in config.tasks.split(",")))
+    if "" in names:
+        raise UserError(
+            f"tasks is {config.tasks!r}; it must be names, with a comma between two."
+        )
     tasks = load_tasks(
-        list(dict.fromkeys(name.strip() for name in config.tasks.split(","))),
+        names,
         config.task_dir,
         num_fewshot=config.num_fewshot,
         limit=config.limit,
@@ -91,15 +97,9 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
 
 def check_output(output: Path) -> None:
     """Raises UserError if a new file cannot be written at a path."""
-    parent = output.absolute().parent
-    if not parent.is_dir():
-        raise UserError(f"output is {output}, but there is no directory {parent}; make it.")
-    if output.is_dir():
-        raise UserError(f"output is {output}, a directory; name a file in it.")
-    if output.exists() or output.is_symlink():
+    if output.is_symlink() or output.is_file():
         raise UserError(f"output {output} exists already; name another file with --output.")
-    if not os.access(parent, os.W_OK | os.X_OK):
-        raise UserError(f"output is {output}, but {parent} may not be written to.")
+    check_writable("output", output)
 
 
 def main() -> None:
@@ -107,7 +107,7 @@ def main() -> None:
     absl.logging.set_verbosity(absl.logging.FATAL)
     with one_line_errors():
         prog = "python -m stackjax.evaluate"
-        config = tyro.cli(EvaluateConfig, prog=prog, args=sys.argv[1:])
+        config = parse(EvaluateConfig, prog=prog)
         results = evaluate(config)
         print(tell(results))
         replace_text(epath.Path(config.output), json.dumps(results, indent=1) + "\n")

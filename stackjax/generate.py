@@ -17,6 +17,7 @@ from stackjax.continuation import continuations, generate, new_text
 from stackjax.errors import UserError, one_line_errors
 from stackjax.pretrained import Pretrained, load_pretrained
 from stackjax.quantity import Seed, Size, Text
+from stackjax.runtime.command_line import parse
 from stackjax.runtime.constraints import Checked, OnlyWith
 from stackjax.sampling import Sampling
 
@@ -115,7 +116,7 @@ def main() -> None:
     # Orbax logs, with tracebacks, the errors that it raises as well.
     logging.set_verbosity(logging.FATAL)
     with one_line_errors():
-        run(tyro.cli(GenerateConfig, prog="python -m stackjax.generate"))
+        run(parse(GenerateConfig, prog="python -m stackjax.generate"))
 
 
 if __name__ == "__main__":

@@ -39,6 +39,7 @@ from stackjax.origin import keep_origin
 from stackjax.pretrained import is_folder, read_params
 from stackjax.quantity import Count, Seed, Text
 from stackjax.restore import check_is_model, load_part, read_contents, read_types
+from stackjax.runtime.command_line import parse
 from stackjax.runtime.constraints import Checked, check_unset
 from stackjax.sharding import mesh_that_divides
 from stackjax.summary import describe
@@ -223,7 +224,7 @@ def main() -> None:
     # Orbax and Grain log, with tracebacks, the errors that they raise as well.
     logging.set_verbosity(logging.FATAL)
     with one_line_errors():
-        grow(tyro.cli(GrowConfig, prog="python -m stackjax.grow"))
+        grow(parse(GrowConfig, prog="python -m stackjax.grow"))
 
 
 if __name__ == "__main__":

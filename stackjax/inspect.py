@@ -7,7 +7,6 @@ prints every growth on the way to it, and the tokens and FLOPs of each stage.
 
 import dataclasses
 import json
-import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -25,6 +24,7 @@ from stackjax.phase import Counts
 from stackjax.pretrained import is_folder
 from stackjax.quantity import Text, short
 from stackjax.restore import read_contents
+from stackjax.runtime.command_line import parse
 from stackjax.runtime.constraints import Checked
 from stackjax.summary import describe
 
@@ -93,7 +93,7 @@ def main() -> None:
     logging.set_verbosity(logging.FATAL)
     with one_line_errors():
         prog = "python -m stackjax.inspect"
-        print(inspect(tyro.cli(InspectConfig, prog=prog, args=sys.argv[1:])))
+        print(inspect(parse(InspectConfig, prog=prog)))
 
 
 if __name__ == "__main__":

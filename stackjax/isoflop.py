@@ -9,7 +9,6 @@ writes a table, a JSON file, pictures and an HTML page.
 
 import dataclasses
 import math
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -37,6 +36,7 @@ from stackjax.analysis.tables import LOSSES, Table, provenance_table
 from stackjax.analysis.timing import GUIDELINE, Refit
 from stackjax.errors import UserError, one_line_errors
 from stackjax.quantity import Positive, short
+from stackjax.runtime.command_line import parse
 from stackjax.runtime.constraints import Checked
 from stackjax.runtime.ranges import Length
 
@@ -79,7 +79,7 @@ def main() -> None:
     """Runs the command line."""
     with one_line_errors():
         prog = "python -m stackjax.isoflop"
-        print(write(tyro.cli(IsoflopConfig, prog=prog, args=sys.argv[1:])))
+        print(write(parse(IsoflopConfig, prog=prog)))
 
 
 def write(config: IsoflopConfig) -> str:

@@ -13,8 +13,6 @@ import sys
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import tyro
-
 from stackjax.analysis.plan_text import config_text, show
 from stackjax.analysis.planning import Plan, choose_timing, make_plan
 from stackjax.analysis.shapes import SEQ_LEN, choose_model, nearest_rates, paper_run
@@ -31,6 +29,7 @@ from stackjax.flops import num_params
 from stackjax.growth import Stack
 from stackjax.model import ModelConfig
 from stackjax.quantity import Positive, Size
+from stackjax.runtime.command_line import parse
 from stackjax.runtime.constraints import Checked
 from stackjax.runtime.ranges import Whole
 from stackjax.sharding import MESH_AXES, MeshConfig, mesh_shape
@@ -83,7 +82,7 @@ def main() -> None:
     """Runs the command line."""
     with one_line_errors():
         prog = "python -m stackjax.plan"
-        options = tyro.cli(PlanConfig, prog=prog, args=sys.argv[1:])
+        options = parse(PlanConfig, prog=prog)
         found = plan(options)
         if options.write is not None:
             command = f"{prog} {shlex.join(sys.argv[1:])}"

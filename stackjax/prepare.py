@@ -43,6 +43,7 @@ from stackjax.data.tokenizer_info import tokenizer_info, write_file
 from stackjax.errors import UserError, one_line_errors
 from stackjax.interop.special_tokens import read_tokenizer
 from stackjax.quantity import Text
+from stackjax.runtime.command_line import parse
 from stackjax.runtime.constraints import Checked
 from stackjax.runtime.ranges import Real, Whole
 from stackjax.runtime.worker_pool import run_in_processes
@@ -248,7 +249,7 @@ def _build_manifest(tokenizer: Tokenizer, splits: dict[SplitName, Split]) -> Man
 def main() -> None:
     """Runs the command; user errors are a single line, with status 2."""
     with one_line_errors():
-        config = tyro.cli(PrepareConfig, prog="python -m stackjax.prepare")
+        config = parse(PrepareConfig, prog="python -m stackjax.prepare")
         manifest = prepare(config)
     for name, split in manifest.splits.items():
         print(f"{name}: {split.tokens} tokens in {split.documents} documents")

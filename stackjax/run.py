@@ -43,8 +43,8 @@ class Run:
     sinks: list[Sink]
     progress: Progress
     stop: threading.Event
-    step_of: Callable[[Phase, Phase | None], jax.stages.Compiled]
-    """The compiled step of a phase, given the next one."""
+    step_of: Callable[[Phase, Phase | None], jax.stages.Compiled | None]
+    """The compiled step of a phase, given the next one; None if told to stop before."""
     marker: Marker
     """The position of the run."""
     phases: tuple[Phase, ...]

@@ -9,7 +9,6 @@ end of each run is a point. It writes a table, a JSON file, pictures and an HTML
 """
 
 import dataclasses
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -39,6 +38,7 @@ from stackjax.analysis.tables import LOSSES, Table, provenance_table, show_speed
 from stackjax.errors import UserError, one_line_errors
 from stackjax.flops import num_params
 from stackjax.quantity import Positive, short
+from stackjax.runtime.command_line import parse
 from stackjax.runtime.constraints import Checked
 from stackjax.runtime.ranges import Length
 
@@ -77,7 +77,7 @@ def main() -> None:
     """Runs the command line."""
     with one_line_errors():
         prog = "python -m stackjax.scale"
-        print(write(tyro.cli(ScaleConfig, prog=prog, args=sys.argv[1:])))
+        print(write(parse(ScaleConfig, prog=prog)))
 
 
 def write(config: ScaleConfig) -> str:

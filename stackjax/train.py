@@ -19,11 +19,11 @@ from stackjax import distributed
 from stackjax.checkpoint import Checkpoints
 from stackjax.checkpoint_directory import absolute, clear
 from stackjax.compilation import (
-    compile_ahead,
     growth_key,
     phase_optimizer,
     use_compilation_cache,
 )
+from stackjax.compile_ahead import compile_ahead, ends_while_compiling
 from stackjax.config import Config
 from stackjax.config_file import flatten, is_of_training, load_command, same_everywhere
 from stackjax.cpu import keep_memory, release_memory
@@ -98,7 +98,7 @@ def train(config: Config, options: ResumeConfig = NEWEST) -> None:
             ),
             progress=open_progress(position.phases[-1].end.tokens),
             stop=stop,
-            step_of=compile_ahead(config),
+            step_of=compile_ahead(config, stop),
             marker=position.marker,
             phases=position.phases,
             tasks=tasks,
@@ -172,6 +172,8 @@ def run_phase(
             train_step = run.step_of(phase, following)
         observer = Observer(run, phase, mesh, counts)
         rows = LateRows(run, phase, checkpoints, counts)
+        if train_step is None:
+            _save_and_exit(run, checkpoints, rows, step, state, counts)
         for batch in run.batches(phase, mesh, counts, phase.num_steps - step):
             if should_stop(run.stop, steps_before + step):
                 _save_and_exit(run, checkpoints, rows, step, state, counts)
@@ -267,7 +269,7 @@ def main() -> None:
     """Runs the command line."""
     # Orbax and Grain log, with tracebacks, the errors that they raise as well.
     logging.set_verbosity(logging.FATAL)
-    with one_line_errors(), distributed.errors_once():
+    with ends_while_compiling(), one_line_errors(), distributed.errors_once():
         config, options = load_command("python -m stackjax.train", sys.argv[1:], NEWEST)
         distributed.initialize()
         keep_memory()

@@ -9,7 +9,7 @@ import pytest
 from runs import rows
 
 from scripts import bakeoff
-from scripts.bakeoff import BakeoffConfig, bake
+from scripts.bakeoff import BakeoffConfig, bake, load_runs
 from stackjax.errors import UserError
 
 RUNS = """
@@ -178,3 +178,22 @@ def test_every_run_has_a_command(options, capsys):
         "'zero, d'",
         "scratch",
     ]
+
+
+BROKEN_RUNS = {
+    "def get_runs(seed):\n    return {}['a']": r"broken.py, line 2: KeyError: 'a'",
+    "def get_runs(seed):\n    raise SystemExit": r"broken.py, line 2: SystemExit",
+    "def get_runs():\n    return {}": r"broken.py: TypeError: .* 0 positional arguments",
+    "import nowhere": r"broken.py, line 1: ModuleNotFoundError",
+    "def get_runs(seed):\n    return [1]": r"get_runs\(0\) must return a dictionary of configs",
+    "def get_runs(seed):\n    return {}": r"get_runs\(0\) must return a dictionary of configs",
+    "def get_runs(seed):\n    return {'a': 1}": r"get_runs\(0\) has 'a': 1, which must be a na",
+}
+
+
+@pytest.mark.parametrize("text", BROKEN_RUNS)
+def test_a_broken_list_of_runs_is_named_with_file_and_line(tmp_path, text):
+    file = tmp_path / "broken.py"
+    file.write_text(text)
+    with pytest.raises(UserError, match=BROKEN_RUNS[text]):
+        load_runs(file)(0)

@@ -13,8 +13,10 @@ import pytest
 import tensorflow_datasets as tfds
 import zstandard
 
+from stackjax.data import documents
 from stackjax.data import piece as pieces_of_inputs
 from stackjax.data.documents import list_pieces, read_documents
+from stackjax.errors import UserError
 
 TEXTS = [f"document {i}: déjà vu\n" * (i % 7 + 1) for i in range(200)]
 
@@ -255,3 +257,25 @@ def test_an_absent_dataset_is_named(tmp_path, tfds_home, source, says):
         read(tmp_path, source)
     assert repr(source) in str(error.value)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "inputs",
+    [("a.txt", "*.txt"), ("*.txt", "a*"), ("a.txt", "./a.txt"), ("tfds:x", "tfds:x")],
+)
+def test_a_file_that_two_inputs_name_is_refused(tmp_path, monkeypatch, inputs):
+    monkeypatch.chdir(tmp_path)
+    for name in ("a.txt", "b.txt"):
+        (tmp_path / name).write_text(name)
+    monkeypatch.setattr(documents, "list_tfds", lambda *args: iter(()))
+    with pytest.raises(
+        UserError, match=r"(a\.txt|tfds:x)', which input .* names too; it would"
+    ):
+        list(list_pieces(inputs, "", "text"))
+
+
+def test_a_file_that_one_glob_finds_several_times_is_read_once(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a" / "b").mkdir(parents=True)
+    (tmp_path / "a" / "b" / "c.txt").write_text("c")
+    assert len(list(list_pieces(("**/**/*.txt",), "", "text"))) == 1

@@ -13,7 +13,7 @@ FLUSH = "stackjax.metrics:MetricsLog.flush"
 # Each restart is killed later in the run than the one before it: where, and which
 # checkpoint may be the newest then. A save goes on in the background when it has returned.
 KILLS = [
-    ("stackjax.compilation:compile_step", "after", 1, [None]),
+    ("stackjax.compile_ahead:compile_step", "after", 1, [None]),
     (SAVE, "after", 1, [None, "stage_0/train/3"]),
     (FLUSH, "before", 3, ["stage_0/train/3", "stage_0/train/6", "stage_0/train/8"]),
     (FINALIZE, "before", 1, ["stage_0/train/3", "stage_0/train/6", "stage_0/train/8"]),
@@ -66,7 +66,7 @@ def test_a_run_killed_at_random_moments_ends_in_the_same_bits(world, uncut, tmp_
 def test_a_run_asked_to_stop_saves_and_resumes_to_the_same_bits(world, uncut, tmp_path):
     args = world.args(tmp_path)
     moments = [
-        ("SIGTERM", "stackjax.compilation:compile_step", 0),
+        ("SIGTERM", "stackjax.compile_ahead:compile_step", 0),
         ("SIGHUP", "stackjax.held_out:eval_batches", 5),
         ("SIGINT", "stackjax.train:enter_phase", 8),
     ]

@@ -25,6 +25,7 @@ from stackjax.data.manifest import Manifest, Split
 from stackjax.data.shards import ShardWriter
 from stackjax.data.sources import TokenSource
 from stackjax.data.tokenizer_info import TokenizerInfo
+from stackjax.errors import UserError
 
 T = 16
 NUM_SEQUENCES = 37
@@ -357,3 +358,12 @@ def test_processes_that_begin_together_make_the_corpus_once(tmp_path):
 def test_a_source_in_use_can_be_pickled(source, config):
     copy = pickle.loads(pickle.dumps(source))
     assert_equal(take(source, config, 2), take(copy, config, 2))
+
+
+@pytest.mark.parametrize("cache_dir", ["gs://bucket/cache", "foo://x"])
+def test_a_cache_in_a_bucket_is_refused(config, cache_dir):
+    config = dataclasses.replace(config, cache_dir=cache_dir)
+    with pytest.raises(
+        UserError, match=rf"data.cache_dir is {cache_dir}; it must be a path on"
+    ):
+        open_source(config, "train", 256)

@@ -11,6 +11,7 @@ from scripts.peers.__main__ import PeersConfig, installed, interpreters, measure
 from scripts.peers.peer import SHAPES, Peer
 from scripts.peers.report import BY_RATIO, contents, medians, origin, table
 from scripts.peers.worker import serve
+from stackjax.errors import UserError
 
 FAKE = """
 import json, os, sys
@@ -123,7 +124,7 @@ def test_each_peer_has_the_python_that_is_named_for_it():
 @pytest.mark.parametrize("pair", ["litgpt=/python", "/python", "plain="])
 def test_a_python_for_no_peer_is_refused(pair):
     config = PeersConfig(shape="tiny", peers=("plain",), python=(pair,))
-    with pytest.raises(SystemExit, match="is not PEER=PATH"):
+    with pytest.raises(UserError, match="is not PEER=PATH"):
         interpreters(config)
 
 
@@ -138,7 +139,7 @@ def test_peers_of_different_versions_are_refused(tmp_path):
     other = tmp_path / "python"
     other.write_text("#!/bin/sh\necho 0.0.1\n")
     other.chmod(0o755)
-    with pytest.raises(SystemExit, match=r"one version of jax; found .*'0\.0\.1'"):
+    with pytest.raises(UserError, match=r"one version of jax; found .*'0\.0\.1'"):
         installed({"stackjax": sys.executable, "plain": str(other)})
 
 

@@ -17,6 +17,7 @@ from stackjax.analysis.published import PUBLISHED, nearest_published
 from stackjax.analysis.shapes import SHAPES, choose_model
 from stackjax.budget import scratch_tokens
 from stackjax.config_file import flatten, read_config
+from stackjax.errors import UserError
 from stackjax.flops import flops_6nd, matmul_flops, num_params
 from stackjax.growth import Stack
 from stackjax.phases import expand
@@ -515,9 +516,7 @@ def test_a_benchmark_of_another_model_is_refused_with_what_it_has(tmp_path):
 def test_a_file_that_is_no_benchmark_is_refused(tmp_path, text):
     path = tmp_path / "other.json"
     path.write_text(text)
-    with pytest.raises(
-        ValueError, match=r"which `python -m scripts\.benchmark` has not written"
-    ):
+    with pytest.raises(UserError, match=r"other\.json is damaged: .*; name a benchmark\.json"):
         plan(PlanConfig(params=1.1e9, tokens=1e11, benchmark=path))
 
 

@@ -12,7 +12,7 @@ import pytest
 from etils import epath
 from runs import last_state, rows
 
-from stackjax import compilation
+from stackjax import compile_ahead
 from stackjax.checkpoint_directory import newest_step
 from stackjax.config import Schedule
 from stackjax.data.sources import read_manifest
@@ -266,7 +266,7 @@ def test_a_step_that_is_not_finite_is_not_taken_and_one_command_goes_on(
     workdir = epath.Path(config.workdir)
     with monkeypatch.context() as patch:
         patch.setattr(
-            compilation, "compile_step", poisoned(compilation.compile_step, 7, float("nan"))
+            compile_ahead, "compile_step", poisoned(compile_ahead.compile_step, 7, float("nan"))
         )
         with pytest.raises(FloatingPointError) as error:
             train(config)

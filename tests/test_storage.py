@@ -345,3 +345,20 @@ def test_programs_are_kept_in_a_bucket_and_found_there(gcs, compilation_cache):
         assert sum("_lambda" in name for name in programs) == 1
     # Else XLA is told to keep one of its own there, which it cannot.
     assert jax.config.jax_persistent_cache_enable_xla_caches == "none"
+
+
+@pytest.mark.parametrize(
+    ("place", "said"),
+    [
+        ("file/cache", "file/cache cannot be used .*JAX_COMPILATION_CACHE_DIR"),
+        ("foo://cache", "is not on a disk and in none of"),
+    ],
+)
+def test_a_compilation_cache_that_cannot_be_is_one_line(
+    tmp_path, monkeypatch, compilation_cache, place, said
+):
+    (tmp_path / "file").write_text("")
+    monkeypatch.chdir(tmp_path)
+    jax.config.update("jax_compilation_cache_dir", place)
+    with pytest.raises((UserError, OSError), match=said):
+        use_compilation_cache(epath.Path(tmp_path))

@@ -26,9 +26,11 @@ from scripts.measure.machine import cpu_model, num_cores
 from scripts.page import replace_table
 from scripts.peers.environment import ENVIRONMENTS, Environment
 from scripts.peers.report import PACKAGES, Measured, contents, origin, table
-from stackjax.errors import one_line_errors
+from stackjax.errors import UserError, one_line_errors
 from stackjax.quantity import Size, Text
+from stackjax.runtime.command_line import parse
 from stackjax.runtime.constraints import Checked
+from stackjax.runtime.output import check_writable
 
 PeerName = Literal["stackjax", "plain", "maxtext", "litgpt", "transformers"]
 ROOT = Path(__file__).parents[2]
@@ -95,11 +97,14 @@ class Worker:
 def main() -> None:
     """Runs the command line."""
     with one_line_errors():
-        compare(tyro.cli(PeersConfig, prog="python -m scripts.peers", args=sys.argv[1:]))
+        compare(parse(PeersConfig, prog="python -m scripts.peers"))
 
 
 def compare(config: PeersConfig) -> None:
     """Runs, prints and writes a comparison."""
+    for name, path in (("--output", config.output), ("--page", config.page)):
+        if path is not None:
+            check_writable(name, path)
     pythons = interpreters(config)
     tuning = ENVIRONMENTS[config.environment]
     settings = {
@@ -189,18 +194,18 @@ def clean_environment(caches: str) -> dict[str, str]:
 
 
 def interpreters(config: PeersConfig) -> dict[str, str]:
-    """Returns the Python of each peer; SystemExit if one is named for none of them."""
+    """Returns the Python of each peer; UserError if one is named for none of them."""
     pythons: dict[str, str] = dict.fromkeys(config.peers, sys.executable)
     for pair in config.python:
         name, _, path = pair.partition("=")
         if name not in pythons or not path:
-            sys.exit(f"error: --python {pair!r} is not PEER=PATH for one of {config.peers}.")
+            raise UserError(f"--python {pair!r} is not PEER=PATH for one of {config.peers}.")
         pythons[name] = path
     return pythons
 
 
 def installed(pythons: Mapping[str, str]) -> dict[str, str]:
-    """Returns the version of each package; SystemExit if one is missing or has two."""
+    """Returns the version of each package; an error if one is missing or has two."""
     code = "import importlib.metadata as m, sys; print(*map(m.version, sys.argv[1:]))"
     versions: dict[str, set[str]] = {}
     for name, python in pythons.items():
@@ -212,7 +217,7 @@ def installed(pythons: Mapping[str, str]) -> dict[str, str]:
             versions.setdefault(package, set()).add(version)
     for package, found in versions.items():
         if len(found) > 1:
-            sys.exit(f"error: all peers need one version of {package}; found {found}.")
+            raise UserError(f"all peers need one version of {package}; found {found}.")
     return {package: found.pop() for package, found in sorted(versions.items())}
 
 

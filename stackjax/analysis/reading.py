@@ -1,7 +1,9 @@
 """Run directories, read and checked before anything is computed from their numbers."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+import contextlib
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Literal
 
 from etils import epath
 
@@ -11,20 +13,27 @@ from stackjax.config_record import RECORD, read_config_record
 from stackjax.errors import UserError
 from stackjax.restore import check_rows_of
 from stackjax.rows_file import read_rows
+from stackjax.runtime.json_file import decode
 from stackjax.storage import check_bucket
 
-_FIELDS = (
-    "seed",
-    "model_is",
-    "data.path",
-    "data.seq_len",
-    "data.mask_documents",
-    "evaluation.num_sequences",
-    "optimizer.peak_learning_rate",
-    "stages.0.growth",
-    "stages.0.batch_size",
-)
-"""The fields of a config that every comparison reads."""
+_FIELDS = {
+    "seed": int,
+    "model_is": Literal["source", "target"],
+    "data.path": str,
+    "data.seq_len": int,
+    "data.mask_documents": bool,
+    "evaluation.num_sequences": int,
+    "optimizer.peak_learning_rate": float,
+}
+"""The fields of a config that every comparison reads, and their types."""
+_FIELDS_OF_STAGE = {
+    "growth": str | None,
+    "tokens": int | None,
+    "fraction": float | None,
+    "batch_size": int,
+    "peak_learning_rate": float | None,
+}
+_STAGE = re.compile(r"stages\.(\d{1,9})\..*")
 _SPEEDS = ("tokens_per_second", "num_devices")
 """The numbers of a row of training that are more than 0."""
 _COSTS = ("flops_6nd", "flops")
@@ -51,12 +60,7 @@ def read_record(path: epath.PathLike) -> Record:
     if not record.exists():
         raise UserError(f"{directory} has no {RECORD}; name the directory of a run.")
     found = read_config_record(record)
-    missing = [name for name in _FIELDS if name not in found["config"]]
-    if missing:
-        raise UserError(
-            f"{record} does not say its {', '.join(missing)}, as stackjax.train records them; "
-            f"train the run again, or leave it out."
-        )
+    _check_fields(record, found["config"])
     check_rows_of(directory)
     rows = read_rows(directory, _NEEDS)
     if not any(row["kind"] == "train" for row in rows):
@@ -66,13 +70,48 @@ def read_record(path: epath.PathLike) -> Record:
         )
     _check_speeds(directory / "metrics.jsonl", rows)
     _check_costs(directory / "metrics.jsonl", rows)
-    return Record(
+    read = Record(
         path=directory,
         config=found["config"],
         data={"data": found["data"], "tokenizer": found["tokenizer"]},
         rows=rows,
         origin=read_origin(directory, found["config"]),
     )
+    with _damage_named(record):
+        for meaning in ("final_model", "growths", "is_finished"):
+            getattr(read, meaning)
+    return read
+
+
+def _check_fields(file: epath.Path, config: Mapping[str, Any]) -> None:
+    """Raises UserError if a field is missing, or has another type."""
+    stages = {int(match[1]) for match in map(_STAGE.fullmatch, config) if match}
+    kinds = _FIELDS | {
+        f"stages.{stage}.{name}": kind
+        for stage in range(max(len(stages), 1))
+        for name, kind in _FIELDS_OF_STAGE.items()
+    }
+    missing = [name for name in kinds if name not in config]
+    if missing:
+        raise UserError(
+            f"{file} does not say its {', '.join(missing)}, as stackjax.train records them; "
+            f"train the run again, or leave it out."
+        )
+    with _damage_named(file):
+        for name, kind in kinds.items():
+            decode(kind, config[name], name)
+
+
+@contextlib.contextmanager
+def _damage_named(file: epath.Path) -> Iterator[None]:
+    """Adds the name of a damaged file to an error."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(
+            f"{file} is damaged: {error}; bring the file back from a copy of the run, or leave "
+            f"the run out."
+        ) from error
 
 
 def _check_speeds(path: epath.Path, rows: Sequence[Mapping[str, Any]]) -> None:

@@ -14,8 +14,9 @@ from stackjax.config import Stage
 from stackjax.errors import UserError
 from stackjax.growth import Growth, parse_growth
 from stackjax.lineage import Generation, total
-from stackjax.model.config import EXECUTION, ModelConfig, model_from_json
+from stackjax.model.config import EXECUTION, ModelConfig
 from stackjax.phase import Counts
+from stackjax.runtime.json_file import decode
 from stackjax.stages import stage_lengths
 
 LossName = Literal["held_out", "train"]
@@ -111,8 +112,10 @@ class Record:
             place, _, field = name.removeprefix("model.").rpartition(".")
             if name.startswith("model.") and field not in EXECUTION:
                 inner = fields.setdefault(place, {}) if place else fields
+                if not isinstance(inner, dict):
+                    raise UserError(f"{name} is {value}, but model.{place} is {inner}")
                 inner[field] = value
-        model = model_from_json(fields)
+        model = decode(ModelConfig, fields, "model")
         for growth in self.growths if self.config["model_is"] == "source" else ():
             model = growth.target_config(model) if growth else model
         return model

@@ -1,13 +1,13 @@
 """How fast the models of a plan train: as it was measured, or by FLOPs per token."""
 
 import dataclasses
-import json
+import math
 from pathlib import Path
-from typing import Any
 
 from stackjax.errors import UserError
 from stackjax.flops import matmul_flops, num_params
 from stackjax.model import ModelConfig
+from stackjax.runtime.json_file import Fields, decode, read_object
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -30,29 +30,47 @@ class Benchmark:
     """Tokens per second of each device, by parameters, layers and length of sequences."""
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Row:
+    """A measurement in a benchmark."""
+
+    section: str
+    phase: str
+    case: str
+    values: dict
+    """Numbers by name, or the reason for their absence."""
+
+
 def read_benchmark(path: Path) -> Benchmark:
-    """Returns what a benchmark measured; UserError if the file holds none."""
+    """Returns the speeds in a benchmark; UserError if the file has none."""
     if not path.is_file():
         raise UserError(f"--benchmark is {path}; there is no such file.")
-    try:
-        measured = json.loads(path.read_text())
-    except json.JSONDecodeError:
-        measured = None
-    if not isinstance(measured, dict) or not {"rows", "num_devices"} <= measured.keys():
-        raise UserError(
-            f"--benchmark is {path}, which `python -m scripts.benchmark` has not written; name "
-            f"its benchmark.json."
-        )
-    values: dict[tuple[str, str], dict[str, Any]] = {
-        (row["section"], row["phase"]): row["values"] for row in measured["rows"]
-    }
+    return read_object(path, "name a benchmark.json", lambda fields: _benchmark(path, fields))
+
+
+def read_rows(fields: Fields) -> tuple[Row, ...]:
+    """Returns the measurements in a benchmark; UserError if the fields are not of one."""
+    return decode(tuple[Row, ...], fields.get("rows"), "rows")
+
+
+def _benchmark(path: Path, fields: Fields) -> Benchmark:
+    num_devices = decode(int, fields.get("num_devices"), "num_devices")
+    if num_devices < 1:
+        raise UserError(f"num_devices is {num_devices}")
+    values = {(row.section, row.phase): row.values for row in read_rows(fields)}
     rates = {}
     for (section, phase), step in values.items():
         if section == "step" and "tokens_per_second" in step:
-            sizes = values["model", phase]
-            key = (sizes["params"], sizes["num_layers"], sizes["seq_len"])
-            rates[key] = step["tokens_per_second"] / measured["num_devices"]
-    return Benchmark(path, measured["num_devices"], rates)
+            sizes = values.get(("model", phase), {})
+            params, layers, seq_len = (
+                decode(int, sizes.get(name), f"{name} of the model of {phase}")
+                for name in ("params", "num_layers", "seq_len")
+            )
+            rate = decode(float, step["tokens_per_second"], "tokens_per_second")
+            if not 0 < rate < math.inf:
+                raise UserError(f"tokens_per_second is {rate}")
+            rates[params, layers, seq_len] = rate / num_devices
+    return Benchmark(path, num_devices, rates)
 
 
 def measured_speed(

@@ -15,7 +15,7 @@ from stackjax.data.manifest import MANIFEST, Shard, SplitName, read_manifest
 from stackjax.data.shard_hash import hash_file
 from stackjax.data.staging import lock_directory
 from stackjax.errors import UserError
-from stackjax.storage import replace_text
+from stackjax.storage import is_remote, replace_text
 
 COPIES_AT_A_TIME = 8
 
@@ -31,6 +31,8 @@ def local_copy(path: str, split: SplitName, cache_dir: str) -> str:
       UserError: There is no such set, or the disk has no room for it.
       OSError: A file could not be copied.
     """
+    if is_remote(cache_dir):
+        raise UserError(f"data.cache_dir is {cache_dir}; it must be a path on a disk.")
     manifest, source = read_manifest(path), epath.Path(path)
     with _locked(Path(cache_dir) / manifest.digest[:16]) as directory:
         shards = manifest.splits[split].shards if split in manifest.splits else ()

@@ -52,9 +52,12 @@ def list_pieces(
       null_texts: Whether a row without a text is an error.
 
     Raises:
-      UserError: An input cannot be read; the message names the file.
+      UserError: An input cannot be read, or is named twice; the message names the file.
     """
+    first: dict[str, str] = {}
     for name in inputs:
+        paths = [name] if name.startswith("tfds:") else _expand(name)
+        _refuse_named_twice(name, paths, first)
         if name.startswith("tfds:"):
             yield from list_tfds(name.removeprefix("tfds:"), scratch, text_field, null_texts)
             continue
@@ -64,7 +67,7 @@ def list_pieces(
 
         # A disk on a network answers late, but many questions at a time.
         with futures.ThreadPoolExecutor(FILES_AT_A_TIME) as pool:
-            for pieces in pool.map(list_file, _expand(name)):
+            for pieces in pool.map(list_file, paths):
                 yield from pieces
 
 
@@ -100,10 +103,27 @@ def _expand(name: str) -> list[str]:
     if os.path.lexists(name):
         return [name]
     found = glob.glob(name, recursive=True)
-    paths = sorted(path for path in found if not os.path.isdir(path))
+    # `**/**` finds a file several times.
+    paths = sorted({path for path in found if not os.path.isdir(path)})
     if not paths:
         raise UserError(f"input {name!r} matches no file.")
     return paths
+
+
+def _refuse_named_twice(name: str, paths: list[str], first: dict[str, str]) -> None:
+    """Raises UserError if an input names a path again.
+
+    Args:
+      first: The inputs by the paths that they name; those of this input are added.
+    """
+    for path in paths:
+        place = os.path.abspath(path)
+        if place in first:
+            raise UserError(
+                f"input {name!r} names {path!r}, which input {first[place]!r} names too; it "
+                f"would be read twice, so leave one of them out."
+            )
+        first[place] = name
 
 
 def _list_file(path: str, text_field: str, null_texts: NullTexts) -> list[Piece]:

@@ -14,6 +14,7 @@ from etils import epath
 
 from stackjax.data import sentencepiece_model, tokenizer_json
 from stackjax.errors import UserError
+from stackjax.storage import check_bucket
 
 END_TOKENS = ("</s>", "<|endoftext|>", "<|end_of_text|>", "<eos>")
 """Names by which published tokenizers call the token between documents."""
@@ -72,6 +73,7 @@ def load_tokenizer(
 
     Raises:
       UserError: The file cannot be read as a tokenizer, or has no end token.
+      OSError: A bucket cannot be used.
     """
     if name == "bytes":
         if end_token is not None:
@@ -80,6 +82,7 @@ def load_tokenizer(
                 f"ends documents with byte 0; leave it out."
             )
         return _bytes_tokenizer()
+    check_bucket(name)
     path = epath.Path(name)
     if not path.exists() or path.is_dir():
         raise UserError(

@@ -1,8 +1,8 @@
 """The architecture of a decoder and how its layers are executed."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Literal
+from collections.abc import Sequence
+from typing import Annotated, Literal
 
 from stackjax.errors import UserError
 from stackjax.quantity import Epsilon, Positive
@@ -139,14 +139,6 @@ def differences(config: ModelConfig, other: ModelConfig, *, besides: Sequence[st
         if name not in (*EXECUTION, *besides)
     }
     return ", ".join(f"model.{n} is {a}, not {b}" for n, (a, b) in pairs.items() if a != b)
-
-
-def model_from_json(fields: Mapping[str, Any]) -> ModelConfig:
-    """Returns the config that `dataclasses.asdict` has made plain."""
-    scaling = fields.get("rope_scaling")
-    return ModelConfig(
-        **{**fields, "rope_scaling": None if scaling is None else RopeScaling(**scaling)}
-    )
 
 
 def axis_size(config: ModelConfig, axis: str) -> int:

@@ -21,6 +21,7 @@ from stackjax.errors import UserError
 from stackjax.runtime.ranges import Length, Range, show
 
 _UNWRITABLE = re.compile("[\0\ud800-\udfff]")
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:/")
 _Arm = tuple[Any, tuple["Range | Length", ...]]
 
 
@@ -162,6 +163,8 @@ def _check_inside(value: Any, kind: Any, path: str) -> None:
         raise UserError(
             f"{path} is {show(value)}, with a character that no file can hold; leave it out."
         )
+    elif isinstance(value, Path) and _URL.match(str(value)):  # `//` is `/` in a Path
+        raise UserError(f"{path} is {show(str(value))}; it must be a path on a disk.")
 
 
 def _wanted(value: Any, kind: Any, rules: tuple[Range | Length, ...]) -> str:

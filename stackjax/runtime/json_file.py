@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import hashlib
 import json
+import math
 import re
 import types
 import typing
@@ -18,6 +19,8 @@ T = TypeVar("T")
 Fields = dict[str, Any]
 
 _SEAL = "sha256"
+_MAX_DIGITS = 100
+"""Longer numbers are in no file of a run; Python refuses those of 4,300 digits."""
 _INDEX = re.compile("0|[1-9][0-9]{0,8}")
 _NAMES = {
     int: "an integer",
@@ -58,14 +61,18 @@ def parse_object(text: bytes) -> Fields:
     Numbers that are not finite, and repeated names, are refused as well.
     """
     try:
-        found = json.loads(text.decode(), object_pairs_hook=_once, parse_constant=_refuse)
-    except UserError:
-        raise
+        found = json.loads(
+            text.decode(),
+            object_pairs_hook=_once,
+            parse_constant=_refuse,
+            parse_float=_finite,
+            parse_int=_whole,
+        )
     except RecursionError as error:
         raise UserError("it is nested too deeply") from error
     except UnicodeDecodeError as error:
         raise UserError(f"byte {error.start} is no UTF-8") from error
-    except ValueError as error:  # Also for a number with too many digits.
+    except json.JSONDecodeError as error:
         raise UserError(f"it is no JSON ({error})") from error
     if not isinstance(found, dict):
         raise UserError(f"it is no JSON object, but {_shown(found)}")
@@ -79,8 +86,16 @@ def _once(pairs: list[tuple[str, Any]]) -> Fields:
     return found
 
 
+def _finite(number: str) -> float:
+    return float(number) if math.isfinite(float(number)) else _refuse(number)
+
+
+def _whole(digits: str) -> int:
+    return int(digits) if len(digits) <= _MAX_DIGITS else _refuse(f"{digits[:20]}...")
+
+
 def _refuse(constant: str) -> NoReturn:
-    raise UserError(f"it holds {constant}, which is no JSON")
+    raise UserError(f"it holds the number {constant[:60]}")
 
 
 def seal(fields: Mapping[str, Any], name: str = _SEAL) -> Fields:
