@@ -148,7 +148,7 @@ def decode(kind: Any, value: Any, name: str = "") -> Any:
     if _form(kind) is list:
         item = arguments[0]
         return tuple(decode(item, each, dotted(name, str(i))) for i, each in enumerate(value))
-    if _form(kind) is Mapping:
+    if _form(kind) is Mapping and arguments:
         return {
             _decode_key(arguments[0], key, name): decode(arguments[1], each, dotted(name, key))
             for key, each in value.items()
@@ -158,10 +158,12 @@ def decode(kind: Any, value: Any, name: str = "") -> Any:
 
 def _decode_fields(kind: Any, value: Mapping[str, Any], name: str) -> Any:
     hints, required = _fields(kind)
-    for field in required - value.keys():
-        raise UserError(f"{dotted(name, field)} is missing")
-    for field in value.keys() - hints.keys():
-        raise UserError(f"{dotted(name, field)} is not a known field")
+    for field in required:
+        if field not in value:
+            raise UserError(f"{dotted(name, field)} is missing")
+    for field in value:
+        if field not in hints:
+            raise UserError(f"{dotted(name, field)} is not a known field")
     return kind(
         **{
             field: decode(hints[field], each, dotted(name, field))
@@ -171,14 +173,14 @@ def _decode_fields(kind: Any, value: Mapping[str, Any], name: str) -> Any:
 
 
 @functools.cache
-def _fields(kind: Any) -> tuple[dict[str, Any], frozenset[str]]:
+def _fields(kind: Any) -> tuple[dict[str, Any], list[str]]:
     """Returns the field types in a dataclass, and the fields without a default."""
-    required = {
+    required = [
         field.name
         for field in dataclasses.fields(kind)
         if field.default is field.default_factory is dataclasses.MISSING
-    }
-    return typing.get_type_hints(kind), frozenset(required)
+    ]
+    return typing.get_type_hints(kind), required
 
 
 def _decode_key(kind: Any, key: str, name: str) -> Any:
