@@ -157,7 +157,7 @@ def test_what_fails_while_others_train_is_named_and_the_others_are_kept(
             {"only": "stak, d"},
             r"--only 'stak, d' is none of the runs: stack, d; zero, d; scratch",
         ),
-        ({"config": Path("no.py")}, r"no.py is not a config file"),
+        ({"config": Path("no.py")}, r"--config no.py: there is no such file"),
     ],
 )
 def test_wrong_names_are_refused(options, fields, message):

@@ -246,7 +246,7 @@ def test_the_loader_reads_what_the_config_names_where_it_is_there(tmp_path):
         ({"sections": ("stp",)}, "--sections has 'stp', which is none of loader, growth"),
         ({"phases": (2,)}, "--phases has 2; those of the run are 0 to 1"),
         ({"steps": 0}, "steps is 0; it must be at least 1"),
-        ({"out": Path("no/such/x.json")}, "--out is no/such/x.json, whose directory"),
+        ({"out": Path("no/such/x.json")}, "--out is no/such/x.json, but there is no directory"),
     ],
 )
 def test_options_that_name_what_is_not_there_are_refused(tmp_path, fields, message):
@@ -298,10 +298,17 @@ def test_accelerators_have_a_table_of_their_own(measured, page, tmp_path):
     assert "not measured: no peak is known of 'cpu'" in table.split("<!--")[0]
 
 
-@pytest.mark.parametrize("text", ["", "[]", '{"row": []}'])
-def test_a_file_that_is_no_result_is_refused(tmp_path, page, text):
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", "it is no JSON"),
+        ("[]", "it is no JSON object"),
+        ('{"row": []}', "command is None, which is not a text"),
+    ],
+)
+def test_a_file_that_is_no_result_is_refused(tmp_path, page, text, said):
     (tmp_path / "x.json").write_text(text)
-    with pytest.raises(ValueError, match=r"x\.json is no file of scripts\.benchmark"):
+    with pytest.raises(ValueError, match=rf"x\.json is damaged: {said}.*of scripts\.bench"):
         write(PerformanceConfig(results=(tmp_path / "x.json",), page=page))
 
 
