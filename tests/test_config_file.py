@@ -302,9 +302,11 @@ def test_every_field_may_change_or_has_a_reason_why_not(recorded):
             assert re.search(rf"{re.escape(field)}: .* \(\w+ .*\)\.", str(error)), field
 
 
-@pytest.mark.parametrize("field", ["tokens", "batch_size", "peak_learning_rate"])
-def test_stages_that_are_over_may_not_change(recorded, field):
-    config = replace(tiny_run(), f"stages.0.{field}", 4096)
+@pytest.mark.parametrize(
+    ("field", "value"), [("tokens", 4096), ("batch_size", 4096), ("peak_learning_rate", 0.5)]
+)
+def test_stages_that_are_over_may_not_change(recorded, field, value):
+    config = replace(tiny_run(), f"stages.0.{field}", value)
     assert changed_fields(recorded, config, 0)
     with pytest.raises(UserError, match=r"already trained"):
         changed_fields(recorded, config, 1)
