@@ -623,7 +623,12 @@ def test_where_some_layers_learn_the_rest_and_the_embedding_do_not(name, trained
 @hypothesis.given(
     name=st.sampled_from(["chain of both", "split, odd ratios", "learn both"]),
     tokens=st.integers(1, 1000),
-    rewarm=st.none() | st.builds(Rewarm, tokens=st.integers(1, 500), ratio=st.floats(0, 4)),
+    rewarm=st.none()
+    | st.builds(
+        Rewarm,
+        tokens=st.integers(1, 500),
+        ratio=st.floats(0, 4, width=32, allow_subnormal=False),
+    ),
     fan_in=st.booleans(),
     data=st.data(),
 )

@@ -46,6 +46,7 @@ WIDTHS = {
     "kv_heads": st.none() | WHOLE,
 }
 POSITIVE = st.floats(1e-37, 1e37)
+SHARE = st.floats(0, 1, width=32, allow_subnormal=False)
 OPEN = [
     st.builds(Stack, WHOLE),
     st.builds(Interleave, WHOLE),
@@ -75,7 +76,7 @@ OPEN = [
         fit_steps=WHOLE,
         learning_rate=POSITIVE,
     ),
-    st.builds(Noise, st.floats(0, 1)),
+    st.builds(Noise, SHARE),
 ]
 # Masks come last in a chain.
 MASKED = [
