@@ -78,8 +78,9 @@ def _in_thread(function: Callable[[], T]) -> "futures.Future[T]":
 def ends_while_compiling() -> Iterator[None]:
     """Ends the process after the block if a step is still being compiled.
 
-    Nothing can interrupt the compiler, and at exit Python would wait for it, perhaps for
-    minutes. Half an entry of the compilation cache is removed at the next start.
+    Only for the outermost block of a process. Nothing can interrupt the compiler, and at exit
+    Python would wait for it, perhaps for minutes. Half an entry of the compilation cache is
+    removed at the next start.
     """
     try:
         yield

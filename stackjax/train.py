@@ -269,7 +269,7 @@ def main() -> None:
     """Runs the command line."""
     # Orbax and Grain log, with tracebacks, the errors that they raise as well.
     logging.set_verbosity(logging.FATAL)
-    with ends_while_compiling(), one_line_errors(), distributed.errors_once():
+    with one_line_errors(), distributed.errors_once():
         config, options = load_command("python -m stackjax.train", sys.argv[1:], NEWEST)
         distributed.initialize()
         keep_memory()
@@ -277,4 +277,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with ends_while_compiling():
+        main()

@@ -22,6 +22,7 @@ import pytest
 from orbax.checkpoint import v1 as ocp
 
 from stackjax import train
+from stackjax.compile_ahead import ends_while_compiling
 from stackjax.config import Config
 from stackjax.config_file import load_config
 from stackjax.prepare import PrepareConfig, prepare
@@ -190,7 +191,8 @@ def _main(number: str, point: str, when: str, nth: str, *args: str) -> None:
 
     setattr(owner, name, call)
     sys.argv[1:] = args
-    train.main()
+    with ends_while_compiling():
+        train.main()
 
 
 if __name__ == "__main__":
