@@ -97,9 +97,9 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
 
 def check_output(output: Path) -> None:
     """Raises UserError if a new file cannot be written at a path."""
-    if output.is_symlink() or output.is_file():
-        raise UserError(f"output {output} exists already; name another file with --output.")
     check_writable("output", output)
+    if output.exists() or output.is_symlink():
+        raise UserError(f"output {output} exists already; name another file with --output.")
 
 
 def main() -> None:

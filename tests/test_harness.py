@@ -2,6 +2,7 @@
 
 import functools
 import json
+import os
 import re
 import sys
 
@@ -398,12 +399,14 @@ def test_an_option_out_of_its_range_is_refused_by_name(
         ("directory", "a directory; name a file in it"),
         ("results.json", "exists already; name another file with --output"),
         ("link.json", "exists already"),
+        ("pipe.json", "exists already"),
     ],
 )
 def test_results_go_to_a_new_file_only(name, said, tmp_path):
     (tmp_path / "directory").mkdir()
     (tmp_path / "results.json").write_text("results")
     (tmp_path / "link.json").symlink_to(tmp_path / "nowhere")
+    os.mkfifo(tmp_path / "pipe.json")
     with pytest.raises(ValueError, match=said):
         evaluate.check_output(tmp_path / name)
     evaluate.check_output(tmp_path / "new.json")

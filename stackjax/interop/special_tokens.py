@@ -53,7 +53,7 @@ def read_tokenization(path: Path) -> Tokenization | None:
     _check_split(path, settings)
     named, stop_ids = _named(path, settings), _stop_ids(path, config)
     end = named.get("eos_token") or next(iter(stop_ids), None)
-    load = _loader(path, file, stop_ids)
+    load = _loader(path, file, settings, named, stop_ids)
     tokenizer = load(end)
     named = {**_defaults(settings, config, tokenizer), **named}
     bos_id, eos_id = (_id(tokenizer, named.get(name)) for name in ("bos_token", "eos_token"))
@@ -96,7 +96,10 @@ def named_tokenization(name: str, end_token: str | None = None) -> Tokenization:
         )
     if end_token is None:
         return found
-    loaded = _loader(Path(name), Path(found.tokenizer.name), found.end_ids)(end_token)
+    path, file = Path(name), Path(found.tokenizer.name)
+    settings = _read(path, "tokenizer_config.json")
+    load = _loader(path, file, settings, _named(path, settings), found.end_ids)
+    loaded = load(end_token)
     affixes = {
         "begin_ids": found.tokenizer.begin_ids,
         "suffix_ids": found.tokenizer.suffix_ids,
@@ -141,11 +144,13 @@ def _named(path: Path, settings: Mapping[str, Any]) -> dict[str, str | None]:
 
 
 def _loader(
-    path: Path, file: Path, stop_ids: Sequence[int]
+    path: Path,
+    file: Path,
+    settings: Mapping[str, Any],
+    named: Mapping[str, str | None],
+    stop_ids: Sequence[int],
 ) -> Callable[[str | int | None], Tokenizer]:
     """Returns a function from an end token to the tokenizer of a folder."""
-    settings = _read(path, "tokenizer_config.json")
-    named = _named(path, settings)
     special, added = _special(file, named, stop_ids), _added(path, settings, named)
     return functools.partial(load_tokenizer, str(file), special=special, added=added)
 

@@ -13,5 +13,6 @@ def check_writable(option: str, path: Path) -> None:
         raise UserError(f"{option} is {path}, but there is no directory {parent}; make it.")
     if path.is_dir():
         raise UserError(f"{option} is {path}, a directory; name a file in it.")
-    if not os.access(path if path.exists() else parent, os.W_OK):
+    place, mode = (path, os.W_OK) if path.exists() else (parent, os.W_OK | os.X_OK)
+    if not os.access(place, mode):
         raise UserError(f"{option} is {path}, which may not be written to; name another file.")
