@@ -7,8 +7,8 @@ lists a command for each operator at d = 10 and 50 billion tokens, and for the t
 
 import dataclasses
 
-import bakeoff
 import gstack_1b
+from common import bakeoff
 
 from stackjax.config import Config
 

@@ -14,12 +14,12 @@ at its peak when it grows, and the target warms up again. A mask opens over a te
 
 import dataclasses
 
-import bakeoff
 import tiny
+from common import bakeoff
 
 from stackjax.config import Config, EvaluationConfig, Schedule
-from stackjax.flops import flops_6nd
 from stackjax.growth import Stack
+from stackjax.model.flops import flops_6nd
 
 TOKENS = 1_000_000
 

@@ -11,12 +11,12 @@ models, as the text of the paper says. The gradual run alone:
 
 import dataclasses
 
-import bakeoff
 import gstack_1b
+from common import bakeoff
 
 from stackjax.config import Config
 from stackjax.growth import Stack
-from stackjax.phases import expand
+from stackjax.training.expand import expand
 
 
 def get_config() -> Config:

@@ -11,12 +11,12 @@ The paper finds one growth from 6 to 24 better (arXiv:2405.15319, figure 33).
 
 import dataclasses
 
-import bakeoff
 import tiny
+from common import bakeoff
 
 from stackjax.config import Config
-from stackjax.flops import flops_6nd
 from stackjax.growth import Stack
+from stackjax.model.flops import flops_6nd
 
 TOKENS = 400_000
 

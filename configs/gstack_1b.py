@@ -6,7 +6,7 @@ on GPU hosts or a TPU slice; the same command on every host. 1.364B parameters i
 The paper reaches a training loss of 2.15 at 8e20 FLOPs, 49 % sooner than from scratch.
 """
 
-from paper import gstack, model_config
+from common.paper import gstack, model_config
 
 from stackjax.config import Config
 

@@ -6,7 +6,7 @@ on GPU hosts or a TPU slice; the same command on every host. 2.397B parameters i
 The paper is 48.6 % ahead of scratch at 180B tokens and 54.5 % at 240B.
 """
 
-from paper import gstack, model_config
+from common.paper import gstack, model_config
 
 from stackjax.config import Config
 

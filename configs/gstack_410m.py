@@ -8,7 +8,7 @@ The paper's gain shrinks from 53 % at 400B tokens to 31 % at 700B.
 
 import dataclasses
 
-from paper import SCHEDULE, gstack, model_config
+from common.paper import SCHEDULE, gstack, model_config
 
 from stackjax.config import Config
 

@@ -6,7 +6,7 @@ on GPU hosts or a TPU slice; the same command on every host. 5.933B parameters i
 The paper reaches scratch's loss at 300B tokens after 194B: 54.6 % sooner.
 """
 
-from paper import gstack, model_config
+from common.paper import gstack, model_config
 
 from stackjax.config import Config
 

@@ -7,7 +7,7 @@ Every cell costs what 500,000 bytes from scratch do, scratch included. isoflop_t
 the same at half the width.
 """
 
-import sizes
+from common import sizes
 
 from stackjax.config import Config
 

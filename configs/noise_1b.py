@@ -8,8 +8,8 @@ after stacking (the paper: 8 layers to 24) and after an uneven split of 24 x 102
 
 import dataclasses
 
-import bakeoff
 import gstack_1b
+from common import bakeoff
 
 from stackjax.config import Config
 

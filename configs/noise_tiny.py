@@ -7,11 +7,11 @@ after stacking and after an uneven split, each otherwise as in bakeoff_tiny.py.
 
 import dataclasses
 
-import bakeoff
 import bakeoff_tiny
+from common import bakeoff
 
 from stackjax.config import Config
-from stackjax.flops import flops_6nd
+from stackjax.model.flops import flops_6nd
 
 
 def get_config() -> Config:

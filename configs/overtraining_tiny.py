@@ -8,7 +8,7 @@ paper the small model has always seen the same number. One run:
     python -m stackjax.train --config configs/overtraining_tiny.py
 """
 
-import sizes
+from common import sizes
 
 from stackjax.config import Config
 

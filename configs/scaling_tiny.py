@@ -8,10 +8,10 @@ scratch. The small model, of 2 layers, has seen a tenth of these bytes. One grow
     python -m stackjax.train --config configs/scaling_tiny.py
 """
 
-import sizes
+from common import sizes
 
 from stackjax.config import Config
-from stackjax.flops import num_params
+from stackjax.model.flops import num_params
 
 WIDTHS = (32, 48, 64, 80)
 TOKENS_PER_PARAM = 2.5

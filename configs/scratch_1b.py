@@ -4,7 +4,7 @@ python -m stackjax.train --config configs/scratch_1b.py
 """
 
 import gstack_1b
-from paper import scratch
+from common.paper import scratch
 
 from stackjax.config import Config
 

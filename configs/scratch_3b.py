@@ -4,7 +4,7 @@ python -m stackjax.train --config configs/scratch_3b.py
 """
 
 import gstack_3b
-from paper import scratch
+from common.paper import scratch
 
 from stackjax.config import Config
 

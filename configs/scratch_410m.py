@@ -4,7 +4,7 @@ python -m stackjax.train --config configs/scratch_410m.py
 """
 
 import gstack_410m
-from paper import scratch
+from common.paper import scratch
 
 from stackjax.config import Config
 

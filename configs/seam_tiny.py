@@ -8,11 +8,11 @@ scratch and with a small model that has seen half of that.
 
 import dataclasses
 
-import bakeoff
 import bakeoff_tiny
+from common import bakeoff
 
 from stackjax.config import Config, Rewarm, Schedule
-from stackjax.flops import flops_6nd
+from stackjax.model.flops import flops_6nd
 
 TOKENS = 400_000
 GROWTHS = {

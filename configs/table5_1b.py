@@ -9,8 +9,8 @@ In the paper's order, best first: 123456*4, 12-3456*5-56, 12-345*7-6 and 123-456
 
 import dataclasses
 
-import bakeoff
 import gstack_1b
+from common import bakeoff
 
 from stackjax.config import Config
 from stackjax.growth import LayerMap

@@ -9,12 +9,12 @@ One pattern alone:
 
 import dataclasses
 
-import bakeoff
 import gradual_tiny
+from common import bakeoff
 
 from stackjax.config import Config
-from stackjax.flops import flops_6nd
 from stackjax.growth import LayerMap
+from stackjax.model.flops import flops_6nd
 
 TOKENS = 400_000
 

@@ -11,13 +11,13 @@ and decays by a cosine to a tenth of it at its own end.
 from stackjax.config import (
     CheckpointConfig,
     Config,
-    DataConfig,
     EvaluationConfig,
     LoggingConfig,
     OptimizerConfig,
     Schedule,
     Stage,
 )
+from stackjax.data.config import DataConfig
 from stackjax.growth import Stack
 from stackjax.model import ModelConfig
 

@@ -10,7 +10,7 @@ import dataclasses
 
 import tiny
 
-from stackjax.budget import scratch_tokens
+from stackjax.analysis.budget import scratch_tokens
 from stackjax.config import Config
 
 

@@ -28,17 +28,17 @@ from scripts.results import best, draw, final_loss, table
 from stackjax.config import Config
 from stackjax.config_file import flatten, load_function
 from stackjax.config_record import RECORD, config_record, read_config_record
-from stackjax.cpu import keep_memory
-from stackjax.errors import UserError, one_line_errors
-from stackjax.marker import NEW_RUN, after_entering, write_marker
-from stackjax.phases import expand
-from stackjax.quantity import Seed, Size, Text
+from stackjax.files.output import check_writable
 from stackjax.runtime.command_line import parse
 from stackjax.runtime.constraints import Checked, OnlyWith
-from stackjax.runtime.output import check_writable
+from stackjax.runtime.cpu_memory import keep_memory
+from stackjax.runtime.errors import UserError, one_line_errors
+from stackjax.runtime.numbers import Seed, Size, Text
 from stackjax.runtime.ranges import Whole, show
-from stackjax.stages import stage_models
 from stackjax.train import train
+from stackjax.training.expand import expand
+from stackjax.training.run_position import NEW_RUN, after_entering, write_marker
+from stackjax.training.stages import stage_models
 
 BEST = 3
 

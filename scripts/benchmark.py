@@ -38,20 +38,20 @@ from scripts.measure.step import (
     measure_times,
 )
 from scripts.measure.text import lines
-from stackjax import distributed
 from stackjax.config import Config
 from stackjax.config_file import flatten, load_config
-from stackjax.cpu import keep_memory
-from stackjax.errors import UserError, one_line_errors
+from stackjax.files.output import check_writable
 from stackjax.model.module import compute_dtype
-from stackjax.phase import Phase
-from stackjax.phases import expand
-from stackjax.preflight import check
-from stackjax.quantity import Count, Positive, Size, Text
+from stackjax.runtime import distributed
 from stackjax.runtime.command_line import parse
 from stackjax.runtime.constraints import Checked
-from stackjax.runtime.output import check_writable
-from stackjax.sharding import build_mesh
+from stackjax.runtime.cpu_memory import keep_memory
+from stackjax.runtime.errors import UserError, one_line_errors
+from stackjax.runtime.numbers import Count, Positive, Size, Text
+from stackjax.sharding.mesh import build_mesh
+from stackjax.training.expand import expand
+from stackjax.training.phase import Phase
+from stackjax.training.preflight import check
 
 SECTIONS = ("loader", "growth", "checkpoint", "step", "ahead", "host", "inference")
 """In an order in which each is likely to need more memory than those before it."""

@@ -6,17 +6,16 @@ from collections.abc import Iterator, Mapping
 
 import jax
 
-from stackjax.checkpoint_directory import absolute, newest_step
-from stackjax.config import Config
+from stackjax.checkpoint.directory import absolute, newest_step
+from stackjax.config import Config, Until
 from stackjax.config_file import changed_fields, flatten
-from stackjax.errors import UserError
-from stackjax.held_out import open_data
-from stackjax.marker import read_marker
-from stackjax.metrics import check_sinks
-from stackjax.phases import expand
-from stackjax.preflight import check, check_backend, device_memory
-from stackjax.probe import check_probes
-from stackjax.trigger import Until
+from stackjax.run.growth_probe import check_probes
+from stackjax.run.held_out import open_data
+from stackjax.run.metrics import check_sinks
+from stackjax.runtime.errors import UserError
+from stackjax.training.expand import expand
+from stackjax.training.preflight import check, check_backend, device_memory
+from stackjax.training.run_position import read_marker
 
 Cells = Mapping[tuple[str, int], Config]
 """Configs by name and seed."""

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from stackjax.errors import UserError
+from stackjax.runtime.errors import UserError
 
 
 def replace_table(page: Path, name: str, table: str) -> None:

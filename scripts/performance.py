@@ -15,11 +15,11 @@ import tyro
 from scripts.measure.machine import VARIABLES
 from scripts.measure.text import show
 from scripts.page import replace_table
-from stackjax.analysis.speed import read_rows
-from stackjax.errors import UserError, one_line_errors
+from stackjax.analysis.throughput import read_rows
+from stackjax.files.json_file import Fields, decode, read_object
 from stackjax.runtime.command_line import parse
 from stackjax.runtime.constraints import Checked
-from stackjax.runtime.json_file import Fields, decode, read_object
+from stackjax.runtime.errors import UserError, one_line_errors
 from stackjax.runtime.ranges import Length
 
 Report = Mapping[str, Any]

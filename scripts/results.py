@@ -12,8 +12,8 @@ from stackjax.analysis.reading import read_record
 from stackjax.analysis.settings import differences, settings, trace, uneven
 from stackjax.analysis.tables import markdown
 from stackjax.config import Config
-from stackjax.errors import UserError
-from stackjax.rows_file import read_rows
+from stackjax.files.rows_file import read_rows
+from stackjax.runtime.errors import UserError
 
 
 def _losses(config: Config) -> list[tuple[float, float]]:

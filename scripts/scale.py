@@ -13,10 +13,10 @@ from typing import Annotated
 import tyro
 
 from scripts.bakeoff import Jobs, load_runs, run_all
-from stackjax.errors import one_line_errors
-from stackjax.quantity import Size
 from stackjax.runtime.command_line import parse
 from stackjax.runtime.constraints import Checked
+from stackjax.runtime.errors import one_line_errors
+from stackjax.runtime.numbers import Size
 from stackjax.scale import ScaleConfig, write
 
 

@@ -20,21 +20,21 @@ import tyro
 
 from scripts.bakeoff import Jobs, run_all
 from scripts.cells import check_phases
-from stackjax.budget import cell
+from stackjax.analysis.budget import cell
 from stackjax.compare import CompareConfig
 from stackjax.compare import write as write_comparison
 from stackjax.config import Config, Stage
 from stackjax.config_file import read_config
-from stackjax.errors import UserError, one_line_errors
 from stackjax.growth import Growth, parse_growth
 from stackjax.isoflop import IsoflopConfig
 from stackjax.isoflop import write as write_isoflop
-from stackjax.phases import expand
-from stackjax.quantity import Count, Positive, Seed, Text, Tokens
 from stackjax.runtime.command_line import parse
 from stackjax.runtime.constraints import Checked
+from stackjax.runtime.errors import UserError, one_line_errors
+from stackjax.runtime.numbers import Count, Positive, Seed, Text, Tokens
 from stackjax.runtime.ranges import Length
-from stackjax.stages import stage_models
+from stackjax.training.expand import expand
+from stackjax.training.stages import stage_models
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

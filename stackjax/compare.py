@@ -33,10 +33,10 @@ from stackjax.analysis.tables import (
     runs_table,
     verdict,
 )
-from stackjax.errors import one_line_errors
-from stackjax.quantity import Positive
 from stackjax.runtime.command_line import parse
 from stackjax.runtime.constraints import Checked
+from stackjax.runtime.errors import one_line_errors
+from stackjax.runtime.numbers import Positive
 from stackjax.runtime.ranges import Length
 
 FIGURES = ("flops_6nd", "tokens", "device_seconds")

@@ -5,10 +5,12 @@ from typing import Annotated, Literal
 
 import tyro
 
-from stackjax.errors import UserError
+from stackjax.data.config import DataConfig
 from stackjax.growth import Growth, parse_growth
 from stackjax.model.config import ModelConfig
-from stackjax.quantity import (
+from stackjax.runtime.constraints import Checked, OnlyWith
+from stackjax.runtime.errors import UserError
+from stackjax.runtime.numbers import (
     Count,
     Decay,
     Epsilon,
@@ -20,10 +22,8 @@ from stackjax.quantity import (
     Text,
     Tokens,
 )
-from stackjax.runtime.constraints import Checked, OnlyWith
 from stackjax.runtime.ranges import Length, Real, Whole
-from stackjax.sharding import MeshConfig
-from stackjax.trigger import Until
+from stackjax.sharding.mesh import MeshConfig
 
 GrowthField = Annotated[
     Growth,
@@ -42,28 +42,6 @@ DECAYING = ("cosine", "wsd")
 
 MAX_BFLOAT16_DECAY = 0.98
 """The slowest decay of moments that are stored in bfloat16."""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class DataConfig:
-    """Where sequences come from."""
-
-    path: Text
-    """Directory of token shards, as `python -m stackjax.prepare` writes it; on a disk or in
-    a bucket (`gs://`)."""
-    cache_dir: Text | None = None
-    """Directory on a local disk that shards are copied to before they are read, once for all
-    processes of a host; by default they are read where they are."""
-    seq_len: Annotated[int, Whole(at_least=2, at_most=2**24)]
-    """Tokens in each sequence (T)."""
-    corpus: Literal["stdlib"] | None = None
-    """Built-in corpus that is prepared at `path` when nothing is there yet."""
-    mask_documents: bool = False
-    """Whether tokens attend, and are predicted, only within their own document."""
-    num_workers: Annotated[int, Whole(at_least=0, at_most=1000)] = 0
-    """Grain worker processes; 0 reads in threads of this process."""
-    prefetch: Annotated[int, Whole(at_least=0, at_most=1000)] = 4
-    """Batches read ahead of the train step."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -116,6 +94,23 @@ class OptimizerConfig:
     moments_dtype: Literal["float32", "bfloat16"] = "float32"
     """Type that moments and momentum are stored in; `bfloat16` saves half of the optimizer
     state and rounds them to 8 bits at every step, so no decay may be more than 0.98."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Until:
+    """What ends a stage before its length is up: whichever comes first."""
+
+    tokens: Tokens | None = None
+    """Tokens of the run, over all its stages."""
+    flops_6nd: Positive | None = None
+    """FLOPs of the run by 6ND, over all its stages."""
+    loss: Positive | None = None
+    """Held-out loss, or less, at an evaluation."""
+    slope: Annotated[Positive | None, OnlyWith("slope_tokens")] = None
+    """Held-out loss that falls by less than so many nats while the phase's tokens grow e-fold,
+    by least squares over their logarithm, over the last `slope_tokens`."""
+    slope_tokens: Annotated[Tokens | None, OnlyWith("slope")] = None
+    """Tokens whose evaluations tell the slope: three of them, or more."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -19,11 +19,11 @@ from etils import epath
 from stackjax.config import Config
 from stackjax.config_record import RECORD, config_record, read_config_record
 from stackjax.data.manifest import Manifest
-from stackjax.errors import UserError
+from stackjax.files.storage import replace_text
 from stackjax.growth import Growth, parse_growth
 from stackjax.growth.text import replace_field
 from stackjax.runtime.command_line import parse
-from stackjax.storage import replace_text
+from stackjax.runtime.errors import UserError
 
 _GROWTH_FLAG = re.compile(
     r"--stages\.(?P<stage>\d{1,9})\.growth(\.(?P<field>[\w-]+))?(=(?P<text>.*))?", re.DOTALL

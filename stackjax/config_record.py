@@ -5,8 +5,8 @@ from typing import Any
 
 from etils import epath
 
-from stackjax.errors import UserError
-from stackjax.runtime.json_file import Fields, dotted, read_object, seal, unseal_if_sealed
+from stackjax.files.json_file import Fields, dotted, read_object, seal, unseal_if_sealed
+from stackjax.runtime.errors import UserError
 
 RECORD = "config.json"
 _WAY_OUT = "bring the file back from a copy of the run"

@@ -18,12 +18,20 @@ from absl import logging
 from etils import epath
 
 from stackjax import model
-from stackjax.checkpoint import write_first
-from stackjax.checkpoint_directory import absolute
-from stackjax.contents import Contents
-from stackjax.data.staging import refuse_existing, staging_directory
-from stackjax.errors import UserError, one_line_errors
-from stackjax.flops import num_params
+from stackjax.checkpoint.contents import Contents
+from stackjax.checkpoint.directory import absolute
+from stackjax.checkpoint.lineage import total
+from stackjax.checkpoint.save import write_first
+from stackjax.files.new_directory import new_directory
+from stackjax.files.staging import refuse_existing, staging_directory
+from stackjax.inference.pretrained import is_folder, open_checkpoint, read_parameter
+from stackjax.inference.provenance import (
+    carried_files,
+    keep_folder,
+    own_tokenization,
+    trained_seq_len,
+)
+from stackjax.inference.verify import verify
 from stackjax.interop import check_installed, config_json, huggingface
 from stackjax.interop.folder import (
     carry,
@@ -33,23 +41,19 @@ from stackjax.interop.folder import (
     write_folder,
     write_tokenizer,
 )
-from stackjax.interop.prts import read_checkpoint as read_pth
-from stackjax.interop.special_tokens import read_tokenizer
+from stackjax.interop.litgpt import read_checkpoint as read_pth
 from stackjax.interop.stored_types import read_types, types_of
 from stackjax.interop.tensors import DTYPES, TensorInfo, check_finite
-from stackjax.interop.verify import verify
-from stackjax.lineage import total
 from stackjax.model import ModelConfig
 from stackjax.model.config import Dim
-from stackjax.new_directory import new_directory
-from stackjax.origin import carried_files, keep_folder, own_tokenization, trained_seq_len
-from stackjax.pretrained import is_folder, open_checkpoint, read_parameter
-from stackjax.quantity import Count, Text, short
+from stackjax.model.flops import describe, num_params
 from stackjax.runtime.command_line import parse
 from stackjax.runtime.constraints import Checked, check_unset
-from stackjax.sharding import mesh_that_divides
-from stackjax.summary import describe
-from stackjax.train_state import TrainState
+from stackjax.runtime.errors import UserError, one_line_errors
+from stackjax.runtime.numbers import Count, Text, short
+from stackjax.sharding.mesh import mesh_that_divides
+from stackjax.tokenizer.special_tokens import read_tokenizer
+from stackjax.training.train_state import TrainState
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

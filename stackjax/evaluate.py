@@ -20,15 +20,15 @@ import tyro
 from etils import epath
 
 from stackjax.analysis.scores import PAPER_TASKS, tell
-from stackjax.errors import UserError, one_line_errors
-from stackjax.interop.tasks import load_tasks, measure
-from stackjax.lineage import code_version, total
-from stackjax.pretrained import load_pretrained
-from stackjax.quantity import Count, Size, Text, Tokens
+from stackjax.checkpoint.lineage import code_version, total
+from stackjax.files.output import check_writable
+from stackjax.files.storage import replace_text
+from stackjax.inference.pretrained import load_pretrained
+from stackjax.inference.tasks import load_tasks, measure
 from stackjax.runtime.command_line import parse
 from stackjax.runtime.constraints import Checked
-from stackjax.runtime.output import check_writable
-from stackjax.storage import replace_text
+from stackjax.runtime.errors import UserError, one_line_errors
+from stackjax.runtime.numbers import Count, Size, Text, Tokens
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

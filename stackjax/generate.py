@@ -13,13 +13,13 @@ import numpy as np
 import tyro
 from absl import logging
 
-from stackjax.continuation import continuations, generate, new_text
-from stackjax.errors import UserError, one_line_errors
-from stackjax.pretrained import Pretrained, load_pretrained
-from stackjax.quantity import Seed, Size, Text
+from stackjax.inference.generation import continuations, generate, new_text
+from stackjax.inference.pretrained import Pretrained, load_pretrained
+from stackjax.inference.sampling import Sampling
 from stackjax.runtime.command_line import parse
 from stackjax.runtime.constraints import Checked, OnlyWith
-from stackjax.sampling import Sampling
+from stackjax.runtime.errors import UserError, one_line_errors
+from stackjax.runtime.numbers import Seed, Size, Text
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -17,33 +17,32 @@ from absl import logging
 from etils import epath
 from jax.sharding import Mesh
 
-from stackjax.checkpoint import write_first
-from stackjax.checkpoint_directory import absolute, find_checkpoint
+from stackjax.checkpoint.directory import absolute, find_checkpoint
+from stackjax.checkpoint.grow_state import check_finite, grow_by_parts, saved_optimizer
+from stackjax.checkpoint.lineage import begin_grown, total
+from stackjax.checkpoint.restore import check_is_model, load_part, read_contents, read_types
+from stackjax.checkpoint.save import write_first
 from stackjax.config import Config, GrowthField
 from stackjax.config_file import read_config
 from stackjax.data.loader import open_source
-from stackjax.data.staging import refuse_existing, staging_directory
-from stackjax.errors import UserError, one_line_errors
-from stackjax.flops import num_params
-from stackjax.grow_parts import check_finite, grow_by_parts, saved_optimizer
+from stackjax.files.new_directory import new_directory
+from stackjax.files.staging import refuse_existing, staging_directory
 from stackjax.growth import Growth, Learn
 from stackjax.growth.chain import Chain
-from stackjax.held_out import check_held_out, check_promise, model_loss
+from stackjax.inference.pretrained import is_folder, read_params
+from stackjax.inference.provenance import keep_origin
 from stackjax.interop.folder import carry, new_folder, read_lineage, write_folder
-from stackjax.interop.growing import grown_infos, grown_tensors
+from stackjax.interop.grow_folder import grown_infos, grown_tensors
 from stackjax.interop.huggingface import grown_fields, read_folder
-from stackjax.lineage import begin_grown, total
 from stackjax.model import ModelConfig, Params
-from stackjax.new_directory import new_directory
-from stackjax.origin import keep_origin
-from stackjax.pretrained import is_folder, read_params
-from stackjax.quantity import Count, Seed, Text
-from stackjax.restore import check_is_model, load_part, read_contents, read_types
+from stackjax.model.flops import describe, num_params
+from stackjax.run.held_out import check_held_out, check_promise, model_loss
 from stackjax.runtime.command_line import parse
 from stackjax.runtime.constraints import Checked, check_unset
-from stackjax.sharding import mesh_that_divides
-from stackjax.summary import describe
-from stackjax.train_state import TrainState
+from stackjax.runtime.errors import UserError, one_line_errors
+from stackjax.runtime.numbers import Count, Seed, Text
+from stackjax.sharding.mesh import mesh_that_divides
+from stackjax.training.train_state import TrainState
 
 _KEEPS = "keeps the function: the loss is the same, up to rounding"
 _PROMISES = {

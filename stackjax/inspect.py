@@ -13,20 +13,19 @@ from typing import Annotated
 import tyro
 from absl import logging
 
-from stackjax.checkpoint_directory import absolute, find_checkpoint
-from stackjax.contents import Contents
-from stackjax.errors import one_line_errors
-from stackjax.flops import num_params
+from stackjax.checkpoint.contents import Contents
+from stackjax.checkpoint.directory import absolute, find_checkpoint
+from stackjax.checkpoint.lineage import Generation, total
+from stackjax.checkpoint.restore import read_contents
+from stackjax.inference.pretrained import is_folder
 from stackjax.interop.folder import read_lineage
 from stackjax.interop.huggingface import read_folder
-from stackjax.lineage import Generation, total
-from stackjax.phase import Counts
-from stackjax.pretrained import is_folder
-from stackjax.quantity import Text, short
-from stackjax.restore import read_contents
+from stackjax.model.flops import describe, num_params
 from stackjax.runtime.command_line import parse
 from stackjax.runtime.constraints import Checked
-from stackjax.summary import describe
+from stackjax.runtime.errors import one_line_errors
+from stackjax.runtime.numbers import Text, short
+from stackjax.training.phase import Counts
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

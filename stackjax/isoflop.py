@@ -34,10 +34,10 @@ from stackjax.analysis.scaling import Parabola
 from stackjax.analysis.settings import provenance, trace
 from stackjax.analysis.tables import LOSSES, Table, provenance_table
 from stackjax.analysis.timing import GUIDELINE, Refit
-from stackjax.errors import UserError, one_line_errors
-from stackjax.quantity import Positive, short
 from stackjax.runtime.command_line import parse
 from stackjax.runtime.constraints import Checked
+from stackjax.runtime.errors import UserError, one_line_errors
+from stackjax.runtime.numbers import Positive, short
 from stackjax.runtime.ranges import Length
 
 SHARES = (0.5, 1.0)

@@ -13,10 +13,10 @@ import sys
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+from stackjax.analysis.architectures import SEQ_LEN, choose_model, nearest_rates, paper_run
 from stackjax.analysis.plan_text import config_text, show
 from stackjax.analysis.planning import Plan, choose_timing, make_plan
-from stackjax.analysis.shapes import SEQ_LEN, choose_model, nearest_rates, paper_run
-from stackjax.analysis.speed import (
+from stackjax.analysis.throughput import (
     Benchmark,
     Speed,
     estimated_speed,
@@ -24,16 +24,16 @@ from stackjax.analysis.speed import (
     read_benchmark,
 )
 from stackjax.config_file import flatten, read_config
-from stackjax.errors import UserError, one_line_errors
-from stackjax.flops import num_params
 from stackjax.growth import Stack
 from stackjax.model import ModelConfig
-from stackjax.quantity import Positive, Size
+from stackjax.model.flops import num_params
 from stackjax.runtime.command_line import parse
 from stackjax.runtime.constraints import Checked
+from stackjax.runtime.errors import UserError, one_line_errors
+from stackjax.runtime.numbers import Positive, Size
 from stackjax.runtime.ranges import Whole
-from stackjax.sharding import MESH_AXES, MeshConfig, mesh_shape
-from stackjax.stages import stage_models
+from stackjax.sharding.mesh import MESH_AXES, MeshConfig, mesh_shape
+from stackjax.training.stages import stage_models
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

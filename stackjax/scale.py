@@ -16,7 +16,11 @@ from typing import Annotated, Any
 import tyro
 from matplotlib.figure import Figure
 
-from stackjax.analysis.ends import (
+from stackjax.analysis.plots import gap_figure, laws_figure, sign
+from stackjax.analysis.reading import read_record
+from stackjax.analysis.record import LossName, Record
+from stackjax.analysis.report import write_report
+from stackjax.analysis.run_ends import (
     End,
     Pair,
     by_growth,
@@ -27,19 +31,15 @@ from stackjax.analysis.ends import (
     pairs_of,
     power_laws,
 )
-from stackjax.analysis.plots import gap_figure, laws_figure, sign
-from stackjax.analysis.reading import read_record
-from stackjax.analysis.record import LossName, Record
-from stackjax.analysis.report import write_report
 from stackjax.analysis.scaling import GapLaw, Interval, PowerLaw, speedup
 from stackjax.analysis.settings import provenance, trace
 from stackjax.analysis.speedup import Speedup
 from stackjax.analysis.tables import LOSSES, Table, provenance_table, show_speedup
-from stackjax.errors import UserError, one_line_errors
-from stackjax.flops import num_params
-from stackjax.quantity import Positive, short
+from stackjax.model.flops import num_params
 from stackjax.runtime.command_line import parse
 from stackjax.runtime.constraints import Checked
+from stackjax.runtime.errors import UserError, one_line_errors
+from stackjax.runtime.numbers import Positive, short
 from stackjax.runtime.ranges import Length
 
 BEYOND = (1, 10, 100, 1000)

@@ -15,47 +15,39 @@ import jax
 from absl import logging
 from etils import epath
 
-from stackjax import distributed
-from stackjax.checkpoint import Checkpoints
-from stackjax.checkpoint_directory import absolute, clear
-from stackjax.compilation import (
-    growth_key,
-    phase_optimizer,
-    use_compilation_cache,
-)
-from stackjax.compile_ahead import compile_ahead, ends_while_compiling
+from stackjax.checkpoint.directory import absolute, clear
+from stackjax.checkpoint.restore import check_rows_of, newest_lineage
+from stackjax.checkpoint.save import Checkpoints
 from stackjax.config import Config
 from stackjax.config_file import flatten, is_of_training, load_command, same_everywhere
-from stackjax.cpu import keep_memory, release_memory
-from stackjax.errors import memory_used_by, one_line_errors
-from stackjax.flops import num_params, peak_flops
-from stackjax.held_out import check_promise, held_out_layers, held_out_loss, open_data
-from stackjax.marker import after_entering
-from stackjax.metrics import check_sinks, open_sinks
-from stackjax.observer import Observer
-from stackjax.origin import keep_tokenizer
-from stackjax.phase import Counts, Phase
-from stackjax.preflight import check, check_backend, device_memory
-from stackjax.probe import check_probes
-from stackjax.progress import open_progress, timed
-from stackjax.restore import check_rows_of, newest_lineage
-from stackjax.resume import (
-    NEWEST,
-    Position,
-    ResumeConfig,
-    commit_position,
-    find_position,
-)
-from stackjax.rows_file import read_rows
-from stackjax.run import LateRows, Run
+from stackjax.files.rows_file import read_rows
+from stackjax.files.run_lock import run_lock
+from stackjax.inference.provenance import keep_tokenizer
+from stackjax.model.flops import describe, num_params, peak_flops
+from stackjax.run.callbacks import Observer
+from stackjax.run.compile_ahead import compile_ahead, ends_while_compiling
+from stackjax.run.growth_probe import check_probes
+from stackjax.run.held_out import check_promise, held_out_layers, held_out_loss, open_data
+from stackjax.run.init_from import check_start, state_at
+from stackjax.run.metrics import check_sinks, open_sinks
+from stackjax.run.progress import open_progress, timed
+from stackjax.run.resume import NEWEST, Position, ResumeConfig, commit_position, find_position
+from stackjax.run.run import Run
+from stackjax.run.step_log import LateRows
+from stackjax.run.summary import how_to_train_longer, summarize
+from stackjax.run.task_scores import open_tasks
+from stackjax.runtime import distributed
 from stackjax.runtime.agreement import check_agreement, from_process_0, program
-from stackjax.runtime.run_lock import run_lock
-from stackjax.sharding import build_mesh, move
-from stackjax.start import check_start, state_at
-from stackjax.stop import EXIT_CODE, should_stop, stop_on_signals
-from stackjax.summary import describe, how_to_train_longer, summarize
-from stackjax.task_scores import open_tasks
-from stackjax.train_state import TrainState, enter_phase
+from stackjax.runtime.cpu_memory import keep_memory, release_memory
+from stackjax.runtime.errors import memory_used_by, one_line_errors
+from stackjax.runtime.preemption import EXIT_CODE, should_stop, stop_on_signals
+from stackjax.sharding.mesh import build_mesh
+from stackjax.sharding.partition import move
+from stackjax.training.compile import growth_key, phase_optimizer, use_compilation_cache
+from stackjax.training.phase import Counts, Phase
+from stackjax.training.preflight import check, check_backend, device_memory
+from stackjax.training.run_position import after_entering
+from stackjax.training.train_state import TrainState, enter_phase
 
 
 def train(config: Config, options: ResumeConfig = NEWEST) -> None:

@@ -13,7 +13,6 @@ from stackjax import model
 from stackjax.config import (
     CheckpointConfig,
     Config,
-    DataConfig,
     EvaluationConfig,
     LoggingConfig,
     OptimizerConfig,
@@ -21,6 +20,7 @@ from stackjax.config import (
     Stage,
 )
 from stackjax.data.batch import Batch
+from stackjax.data.config import DataConfig
 from stackjax.growth import (
     DepthRandom,
     DepthUpscale,
@@ -38,9 +38,9 @@ from stackjax.growth import (
 )
 from stackjax.model import ModelConfig
 from stackjax.model.config import RopeScaling
-from stackjax.optimizer import LearningRate
-from stackjax.phase import Counts, Phase, Waypoint
-from stackjax.sharding import MeshConfig, build_mesh
+from stackjax.sharding.mesh import MeshConfig, build_mesh
+from stackjax.training.optimizer import LearningRate
+from stackjax.training.phase import Counts, Phase, Waypoint
 
 jax.config.update("jax_num_cpu_devices", 8)
 # Compiling is most of what the tests do; unoptimised it takes a quarter of the time.

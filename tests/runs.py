@@ -22,10 +22,10 @@ import pytest
 from orbax.checkpoint import v1 as ocp
 
 from stackjax import train
-from stackjax.compile_ahead import ends_while_compiling
 from stackjax.config import Config
 from stackjax.config_file import load_config
-from stackjax.prepare import PrepareConfig, prepare
+from stackjax.data.prepare import PrepareConfig, prepare
+from stackjax.run.compile_ahead import ends_while_compiling
 
 ROOT = Path(__file__).parent.parent
 WORDS = ("a", "model", "that", "grows", "while", "it", "trains", "and", "never", "forgets")

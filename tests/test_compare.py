@@ -16,23 +16,23 @@ from matplotlib.figure import Figure
 from recorded import record_run, row, seam
 
 from stackjax.analysis.comparison import compare, group
-from stackjax.analysis.curve import Curve
 from stackjax.analysis.layer_figure import caption, layer_figure
+from stackjax.analysis.loss_curve import Curve
 from stackjax.analysis.plots import sign
 from stackjax.analysis.reading import read_record
 from stackjax.analysis.record import COSTS
 from stackjax.analysis.settings import trace
 from stackjax.analysis.speedup import at_budget, crossing, speedup_at_loss
-from stackjax.checkpoint import write_first
+from stackjax.checkpoint.contents import Contents
+from stackjax.checkpoint.lineage import Generation
+from stackjax.checkpoint.save import write_first
 from stackjax.compare import CompareConfig, main, write
 from stackjax.config import Stage
-from stackjax.contents import Contents
-from stackjax.errors import UserError
 from stackjax.growth import Stack
-from stackjax.lineage import Generation
-from stackjax.phase import Counts
+from stackjax.runtime.errors import UserError
 from stackjax.train import train
-from stackjax.train_state import TrainState
+from stackjax.training.phase import Counts
+from stackjax.training.train_state import TrainState
 
 # A loss of 3 at 1e15 FLOPs, falling to two thirds of it for each factor of 100.
 POWER = math.log(2 / 3) / math.log(100)

@@ -17,11 +17,11 @@ from stackjax.config_file import (
     record_config,
 )
 from stackjax.data.manifest import Manifest, Split
-from stackjax.data.tokenizer_info import TokenizerInfo
-from stackjax.errors import UserError
 from stackjax.growth import LayerMap, Stack
-from stackjax.sharding import MeshConfig
-from stackjax.stages import stage_models
+from stackjax.runtime.errors import UserError
+from stackjax.sharding.mesh import MeshConfig
+from stackjax.tokenizer.tokenizer_info import TokenizerInfo
+from stackjax.training.stages import stage_models
 
 # Beside the tests, so that the file shares their tiny run.
 FILE = """

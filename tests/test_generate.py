@@ -14,13 +14,13 @@ from jax.sharding import NamedSharding
 from judge import greedy
 
 from stackjax import model
-from stackjax.continuation import continuations, generate, new_text
-from stackjax.data.tokenization import Tokenization, tokenization
-from stackjax.data.tokenizer import Tokenizer
 from stackjax.generate import main, read_prompts
-from stackjax.pretrained import Pretrained
-from stackjax.sampling import Sampling
-from stackjax.sharding import partition_of
+from stackjax.inference.generation import continuations, generate, new_text
+from stackjax.inference.pretrained import Pretrained
+from stackjax.inference.sampling import Sampling
+from stackjax.sharding.partition import partition_of
+from stackjax.tokenizer.tokenization import Tokenization, tokenization
+from stackjax.tokenizer.tokenizer import Tokenizer
 
 GREEDY = Sampling(temperature=0)
 KEY = jax.random.key(3)

@@ -14,18 +14,18 @@ from runs import last_state, rows
 
 from stackjax import grow as command
 from stackjax import model
-from stackjax.checkpoint import Checkpoints
-from stackjax.checkpoint_directory import find_checkpoint
-from stackjax.compilation import abstract_part
+from stackjax.checkpoint.directory import find_checkpoint
+from stackjax.checkpoint.grow_state import grow_by_parts
+from stackjax.checkpoint.restore import load_whole, read_contents
+from stackjax.checkpoint.save import Checkpoints
 from stackjax.config import CheckpointConfig, OptimizerConfig
-from stackjax.grow_parts import grow_by_parts
 from stackjax.growth import DepthRandom, Learn, Stack
 from stackjax.growth.learned import Fit
-from stackjax.optimizer import build_optimizer
-from stackjax.phase import Counts
-from stackjax.restore import load_whole, read_contents
-from stackjax.sharding import on_mesh
-from stackjax.train_state import TrainState, grow_state, init_state
+from stackjax.sharding.partition import on_mesh
+from stackjax.training.compile import abstract_part
+from stackjax.training.optimizer import build_optimizer
+from stackjax.training.phase import Counts
+from stackjax.training.train_state import TrainState, grow_state, init_state
 
 KEY = jax.random.key(0)
 ADAMW = OptimizerConfig(peak_learning_rate=1e-2)

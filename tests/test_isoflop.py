@@ -12,9 +12,9 @@ from recorded import record_run, row, seam
 from stackjax.analysis.reading import read_record
 from stackjax.analysis.timing import TimingLaw
 from stackjax.config import Stage
-from stackjax.flops import num_params
 from stackjax.growth import Noise, Stack, chain
 from stackjax.isoflop import IsoflopConfig, find, main, write
+from stackjax.model.flops import num_params
 
 PLANTED = TimingLaw(params=0.6, flops=40.0, constant=2.5)
 BEST_FACTOR = 3.0

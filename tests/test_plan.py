@@ -11,19 +11,19 @@ from pathlib import Path
 import pytest
 from conftest import tiny_run
 
+from stackjax.analysis.architectures import SHAPES, choose_model
+from stackjax.analysis.budget import scratch_tokens
 from stackjax.analysis.plan_text import amount
 from stackjax.analysis.planning import choose_timing, grown_run
 from stackjax.analysis.published import PUBLISHED, nearest_published
-from stackjax.analysis.shapes import SHAPES, choose_model
-from stackjax.budget import scratch_tokens
 from stackjax.config_file import flatten, read_config
-from stackjax.errors import UserError
-from stackjax.flops import flops_6nd, matmul_flops, num_params
 from stackjax.growth import Stack
-from stackjax.phases import expand
+from stackjax.model.flops import flops_6nd, matmul_flops, num_params
 from stackjax.plan import MeshSizes, PlanConfig, main, plan, report
-from stackjax.preflight import check
-from stackjax.sharding import MeshConfig
+from stackjax.runtime.errors import UserError
+from stackjax.sharding.mesh import MeshConfig
+from stackjax.training.expand import expand
+from stackjax.training.preflight import check
 
 # N, D, and billions of tokens d by table 4 of arXiv:2405.15319.
 TABLE_4 = {

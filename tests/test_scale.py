@@ -8,7 +8,7 @@ import pytest
 from conftest import tiny_model, tiny_run
 from recorded import record_run, row, seam
 
-from stackjax.analysis.ends import gap_points
+from stackjax.analysis.run_ends import gap_points
 from stackjax.config import Stage
 from stackjax.growth import Stack
 from stackjax.scale import ScaleConfig, find, main, write

@@ -27,9 +27,9 @@ from stackjax.growth import (
     WidthZero,
     chain,
 )
-from stackjax.marker import read_marker
-from stackjax.sharding import MeshConfig
+from stackjax.sharding.mesh import MeshConfig
 from stackjax.train import train
+from stackjax.training.run_position import read_marker
 
 
 def with_stage_1(config, **fields):

@@ -9,10 +9,10 @@ import jax
 from scripts.measure.machine import check_time
 from scripts.measure.result import CannotMeasure, seconds_of
 from scripts.measure.step import WARMUP_STEPS, random_batch, run_steps
-from stackjax.compilation import compile_step, new_state
 from stackjax.config import Config
-from stackjax.phase import Phase
-from stackjax.sharding import build_mesh
+from stackjax.sharding.mesh import build_mesh
+from stackjax.training.compile import compile_step, new_state
+from stackjax.training.phase import Phase
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

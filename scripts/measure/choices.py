@@ -18,12 +18,12 @@ from scripts.measure.step import (
     random_batch,
     run_steps,
 )
-from stackjax.compilation import new_state
 from stackjax.config import Config
 from stackjax.model.attention import choose_kernel
 from stackjax.model.module import compute_dtype
 from stackjax.model.transformer import all_layers, layers_per_iteration
-from stackjax.phase import Phase
+from stackjax.training.compile import new_state
+from stackjax.training.phase import Phase
 
 CHUNKS = (64, 128, 256, 512)
 KERNELS = {"cpu": ("xla",), "gpu": ("xla", "cudnn"), "tpu": ("xla", "splash")}

@@ -12,14 +12,14 @@ from scripts.measure.machine import check_memory
 from scripts.measure.result import median, seconds_of
 from stackjax import model
 from stackjax.config import Config
-from stackjax.continuation import generate
 from stackjax.data.device import put_rows
-from stackjax.data.tokenization import tokenization
-from stackjax.data.tokenizer import load_tokenizer
-from stackjax.phase import Phase
-from stackjax.pretrained import Pretrained
-from stackjax.sampling import Sampling
-from stackjax.scoring import Span, score
+from stackjax.inference.generation import generate
+from stackjax.inference.pretrained import Pretrained
+from stackjax.inference.sampling import Sampling
+from stackjax.inference.scoring import Span, score
+from stackjax.tokenizer.tokenization import tokenization
+from stackjax.tokenizer.tokenizer import load_tokenizer
+from stackjax.training.phase import Phase
 
 REPEATS = 7
 BATCHES = 4

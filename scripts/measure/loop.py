@@ -17,26 +17,26 @@ from jax.sharding import Mesh
 
 from scripts.measure.result import CannotMeasure, NotMeasured, Number, median
 from scripts.measure.step import Times, random_batch, random_rows, run_steps
-from stackjax.checkpoint_directory import absolute
-from stackjax.compilation import compile_step, new_state
+from stackjax.checkpoint.directory import absolute
 from stackjax.config import CheckpointConfig, Config, EvaluationConfig, Schedule, Stage
 from stackjax.data.device import local_rows, put
 from stackjax.data.loader import open_source, train_batches
 from stackjax.data.manifest import MANIFEST, Manifest, Split, write_manifest
 from stackjax.data.shards import ShardWriter
 from stackjax.data.sources import TokenSource
-from stackjax.data.tokenizer_info import TokenizerInfo
-from stackjax.marker import NEW_RUN
-from stackjax.metrics import open_sinks
+from stackjax.files.rows_file import NO_ROWS
 from stackjax.model import ModelConfig
-from stackjax.phase import Phase
-from stackjax.phases import expand
-from stackjax.progress import open_progress
-from stackjax.rows_file import NO_ROWS
-from stackjax.run import Run
-from stackjax.sharding import num_shards
+from stackjax.run.metrics import open_sinks
+from stackjax.run.progress import open_progress
+from stackjax.run.run import Run
+from stackjax.sharding.partition import num_shards
+from stackjax.tokenizer.tokenizer_info import TokenizerInfo
 from stackjax.train import run_phase
-from stackjax.train_state import TrainState
+from stackjax.training.compile import compile_step, new_state
+from stackjax.training.expand import expand
+from stackjax.training.phase import Phase
+from stackjax.training.run_position import NEW_RUN
+from stackjax.training.train_state import TrainState
 
 SYNTHETIC_TOKENS = 2**23
 BLOCK_STEPS = 50

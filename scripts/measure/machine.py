@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import psutil
 
 from scripts.measure.result import CannotMeasure, seconds_of
-from stackjax.cpu import release_memory
+from stackjax.runtime.cpu_memory import release_memory
 
 VARIABLES = ("XLA_FLAGS", "GLIBC_TUNABLES", "LD_PRELOAD")
 """Variables of the environment that make the same program faster or slower."""

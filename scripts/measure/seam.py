@@ -26,15 +26,16 @@ from scripts.measure.result import (
     read_peaks,
     seconds_of,
 )
-from stackjax.checkpoint import Checkpoints
-from stackjax.checkpoint_directory import absolute
-from stackjax.compilation import abstract_state, new_state, phase_optimizer
+from stackjax.checkpoint.directory import absolute
+from stackjax.checkpoint.restore import load_whole
+from stackjax.checkpoint.save import Checkpoints
 from stackjax.config import Config
-from stackjax.phase import Phase
-from stackjax.preflight import bytes_per_device
-from stackjax.restore import load_whole
-from stackjax.sharding import build_mesh, partition_of
-from stackjax.train_state import TrainState, enter_phase
+from stackjax.sharding.mesh import build_mesh
+from stackjax.sharding.partition import partition_of
+from stackjax.training.compile import abstract_state, new_state, phase_optimizer
+from stackjax.training.phase import Phase
+from stackjax.training.preflight import bytes_per_device
+from stackjax.training.train_state import TrainState, enter_phase
 
 Grown = Literal["parameters", "reset", "grow", "keep"]
 """What grows: parameters alone; or the whole state, with that `optimizer_state`."""

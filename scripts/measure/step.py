@@ -11,16 +11,16 @@ from jax.sharding import Mesh
 
 from scripts.measure.machine import check_memory, check_time, measure_machine
 from scripts.measure.result import NotMeasured, Number, peaks_since, read_peaks, seconds_of
-from stackjax.compilation import abstract_state, compile_step, jit_step, new_state
 from stackjax.config import Config
 from stackjax.data import packing
 from stackjax.data.batch import Batch
 from stackjax.data.device import local_rows, put
-from stackjax.flops import flops_6nd, matmul_flops, mfu, num_params
+from stackjax.model.flops import flops_6nd, matmul_flops, mfu, num_params
 from stackjax.model.module import compute_dtype
-from stackjax.phase import Phase
-from stackjax.sharding import on_mesh
-from stackjax.train_state import TrainState
+from stackjax.sharding.partition import on_mesh
+from stackjax.training.compile import abstract_state, compile_step, jit_step, new_state
+from stackjax.training.phase import Phase
+from stackjax.training.train_state import TrainState
 
 WARMUP_STEPS = 3
 PROFILED_STEPS = 5

@@ -26,11 +26,11 @@ from scripts.measure.machine import cpu_model, num_cores
 from scripts.page import replace_table
 from scripts.peers.environment import ENVIRONMENTS, Environment
 from scripts.peers.report import PACKAGES, Measured, contents, origin, table
-from stackjax.errors import UserError, one_line_errors
-from stackjax.quantity import Size, Text
+from stackjax.files.output import check_writable
 from stackjax.runtime.command_line import parse
 from stackjax.runtime.constraints import Checked
-from stackjax.runtime.output import check_writable
+from stackjax.runtime.errors import UserError, one_line_errors
+from stackjax.runtime.numbers import Size, Text
 
 PeerName = Literal["stackjax", "plain", "maxtext", "litgpt", "transformers"]
 ROOT = Path(__file__).parents[2]

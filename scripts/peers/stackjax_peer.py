@@ -6,23 +6,23 @@ import jax
 import numpy as np
 
 from scripts.peers.peer import LEARNING_RATE, Peer, Shape
-from stackjax.compilation import compile_step, new_state
 from stackjax.config import (
     CheckpointConfig,
     Config,
-    DataConfig,
     EvaluationConfig,
     LoggingConfig,
     OptimizerConfig,
     Schedule,
     Stage,
 )
-from stackjax.cpu import keep_memory
 from stackjax.data.batch import Batch
+from stackjax.data.config import DataConfig
 from stackjax.data.device import put
 from stackjax.model import ModelConfig
-from stackjax.phases import expand
-from stackjax.sharding import build_mesh
+from stackjax.runtime.cpu_memory import keep_memory
+from stackjax.sharding.mesh import build_mesh
+from stackjax.training.compile import compile_step, new_state
+from stackjax.training.expand import expand
 
 
 def build(shape: Shape) -> Peer:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from scripts.peers.peer import SHAPES, Peer
-from stackjax.errors import UserError, one_line_errors
+from stackjax.runtime.errors import UserError, one_line_errors
 
 WARMUP_STEPS = 2
 

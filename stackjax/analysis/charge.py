@@ -5,10 +5,10 @@ from typing import Any
 
 from etils import epath
 
-from stackjax.checkpoint_directory import absolute, find_checkpoint
-from stackjax.errors import UserError
-from stackjax.lineage import Generation
-from stackjax.restore import read_contents
+from stackjax.checkpoint.directory import absolute, find_checkpoint
+from stackjax.checkpoint.lineage import Generation
+from stackjax.checkpoint.restore import read_contents
+from stackjax.runtime.errors import UserError
 
 
 def read_origin(directory: epath.Path, config: Mapping[str, Any]) -> tuple[Generation, ...]:

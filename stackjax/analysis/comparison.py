@@ -6,12 +6,12 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from stackjax.analysis.curve import MonotoneCurve
+from stackjax.analysis.loss_curve import MonotoneCurve
 from stackjax.analysis.record import COSTS, LossName, Record, check_comparable
 from stackjax.analysis.settings import charges, differences, settings, uneven
 from stackjax.analysis.speedup import AtBudget, Speedup, at_budget, crossing, speedup_at_loss
-from stackjax.errors import UserError
-from stackjax.quantity import short
+from stackjax.runtime.errors import UserError
+from stackjax.runtime.numbers import short
 
 _SHARES = (0.25, 0.5, 0.75, 1.0)
 """Of what scratch has spent: where the tables look if they are not told."""

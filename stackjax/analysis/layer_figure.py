@@ -12,7 +12,7 @@ from matplotlib.ticker import MaxNLocator
 
 from stackjax.analysis.plots import COLORS, INK, in_ink
 from stackjax.analysis.record import Record
-from stackjax.quantity import short
+from stackjax.runtime.numbers import short
 
 Row = Mapping[str, Any]
 

@@ -10,9 +10,9 @@ from stackjax.analysis.planning import Plan, PlannedStage
 from stackjax.analysis.published import Published
 from stackjax.config import Config
 from stackjax.growth import Growth
-from stackjax.phases import expand
-from stackjax.sharding import MESH_AXES, mesh_shape
-from stackjax.summary import describe
+from stackjax.model.flops import describe
+from stackjax.sharding.mesh import MESH_AXES, mesh_shape
+from stackjax.training.expand import expand
 
 _WIDTH = 96
 _LABEL = 17

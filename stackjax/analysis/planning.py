@@ -8,17 +8,17 @@ import dataclasses
 import math
 from typing import Literal
 
+from stackjax.analysis.budget import for_flops
 from stackjax.analysis.published import Advice, Published, nearest_published, other_advice
-from stackjax.analysis.speed import Speed
+from stackjax.analysis.throughput import Speed
 from stackjax.analysis.timing import GUIDELINE, SCALE_FREE, outside_range
-from stackjax.budget import for_flops
 from stackjax.config import Config, Stage
-from stackjax.flops import flops_6nd, matmul_flops, num_layer_params, num_params
 from stackjax.growth import Stack
 from stackjax.model import ModelConfig
-from stackjax.phases import expand
-from stackjax.preflight import check
-from stackjax.stages import stage_models
+from stackjax.model.flops import flops_6nd, matmul_flops, num_layer_params, num_params
+from stackjax.training.expand import expand
+from stackjax.training.preflight import check
+from stackjax.training.stages import stage_models
 
 MAX_SHARE = 0.5
 """Of D: a d beyond this is no advice, whatever law it comes from."""

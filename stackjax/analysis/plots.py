@@ -13,8 +13,8 @@ from matplotlib.axes import Axes as Plot
 from matplotlib.figure import Figure
 
 from stackjax.analysis.comparison import Group
-from stackjax.analysis.ends import End
 from stackjax.analysis.record import COSTS, LossName
+from stackjax.analysis.run_ends import End
 from stackjax.analysis.scaling import GapLaw, PowerLaw
 from stackjax.analysis.tables import LOSSES
 

@@ -5,8 +5,8 @@ import math
 from collections.abc import Mapping
 
 from stackjax.analysis.timing import SCALE_FREE
-from stackjax.flops import num_params
 from stackjax.model import ModelConfig
+from stackjax.model.flops import num_params
 
 CHINCHILLA = 20
 """Tokens of a parameter that are one budget of arXiv:2203.15556."""

@@ -9,12 +9,12 @@ from etils import epath
 
 from stackjax.analysis.charge import read_origin
 from stackjax.analysis.record import Record
+from stackjax.checkpoint.restore import check_rows_of
 from stackjax.config_record import RECORD, read_config_record
-from stackjax.errors import UserError
-from stackjax.restore import check_rows_of
-from stackjax.rows_file import read_rows
-from stackjax.runtime.json_file import decode
-from stackjax.storage import check_bucket
+from stackjax.files.json_file import decode
+from stackjax.files.rows_file import read_rows
+from stackjax.files.storage import check_bucket
+from stackjax.runtime.errors import UserError
 
 _FIELDS = {
     "seed": int,

@@ -9,15 +9,15 @@ from typing import Any, Literal
 import numpy as np
 from etils import epath
 
-from stackjax.analysis.curve import Curve
+from stackjax.analysis.loss_curve import Curve
+from stackjax.checkpoint.lineage import Generation, total
 from stackjax.config import Stage
-from stackjax.errors import UserError
+from stackjax.files.json_file import decode
 from stackjax.growth import Growth, parse_growth
-from stackjax.lineage import Generation, total
 from stackjax.model.config import EXECUTION, ModelConfig
-from stackjax.phase import Counts
-from stackjax.runtime.json_file import decode
-from stackjax.stages import stage_lengths
+from stackjax.runtime.errors import UserError
+from stackjax.training.phase import Counts
+from stackjax.training.stages import stage_lengths
 
 LossName = Literal["held_out", "train"]
 

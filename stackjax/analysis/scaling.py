@@ -14,7 +14,7 @@ import numpy.typing as npt
 import scipy.stats
 
 from stackjax.analysis.speedup import CONFIDENCE, Estimate
-from stackjax.errors import UserError
+from stackjax.runtime.errors import UserError
 
 Interval = tuple[float, float]
 """Lower and upper end, 95 %."""

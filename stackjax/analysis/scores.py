@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from stackjax.analysis.published import ACCURACY_TASKS, PUBLISHED_SCORES, PublishedScores
-from stackjax.quantity import short
+from stackjax.runtime.numbers import short
 
 WIKITEXT = "wikitext"
 PAPER_TASKS = (*ACCURACY_TASKS, WIKITEXT)

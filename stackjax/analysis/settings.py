@@ -7,8 +7,8 @@ from typing import Any
 
 from stackjax.analysis.record import Record
 from stackjax.config import Schedule
-from stackjax.flops import num_params
-from stackjax.quantity import short
+from stackjax.model.flops import num_params
+from stackjax.runtime.numbers import short
 
 _SCHEDULE = tuple(field.name for field in dataclasses.fields(Schedule))
 _STAGE = ("batch_size", "train_layers", "scale_by_fan_in", "optimizer_state")

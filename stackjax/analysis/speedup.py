@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 import scipy.stats
 
-from stackjax.analysis.curve import MonotoneCurve
+from stackjax.analysis.loss_curve import MonotoneCurve
 
 CONFIDENCE = 0.95
 

@@ -13,9 +13,9 @@ from etils import epath
 
 from stackjax.data.manifest import MANIFEST, Shard, SplitName, read_manifest
 from stackjax.data.shard_hash import hash_file
-from stackjax.data.staging import lock_directory
-from stackjax.errors import UserError
-from stackjax.storage import is_remote, replace_text
+from stackjax.files.staging import lock_directory
+from stackjax.files.storage import is_remote, replace_text
+from stackjax.runtime.errors import UserError
 
 COPIES_AT_A_TIME = 8
 

@@ -10,7 +10,7 @@ from typing import Any, BinaryIO
 
 import zstandard
 
-from stackjax.errors import UserError
+from stackjax.runtime.errors import UserError
 
 INPUT_BYTES = 2**14
 """Bytes that are decompressed at a time: small, since each may become 32 KiB."""

@@ -9,7 +9,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
 from stackjax.data.batch import Batch
-from stackjax.sharding import logical
+from stackjax.sharding.partition import logical
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:

@@ -20,8 +20,8 @@ from stackjax.data.parquet import list_parquet, read_parquet
 from stackjax.data.piece import Piece, cut
 from stackjax.data.text_field import NullTexts
 from stackjax.data.tfds_examples import list_tfds, read_tfds
-from stackjax.errors import UserError
-from stackjax.storage import is_remote
+from stackjax.files.storage import is_remote
+from stackjax.runtime.errors import UserError
 
 FILES_AT_A_TIME = 16
 

@@ -8,7 +8,7 @@ from typing import BinaryIO
 from stackjax.data.compression import open_compressed
 from stackjax.data.piece import Piece
 from stackjax.data.text_field import NullTexts, check_names, text_of
-from stackjax.errors import UserError
+from stackjax.runtime.errors import UserError
 
 FIRST_LINE_BYTES = 2**20
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"

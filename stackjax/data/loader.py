@@ -13,15 +13,15 @@ import numpy as np
 from absl import flags
 from etils import epath
 
-from stackjax.config import DataConfig
 from stackjax.data import packing
 from stackjax.data.batch import Batch
 from stackjax.data.cache import local_copy
+from stackjax.data.config import DataConfig
 from stackjax.data.manifest import MANIFEST, SplitName
+from stackjax.data.prepare import PrepareConfig, prepare
 from stackjax.data.sources import TokenSource
-from stackjax.errors import UserError
-from stackjax.prepare import PrepareConfig, prepare
-from stackjax.storage import check_bucket, is_remote
+from stackjax.files.storage import check_bucket, is_remote
+from stackjax.runtime.errors import UserError
 
 Rows = slice | np.ndarray
 

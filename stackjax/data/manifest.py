@@ -12,10 +12,10 @@ from typing import Any, Literal
 import numpy as np
 from etils import epath
 
-from stackjax.data.tokenizer_info import TokenizerInfo
-from stackjax.errors import UserError
-from stackjax.runtime.json_file import Fields, decode, hash_of, read_object, seal, unseal
-from stackjax.runtime.paths import file_inside
+from stackjax.files.json_file import Fields, decode, hash_of, read_object, seal, unseal
+from stackjax.files.paths import file_inside
+from stackjax.runtime.errors import UserError
+from stackjax.tokenizer.tokenizer_info import TokenizerInfo
 
 MANIFEST = "manifest.json"
 FORMAT = 2

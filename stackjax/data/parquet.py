@@ -5,7 +5,7 @@ from typing import Any
 
 from stackjax.data.piece import Piece
 from stackjax.data.text_field import NullTexts, check_names, text_of
-from stackjax.errors import UserError
+from stackjax.runtime.errors import UserError
 
 ROWS_AT_A_TIME = 1024
 

@@ -12,8 +12,8 @@ from array_record.python.array_record_module import ArrayRecordWriter
 from stackjax.data import packing
 from stackjax.data.manifest import RECORD_TOKENS, SPLITS, Shard, SplitName, TokenDtype
 from stackjax.data.shard_hash import ShardHash
-from stackjax.data.tokenizer import Tokenizer
-from stackjax.errors import UserError
+from stackjax.runtime.errors import UserError
+from stackjax.tokenizer.tokenizer import Tokenizer
 
 DOCUMENTS_AT_A_TIME = 64
 

@@ -16,7 +16,7 @@ from etils import epath
 
 from stackjax.data.manifest import SplitName, again, read_manifest
 from stackjax.data.shard_hash import hash_ends
-from stackjax.errors import UserError
+from stackjax.runtime.errors import UserError
 
 CHECKS_AT_A_TIME = 16
 

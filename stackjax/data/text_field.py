@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from typing import Literal
 
-from stackjax.errors import UserError
+from stackjax.runtime.errors import UserError
 
 NullTexts = Literal["refuse", "skip"]
 

@@ -2,13 +2,7 @@
 
 from stackjax.growth.base import Growth, Promise
 from stackjax.growth.chain import chain
-from stackjax.growth.depth import (
-    DepthUpscale,
-    InsertBlock,
-    Interleave,
-    LayerMap,
-    Stack,
-)
+from stackjax.growth.depth import DepthUpscale, InsertBlock, Interleave, LayerMap, Stack
 from stackjax.growth.learned import Learn
 from stackjax.growth.masked import DepthRandom, WidthRandom
 from stackjax.growth.moments import grow_opt_state, zero_where

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from stackjax.axes import Axes
+from stackjax.sharding.axes import Axes
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,10 +11,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from stackjax.axes import Axes
 from stackjax.growth.axis_map import AxisMap, is_new
 from stackjax.model.config import SIZES, ModelConfig
 from stackjax.runtime.constraints import check_fields
+from stackjax.sharding.axes import Axes
 
 Promise = Literal["no", "exact_at_start", "exact"]
 """Whether the grown model computes the source's function: not, until it trains, always."""

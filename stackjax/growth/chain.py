@@ -10,10 +10,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from stackjax.errors import UserError
 from stackjax.growth.axis_map import AxisMap
 from stackjax.growth.base import FreshLayer, Growth, Order, Promise, Reparameterisation
 from stackjax.model.config import ModelConfig
+from stackjax.runtime.errors import UserError
 from stackjax.runtime.ranges import Length
 
 MAX_LINKS = 64

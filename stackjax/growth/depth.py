@@ -10,14 +10,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from stackjax.axes import Axes
-from stackjax.errors import UserError
 from stackjax.growth.axis_map import AxisMap, gather_tree
 from stackjax.growth.base import FreshLayer, Growth, Order, Promise, fill
 from stackjax.growth.pattern import parse_pattern
 from stackjax.model.config import MAX_LAYERS, ModelConfig
-from stackjax.quantity import Size
+from stackjax.runtime.errors import UserError
+from stackjax.runtime.numbers import Size
 from stackjax.runtime.ranges import Length, Whole
+from stackjax.sharding.axes import Axes
 
 Factor = Annotated[int, Whole(at_least=1, at_most=1000)]
 """How many times as deep, or wide, something becomes."""

@@ -9,20 +9,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from stackjax.axes import Axes
-from stackjax.errors import UserError
 from stackjax.growth.axis_map import AxisMap
-from stackjax.growth.base import (
-    Growth,
-    Order,
-    Promise,
-    Reparameterisation,
-    fold_name,
-)
+from stackjax.growth.base import Growth, Order, Promise, Reparameterisation, fold_name
 from stackjax.growth.depth import Factor, Stack
 from stackjax.growth.width import Ratio, WidthSplit
 from stackjax.model.config import ModelConfig, axis_size
-from stackjax.quantity import Positive, Size
+from stackjax.runtime.errors import UserError
+from stackjax.runtime.numbers import Positive, Size
+from stackjax.sharding.axes import Axes
 
 _EXACT = jax.lax.Precision.HIGHEST
 

@@ -13,7 +13,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from stackjax.axes import Axes
 from stackjax.growth.axis_map import AxisMap, along, gather_tree, new_indices, zero_new
 from stackjax.growth.base import (
     FreshLayer,
@@ -33,7 +32,8 @@ from stackjax.growth.depth import (
 )
 from stackjax.growth.width import WidthGrowth, check_new_heads
 from stackjax.model.config import ModelConfig
-from stackjax.quantity import Tokens
+from stackjax.runtime.numbers import Tokens
+from stackjax.sharding.axes import Axes
 
 
 @dataclasses.dataclass(frozen=True)

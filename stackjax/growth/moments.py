@@ -8,10 +8,10 @@ import jax.numpy as jnp
 import optax
 import optax.contrib
 
-from stackjax.axes import Axes
 from stackjax.growth.axis_map import zero_new
 from stackjax.growth.base import Growth, Order
 from stackjax.model.config import ModelConfig, axis_size
+from stackjax.sharding.axes import Axes
 
 
 def grow_opt_state(

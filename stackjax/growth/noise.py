@@ -7,11 +7,11 @@ from typing import Any
 
 import jax
 
-from stackjax.axes import Axes
 from stackjax.growth.axis_map import AxisMap
 from stackjax.growth.base import Growth, Order, Promise, map_params, writes_residual
 from stackjax.model.config import ModelConfig
-from stackjax.quantity import Share
+from stackjax.runtime.numbers import Share
+from stackjax.sharding.axes import Axes
 
 
 @dataclasses.dataclass(frozen=True)

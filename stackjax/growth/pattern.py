@@ -2,8 +2,8 @@
 
 import re
 
-from stackjax.errors import UserError
 from stackjax.model.config import MAX_LAYERS
+from stackjax.runtime.errors import UserError
 from stackjax.runtime.ranges import show
 
 _RUN = re.compile(r"(\d+)\.\.(\d+)")

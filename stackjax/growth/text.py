@@ -9,21 +9,15 @@ from collections.abc import Callable
 from fractions import Fraction
 from typing import Any, Literal
 
-from stackjax.errors import UserError
 from stackjax.growth.base import Growth
 from stackjax.growth.chain import MAX_LINKS, chain
-from stackjax.growth.depth import (
-    DepthUpscale,
-    InsertBlock,
-    Interleave,
-    LayerMap,
-    Stack,
-)
+from stackjax.growth.depth import DepthUpscale, InsertBlock, Interleave, LayerMap, Stack
 from stackjax.growth.learned import Learn
 from stackjax.growth.masked import DepthRandom, WidthRandom
 from stackjax.growth.noise import Noise
 from stackjax.growth.width import WidthSplit
 from stackjax.growth.zero import DepthZero, WidthZero
+from stackjax.runtime.errors import UserError
 from stackjax.runtime.ranges import show
 
 OPERATORS: dict[str, type[Growth]] = {

@@ -13,14 +13,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from stackjax.axes import Axes
-from stackjax.errors import UserError
 from stackjax.growth.axis_map import AxisMap, along, gather, is_new
 from stackjax.growth.base import FreshLayer, Growth, Order, Promise, map_params
 from stackjax.growth.depth import Factor
 from stackjax.model.config import MAX_DIM, SIZES, ModelConfig
-from stackjax.quantity import NonNegative
+from stackjax.runtime.errors import UserError
+from stackjax.runtime.numbers import NonNegative
 from stackjax.runtime.ranges import Rational
+from stackjax.sharding.axes import Axes
 
 Ratio = Annotated[int | Fraction, Rational(at_least=1, at_most=1000)]
 """How many times as wide an axis becomes; 3/2 where that makes a whole number."""

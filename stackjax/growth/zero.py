@@ -7,7 +7,6 @@ from typing import Any, Literal
 import jax
 import numpy as np
 
-from stackjax.axes import Axes
 from stackjax.growth.axis_map import AxisMap, along, gather, new_indices, zero_new
 from stackjax.growth.base import FreshLayer, Order, Promise, fill_new
 from stackjax.growth.depth import (
@@ -19,6 +18,7 @@ from stackjax.growth.depth import (
 )
 from stackjax.growth.width import WidthGrowth, check_new_heads, residual_factor
 from stackjax.model.config import ModelConfig
+from stackjax.sharding.axes import Axes
 
 
 @dataclasses.dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 import importlib.util
 
-from stackjax.errors import UserError
+from stackjax.runtime.errors import UserError
 
 
 def check_installed(*packages: str) -> None:

@@ -5,12 +5,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from stackjax.errors import UserError
+from stackjax.files.paths import file_inside
 from stackjax.interop.families import FAMILIES, LLAMA3_RULES, ROPE_RULES, RULES, SIZES, Family
 from stackjax.interop.rule import check_fields, shown
 from stackjax.model import ModelConfig
 from stackjax.model.config import RopeScaling
-from stackjax.runtime.paths import file_inside
+from stackjax.runtime.errors import UserError
 
 CONFIG = "config.json"
 _MAX_JSON_BYTES = 10**8

@@ -11,24 +11,24 @@ import numpy as np
 import rich.progress
 from etils import epath
 
-from stackjax.data.staging import refuse_existing
-from stackjax.data.tokenization import Tokenization
-from stackjax.data.tokenizer import Tokenizer
-from stackjax.data.tokenizer_info import write_file
-from stackjax.data.tokenizer_json import bytes_fields
-from stackjax.errors import UserError
-from stackjax.flops import flops_6nd, num_params
+from stackjax.checkpoint.lineage import Generation, from_json, total
+from stackjax.files.json_file import read_object
+from stackjax.files.paths import file_inside
+from stackjax.files.staging import refuse_existing
+from stackjax.files.storage import is_remote
 from stackjax.interop.config_json import CONFIG
 from stackjax.interop.huggingface import Folder
-from stackjax.interop.special_tokens import TOKENIZER_FILES, read_tokenization
 from stackjax.interop.tensors import TensorInfo, write_tensors
-from stackjax.lineage import Generation, from_json, total
 from stackjax.model import ModelConfig
-from stackjax.phase import Counts
-from stackjax.quantity import short
-from stackjax.runtime.json_file import read_object
-from stackjax.runtime.paths import file_inside
-from stackjax.storage import is_remote
+from stackjax.model.flops import flops_6nd, num_params
+from stackjax.runtime.errors import UserError
+from stackjax.runtime.numbers import short
+from stackjax.tokenizer.special_tokens import TOKENIZER_FILES, read_tokenization
+from stackjax.tokenizer.tokenization import Tokenization
+from stackjax.tokenizer.tokenizer import Tokenizer
+from stackjax.tokenizer.tokenizer_info import write_file
+from stackjax.tokenizer.tokenizer_json import bytes_fields
+from stackjax.training.phase import Counts
 
 ORIGIN = "stackjax.json"
 """The file that says where the model of a folder comes from."""

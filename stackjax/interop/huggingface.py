@@ -15,8 +15,6 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
 from stackjax import model
-from stackjax.axes import Axes
-from stackjax.errors import UserError
 from stackjax.interop.config_json import (
     CONFIG,
     config_fields,
@@ -27,7 +25,9 @@ from stackjax.interop.config_json import (
 from stackjax.interop.tensors import TensorInfo, Tensors, check_finite, same_values
 from stackjax.model import ModelConfig, Params
 from stackjax.model.config import axis_size
-from stackjax.sharding import partition
+from stackjax.runtime.errors import UserError
+from stackjax.sharding.axes import Axes
+from stackjax.sharding.partition import partition
 
 _TENSORS = {
     "embedding": ("model.embed_tokens.weight",),

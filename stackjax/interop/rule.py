@@ -5,7 +5,7 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
-from stackjax.errors import UserError
+from stackjax.runtime.errors import UserError
 
 _NAMES = {int: "an integer", float: "a float", bool: "true or false", str: "a text"} | {
     list: "a list",

@@ -10,10 +10,10 @@ from pathlib import Path
 
 from etils import epath
 
-from stackjax.errors import UserError
 from stackjax.interop.config_json import read_json
 from stackjax.interop.rule import shown
 from stackjax.interop.tensors import DTYPES, widest
+from stackjax.runtime.errors import UserError
 
 TYPES = "dtypes.json"
 """The file with the type of each tensor, beside the other files of a folder."""

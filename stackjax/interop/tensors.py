@@ -13,10 +13,10 @@ import ml_dtypes
 import numpy as np
 import safetensors
 
-from stackjax.errors import UserError
+from stackjax.files.paths import file_inside
 from stackjax.interop.config_json import read_json
 from stackjax.interop.rule import shown
-from stackjax.runtime.paths import file_inside
+from stackjax.runtime.errors import UserError, not_finite
 
 INDEX = "model.safetensors.index.json"
 ONE_FILE = "model.safetensors"
@@ -280,14 +280,6 @@ def check_finite(tensor: np.ndarray, name: str, where: str) -> None:
     for chunk in _chunks(tensor):
         if np.any((chunk.view(bits) & exponent) == exponent):
             raise not_finite(name, where, tensor.dtype.name)
-
-
-def not_finite(name: str, where: str, dtype: str) -> UserError:
-    """Returns the error for an array with NaN or infinity."""
-    return UserError(
-        f"{name} in {where} holds NaN or infinity as {dtype}; choose a model without, or let "
-        f"it pass with --allow-nonfinite in grow and convert."
-    )
 
 
 def same_values(tensor: np.ndarray, other: np.ndarray) -> bool:

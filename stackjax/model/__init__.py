@@ -1,7 +1,7 @@
 """The model behind three pure functions; the only package that imports Flax."""
 
 from stackjax.model.config import ModelConfig
-from stackjax.model.contribution import contributions
+from stackjax.model.layer_contributions import contributions
 from stackjax.model.loss import LossSums, next_token_loss
 from stackjax.model.transformer import LayerSpan, Params, apply, init, logical_axes
 

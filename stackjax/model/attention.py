@@ -16,7 +16,7 @@ from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_ma
 
 from stackjax.model.block_attention import block_attention
 from stackjax.model.config import AttentionKernel, ModelConfig, RopeScaling
-from stackjax.sharding import logical
+from stackjax.sharding.partition import logical
 
 Kernel = Callable[[jax.Array, jax.Array, jax.Array, jax.Array | None], jax.Array]
 

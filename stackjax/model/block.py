@@ -11,11 +11,11 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from stackjax.axes import Axes
 from stackjax.model.attention import rotate
-from stackjax.model.contraction import contract
+from stackjax.model.einsum import contract
 from stackjax.model.module import Module
-from stackjax.sharding import logical
+from stackjax.sharding.axes import Axes
+from stackjax.sharding.partition import logical
 
 Attend = Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Array, Any]]
 """How queries meet keys: from q_BTNH, k_BTKH and v_BTKH, the first two turned by their

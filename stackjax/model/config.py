@@ -4,9 +4,9 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Annotated, Literal
 
-from stackjax.errors import UserError
-from stackjax.quantity import Epsilon, Positive
 from stackjax.runtime.constraints import check_fields
+from stackjax.runtime.errors import UserError
+from stackjax.runtime.numbers import Epsilon, Positive
 from stackjax.runtime.ranges import Real, Whole
 
 AttentionKernel = Literal["xla", "cudnn", "splash"]

@@ -14,7 +14,7 @@ import numpy as np
 from stackjax.model.config import ModelConfig
 from stackjax.model.module import compute_dtype
 from stackjax.model.transformer import Params, block_function, embed, final_norm, unembed
-from stackjax.sharding import logical
+from stackjax.sharding.partition import logical
 
 
 class Cache(NamedTuple):

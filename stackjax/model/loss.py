@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from stackjax.data.batch import Batch
 from stackjax.model.config import ModelConfig
-from stackjax.model.contraction import contract_gradients
+from stackjax.model.einsum import contract_gradients
 from stackjax.model.transformer import (
     HEAD_PRODUCT,
     LayerSpan,

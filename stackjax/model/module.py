@@ -8,9 +8,9 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
-from stackjax.axes import Axes
 from stackjax.model.config import ModelConfig, axis_size
-from stackjax.sharding import partition
+from stackjax.sharding.axes import Axes
+from stackjax.sharding.partition import partition
 
 
 class Named(flax.struct.PyTreeNode, nn.meta.AxisMetadata[jax.Array]):

@@ -12,13 +12,13 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from stackjax.axes import Axes
 from stackjax.model.attention import causal_attention, choose_kernel, rotation
 from stackjax.model.block import Attend, Block
 from stackjax.model.config import ModelConfig, RematPolicy
-from stackjax.model.contraction import PRODUCT, contract, gathered
+from stackjax.model.einsum import PRODUCT, contract, gathered
 from stackjax.model.module import Module, Named, compute_dtype
-from stackjax.sharding import logical, num_shards
+from stackjax.sharding.axes import Axes
+from stackjax.sharding.partition import logical, num_shards
 
 Params = dict[str, Any]
 

@@ -1,1 +1,1 @@
-"""The machine under a run: files, processes and hosts."""
+"""Hosts, processes, errors and command lines."""

@@ -13,8 +13,8 @@ from typing import Any, TypeVar
 import jax
 from jax._src import distributed  # its key-value store has no public name
 
-from stackjax.errors import UserError
-from stackjax.job import this_host
+from stackjax.runtime.cluster import this_host
+from stackjax.runtime.errors import UserError
 
 T = TypeVar("T")
 

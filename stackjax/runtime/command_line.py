@@ -11,7 +11,7 @@ from typing import Any
 import tyro
 from tyro import _errors as mistakes  # without a public name, so requirements.txt pins tyro
 
-from stackjax.errors import UserError
+from stackjax.runtime.errors import UserError
 from stackjax.runtime.ranges import show
 
 _OPTION = re.compile(r"--[a-z][\w.-]*")

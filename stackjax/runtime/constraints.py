@@ -17,7 +17,7 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from stackjax.errors import UserError
+from stackjax.runtime.errors import UserError
 from stackjax.runtime.ranges import Length, Range, show
 
 _UNWRITABLE = re.compile("[\0\ud800-\udfff]")

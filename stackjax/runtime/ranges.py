@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 import numpy as np
 import tyro
 
-from stackjax.errors import UserError
+from stackjax.runtime.errors import UserError
 
 _SHOWN = reprlib.Repr()
 _SHOWN.maxstring = _SHOWN.maxother = 100

@@ -1,0 +1,1 @@
+"""Checkpoints: saved, restored, described, and grown outside of a run."""

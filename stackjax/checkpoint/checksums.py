@@ -1,0 +1,94 @@
+"""A checksum of every array of a tree, computed on the devices that hold the arrays.
+
+It depends on the bits of an array and their positions alone, so it is the same on any mesh and
+for any number of processes. Each array is read once and never copied.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.sharding import PartitionSpec as P
+
+from stackjax.sharding.partition import laid_out
+
+WORDS = 2
+"""Words of 32 bits in the checksum of an array."""
+
+_U32 = np.uint32
+_GOLDEN, _START = 0x9E3779B1, 0x85EBCA6B
+
+
+def by_path(tree: Any) -> dict[str, Any]:
+    """Returns the leaves of a tree by path, such as `params.head`, in alphabetical order."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    named = {
+        jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in leaves
+    }
+    return dict(sorted(named.items()))
+
+
+@jax.jit
+def checksums(tree: Any) -> jax.Array:
+    """Returns the checksum of each array in the order of `by_path`: uint32 `[arrays, WORDS]`.
+
+    The first word of a checksum changes with any single word of 32 bits of the array. Other
+    damage, such as blocks that are zeroed or swapped, goes unseen about once in 2^64 times.
+    """
+
+    def rows(tree: Any) -> jax.Array:
+        return lax.concatenate([_checksum(leaf) for leaf in by_path(tree).values()], 0)
+
+    has_mesh = not jax.sharding.get_abstract_mesh().empty
+    return laid_out(rows, P())(tree) if has_mesh else rows(tree)
+
+
+def _checksum(array: jax.Array) -> jax.Array:
+    """Returns two sums, modulo 2^32, of the array's words, mixed with their positions."""
+    words = _words(array)
+    places = _places(words)
+    # One-to-one for each place, and every bit reaches all others ("lowbias32", C. Wellons).
+    mixed = _times(_folded(words ^ places, 16), 0x7FEB352D)
+    mixed = _folded(_times(_folded(mixed, 15), 0x846CA68B), 16)
+    weighted = lax.mul(mixed, lax.bitwise_or(places, lax.full_like(places, 1)))
+    # Of both in one pass. XLA:CPU takes ten times as long for a sum of unsigned integers.
+    sums = lax.reduce(
+        (mixed, weighted), (_U32(0), _U32(0)), _add_each, tuple(range(words.ndim))
+    )
+    return lax.concatenate([lax.reshape(part, (1, 1)) for part in sums], 1)
+
+
+def _words(array: jax.Array) -> jax.Array:
+    """Returns the bits of every element as uint32."""
+    if jnp.issubdtype(array.dtype, jax.dtypes.prng_key):
+        array = jax.random.key_data(array)
+    if array.dtype == np.bool_:
+        return lax.convert_element_type(array, _U32)
+    # Elements of 64 bits become pairs of words, along a new last axis.
+    bits = min(8 * array.dtype.itemsize, 32)
+    return lax.convert_element_type(lax.bitcast_convert_type(array, f"uint{bits}"), _U32)
+
+
+def _places(words: jax.Array) -> jax.Array:
+    """Returns a number for the position of each word in the whole array."""
+    places, stride = lax.full_like(words, _START), _GOLDEN
+    for axis in reversed(range(words.ndim)):
+        along = lax.broadcasted_iota(_U32, words.shape, axis)
+        places = lax.add(places, _times(along, stride))
+        # Not a multiple of the one before: past 2^32 words no row of places comes again.
+        stride = stride * words.shape[axis] + 2
+    return places
+
+
+def _times(x: jax.Array, factor: int) -> jax.Array:
+    return lax.mul(x, lax.full_like(x, factor % 2**32))
+
+
+def _folded(x: jax.Array, shift: int) -> jax.Array:
+    return x ^ lax.shift_right_logical(x, lax.full_like(x, shift))
+
+
+def _add_each(sums: Any, more: Any) -> Any:
+    return tuple(lax.add(a, b) for a, b in zip(sums, more, strict=True))

@@ -1,0 +1,107 @@
+"""Checkpoint directories: saved steps, and how checkpoints are found and removed."""
+
+import re
+
+import jax
+from etils import epath
+from jax.experimental import multihost_utils
+
+from stackjax.files.storage import check_bucket, is_remote
+from stackjax.runtime.errors import UserError
+from stackjax.training.phase import Phase
+from stackjax.training.run_position import read_marker
+
+_STEP = re.compile("0|[1-9][0-9]*")
+_TEMPORARY = ".orbax-checkpoint-tmp"
+"""Name ending for incomplete checkpoints; Orbax removes them later."""
+_COMMITTED = "commit_success.txt"
+"""Last file to be written in a bucket; without this file a checkpoint is incomplete."""
+
+
+def absolute(path: str) -> epath.Path:
+    """Returns an absolute path, or a `gs://` path, for Orbax.
+
+    Raises:
+      UserError: The path lies in another kind of bucket, or a package is not installed.
+      OSError: There is no such bucket, or no permission.
+    """
+    if is_remote(path) and not path.startswith("gs://"):
+        raise UserError(f"{path}: checkpoints are kept on disks and on gs:// only.")
+    check_bucket(path, for_checkpoints=True)
+    found = epath.Path(path)
+    return found if found.is_absolute() else found.absolute()
+
+
+def saved_steps(directory: epath.Path) -> list[int]:
+    """Returns the steps with complete checkpoints in a directory, in order.
+
+    Only names are read: Orbax would stop at the first damaged checkpoint.
+    """
+    if not directory.is_dir():
+        return []
+    named = (path for path in directory.iterdir() if _STEP.fullmatch(path.name))
+    return sorted(int(path.name) for path in named if _is_committed(path))
+
+
+def newest_step(workdir: epath.Path, phase: Phase) -> int | None:
+    """Returns the newest step with a complete checkpoint in a phase; None if there is none."""
+    return max(saved_steps(workdir / phase.directory), default=None)
+
+
+def older_checkpoints(checkpoint: epath.Path) -> list[epath.Path]:
+    """Returns the earlier checkpoints in the same directory, the newest first."""
+    steps = [step for step in saved_steps(checkpoint.parent) if step < int(checkpoint.name)]
+    return [checkpoint.parent / str(step) for step in reversed(steps)]
+
+
+def find_checkpoint(path: epath.Path) -> epath.Path:
+    """Returns the newest checkpoint under a path, touching nothing.
+
+    Args:
+      path: A run, for the present phase; a directory of checkpoints; or a checkpoint, with
+        the step as its name.
+    """
+    marker, directory = read_marker(path), path
+    if marker.directory:
+        directory = path / marker.directory
+    elif (path / "stage_0").exists():
+        directory = path / "stage_0" / "train"
+    if steps := saved_steps(directory):
+        return directory / str(max(steps))
+    if path.name in map(str, saved_steps(path.parent)):
+        return path
+    raise UserError(
+        f"there is no checkpoint in {directory}; name a run directory, a directory of "
+        f"checkpoints such as RUN/stage_0/train, or a checkpoint such as "
+        f"RUN/stage_0/train/600."
+    )
+
+
+def discard_after(workdir: epath.Path, phase: Phase, step: int) -> None:
+    """Removes all checkpoints in a phase after a step.
+
+    The newest goes first. After a kill, each is there as a whole or counts as none.
+    """
+    directory = workdir / phase.directory
+    for newer in reversed([each for each in saved_steps(directory) if each > step]):
+        _discard(directory / str(newer))
+
+
+def clear(workdir: epath.Path, phase: Phase) -> None:
+    """Removes the remains of a phase without a commit, left by a killed run."""
+    directory = workdir / phase.directory
+    if jax.process_index() == 0 and directory.exists():
+        directory.rmtree()
+    multihost_utils.sync_global_devices(f"{directory} is clear")
+
+
+def _is_committed(checkpoint: epath.Path) -> bool:
+    return not is_remote(checkpoint) or (checkpoint / _COMMITTED).exists()
+
+
+def _discard(checkpoint: epath.Path) -> None:
+    if is_remote(checkpoint):
+        (checkpoint / _COMMITTED).unlink(missing_ok=True)
+    else:
+        checkpoint = checkpoint.rename(checkpoint.with_name(checkpoint.name + _TEMPORARY))
+    checkpoint.rmtree()

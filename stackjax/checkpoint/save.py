@@ -1,0 +1,163 @@
+"""Checkpoints for a phase, saved in the background."""
+
+import contextlib
+import dataclasses
+import functools
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from etils import epath
+from orbax.checkpoint import v1 as ocp
+
+from stackjax.checkpoint.contents import Contents, to_json
+from stackjax.checkpoint.directory import saved_steps
+from stackjax.checkpoint.lineage import Generation, begin, spend
+from stackjax.checkpoint.restore import read_contents
+from stackjax.checkpoint.saved_state import DamagedError, read_array_types, to_save
+from stackjax.config import CheckpointConfig
+from stackjax.files.rows_file import NO_ROWS, Extent
+from stackjax.runtime.errors import UserError
+from stackjax.training.phase import Change, Counts, Phase
+from stackjax.training.train_state import TrainState
+
+_RESUMES = "those before it are whole, and the same command resumes from the newest"
+
+
+@dataclasses.dataclass(frozen=True)
+class _KeepEvery:
+    """Keeps the checkpoints that are the first past a multiple of so many tokens."""
+
+    phase: Phase
+    keep_every_tokens: int
+
+    def should_preserve(
+        self, checkpoints: Sequence[ocp.training.CheckpointMetadata], *, context: Any
+    ) -> list[bool]:
+        def multiples(step: int) -> int:
+            tokens = self.phase.counts(step).tokens
+            return tokens // self.keep_every_tokens
+
+        return [c.step > 0 and multiples(c.step) > multiples(c.step - 1) for c in checkpoints]
+
+
+class Checkpoints:
+    """The checkpoints for a single phase, saved in the background; a context manager.
+
+    Args:
+      workdir: The run directory.
+      phase: The phase.
+      config: Says which checkpoints are kept.
+      lineage: Earlier models, for the first checkpoint in the phase.
+      changes: Changes by the user.
+    """
+
+    def __init__(
+        self,
+        workdir: epath.Path,
+        phase: Phase,
+        config: CheckpointConfig,
+        lineage: Sequence[Generation] = (),
+        changes: Sequence[Change] = (),
+    ):
+        self._phase, self._changes = phase, tuple(changes)
+        self._config = config
+        self._first_lineage = tuple(lineage)
+        self.directory = workdir / phase.directory
+        self.latest_step: int | None = max(saved_steps(self.directory), default=None)
+        """The step of the newest checkpoint, which may still be on its way to disk."""
+
+    def __enter__(self) -> "Checkpoints":
+        self._checkpointer = _open(self.directory, self._preservation_policy())
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with _as_os_error(self.directory, _RESUMES):
+            self._checkpointer.close()
+
+    def _preservation_policy(self) -> Any:
+        policies = ocp.training.preservation_policies
+        newest = policies.LatestN(self._config.keep_last)
+        if self._config.keep_every_tokens is None:
+            return newest
+        every: Any = _KeepEvery(self._phase, self._config.keep_every_tokens)
+        return policies.AnyPreservationPolicy([newest, every])
+
+    @functools.cached_property
+    def _lineage(self) -> tuple[Generation, ...]:
+        """The models up to this phase, the present model last."""
+        if self.latest_step is None:
+            return begin(self._first_lineage, self._phase)
+        return read_contents(self.directory / str(self.latest_step)).lineage
+
+    def save(
+        self, step: int, state: TrainState, counts: Counts, rows: Extent = NO_ROWS
+    ) -> None:
+        """Starts saving; the state may be donated as soon as this returns.
+
+        Args:
+          rows: The rows of metrics so far, which are on disk.
+
+        Raises:
+          OSError: This checkpoint, or the one before it, could not be written.
+        """
+        if step == self.latest_step:
+            return
+        lineage = spend(self._lineage, self._phase, step, self._changes)
+        model, is_model = self._phase.model, self._phase.trains_model(step)
+        metadata = to_json(Contents(counts, model, is_model, lineage, rows))
+        with _as_os_error(self.directory, _RESUMES):
+            self._checkpointer.save_async(
+                step, to_save(state), force=True, custom_metadata=metadata
+            )
+        self.latest_step = step
+
+    def wait(self) -> None:
+        """Waits until what was saved is whole on disk; OSError if it cannot be."""
+        with _as_os_error(self.directory, _RESUMES):
+            self._checkpointer.wait()
+
+
+def _open(directory: epath.Path, keep: Any) -> ocp.training.Checkpointer:
+    """Returns the checkpointer of a directory, rid of incomplete checkpoints.
+
+    Orbax reads a file from every checkpoint here, so older damage is named at the start of a
+    run, not at the first save.
+
+    Raises:
+      UserError: A checkpoint is damaged.
+    """
+    try:
+        return ocp.training.Checkpointer(
+            directory, preservation_policy=keep, cleanup_tmp_directories=True
+        )
+    except Exception:  # Orbax raises all kinds, and does not say for which checkpoint.
+        for step in saved_steps(directory):
+            try:
+                read_array_types(directory / str(step))
+            except DamagedError as error:
+                raise UserError(f"{error}; remove this directory, and start again.") from error
+        raise
+
+
+def write_first(directory: epath.Path, state: TrainState, contents: Contents) -> epath.Path:
+    """Writes a state as the first checkpoint of a directory, whole or not at all.
+
+    Raises:
+      OSError: It could not be written.
+    """
+    with (
+        _as_os_error(directory, "nothing there is whole"),
+        ocp.training.Checkpointer(directory) as checkpointer,
+    ):
+        checkpointer.save(0, to_save(state), force=True, custom_metadata=to_json(contents))
+    return directory / "0"
+
+
+@contextlib.contextmanager
+def _as_os_error(directory: epath.Path, what_is_left: str) -> Iterator[None]:
+    try:
+        yield
+    except (ValueError, OSError) as error:  # TensorStore raises ValueError on a full disk.
+        raise OSError(
+            f"a checkpoint could not be written to {directory}: {error}; {what_is_left}."
+        ) from error

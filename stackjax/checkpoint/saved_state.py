@@ -1,0 +1,189 @@
+"""The state in one checkpoint: written with a checksum of each array, and read with it."""
+
+import contextlib
+import functools
+import gc
+import logging
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
+
+import jax
+import numpy as np
+from etils import epath
+from orbax.checkpoint import v1 as ocp
+
+from stackjax.checkpoint.checksums import WORDS, by_path, checksums
+from stackjax.checkpoint.contents import Contents, from_json
+from stackjax.config import Config
+from stackjax.files.json_file import parse_object
+from stackjax.runtime.errors import UserError
+from stackjax.sharding.mesh import build_mesh
+from stackjax.sharding.partition import on_mesh
+from stackjax.training.compile import abstract_state
+from stackjax.training.phase import Phase
+from stackjax.training.train_state import TrainState
+
+T = TypeVar("T")
+
+_CHECKSUMS = "checksums"
+_DESCRIPTION = "_CHECKPOINT_METADATA"
+"""File by Orbax with the description of a checkpoint."""
+_MAX_REASON = 300
+
+
+class DamagedError(UserError):
+    """A checkpoint cannot be read, or holds other bits than were saved."""
+
+
+def to_save(state: TrainState) -> dict[str, Any]:
+    """Returns the tree that a checkpoint holds: the state, and the checksums of its arrays.
+
+    These are enqueued when this returns, so that the state may be donated.
+    """
+    tree = saved_tree(state)
+    return tree | {_CHECKSUMS: checksums(tree)}
+
+
+def saved_tree(state: TrainState) -> dict[str, Any]:
+    """Returns the parts of a state by name; a part that is left out has none."""
+    return {name: value for name, value in vars(state).items() if value is not None}
+
+
+def array_types(tree: Any) -> dict[str, str]:
+    """Returns type and shape of every array of a tree, such as `float32[64, 256]`.
+
+    By its path, such as `params.head`.
+    """
+    return {path: f"{leaf.dtype}{[*leaf.shape]}" for path, leaf in by_path(tree).items()}
+
+
+def read_contents(checkpoint: epath.Path) -> Contents:
+    """Returns the description of the state in a checkpoint.
+
+    Raises:
+      DamagedError: It cannot be read.
+    """
+
+    def read() -> Contents:
+        # Orbax would open every array as well, which takes milliseconds each.
+        fields = parse_object((checkpoint / _DESCRIPTION).read_bytes())
+        return from_json(fields.get("custom_metadata"))
+
+    return _read(checkpoint, read)
+
+
+def read_array_types(checkpoint: epath.Path) -> dict[str, str]:
+    """Returns the `array_types` of the state in a checkpoint; opens every array.
+
+    Raises:
+      DamagedError: It cannot be read.
+    """
+
+    def read() -> dict[str, str]:
+        found: Any = ocp.metadata(checkpoint).metadata
+        if found is None:
+            raise UserError("its files do not say which arrays it holds")
+        return array_types({name: part for name, part in found.items() if name != _CHECKSUMS})
+
+    return _read(checkpoint, read)
+
+
+def load_state(
+    checkpoint: epath.Path,
+    saved: dict[str, str],
+    abstract: TrainState,
+    mesh: jax.sharding.Mesh,
+) -> TrainState:
+    """Returns the state in a checkpoint, or a part of it, laid out over `mesh`.
+
+    Args:
+      saved: The `array_types` of the whole state.
+      abstract: Shapes, types and partitions; the optimizer state may be None.
+
+    Raises:
+      DamagedError: It cannot be read, or the checksum of an array is another than was saved.
+    """
+    tree = saved_tree(abstract)
+    table = jax.ShapeDtypeStruct((len(saved), WORDS), np.uint32)
+    context = ocp.Context()
+    context.pytree.loading.partial_load = True
+
+    def read() -> dict[str, Any]:
+        with context:
+            return ocp.load(checkpoint, on_mesh(tree | {_CHECKSUMS: table}, mesh))
+
+    loaded: Any = _read(checkpoint, read)
+    expected = dict(zip(sorted(saved), np.asarray(loaded.pop(_CHECKSUMS)), strict=True))
+    found = zip(by_path(loaded), np.asarray(checksums(loaded)), strict=True)
+    wrong = [path for path, words in found if (words != expected[path]).any()]
+    if wrong:
+        del loaded  # Another checkpoint may be read next, in the same memory.
+        more = f", nor do {len(wrong) - 1} others" if len(wrong) > 1 else ""
+        raise DamagedError(
+            f"{checkpoint} is damaged: {wrong[0]} does not match its checksum{more}"
+        )
+    return TrainState(**({"opt_state": None} | loaded))
+
+
+def _read(checkpoint: epath.Path, read: Callable[[], T]) -> T:
+    """Returns what a function reads of a checkpoint; DamagedError if it cannot."""
+    with _quiet_tasks():
+        try:
+            return read()
+        except (MemoryError, jax.errors.JaxRuntimeError):
+            raise
+        except Exception as error:  # Orbax raises all kinds, and `Exception` itself.
+            reason = _reason(error)
+        gc.collect()  # Tasks that nobody waits for complain when they are freed.
+    _ignore_late_reads()
+    raise DamagedError(f"{checkpoint} is damaged: {reason}")
+
+
+@contextlib.contextmanager
+def _quiet_tasks() -> Iterator[None]:
+    """Keeps tasks quiet that fail beside the one whose error is raised.
+
+    All arrays are read at the same time, and each that fails would print a traceback.
+    """
+    disabled, hook = logging.root.manager.disable, sys.unraisablehook
+    logging.disable(logging.CRITICAL)
+    sys.unraisablehook = lambda _: None
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", RuntimeWarning)
+            yield
+    finally:
+        logging.disable(disabled)
+        sys.unraisablehook = hook
+
+
+def _ignore_late_reads() -> None:
+    """Keeps reads quiet that end after the loop of a failed read was closed.
+
+    TensorStore goes on reading the other arrays, and reports each to a loop that is gone.
+    """
+    hook = sys.unraisablehook
+    if getattr(hook, "func", None) is not _without_late_reads:
+        sys.unraisablehook = functools.partial(_without_late_reads, hook)
+
+
+def _without_late_reads(hook: Callable[[Any], Any], unraisable: Any) -> None:
+    if str(unraisable.exc_value) != "Event loop is closed":
+        hook(unraisable)
+
+
+def _reason(error: BaseException) -> str:
+    """Returns the cause of an error in one short line."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= _MAX_REASON else f"{text[:_MAX_REASON]}..."
+
+
+def compile_checksums(config: Config, phase: Phase) -> None:
+    """Compiles the checksums of a phase's state; the first save then finds the program."""
+    mesh = build_mesh(phase.mesh)
+    with jax.set_mesh(mesh):
+        checksums.lower(saved_tree(on_mesh(abstract_state(config, phase), mesh))).compile()

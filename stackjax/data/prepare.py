@@ -1,0 +1,238 @@
+"""Text to token shards: `python -m stackjax.prepare INPUT... OUTPUT --tokenizer bytes`.
+
+The inputs are cut into parts, and each part becomes a shard per split. So the bytes depend
+on the inputs alone, never on the number of processes.
+"""
+
+import dataclasses
+import functools
+import hashlib
+import os
+import shutil
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+from etils import epath
+
+from stackjax.data.documents import list_pieces, read_documents
+from stackjax.data.manifest import MANIFEST, SPLITS, Manifest, Split, SplitName, write_manifest
+from stackjax.data.parts import (
+    Part,
+    WrittenPart,
+    group_pieces,
+    show_progress,
+    warn_of_a_full_disk,
+)
+from stackjax.data.shards import ShardsOfPart, token_dtype, write_shards
+from stackjax.data.text_field import NullTexts
+from stackjax.files.staging import refuse_existing, staging_directory, upload
+from stackjax.files.storage import check_bucket, is_remote
+from stackjax.runtime.constraints import Checked
+from stackjax.runtime.errors import UserError
+from stackjax.runtime.numbers import Text
+from stackjax.runtime.ranges import Real, Whole
+from stackjax.runtime.worker_pool import run_in_processes
+from stackjax.tokenizer.special_tokens import read_tokenizer
+from stackjax.tokenizer.tokenizer import Tokenizer
+from stackjax.tokenizer.tokenizer_info import tokenizer_info, write_file
+
+SECONDS_BETWEEN_LINES = 10
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PrepareConfig(Checked):
+    """Turns text into token shards for training."""
+
+    paths: Annotated[
+        tuple[str, ...],
+        tyro.conf.Positional,
+        tyro.conf.arg(name="paths", metavar="INPUT... OUTPUT"),
+    ]
+    """The inputs, and last the directory to write. An input is a file or a glob (.jsonl,
+    .ndjson, .json, also with .gz or .zst; .parquet; or text, a document per file) or
+    tfds:NAME."""
+    tokenizer: Text
+    """`bytes`, a Hugging Face tokenizer.json, a SentencePiece .model, or a folder of
+    transformers with one of them."""
+    text_field: Text = "text"
+    """Field, column or feature with the text."""
+    null_texts: NullTexts = "refuse"
+    """Whether a row whose text is null is an error, or is skipped and counted."""
+    validation_fraction: Annotated[float, Real(at_least=0, less_than=1)] = 0.005
+    """Fraction of the documents to hold out, chosen by a hash over the text, unless a TFDS
+    dataset has a validation split itself."""
+    num_processes: Annotated[int, Whole(at_least=1, at_most=1000)] | None = None
+    """How many processes share the work; by default as many as there are cores."""
+    end_token: Text | None = None
+    """Token after each document; by default the usual end token in the vocabulary."""
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """The inputs."""
+        return self.paths[:-1]
+
+    @property
+    def output(self) -> str:
+        """The directory to write."""
+        return self.paths[-1]
+
+    def __post_init__(self):
+        super().__post_init__()
+        if len(self.paths) < 2:
+            raise UserError(
+                f"the paths {self.paths} are too few; give at least one INPUT, and last "
+                f"the OUTPUT."
+            )
+
+
+def prepare(config: PrepareConfig) -> Manifest:
+    """Writes the inputs as token shards and returns their manifest.
+
+    All files are written beside OUTPUT and renamed at the end, so OUTPUT is complete or
+    absent. For a bucket, a temporary directory is uploaded at the end.
+
+    Raises:
+      FileExistsError: OUTPUT exists already.
+      UserError: An input or the tokenizer cannot be used.
+      OSError: Reading or writing failed.
+    """
+    tokenizer = read_tokenizer(config.tokenizer, config.end_token)
+    check_bucket(config.output)
+    output = epath.Path(config.output)
+    _refuse_a_file(config.output)
+    refuse_existing(output)
+    if is_remote(output):
+        return _prepare_and_upload(config, output)
+    with staging_directory(output) as staging:
+        scratch = staging / "scratch"
+        parts = _list_parts(config, str(scratch))
+        written = _write_parts(config, tokenizer.digest, staging, parts)
+        shutil.rmtree(scratch, ignore_errors=True)
+        shards = [part.shards for part in written]
+        manifest = _build_manifest(tokenizer, _join_results(shards, staging))
+        write_file(tokenizer, epath.Path(staging))
+        write_manifest(str(staging), manifest)
+    for reason, count in sum((part.left_out for part in written), Counter()).items():
+        print(f"left out: {count} {reason}")
+    return manifest
+
+
+def _refuse_a_file(output: str) -> None:
+    if not is_remote(output) and Path(output).is_file():
+        raise UserError(
+            f"the last path, {output!r}, is the OUTPUT, but a file with this name exists "
+            f"already; name a new directory last."
+        )
+
+
+def _prepare_and_upload(config: PrepareConfig, output: epath.Path) -> Manifest:
+    with tempfile.TemporaryDirectory(prefix="stackjax-") as name:
+        local = Path(name) / "set"
+        manifest = prepare(dataclasses.replace(config, paths=(*config.inputs, str(local))))
+        upload(local, output, last=MANIFEST)
+    return manifest
+
+
+def choose_split(text: str, validation_fraction: float) -> SplitName:
+    """Returns the split for a document: a pure function of the text."""
+    digest = hashlib.blake2b(text.encode("utf-8"), digest_size=8).digest()
+    held_out = int.from_bytes(digest, "big") < validation_fraction * 2**64
+    return "validation" if held_out else "train"
+
+
+def write_part(config: PrepareConfig, digest: str, staging: str, part: Part) -> WrittenPart:
+    """Tokenizes a part and writes the shards into the staging directory.
+
+    Raises:
+      UserError: A document cannot be read.
+      OSError: The disk is full, or there is too little memory.
+    """
+    tokenizer = _load_once(config.tokenizer, config.end_token, digest)
+    stem, left_out = Path(staging) / f"part{part.index:05d}", Counter[str]()
+    documents = _split_documents(config, part, left_out)
+    try:
+        shards = write_shards(documents, tokenizer, stem, left_out)
+    except MemoryError as error:
+        names = sorted({piece.source for piece in part.pieces})
+        raise OSError(
+            f"too little memory to read {names[0]!r} or one of {len(names) - 1} files after "
+            f"it; try a smaller --num-processes, or cut large documents."
+        ) from error
+    return WrittenPart(shards=shards, left_out=left_out)
+
+
+def _split_documents(
+    config: PrepareConfig, part: Part, left_out: Counter[str]
+) -> Iterator[tuple[SplitName, str]]:
+    for piece in part.pieces:
+        for text in read_documents(piece, config.text_field, config.null_texts):
+            if text is None:
+                left_out["rows whose text is null"] += 1
+            elif piece.held_out is None:
+                yield choose_split(text, config.validation_fraction), text
+            else:
+                yield "validation" if piece.held_out else "train", text
+
+
+@functools.cache
+def _load_once(name: str, end_token: str | None, digest: str) -> Tokenizer:
+    """Returns a tokenizer; `digest` notices a file changed under the same name."""
+    tokenizer = read_tokenizer(name, end_token)
+    if tokenizer.digest != digest:
+        raise UserError(f"tokenizer {name!r} was changed while it was in use.")
+    return tokenizer
+
+
+def _list_parts(config: PrepareConfig, scratch: str) -> list[Part]:
+    """Returns all parts to read; prints a line now and then."""
+    pieces, told = [], time.monotonic()
+    for piece in list_pieces(config.inputs, scratch, config.text_field, config.null_texts):
+        pieces.append(piece)
+        if time.monotonic() > told + SECONDS_BETWEEN_LINES:
+            told = time.monotonic()
+            print(f"checking the inputs: {piece.source}", flush=True)
+    return group_pieces(pieces)
+
+
+def _write_parts(
+    config: PrepareConfig, digest: str, staging: Path, parts: list[Part]
+) -> list[WrittenPart]:
+    """Returns the shards from all parts, in order."""
+    num_processes = min(config.num_processes or os.cpu_count() or 1, len(parts))
+    write = functools.partial(write_part, config, digest, str(staging))
+    written = show_progress(parts, run_in_processes(write, parts, num_processes))
+    found = dict(warn_of_a_full_disk(parts, staging, written))
+    return [found[index] for index in range(len(parts))]
+
+
+def _join_results(results: list[ShardsOfPart], staging: Path) -> dict[SplitName, Split]:
+    """Renames all shards to their place in each stream."""
+    splits: dict[SplitName, Split] = {}
+    for name in SPLITS:
+        found = [result[name] for result in results if name in result]
+        shards = []
+        for index, (shard, _) in enumerate(found):
+            file = f"{name}-{index:05d}-of-{len(found):05d}.array_record"
+            (staging / shard.file).rename(staging / file)
+            shards.append(dataclasses.replace(shard, file=file))
+        splits[name] = Split(
+            tokens=sum(shard.tokens for shard in shards),
+            documents=sum(documents for _, documents in found),
+            shards=tuple(shards),
+        )
+    return splits
+
+
+def _build_manifest(tokenizer: Tokenizer, splits: dict[SplitName, Split]) -> Manifest:
+    if not splits["train"].tokens:
+        raise UserError("the inputs have no text for the split 'train'.")
+    return Manifest(
+        tokenizer=tokenizer_info(tokenizer),
+        dtype=token_dtype(tokenizer),
+        splits=splits,
+    )

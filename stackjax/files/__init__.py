@@ -1,0 +1,1 @@
+"""Files of runs: disks and buckets, JSON, directories that are complete or absent."""

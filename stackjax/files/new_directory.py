@@ -1,0 +1,34 @@
+"""A directory for a checkpoint and the files around it, on a disk or in a bucket."""
+
+import contextlib
+from collections.abc import Iterator
+
+from etils import epath
+
+from stackjax.files.staging import UPLOADING, refuse_existing, staging_directory
+from stackjax.files.storage import is_remote
+
+
+@contextlib.contextmanager
+def new_directory(output: epath.Path) -> Iterator[epath.Path]:
+    """Yields an empty directory to write into, which is the output once the block succeeds.
+
+    On a disk the output is complete or absent. In a bucket, the block writes into the output
+    and puts the checkpoint last: without a checkpoint the output counts as absent. After a
+    kill the same command starts afresh.
+
+    Raises:
+      FileExistsError: The output is more than an empty directory.
+    """
+    if not is_remote(output):
+        with staging_directory(output) as staging:
+            yield epath.Path(staging)
+        return
+    refuse_existing(output)
+    marker = output / UPLOADING
+    marker.write_text("Incomplete: it is being written, or its writer was killed.\n")
+    for path in output.iterdir():
+        if path.name != UPLOADING:
+            path.rmtree() if path.is_dir() else path.unlink()
+    yield output
+    marker.unlink()

@@ -1,0 +1,18 @@
+"""Files for results, checked before anything is computed."""
+
+import os
+from pathlib import Path
+
+from stackjax.runtime.errors import UserError
+
+
+def check_writable(option: str, path: Path) -> None:
+    """Raises UserError, with the name of the option, if no file can be written at a path."""
+    parent = path.absolute().parent
+    if not parent.is_dir():
+        raise UserError(f"{option} is {path}, but there is no directory {parent}; make it.")
+    if path.is_dir():
+        raise UserError(f"{option} is {path}, a directory; name a file in it.")
+    place, mode = (path, os.W_OK) if path.exists() else (parent, os.W_OK | os.X_OK)
+    if not os.access(place, mode):
+        raise UserError(f"{option} is {path}, which may not be written to; name another file.")

@@ -1,0 +1,65 @@
+"""Files named by other files, such as an index or a manifest, kept inside one directory."""
+
+import os
+import re
+from pathlib import Path
+
+from etils import epath
+
+from stackjax.files.storage import is_remote
+from stackjax.runtime.errors import UserError
+
+_UNWRITABLE = re.compile("[\0\ud800-\udfff]")
+_MAX_NAME = 255
+"""Bytes of a file name on the usual file systems."""
+
+
+def file_inside(directory: epath.PathLike, name: object, named_by: str) -> epath.Path:
+    """Returns the path of a file in a directory, which need not exist.
+
+    Symbolic links out of the directory are refused, except those of the Hugging Face Hub's
+    cache, from `snapshots/` to `blobs/`.
+
+    Args:
+      named_by: The file that has the name, for errors.
+
+    Raises:
+      UserError: The name leaves the directory, or is that of no regular file.
+    """
+    if not isinstance(name, str) or not _is_relative(name):
+        raise UserError(
+            f"{named_by} names the file {str(name)[:_MAX_NAME]!r}, which is no plain name of "
+            f"a file in {os.fspath(directory)}; nothing outside this directory is read."
+        )
+    path = epath.Path(directory) / name
+    if not is_remote(path):
+        check_inside(Path(directory), Path(path), named_by)
+    return path
+
+
+def check_inside(directory: Path, path: Path, named_by: str) -> None:
+    """Raises UserError if a path leads out of a directory, or to no regular file."""
+    root = directory.resolve()
+    try:
+        target = path.resolve(strict=path.is_symlink())
+    except (OSError, RuntimeError) as error:  # A loop of links, until Python 3.12 the latter.
+        raise UserError(f"{path}, named by {named_by}, is a broken link: {error}.") from error
+    if not any(target.is_relative_to(place) for place in (root, *_hub_blobs(root))):
+        raise UserError(
+            f"{path}, named by {named_by}, is a link to {target}, outside {root}; nothing "
+            f"outside this directory is read: copy the file into it."
+        )
+    if target.exists() and not target.is_file():
+        raise UserError(f"{path}, named by {named_by}, is not a regular file.")
+
+
+def _is_relative(name: str) -> bool:
+    parts = name.split("/")
+    return not _UNWRITABLE.search(name) and all(
+        part not in ("", ".", "..") and len(part.encode()) <= _MAX_NAME for part in parts
+    )
+
+
+def _hub_blobs(root: Path) -> list[Path]:
+    """Returns where the Hub's cache keeps the files of a snapshot, if `root` is one."""
+    return [parent.with_name("blobs") for parent in root.parents if parent.name == "snapshots"]

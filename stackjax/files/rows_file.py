@@ -1,0 +1,185 @@
+"""The rows of a run in `metrics.jsonl`: appended, cut where the run resumes, and checked."""
+
+import contextlib
+import dataclasses
+import hashlib
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from etils import epath
+
+from stackjax.files.json_file import parse_object
+from stackjax.files.storage import is_remote, sync_directory
+from stackjax.runtime.errors import UserError
+
+NAME = "metrics.jsonl"
+AXES = ("kind", "phase", "stage", "step", "tokens")
+"""The fields that say what a row is about; they are whole numbers, but for the first."""
+
+_TEXT = ("kind", "reason", "change", "growth")
+_WAY_OUT = (
+    "bring the file back from a copy of the run, or go back to a checkpoint before the damage "
+    "with --resume-from STEP, which writes later rows again"
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Extent:
+    """The rows of a run up to some moment: the first bytes of the file."""
+
+    num_bytes: int = 0
+    sha256: str = hashlib.sha256().hexdigest()
+
+
+NO_ROWS = Extent()
+
+
+class RowsFile:
+    """The file of rows, which other processes may read at any time.
+
+    Rows are appended to a file on a disk. An object in a bucket is replaced as a whole.
+
+    Args:
+      directory: The run directory.
+      extent: The rows to keep; later ones are cut off.
+
+    Raises:
+      UserError: The file does not hold these rows.
+    """
+
+    def __init__(self, directory: epath.PathLike, extent: Extent):
+        self._path = epath.Path(directory) / NAME
+        kept = _read_kept(self._path, extent)
+        self._hash, self._num_bytes = hashlib.sha256(kept), extent.num_bytes
+        self._object: bytes | None = kept if is_remote(self._path) else None
+        if self._object is None:
+            with open(self._path, "ab") as file:
+                file.truncate(extent.num_bytes)
+                os.fsync(file.fileno())
+            sync_directory(self._path.parent)
+        else:
+            self._path.write_bytes(kept)
+
+    @property
+    def extent(self) -> Extent:
+        """All rows that the file holds."""
+        return Extent(self._num_bytes, self._hash.hexdigest())
+
+    def append(self, lines: bytes, *, is_durable: bool) -> None:
+        """Adds lines at the end of the file, all of them or none.
+
+        Args:
+          is_durable: Whether they are on disk when this returns.
+        """
+        if self._object is None:
+            self._append_on_disk(lines, is_durable)
+        elif lines:
+            self._path.write_bytes(self._object + lines)
+            self._object += lines
+        self._hash.update(lines)
+        self._num_bytes += len(lines)
+
+    def _append_on_disk(self, lines: bytes, is_durable: bool) -> None:
+        with open(self._path, "r+b", buffering=0) as file:
+            file.seek(self._num_bytes)
+            try:
+                written = file.write(lines)
+                if written != len(lines):
+                    raise OSError(f"{self._path}: only {written} of {len(lines)} bytes fit")
+                if is_durable:
+                    os.fsync(file.fileno())
+            except OSError:
+                with contextlib.suppress(OSError):
+                    file.truncate(self._num_bytes)
+                raise
+
+
+def check_rows(directory: epath.PathLike, extent: Extent) -> None:
+    """Raises UserError if a run directory does not hold the rows that it had at some moment."""
+    _read_kept(epath.Path(directory) / NAME, extent)
+
+
+def _read_kept(path: epath.Path, extent: Extent) -> bytes:
+    """Returns the bytes of an extent; UserError if others are in their place."""
+    try:
+        data = path.read_bytes() if path.exists() else b""
+    except IsADirectoryError as error:
+        raise UserError(f"{path} is a directory; {_WAY_OUT}.") from error
+    kept = data[: extent.num_bytes]
+    if len(kept) < extent.num_bytes:
+        raise UserError(
+            f"{path} has {len(kept):,} bytes, and had {extent.num_bytes:,} when the checkpoint "
+            f"was saved, so rows are missing; {_WAY_OUT}."
+        )
+    if hashlib.sha256(kept).hexdigest() != extent.sha256:
+        raise UserError(
+            f"{path} is damaged: its first {extent.num_bytes:,} bytes are others than when the "
+            f"checkpoint was saved; {_WAY_OUT}."
+        )
+    return kept
+
+
+def read_rows(
+    directory: epath.PathLike, needs: Mapping[str, tuple[str, ...]] | None = None
+) -> list[dict[str, Any]]:
+    """Returns the rows of `metrics.jsonl` in a run directory; none if there is no file.
+
+    A last line without its end is left out: its writer was killed, or is still at it.
+
+    Args:
+      needs: Fields that rows must have as numbers, by the kind of row.
+
+    Raises:
+      UserError: A line is damaged.
+    """
+    path = epath.Path(directory) / NAME
+    try:
+        *lines, last = path.read_bytes().split(b"\n") if path.exists() else [b""]
+    except IsADirectoryError as error:
+        raise UserError(f"{path} is a directory; {_WAY_OUT}.") from error
+    rows: list[dict[str, Any]] = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            rows.append(_row(line, needs or {}))
+            _check_order(rows)
+        except UserError as error:
+            message = f"{path} is damaged at line {number}: {error}; {_WAY_OUT}."
+            raise UserError(message) from error
+    with contextlib.suppress(UserError):
+        rows.append(_row(last, {}))
+    return rows
+
+
+def _row(line: bytes, needs: Mapping[str, tuple[str, ...]]) -> dict[str, Any]:
+    """Returns the row in a line; UserError if it is none."""
+    row = parse_object(line)
+    if missing := [name for name in AXES if name not in row]:
+        raise UserError(f"{missing[0]} is missing")
+    for name, value in row.items():
+        is_list = isinstance(value, list) and name not in (*AXES, *_TEXT)
+        if not all(_may_hold(name, item) for item in (value if is_list else [value])):
+            raise UserError(f"{name} is {str(value)[:60]!r}")
+    for name in needs.get(row["kind"], ()):
+        if not isinstance(row.get(name), int | float):
+            raise UserError(f"{name} of a row of {row['kind']} is no number")
+    return row
+
+
+def _may_hold(name: str, value: Any) -> bool:
+    if name in _TEXT:
+        return isinstance(value, str)
+    if name in AXES:
+        return type(value) is int and value >= 0
+    return value is None or isinstance(value, int | float)
+
+
+def _check_order(rows: list[dict[str, Any]]) -> None:
+    """Raises UserError if the last row does not come after the one before it."""
+    if len(rows) < 2:
+        return
+    before, last = rows[-2:]
+    if (last["phase"], last["tokens"]) < (before["phase"], before["tokens"]):
+        raise UserError("it belongs before the line above")
+    if all(last[name] == before[name] for name in AXES):
+        raise UserError("it repeats the line above")

@@ -1,0 +1,231 @@
+"""The lock of a run directory, so that one run at a time writes to it.
+
+On a disk the kernel holds the lock and releases it when the process dies. In a bucket the lock
+is a lease: an object that its holder renews, and that expires when it is not renewed.
+"""
+
+import contextlib
+import dataclasses
+import datetime
+import errno
+import fcntl
+import importlib
+import json
+import os
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any
+
+from etils import epath
+
+from stackjax.files.json_file import decode, parse_object
+from stackjax.files.storage import is_remote
+from stackjax.runtime.agreement import from_process_0
+from stackjax.runtime.cluster import this_host
+from stackjax.runtime.errors import UserError
+
+LOCK = "run.lock"
+LEASE_SECONDS = 120.0
+"""How long a lease lasts that is not renewed."""
+_RENEWALS = 6
+"""Renewals in that time."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Holder:
+    """The process that holds a lock."""
+
+    host: str
+    pid: int
+    since: str
+    """Date and time, in UTC."""
+
+    def __str__(self) -> str:
+        return f"process {self.pid} on {self.host}, since {self.since}"
+
+
+@contextlib.contextmanager
+def run_lock(workdir: epath.Path) -> Iterator[None]:
+    """Makes a run directory if need be, and holds its lock.
+
+    Process 0 holds it for all processes of the run. A directory that it has made is removed if
+    nothing else was written to it.
+
+    Raises:
+      UserError: Another run holds it; the message names host, process and time.
+    """
+    lock = _lease(workdir) if is_remote(workdir) else _file_lock(Path(workdir))
+    with contextlib.ExitStack() as stack:
+        from_process_0(lambda: stack.enter_context(lock))
+        yield
+
+
+def _this_process() -> Holder:
+    now = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+    return Holder(this_host(), os.getpid(), now)
+
+
+def _holder(text: bytes) -> Holder | None:
+    """Returns the holder that a lock names; None if it is unreadable."""
+    try:
+        return decode(Holder, parse_object(text))
+    except UserError:
+        return None
+
+
+def _in_use(workdir: os.PathLike, holder: Holder | None) -> UserError:
+    return UserError(
+        f"{os.fspath(workdir)} is in use by {holder or 'another process'}; wait until it has "
+        f"ended, or start another run with --workdir."
+    )
+
+
+@contextlib.contextmanager
+def _file_lock(workdir: Path) -> Iterator[None]:
+    made = [path for path in (workdir, *workdir.parents) if not path.exists()]
+    workdir.mkdir(parents=True, exist_ok=True)
+    path = workdir / LOCK
+    file = _locked_file(path)
+    try:
+        file.truncate(0)
+        file.write(json.dumps(dataclasses.asdict(_this_process())).encode() + b"\n")
+        file.flush()
+        yield
+    finally:
+        path.unlink(missing_ok=True)
+        file.close()
+        with contextlib.suppress(OSError):  # It is not empty, unless nothing was written.
+            for directory in made:
+                directory.rmdir()
+
+
+def _locked_file(path: Path) -> IO[bytes]:
+    """Returns the opened lock file, locked; UserError if another process has it."""
+    while True:
+        file = path.open("a+b")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            with file:
+                file.seek(0)
+                raise _in_use(path.parent, _holder(file.read())) from None
+        except OSError as error:
+            if error.errno not in (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS):
+                raise
+            print(
+                f"note: {path.parent} lies on a file system without locks, so that nothing "
+                f"keeps a second run out of it",
+                file=sys.stderr,
+            )
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(file.fileno()), path.stat()):
+                return file
+        file.close()  # Its holder has just removed it.
+
+
+@contextlib.contextmanager
+def _lease(workdir: epath.Path) -> Iterator[None]:
+    bucket, _, name = os.fspath(workdir / LOCK).removeprefix("gs://").partition("/")
+    client = importlib.import_module("google.cloud.storage").Client()
+    lease = _Lease(client.bucket(bucket).blob(name), os.fspath(workdir))
+    lease.take()
+    stop = threading.Event()
+    renewing = threading.Thread(target=lease.keep, args=(stop,), daemon=True)
+    renewing.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        renewing.join()
+        lease.release()
+
+
+class _Lease:
+    """An object of a bucket that names its holder; each renewal gives it a new generation.
+
+    Clocks of hosts are not compared: a lease has expired if its generation has stayed the same
+    for `LEASE_SECONDS` of this process's clock.
+    """
+
+    def __init__(self, blob: Any, workdir: str):
+        self._blob = blob
+        self._workdir = workdir
+        self._text = json.dumps(dataclasses.asdict(_this_process())) + "\n"
+        self._generation = 0
+        self._exceptions = importlib.import_module("google.cloud.exceptions")
+
+    def take(self) -> None:
+        """Takes the lease, and first waits for one that nobody renews to expire."""
+        generation, holder = self._read()
+        if generation and not _has_died(holder):
+            self._wait_for_expiry(generation, holder)
+        try:
+            self._write(generation)
+        except self._exceptions.PreconditionFailed:
+            raise _in_use(epath.Path(self._workdir), self._read()[1]) from None
+
+    def keep(self, stop: threading.Event) -> None:
+        """Renews the lease until told to stop; ends the process if another has taken it."""
+        renewed = time.monotonic()
+        while not stop.wait(LEASE_SECONDS / _RENEWALS):
+            try:
+                self._write(self._generation)
+                renewed = time.monotonic()
+            except self._exceptions.PreconditionFailed:
+                self._abandon("another process has taken it over")
+            except (self._exceptions.GoogleCloudError, OSError) as error:
+                if time.monotonic() - renewed > LEASE_SECONDS:
+                    self._abandon(f"its lease could not be renewed ({error})")
+
+    def release(self) -> None:
+        """Gives the lease up."""
+        with contextlib.suppress(self._exceptions.GoogleCloudError):
+            self._blob.delete(if_generation_match=self._generation)
+
+    def _read(self) -> tuple[int, Holder | None]:
+        """Returns the generation of the object, 0 if there is none, and its holder."""
+        try:
+            text = self._blob.download_as_bytes()
+        except self._exceptions.NotFound:
+            return 0, None
+        return self._blob.generation, _holder(text)
+
+    def _write(self, generation: int) -> None:
+        self._blob.upload_from_string(self._text, if_generation_match=generation)
+        self._generation = self._blob.generation
+
+    def _wait_for_expiry(self, generation: int, holder: Holder | None) -> None:
+        print(
+            f"{self._workdir} is leased by {holder or 'another process'}: waiting up to "
+            f"{LEASE_SECONDS:.0f} s to see whether it is still running",
+            flush=True,
+        )
+        deadline = time.monotonic() + LEASE_SECONDS
+        while time.monotonic() < deadline:
+            time.sleep(LEASE_SECONDS / _RENEWALS / 4)
+            found, newest = self._read()
+            if found == 0:
+                return
+            if found != generation:
+                raise _in_use(epath.Path(self._workdir), newest)
+
+    def _abandon(self, reason: str) -> None:
+        """Ends the process at once: what it would write belongs to another run."""
+        print(f"error: {self._workdir}: {reason}; this run stops.", file=sys.stderr, flush=True)
+        os._exit(2)
+
+
+def _has_died(holder: Holder | None) -> bool:
+    """Returns whether a holder was a process of this host that is no longer there."""
+    if holder is None or holder.host != this_host():
+        return False
+    try:
+        os.kill(holder.pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return True
+    except PermissionError:
+        return False
+    return holder.pid == os.getpid()

@@ -1,0 +1,256 @@
+"""How texts go on under a model: token after token, with a cache of keys and values.
+
+Shapes: B batch, T tokens, V vocabulary (padded).
+"""
+
+import functools
+from collections.abc import Iterable, Iterator, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from stackjax.data.device import put_rows
+from stackjax.inference.pretrained import Pretrained
+from stackjax.inference.sampling import Sampling, sample
+from stackjax.model import ModelConfig, Params
+from stackjax.model.decoding import Cache, empty_cache, extend, next_logits
+from stackjax.runtime.errors import UserError
+from stackjax.sharding.partition import laid_out, logical, num_shards
+from stackjax.tokenizer.tokenization import Tokenization
+
+_PIECE = 256
+"""Tokens of the prompts that are read at a time; bounds what their attention holds."""
+_SLOTS = 256
+"""What the capacity of a cache is a multiple of, so that few programs are compiled."""
+_DRAWS_PER_LOOK = 16
+"""Tokens after which it is seen whether texts may end."""
+_INCOMPLETE = "\N{REPLACEMENT CHARACTER}"
+"""What the end of a text is decoded to while it lacks bytes of a character."""
+
+
+def generate(
+    pretrained: Pretrained,
+    prompts: Sequence[np.ndarray],
+    sampling: Sampling,
+    max_tokens: int,
+    key: jax.Array,
+    vocab_size: int | None = None,
+) -> Iterator[np.ndarray]:
+    """Returns an iterator over the next tokens of all prompts, int32 [B] each.
+
+    A text that has ended goes on with its end token, until all have ended. What comes depends
+    on the prompt, on its place among the prompts and on the key, but on no other prompt. An
+    empty prompt begins with `prefix_id`, which is not returned.
+
+    Args:
+      vocab_size: Tokens below it are drawn; by default those that the tokenizer has.
+
+    Raises:
+      UserError: There are no prompts, or no tokens to come.
+    """
+    if not prompts:
+        raise UserError("prompts is empty; give at least one, which may be an empty text.")
+    if max_tokens < 1:
+        raise UserError(f"max_tokens is {max_tokens}; it must be at least 1.")
+    num_known = pretrained.tokenizer.vocab_size if vocab_size is None else vocab_size
+    drawn = _draws(pretrained, prompts, sampling, max_tokens, key, num_known)
+    return _until_ended(drawn, len(prompts), pretrained.tokenization.end_ids)
+
+
+def _until_ended(
+    drawn: Iterable[jax.Array], num_prompts: int, end_ids: Sequence[int]
+) -> Iterator[np.ndarray]:
+    """Returns an iterator over the tokens of the prompts, until all rows have ended."""
+    has_ended_B = np.zeros(num_prompts, bool)
+    tokens_B = np.zeros(num_prompts, np.int32)
+    for drawn_B in drawn:
+        tokens_B = np.where(has_ended_B, tokens_B, np.asarray(drawn_B)[:num_prompts])
+        has_ended_B |= np.isin(tokens_B, end_ids)
+        yield tokens_B
+        if has_ended_B.all():
+            return
+
+
+def continuations(
+    pretrained: Pretrained,
+    prompts: Sequence[np.ndarray],
+    sampling: Sampling,
+    max_tokens: int,
+    key: jax.Array,
+    until: Sequence[str] = (),
+    vocab_size: int | None = None,
+) -> list[np.ndarray]:
+    """Returns the tokens by which `generate` continues each prompt, the end token included.
+
+    Args:
+      until: Strings of which one in every text that has not ended is enough.
+      vocab_size: As in `generate`.
+    """
+    tokenizer, end_ids = pretrained.tokenizer, set(pretrained.tokenization.end_ids)
+    rows: list[list[int]] = [[] for _ in prompts]
+
+    def is_enough(row: list[int]) -> bool:
+        if row[-1] in end_ids:
+            return True
+        text = tokenizer.decode(row)
+        return any(end in text for end in until)
+
+    drawn = generate(pretrained, prompts, sampling, max_tokens, key, vocab_size)
+    for count, tokens_B in enumerate(drawn, start=1):
+        for row, token in zip(rows, tokens_B.tolist(), strict=True):
+            if end_ids.isdisjoint(row[-1:]):
+                row.append(token)
+        # To decode takes longer than to draw a few more.
+        if until and count % _DRAWS_PER_LOOK == 0 and all(map(is_enough, rows)):
+            break
+    return [np.array(row) for row in rows]
+
+
+def new_text(
+    tokenization: Tokenization, prompt: Sequence[int], tokens: Iterable[int]
+) -> Iterator[str]:
+    """Returns an iterator over the pieces of text by which tokens continue a prompt.
+
+    A piece comes as soon as all of its characters are complete. An end token has no text.
+    """
+    # The text of a token may depend on the one before, so all are decoded each time.
+    tokenizer, known = tokenization.tokenizer, list(prompt)
+    text = tokenizer.decode(known)
+    shown = len(text)
+    for token in tokens:
+        if token in tokenization.end_ids:
+            break
+        known.append(token)
+        text = tokenizer.decode(known)
+        if not text.endswith(_INCOMPLETE):
+            yield text[shown:]
+            shown = len(text)
+    yield text[shown:]
+
+
+def _draws(
+    pretrained: Pretrained,
+    prompts: Sequence[np.ndarray],
+    sampling: Sampling,
+    max_tokens: int,
+    key: jax.Array,
+    vocab_size: int,
+) -> Iterator[jax.Array]:
+    """Returns an iterator over the tokens drawn for every row of a batch, [B] each."""
+    config, params, mesh = pretrained.config, pretrained.params, pretrained.mesh
+    with jax.set_mesh(mesh):
+        tokens_BT, lengths_B = _batch(
+            prompts, pretrained.tokenization.prefix_id, num_shards("batch")
+        )
+        num_rows, width = tokens_BT.shape
+        capacity = _round_up(max(width, int(lengths_B.max()) + max_tokens), _SLOTS)
+        cache = empty_cache(config, num_rows, capacity)
+        logits_BV = jnp.zeros(
+            (num_rows, config.padded_vocab_size), out_sharding=logical("batch", "vocab")
+        )
+        lengths_B = put_rows(lengths_B)
+        piece = min(width, _PIECE)
+        for start in range(0, width, piece):
+            piece_BT = put_rows(tokens_BT[:, start : start + piece])
+            logits_BV, cache = _read(
+                config, params, cache, logits_BV, piece_BT, start, lengths_B
+            )
+        tokens_B = _draw(sampling, vocab_size, logits_BV, key, 0)
+    for count in range(1, max_tokens):
+        with jax.set_mesh(mesh):
+            next_B, cache = _step(
+                config, sampling, vocab_size, params, cache, tokens_B, lengths_B, key, count
+            )
+        # The next step is under way before the result of this one is waited for.
+        yield tokens_B
+        tokens_B = next_B
+    yield tokens_B
+
+
+def _batch(
+    prompts: Sequence[np.ndarray], prefix_id: int, divisor: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Returns prompts as rows that are filled up at their end, [B, T], and their lengths [B].
+
+    T is a power of two, or a multiple of `_PIECE`. Rows are added until `divisor` divides B.
+    """
+    texts = [prompt if len(prompt) else [prefix_id] for prompt in prompts]
+    texts += [[prefix_id]] * (-len(texts) % divisor)
+    lengths_B = np.array([len(text) for text in texts], np.int32)
+    longest = int(lengths_B.max())
+    width = min(1 << (longest - 1).bit_length(), _round_up(longest, _PIECE))
+    tokens_BT = np.zeros((len(texts), width), np.int32)
+    for row_T, text in zip(tokens_BT, texts, strict=True):
+        row_T[: len(text)] = text
+    return tokens_BT, lengths_B
+
+
+def _round_up(number: int, multiple: int) -> int:
+    return -(-number // multiple) * multiple
+
+
+@functools.partial(jax.jit, static_argnums=0, donate_argnums=2)
+def _read(
+    config: ModelConfig,
+    params: Params,
+    cache: Cache,
+    logits_BV: jax.Array,
+    tokens_BT: jax.Array,
+    start: int | jax.Array,
+    lengths_B: jax.Array,
+) -> tuple[jax.Array, Cache]:
+    """Returns the logits of what follows each prompt, and the cache, after a piece of them.
+
+    Args:
+      logits_BV: The logits of prompts that ended before.
+      start: The position of the piece.
+    """
+    length = tokens_BT.shape[1]
+    steps_1T = jax.lax.broadcasted_iota(jnp.int32, tokens_BT.shape, 1)
+    x_BTD, cache = extend(config, params, cache, tokens_BT, start + steps_1T)
+    last_B = lengths_B - 1 - start
+    found_BV = next_logits(config, params, x_BTD, jnp.clip(last_B, 0, length - 1))
+    is_here_B = (last_B >= 0) & (last_B < length)
+    return jnp.where(is_here_B[:, None], found_BV, logits_BV), cache
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2), donate_argnums=4)
+def _step(
+    config: ModelConfig,
+    sampling: Sampling,
+    vocab_size: int,
+    params: Params,
+    cache: Cache,
+    tokens_B: jax.Array,
+    lengths_B: jax.Array,
+    key: jax.Array,
+    count: int | jax.Array,
+) -> tuple[jax.Array, Cache]:
+    """Returns the tokens after those drawn last, [B], and the cache.
+
+    Args:
+      lengths_B: Tokens of the prompts.
+      count: Tokens that have been drawn for each row.
+    """
+    tokens_B = jax.reshard(tokens_B, logical("batch"))
+    positions_B1 = (lengths_B + count - 1)[:, None]
+    x_B1D, cache = extend(config, params, cache, tokens_B[:, None], positions_B1)
+    logits_BV = next_logits(config, params, x_B1D, jnp.zeros_like(lengths_B))
+    return _draw(sampling, vocab_size, logits_BV, key, count), cache
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _draw(
+    sampling: Sampling,
+    vocab_size: int,
+    logits_BV: jax.Array,
+    key: jax.Array,
+    count: int | jax.Array,
+) -> jax.Array:
+    def draw(logits_BV: jax.Array, key: jax.Array) -> jax.Array:
+        token_BV = jax.lax.broadcasted_iota(jnp.int32, logits_BV.shape, 1)
+        return sample(jnp.where(token_BV < vocab_size, logits_BV, -jnp.inf), sampling, key)
+
+    # A row needs all of its logits, which are in shards, and every process all rows.
+    return laid_out(draw, logical(None))(logits_BV, jax.random.fold_in(key, count))

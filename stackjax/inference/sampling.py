@@ -1,0 +1,59 @@
+"""How the next token is drawn from its logits.
+
+Shapes: B batch, V vocabulary, K candidates.
+"""
+
+import dataclasses
+from typing import Annotated
+
+import jax
+import jax.numpy as jnp
+
+from stackjax.runtime.constraints import Checked, OnlyWith
+from stackjax.runtime.numbers import NonNegative, Size
+from stackjax.runtime.ranges import Real
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Sampling(Checked):
+    """Which tokens may come next, and how likely; the fields apply in their order."""
+
+    temperature: NonNegative = 1.0
+    """What logits are divided by; 0 always takes the most likely token."""
+    top_k: Annotated[Size | None, OnlyWith("temperature")] = None
+    """Draw from this many of the most likely tokens; by default from all."""
+    top_p: Annotated[float, Real(more_than=0, at_most=1), OnlyWith("temperature")] = 1.0
+    """Draw from the fewest of the most likely tokens that have this much of the probability."""
+
+
+def sample(logits_BV: jax.Array, sampling: Sampling, key: jax.Array) -> jax.Array:
+    """Returns a token for each row, int32 [B]; a row's depends on no other row."""
+    if sampling.temperature == 0:
+        return jnp.argmax(logits_BV, axis=-1)
+    logits_BK, tokens_BK = candidates(logits_BV, sampling)
+    rows = jnp.arange(len(logits_BK))
+    keys_B = jax.vmap(jax.random.fold_in, (None, 0))(key, rows)
+    choice_B = jax.vmap(jax.random.categorical)(keys_B, logits_BK)
+    return jnp.take_along_axis(tokens_BK, choice_B[:, None], axis=-1)[:, 0]
+
+
+def candidates(logits_BV: jax.Array, sampling: Sampling) -> tuple[jax.Array, jax.Array]:
+    """Returns logits, float32 [B, K], and the tokens that they belong to, [B, K].
+
+    Logits are over the temperature, and -inf where a token may not be drawn. The most likely
+    token comes first, unless all may be drawn.
+    """
+    logits_BV = logits_BV.astype(jnp.float32)
+    # The largest is 0, so that none grows too large at a low temperature.
+    logits_BV -= jnp.max(logits_BV, axis=-1, keepdims=True)
+    logits_BV /= sampling.temperature
+    vocab_size = logits_BV.shape[-1]
+    if sampling.top_k is None and sampling.top_p == 1:
+        return logits_BV, jax.lax.broadcasted_iota(jnp.int32, logits_BV.shape, 1)
+    kept = vocab_size if sampling.top_k is None else min(sampling.top_k, vocab_size)
+    logits_BK, tokens_BK = jax.lax.top_k(logits_BV, kept)
+    probabilities_BK = jax.nn.softmax(logits_BK, axis=-1)
+    before_BK = jnp.cumsum(probabilities_BK, axis=-1) - probabilities_BK
+    # All of the probability is that of all tokens, however their sum is rounded.
+    is_kept_BK = (before_BK < sampling.top_p) | (sampling.top_p == 1)
+    return jnp.where(is_kept_BK, logits_BK, -jnp.inf), tokens_BK

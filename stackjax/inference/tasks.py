@@ -1,0 +1,168 @@
+"""Tasks of lm-evaluation-harness, and what a model scores on them."""
+
+import contextlib
+import dataclasses
+import difflib
+import io
+import logging
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import rich.console
+
+from stackjax.inference.pretrained import Pretrained
+from stackjax.runtime.errors import UserError
+
+_DRAWS = 1000
+"""Resamplings behind a standard error that has no formula."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Tasks:
+    """Tasks with their data, and how they are asked."""
+
+    index: Any
+    """The harness's index of tasks."""
+    loaded: tuple[Any, ...]
+    """Tasks and groups of them, as the harness has them."""
+    num_fewshot: int | None
+    """Solved examples before each question; None for as many as each task has."""
+    limit: int | None
+    """Documents of each task, the first ones; None for all."""
+    batch_size: int
+    """Texts that are scored together."""
+
+
+def load_tasks(
+    names: Sequence[str],
+    directory: Path | None = None,
+    *,
+    num_fewshot: int | None = None,
+    limit: int | None = None,
+    batch_size: int = 32,
+) -> Tasks:
+    """Returns tasks with their data.
+
+    Args:
+      names: Tasks, groups of them, or tags.
+      directory: Where further tasks are, as YAML files.
+
+    Raises:
+      UserError: The harness is not installed, there is no such task or directory, a number
+        is out of range, or data can neither be downloaded nor read.
+    """
+    for name, value, least in (
+        ("limit", limit, 1),
+        ("num_fewshot", num_fewshot, 0),
+        ("batch_size", batch_size, 1),
+    ):
+        if value is not None and value < least:
+            raise UserError(f"{name} is {value}; it must be at least {least}.")
+    if directory is not None and not directory.is_dir():
+        raise UserError(f"the directory of tasks {directory} is not one of YAML files.")
+    try:
+        with _quiet():
+            from lm_eval.tasks import TaskManager
+    except ModuleNotFoundError as error:
+        raise UserError(
+            f"lm-evaluation-harness cannot be imported ({error}); "
+            f"pip install -r requirements-interop.txt"
+        ) from error
+    with _quiet():
+        index = TaskManager(include_path=directory)
+    for name in names:
+        if name not in index.all_tasks:
+            near = difflib.get_close_matches(name, index.all_tasks)
+            raise UserError(
+                f"there is no task {name!r} in lm_eval or in the directory of tasks"
+                f"{'; near it are ' + ', '.join(near) if near else ''}."
+            )
+    return Tasks(
+        index=index,
+        loaded=tuple(task for name in names for task in _load(index, name)),
+        num_fewshot=num_fewshot,
+        limit=limit,
+        batch_size=batch_size,
+    )
+
+
+def _load(index: Any, name: str) -> list[Any]:
+    """Returns a task or group with its data, or every task of a tag.
+
+    Raises:
+      UserError: Data can neither be downloaded nor read.
+    """
+    try:
+        with _quiet():
+            loaded = index.load([name])
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"the data of task {name!r} cannot be loaded: {error}. Those of the harness's own "
+            f"tasks come from Hugging Face's Hub: load them once where it is reached (they are "
+            f"kept in HF_HOME), or leave the task out."
+        ) from error
+    group = loaded.get("groups", {}).get(name)
+    return list(loaded["tasks"].values()) if group is None else [group]
+
+
+def measure(
+    tasks: Tasks, pretrained: Pretrained, console: rich.console.Console | None = None
+) -> dict[str, dict[str, Any]]:
+    """Returns what a model scores on each task, and what it takes to measure it again.
+
+    Args:
+      console: The terminal that shows a bar, if any does.
+    """
+    from lm_eval.evaluator import simple_evaluate
+
+    from stackjax.inference.lm_eval_adapter import StackjaxLM
+
+    model: Any = StackjaxLM(pretrained, tasks.batch_size, console)
+    with _quiet():
+        found: Any = simple_evaluate(
+            model=model,
+            tasks=list(tasks.loaded),
+            task_manager=tasks.index,
+            num_fewshot=tasks.num_fewshot,
+            limit=tasks.limit,
+            bootstrap_iters=_DRAWS,
+            log_samples=False,
+        )
+    return {
+        name: {
+            "version": found["versions"].get(name),
+            "num_fewshot": found["n-shot"].get(name),
+            "num_documents": found["n-samples"].get(name, {}).get("effective"),
+            "metrics": _metrics(metrics),
+        }
+        for name, metrics in found["results"].items()
+    }
+
+
+def _metrics(found: Mapping[str, Any]) -> dict[str, float | None]:
+    """Returns metrics and their standard errors, where these are known."""
+    metrics = {}
+    for key, value in found.items():
+        name, comma, filter_name = key.partition(",")
+        if comma:
+            name = name if filter_name == "none" else f"{name} ({filter_name})"
+            # Instead of a standard error that it does not know, it says N/A.
+            metrics[name] = None if isinstance(value, str) else float(value)
+    return metrics
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keeps to itself what the harness and the libraries under it tell of their work."""
+    # A fork of a process that runs JAX may hang.
+    os.environ["DISABLE_MULTIPROC"] = "1"
+    told = io.StringIO()
+    # Handlers of logs keep the terminal that they have begun with.
+    logging.disable(logging.CRITICAL)
+    try:
+        with contextlib.redirect_stdout(told), contextlib.redirect_stderr(told):
+            yield
+    finally:
+        logging.disable(logging.NOTSET)

@@ -1,0 +1,221 @@
+"""Checkpoints of the code of arXiv:2405.15319: state dicts of lit-gpt, in `.pth` files.
+
+Queries, keys and values are one matrix there, whose rows go from group to group: the queries
+that read a key, the key, the value. Positions rotate as they do here.
+"""
+
+import math
+import pickle
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+from stackjax.interop import check_installed
+from stackjax.interop.config_json import model_config
+from stackjax.interop.huggingface import Folder, check_tensors
+from stackjax.interop.rule import shown
+from stackjax.interop.tensors import DTYPES, TensorInfo, widest
+from stackjax.runtime.errors import UserError
+
+_HEAD_DIMS = {1024: 64, 2048: 64, 2560: 128, 4096: 128}
+"""Channels of a head, which no shape tells, by the channels of the paper's models."""
+_SEQ_LEN = 2048
+
+_NAMES = {
+    "transformer.wte.weight": "model.embed_tokens.weight",
+    "transformer.ln_f.weight": "model.norm.weight",
+    "lm_head.weight": "lm_head.weight",
+    "norm_1.weight": "input_layernorm.weight",
+    "attn.proj.weight": "self_attn.o_proj.weight",
+    "norm_2.weight": "post_attention_layernorm.weight",
+    "mlp.swiglu.w1.weight": "mlp.gate_proj.weight",
+    "mlp.swiglu.w2.weight": "mlp.up_proj.weight",
+    "mlp.swiglu.w3.weight": "mlp.down_proj.weight",
+}
+"""What transformers calls each tensor but the fused one, of layers without their number."""
+_FIRST = "transformer.h.0."
+_FUSED = "attn.attn.weight"
+_PROJECTIONS = ("self_attn.q_proj.weight", "self_attn.k_proj.weight", "self_attn.v_proj.weight")
+
+
+_DAMAGES = (
+    pickle.UnpicklingError,
+    RuntimeError,
+    EOFError,
+    ValueError,
+    OSError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    AssertionError,
+    OverflowError,
+)
+"""What torch raises over a file that is damaged, or was made to do harm."""
+
+
+class _LitTensors(Mapping[str, TensorInfo]):
+    """The tensors of a state dict by the names that transformers has for them."""
+
+    def __init__(self, state: Mapping[str, Any], num_kv_heads: int, head_dim: int):
+        self._head_dim = head_dim
+        self._num_kv_heads = num_kv_heads
+        self._found: dict[str, tuple[Any, int | None]] = {}
+        for name, tensor in state.items():
+            layer, kind = _split(name)
+            prefix = "" if layer is None else f"model.layers.{layer}."
+            if kind == _FUSED:
+                for i, projection in enumerate(_PROJECTIONS):
+                    self._found[prefix + projection] = tensor, i
+            else:
+                self._found[prefix + _NAMES.get(kind, kind)] = tensor, None
+
+    def __getitem__(self, name: str) -> TensorInfo:
+        tensor, part = self._found[name]
+        shape = tuple(tensor.shape)
+        if part is not None:
+            groups = len(tensor) // (self._num_kv_heads * self._head_dim)
+            heads = self._num_kv_heads * ((groups - 2) if part == 0 else 1)
+            shape = (heads * self._head_dim, *shape[1:])
+        return TensorInfo(shape, _dtype(tensor))
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._found)
+
+    def __len__(self) -> int:
+        return len(self._found)
+
+    def read(self, name: str) -> np.ndarray:
+        """Returns a tensor, which stays in its file unless it is a part of a fused one."""
+        tensor, part = self._found[name]
+        value = _as_numpy(tensor)
+        if part is None:
+            return value
+        rows = value.reshape(self._num_kv_heads, -1, self._head_dim, value.shape[-1])
+        queries = rows.shape[1] - 2
+        parts = (slice(0, queries), slice(queries, queries + 1), slice(queries + 1, None))
+        return rows[:, parts[part]].reshape(-1, value.shape[-1])
+
+
+def read_checkpoint(path: Path, head_dim: int | None = None) -> Folder:
+    """Returns what a `.pth` file holds, as if it were a folder of transformers.
+
+    Args:
+      head_dim: Channels of each head; by default those of the paper's model of that width.
+
+    Raises:
+      UserError: torch is not installed, or the file is no checkpoint of such a model.
+    """
+    state = _load(path)
+    table = _matrix(state, "transformer.wte.weight", path)
+    fused = _matrix(state, _FIRST + _FUSED, path)
+    gate = _matrix(state, _FIRST + "mlp.swiglu.w1.weight", path)
+    vocab_size, embed_dim = table.shape
+    head_dim = head_dim or _HEAD_DIMS.get(embed_dim)
+    if head_dim is None:
+        raise UserError(
+            f"{path} has {embed_dim} channels, and no model of arXiv:2405.15319 has; say how "
+            f"many each head has, with --head-dim."
+        )
+    num_heads, num_kv_heads = embed_dim // head_dim, (len(fused) - embed_dim) // (2 * head_dim)
+    rows = (num_heads * head_dim, num_kv_heads * 2 * head_dim)
+    if rows != (embed_dim, len(fused) - embed_dim) or num_kv_heads < 1:
+        raise UserError(
+            f"{path}: heads of {head_dim} channels do not fit {embed_dim} channels and a fused "
+            f"matrix of {len(fused)} rows; choose another --head-dim."
+        )
+    layers = [layer for layer, _ in map(_split, state) if layer is not None]
+    fields = {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "hidden_act": "silu",
+        "max_position_embeddings": _SEQ_LEN,
+        "vocab_size": vocab_size,
+        "hidden_size": embed_dim,
+        "intermediate_size": len(gate),
+        "num_hidden_layers": 1 + max(layers),
+        "num_attention_heads": num_heads,
+        "num_key_value_heads": num_kv_heads,
+        "rms_norm_eps": 1e-5,
+        "rope_theta": 1e4,
+        "tie_word_embeddings": False,
+        "torch_dtype": DTYPES[widest(map(_dtype, state.values()))].name,
+    }
+    tensors: Any = _LitTensors(state, num_kv_heads, head_dim)
+    config = model_config(fields, str(path))
+    check_tensors(tensors, config, str(path))
+    return Folder(path.parent, path.name, fields, config, tensors)
+
+
+def _matrix(state: Mapping[str, Any], name: str, path: Path) -> Any:
+    """Returns a matrix of a state dict; UserError if there is none."""
+    found = state.get(name)
+    if found is None or found.dim() != 2:
+        raise UserError(f"{path} is no checkpoint of a LLaMA in lit-gpt: no matrix {name}.")
+    return found
+
+
+def _load(path: Path) -> Mapping[str, Any]:
+    check_installed("torch")
+    import torch
+
+    try:
+        # Tensors and what holds them together, and nothing that could run.
+        found = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except FileNotFoundError:
+        raise
+    except _DAMAGES as error:
+        raise UserError(
+            f"{path} is damaged, or holds more than tensors, and nothing in it was run: "
+            f"{shown(str(error).partition(chr(10))[0])}"
+        ) from error
+    state = found.get("model", found) if isinstance(found, dict) else {}
+    tensors = state.items() if isinstance(state, dict) else ()
+    tensors = {name: each for name, each in tensors if isinstance(each, torch.Tensor)}
+    for name, tensor in tensors.items():
+        _check(name, tensor, path)
+    return tensors
+
+
+def _check(name: Any, tensor: Any, path: Path) -> None:
+    """Raises UserError if a tensor has no name, holds no weights, or claims too many."""
+    if not isinstance(name, str):
+        raise UserError(f"{path} has a tensor with the name {shown(name)}, which is no text.")
+    if str(tensor.layout) != "torch.strided" or str(tensor.device) != "cpu":
+        raise UserError(f"{name} in {path} is {tensor.layout} on {tensor.device}, no weights.")
+    if _torch_dtype(tensor) not in {dtype.name for dtype in DTYPES.values()}:
+        raise UserError(
+            f"{name} in {path} is of type {_torch_dtype(tensor)}; weights of "
+            f"{', '.join(DTYPES)} can be read, and quantised ones cannot."
+        )
+    if math.prod(tensor.shape) * tensor.element_size() > path.stat().st_size:
+        raise UserError(
+            f"{name} in {path} claims the shape {list(tensor.shape)}, which is larger than the "
+            f"file."
+        )
+
+
+def _split(name: str) -> tuple[int | None, str]:
+    """Returns the layer of a tensor, None outside of layers, and its name in it."""
+    match = re.fullmatch(r"transformer\.h\.(\d{1,9})\.(.*)", name)
+    return (None, name) if match is None else (int(match[1]), match[2])
+
+
+def _torch_dtype(tensor: Any) -> str:
+    return str(tensor.dtype).removeprefix("torch.")
+
+
+def _dtype(tensor: Any) -> str:
+    """Returns the type of a tensor, by its name in files."""
+    return next(n for n, dtype in DTYPES.items() if dtype.name == _torch_dtype(tensor))
+
+
+def _as_numpy(tensor: Any) -> np.ndarray:
+    import torch
+
+    if tensor.dtype == torch.bfloat16:
+        return tensor.view(torch.int16).numpy().view(ml_dtypes.bfloat16)
+    return tensor.numpy()

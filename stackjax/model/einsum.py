@@ -1,0 +1,103 @@
+"""Products of activations and weights that are stored in shards and in float32.
+
+Shapes are those of the einsum that a caller names, such as `BTD,DNH->BTNH`.
+"""
+
+import functools
+import string
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
+from jax.sharding import PartitionSpec as P
+
+from stackjax.sharding.partition import layout, num_shards, whole_along
+
+PRODUCT = "product"
+"""What remat knows the result of a product of a weight by."""
+
+
+def gathered(w: jax.Array, dtype: jnp.dtype) -> jax.Array:
+    """Returns a weight in the type of a product, whole along `embed`."""
+    stored = layout(w)
+    w = w.astype(dtype)
+    return w if stored is None else jax.reshard(w, whole_along("embed", stored))
+
+
+def contract(spec: str, x: jax.Array, w: jax.Array, out_sharding: P | None) -> jax.Array:
+    """Returns the einsum of activations and a weight, in the type of the activations.
+
+    The weight is cast and gathered along `embed` for the product, and again for the backward
+    pass, so that no layer's gathered weights outlive it. Its gradient is summed, over tokens
+    and over devices, in the type and the shards that it is stored in.
+    """
+    product: Any = _contract(spec, x, w, out_sharding)
+    return checkpoint_name(product, PRODUCT)
+
+
+def contract_gradients(
+    spec: str, x: jax.Array, w: jax.Array, g: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Returns the gradients of `contract` by `x` and by `w`, from that by its result."""
+    of_x, of_w, of_g = spec.replace("->", ",").split(",")
+    x_layout, w_layout = layout(x), layout(w)
+    if num_shards("embed") > 1:
+        # Else the compiler keeps what the forward pass has gathered, of all layers at once.
+        w = jax.lax.optimization_barrier(w)
+    whole = gathered(w, x.dtype)
+    x_gradient = _einsum(f"{of_g},{of_w}->{of_x}", g, whole, out_sharding=x_layout)
+    if x.dtype == w.dtype:
+        # A product over tokens copies its first operand to transpose it: the narrow one.
+        is_x_first = x.size <= g.size
+    else:
+        # XLA has no transposed product of narrower types on a CPU.
+        is_x_first = of_w[0] in of_x
+    first, second, ordered = (of_x, of_g, (x, g)) if is_x_first else (of_g, of_x, (g, x))
+    of_sum = "".join(axis for axis in first + second if axis in of_w)
+    sum_layout = None
+    if w_layout is not None:
+        sum_layout = P(*(w_layout[of_w.index(axis)] for axis in of_sum))
+    w_gradient = _einsum(
+        f"{first},{second}->{of_sum}",
+        *ordered,
+        preferred_element_type=w.dtype,
+        out_sharding=sum_layout,
+    )
+    if of_sum != of_w:
+        # Folded into the product, the transposition would halve its speed.
+        w_gradient = jnp.einsum(f"{of_sum}->{of_w}", jax.lax.optimization_barrier(w_gradient))
+    return x_gradient, w_gradient
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 3))
+def _contract(spec: str, x: jax.Array, w: jax.Array, out_sharding: P | None) -> jax.Array:
+    return _einsum(spec, x, gathered(w, x.dtype), out_sharding=out_sharding)
+
+
+def _forward(
+    spec: str, x: jax.Array, w: jax.Array, out_sharding: P | None
+) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    product: Any = _contract(spec, x, w, out_sharding)
+    return product, (x, w)
+
+
+def _backward(
+    spec: str, out_sharding: P | None, kept: tuple[jax.Array, jax.Array], g: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    return contract_gradients(spec, *kept, g)
+
+
+_contract.defvjp(_forward, _backward)
+
+
+def _einsum(spec: str, *operands: jax.Array, **options: Any) -> jax.Array:
+    """Returns an einsum that sums over axes in the order in which the operands store them.
+
+    JAX sums in the order of the letters, for which XLA would copy heads (N) and their
+    channels (H) to store them the other way round.
+    """
+    axes = dict.fromkeys(spec.replace("->", "").replace(",", ""))
+    in_order = str.maketrans(dict(zip(axes, string.ascii_lowercase, strict=False)))
+    with jax.named_scope(spec):
+        return jnp.einsum(spec.translate(in_order), *operands, **options)

@@ -1,0 +1,1 @@
+"""A run from outside: callbacks, metrics, early stopping, resuming."""

@@ -1,0 +1,131 @@
+"""Growth tried out while the model before it trains: what would the loss be if it grew now?
+
+The loss right after a growth says little of what it is worth; that after a short lag does
+(arXiv:2406.02469).
+"""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+
+from stackjax.config import Config
+from stackjax.growth import Learn
+from stackjax.run.held_out import held_out_loss
+from stackjax.run.run import Run
+from stackjax.runtime.errors import UserError
+from stackjax.sharding.mesh import build_mesh
+from stackjax.sharding.partition import move
+from stackjax.training.compile import compile_step, growth_key, phase_optimizer
+from stackjax.training.expand import expand
+from stackjax.training.phase import Counts, Phase
+from stackjax.training.preflight import Estimate
+from stackjax.training.train_state import TrainState, enter_phase
+
+Probe = Callable[[TrainState, Counts], dict[str, Any]]
+"""From the state and the counts of a model to what becomes of a copy that grows there."""
+
+
+def check_probes(
+    config: Config, estimates: Sequence[Estimate] = (), memory: int | None = None
+) -> None:
+    """Raises UserError where a probe has no growth to try out, or not the memory.
+
+    Args:
+      estimates: What each phase holds on each device.
+      memory: Bytes of each device, if known.
+    """
+    probes, phases = config.probes, expand(config)
+    if probes.at_tokens and not probes.lag_tokens:
+        raise UserError(
+            f"probes.at_tokens is set and probes.lag_tokens is {probes.lag_tokens}; say how "
+            f"many tokens a grown copy trains before its loss is measured."
+        )
+    for at in probes.at_tokens:
+        phase = next((p for p in phases if p.start.tokens < at < p.end.tokens), None)
+        following = None if phase is None else _following(phases, phase)
+        if following is None:
+            raise UserError(
+                f"probes.at_tokens has {at:,}, which lies inside of no stage that another one "
+                f"grows out of; leave it out."
+            )
+        if isinstance(following.growth, Learn):
+            raise UserError(
+                f"probes.at_tokens has {at:,}, but stages.{following.stage} grows by "
+                f"{following.growth}, which has to be fitted first; probe other growths."
+            )
+        both = estimates[following.index - 1 : following.index + 1]
+        held = sum(each.state_bytes for each in both)
+        held += max((each.gradient_bytes for each in both), default=0)
+        if memory is not None and held > memory:
+            raise UserError(
+                f"probes.at_tokens has {at:,}, where both models take {held / 2**30:.1f} GiB "
+                f"on each device, which has {memory / 2**30:.1f} GiB; leave the probes out."
+            )
+
+
+def open_probe(run: Run, phase: Phase, phases: Sequence[Phase]) -> Probe | None:
+    """Returns the probe of the growth that a phase leads to; None where none is asked for.
+
+    A probe trains its copy on the batches that come next, and leaves state and run as they
+    are. It holds both models at once.
+    """
+    config, target = run.config, _following(phases, phase)
+    if target is None or not config.probes.at_tokens:
+        return None
+    mesh, tx = build_mesh(target.mesh), phase_optimizer(config, target)
+    lag = math.ceil((config.probes.lag_tokens or 0) / target.per_step.tokens)
+    key = growth_key(config, target)
+    with jax.set_mesh(mesh):
+        grow = jax.jit(functools.partial(enter_phase, phase, target, tx))
+        loss = held_out_loss(config, target, run.held_out, mesh)
+    compiled = functools.lru_cache(maxsize=1)(functools.partial(compile_step, config))
+
+    def probe(state: TrainState, counts: Counts) -> dict[str, Any]:
+        if target.optimizer_state == "reset":
+            state = dataclasses.replace(state, opt_state=None)
+        with jax.set_mesh(mesh):
+            copy = grow(move(state, mesh), key)
+            at_once = loss(copy)
+            train_step = compiled(_from(target, phase, counts))
+            for batch in run.batches(target, mesh, counts, lag):
+                copy, _ = train_step(copy, batch)
+            return {
+                "growth": str(target.growth),
+                "loss_grown": at_once,
+                "loss_lagged": loss(copy),
+                "lag_tokens": lag * target.per_step.tokens,
+                # Not among what the run has spent: a probe decides nothing of it.
+                "lag_flops_6nd": lag * target.per_step.flops_6nd,
+            }
+
+    return probe
+
+
+def probe_is_due(config: Config, tokens_before: int, tokens: int) -> bool:
+    """Returns whether a step crosses a count of tokens at which a probe is asked for."""
+    return any(tokens_before < at <= tokens for at in config.probes.at_tokens)
+
+
+def _following(phases: Sequence[Phase], phase: Phase) -> Phase | None:
+    """Returns the phase after another, if its model is a grown one."""
+    later = phases[phase.index + 1 :]
+    return later[0] if later and later[0].growth is not None else None
+
+
+def _from(target: Phase, source: Phase, counts: Counts) -> Phase:
+    """Returns a phase as it would be if it began at some counts.
+
+    Its learning rates, and the births of moments, are others than at its own time.
+    """
+    rate, births = target.learning_rate, target.births
+    if births is not None:
+        steps, rest = divmod(counts.tokens - source.start.tokens, source.per_step.tokens)
+        assert rest == 0, "a probe begins after a whole step"
+        births = births.begun_at(births.now - source.num_steps + steps)
+    if rate.schedule.axis == "run":
+        rate = dataclasses.replace(rate, first_tokens=counts.tokens)
+    return dataclasses.replace(target, learning_rate=rate, births=births)

@@ -1,0 +1,157 @@
+"""What a run shows on its terminal."""
+
+import contextlib
+import sys
+import time
+from collections.abc import Iterator
+from typing import Protocol
+
+import jax
+import rich.console
+import rich.progress
+
+from stackjax.run.metrics import Row
+from stackjax.runtime.numbers import short
+
+
+class Progress(Protocol):
+    """What a run shows on its terminal."""
+
+    def row(self, row: Row, seconds_left: float) -> None:
+        """Shows a row of training, and the time to the end of the run."""
+
+    def note(self, text: str) -> None:
+        """Shows a line that stays: a growth, an evaluation, a checkpoint."""
+
+    def expect(self, total_tokens: int) -> None:
+        """Takes note of another length of the whole run."""
+
+    def close(self) -> None:
+        """Gives the terminal back."""
+
+
+def open_progress(total_tokens: int) -> Progress:
+    """Returns a bar on a terminal, lines elsewhere, and silence outside process 0.
+
+    Args:
+      total_tokens: Length of the whole run.
+    """
+    if jax.process_index() != 0:
+        return Silence()
+    console = rich.console.Console()
+    if sys.stdout.isatty() and not console.is_dumb_terminal:
+        return Bar(total_tokens, console)
+    return Lines(total_tokens)
+
+
+@contextlib.contextmanager
+def timed(progress: Progress, task: str) -> Iterator[None]:
+    """Shows that a task begins, and the seconds that it took."""
+    progress.note(f"{task} ...")
+    start = time.monotonic()
+    yield
+    progress.note(f"{task} took {time.monotonic() - start:.1f} s")
+
+
+class Silence:
+    """Shows nothing."""
+
+    def row(self, row: Row, seconds_left: float) -> None:
+        """Shows nothing."""
+
+    def note(self, text: str) -> None:
+        """Shows nothing."""
+
+    def expect(self, total_tokens: int) -> None:
+        """Does nothing."""
+
+    def close(self) -> None:
+        """Does nothing."""
+
+
+class Lines:
+    """Shows each row as a line of aligned columns."""
+
+    def __init__(self, total_tokens: int):
+        self._total_tokens = total_tokens
+
+    def row(self, row: Row, seconds_left: float) -> None:
+        """Prints a row of training."""
+        print("  ".join(_columns(row, self._total_tokens, seconds_left).values()), flush=True)
+
+    def note(self, text: str) -> None:
+        """Prints a line."""
+        print(text, flush=True)
+
+    def expect(self, total_tokens: int) -> None:
+        """Takes note of another length of the whole run."""
+        self._total_tokens = total_tokens
+
+    def close(self) -> None:
+        """Does nothing."""
+
+
+class Bar:
+    """Shows the last row beside a bar, and notes above it."""
+
+    def __init__(self, total_tokens: int, console: rich.console.Console):
+        self._total_tokens = total_tokens
+        self._bar = rich.progress.Progress(
+            rich.progress.TextColumn("{task.fields[stage]}", markup=False),
+            rich.progress.BarColumn(bar_width=None),
+            rich.progress.TaskProgressColumn(),
+            rich.progress.TextColumn("{task.fields[numbers]}", markup=False),
+            console=console,
+            expand=True,
+            auto_refresh=False,  # rows are all that moves it, so it needs no thread
+        )
+        self._bar.start()
+        self._task = self._bar.add_task("", total=total_tokens, stage="", numbers="")
+
+    def row(self, row: Row, seconds_left: float) -> None:
+        """Moves the bar to a row of training."""
+        columns = _columns(row, self._total_tokens, seconds_left)
+        names = ("loss", "rate", "mfu", "eta")
+        self._bar.update(
+            self._task,
+            completed=row["tokens"],
+            stage=columns["stage"],
+            numbers="  ".join(columns[name] for name in names if name in columns),
+            refresh=True,
+        )
+
+    def note(self, text: str) -> None:
+        """Prints a line above the bar."""
+        self._bar.console.print(text, markup=False, highlight=False)
+
+    def expect(self, total_tokens: int) -> None:
+        """Takes note of another length of the whole run."""
+        self._total_tokens = total_tokens
+        self._bar.update(self._task, total=total_tokens)
+
+    def close(self) -> None:
+        """Leaves the bar as it is and gives the terminal back."""
+        self._bar.stop()
+
+
+def _columns(row: Row, total_tokens: int, seconds_left: float) -> dict[str, str]:
+    rate = row["tokens_per_second"]
+    columns = {
+        "stage": f"stage {row['stage']}",
+        "tokens": f"{short(row['tokens']):>5}/{short(total_tokens)} tokens",
+        "loss": f"loss {row['loss']:6.3f}",
+        "learning_rate": f"lr {row['learning_rate']:.1e}",
+        "grad_norm": f"grad {row['grad_norm']:5.2f}",
+        "rate": f"{short(rate):>5} tok/s",
+    }
+    if row.get("mfu") is not None:
+        columns["mfu"] = f"mfu {100 * row['mfu']:4.1f}%"
+    columns["eta"] = f"eta {_duration(seconds_left)}"
+    return columns
+
+
+def _duration(seconds: float) -> str:
+    """Returns a duration as minutes and seconds, with hours where there are any."""
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"

@@ -1,0 +1,252 @@
+"""The position that a run starts from: the beginning, its newest checkpoint or an older one."""
+
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TypeVar
+
+from etils import epath
+
+from stackjax.checkpoint import saved_state
+from stackjax.checkpoint.directory import (
+    discard_after,
+    newest_step,
+    older_checkpoints,
+    saved_steps,
+)
+from stackjax.checkpoint.restore import read_or_advise
+from stackjax.config import Config
+from stackjax.config_file import changed_fields, check_same_data, is_of_training, record_config
+from stackjax.data.manifest import Manifest
+from stackjax.runtime.constraints import Checked
+from stackjax.runtime.errors import UserError
+from stackjax.runtime.numbers import Count
+from stackjax.training.expand import expand
+from stackjax.training.phase import Change, Counts, Phase, Waypoint
+from stackjax.training.run_position import (
+    NEW_RUN,
+    Marker,
+    after_entering,
+    check_phase,
+    read_marker,
+    write_marker,
+)
+
+T = TypeVar("T")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ResumeConfig(Checked):
+    """How a run goes on after a bad loss or a damaged checkpoint."""
+
+    resume_from: str = ""
+    """Checkpoint to go back to: its step in the present phase, such as `400`, or with its
+    phase, such as `stage_0/train/400`. Newer checkpoints and rows are discarded. The same
+    command run again does not go back twice."""
+    skip_examples: Count = 0
+    """Examples of the data to leave out from there on."""
+
+
+NEWEST = ResumeConfig()
+"""A run that goes on from its newest checkpoint."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Position:
+    """Where a run starts from."""
+
+    marker: Marker
+    phases: tuple[Phase, ...]
+    """All phases of the run, as far as is known here."""
+    step: int | None
+    """The checkpoint of the present phase to restore; None if the run is new."""
+    changed: Mapping[str, str]
+    """By its name, a line for each field that differs from the recorded config."""
+
+    @property
+    def phase(self) -> Phase:
+        """The present phase."""
+        return self.phases[self.marker.phase]
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether the last phase has ended."""
+        return self.phase is self.phases[-1] and self.step == self.phase.num_steps
+
+
+def find_position(workdir: epath.Path, config: Config, options: ResumeConfig) -> Position:
+    """Returns the position for the start of a run, and changes nothing.
+
+    Raises:
+      UserError: The run cannot be resumed in this way, or a checkpoint is missing.
+    """
+    found = read_marker(workdir)
+    phases = expand(config, found)
+    if found.phase == 0 and newest_step(workdir, phases[0]) is None:
+        # A run that has saved nothing binds no other.
+        _check_is_resumed(options)
+        marker = after_entering(NEW_RUN, None, phases[0])
+        phases = phases if found in (NEW_RUN, marker) else expand(config)
+        return Position(marker=marker, phases=phases, step=None, changed={})
+    check_phase(workdir, found, phases)
+    # A run of which only the first stage is left has lost no more than the directory.
+    marker = found if found.directory else after_entering(found, None, phases[0])
+    phase = phases[marker.phase]
+    changed = changed_fields(workdir, config, phase.stage)
+    if any(field.startswith(_lengths(phase.stage)) for field in changed):
+        ended = {at: ending for at, ending in marker.ended.items() if at != phase.stage}
+        marker = dataclasses.replace(marker, ended=ended)
+    fields = tuple(line for field, line in changed.items() if is_of_training(field))
+    if not fields and _is_applied(options, marker):
+        options = NEWEST
+    if options.resume_from:
+        phase, step = _named_checkpoint(workdir, phases, marker, options)
+        marker = _gone_back(marker, phase)
+    else:
+        step = _newest(workdir, phases, phase)
+    if fields or options != NEWEST:
+        contents = read_or_go_back(
+            workdir, phases[: phase.index + 1], step, saved_state.read_contents
+        )
+        marker = _with_change(marker, phase, step, contents.counts, fields, options)
+    if marker != found:
+        phases = expand(config, marker)
+    return Position(marker=marker, phases=phases, step=step, changed=changed)
+
+
+def commit_position(
+    workdir: epath.Path, config: Config, position: Position, manifest: Manifest
+) -> None:
+    """Commits the position for the start of a run, and the config.
+
+    Going back, skipped examples and changed fields are part of the marker before anything is
+    trained, so that a run that is killed and started again comes to the same position.
+
+    Raises:
+      UserError: The data is other than before.
+      OSError: A file could not be read or written.
+    """
+    if position.step is not None:
+        check_same_data(workdir, manifest)
+        discard_after(workdir, position.phase, position.step)
+    # First the marker: after a kill between the two, the same change is found again.
+    write_marker(workdir, position.marker)
+    record_config(workdir, config, manifest)
+
+
+def read_or_go_back(
+    workdir: epath.Path, phases: Sequence[Phase], step: int, read: Callable[[epath.Path], T]
+) -> T:
+    """Returns the result of a function for a checkpoint of a run.
+
+    Args:
+      phases: The phases up to the one with this step.
+      read: Raises DamagedError for a damaged checkpoint.
+
+    Raises:
+      UserError: The checkpoint is damaged; the message offers an older one, in the same phase
+        or in one before.
+    """
+    checkpoint = workdir / phases[-1].directory / str(step)
+
+    def older() -> Iterator[epath.Path]:
+        yield from older_checkpoints(checkpoint)
+        for phase in reversed(phases[:-1]):
+            directory = workdir / phase.directory
+            yield from (directory / str(each) for each in reversed(saved_steps(directory)))
+
+    return read_or_advise(
+        checkpoint,
+        read,
+        older(),
+        lambda path: f"add --resume-from {path.relative_to(workdir)}",
+        "no checkpoint before it can be read: start a new run with --workdir, from another "
+        "checkpoint with --init-from",
+    )
+
+
+def _check_is_resumed(options: ResumeConfig) -> None:
+    if options != NEWEST:
+        raise UserError(
+            "--resume-from and --skip-examples are for a run that has saved a checkpoint, and "
+            "this one has not; leave them out."
+        )
+
+
+def _lengths(stage: int) -> tuple[str, ...]:
+    """Returns the fields that decide when a stage ends."""
+    return tuple(f"stages.{stage}.{name}" for name in ("until.", "tokens", "fraction"))
+
+
+def _newest(workdir: epath.Path, phases: Sequence[Phase], phase: Phase) -> int:
+    """Returns the step of the newest checkpoint of a phase; UserError if it has none."""
+    step = newest_step(workdir, phase)
+    if step is not None:
+        return step
+    known = [(each.directory, newest_step(workdir, each)) for each in phases[: phase.index]]
+    places = [f"{directory}/{newest}" for directory, newest in known if newest is not None]
+    way_back = f"go back with --resume-from {places[-1]}, " if places else ""
+    raise UserError(
+        f"{workdir / phase.directory} has no checkpoint, but the run is in stage "
+        f"{phase.stage}; bring it back, {way_back}or start a new run with --workdir."
+    )
+
+
+def _with_change(
+    marker: Marker,
+    phase: Phase,
+    step: int,
+    counts: Counts,
+    fields: tuple[str, ...],
+    options: ResumeConfig,
+) -> Marker:
+    """Returns a marker with a change at a step, from where the run is counted anew.
+
+    Args:
+      counts: Of the checkpoint at this step.
+    """
+    known = marker.waypoints.get(phase.index)
+    if known is not None and known.step == step and not options.resume_from:
+        counts = known.counts  # Examples may have been skipped there.
+    counts = dataclasses.replace(counts, examples=counts.examples + options.skip_examples)
+    change = Change(
+        phase=phase.index,
+        step=step,
+        tokens=counts.tokens,
+        fields=fields,
+        **dataclasses.asdict(options),
+    )
+    changes = marker.changes if marker.changes[-1:] == (change,) else (*marker.changes, change)
+    waypoints = {**marker.waypoints, phase.index: Waypoint(step=step, counts=counts)}
+    return dataclasses.replace(marker, waypoints=waypoints, changes=changes)
+
+
+def _is_applied(options: ResumeConfig, marker: Marker) -> bool:
+    """Returns whether the newest change was these options: the same command came again."""
+    return bool(marker.changes) and options == ResumeConfig(
+        resume_from=marker.changes[-1].resume_from,
+        skip_examples=marker.changes[-1].skip_examples,
+    )
+
+
+def _named_checkpoint(
+    workdir: epath.Path, phases: tuple[Phase, ...], marker: Marker, options: ResumeConfig
+) -> tuple[Phase, int]:
+    """Returns the phase and the step of the checkpoint that the user names."""
+    directory, _, name = options.resume_from.rpartition("/")
+    directory = directory or phases[marker.phase].directory
+    phase = next((p for p in phases[: marker.phase + 1] if p.directory == directory), None)
+    path = workdir / directory / name
+    if phase is None or name not in map(str, saved_steps(path.parent)):
+        raise UserError(
+            f"--resume-from is {options.resume_from!r}, and there is no checkpoint {path}; "
+            f"name the step of one, such as 400, or stage_0/train/400."
+        )
+    return phase, int(name)
+
+
+def _gone_back(marker: Marker, phase: Phase) -> Marker:
+    """Returns the marker of a run that is in an earlier phase again, or in the same one."""
+    waypoints = {i: each for i, each in marker.waypoints.items() if i < phase.index}
+    ended = {stage: each for stage, each in marker.ended.items() if stage < phase.stage}
+    back = dataclasses.replace(marker, waypoints=waypoints, ended=ended)
+    return after_entering(back, None, phase)

@@ -1,0 +1,175 @@
+"""Several hosts as one machine: wait for all, join, end together."""
+
+import contextlib
+import os
+import socket
+import sys
+import time
+from collections.abc import Iterator
+
+import jax
+from jax._src import distributed  # its barriers have no public name
+
+from stackjax.runtime.cluster import Job, all_hosts, find_job, this_host, whole_number
+from stackjax.runtime.errors import describe
+
+_INITIALIZATION_TIMEOUT = "JAX_INITIALIZATION_TIMEOUT"
+_HEARTBEAT_TIMEOUT = "JAX_HEARTBEAT_TIMEOUT"
+_REPLY_SECONDS = 5
+"""How long a process waits for what another, if it is well, says at once."""
+
+
+def initialize() -> None:
+    """Joins the other processes of the job, where the environment says there are some.
+
+    Raises:
+      UserError: The environment names them in part, or in a way that JAX cannot follow.
+      TimeoutError: Some did not arrive in time.
+    """
+    timeout = whole_number(_INITIALIZATION_TIMEOUT, 1, default="300")
+    heartbeat_timeout = whole_number(_HEARTBEAT_TIMEOUT, 1, default="100")
+    job = find_job(timeout)
+    if job is None:
+        return
+    roll_call(job, timeout)
+    jax.distributed.initialize(
+        job.address,
+        job.num_processes,
+        job.process_id,
+        job.local_device_ids,
+        cluster_detection_method="deactivate",
+        initialization_timeout=timeout,
+        heartbeat_timeout_seconds=heartbeat_timeout,
+    )
+
+
+def roll_call(job: Job, timeout: float) -> None:
+    """Returns when all processes of the job are there.
+
+    JAX itself aborts where one is missing, and does not say which.
+
+    Args:
+      timeout: Seconds.
+
+    Raises:
+      TimeoutError: Some did not come: in process 0 it names them.
+    """
+    if job.process_id == 0:
+        _wait_for_all(job, timeout)
+    else:
+        _report(job, timeout)
+
+
+def _wait_for_all(job: Job, timeout: float) -> None:
+    deadline = time.monotonic() + timeout
+    missing, arrived = set(range(1, job.num_processes)), {this_host()}
+    with contextlib.ExitStack() as stack:
+        server = stack.enter_context(_listen(job))
+        connections = []
+        while missing and (left := deadline - time.monotonic()) > 0:
+            server.settimeout(left)
+            # Whatever else connects, a port scanner for one, is not heard.
+            with contextlib.suppress(OSError, ValueError):
+                connection = stack.enter_context(server.accept()[0])
+                connection.settimeout(_REPLY_SECONDS)
+                process, host = connection.makefile().readline(300).split()
+                connections.append(connection)
+                missing.discard(int(process))
+                arrived.add(host)
+        for connection in connections:
+            with contextlib.suppress(OSError):
+                connection.sendall(b"stop\n" if missing else b"go\n")
+    if missing:
+        raise TimeoutError(_absence(job, timeout, sorted(missing), arrived))
+
+
+def _listen(job: Job) -> socket.socket:
+    both = socket.has_dualstack_ipv6()
+    try:
+        return socket.create_server(
+            ("", int(job.address.rpartition(":")[2])),
+            family=socket.AF_INET6 if both else socket.AF_INET,
+            dualstack_ipv6=both,
+            backlog=job.num_processes,
+        )
+    except OSError as error:
+        raise OSError(
+            f"process 0 cannot listen at {job.address} ({error}); end what uses the port, or "
+            f"choose another, with JAX_COORDINATOR_PORT if the address is not set by hand."
+        ) from error
+
+
+def _absence(job: Job, timeout: float, missing: list[int], arrived: set[str]) -> str:
+    """Returns a sentence on the processes that are missing, given the hosts that are not."""
+    several = "es" if len(missing) > 1 else ""
+    numbers = ", ".join(map(str, missing[:16])) + (", ..." if len(missing) > 16 else "")
+    silent = [host for host in all_hosts() if host not in arrived]
+    where = f"; nothing came from {', '.join(silent)}" if silent else ""
+    return (
+        f"process{several} {numbers} of {job.num_processes} did not arrive at {job.address} "
+        f"within {timeout} s{where}. Their logs may say why; if they are only slow, set "
+        f"{_INITIALIZATION_TIMEOUT} to more seconds."
+    )
+
+
+def _report(job: Job, timeout: float) -> None:
+    """Tells process 0 that this process is there, and waits until it says that all are."""
+    host, _, port = job.address.rpartition(":")
+    deadline, reason = time.monotonic() + timeout, ""
+    while (left := deadline - time.monotonic()) > 0:
+        try:
+            with socket.create_connection((host.strip("[]"), int(port)), left) as connection:
+                connection.sendall(f"{job.process_id} {this_host()}\n".encode())
+                # Process 0 may have started later, so its deadline may be later than ours.
+                connection.settimeout(timeout + _REPLY_SECONDS)
+                answer, reason = connection.makefile("rb").readline(300), "no answer"
+        except OSError as error:
+            answer, reason = b"", str(error)
+        if answer == b"go\n":
+            return
+        if answer == b"stop\n":
+            raise TimeoutError(
+                f"process {job.process_id} on {this_host()} has reached process 0 at "
+                f"{job.address}, which names the processes that have not."
+            )
+        time.sleep(0.2)
+    raise TimeoutError(
+        f"process {job.process_id} on {this_host()} could not reach process 0 at "
+        f"{job.address} for {timeout} s ({reason}); see whether that host is up, has started, "
+        f"and can be reached at this port, or set {_INITIALIZATION_TIMEOUT} to more seconds."
+    )
+
+
+@contextlib.contextmanager
+def errors_once() -> Iterator[None]:
+    """Ends a job that fails: what all processes fail of, process 0 alone says.
+
+    A process that fails alone ends at once: at exit JAX would let it wait for the others,
+    while these wait for it. They then end too, when they miss it.
+    """
+    try:
+        yield
+    except (Exception, KeyboardInterrupt) as error:
+        if not jax.distributed.is_initialized():
+            raise
+        this = distributed.global_state
+        text, code = _describe(error)
+        if this.process_id == 0:
+            print(text, file=sys.stderr, flush=True)
+        try:
+            assert this.client is not None
+            this.client.wait_at_barrier(text.splitlines()[-1], 1000 * _REPLY_SECONDS)
+        except jax.errors.JaxRuntimeError:
+            if this.process_id != 0:
+                name = f"process {this.process_id} of {this.num_processes} on {this_host()}"
+                print(f"{name}: {text}", file=sys.stderr, flush=True)
+            sys.stdout.flush()
+            os._exit(code)
+        sys.exit(code)
+
+
+def _describe(error: BaseException) -> tuple[str, int]:
+    if isinstance(error, jax.errors.JaxRuntimeError) and "Gloo" in str(error):
+        reason = str(error).splitlines()[0]
+        return f"error: another process has ended, its log may say why ({reason}).", 1
+    return describe(error)

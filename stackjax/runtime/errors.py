@@ -1,0 +1,98 @@
+"""User errors, which a command reports as one line without a traceback."""
+
+import contextlib
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
+
+_OUT_OF_MEMORY = "out of memory in "
+_LESS_MEMORY = (
+    "a run takes less with a larger stages.N.accumulate or mesh.fsdp, model.remat 'full', or a "
+    "smaller batch_size; any command takes less of each device where there are more"
+)
+
+
+class UserError(ValueError):
+    """A mistake that the user can fix.
+
+    The message names the field, its value, the rule and the way out. Any other ValueError
+    is a bug.
+    """
+
+
+@contextlib.contextmanager
+def one_line_errors() -> Iterator[None]:
+    """Ends the command with one line and exit code 2 if the user can fix the error.
+
+    Such errors are a `UserError`, a file system that fails, a loss that is not finite, too
+    little memory, and a worker process that was killed. Any other exception is a bug and
+    keeps its traceback. Ctrl-C exits with one line and code 130.
+    """
+    try:
+        yield
+    except (Exception, KeyboardInterrupt) as error:
+        text, code = describe(error)
+        if code == 1:
+            raise
+        print(text, file=sys.stderr)
+        sys.exit(code)
+
+
+@contextlib.contextmanager
+def memory_used_by(place: Callable[[], str]) -> Iterator[None]:
+    """Adds the place in the program to an error about too little memory.
+
+    Args:
+      place: Returns the place, such as `stage 1, step 3`.
+    """
+    try:
+        yield
+    except Exception as error:
+        if is_out_of_memory(error):
+            error.add_note(f"{_OUT_OF_MEMORY}{place()}")
+        raise
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Returns whether the host, or a device of JAX, has too little memory."""
+    # By name: commands that need no device do not load JAX.
+    is_jax = type(error).__name__ in ("JaxRuntimeError", "XlaRuntimeError")
+    return isinstance(error, MemoryError) or (is_jax and "RESOURCE_EXHAUSTED" in str(error))
+
+
+def describe(error: BaseException) -> tuple[str, int]:
+    """Returns the text of an error and its exit code; code 1 means a bug, with traceback."""
+    if isinstance(error, KeyboardInterrupt):
+        return "error: interrupted.", 130
+    if is_out_of_memory(error):
+        return f"error: {_lack_of_memory(error)}", 2
+    if isinstance(error, BrokenProcessPool):
+        return (
+            "error: a worker process was killed, perhaps for its memory; use fewer processes "
+            "at a time, or see the log of the machine.",
+            2,
+        )
+    if isinstance(error, UserError | OSError | FloatingPointError):
+        # Messages of other libraries may have several lines.
+        return f"error: {' '.join(str(error).splitlines())}", 2
+    return "".join(traceback.format_exception(error)).rstrip(), 1
+
+
+def _lack_of_memory(error: BaseException) -> str:
+    """Returns the message about too little memory: place, size, way out."""
+    said = str(error).removeprefix("RESOURCE_EXHAUSTED: ").splitlines()
+    notes = getattr(error, "__notes__", ())  # JAX adds some too
+    places = [each for each in notes if each.startswith(_OUT_OF_MEMORY)]
+    place = places[0] if places else f"{_OUT_OF_MEMORY}{Path(sys.argv[0]).stem}"
+    reason = f" ({said[0].rstrip('.')})" if said else ""
+    return f"{place}{reason}; {_LESS_MEMORY}."
+
+
+def not_finite(name: str, where: str, dtype: str) -> UserError:
+    """Returns the error for an array with NaN or infinity."""
+    return UserError(
+        f"{name} in {where} holds NaN or infinity as {dtype}; choose a model without, or let "
+        f"it pass with --allow-nonfinite in grow and convert."
+    )

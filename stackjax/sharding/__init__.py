@@ -1,0 +1,1 @@
+"""Axis names of arrays, the device mesh, and partitions."""

@@ -1,0 +1,70 @@
+"""The tokenizer of a set of token shards or of a run, kept in the same directory."""
+
+import dataclasses
+
+from etils import epath
+
+from stackjax.files.paths import file_inside
+from stackjax.runtime.errors import UserError
+from stackjax.tokenizer.tokenizer import Tokenizer, load_tokenizer
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TokenizerInfo:
+    """The tokenizer that wrote a set."""
+
+    name: str
+    """`bytes`, or the path it was loaded from."""
+    digest: str
+    """SHA-256 of the ids that it gives to texts."""
+    vocab_size: int
+    """Number of tokens; every token is below it."""
+    end_id: int
+    """The token that ends each document."""
+    begin_ids: tuple[int, ...] = ()
+    """The tokens that begin each document."""
+    file: str | None = None
+    """Its file within the directory; None for bytes."""
+
+
+def tokenizer_info(tokenizer: Tokenizer) -> TokenizerInfo:
+    """Returns the facts that are kept beside the file of a tokenizer."""
+    return TokenizerInfo(
+        name=tokenizer.name,
+        digest=tokenizer.digest,
+        vocab_size=tokenizer.vocab_size,
+        end_id=tokenizer.end_id,
+        begin_ids=tokenizer.begin_ids,
+        file=tokenizer.file,
+    )
+
+
+def write_file(tokenizer: Tokenizer, directory: epath.Path) -> None:
+    """Writes the file of a tokenizer into a directory; nothing for bytes."""
+    if tokenizer.file is not None and tokenizer.definition is not None:
+        (directory / tokenizer.file).write_bytes(tokenizer.definition)
+
+
+def kept_tokenizer(directory: epath.Path, info: TokenizerInfo, named_by: str) -> Tokenizer:
+    """Returns the tokenizer whose file lies in a directory.
+
+    Args:
+      named_by: The file that `info` comes from, for errors.
+
+    Raises:
+      UserError: The file is gone, or holds another tokenizer.
+    """
+    if info.file is None and info.name != "bytes":
+        raise UserError(f"{named_by} names no file of its tokenizer {info.name!r:.60}.")
+    file = "bytes" if info.file is None else str(file_inside(directory, info.file, named_by))
+    tokenizer = load_tokenizer(file, None if info.file is None else info.end_id)
+    if (tokenizer.digest, tokenizer.vocab_size) != (info.digest, info.vocab_size):
+        raise UserError(
+            f"{file} is another tokenizer than {named_by} says; bring that one back, or name "
+            f"it with --tokenizer if the command has this option."
+        )
+    if not all(0 <= index < info.vocab_size for index in info.begin_ids):
+        raise UserError(
+            f"{named_by} has begin_ids {info.begin_ids!r}; they must be ids of the tokenizer."
+        )
+    return dataclasses.replace(tokenizer, name=info.name, begin_ids=info.begin_ids)

@@ -1,0 +1,1 @@
+"""The pure core of a run: phases, train state, optimizer, compiled step."""

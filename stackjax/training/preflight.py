@@ -1,0 +1,196 @@
+"""What can be known to fail before the first token: every phase, evaluated abstractly."""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import AbstractMesh, AxisType
+
+from stackjax.config import Config
+from stackjax.model.attention import has_kernel
+from stackjax.model.config import axis_size
+from stackjax.runtime.errors import UserError
+from stackjax.sharding.mesh import MESH_AXES, mesh_shape
+from stackjax.sharding.partition import RULES, num_shards, partition_of
+from stackjax.training.compile import abstract_state
+from stackjax.training.expand import expand
+from stackjax.training.phase import Phase
+from stackjax.training.run_position import NEW_RUN, Marker
+from stackjax.training.train_state import TrainState
+
+_FIELDS = {
+    "embed": "embed_dim",
+    "mlp": "mlp_dim",
+    "heads": "num_heads",
+    "kv_heads": "num_kv_heads",
+    "vocab": "vocab_size, padded to model.vocab_multiple,",
+}
+
+
+_KERNEL_DEVICES = {"cudnn": "an NVIDIA GPU", "splash": "a TPU"}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Estimate:
+    """What a phase will hold on each device."""
+
+    phase: Phase
+    state: TrainState
+    """Shapes, types and partitions."""
+    state_bytes: int
+    """Parameters and optimizer state on one device."""
+    gradient_bytes: int
+    """Gradients on one device: of a microbatch and, where several accumulate, their sum."""
+
+
+def check_backend(config: Config) -> None:
+    """Raises UserError where a run needs other devices than those that JAX has."""
+    if config.platform == "accelerator" and jax.default_backend() == "cpu":
+        raise UserError(
+            "platform is 'accelerator', but JAX has only the CPU here, on which this run would "
+            "crawl; run it on a GPU or TPU (`pip install -r requirements-cuda.txt`, or "
+            "`-tpu.txt`), or go on regardless with `--platform any`."
+        )
+    kernel = config.model.attention
+    if kernel == "cudnn" and config.model.compute_dtype == "float32":
+        raise UserError(
+            "model.attention is 'cudnn', which takes bfloat16 alone, and model.compute_dtype "
+            "is 'float32'; use bfloat16, or `--model.attention xla`."
+        )
+    if kernel != "auto" and not has_kernel(kernel):
+        raise UserError(
+            f"model.attention is {kernel!r}, which needs {_KERNEL_DEVICES[kernel]}, but JAX "
+            f"runs on {jax.default_backend()} here; use `--model.attention auto`."
+        )
+
+
+def device_memory() -> int | None:
+    """Returns the bytes of memory of a device of this process, if they are known."""
+    statistics = jax.local_devices()[0].memory_stats() or {}
+    return statistics.get("bytes_limit")
+
+
+def check(
+    config: Config,
+    num_devices: int,
+    memory: int | None = None,
+    marker: Marker = NEW_RUN,
+) -> list[Estimate]:
+    """Returns an estimate for each phase of a run, allocating nothing.
+
+    Args:
+      num_devices: How many devices the run will have.
+      memory: Bytes of each device, if known.
+      marker: What the run has done.
+
+    Raises:
+      UserError: A stage does not fit its mesh, its batch or its devices.
+    """
+    phases = expand(config, marker)
+    if marker == NEW_RUN:
+        _check_reached(config, phases)
+    return [_check_phase(config, phase, num_devices, memory) for phase in phases]
+
+
+def _check_phase(
+    config: Config, phase: Phase, num_devices: int, memory: int | None
+) -> Estimate:
+    shape = mesh_shape(phase.mesh, num_devices)
+    mesh = AbstractMesh(shape, MESH_AXES, axis_types=(AxisType.Explicit,) * 3)
+    with jax.sharding.use_abstract_mesh(mesh):
+        _check_steps(phase)
+        _check_batch(config, phase)
+        _check_until(config, phase)
+        _check_divides(phase)
+        state = abstract_state(config, phase)
+    state_bytes = bytes_per_device(state, mesh)
+    gradient_bytes = bytes_per_device(state.params, mesh) * (2 if phase.accumulate > 1 else 1)
+    if memory is not None and state_bytes + gradient_bytes > memory:
+        raise UserError(
+            f"stages.{phase.stage}: parameters, optimizer state and gradients take "
+            f"{(state_bytes + gradient_bytes) / 2**30:.1f} GiB on each device, which has "
+            f"{memory / 2**30:.1f} GiB; use more devices, or a larger mesh.fsdp."
+        )
+    return Estimate(
+        phase=phase, state=state, state_bytes=state_bytes, gradient_bytes=gradient_bytes
+    )
+
+
+def _check_steps(phase: Phase) -> None:
+    if phase.num_steps >= 2**31:
+        raise UserError(
+            f"stages.{phase.stage} has {phase.num_steps:.3g} steps of "
+            f"{phase.per_step.tokens} tokens, and a step is counted in 32 bits; give it fewer "
+            f"tokens, or a larger batch_size."
+        )
+
+
+def _check_batch(config: Config, phase: Phase) -> None:
+    shards = num_shards("batch")
+    rows = phase.accumulate * shards
+    if phase.batch_size % rows:
+        raise UserError(
+            f"stages.{phase.stage}.batch_size is {phase.batch_size}, which does not divide "
+            f"into accumulate {phase.accumulate} x {shards} shards of the batch (mesh "
+            f"replica x fsdp); use a multiple of {rows}."
+        )
+    if config.evaluation.batch_size % shards:
+        raise UserError(
+            f"evaluation.batch_size is {config.evaluation.batch_size}, which does not "
+            f"divide over {shards} shards of the batch; use a multiple of {shards}."
+        )
+
+
+def _check_until(config: Config, phase: Phase) -> None:
+    """Raises UserError where a trigger fires at once, or on too few evaluations."""
+    until, every = config.stages[phase.stage].until, config.evaluation.every_tokens
+    spent = {"tokens": phase.start.tokens, "flops_6nd": phase.start.flops_6nd}
+    for field, before in spent.items():
+        limit = getattr(until, field)
+        if limit is not None and limit <= before:
+            raise UserError(
+                f"stages.{phase.stage}.until.{field} is {limit:.10g}, and the stages before it "
+                f"take {before:.10g}; it counts from the start of the run, so give it more."
+            )
+    # Evaluations are made at the first step past a multiple.
+    least = 2 * every + phase.per_step.tokens
+    if until.slope_tokens is not None and until.slope_tokens < least:
+        raise UserError(
+            f"stages.{phase.stage}.until.slope_tokens is {until.slope_tokens}, and evaluations "
+            f"are {every} tokens apart; a slope takes three of them, {least} tokens or more."
+        )
+
+
+def _check_reached(config: Config, phases: Sequence[Phase]) -> None:
+    """Raises UserError if a trigger lies past the end of its stage, where it has no effect."""
+    for stage, end in {phase.stage: phase.end for phase in phases}.items():
+        for field in ("tokens", "flops_6nd"):
+            limit, last = getattr(config.stages[stage].until, field), getattr(end, field)
+            if limit is not None and limit >= last:
+                raise UserError(
+                    f"stages.{stage}.until.{field} is {limit:.10g}, which has no effect while "
+                    f"the stage ends at {last:.10g} anyway; give it less, or leave it out."
+                )
+
+
+def _check_divides(phase: Phase) -> None:
+    for axis, field in _FIELDS.items():
+        size, shards = axis_size(phase.model, axis), num_shards(axis)
+        if size % shards:
+            raise UserError(
+                f"model.{field} is {size} in stage {phase.stage}, which does not divide "
+                f"over {shards} shards of mesh axis {RULES[axis]!r}; change one of them."
+            )
+
+
+def bytes_per_device(tree: object, mesh: AbstractMesh) -> int:
+    """Returns the bytes of a tree of abstract arrays on each device of a mesh."""
+
+    def leaf_bytes(leaf: jax.ShapeDtypeStruct) -> int:
+        axes = jax.tree.leaves(tuple(partition_of(leaf)))
+        shards = math.prod(mesh.shape[axis] for axis in axes)
+        return leaf.size * jnp.dtype(leaf.dtype).itemsize // shards
+
+    return sum(leaf_bytes(leaf) for leaf in jax.tree.leaves(tree))

@@ -1,0 +1,102 @@
+"""The stages of a config: models, lengths, trained layers and rates."""
+
+import math
+from collections.abc import Sequence
+
+from stackjax.config import Config, Stage
+from stackjax.growth.pattern import parse_pattern
+from stackjax.model.config import ModelConfig
+from stackjax.runtime.errors import UserError
+from stackjax.training.optimizer import ParameterRates
+
+
+def stage_models(config: Config) -> list[ModelConfig]:
+    """Returns the model of each stage, from the one that the config names."""
+    growths = [stage.growth for stage in config.stages[1:]]
+    models = [config.model]
+    if config.model_is == "source":
+        for growth in growths:
+            models.append(growth.target_config(models[-1]) if growth else models[-1])
+        return models
+    for growth in reversed(growths):
+        source = growth.source_config(models[0]) if growth else models[0]
+        if growth is not None and growth.target_config(source) != models[0]:
+            raise UserError(
+                f"{growth}.source_config and .target_config contradict each other: {models[0]} "
+                f"comes from {source}, which grows into {growth.target_config(source)}."
+            )
+        models.insert(0, source)
+    return models
+
+
+def stage_steps(config: Config) -> list[int]:
+    """Returns the optimizer steps of each stage: its length, rounded up."""
+    seq_len = config.data.seq_len
+    return [
+        math.ceil(length / (stage.batch_size * seq_len))
+        for stage, length in zip(config.stages, stage_lengths(config.stages), strict=True)
+    ]
+
+
+def stage_lengths(stages: Sequence[Stage]) -> list[float]:
+    """Returns the tokens of the stages of a run, not yet rounded to whole steps."""
+    for i, stage in enumerate(stages):
+        if (stage.tokens is None) == (stage.fraction is None):
+            raise UserError(
+                f"stages.{i} has tokens {stage.tokens} and fraction {stage.fraction}; set "
+                f"one of the two."
+            )
+    fraction = sum(stage.fraction or 0 for stage in stages)
+    if fraction >= 1:
+        raise UserError(
+            f"the stages' fractions add up to {fraction}; they must leave room for a "
+            f"stage whose length is in tokens, which settles that of the run."
+        )
+    run_tokens = sum(stage.tokens or 0 for stage in stages) / (1 - fraction)
+    return [
+        run_tokens * (stage.fraction or 0) if stage.tokens is None else stage.tokens
+        for stage in stages
+    ]
+
+
+def trained_layers(
+    index: int, stage: Stage, source: ModelConfig, model: ModelConfig
+) -> tuple[bool, ...] | None:
+    """Returns for each layer of a stage whether it learns; None if everything does."""
+    if stage.train_layers == "all":
+        return None
+    field = f"stages.{index}.train_layers"
+    if stage.train_layers == "new":
+        maps = stage.growth.axis_maps(source) if stage.growth else {}
+        if "layers" not in maps or not maps["layers"].is_new.any():
+            raise UserError(
+                f"{field} is 'new', but the stage has no growth that adds layers; name them "
+                f"by number, or train 'all'."
+            )
+        return tuple(bool(new) for new in maps["layers"].is_new)
+    try:
+        layers = parse_pattern(stage.train_layers)
+    except UserError as error:
+        raise UserError(f"{field}: {error} It may also be 'all' or 'new'.") from None
+    if max(layers) >= model.num_layers:
+        raise UserError(
+            f"{field} is {stage.train_layers!r}, which names layer {max(layers) + 1} of a "
+            f"model with {model.num_layers}."
+        )
+    return tuple(layer in layers for layer in range(model.num_layers))
+
+
+def parameter_rates(
+    stage: Stage, source: ModelConfig, trained: tuple[bool, ...] | None
+) -> ParameterRates | None:
+    """Returns the factors of the learning rates of a stage; None if all are 1."""
+    grows = stage.rewarm is not None or stage.scale_by_fan_in
+    if not grows and trained is None:
+        return None
+    return ParameterRates(
+        source=source,
+        growth=stage.growth,
+        rewarm=stage.rewarm,
+        scale_by_fan_in=stage.scale_by_fan_in,
+        trained_layers=trained,
+    )

@@ -1,0 +1,191 @@
+"""The state of training, and the pure functions that make, step, grow and judge it."""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from stackjax import model
+from stackjax.data.batch import Batch
+from stackjax.growth import Growth, Learn, grow_opt_state, zero_where
+from stackjax.model import LossSums, ModelConfig, Params
+from stackjax.sharding.partition import laid_out, partition_of
+from stackjax.training.phase import Phase
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class TrainState:
+    """What a train step reads and returns, and what a checkpoint holds."""
+
+    step: jax.Array
+    """int32: optimizer steps of the phase."""
+    params: Params
+    opt_state: Any
+
+
+def init_state(
+    config: ModelConfig, tx: optax.GradientTransformation, key: jax.Array
+) -> TrainState:
+    """Returns the state of a new model, sharded by axis names on the current mesh."""
+    params = model.init(config, key)
+    return TrainState(jnp.zeros((), jnp.int32), params, tx.init(params))
+
+
+def train_step(
+    phase: Phase,
+    tx: optax.GradientTransformation,
+    z_loss: float,
+    state: TrainState,
+    batch: Batch,
+) -> tuple[TrainState, dict[str, jax.Array]]:
+    """Returns the state after one optimizer step, and that step's metrics.
+
+    If the loss or the gradient norm is not finite, the parameters stay as they are, and the
+    metric `is_finite` is false; the moments of the optimizer are then spoilt.
+
+    Args:
+      phase: Says which model runs, what trains of it, and how fast.
+      z_loss: Weight of the squared log-normaliser in what is minimised; the reported loss
+        is without it.
+      batch: Microbatches `[accumulate, B, T]`, whose gradients add up to those of the
+        whole.
+    """
+    # Of the weights, as dividing the loss would take a pass over the gradient of the head.
+    shares = batch.loss_weights / jnp.sum(batch.loss_weights)
+    batch = batch._replace(loss_weights=shares)
+
+    def objective(params: Params, microbatch: Batch) -> tuple[jax.Array, jax.Array]:
+        run = phase.model_params(params, state.step)
+        sums = model.next_token_loss(
+            phase.model, run, microbatch, z_loss=z_loss, spans=phase.spans
+        )
+        return sums.objective, sums.nll
+
+    loss, grads = _accumulate(jax.grad(objective, has_aux=True), state.params, batch)
+    grad_norm = optax.tree.norm(grads)
+    is_finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
+    updates, opt_state = tx.update(grads, state.opt_state, state.params)
+    stepped = phase.step_params(state.params, updates, state.step)
+    # Of the parameters alone: to choose moments as well would keep two copies of them.
+    params = jax.tree.map(lambda new, p: jnp.where(is_finite, new, p), stepped, state.params)
+    metrics = {
+        "loss": loss,
+        "grad_norm": grad_norm,
+        "learning_rate": phase.learning_rate(state.step),
+        "is_finite": is_finite,
+    }
+    return TrainState(state.step + 1, params, opt_state), metrics
+
+
+def _accumulate(
+    gradient: Callable[[Params, Batch], tuple[Params, jax.Array]],
+    params: Params,
+    batch: Batch,
+) -> tuple[jax.Array, Params]:
+    """Returns loss and gradient, summed over the microbatches."""
+    first = jax.tree.map(lambda field: field[0], batch)
+    grads, loss = gradient(params, first)
+    if batch.tokens.shape[0] == 1:
+        return loss, grads
+
+    def add(
+        sums: tuple[jax.Array, Params], microbatch: Batch
+    ) -> tuple[tuple[jax.Array, Params], None]:
+        grads, loss = gradient(params, microbatch)
+        return jax.tree.map(jnp.add, sums, (loss, grads)), None
+
+    rest = jax.tree.map(lambda field: field[1:], batch)
+    sums, _ = jax.lax.scan(add, (loss, grads), rest)
+    return sums
+
+
+def eval_step(config: ModelConfig, params: Params, batch: Batch) -> tuple[LossSums, jax.Array]:
+    """Returns the loss sums of one batch `[1, B, T]` and its total weight."""
+    microbatch = jax.tree.map(lambda field: field[0], batch)
+    sums = model.next_token_loss(config, params, microbatch)
+    return sums, jnp.sum(batch.loss_weights)
+
+
+def enter_phase(
+    source: Phase,
+    phase: Phase,
+    tx: optax.GradientTransformation,
+    state: TrainState,
+    key: jax.Array,
+) -> TrainState:
+    """Returns the state at step 0 of a phase.
+
+    Args:
+      source: The phase before.
+      phase: Its growth may be None, which keeps the model as it is.
+      tx: The optimizer.
+      state: The source's; where its optimizer state is None, the optimizer starts afresh.
+      key: Randomness of the growth.
+    """
+    params = source.model_params(state.params, state.step)
+    if phase.name == "fit":
+        return fit_state(phase, tx, params, key)
+    opt_state = state.opt_state
+    if source.trained_layers is not None and phase.optimizer_state != "reset":
+        opt_state = zero_where(source.frozen(), opt_state)
+    state = TrainState(state.step, params, opt_state)
+    return grow_state(phase.growth, phase.source, tx, state, key, phase.optimizer_state)
+
+
+def fit_state(
+    phase: Phase, tx: optax.GradientTransformation, source: Params, key: jax.Array
+) -> TrainState:
+    """Returns the state at step 0 of fitting the maps of a learned growth."""
+    assert isinstance(phase.growth, Learn), "only a learned growth is fitted"
+    axes = model.logical_axes(phase.source)
+    maps = phase.growth.init_maps(axes, phase.source, key=key)
+    params = {"maps": maps, "source": source}
+    return TrainState(jnp.zeros((), jnp.int32), params, tx.init(params))
+
+
+def grow_state(
+    growth: Growth | None,
+    source: ModelConfig,
+    tx: optax.GradientTransformation,
+    state: TrainState,
+    key: jax.Array,
+    moments: Literal["reset", "grow", "keep"],
+) -> TrainState:
+    """Returns the state at step 0 of the grown model.
+
+    Args:
+      growth: None keeps the model as it is.
+      source: The config of the model that grows.
+      tx: The optimizer.
+      state: The source's; its optimizer state may be None where it starts afresh.
+      key: Randomness of the operator.
+      moments: What becomes of the optimizer state.
+    """
+    axes = model.logical_axes(source)
+    target = source if growth is None else growth.target_config(source)
+    layout = jax.tree.map(
+        partition_of, jax.eval_shape(lambda: init_state(target, tx, jax.random.key(0)))
+    )
+    params, opt_state = state.params, state.opt_state
+    if growth is not None:
+
+        def grow_params(params: Params, key: jax.Array) -> Params:
+            grow_key, fresh_key = jax.random.split(key)
+            fresh = functools.partial(model.init, key=fresh_key)
+            return growth.grow_params(params, axes, source, key=grow_key, fresh=fresh)
+
+        # Operators are free of layouts: inside, the compiler finds them.
+        params = laid_out(grow_params, layout.params)(params, key)
+        if moments != "reset":
+            grow_moments = functools.partial(
+                grow_opt_state, growth, axes=axes, source=source, mode=moments
+            )
+            opt_state = laid_out(grow_moments, layout.opt_state)(opt_state)
+    if moments == "reset":
+        opt_state = tx.init(params)
+    return TrainState(jnp.zeros((), jnp.int32), params, opt_state)

@@ -1,0 +1,151 @@
+"""Every checkpoint tells where its model comes from, whether it grew in a run or outside."""
+
+import dataclasses
+import json
+import subprocess
+
+import pytest
+from conftest import tiny_run
+from etils import epath
+from runs import cut
+
+from stackjax import grow, inspect
+from stackjax.checkpoint import lineage as lineage_module
+from stackjax.checkpoint.directory import find_checkpoint
+from stackjax.checkpoint.lineage import (
+    begin,
+    begin_grown,
+    code_version,
+    from_json,
+    spend,
+    total,
+)
+from stackjax.checkpoint.restore import read_contents
+from stackjax.growth import Stack
+from stackjax.inspect import InspectConfig
+from stackjax.runtime.errors import UserError
+from stackjax.training.expand import expand
+from stackjax.training.phase import Counts
+
+
+def contents_of(workdir):
+    return read_contents(find_checkpoint(epath.Path(workdir)))
+
+
+def test_a_lineage_counts_what_each_generation_has_spent():
+    phases = expand(tiny_run())
+    lineage = ()
+    for phase in phases:
+        lineage = spend(begin(lineage, phase), phase, phase.num_steps)
+    assert total(lineage) == phases[-1].end
+    assert [each.growth for each in lineage] == [None, "stack(2)"]
+    assert [each.model for each in lineage] == [phase.model for phase in phases]
+    again = spend(lineage, phases[-1], 1)
+    assert again[:-1] == lineage[:-1]
+    assert again[-1].spent == phases[-1].per_step
+
+
+def test_it_is_the_same_after_json():
+    phases = expand(tiny_run())
+    lineage = begin_grown(begin((), phases[0]), Stack(2), phases[1].model)
+    plain = json.loads(json.dumps([dataclasses.asdict(each) for each in lineage]))
+    assert from_json(plain) == lineage
+
+
+def test_checkpoints_of_a_run_tell_every_stage_and_add_up(uncut):
+    contents = contents_of(uncut)
+    assert total(contents.lineage) == contents.counts
+    first, second = contents.lineage
+    assert (first.stage, first.name, first.growth) == (0, "train", None)
+    assert (second.stage, second.name, second.growth) == (1, "train", "stack(2)")
+    assert first.spent.tokens == second.spent.tokens == 8 * 128
+    assert second.model == contents.model
+    assert {first.code, second.code} == {code_version()}
+
+
+def test_one_that_was_saved_in_the_middle_of_a_stage_tells_so_far(uncut, tmp_path):
+    cut(uncut, tmp_path / "cut", 3)
+    [only] = contents_of(tmp_path / "cut").lineage
+    assert only.spent.tokens == 3 * 128
+
+
+def test_growth_outside_of_a_run_is_a_generation_on_which_nothing_is_spent(uncut, tmp_path):
+    target = str(tmp_path / "grown")
+    grow.grow(grow.GrowConfig(source=str(uncut), target=target, growth=Stack(3)))
+    *before, last = contents_of(target).lineage
+    assert tuple(before) == contents_of(uncut).lineage
+    assert (last.stage, last.growth, last.spent) == (2, "stack(3)", Counts())
+    assert last.model.num_layers == 6
+    printed = inspect.inspect(InspectConfig(run=target))
+    lines = [line.split() for line in printed.splitlines()]
+    assert lines[0] == [f"{target}/0"]
+    assert [line[:3] for line in lines[2:5]] == [
+        ["0", "train", "-"],
+        ["1", "train", "stack(2)"],
+        ["2", "train", "stack(3)"],
+    ]
+    assert lines[5][:2] == ["total", "2.05k"]
+
+
+def test_machines_read_it_too(uncut):
+    found = json.loads(inspect.inspect(InspectConfig(run=str(uncut), json=True)))
+    assert from_json(found["lineage"]) == contents_of(uncut).lineage
+    assert found["counts"]["tokens"] == 2 * 8 * 128
+
+
+def init_repository(path):
+    git = ["git", "-C", str(path), "-c", "user.name=a", "-c", "user.email=a@b"]
+    subprocess.run([*git, "init", "-q"], check=True)
+    subprocess.run([*git, "commit", "-q", "--allow-empty", "-m", "first"], check=True)
+    found = subprocess.run([*git, "describe", "--always"], capture_output=True, text=True)
+    return found.stdout.strip()
+
+
+@pytest.mark.parametrize("place", ["site-packages", "."])
+def test_the_version_is_that_of_the_code_and_not_of_a_repository_around_it(
+    tmp_path, monkeypatch, place
+):
+    commit = init_repository(tmp_path)
+    room = tmp_path / place / "stackjax" / "checkpoint"
+    room.mkdir(parents=True)
+    monkeypatch.setattr(lineage_module, "__file__", str(room / "lineage.py"))
+    code_version.cache_clear()
+    try:
+        assert code_version() == (commit if place == "." else "unknown")
+        monkeypatch.setenv("PATH", str(tmp_path))  # where there is no git
+        code_version.cache_clear()
+        assert code_version() == "unknown"
+    finally:
+        code_version.cache_clear()
+
+
+BAD = {
+    "no list": 3,
+    "empty": [],
+    "no object": [3],
+    "a field is missing": [{"stage": 1}],
+    "a number is text": [{"stage": "0"}],
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_a_lineage_of_other_types_is_a_user_error(name):
+    phases = expand(tiny_run())
+    [whole] = [dataclasses.asdict(each) for each in begin((), phases[0])]
+    bad = BAD[name]
+    if name == "a number is text":
+        bad = [whole | bad[0]]
+    with pytest.raises(UserError, match="lineage"):
+        from_json(bad)
+    for field, value in (("model", {"num_layers": []}), ("spent", 3), ("growth", 3.5)):
+        with pytest.raises(UserError, match=rf"lineage\.0\.{field}"):
+            from_json([whole | {field: value}])
+
+
+def test_where_there_is_no_checkpoint_it_is_one_line(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["inspect", str(tmp_path)])
+    with pytest.raises(SystemExit) as ended:
+        inspect.main()
+    assert ended.value.code == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: there is no checkpoint in ")

@@ -1,0 +1,275 @@
+"""Checkpoints come back bit for bit, on any mesh, and are kept as the config says."""
+
+import dataclasses
+import functools
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import mesh_of, random_params, tiny_model, tiny_run
+from etils import epath
+from orbax.checkpoint import v1 as ocp
+
+from stackjax import model
+from stackjax.checkpoint.contents import Contents, to_json
+from stackjax.checkpoint.directory import clear, find_checkpoint, newest_step
+from stackjax.checkpoint.lineage import begin, spend
+from stackjax.checkpoint.restore import load_whole, read_contents, read_types
+from stackjax.checkpoint.save import Checkpoints
+from stackjax.config import CheckpointConfig, Stage
+from stackjax.files.json_file import seal
+from stackjax.files.storage import replace_text
+from stackjax.runtime.errors import UserError
+from stackjax.sharding.partition import on_mesh
+from stackjax.training.compile import abstract_state
+from stackjax.training.expand import expand
+from stackjax.training.optimizer import build_optimizer
+from stackjax.training.phase import Change, Counts, Ending, Waypoint
+from stackjax.training.run_position import Marker, after_entering, read_marker, write_marker
+from stackjax.training.train_state import TrainState
+
+RUN = tiny_run(model=tiny_model(num_layers=2), stages=(Stage(tokens=640, batch_size=8),))
+(PHASE,) = expand(RUN)
+KEEP = RUN.checkpoints
+COUNTS = Counts(tokens=2**40, examples=3, flops_6nd=10**22, flops=2**70 + 1)
+
+
+@pytest.fixture
+def workdir(tmp_path):
+    return epath.Path(tmp_path / "run")
+
+
+@functools.cache
+def host_state() -> TrainState:
+    """A state whose moments and counts are not zero."""
+    params = random_params(PHASE.model)
+    tx = build_optimizer(RUN.optimizer, model.logical_axes(PHASE.model))
+    opt_state = jax.tree.map(lambda leaf: np.asarray(leaf + 3), tx.init(params))
+    return TrainState(np.asarray(4, np.int32), params, opt_state)
+
+
+def on(mesh) -> TrainState:
+    """The state, laid out over a mesh."""
+    layout = on_mesh(abstract_state(RUN, PHASE), mesh)
+    return jax.device_put(host_state(), jax.tree.map(lambda leaf: leaf.sharding, layout))
+
+
+def assert_same(tree, other):
+    assert jax.tree.structure(tree) == jax.tree.structure(other)
+    for leaf, expected in zip(jax.tree.leaves(tree), jax.tree.leaves(other), strict=True):
+        assert leaf.dtype == expected.dtype
+        np.testing.assert_array_equal(leaf, expected)
+
+
+@pytest.mark.parametrize("restored_on", ["one device", "fsdp 8", "fsdp 4, tensor 2"])
+def test_states_come_back_bit_for_bit_on_any_mesh(workdir, restored_on):
+    mesh = mesh_of("fsdp 8")
+    with jax.set_mesh(mesh), Checkpoints(workdir, PHASE, KEEP) as checkpoints:
+        assert checkpoints.latest_step is None
+        checkpoints.save(4, on(mesh), COUNTS)
+        assert checkpoints.latest_step == 4
+    mesh = mesh_of(restored_on)
+    with jax.set_mesh(mesh):
+        abstract = abstract_state(RUN, PHASE)
+        state, contents = load_whole(workdir / PHASE.directory / "4", abstract, mesh)
+    # Counts are Python's integers, of any size.
+    assert contents.counts == COUNTS
+    assert_same(state, host_state())
+    for leaf, place in zip(
+        jax.tree.leaves(state), jax.tree.leaves(on_mesh(abstract, mesh)), strict=True
+    ):
+        assert leaf.sharding.is_equivalent_to(place.sharding, leaf.ndim)
+
+
+def test_a_state_that_is_donated_right_after_saving_is_saved_as_it_was(workdir):
+    spoil = jax.jit(lambda tree: jax.tree.map(lambda leaf: -leaf - 1, tree), donate_argnums=0)
+    mesh = mesh_of("fsdp 8")
+    with jax.set_mesh(mesh), Checkpoints(workdir, PHASE, KEEP) as checkpoints:
+        state = on(mesh)
+        # Compiled before, so that nothing stands between saving and overwriting.
+        spoil(on(mesh))
+        checkpoints.save(4, state, COUNTS)
+        jax.block_until_ready(spoil(state))
+        checkpoints.wait()
+        newest = checkpoints.directory / "4"
+        restored, _ = load_whole(newest, abstract_state(RUN, PHASE), mesh)
+    assert_same(restored, host_state())
+
+
+def saved_steps(workdir, config, steps, phase=PHASE):
+    """Which checkpoints are left after saving these steps."""
+    mesh = mesh_of("one device")
+    small = TrainState(jnp.int32(0), {"w": jnp.zeros(3)}, ())
+    with jax.set_mesh(mesh), Checkpoints(workdir, phase, config) as checkpoints:
+        for step in steps:
+            checkpoints.save(step, small, COUNTS)
+    left = (workdir / phase.directory).iterdir()
+    return sorted(int(path.name) for path in left if path.name.isdecimal())
+
+
+def test_the_most_recent_checkpoints_are_kept(workdir):
+    config = CheckpointConfig(every_tokens=64, keep_last=3)
+    assert saved_steps(workdir, config, range(6)) == [3, 4, 5]
+
+
+def test_the_first_checkpoint_past_each_multiple_is_kept_for_good(workdir):
+    # A step is 64 tokens, a checkpoint due past each 80, one in two of them kept: the
+    # multiples of 160 fall into steps 3, 5 and 8.
+    config = CheckpointConfig(every_tokens=80, keep_last=1, keep_every_tokens=160)
+    steps = [0, 2, 3, 4, 5, 7, 8, 9, 10]
+    assert saved_steps(workdir, config, steps) == [3, 5, 8, 10]
+
+
+def test_multiples_are_counted_over_the_run_not_the_stage(workdir):
+    start = Counts(tokens=100)
+    phase = dataclasses.replace(PHASE, start=start, waypoint=Waypoint(step=0, counts=start))
+    config = CheckpointConfig(every_tokens=160, keep_last=1, keep_every_tokens=160)
+    # After step n, 100 + 64 n tokens: 160 and 320 fall into steps 1 and 4.
+    assert saved_steps(workdir, config, range(6), phase) == [1, 4, 5]
+
+
+def test_a_step_is_not_saved_twice(workdir):
+    config = CheckpointConfig(every_tokens=64)
+    assert saved_steps(workdir, config, [2, 2]) == [2]
+    assert saved_steps(workdir, config, [2]) == [2]
+
+
+def other_model(**fields):
+    run = dataclasses.replace(RUN, model=dataclasses.replace(RUN.model, **fields))
+    return run, expand(run)[0]
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        (
+            {"num_layers": 3},
+            r"layers.attention_norm is float32\[2, 16\], and .* float32\[3, 16\] \(8 such",
+        ),
+        (
+            {"tie_head": True},
+            r"head is float32\[16, 24\], and the config's model has none \(1 such",
+        ),
+        ({"qk_norm": True}, r"layers.key_norm is not there, .* has float32\[2, 6\] \(2 such"),
+    ],
+)
+def test_checkpoints_of_another_model_are_refused_by_parameter(workdir, fields, message):
+    mesh = mesh_of("one device")
+    with jax.set_mesh(mesh), Checkpoints(workdir, PHASE, KEEP) as checkpoints:
+        checkpoints.save(4, on(mesh), COUNTS)
+        checkpoints.wait()
+        with pytest.raises(ValueError, match=f"checkpoint of another model: {message}"):
+            abstract = abstract_state(*other_model(**fields))
+            load_whole(checkpoints.directory / "4", abstract, mesh)
+
+
+def test_the_marker_names_the_phase_that_was_committed_last(workdir):
+    workdir.mkdir()
+    assert read_marker(workdir) == Marker()
+    marker, source = Marker(), None
+    for phase in expand(tiny_run()):
+        marker = after_entering(marker, source, phase)
+        change = Change(phase=phase.index, step=2, tokens=9, fields=("seed: 0 -> 1",))
+        marker = dataclasses.replace(
+            marker,
+            ended={**marker.ended, phase.stage: Ending(steps=3, reason="enough")},
+            changes=(*marker.changes, change),
+        )
+        write_marker(workdir, marker)
+        assert read_marker(workdir) == marker
+        source = phase
+    assert (marker.phase, marker.directory) == (1, "stage_1/train")
+    first, _ = expand(tiny_run())
+    assert marker.waypoints == {0: Waypoint(step=first.num_steps, counts=first.end)}
+    assert [path.name for path in workdir.iterdir()] == ["phase.json"]
+
+
+def test_killed_while_it_is_written_a_small_file_is_the_old_one(workdir, monkeypatch):
+    workdir.mkdir()
+    path = workdir / "phase.json"
+    marker = {"phase": 1, "directory": "stage_1/train", "ended": {}}
+    replace_text(path, json.dumps(seal(marker)))
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    # What is written first is another file; killed before the rename, it does not count.
+    monkeypatch.setattr(type(path), "replace", killed)
+    with pytest.raises(KeyboardInterrupt):
+        replace_text(path, json.dumps(seal(marker | {"phase": 2})))
+    assert read_marker(workdir).phase == 1
+    assert [path.name for path in workdir.iterdir()] == ["phase.json"]
+
+
+def test_only_whole_checkpoints_count_as_the_newest(workdir):
+    assert newest_step(workdir, PHASE) is None
+    assert not (workdir / PHASE.directory).exists()
+    saved_steps(workdir, KEEP, [9])
+    # Left by a run that was killed while it saved.
+    (workdir / PHASE.directory / "10.orbax-checkpoint-tmp-1").mkdir()
+    for name in ("010", "\N{ARABIC-INDIC DIGIT ONE}1"):
+        (workdir / PHASE.directory / name).mkdir()
+    assert newest_step(workdir, PHASE) == 9
+    with pytest.raises(UserError, match="there is no checkpoint in"):
+        find_checkpoint(workdir / PHASE.directory / "010")
+    saved_steps(workdir, KEEP, [10])
+    assert newest_step(workdir, PHASE) == 10
+
+
+def test_a_checkpoint_says_which_model_it_holds_and_is_found_by_its_run(workdir):
+    phases = expand(tiny_run())
+    for phase, steps in zip(phases, ([2, 9], [3]), strict=True):
+        saved_steps(workdir, KEEP, steps, phase)
+    write_marker(workdir, after_entering(Marker(), None, phases[0]))
+    first, second = (workdir / phase.directory for phase in phases)
+    table = {first: first / "9", first / "2": first / "2", workdir: first / "9"}
+    for path, found in table.items():
+        assert find_checkpoint(path) == found
+    write_marker(workdir, after_entering(Marker(), None, phases[1]))
+    assert find_checkpoint(workdir) == second / "3"
+    contents = read_contents(second / "3")
+    lineage = spend(begin((), phases[1]), phases[1], 3)
+    assert contents == Contents(COUNTS, phases[1].model, is_model=True, lineage=lineage)
+    assert read_types(second / "3")["params.w"] == "float32[3]"
+    # As Orbax reads it, which takes longer.
+    assert to_json(contents) == ocp.metadata(second / "3").custom_metadata
+
+
+def test_a_checkpoint_that_does_not_say_where_its_model_comes_from_is_refused(workdir):
+    foreign = {"counts": {}, "model": {}, "is_model": True}
+    with ocp.training.Checkpointer(workdir / PHASE.directory) as checkpointer:
+        checkpointer.save(3, {"w": np.zeros(2)}, custom_metadata=foreign)
+    with pytest.raises(UserError, match=r"3 is damaged: its fields do not match their hash"):
+        read_contents(find_checkpoint(workdir))
+
+
+@pytest.mark.parametrize("path", ["", "nowhere", "stage_0/train/5", "stage_1/train"])
+def test_where_there_is_no_checkpoint_the_way_to_name_one_is_said(workdir, path):
+    saved_steps(workdir, KEEP, [4])
+    with pytest.raises(ValueError, match=r"no checkpoint in .*; name a run directory"):
+        find_checkpoint((workdir if path else workdir.parent) / path)
+
+
+def test_clearing_removes_a_phase_and_nothing_else(workdir):
+    first, second = expand(tiny_run())
+    for phase in (first, second):
+        saved_steps(workdir, KEEP, [0], phase)
+    clear(workdir, second)
+    assert (workdir / first.directory / "0").exists()
+    assert not (workdir / second.directory).exists()
+    clear(workdir, second)  # nothing there is fine
+
+
+def test_a_disk_that_fails_is_an_os_error_with_the_way_on(workdir, monkeypatch):
+    mesh = mesh_of("one device")
+    with jax.set_mesh(mesh), Checkpoints(workdir, PHASE, KEEP) as checkpoints:
+
+        def full(*_, **__):
+            raise ValueError("RESOURCE_EXHAUSTED: No space left on device")
+
+        monkeypatch.setattr(checkpoints._checkpointer, "save_async", full)
+        with pytest.raises(OSError, match=r"could not be written to .* the same command"):
+            checkpoints.save(1, on(mesh), COUNTS)
+        assert checkpoints.latest_step is None

@@ -1,0 +1,148 @@
+"""Every config evaluates abstractly, and the paper's have the paper's numbers."""
+
+from pathlib import Path
+
+import pytest
+
+from scripts.bakeoff import load_runs
+from stackjax.config_file import load_config
+from stackjax.growth import Stack
+from stackjax.model.flops import flops_6nd, num_params
+from stackjax.sharding.mesh import MeshConfig
+from stackjax.sharding.partition import partition_of
+from stackjax.training.expand import expand
+from stackjax.training.preflight import check
+
+CONFIGS = sorted(Path("configs").glob("*.py"))
+PAPER = {
+    # Billions of parameters, in all and without embedding and head; tokens of the target;
+    # layers of source and target; peaks of both. Table 1 of arXiv:2405.15319 and its code.
+    "410m": (0.374, 0.308, 750e9, (6, 24), (1e-3, 6e-4)),
+    "1b": (1.364, 1.233, 97.5e9, (6, 24), (1e-3, 3e-4)),
+    "3b": (2.397, 2.234, 300e9, (8, 32), (5e-4, 1.6e-4)),
+    "7b": (5.933, 5.671, 300e9, (8, 32), (3e-4, 1e-4)),
+}
+
+
+def load(name: str, *overrides: str):
+    return load_config("test", ["--config", f"configs/{name}.py", *overrides])
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_every_config_fits_a_mesh_of_8_by_4(path):
+    mesh = ["--mesh.fsdp", "8", "--mesh.tensor", "4"]
+    if "tiny" in path.stem:
+        mesh = ["--mesh.fsdp", "8"]
+    config = load(path.stem, *mesh)
+    devices = 8 * config.mesh.tensor
+    for estimate in check(config, devices):
+        params = estimate.state.params
+        assert estimate.state_bytes < 80 * 2**30
+        # Each matrix is cut into as many parts as there are devices that can cut it.
+        query = partition_of(params["layers"]["query"])
+        assert tuple(query) == (None, "fsdp", "tensor", None)
+        # Float32 parameters and two moments; only gains and counts are not cut.
+        whole = 12 * num_params(estimate.phase.model) / devices
+        assert whole <= estimate.state_bytes < 1.01 * whole + 12 * 2**20
+
+
+def test_the_papers_sizes_need_an_accelerator_and_tiny_ones_run_anywhere():
+    configs = {path.stem: [load(path.stem)] for path in CONFIGS}
+    for name in ("bakeoff", "noise", "table5", "gradual"):
+        for size in ("tiny", "1b"):
+            runs = load_runs(Path(f"configs/{name}_{size}.py"))(seed=0)
+            configs[f"{name}_{size}"] += runs.values()
+    for name, found in configs.items():
+        expected = "any" if "tiny" in name else "accelerator"
+        assert {config.platform for config in found} == {expected}, name
+
+
+@pytest.mark.parametrize("name", PAPER)
+def test_the_papers_models_have_its_sizes(name):
+    total, without_tables, tokens, layers, peaks = PAPER[name]
+    base, target = expand(load(f"gstack_{name}"))
+    billions = num_params(target.model) / 1e9
+    tables = 2 * target.model.vocab_size * target.model.embed_dim / 1e9
+    assert round(billions, 3) == total
+    assert round(billions - tables, 3) == without_tables
+    assert (base.model.num_layers, target.model.num_layers) == layers
+    assert target.growth == Stack(factor=4)
+    assert target.optimizer_state == "reset"
+    step_tokens = 1024 * 2048
+    assert base.per_step.tokens == target.per_step.tokens == step_tokens
+    assert 0 <= base.end.tokens - 10e9 < step_tokens
+    assert 0 <= target.end.tokens - base.end.tokens - tokens < step_tokens
+    for phase, peak in zip((base, target), peaks, strict=True):
+        rate = phase.learning_rate
+        assert float(rate(2_999)) == pytest.approx(peak)  # the end of 3000 warm-up steps
+        assert float(rate(0)) == pytest.approx(peak / 3000)
+        assert float(rate(10**6)) == pytest.approx(peak / 10)
+
+
+@pytest.mark.parametrize("name", PAPER)
+def test_the_scratch_twin_breaks_even_at_its_end(name):
+    grown, scratch = expand(load(f"gstack_{name}")), expand(load(f"scratch_{name}"))
+    assert len(scratch) == 1
+    assert scratch[0].model == grown[-1].model
+    surplus = scratch[0].end.flops_6nd - grown[-1].end.flops_6nd
+    assert 0 <= surplus < scratch[0].per_step.flops_6nd
+
+
+def test_another_growth_factor_keeps_the_target():
+    config = load("gstack_1b", "--stages.1.growth.factor", "2")
+    assert [phase.model.num_layers for phase in expand(config)] == [12, 24]
+    assert load("gstack_1b", "--optimizer.peak-learning-rate", "2e-4").optimizer == (
+        load("gstack_1b").optimizer.__class__(
+            peak_learning_rate=2e-4, schedule=load("gstack_1b").optimizer.schedule
+        )
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "flops"),
+    [
+        ("bakeoff_tiny", 1e6),
+        ("bakeoff_1b", 8e20),
+        ("noise_tiny", 1e6),
+        ("noise_1b", 8e20),
+        ("table5_tiny", 4e5),
+        ("table5_1b", 8e20),
+    ],
+)
+def test_runs_that_are_compared_share_target_and_cost(name, flops):
+    runs = load_runs(Path(f"configs/{name}.py"))(seed=3)
+    target = load(name).model
+    if flops < 1e9:
+        flops *= flops_6nd(target)  # tokens from scratch
+    assert len({config.workdir for config in runs.values()}) == len(runs)
+    for config in runs.values():
+        phases = expand(config)
+        assert config.seed == 3
+        assert phases[-1].model == target
+        # Whole steps, and not one more.
+        assert 0 <= flops - phases[-1].end.flops_6nd < phases[-1].per_step.flops_6nd
+    growths = {str(config.stages[1].growth) for config in runs.values() if config.stages[1:]}
+    timings = {config.stages[0].tokens for config in runs.values() if config.stages[1:]}
+    assert len(runs) == len(growths) * len(timings) + 1
+
+
+def test_the_bakeoff_has_every_operator_of_the_paper_at_d_and_5d():
+    for name in ("bakeoff_tiny", "bakeoff_1b"):
+        runs = load_runs(Path(f"configs/{name}.py"))(seed=0)
+        kinds = {label.rpartition(", ")[0] for label in runs if label != "scratch"}
+        ways = ("direct", "zero", "random", "learned")
+        assert kinds == {f"{way}, {axis}" for way in ways for axis in ("depth", "width")}
+        tokens = [run.stages[0].tokens for label, run in runs.items() if label != "scratch"]
+        assert max(tokens) == 5 * min(tokens)
+
+
+def test_growth_of_all_three_sizes_keeps_the_family():
+    sizes = [(p.model.num_layers, p.model.embed_dim) for p in expand(load("flm_1b"))]
+    assert sizes == [(6, 512), (12, 1024), (24, 2048)]
+    layers = [phase.trained_layers for phase in expand(load("mslt_1b"))]
+    assert [None if row is None else sum(row) for row in layers] == [None, 6, 12, None]
+    assert [p.model.num_layers for p in expand(load("gradual_1b"))] == [6, 12, 24]
+
+
+def test_one_mesh_for_all_by_default():
+    assert load("gstack_1b").mesh == MeshConfig()

@@ -1,0 +1,112 @@
+"""A checkpoint that is written outside of a run is complete or absent, whatever happens."""
+
+import contextlib
+
+import folders
+import numpy as np
+import pytest
+from etils import epath
+from fake_gcs import FakeGcs
+from orbax.checkpoint import v1 as ocp
+from runs import last_state
+
+from stackjax import convert, grow
+from stackjax.checkpoint.directory import find_checkpoint
+from stackjax.files.new_directory import new_directory
+from stackjax.files.staging import UPLOADING
+from stackjax.growth import Stack
+
+POINTS = {
+    "before the files around it": ("keep", "before"),
+    "after them": ("keep", "after"),
+    "before the checkpoint": (ocp.training.Checkpointer, "save", "before"),
+    "after the checkpoint": (ocp.training.Checkpointer, "save", "after"),
+}
+FULL = OSError(28, "No space left on device")
+
+
+@contextlib.contextmanager
+def failing(owner, name, when, error):
+    """Raises an error before or after a call of a function."""
+    function = getattr(owner, name)
+
+    def call(*args, **kwargs):
+        if when == "after":
+            function(*args, **kwargs)
+        raise error
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(owner, name, call)
+        yield
+
+
+def place(command, keep, point):
+    """The function to fail at, for a command that keeps other files by a function."""
+    *owner, name_or_keep, when = POINTS[point]
+    return (*owner, name_or_keep, when) if owner else (command, keep, when)
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), FULL], ids=["killed", "full disk"])
+@pytest.mark.parametrize("point", POINTS)
+def test_growth_that_fails_leaves_nothing_and_works_again(uncut, tmp_path, point, error):
+    target = tmp_path / "grown"
+    config = grow.GrowConfig(source=str(uncut), target=str(target), growth=Stack(2))
+    owner, name, when = place(grow, "keep_origin", point)
+    with failing(owner, name, when, error), pytest.raises((KeyboardInterrupt, OSError)):
+        grow.grow(config)
+    assert list(tmp_path.iterdir()) == []
+    assert grow.grow(config) == epath.Path(target / "0")
+    assert {path.name for path in target.iterdir()} == {"0", "config.json", "tokenizer"}
+
+
+@pytest.mark.parametrize("point", POINTS)
+def test_conversion_that_fails_leaves_nothing_and_works_again(tmp_path, point):
+    folder = folders.write(tmp_path / "folder", "llama")
+    target = tmp_path / "out" / "converted"
+    config = convert.ConvertConfig(source=str(folder), target=str(target))
+    owner, name, when = place(convert, "keep_folder", point)
+    with failing(owner, name, when, FULL), pytest.raises(OSError, match="No space left"):
+        convert.convert(config)
+    assert list(target.parent.iterdir()) == []
+    assert convert.convert(config) == epath.Path(target / "0")
+    assert {path.name for path in target.iterdir()} == {"0", "huggingface"}
+
+
+def test_what_a_kill_left_in_a_bucket_is_no_checkpoint_and_is_written_again(uncut):
+    target = "gs://bucket/grown/stage_0/train"
+    config = grow.GrowConfig(source=str(uncut), target=target, growth=Stack(2))
+    with FakeGcs("bucket") as server, pytest.MonkeyPatch.context() as patch:
+        for name, value in server.environ.items():
+            patch.setenv(name, value)
+        for point in POINTS:
+            owner, name, when = place(grow, "keep_origin", point)
+            with (
+                failing(owner, name, when, KeyboardInterrupt()),
+                pytest.raises(KeyboardInterrupt),
+            ):
+                grow.grow(config)
+            names = server.objects["bucket"]
+            assert f"grown/stage_0/train/{UPLOADING}" in names
+            if point != "after the checkpoint":
+                with pytest.raises(ValueError, match="there is no checkpoint in"):
+                    find_checkpoint(epath.Path(target))
+        grow.grow(config)
+        assert not any(UPLOADING in name for name in server.objects["bucket"])
+        assert "grown/stage_0/train/config.json" in server.objects["bucket"]
+        grown = last_state(epath.Path("gs://bucket/grown"), 0, step=0)["params"]
+        with pytest.raises(FileExistsError, match="exists already"):
+            grow.grow(config)
+    source = last_state(uncut, 1)["params"]
+    expected = np.concatenate(2 * [source["layers"]["query"]])
+    np.testing.assert_array_equal(grown["layers"]["query"], expected)
+
+
+def test_files_that_were_left_in_a_bucket_do_not_stay():
+    with FakeGcs("bucket") as server, pytest.MonkeyPatch.context() as patch:
+        for name, value in server.environ.items():
+            patch.setenv(name, value)
+        for name in (UPLOADING, "left.json", "0/half"):
+            server.put("bucket", f"target/{name}", b"")
+        with new_directory(epath.Path("gs://bucket/target")) as directory:
+            (directory / "whole").write_text("whole")
+        assert set(server.objects["bucket"]) == {"target/whole"}

@@ -1,0 +1,153 @@
+"""One run at a time writes to a directory; the other is told who does."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+
+import pytest
+from etils import epath
+from fake_gcs import FakeGcs
+from runs import ROOT
+
+from stackjax.files import run_lock as module
+from stackjax.files.run_lock import LOCK, run_lock
+from stackjax.runtime.errors import UserError
+
+HOLD = """
+import sys, threading
+from etils import epath
+from stackjax.runtime import run_lock
+
+run_lock.LEASE_SECONDS = 2.0
+with run_lock.run_lock(epath.Path(sys.argv[1])):
+    print("held", flush=True)
+    threading.Event().wait(60)
+"""
+
+
+def hold(workdir, **env) -> subprocess.Popen:
+    """Returns a process that holds the lock of a run directory."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(workdir)],
+        env=os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"} | env,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "held\n"
+    return process
+
+
+def refused(workdir) -> str:
+    with pytest.raises(UserError) as error, run_lock(workdir):
+        pass
+    return str(error.value)
+
+
+def test_a_second_run_is_told_host_process_and_time_and_a_killed_one_holds_nothing(tmp_path):
+    workdir = epath.Path(tmp_path / "run")
+    with hold(workdir) as process:
+        said = refused(workdir)
+        assert f"is in use by process {process.pid} on {socket.gethostname()}, since 20" in said
+        assert "another run with --workdir" in said
+        process.kill()
+    with run_lock(workdir):
+        assert json.loads((workdir / LOCK).read_text())["pid"] == os.getpid()
+        assert f"process {os.getpid()}" in refused(workdir)
+    assert not (workdir / LOCK).exists()
+
+
+def test_a_directory_to_which_nothing_was_written_is_removed(tmp_path):
+    with run_lock(epath.Path(tmp_path / "a" / "b")):
+        assert (tmp_path / "a" / "b").is_dir()
+    assert list(tmp_path.iterdir()) == []
+    with run_lock(epath.Path(tmp_path / "a" / "b")):
+        (tmp_path / "a" / "file").write_text("kept")
+    assert [path.name for path in (tmp_path / "a").iterdir()] == ["file"]
+
+
+def test_a_lock_that_is_unreadable_is_still_a_lock(tmp_path):
+    workdir = epath.Path(tmp_path)
+    with run_lock(workdir):
+        for text in (b"", b"{", b"\xff", b'{"host": "a", "pid": "b", "since": "c"}'):
+            (workdir / LOCK).write_bytes(text)
+            assert "is in use by another process;" in refused(workdir)
+
+
+@pytest.fixture
+def gcs(monkeypatch):
+    with FakeGcs("bucket") as server:
+        for name, value in server.environ.items():
+            monkeypatch.setenv(name, value)
+        monkeypatch.setattr(module, "LEASE_SECONDS", 2.0)
+        yield server
+
+
+RUN = epath.Path("gs://bucket/run")
+
+
+def lease(gcs, **fields) -> dict:
+    """The holder that a lease in the bucket names."""
+    return json.loads(gcs.objects["bucket"][f"run/{LOCK}"].data) | fields
+
+
+def test_a_lease_that_is_renewed_keeps_others_out_and_is_given_up_at_the_end(gcs):
+    with run_lock(RUN):
+        first = gcs.objects["bucket"][f"run/{LOCK}"].generation
+        # As on another host: this process may take over what it held before it was killed.
+        gcs.put("bucket", "other/run.lock", b"")
+        holder = lease(gcs, host="elsewhere")
+        gcs.put("bucket", f"held/{LOCK}", json.dumps(holder).encode())
+        held = epath.Path("gs://bucket/held")
+        renewals = iter(range(100))
+
+        def read(self):
+            # Somebody renews it between any two looks.
+            return next(renewals) + 1, module.Holder(**holder)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(module._Lease, "_read", read)
+            assert "is in use by process" in refused(held)
+        time.sleep(0.7)
+        assert gcs.objects["bucket"][f"run/{LOCK}"].generation > first
+    assert f"run/{LOCK}" not in gcs.objects["bucket"]
+
+
+def test_a_lease_that_nobody_renews_expires(gcs, capsys):
+    holder = {"host": "elsewhere", "pid": 7, "since": "2026-01-01 00:00:00 UTC"}
+    gcs.put("bucket", f"run/{LOCK}", json.dumps(holder).encode())
+    with run_lock(RUN):
+        assert lease(gcs)["pid"] == os.getpid()
+    assert "is leased by process 7 on elsewhere, since 2026-01-01" in capsys.readouterr().out
+
+
+def test_the_lease_of_a_process_of_this_host_that_has_died_is_taken_at_once(gcs, capsys):
+    with subprocess.Popen([sys.executable, "-c", ""]) as process:
+        pass
+    holder = {"host": socket.gethostname(), "pid": process.pid, "since": "2026"}
+    gcs.put("bucket", f"run/{LOCK}", json.dumps(holder).encode())
+    with run_lock(RUN):
+        assert lease(gcs)["pid"] == os.getpid()
+    assert "is leased" not in capsys.readouterr().out
+
+
+def test_of_two_that_take_a_lease_at_the_same_moment_one_gets_it(gcs, monkeypatch):
+    upload = module._Lease._write
+
+    def overtaken(self, generation):
+        gcs.put("bucket", f"run/{LOCK}", b'{"host": "b", "pid": 8, "since": "now"}')
+        monkeypatch.setattr(module._Lease, "_write", upload)
+        upload(self, generation)
+
+    monkeypatch.setattr(module._Lease, "_write", overtaken)
+    assert "is in use by process 8 on b, since now" in refused(RUN)
+
+
+def test_a_run_whose_lease_was_taken_over_ends_at_once(gcs):
+    with hold("gs://bucket/run", **gcs.environ) as process:
+        lock = gcs.objects["bucket"][f"run/{LOCK}"]
+        gcs.put("bucket", f"run/{LOCK}", lock.data)
+        assert process.wait(60) == 2

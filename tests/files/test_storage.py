@@ -1,0 +1,364 @@
+"""Data and runs in a bucket are those on a disk, and what cannot work there is one line."""
+
+import json
+import pickle
+import shutil
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+import tensorstore
+from conftest import tiny_run
+from etils import epath
+from fake_gcs import FakeGcs
+from jax.experimental.compilation_cache.compilation_cache import reset_cache
+from runs import assert_same_run, last_state
+from tokenizer_kinds import write_kind
+
+from stackjax import grow, train
+from stackjax.checkpoint.directory import absolute, clear, newest_step
+from stackjax.data.cache import local_copy
+from stackjax.data.config import DataConfig
+from stackjax.data.loader import open_source
+from stackjax.data.manifest import read_manifest
+from stackjax.data.prepare import PrepareConfig, prepare
+from stackjax.data.shards import ShardWriter
+from stackjax.data.sources import TokenSource
+from stackjax.files.storage import check_bucket
+from stackjax.inference.provenance import keep_tokenizer, known_tokenization
+from stackjax.runtime.errors import UserError
+from stackjax.training.compile import use_compilation_cache
+from stackjax.training.expand import expand
+from stackjax.training.run_position import Marker, after_entering, read_marker, write_marker
+
+COMMIT = "orbax.checkpoint._src.path.atomicity:CommitFileTemporaryPath.finalize"
+FIRST, SECOND = expand(tiny_run())
+
+
+@pytest.fixture(scope="module")
+def gcs():
+    """A server with a bucket, which every client of this process and its children asks."""
+    with FakeGcs("bucket", "nameless") as server, pytest.MonkeyPatch.context() as patch:
+        for name, value in server.environ.items():
+            patch.setenv(name, value)
+        yield server
+
+
+def objects(gcs, prefix: str) -> dict[str, bytes]:
+    """What the bucket holds under a prefix."""
+    return {
+        name.removeprefix(prefix): blob.data
+        for name, blob in gcs.objects["bucket"].items()
+        if name.startswith(prefix)
+    }
+
+
+def files(directory: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in directory.iterdir()}
+
+
+def prepare_world(world, output: str) -> None:
+    """Prepares the corpus of the world as it was prepared on a disk."""
+    paths = (str(world.path / "text.jsonl"), output)
+    prepare(PrepareConfig(paths=paths, tokenizer="bytes", validation_fraction=0.2))
+
+
+@pytest.fixture(scope="module")
+def shards(world, gcs) -> str:
+    """The corpus of the world in the bucket."""
+    prepare_world(world, "gs://bucket/data")
+    return "gs://bucket/data"
+
+
+def test_of_two_writers_that_saw_the_same_generation_one_wins(gcs):
+    spec = {"driver": "gcs", "bucket": "bucket", "path": "fake/"}
+    store = tensorstore.KvStore.open(spec).result()
+    first = store.write("key", b"1").result().generation
+    assert store.write("key", b"2", if_equal=first).result().generation
+    assert not store.write("key", b"3", if_equal=first).result().generation
+    assert store.read("key").result().value == b"2"
+
+
+def test_what_another_host_has_written_is_seen(gcs):
+    directory = epath.Path("gs://bucket/hosts")
+    for number in range(100):  # more than a page of a listing
+        gcs.put("bucket", f"hosts/{number}", b"")
+        if number in (1, 99):
+            assert len(list(directory.iterdir())) == number + 1
+
+
+def test_shards_in_a_bucket_are_those_on_a_disk(world, gcs, shards):
+    assert objects(gcs, "data/") == files(world.path / "data")
+    for split in ("train", "validation"):
+        local = TokenSource(str(world.path / "data"), split, 300)
+        remote = pickle.loads(pickle.dumps(TokenSource(shards, split, 300)))
+        assert len(remote) == len(local)
+        for index in range(0, len(local), 7):
+            np.testing.assert_array_equal(remote[index], local[index])
+
+
+def test_an_upload_that_was_cut_short_is_no_set_and_is_done_again(world, gcs, monkeypatch):
+    path_type = type(epath.Path("gs://bucket"))
+    copy = path_type.copy
+
+    def fail_at_the_manifest(path, target, overwrite):
+        if path.name == "manifest.json":
+            raise OSError("connection lost")
+        return copy(path, target, overwrite)
+
+    gcs.put("bucket", "cut/.uploading", b"")
+    gcs.put("bucket", "cut/train-00000-of-00009.array_record", b"of an upload before")
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="connection lost"):
+        patch.setattr(path_type, "copy", fail_at_the_manifest)
+        prepare_world(world, "gs://bucket/cut")
+    assert len(objects(gcs, "cut/")) == 4
+    with pytest.raises(ValueError, match=r"not a complete set"):
+        read_manifest("gs://bucket/cut")
+    prepare_world(world, "gs://bucket/cut")
+    assert objects(gcs, "cut/") == files(world.path / "data")
+    with pytest.raises(FileExistsError, match=r"'gs://bucket/cut' exists already"):
+        prepare_world(world, "gs://bucket/cut")
+
+
+def test_the_tokenizer_of_a_set_in_a_bucket_is_found(gcs, tmp_path):
+    name, inputs = write_kind("unigram", tmp_path), tmp_path / "documents.jsonl"
+    inputs.write_text(json.dumps({"text": "a model that grows"}) + "\n")
+    paths = (str(inputs), "gs://bucket/kept")
+    options = {"validation_fraction": 0.0, "num_processes": 1}
+    manifest = prepare(PrepareConfig(paths=paths, tokenizer=name, **options))
+    (tmp_path / "tokenizer.json").unlink()
+    keep_tokenizer("gs://bucket/kept", epath.Path("gs://bucket/keeper"))
+    kept = known_tokenization(epath.Path("gs://bucket/keeper/stage_0/train/8"))
+    assert kept is not None and kept.tokenizer.digest == manifest.tokenizer.digest
+    assert kept.tokenizer.end_id == manifest.tokenizer.end_id
+
+
+def test_shards_are_copied_once_and_again_where_a_copy_is_not_whole(world, gcs, tmp_path):
+    prepare_world(world, "gs://bucket/copied")
+    config = DataConfig(path="gs://bucket/copied", cache_dir=str(tmp_path), seq_len=300)
+    expected = TokenSource(str(world.path / "data"), "train", 300)
+
+    def is_copied() -> bool:
+        gcs.requests.clear()
+        source = open_source(config, "train", 256)
+        np.testing.assert_array_equal(source[3], expected[3])
+        return any("array_record?" in request for request in gcs.requests)
+
+    assert is_copied()
+    assert not is_copied()
+    (directory,) = tmp_path.iterdir()
+    (shard,) = directory.glob("train-*")
+    (directory / f"{shard.name}.unfinished").write_bytes(b"left by a process that was killed")
+    assert not is_copied()
+    shard.write_bytes(b"cut")
+    assert is_copied()
+    # The same set, uploaded again.
+    gcs.put("bucket", "copied/manifest.json", objects(gcs, "copied/")["manifest.json"])
+    assert not is_copied()
+
+
+def test_what_cannot_be_copied_whole_leaves_no_shard(world, tmp_path, monkeypatch):
+    data = shutil.copytree(world.path / "data", tmp_path / "data")
+    with monkeypatch.context() as patch, pytest.raises(ValueError, match=r"take 0\.0 GB, but"):
+        patch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(9, 8, 1))
+        local_copy(str(data), "train", str(tmp_path / "full"))
+    (shard,) = data.glob("train-*")
+    shard.write_bytes(shard.read_bytes()[:-1])
+    with pytest.raises(OSError, match=r"bytes where the manifest says \d+; upload it again"):
+        local_copy(str(data), "train", str(tmp_path / "cache"))
+    assert not list((tmp_path / "cache").glob("*/train-*"))
+
+
+def test_a_shard_that_was_damaged_on_its_way_is_not_kept(world, tmp_path, monkeypatch):
+    cache = tmp_path / "cache"
+    path_type = type(epath.Path(tmp_path))
+    copy = path_type.copy
+
+    def flip_a_bit(path, target, overwrite):
+        copy(path, target, overwrite)
+        data = bytearray(target.read_bytes())
+        data[20_000] ^= 4
+        target.write_bytes(data)
+
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="is damaged"):
+        patch.setattr(path_type, "copy", flip_a_bit)
+        local_copy(str(world.path / "data"), "train", str(cache))
+    assert not list(cache.glob("*/train-*"))
+    # Another set with shards of the same sizes, under the names of this one.
+    data = shutil.copytree(world.path / "data", tmp_path / "data")
+    (shard,) = data.glob("train-*")
+    tokens = TokenSource(str(data), "train", read_manifest(str(data)).splits["train"].tokens)[0]
+    writer = ShardWriter(shard, "uint16")
+    writer.write(np.roll(tokens, 1))
+    writer.close()
+    with pytest.raises(OSError, match="has other tokens than the manifest says"):
+        local_copy(str(data), "train", str(cache))
+    assert not list(cache.glob("*/train-*"))
+    copied = local_copy(str(world.path / "data"), "train", str(cache))
+    np.testing.assert_array_equal(TokenSource(copied, "train", len(tokens))[0], tokens)
+
+
+def test_a_marker_is_committed_and_half_a_phase_is_cleared(gcs):
+    workdir = epath.Path("gs://bucket/halves")
+    assert read_marker(workdir).phase == 0
+    write_marker(workdir, after_entering(Marker(), None, SECOND))
+    assert read_marker(workdir).phase == SECOND.index
+    gcs.put("bucket", f"halves/{SECOND.directory}/10/_CHECKPOINT_METADATA", b"{}")
+    assert newest_step(workdir, SECOND) is None
+    clear(workdir, SECOND)
+    assert list(objects(gcs, "halves/")) == ["phase.json"]
+
+
+@pytest.fixture(scope="module")
+def run(world, uncut, gcs, shards) -> str:
+    """A run in the bucket that was killed while it saved its second checkpoint, and resumed."""
+    args = world.args("gs://bucket/run", "--data.path", shards, "--logging.tensorboard")
+
+    def start(*signalled: str) -> int:
+        code, _, stderr = world.run(args, *signalled)
+        lines = stderr.splitlines()  # TensorStore says where its token is from.
+        assert all("GOOGLE_AUTH_TOKEN_FOR_TESTING" in line for line in lines), stderr
+        return code
+
+    # The fourth commit: of the second checkpoint, its state being whole.
+    assert start("SIGKILL", COMMIT, "before", "4") == -9
+    assert "6/state/commit_success.txt" in objects(gcs, "run/stage_0/train/")
+    assert newest_step(epath.Path("gs://bucket/run"), FIRST) == 3
+    assert start() == 0
+    return "gs://bucket/run"
+
+
+def test_a_run_in_a_bucket_killed_and_resumed_is_the_run_on_a_disk(uncut, gcs, run, tmp_path):
+    for name, data in objects(gcs, "run/").items():
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+    assert_same_run(tmp_path, uncut)
+    assert {path.name for path in tmp_path.iterdir()} >= {"config.json", "phase.json"}
+    assert any(b"train/loss" in data for data in files(tmp_path / "tensorboard").values())
+
+
+def test_a_checkpoint_in_a_bucket_grows_into_one_there(uncut, run, monkeypatch, capsys):
+    target = "gs://bucket/grown/stage_0/train"
+    command = ["grow", f"{run}/stage_0/train", target, "--growth", "stack(2)"]
+    monkeypatch.setattr("sys.argv", command)
+    grow.main()
+    source = last_state(uncut, 0)["params"]
+    grown = last_state(epath.Path("gs://bucket/grown"), 0, step=0)["params"]
+    for name, leaf in grown["layers"].items():
+        np.testing.assert_array_equal(leaf, np.repeat(source["layers"][name], 2, axis=0))
+    with pytest.raises(SystemExit):
+        grow.main()
+    assert f"error: output {target!r} exists already" in capsys.readouterr().err
+
+
+def open_data(path: str) -> TokenSource:
+    return open_source(DataConfig(path=path, seq_len=8), "train", 256)
+
+
+def prepare_from(*paths: str) -> None:
+    prepare(PrepareConfig(paths=paths, tokenizer="bytes"))
+
+
+@pytest.mark.parametrize(
+    ("call", "path", "error", "message"),
+    [
+        (absolute, "gs://nowhere/run", OSError, "gs://nowhere cannot be used: 404 .*no such"),
+        (absolute, "gs://forbidden/run", OSError, "gs://forbidden cannot be used: .*list"),
+        (absolute, "gs://nameless/run", OSError, "gs://nameless cannot be used: .*metadata"),
+        (absolute, "s3://bucket/run", ValueError, "on disks and on gs:// only"),
+        (open_data, "gs://nowhere/data", OSError, "there is no bucket gs://nowhere"),
+        (open_data, "gs://bucket/nothing", ValueError, "has no manifest.json"),
+        (open_data, "ftp://host/data", ValueError, "is not on a disk and in none of gs://"),
+        (open_data, "az://bucket/data", ValueError, "needs `pip install adlfs`"),
+        (prepare_from, "gs://nowhere/data", OSError, "there is no bucket gs://nowhere"),
+    ],
+)
+def test_a_bucket_that_cannot_be_used_is_named_with_the_reason(
+    gcs, tmp_path, monkeypatch, call, path, error, message
+):
+    monkeypatch.setitem(sys.modules, "adlfs", None)
+    args = (path,) if call is not prepare_from else (str(tmp_path), path)
+    with pytest.raises(error, match=message) as raised:
+        call(*args)
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("call", [absolute, check_bucket])
+def test_a_network_that_is_down_is_one_line_within_seconds(monkeypatch, call):
+    monkeypatch.setenv("STORAGE_EMULATOR_HOST", "http://localhost:1")
+    start = time.monotonic()
+    with pytest.raises(OSError, match=r"gs://bucket cannot be used: localhost .* reached") as e:
+        call("gs://bucket/run")
+    assert "\n" not in str(e.value)
+    assert time.monotonic() - start < 10
+
+
+@pytest.mark.parametrize("call", [absolute, check_bucket])
+def test_an_unknown_kind_of_store_is_one_line(call):
+    with pytest.raises(UserError, match=r"foo://bucket/run"):
+        call("foo://bucket/run")
+
+
+def test_inputs_are_not_read_from_a_bucket(tmp_path):
+    with pytest.raises(ValueError, match=r"'gs://bucket/a.txt' is in a bucket; mount it"):
+        prepare_from("gs://bucket/a.txt", str(tmp_path / "out"))
+
+
+def test_a_run_in_a_bucket_without_permission_is_one_line(world, gcs, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["train", *world.args("gs://forbidden/run")])
+    with pytest.raises(SystemExit) as exit_info:
+        train.main()
+    assert exit_info.value.code == 2
+    assert capsys.readouterr().err.startswith("error: gs://forbidden cannot be used")
+
+
+@pytest.fixture
+def compilation_cache():
+    """Puts back what a test changes of JAX's compilation cache."""
+    names = (
+        "jax_enable_compilation_cache",
+        "jax_compilation_cache_dir",
+        "jax_persistent_cache_enable_xla_caches",
+    )
+    saved = {name: getattr(jax.config, name) for name in names}
+    jax.config.update("jax_enable_compilation_cache", True)
+    jax.config.update("jax_compilation_cache_dir", None)
+    reset_cache()
+    yield
+    for name, value in saved.items():
+        jax.config.update(name, value)
+    reset_cache()
+
+
+def test_programs_are_kept_in_a_bucket_and_found_there(gcs, compilation_cache):
+    use_compilation_cache(epath.Path("gs://bucket/programs"))
+    for kept in (0, 1):
+        gcs.requests.clear()
+        assert jax.jit(lambda x: 3 * x + 7)(5) == 22  # a new function, the same program
+        read = [r for r in gcs.requests if "_lambda" in r and r.endswith("alt=media")]
+        assert len(read) == kept
+        programs = objects(gcs, "programs/compilation_cache/")
+        assert sum("_lambda" in name for name in programs) == 1
+    # Else XLA is told to keep one of its own there, which it cannot.
+    assert jax.config.jax_persistent_cache_enable_xla_caches == "none"
+
+
+@pytest.mark.parametrize(
+    ("place", "said"),
+    [
+        ("file/cache", "file/cache cannot be used .*JAX_COMPILATION_CACHE_DIR"),
+        ("foo://cache", "is not on a disk and in none of"),
+    ],
+)
+def test_a_compilation_cache_that_cannot_be_is_one_line(
+    tmp_path, monkeypatch, compilation_cache, place, said
+):
+    (tmp_path / "file").write_text("")
+    monkeypatch.chdir(tmp_path)
+    jax.config.update("jax_compilation_cache_dir", place)
+    with pytest.raises((UserError, OSError), match=said):
+        use_compilation_cache(epath.Path(tmp_path))

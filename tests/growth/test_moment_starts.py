@@ -1,0 +1,272 @@
+"""Moments that begin at zero after the optimizer does are corrected by their own count.
+
+Judged by Adam and Muon in float64, written out with NumPy.
+"""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from conftest import (
+    GROWTHS,
+    MODELS,
+    mesh_of,
+    phase_of,
+    random_batch,
+    random_params,
+    tiny_model,
+    tiny_run,
+)
+from optimizers import by_name, compiled_optimizer, orthogonalised, random_like
+
+from stackjax import model
+from stackjax.config import OptimizerConfig, Stage
+from stackjax.growth import Learn, Stack, WidthZero, grow_opt_state
+from stackjax.growth.axis_map import is_new
+from stackjax.growth.moment_starts import Births
+from stackjax.model.config import axis_size
+from stackjax.sharding.axes import Axes
+from stackjax.sharding.partition import partition_of
+from stackjax.training.expand import expand
+from stackjax.training.optimizer import build_optimizer
+from stackjax.training.train_state import TrainState, enter_phase, init_state, train_step
+
+SOURCE = MODELS["gqa"]
+ADAMW = OptimizerConfig(
+    peak_learning_rate=1.0, b2=0.999, weight_decay=0.0, clip_norm=1e9, moments_dtype="float32"
+)
+MUON = dataclasses.replace(ADAMW, name="muon")
+STEPS_BEFORE = 40
+STEPS_AFTER = 8
+KEPT = ["stack", "width zero", "chain of both"]
+
+
+def adam(gradients, config):
+    """The updates of a fresh Adam, in float64."""
+    mu = nu = 0.0
+    for k, grad in enumerate(gradients, 1):
+        grad = np.float64(grad)
+        mu = config.b1 * mu + (1 - config.b1) * grad
+        nu = config.b2 * nu + (1 - config.b2) * grad**2
+        yield mu / (1 - config.b1**k) / (np.sqrt(nu / (1 - config.b2**k)) + config.epsilon)
+
+
+@functools.cache
+def state_before(config):
+    """The state of an optimizer after some updates of the source."""
+    init, update = compiled_optimizer(SOURCE, config)
+    params = random_params(SOURCE)
+    state = init(params)
+    for seed in range(STEPS_BEFORE):
+        _, state = update(random_like(params, seed), state, params)
+    return state
+
+
+@functools.cache
+def kept(config, growth, births):
+    """The updates after a growth that keeps moments, and the gradients that they come of."""
+    axes, target = model.logical_axes(SOURCE), growth.target_config(SOURCE)
+    state = grow_opt_state(growth, state_before(config), axes, SOURCE, "keep")
+    params = random_params(target)
+    update = jax.jit(build_optimizer(config, model.logical_axes(target), births).update)
+    gradients = [random_like(params, 100 + seed) for seed in range(STEPS_AFTER)]
+    updates = []
+    for grads in gradients:
+        found, state = update(grads, state, params)
+        updates.append(found)
+    return updates, gradients
+
+
+def born(growth):
+    return Births().after_growth(growth, SOURCE, STEPS_BEFORE, keeps=True)
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype"), [*((name, "float32") for name in KEPT), ("stack", "bfloat16")]
+)
+def test_the_first_updates_of_new_entries_are_those_of_a_fresh_adam(name, dtype):
+    growth = GROWTHS[name]
+    b2 = 0.999 if dtype == "float32" else 0.95
+    config = dataclasses.replace(ADAMW, moments_dtype=dtype, b2=b2)
+    updates, gradients = kept(config, growth, born(growth))
+    target, maps = growth.target_config(SOURCE), growth.axis_maps(SOURCE)
+    for leaf, names in by_name(model.logical_axes(target)).items():
+        fresh = list(adam([by_name(grads)[leaf] for grads in gradients], config))
+        new = np.broadcast_to(is_new(names, maps), fresh[0].shape)
+        for found, expected in zip(updates, fresh, strict=True):
+            # 1 - 0.999 has 14 bits left in float32, and a moment in bfloat16 has 8.
+            tolerance = 2e-4 if dtype == "float32" else 0.02
+            ours = np.asarray(by_name(found)[leaf])
+            np.testing.assert_allclose(ours[new], expected[new], rtol=0, atol=tolerance)
+
+
+def test_without_their_births_updates_of_new_entries_are_several_times_too_long():
+    growth = GROWTHS["stack"]
+    wrong, _ = kept(ADAMW, growth, None)
+    # (1 - b1) g / sqrt((1 - b2) g^2), over the corrections of the old count.
+    old = 1 - 0.999 ** (STEPS_BEFORE + 1)
+    first = np.abs(by_name(wrong[0])["query"][SOURCE.num_layers :])
+    expected = 0.1 / (1 - 0.9 ** (STEPS_BEFORE + 1)) / np.sqrt(0.001 / old)
+    np.testing.assert_allclose(first, expected, rtol=1e-3)
+    right, _ = kept(ADAMW, growth, born(growth))
+    first = np.abs(by_name(right[0])["query"][SOURCE.num_layers :])
+    np.testing.assert_allclose(first, 1, rtol=1e-3)
+
+
+@pytest.mark.parametrize("name", KEPT)
+def test_old_entries_go_on_as_they_would_without_births(name):
+    growth = GROWTHS[name]
+    with_births, _ = kept(ADAMW, growth, born(growth))
+    without, _ = kept(ADAMW, growth, None)
+    maps = growth.axis_maps(SOURCE)
+    for leaf, names in by_name(model.logical_axes(growth.target_config(SOURCE))).items():
+        ours, theirs = (
+            np.asarray(by_name(found[-1])[leaf]) for found in (with_births, without)
+        )
+        old = ~np.broadcast_to(is_new(names, maps), ours.shape)
+        np.testing.assert_allclose(ours[old], theirs[old], rtol=1e-6)
+
+
+def test_new_layers_under_muon_are_updated_as_by_a_fresh_muon():
+    growth = GROWTHS["stack"]
+    updates, gradients = kept(MUON, growth, born(growth))
+    for layer in range(SOURCE.num_layers, 2 * SOURCE.num_layers):
+        momentum = 0.0
+        for k, (grads, found) in enumerate(zip(gradients, updates, strict=True), 1):
+            grad = np.float64(grads["layers"]["down"][layer])
+            momentum = 0.95 * momentum + 0.05 * grad
+            ahead = 0.95 * momentum / (1 - 0.95 ** (k + 1)) + 0.05 * grad / (1 - 0.95**k)
+            expected = 0.2 * np.sqrt(max(grad.shape)) * orthogonalised(ahead)
+            # Float32 through five steps, each of which may triple an error.
+            np.testing.assert_allclose(found["layers"]["down"][layer], expected, atol=2e-4)
+
+
+def test_in_a_widened_matrix_muon_weighs_new_entries_as_if_they_were_as_old_as_the_rest():
+    growth = WidthZero(mlp=2)
+    updates, gradients = kept(MUON, growth, born(growth))
+    expected_momentum = 0.0
+    grad = np.float64(gradients[0]["layers"]["down"][0])
+    old_units = SOURCE.mlp_dim
+    for seed in range(STEPS_BEFORE):
+        earlier = random_like(random_params(SOURCE), seed)["layers"]["down"][0]
+        expected_momentum = 0.95 * expected_momentum + 0.05 * np.float64(earlier)
+    t = STEPS_BEFORE + 1
+    momentum = 0.05 * grad
+    momentum[:old_units] += 0.95 * expected_momentum
+    counts = np.where(np.arange(len(grad)) < old_units, t, 1)[:, None]
+    ahead = 0.95 * momentum / (1 - 0.95 ** (counts + 1)) + 0.05 * grad / (1 - 0.95**counts)
+    expected = 0.2 * np.sqrt(max(grad.shape)) * orthogonalised(ahead)
+    np.testing.assert_allclose(updates[0]["layers"]["down"][0], expected, atol=2e-4)
+
+
+LINEAR = {name: g for name, g in GROWTHS.items() if not isinstance(g, Learn)}
+
+
+@pytest.mark.parametrize("name", LINEAR)
+@pytest.mark.parametrize("mode", ["grow", "keep"])
+def test_entries_are_born_at_growth_exactly_where_their_moments_are_zero(name, mode):
+    growth, every = LINEAR[name], model.logical_axes(SOURCE)
+    # Every parameter grows by itself: one of each kind will do.
+    axes = {
+        "embedding": every["embedding"],
+        "layers": {leaf: every["layers"][leaf] for leaf in ("query", "value", "down")},
+    }
+    ones = jax.tree.map(
+        lambda names: np.ones([axis_size(SOURCE, axis) for axis in names.names], np.float32),
+        axes,
+        is_leaf=lambda node: isinstance(node, Axes),
+    )
+    state = optax.ScaleByAdamState(count=jnp.int32(7), mu=ones, nu=ones)
+    grown = grow_opt_state(growth, state, axes, SOURCE, mode)
+    births = Births().after_growth(growth, SOURCE, 7, keeps=mode == "keep")
+    for leaf, names in by_name(axes).items():
+        correction = births.correction(names, 0.5, jnp.int32(7))
+        moment = np.asarray(by_name(grown.nu)[leaf])
+        is_born = np.broadcast_to(correction == 0, moment.shape)
+        np.testing.assert_array_equal(moment == 0, is_born, err_msg=leaf)
+
+
+def stages(*, first=(), **last):
+    return (
+        Stage(tokens=640, batch_size=8, **dict(first)),
+        Stage(tokens=640, batch_size=8, growth=Stack(2), **last),
+        Stage(tokens=640, batch_size=8),
+    )
+
+
+def test_a_run_knows_the_births_of_every_phase():
+    run = functools.partial(tiny_run, model=tiny_model(num_layers=6))
+    births = [phase.births for phase in expand(run(stages=stages()))]
+    assert births == [None, None, None]
+    layers = ("layers", (0, 0, 0, 10, 10, 10))
+    births = [phase.births for phase in expand(run(stages=stages(optimizer_state="keep")))]
+    assert births == [
+        None,
+        Births(axes=(layers,), now=10),
+        Births(axes=(layers,), now=20),
+    ]
+    births = [phase.births for phase in expand(run(stages=stages(train_layers="new")))]
+    released = ("layers", (10, 10, 10, 0, 0, 0))
+    assert births == [None, None, Births(axes=(released,), embedding=10, now=10)]
+
+
+def test_a_phase_may_begin_at_another_count_than_it_was_planned_for():
+    births = Births(axes=(("layers", (0, 3, 10)),), embedding=10, now=10)
+    assert births.begun_at(6) == Births(axes=(("layers", (0, 3, 6)),), embedding=6, now=6)
+
+
+@pytest.mark.parametrize("optimizer", [ADAMW, MUON], ids=lambda config: config.name)
+def test_layers_that_were_frozen_begin_afresh_when_they_are_released(optimizer):
+    config, trained = SOURCE, (False, True, True)
+    tx = build_optimizer(optimizer, model.logical_axes(config))
+    frozen = dataclasses.replace(
+        phase_of(config, rate=0.0), trained_layers=trained, num_steps=STEPS_BEFORE
+    )
+    births = Births().after_freezing(trained, STEPS_BEFORE, has_frozen_embedding=True)
+    released = dataclasses.replace(
+        frozen, trained_layers=None, births=births, optimizer_state="keep", index=1
+    )
+    params = random_params(config)
+    state = TrainState(jnp.int32(0), params, tx.init(params))
+    _, update = compiled_optimizer(SOURCE, optimizer)
+    state = dataclasses.replace(state, opt_state=state_before(optimizer))
+    entered = enter_phase(frozen, released, tx, state, jax.random.key(0))
+    born_update = jax.jit(build_optimizer(optimizer, model.logical_axes(config), births).update)
+    fresh_state, opt_state = tx.init(params), entered.opt_state
+    for seed in range(3):
+        grads = random_like(params, 100 + seed)
+        found, opt_state = born_update(grads, opt_state, params)
+        expected, fresh_state = update(grads, fresh_state, params)
+        for leaf in ("query", "down", "attention_norm"):
+            if leaf in found["layers"]:
+                np.testing.assert_allclose(
+                    found["layers"][leaf][0], expected["layers"][leaf][0], rtol=1e-5, atol=1e-5
+                )
+        np.testing.assert_allclose(found["embedding"], expected["embedding"], rtol=1e-6)
+
+
+@pytest.mark.parametrize("optimizer", [ADAMW, MUON], ids=lambda config: config.name)
+def test_a_step_with_births_has_the_layout_of_one_without(optimizer):
+    growth = GROWTHS["chain of both"]
+    target = growth.target_config(SOURCE)
+
+    def layout(births):
+        tx = build_optimizer(optimizer, model.logical_axes(target), births)
+        with jax.set_mesh(mesh_of("replica 2, fsdp 2, tensor 2")):
+            state = jax.eval_shape(lambda: init_state(target, tx, jax.random.key(0)))
+            step = functools.partial(train_step, phase_of(target), tx, 0.0)
+            after, _ = jax.eval_shape(step, state, random_batch())
+        return jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype, partition_of(leaf)), after)
+
+    assert layout(born(growth)) == layout(None)
+
+
+def test_an_optimizer_state_that_nothing_is_known_of_does_not_grow():
+    params = random_params(SOURCE)
+    state = optax.adafactor(1e-3).init(params)
+    with pytest.raises(TypeError, match="neither Adam's nor Muon's"):
+        grow_opt_state(GROWTHS["stack"], state, model.logical_axes(SOURCE), SOURCE, "grow")

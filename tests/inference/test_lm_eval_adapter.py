@@ -1,0 +1,437 @@
+"""lm-evaluation-harness gets the same answers from a model here as from transformers."""
+
+import functools
+import json
+import os
+import re
+import sys
+
+import jax
+import judge
+import lm_eval.tasks
+import numpy as np
+import pytest
+import tokenizers
+import transformers
+from conftest import mesh_of, random_params, tiny_model
+from lm_eval.api.instance import Instance
+from lm_eval.evaluator import simple_evaluate
+from lm_eval.models.huggingface import HFLM
+from transformers.convert_slow_tokenizer import bytes_to_unicode
+
+from stackjax import evaluate
+from stackjax.analysis.published import ACCURACY_TASKS, PUBLISHED_SCORES
+from stackjax.analysis.scores import PAPER_TASKS, tell
+from stackjax.inference.lm_eval_adapter import StackjaxLM
+from stackjax.inference.pretrained import Pretrained
+from stackjax.tokenizer.tokenization import tokenization
+from stackjax.tokenizer.tokenizer import load_tokenizer
+
+SEQ_LEN = 40
+CONFIG = tiny_model(vocab_size=256, vocab_multiple=128)
+NEW_TOKENS = 6
+TASKS = ("choices", "rolling", "written")
+
+
+@functools.cache
+def params():
+    """Whose next tokens are uncertain enough for a perplexity of a word to be a number."""
+    values = random_params(CONFIG)
+    return values | {"head": values["head"] / 4}
+
+
+@pytest.fixture(scope="module")
+def pretrained() -> Pretrained:
+    return Pretrained(
+        path="a model",
+        lineage=(),
+        config=CONFIG,
+        params=jax.device_put(params()),
+        mesh=mesh_of("one device"),
+        tokenization=tokenization(load_tokenizer("bytes")),
+        seq_len=SEQ_LEN,
+    )
+
+
+@pytest.fixture(scope="module")
+def ours(pretrained) -> StackjaxLM:
+    return StackjaxLM(pretrained, batch_size=4)
+
+
+def byte_tokenizer() -> transformers.PreTrainedTokenizerFast:
+    """Whose tokens are bytes, and byte 0 ends texts, as for our tokenizer of that name."""
+    printed = bytes_to_unicode()
+    merged = tokenizers.models.BPE({printed[byte]: byte for byte in range(256)}, [])
+    tokenizer = tokenizers.Tokenizer(merged)
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(
+        add_prefix_space=False, use_regex=False
+    )
+    tokenizer.decoder = tokenizers.decoders.ByteLevel()
+    return transformers.PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, eos_token=printed[0], pad_token=printed[0]
+    )
+
+
+@pytest.fixture(scope="module")
+def theirs() -> HFLM:
+    network = judge.loaded(CONFIG, params())
+    network.generation_config.eos_token_id = 0
+    return HFLM(
+        pretrained=network,
+        tokenizer=byte_tokenizer(),
+        max_length=SEQ_LEN,
+        batch_size=3,
+        device="cpu",
+    )
+
+
+def asked(kind: str, *arguments: tuple) -> list[Instance]:
+    return [Instance(kind, {}, each, i) for i, each in enumerate(arguments)]
+
+
+def random_text(rng: np.random.Generator, num_bytes: int) -> str:
+    return "".join(rng.choice(list("abc de\u00e9\n"), num_bytes))
+
+
+@pytest.fixture(scope="module")
+def task_dir(theirs, tmp_path_factory):
+    """Tasks of every kind; the model writes half of what the last of them wants."""
+    directory, rng = tmp_path_factory.mktemp("tasks"), np.random.default_rng(0)
+    ending = {"until": ["a", "\n"], "max_gen_toks": NEW_TOKENS, "do_sample": False}
+    # Some are longer than what the model reads.
+    prompts = ["x" + random_text(rng, size) for size in rng.integers(1, 2 * SEQ_LEN, 16)]
+    written = theirs.generate_until(asked("generate_until", *((p, ending) for p in prompts)))
+    choices = [
+        {
+            "prompt": prompt,
+            "options": ["a" + random_text(rng, size) for size in rng.integers(1, 9, 3)],
+            "answer": int(rng.integers(3)),
+        }
+        for prompt in prompts
+    ]
+    rolling = [{"text": random_text(rng, size)} for size in (1, 39, 40, 41, 80, 81, 200)]
+    written = [
+        {"prompt": prompt, "answer": text if i % 2 else "nothing"}
+        for i, (prompt, text) in enumerate(zip(prompts, written, strict=True))
+    ]
+    write_task(
+        directory,
+        "choices",
+        choices,
+        output_type="multiple_choice",
+        doc_to_text="{{prompt}}",
+        doc_to_choice="{{options}}",
+        doc_to_target="{{answer}}",
+        metric_list=[{"metric": "acc"}, {"metric": "acc_norm"}],
+    )
+    write_task(
+        directory,
+        "rolling",
+        rolling,
+        output_type="loglikelihood_rolling",
+        doc_to_text="",
+        doc_to_target="{{text}}",
+        metric_list=[{"metric": "word_perplexity"}, {"metric": "byte_perplexity"}],
+    )
+    write_task(
+        directory,
+        "written",
+        written,
+        output_type="generate_until",
+        doc_to_text="{{prompt}}",
+        doc_to_target="{{answer}}",
+        generation_kwargs=ending,
+        metric_list=[{"metric": "exact_match"}],
+    )
+    group = {"group": "both", "task": ["choices", "rolling"]}
+    (directory / "both.yaml").write_text(json.dumps(group))
+    return directory
+
+
+def write_task(directory, name: str, documents: list[dict], **fields) -> None:
+    data = directory / f"{name}.jsonl"
+    data.write_text("".join(json.dumps(document) + "\n" for document in documents))
+    task = {
+        "task": name,
+        "dataset_path": "json",
+        "dataset_kwargs": {
+            "data_files": {"test": str(data)},
+            "cache_dir": str(directory / "cache"),
+        },
+        "test_split": "test",
+        "metadata": {"version": 3},
+    }
+    # JSON is YAML.
+    (directory / f"{name}.yaml").write_text(json.dumps(task | fields))
+
+
+@pytest.fixture(scope="module")
+def measured(task_dir, ours, theirs):
+    """What the harness finds with either model, ours first."""
+    index = lm_eval.tasks.TaskManager(include_path=task_dir, include_defaults=False)
+    return [
+        simple_evaluate(lm, tasks=list(TASKS), task_manager=index, bootstrap_iters=10)
+        for lm in (ours, theirs)
+    ]
+
+
+def test_accuracies_and_exact_matches_are_those_of_transformers(measured):
+    for task, metric in (
+        ("choices", "acc"),
+        ("choices", "acc_norm"),
+        ("written", "exact_match"),
+    ):
+        mine, wanted = (found["results"][task][f"{metric},none"] for found in measured)
+        assert mine == wanted
+        assert 0 < mine < 1, "a score that no mistake would change"
+
+
+def test_perplexities_are_those_of_transformers(measured):
+    for metric in ("word_perplexity", "byte_perplexity"):
+        mine, wanted = (found["results"]["rolling"][f"{metric},none"] for found in measured)
+        assert mine == pytest.approx(wanted, rel=1e-4)
+        assert np.isfinite(wanted) and wanted > 2
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_every_answer_is_that_of_transformers(measured, task):
+    mine, wanted = (
+        [sample["filtered_resps"] for sample in found["samples"][task]] for found in measured
+    )
+    flat = [jax.tree.leaves(answers) for answers in (mine, wanted)]
+    assert len(flat[0]) == len(flat[1]) > 0
+    for answer, of_theirs in zip(*flat, strict=True):
+        if isinstance(of_theirs, float):
+            # A sum over up to 200 tokens in float32, of theirs in float64.
+            of_theirs = pytest.approx(of_theirs, rel=1e-5, abs=1e-4)
+        assert answer == of_theirs
+
+
+def test_long_and_empty_contexts_are_cut_and_begun_as_transformers_does(ours, theirs):
+    text = random_text(np.random.default_rng(1), 3 * SEQ_LEN)
+    requests = asked(
+        "loglikelihood",
+        ("", "ab"),
+        ("a ", "b"),
+        (text, "ab"),
+        ("ab", text.encode()[: SEQ_LEN - 1].decode(errors="ignore")),
+        ("", "abc"),
+    )
+    mine, wanted = (lm.loglikelihood(requests) for lm in (ours, theirs))
+    np.testing.assert_allclose(
+        [answer[0] for answer in mine], [answer[0] for answer in wanted], rtol=1e-5
+    )
+    assert [answer[1] for answer in mine] == [answer[1] for answer in wanted]
+
+
+def test_a_context_without_tokens_begins_after_the_prefix(ours):
+    (of_spaces, of_none) = ours.loglikelihood(asked("loglikelihood", (" ", "a"), ("", " a")))
+    assert of_spaces == of_none
+
+
+def test_texts_are_written_as_each_request_asks(pretrained, monkeypatch):
+    calls = []
+
+    def continuations(_, prompts, sampling, max_tokens, key, until, vocab_size):
+        temperature = sampling.temperature
+        calls.append((len(prompts), max(map(len, prompts)), max_tokens, temperature))
+        texts = [f"{len(prompt)}{until[0]}never read" for prompt in prompts]
+        return [np.frombuffer(text.encode(), np.uint8) for text in texts]
+
+    monkeypatch.setattr("stackjax.inference.lm_eval_adapter.continuations", continuations)
+    lm = StackjaxLM(pretrained, batch_size=2)
+    greedy = {"until": ".", "max_gen_toks": 30}
+    sampled = {"until": ["!"], "max_gen_toks": 5, "do_sample": True, "temperature": 0.7}
+    prompts = ["ab", "abcd", "", "a" * 50, "abc"]
+    kinds = [greedy, sampled, greedy, greedy, sampled]
+    requests = asked("generate_until", *zip(prompts, kinds, strict=True))
+    assert lm.generate_until(requests) == ["2", "4", "1", "10", "3"]
+    assert sorted(calls) == [(1, 1, 30, 0.0), (2, 4, 5, 0.7), (2, 10, 30, 0.0)]
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "said"),
+    [
+        ({"until": ["."]}, "max_gen_toks of a task is 256; .* less than 40"),
+        ({"until": ["."], "max_gen_toks": 4, "num_beams": 4}, "has num_beams; only until"),
+        ({"max_gen_toks": "x"}, "generation_kwargs of a task are"),
+        ({"max_gen_toks": 4, "do_sample": True}, "do_sample and no temperature above 0"),
+    ],
+)
+def test_what_cannot_be_generated_is_refused(ours, kwargs, said):
+    with pytest.raises(ValueError, match=said):
+        ours.generate_until(asked("generate_until", ("a", kwargs)))
+
+
+def test_a_text_longer_than_the_model_reads_is_refused(ours):
+    with pytest.raises(ValueError, match="has 41 tokens, but the model reads 40"):
+        ours.loglikelihood(asked("loglikelihood", ("a", "b" * 41)))
+
+
+@pytest.fixture
+def only_local(monkeypatch):
+    """The tasks of the harness itself are thousands, which take seconds to find."""
+    only = functools.partial(lm_eval.tasks.TaskManager, include_defaults=False)
+    monkeypatch.setattr(lm_eval.tasks, "TaskManager", only)
+
+
+def run(monkeypatch, pretrained, *arguments) -> None:
+    monkeypatch.setattr("sys.argv", ["evaluate", *map(str, arguments)])
+    load = lambda path, tokenizer: pretrained  # noqa: E731
+    monkeypatch.setattr(evaluate, "load_pretrained", load)
+    evaluate.main()
+
+
+@pytest.mark.usefixtures("only_local")
+def test_the_command_prints_and_writes_what_it_found(
+    pretrained, measured, task_dir, tmp_path, monkeypatch, capsys
+):
+    output = tmp_path / "results.json"
+    arguments = ("--task-dir", task_dir, "--tasks", "both", "--output", output)
+    run(monkeypatch, pretrained, "runs/mine", *arguments)
+    printed = capsys.readouterr()
+    results = json.loads(output.read_text())
+    for task in ("choices", "rolling"):
+        written, wanted = results["tasks"][task], measured[0]["results"][task]
+        assert (written["version"], written["num_fewshot"]) == (3, 0)
+        for metric in written["metrics"]:
+            if metric != "word_perplexity_stderr" and metric != "byte_perplexity_stderr":
+                assert written["metrics"][metric] == pytest.approx(wanted[f"{metric},none"])
+    assert results["tasks"]["choices"]["num_documents"] == 16
+    assert (results["tokens"], results["checkpoint"]) == (None, "a model")
+    accuracy = results["tasks"]["choices"]["metrics"]["acc"]
+    assert f"choices  0      acc              {accuracy:.4f}" in printed.out
+    assert str(output) in printed.out
+    assert printed.err == ""
+    assert "Lambada" not in printed.out and "bootstrapping" not in printed.out
+
+
+def results_of(scores: dict[str, float]) -> dict:
+    metric = dict.fromkeys(ACCURACY_TASKS, "acc") | {"wikitext": "word_perplexity"}
+    tasks = {
+        name: {
+            "num_fewshot": 0,
+            "metrics": {metric[name]: value, f"{metric[name]}_stderr": 0.1},
+        }
+        for name, value in scores.items()
+    }
+    return {"model": "runs/mine", "tokens": 2_000_000, "limit": None, "tasks": tasks}
+
+
+def test_our_scores_stand_beside_the_published_ones():
+    accuracies = {name: (30 + i) / 100 for i, name in enumerate(ACCURACY_TASKS)}
+    lines = tell(results_of(accuracies | {"wikitext": 17.123})).splitlines()
+    assert lines[1].split() == [
+        *("runs/mine", "2.00M"),
+        *(f"{30 + i}.00" for i in range(7)),
+        *("33.00", "17.12"),
+    ]
+    assert len(lines) == 2 + len(PUBLISHED_SCORES)
+    assert lines[2].split("  ")[0] == "G_stack 1.1B"
+    assert lines[2].endswith("81.10  56.03       52.80    16.73     Fig. 3")
+
+
+def test_there_is_no_average_of_some_tasks():
+    printed = tell(results_of({"piqa": 0.5})).splitlines()[1]
+    assert printed.split() == ["runs/mine", "2.00M", *"----", "50.00", *"----"]
+
+
+@pytest.mark.parametrize("row", PUBLISHED_SCORES, ids=lambda row: row.name)
+def test_published_averages_are_those_of_the_published_accuracies(row):
+    assert 40 < row.average < 60
+    if row.accuracies:
+        mean = sum(row.accuracies.values()) / len(ACCURACY_TASKS)
+        # Both are printed to two decimals.
+        assert row.average == pytest.approx(mean, abs=0.0101)
+
+
+def test_the_tasks_of_the_paper_are_the_harness_own():
+    assert set(PAPER_TASKS) <= set(lm_eval.tasks.TaskManager().all_tasks)
+
+
+def one_line(capsys) -> str:
+    printed = capsys.readouterr().err
+    assert printed.startswith("error: ") and printed.count("\n") == 1
+    return printed
+
+
+@pytest.mark.usefixtures("only_local")
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--tasks", "choices,chioces"), "no task 'chioces' .* near it are choices"),
+        (
+            ("--tasks", "choices", "--task-dir", "no/where"),
+            "tasks no/where is not one of",
+        ),
+        (("--tasks", "choices", "--output", "no/where.json"), "there is no directory .*/no;"),
+    ],
+)
+def test_a_wrong_argument_is_one_line(
+    pretrained, task_dir, monkeypatch, capsys, arguments, said
+):
+    arguments = ("--task-dir", task_dir, *arguments)
+    with pytest.raises(SystemExit, match="2"):
+        run(monkeypatch, pretrained, "runs/mine", *arguments)
+    assert re.search(said, one_line(capsys))
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "said"),
+    [
+        ("--limit", "0", "limit is 0; it must be at least 1"),
+        ("--batch-size", "0", "batch_size is 0"),
+        ("--num-fewshot", "-1", "num_fewshot is -1"),
+    ],
+)
+def test_an_option_out_of_its_range_is_refused_by_name(
+    pretrained, monkeypatch, capsys, option, value, said
+):
+    with pytest.raises(SystemExit, match="2"):
+        run(monkeypatch, pretrained, "runs/mine", option, value)
+    assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("no/results.json", "there is no directory"),
+        ("directory", "a directory; name a file in it"),
+        ("results.json", "exists already; name another file with --output"),
+        ("link.json", "exists already"),
+        ("pipe.json", "exists already"),
+    ],
+)
+def test_results_go_to_a_new_file_only(name, said, tmp_path):
+    (tmp_path / "directory").mkdir()
+    (tmp_path / "results.json").write_text("results")
+    (tmp_path / "link.json").symlink_to(tmp_path / "nowhere")
+    os.mkfifo(tmp_path / "pipe.json")
+    with pytest.raises(ValueError, match=said):
+        evaluate.check_output(tmp_path / name)
+    evaluate.check_output(tmp_path / "new.json")
+    assert (tmp_path / "results.json").read_text() == "results"
+
+
+def test_a_directory_that_may_not_be_written_to_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr("os.access", lambda path, mode: False)
+    with pytest.raises(ValueError, match="may not be written to"):
+        evaluate.check_output(tmp_path / "new.json")
+
+
+@pytest.mark.usefixtures("only_local")
+def test_data_that_cannot_be_downloaded_are_one_line(pretrained, task_dir, monkeypatch, capsys):
+    def refuse(*args, **kwargs):
+        raise ConnectionError("Couldn't reach 'a/set' on the Hub")
+
+    monkeypatch.setattr("datasets.load_dataset", refuse)
+    with pytest.raises(SystemExit, match="2"):
+        run(monkeypatch, pretrained, "m", "--task-dir", task_dir, "--tasks", "choices")
+    assert re.search("data of task 'choices' cannot be loaded: Couldn't", one_line(capsys))
+
+
+def test_a_harness_that_is_not_installed_is_one_line(pretrained, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "lm_eval.tasks", None)
+    with pytest.raises(SystemExit, match="2"):
+        run(monkeypatch, pretrained, "runs/mine")
+    assert "pip install -r requirements-interop.txt" in one_line(capsys)

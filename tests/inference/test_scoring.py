@@ -1,0 +1,149 @@
+"""Texts are scored as a log-softmax of the model's logits in float64 says."""
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import MESHES, MODELS, equations, mesh_of, random_params
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from stackjax import model
+from stackjax.inference.pretrained import Pretrained
+from stackjax.inference.scoring import (
+    NUM_LENGTHS,
+    Rows,
+    Span,
+    padded_lengths,
+    score,
+    score_rows,
+)
+from stackjax.model import ModelConfig
+from stackjax.sharding.partition import on_mesh
+from stackjax.tokenizer.tokenization import tokenization
+from stackjax.tokenizer.tokenizer import load_tokenizer
+
+SEQ_LEN = 20
+
+
+@functools.cache
+def pretrained_of(config: ModelConfig, mesh_name: str = "one device") -> Pretrained:
+    mesh = mesh_of(mesh_name)
+    with jax.set_mesh(mesh):
+        abstract = jax.eval_shape(functools.partial(model.init, config), jax.random.key(0))
+        laid_out = jax.tree.map(lambda leaf: leaf.sharding, on_mesh(abstract, mesh))
+        params = jax.device_put(random_params(config), laid_out)
+    return Pretrained(
+        path="a model",
+        lineage=(),
+        config=config,
+        params=params,
+        mesh=mesh,
+        tokenization=tokenization(load_tokenizer("bytes")),
+        seq_len=SEQ_LEN,
+    )
+
+
+_apply = jax.jit(model.apply, static_argnums=0)
+
+
+def likely(config: ModelConfig, text: Sequence[int]) -> np.ndarray:
+    """Log-likelihoods of the token after each of a text, [T, V], in float64 from logits."""
+    tokens = np.zeros((1, SEQ_LEN + 1), np.int32)
+    tokens[0, : len(text)] = text
+    positions = np.arange(SEQ_LEN + 1, dtype=np.int32)[None]
+    logits_BTV = _apply(config, random_params(config), tokens, positions, None)
+    logits_TV = np.asarray(logits_BTV, np.float64)[0, : len(text), : config.vocab_size]
+    return logits_TV - np.logaddexp.reduce(logits_TV, axis=-1, keepdims=True)
+
+
+def expected(config: ModelConfig, span: Span) -> tuple[float, bool]:
+    """The score of a span by itself."""
+    labels = np.asarray(span.tokens[span.start : span.stop], int)
+    likely_TV = likely(config, span.tokens)[span.start - 1 : span.stop - 1]
+    is_greedy = bool(np.all(likely_TV.argmax(-1) == labels))
+    return likely_TV[np.arange(len(labels)), labels].sum(), is_greedy
+
+
+@st.composite
+def spans(draw) -> Span:
+    # Few tokens, so that some spans are greedy.
+    tokens = draw(st.lists(st.integers(0, 10), min_size=1, max_size=SEQ_LEN + 1))
+    start = draw(st.integers(1, len(tokens)))
+    return Span(tokens, start, draw(st.integers(start, len(tokens))))
+
+
+def random_spans() -> list[Span]:
+    rng = np.random.default_rng(0)
+    texts = [rng.integers(0, 11, rng.integers(2, SEQ_LEN + 2)) for _ in range(19)]
+    return [Span(text, int(rng.integers(1, len(text))), len(text)) for text in texts]
+
+
+def assert_scored(pretrained: Pretrained, batch: list[Span], batch_size: int) -> None:
+    found = score(pretrained, batch, batch_size)
+    wanted = [expected(pretrained.config, span) for span in batch]
+    assert len(found) == len(batch)
+    np.testing.assert_allclose(
+        [each.log_likelihood for each in found],
+        [log_likelihood for log_likelihood, _ in wanted],
+        # Sums of twenty float32 log-likelihoods of logits of about ten.
+        rtol=2e-5,
+        atol=2e-5,
+    )
+    assert [each.is_greedy for each in found] == [is_greedy for _, is_greedy in wanted]
+
+
+@pytest.mark.parametrize("config", MODELS.values(), ids=MODELS)
+@settings(max_examples=15, deadline=None, derandomize=True)
+@given(batch=st.lists(spans(), max_size=9), batch_size=st.sampled_from([1, 4]))
+def test_any_spans_of_any_model_are_scored_as_one_by_one(config, batch, batch_size):
+    assert_scored(pretrained_of(config), batch, batch_size)
+
+
+@pytest.mark.parametrize("mesh_name", MESHES)
+def test_the_mesh_does_not_change_a_score(mesh_name):
+    assert_scored(pretrained_of(MODELS["gqa"], mesh_name), random_spans(), 5)
+
+
+def test_what_the_model_would_say_is_greedy_and_nothing_else_is():
+    config, text = MODELS["gqa"], [3]
+    for _ in range(6):
+        text.append(int(likely(config, text)[-1].argmax()))
+    wrong = [*text[:-1], (text[-1] + 1) % config.vocab_size]
+    batch = [Span(text, 1, 7), Span(wrong, 1, 7), Span(wrong, 1, 6), Span(wrong, 7, 7)]
+    found = score(pretrained_of(config), batch)
+    assert [each.is_greedy for each in found] == [True, False, True, True]
+
+
+def test_logits_are_held_for_a_few_positions_at_a_time():
+    config = dataclasses.replace(MODELS["gqa"], loss_chunk=8)
+    assert_scored(pretrained_of(config), random_spans(), 4)
+    rows = Rows(*(np.zeros((4, 32), dtype) for dtype in (int, int, int, bool)))
+    params = jax.tree.map(jnp.asarray, random_params(config))
+    program = jax.make_jaxpr(functools.partial(score_rows, config))(params, rows)
+    held = [
+        variable.aval.shape[1]
+        for equation in equations(program.jaxpr)
+        for variable in equation.outvars
+        if variable.aval.shape[2:] == (config.padded_vocab_size,)
+    ]
+    assert set(held) == {1, 8}, "1 is the comparison of labels with every token"
+
+
+@pytest.mark.parametrize("longest", [1, 20, 128, 512, 1000, 2048, 4096])
+def test_rows_have_few_lengths_and_the_longest_fits(longest):
+    lengths = padded_lengths(longest)
+    assert len(lengths) <= NUM_LENGTHS
+    assert longest <= lengths[0] < longest + 128
+    assert lengths == sorted(lengths, reverse=True)
+    assert all(length % 128 == 0 for length in lengths if length > 128)
+
+
+@pytest.mark.parametrize(("start", "stop"), [(0, 2), (2, 1), (1, 4)])
+def test_a_span_that_is_none_is_refused(start, stop):
+    with pytest.raises(ValueError, match=f"span from {start} to {stop} of 3 tokens"):
+        Span([1, 2, 3], start, stop)

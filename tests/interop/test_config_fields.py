@@ -1,0 +1,300 @@
+"""Every field of config.json is read as transformers reads it, or refused."""
+
+import dataclasses
+import itertools
+import json
+import math
+import re
+from pathlib import Path
+
+import folders
+import jax
+import numpy as np
+import pytest
+import torch
+import transformers
+from conftest import mesh_of
+from decoder import NumpyDecoder
+
+from stackjax.interop.huggingface import load_params, read_folder
+from stackjax.runtime.errors import UserError
+
+KINDS = {"llama": "llama", "mistral": "mistral, wide heads", "qwen2": "qwen2", "qwen3": "qwen3"}
+CLASSES = {kind: transformers.CONFIG_MAPPING[kind] for kind in KINDS}
+OWN_FIELDS = {
+    kind: sorted({field.name for field in dataclasses.fields(config)} | {"model_type"})
+    for kind, config in CLASSES.items()
+}
+LENGTH = 12
+TOKENS = torch.tensor(folders.tokens(rows=1, length=LENGTH))
+PREFIX = LENGTH - 1
+"""Tokens that the judge reads at once, before it reads the last one with their cache."""
+
+ANYTHING = (None, True, False, 0, 2, -3, 0.5, math.nan, math.inf, "x", [1], {"a": 1})
+"""Values that some field has and others do not."""
+DEFAULT = {"rope_type": "default", "rope_theta": 1e4}
+LLAMA3 = folders.LLAMA3
+LLAMA3_OPEN = {k: v for k, v in LLAMA3.items() if k != "original_max_position_embeddings"}
+SLIDES = ["sliding_attention"] * 3
+FULL = ["full_attention"] * 3
+
+ABSENT = object()
+CHANGES = {
+    "hidden_act": ["swish", "gelu", "SiLU", "linear"],
+    "rms_norm_eps": [1e-2, 1, 0.0, -1.0, "1e-6", ABSENT],
+    "num_key_value_heads": [1, 2, 3, 4, ABSENT],
+    "num_attention_heads": [2, 3, 5, 8],
+    "head_dim": [4, 6, 7, 128, ABSENT],
+    "hidden_size": [8, 18],
+    "max_position_embeddings": [LENGTH - 4, 10**6],
+    "tie_word_embeddings": ["no", 0, ABSENT],
+    "attention_bias": [True, "yes"],
+    "mlp_bias": [True, "yes"],
+    "attention_dropout": [0.5],
+    "layer_types": [FULL, SLIDES, FULL[1:], ["attention"] * 3, [*FULL[1:], "linear_attention"]],
+    "rope_theta": [1e6, 10000, 0, -1.0, "1e4", ABSENT],
+    "rope_parameters": [
+        {},
+        {"rope_theta": 1e6},
+        {"rope_theta": 10000},
+        {"type": "default"},
+        {"rope_type": None},
+        {"rope_type": ["default"]},
+        {"type": "linear", "rope_type": "default"},
+        {"type": "linear", "factor": 2.0},
+        {"rope_type": "axial"},
+        {"rope_type": "proportional"},
+        {"rope_type": "dynamic", "factor": 2.0},
+        {"rope_type": "yarn", "factor": 4.0},
+        DEFAULT | {"partial_rotary_factor": 0.5},
+        DEFAULT | {"factor": 8.0},
+        DEFAULT | {"rope_theta": None},
+        DEFAULT | {"rope_theta": "1e4"},
+        {"full_attention": DEFAULT},
+        LLAMA3,
+        LLAMA3_OPEN,
+        LLAMA3 | {"partial_rotary_factor": 0.5},
+        LLAMA3 | {"partial_rotary_factor": 1.0},
+        LLAMA3 | {"factor": "8"},
+        LLAMA3 | {"factor": 1},
+        LLAMA3 | {"original_max_position_embeddings": 20.0},
+        LLAMA3 | {"high_freq_factor": 0.1},
+        {k: v for k, v in LLAMA3.items() if k != "factor"},
+    ],
+    "partial_rotary_factor": [0.5, 1.0],
+    "sliding_window": [4, LENGTH, 10**7, "4", ABSENT],
+    "is_causal": [False, True, None, 0],
+    "pad_token_id": [5, -1, 300],
+    "model_type": ["llama", "qwen2", "gpt2", "Llama", ["llama"]],
+    "original_max_position_embeddings": [16],
+    "per_layer_config": [{}, {"0": {"rms_norm_eps": 1.0}}],
+    "attribute_map": [{}, {"rms_norm_eps": "initializer_range"}],
+    "dtype": ["float16", "int8", "x"],
+    "num_labels": [3],
+    "pretraining_tp": [2],
+    "logits_scaling": [2.0],
+    "attention_multiplier": [0.5],
+    "final_logit_softcapping": [1.0],
+    "attn_logit_softcapping": [1.0],
+    "residual_multiplier": [0.5],
+    "embedding_multiplier": [2.0],
+    "query_pre_attn_scalar": [3.0],
+    "rope_interleaved": [True],
+    "use_qk_norm": [True],
+    "no_rope_layers": [[0, 0, 0]],
+    "use_bidirectional_attention": [True],
+    "text_config": [None, {}, {"hidden_size": 8}, 2],
+    "decoder": [None, {}, 2],
+    "scale_embedding": [True],
+}
+"""Values beside `ANYTHING`. Every field of the classes of transformers has `ANYTHING`."""
+TOGETHER = [
+    {"rope_scaling": scaling} | others
+    for scaling, others in itertools.product(
+        [{}, {"factor": 4.0}, {"rope_theta": 1e6}, LLAMA3, LLAMA3_OPEN, {"type": "yarn"}, "x"],
+        [{}, {"rope_parameters": LLAMA3 | {"factor": 2.0}}, {"rope_theta": 1e6}],
+    )
+]
+TOGETHER += [
+    {"rope_parameters": rope, "rope_theta": theta}
+    for rope in (None, {}, {"rope_type": "default"}, LLAMA3)
+    for theta in (1e6, None, ABSENT)
+]
+TOGETHER += [
+    {"rope_parameters": rope, "original_max_position_embeddings": original}
+    for rope in (LLAMA3, LLAMA3_OPEN)
+    for original in (16, None, "16")
+]
+TOGETHER += [
+    {"rope_parameters": LLAMA3_OPEN, "max_position_embeddings": 20},
+    {"rope_parameters": LLAMA3_OPEN, "max_position_embeddings": ABSENT},
+    {"rope_parameters": LLAMA3, "partial_rotary_factor": 0.5},
+    {"head_dim": ABSENT, "hidden_size": 18, "num_attention_heads": 4},
+]
+TOGETHER += [
+    {"use_sliding_window": on, "sliding_window": window, "max_window_layers": first}
+    | {"layer_types": kinds}
+    for on, window, first, kinds in itertools.product(
+        (True, ABSENT), (4, None, ABSENT), (0, 2, 3, ABSENT), (FULL, SLIDES, None)
+    )
+]
+CAUTION = {
+    "attention_bias": "biases that no tensor holds are zero",
+    "mlp_bias": "biases that no tensor holds are zero",
+    "is_causal": "null masks no future token in a padded batch",
+    "per_layer_config": "another model may read it",
+    "attribute_map": "it renames fields",
+    "dtype": "no such type, where transformers chooses it",
+    "rope_parameters": "a kind of rotation that starts later, or belongs to some layers",
+    "rope_scaling": "a kind of rotation that starts later, or belongs to some layers",
+    "max_position_embeddings": "no text is that short",
+    "quantization_config": "weights may be of another type",
+    "transformers_weights": "it names another file of weights",
+    "model_type": "the tensors of another family",
+    "attention_chunk_size": "it cuts the cache of longer texts",
+    "rms_norm_eps": "0 divides by zero where a position is zero",
+    "kv_sharing_modes": "it shares the cache of some layers",
+    "attention_dropout": "NaN and infinity are no rates",
+    "initializer_range": "NaN and infinity are no ranges",
+}
+"""Fields of which stackjax refuses values that happen not to move the logits, and why."""
+INDULGENCE = {
+    **dict.fromkeys(("output_hidden_states", "return_dict"), "what a call returns"),
+    "id2label": "names of classes, which a language model does not have",
+    "auto_map": "code, which is not run",
+    **dict.fromkeys(("mlp_layer_types", "mtp_layer_types"), "layers of other families"),
+    **dict.fromkeys(
+        ("_attn_implementation", "_experts_implementation", "compile_config"),
+        "how transformers runs the model",
+    ),
+}
+"""Fields of which stackjax reads values that transformers refuses, and why."""
+
+
+def names_that_transformers_looks_for() -> set[str]:
+    """Every name that its shared code asks a config for, whatever its class."""
+    root = Path(transformers.__file__).parent
+    files = ("cache_utils", "configuration_utils", "masking_utils", "modeling_rope_utils")
+    files += ("modeling_utils", "integrations/sdpa_attention", "models/auto/auto_factory")
+    text = "".join((root / f"{name}.py").read_text() for name in files)
+    return set(re.findall(r'attr\(\w*\.?\w*config\w*, "(\w+)"', text))
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def kind(request):
+    """The families in turn."""
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def folder(kind, tmp_path_factory):
+    """A folder of each family, and how it is read."""
+    return Original(folders.write(tmp_path_factory.mktemp(kind), KINDS[kind]))
+
+
+class Original:
+    """A folder, its fields, its weights, its model and its logits."""
+
+    def __init__(self, path):
+        self.path = path
+        fields = json.loads((path / "config.json").read_text())
+        # No text is longer than the one that is looked at.
+        self.fields = fields | {"max_position_embeddings": LENGTH}
+        (path / "config.json").write_text(json.dumps(self.fields))
+        self.weights = {n: tensor.double() for n, tensor in folders.weights(path).items()}
+        self.model = read_folder(path).model
+        logits = judge(self.fields, self.weights)
+        assert logits is not None
+        self.logits = logits
+
+
+@torch.inference_mode()
+def judge(fields, weights):
+    """The logits of transformers, the last with a cache, or None if it refuses."""
+    try:
+        fields = json.loads(json.dumps(fields))
+        if fields.get("tie_word_embeddings") is True:
+            # The weights have a head of other values, which `from_pretrained` does not tie.
+            fields["tie_word_embeddings"] = False
+        config = transformers.CONFIG_MAPPING[fields["model_type"]].from_dict(fields)
+        network = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float64)
+        network.load_state_dict(weights, strict=False)
+        network.eval()
+        first = network(TOKENS[:, :PREFIX], use_cache=True, return_dict=True)
+        last = network(
+            TOKENS[:, PREFIX:],
+            past_key_values=first.past_key_values,
+            use_cache=True,
+            return_dict=True,
+        )
+    except Exception:  # transformers refuses in many ways
+        return None
+    return torch.cat([first.logits, last.logits], 1).numpy()
+
+
+def changed(fields, changes):
+    kept = {name: value for name, value in fields.items() if name not in changes}
+    return kept | {name: value for name, value in changes.items() if value is not ABSENT}
+
+
+def own_logits(path):
+    found = read_folder(path)
+    mesh = mesh_of("one device")
+    with jax.set_mesh(mesh):
+        params = jax.tree.map(np.asarray, load_params(found, found.model, mesh))
+    tokens = TOKENS.numpy()
+    positions = np.arange(tokens.shape[1])[None]
+    logits = NumpyDecoder(found.model, params).logits(tokens, positions, np.zeros_like(tokens))
+    return logits[..., : folders.VOCAB]
+
+
+def fault(original, changes):
+    """How stackjax reads a change otherwise than transformers, in words, or None."""
+    fields = changed(original.fields, changes)
+    (original.path / "config.json").write_text(json.dumps(fields))
+    theirs = judge(fields, original.weights)
+    moved = theirs is not None and not np.abs(theirs - original.logits).max() < 1e-4
+    try:
+        model = read_folder(original.path).model
+    except UserError as error:
+        if theirs is None or moved or any(name in CAUTION for name in changes):
+            return None
+        return f"is refused, and moves nothing: {error}"
+    if theirs is None:
+        return None if any(name in INDULGENCE for name in changes) else "transformers refuses"
+    if model == original.model:
+        return "is read as the same model, and moves the logits" if moved else None
+    difference = np.abs(theirs - own_logits(original.path)).max()
+    return None if difference < 1e-4 else f"is another model, {difference} off"
+
+
+def faults(original, cases):
+    found = ((changes, fault(original, changes)) for changes in cases)
+    return [f"{changes} {said}" for changes, said in found if said is not None]
+
+
+def share(kind, values):
+    """A part of some values: each is tried in one family."""
+    return values[list(KINDS).index(kind) :: len(KINDS)]
+
+
+def test_every_field_of_its_class_means_what_it_means_to_transformers(kind, folder):
+    cases = [{name: value} for name in OWN_FIELDS[kind] for value in share(kind, ANYTHING)]
+    assert faults(folder, cases) == []
+
+
+def test_every_special_value_means_what_it_means_to_transformers(folder):
+    cases = [{name: value} for name, values in CHANGES.items() for value in values]
+    assert faults(folder, cases) == []
+
+
+def test_fields_together_mean_what_they_mean_to_transformers(folder):
+    assert faults(folder, TOGETHER) == []
+
+
+def test_names_that_transformers_looks_for_in_every_config_are_known(kind, folder):
+    names = names_that_transformers_looks_for()
+    assert {"is_causal", "layer_types", "sliding_window", "kv_sharing_modes"} <= names
+    values = share(kind, (False, 4, "x", [1], {"a": 1}, True, 0.5, []))
+    cases = [{name: value} for name in sorted(names) for value in values]
+    assert faults(folder, cases) == []

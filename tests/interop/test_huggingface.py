@@ -1,0 +1,487 @@
+"""Folders of transformers are the same model here, and come back as they were."""
+
+import dataclasses
+import json
+import re
+import shutil
+
+import folders
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+import transformers
+from conftest import MESHES, MODELS, mesh_of, random_params
+from decoder import NumpyDecoder
+from etils import epath
+from safetensors.torch import save_file
+
+from stackjax import convert, model
+from stackjax.checkpoint.contents import Contents
+from stackjax.checkpoint.lineage import Generation
+from stackjax.checkpoint.save import write_first
+from stackjax.inference.pretrained import model_of, open_checkpoint, read_params
+from stackjax.inference.verify import verify
+from stackjax.interop import config_json
+from stackjax.interop.huggingface import load_params, read_folder
+from stackjax.interop.stored_types import types_of
+from stackjax.interop.tensors import INDEX
+from stackjax.model.config import RopeScaling
+from stackjax.training.phase import Counts
+from stackjax.training.train_state import TrainState
+
+TOKENS = folders.tokens()
+POSITIONS = np.broadcast_to(np.arange(TOKENS.shape[1], dtype=np.int32), TOKENS.shape)
+
+
+@pytest.fixture(scope="module", params=[n for n in folders.FOLDERS if "float64" not in n])
+def folder(request, tmp_path_factory):
+    """Every folder in turn."""
+    return folders.write(tmp_path_factory.mktemp("folder"), request.param)
+
+
+def load(folder, name="one device"):
+    mesh = mesh_of(name)
+    with jax.set_mesh(mesh):
+        return load_params(folder, folder.model, mesh)
+
+
+def load_arrays(folder):
+    """The parameters in a folder, off any mesh."""
+    return jax.tree.map(np.asarray, load(folder))
+
+
+def write_checkpoint(path, config, params):
+    """Writes a checkpoint of a model that was trained on nothing."""
+    generation = Generation(
+        stage=0, name="train", growth=None, model=config, spent=Counts(), code="test"
+    )
+    contents = Contents(Counts(), config, True, (generation,))
+    state = TrainState(jnp.zeros((), jnp.int32), params, None)
+    return write_first(epath.Path(path), state, contents)
+
+
+def run_convert(source, target, **fields):
+    config = convert.ConvertConfig(source=str(source), target=str(target), **fields)
+    return convert.convert(config)
+
+
+def test_logits_are_those_of_transformers(folder):
+    found = read_folder(folder)
+    logits = jax.jit(model.apply, static_argnums=0)(
+        found.model, load_arrays(found), TOKENS, POSITIONS, None
+    )
+    # Weights of fewer bits are computed with in float32 on both sides.
+    np.testing.assert_allclose(
+        logits[..., : folders.VOCAB], folders.logits(folder), rtol=0, atol=1e-5
+    )
+
+
+def test_logits_are_those_of_transformers_in_float64(folder):
+    found = read_folder(folder)
+    segments = np.zeros_like(TOKENS)
+    expected = folders.logits(folder, "float64")
+    assert 0.3 < expected.std() < 3
+    logits = NumpyDecoder(found.model, load_arrays(found)).logits(TOKENS, POSITIONS, segments)
+    # Angles are float32 there, up to 24 of 8 million parts each.
+    np.testing.assert_allclose(logits[..., : folders.VOCAB], expected, rtol=0, atol=2e-6)
+
+
+def test_a_folder_comes_back_as_it_was(folder, tmp_path):
+    (folder / "tokenizer.json").write_text("{}")
+    (folder / "LICENSE").write_text("free")
+    run_convert(folder, tmp_path / "checkpoint")
+    run_convert(tmp_path / "checkpoint", tmp_path / "back")
+    folders.assert_same_weights(tmp_path / "back", folder)
+    for name in ("config.json", "generation_config.json"):
+        found, wanted = (
+            json.loads((path / name).read_text()) for path in (tmp_path / "back", folder)
+        )
+        assert found == wanted
+    for name in ("tokenizer.json", "LICENSE"):
+        assert (tmp_path / "back" / name).read_text() == (folder / name).read_text()
+
+
+def test_weights_of_float64_are_rounded_with_a_note(tmp_path, capsys):
+    folder = folders.write(tmp_path / "folder", "llama, float64")
+    run_convert(folder, tmp_path / "checkpoint", verify=True)
+    said = capsys.readouterr().out
+    assert "note    weights of float64 are rounded to float32" in said
+    assert float(said.split("differ by at most ")[1].split()[0]) < 1e-5
+
+
+def change_tensors(path, change):
+    file = path / "model.safetensors"
+    save_file(change(folders.weights(path)), file, {"format": "pt"})
+
+
+WIDE = ("norm", "embed_tokens")
+
+
+def mix(tensors):
+    """Some kinds in float32, and a layer of its own in float16."""
+    return {
+        name: tensor.float()
+        if any(kind in name for kind in WIDE)
+        else tensor.half()
+        if ".1." in name
+        else tensor
+        for name, tensor in tensors.items()
+    }
+
+
+def test_every_tensor_keeps_its_type_through_a_checkpoint(tmp_path):
+    folder = folders.write(tmp_path / "folder", "llama, bfloat16")
+    change_tensors(folder, mix)
+    assert len({tensor.dtype for tensor in folders.weights(folder).values()}) == 3
+    run_convert(folder, tmp_path / "checkpoint")
+    run_convert(tmp_path / "checkpoint", tmp_path / "back")
+    folders.assert_same_weights(tmp_path / "back", folder)
+    found, wanted = (
+        json.loads((p / "config.json").read_text()) for p in (folder, tmp_path / "back")
+    )
+    assert found == wanted
+    run_convert(tmp_path / "checkpoint", tmp_path / "narrow", dtype="bfloat16")
+    narrow = folders.weights(tmp_path / "narrow")
+    assert {tensor.dtype for tensor in narrow.values()} == {torch.bfloat16}
+
+
+def test_a_tensor_that_the_folder_did_not_have_has_the_widest_type_of_its_kind():
+    stored = {"model.layers.0.a": "BF16", "model.layers.1.a": "F16", "norm": "BF16"}
+    names = ("model.layers.0.a", "model.layers.2.a", "norm", "lm_head")
+    assert types_of(names, stored) == dict(
+        zip(names, ("BF16", "F32", "BF16", "F32"), strict=True)
+    )
+
+
+def test_numbers_too_large_for_their_type_are_refused_unless_asked_for(tmp_path):
+    folder = folders.write(tmp_path / "folder", "llama")
+    norm = "model.norm.weight"
+    change_tensors(folder, lambda tensors: tensors | {norm: tensors[norm] * 0 + 1e6})
+    run_convert(folder, tmp_path / "checkpoint")
+    with pytest.raises(
+        ValueError, match=r"norm\.weight in .* holds NaN or infinity as float16"
+    ):
+        run_convert(tmp_path / "checkpoint", tmp_path / "half", dtype="float16")
+    assert not (tmp_path / "half").exists()
+    run_convert(
+        tmp_path / "checkpoint", tmp_path / "half", dtype="float16", allow_nonfinite=True
+    )
+    assert folders.weights(tmp_path / "half")[norm].isinf().all()
+    change_tensors(folder, lambda tensors: tensors | {norm: tensors[norm].double() * 1e300})
+    with pytest.raises(
+        ValueError, match=r"norm\.weight in .* holds NaN or infinity as float32"
+    ):
+        run_convert(folder, tmp_path / "second")
+
+
+@pytest.mark.parametrize(
+    "name", ["llama, all heads, tied, llama 3 rope", "qwen3, tied, other base"]
+)
+@pytest.mark.parametrize("moved", [0, 1])
+def test_a_stored_head_wins_over_a_config_that_ties_it(name, moved, tmp_path):
+    folder = folders.write(tmp_path / "folder", name)
+    embedding = folders.weights(folder)["model.embed_tokens.weight"]
+    change_tensors(
+        folder,
+        lambda tensors: (
+            tensors | {"lm_head.weight": embedding.flip(0) if moved else embedding.clone()}
+        ),
+    )
+    found = read_folder(folder)
+    assert found.model.tie_head == (not moved)
+    assert model_of(str(folder)) == found.model
+    logits = jax.jit(model.apply, static_argnums=0)(
+        found.model, load_arrays(found), TOKENS, POSITIONS, None
+    )
+    np.testing.assert_allclose(
+        logits[..., : folders.VOCAB], folders.logits(folder), rtol=0, atol=1e-5
+    )
+    fields = config_json.config_fields(found.model, None, found.fields, 0)
+    assert fields["tie_word_embeddings"] == (not moved)
+
+
+TRAINED = 100
+OPEN = {k: v for k, v in folders.LLAMA3.items() if k != "original_max_position_embeddings"}
+LONGER = {
+    "as long": ("llama", {"max_position_embeddings": 200}, 200),
+    "shorter": ("llama", {"max_position_embeddings": 50}, TRAINED),
+    "shorter, slowed from there": (
+        "llama",
+        {"max_position_embeddings": 20, "rope_parameters": OPEN},
+        TRAINED,
+    ),
+    "a window as long as its texts": (
+        "mistral",
+        {"max_position_embeddings": 50, "sliding_window": 50},
+        TRAINED,
+    ),
+    "windows from a layer on": (
+        "qwen2",
+        {"use_sliding_window": True, "max_window_layers": 1, "sliding_window": 64}
+        | {"max_position_embeddings": 50},
+        TRAINED,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", LONGER)
+def test_a_config_states_the_longest_text_and_no_window_hides_a_part_of_it(name):
+    kind, changes, length = LONGER[name]
+    template = {"model_type": kind} | folders.SIZES | changes
+    source = config_json.model_config(template)
+    fields = config_json.config_fields(source, None, template, TRAINED)
+    assert fields["max_position_embeddings"] == length
+    assert config_json.model_config(fields) == source
+    judge = transformers.CONFIG_MAPPING[kind].from_dict(fields)
+    assert "sliding_attention" not in (getattr(judge, "layer_types", None) or ())
+    assert getattr(judge, "sliding_window", None) is None or "window" not in name
+
+
+def test_windows_do_not_come_with_more_layers():
+    template = {"model_type": "qwen2", "use_sliding_window": True, "sliding_window": 8}
+    template |= folders.SIZES | {"max_window_layers": 3, "max_position_embeddings": 64}
+    source = config_json.model_config(template)
+    grown = dataclasses.replace(source, num_layers=6)
+    fields = config_json.config_fields(grown, None, template, 0)
+    assert config_json.model_config(fields) == grown
+
+
+SLOWED = RopeScaling(factor=8.0, original_seq_len=32)
+OWN = {
+    "llama": MODELS["gqa"],
+    "llama, tied, slowed": dataclasses.replace(
+        MODELS["mqa, tied, slowed"], rope_scaling=SLOWED, norm_epsilon=1e-4, rope_theta=500.0
+    ),
+    "qwen2": MODELS["mha, biases"],
+    "qwen3": MODELS["gqa, tied, qk_norm"],
+}
+
+
+@pytest.mark.parametrize("name", OWN)
+def test_a_checkpoint_becomes_a_folder_and_comes_back_as_it_was(name, tmp_path, monkeypatch):
+    config, mesh = OWN[name], mesh_of("one device")
+    params = random_params(config)
+    monkeypatch.setattr(convert, "trained_seq_len", lambda _: 40)
+    with jax.set_mesh(mesh):
+        checkpoint = write_checkpoint(tmp_path / "first", config, params)
+    run_convert(checkpoint, tmp_path / "folder", tokenizer="bytes")
+    kind, *_ = name.split(",")
+    assert transformers.AutoConfig.from_pretrained(tmp_path / "folder").model_type == kind
+    run_convert(tmp_path / "folder", tmp_path / "second")
+    path, contents = open_checkpoint(str(tmp_path / "second"))
+    expected = dataclasses.replace(config, scan_unroll=0, vocab_multiple=128)
+    assert contents.model == expected
+    with jax.set_mesh(mesh):
+        found = read_params(path, contents.model, mesh)
+    for kind, table in params.items():
+        if kind == "layers":
+            jax.tree.map(np.testing.assert_array_equal, found[kind], table)
+        else:
+            true = tuple(slice(11 if size == 24 else None) for size in table.shape)
+            np.testing.assert_array_equal(found[kind][true], table[true])
+
+
+@pytest.mark.parametrize("mesh_name", MESHES)
+@pytest.mark.parametrize("name", ["mistral, wide heads", "qwen2"])
+def test_every_mesh_holds_the_same_parameters(name, mesh_name, tmp_path):
+    found = read_folder(folders.write(tmp_path / "folder", name, num_shards=3))
+    params, expected = load(found, mesh_name), load(found)
+    mesh = mesh_of(mesh_name)
+    with jax.set_mesh(mesh):
+        like = jax.eval_shape(lambda: model.init(found.model, jax.random.key(0)))
+    for leaf, whole, abstract in zip(
+        *map(jax.tree.leaves, (params, expected, like)), strict=True
+    ):
+        np.testing.assert_array_equal(leaf, whole)
+        assert leaf.sharding.spec == abstract.sharding.spec
+
+
+def test_the_model_is_verified_by_running_both(tmp_path, capsys):
+    folder = folders.write(tmp_path / "folder", "qwen3", num_shards=2)
+    run_convert(folder, tmp_path / "checkpoint", verify=True)
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if "verify" in line]
+    assert "agrees at 100.00% of 256 positions" in line
+    assert float(line.split("differ by at most ")[1].split()[0]) < 1e-5
+    # A wrong weight shows.
+    name = "model.layers.1.self_attn.k_proj.weight"
+    tensors = folders.weights(folder) | {name: folders.weights(folder)[name].flip(0)}
+    shutil.rmtree(folder)
+    network = transformers.Qwen3ForCausalLM(
+        transformers.Qwen3Config(**folders.SIZES, head_dim=6)
+    )
+    network.load_state_dict(tensors)
+    network.save_pretrained(folder)
+    with jax.set_mesh(mesh_of("one device")):
+        said = verify(folder, str(tmp_path / "checkpoint"), mesh_of("one device"))
+    assert float(said.split("differ by at most ")[1].split()[0]) > 1e-2
+    assert float(said.split("KL ")[1].split()[0]) > 1e-4
+
+
+CONFIGS = {
+    "unknown": ({"model_type": "gpt2"}, "model_type 'gpt2' is none of llama, mistral"),
+    "no sizes": ({"hidden_size": None}, "hidden_size is None; it must be an integer from 1"),
+    "activation": ({"hidden_act": "gelu"}, "hidden_act 'gelu', which stackjax cannot"),
+    "biases": ({"attention_bias": True}, "attention_bias True, which stackjax cannot"),
+    "biases of the mlp": ({"mlp_bias": True}, "mlp_bias True"),
+    "quantised": ({"quantization_config": {"bits": 4}}, "quantization_config"),
+    "yarn": (
+        {"rope_parameters": {"rope_type": "yarn", "factor": 4.0}},
+        "rope_type 'yarn', which stackjax cannot",
+    ),
+    "older yarn": (
+        {"rope_parameters": None, "rope_scaling": {"type": "yarn", "factor": 4.0}},
+        "rope_type 'yarn', which stackjax cannot",
+    ),
+    "half a rotation": (
+        {"rope_parameters": folders.LLAMA3 | {"partial_rotary_factor": 0.5}},
+        "partial_rotary_factor 0.5",
+    ),
+    "incomplete rope": ({"rope_parameters": {"rope_type": "llama3"}}, "lacks factor, low_freq"),
+    "odd heads": ({"num_key_value_heads": 3}, "does not divide"),
+}
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A folder in three files."""
+    return folders.write(tmp_path_factory.mktemp("whole"), "llama", num_shards=3)
+
+
+@pytest.fixture
+def copy(whole, tmp_path):
+    shutil.copytree(whole, tmp_path / "copy")
+    return tmp_path / "copy"
+
+
+def change_config(path, changes):
+    fields = json.loads((path / "config.json").read_text()) | changes
+    (path / "config.json").write_text(json.dumps(fields))
+
+
+@pytest.mark.parametrize(("changes", "said"), CONFIGS.values(), ids=CONFIGS)
+def test_what_cannot_be_represented_is_refused_by_name(changes, said, copy):
+    change_config(copy, changes)
+    with pytest.raises(ValueError) as error:
+        read_folder(copy)
+    assert said in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "said"),
+    [
+        ("mistral, wide heads", {"sliding_window": 8}, "a sliding_window of 8"),
+        (
+            "qwen2",
+            {"use_sliding_window": True, "sliding_window": 8, "layer_types": None}
+            | {"max_window_layers": 2},
+            "a sliding_window of 8",
+        ),
+        ("qwen3", {"layer_types": ["sliding_attention"] * 3}, "the type 'sliding_attention'"),
+    ],
+)
+def test_attention_over_a_window_is_refused(name, changes, said, tmp_path):
+    path = folders.write(tmp_path / "folder", name)
+    change_config(path, changes)
+    with pytest.raises(ValueError, match=said):
+        read_folder(path)
+
+
+def test_a_mistral_that_does_not_say_its_window_has_one():
+    fields = {"model_type": "mistral", "max_position_embeddings": 32768} | folders.SIZES
+    with pytest.raises(ValueError, match="a sliding_window of 4096"):
+        config_json.model_config(fields)
+
+
+def lose_shard(path):
+    next(iter(sorted(path.glob("model-*")))).unlink()
+
+
+def cut_shard(path):
+    file = next(iter(sorted(path.glob("model-*"))))
+    file.write_bytes(file.read_bytes()[:-5])
+
+
+def cut_header(path):
+    file = next(iter(sorted(path.glob("model-*"))))
+    file.write_bytes(file.read_bytes()[:11])
+
+
+def wrong_index(path):
+    index = json.loads((path / INDEX).read_text())
+    files = sorted(set(index["weight_map"].values()))
+    index["weight_map"]["lm_head.weight"] = files[0]
+    (path / INDEX).write_text(json.dumps(index))
+
+
+def broken_index(path):
+    (path / INDEX).write_text("{}")
+
+
+def pickles(path):
+    for file in [*path.glob("model-*"), path / INDEX]:
+        file.unlink()
+    (path / "pytorch_model.bin").write_bytes(b"")
+
+
+def empty(path):
+    for file in [*path.glob("model-*"), path / INDEX]:
+        file.unlink()
+
+
+def more_layers(path):
+    change_config(path, {"num_hidden_layers": 4})
+
+
+def fewer_layers(path):
+    change_config(path, {"num_hidden_layers": 2})
+
+
+def wider(path):
+    change_config(path, {"intermediate_size": 24})
+
+
+def no_config(path):
+    (path / "config.json").unlink()
+
+
+def broken_config(path):
+    (path / "config.json").write_text("{")
+
+
+DAMAGES = {
+    lose_shard: r"lacks model-00001-of-0000\d.safetensors, which .*index.json names",
+    cut_shard: r"model-00001-of-0000\d.safetensors is damaged",
+    cut_header: r"model-00001-of-0000\d.safetensors is damaged",
+    wrong_index: r"has no tensor lm_head.weight, which model.safetensors.index.json says",
+    broken_index: r"is not an index of tensors",
+    pickles: r"pytorch_model.bin, a pickle, which can run code and is not read",
+    empty: r"it holds no weights",
+    more_layers: r"has no tensor model.layers.3.input_layernorm.weight",
+    fewer_layers: r"holds model.layers.2.* \(9 such tensors\).*nothing is left out silently",
+    wider: r"gate_proj.weight in .* has shape \[20, 16\], and its model needs \[24, 16\]",
+    no_config: r"has no config.json",
+    broken_config: r"config.json is not JSON",
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES, ids=lambda damage: damage.__name__)
+def test_a_wrong_folder_is_one_clear_line(damage, copy, tmp_path, monkeypatch, capsys):
+    damage(copy)
+    monkeypatch.setattr("sys.argv", ["convert", str(copy), str(tmp_path / "target")])
+    with pytest.raises(SystemExit) as exit_info:
+        convert.main()
+    assert exit_info.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert re.search(DAMAGES[damage], line), line
+    assert not (tmp_path / "target").exists()
+
+
+def test_models_that_transformers_does_not_have_are_refused():
+    biased = dataclasses.replace(MODELS["gqa"], qkv_bias=True, qk_norm=True)
+    with pytest.raises(ValueError, match=r"qkv_bias is True and model\.qk_norm True, and"):
+        config_json.config_fields(biased, "float32", None, 8)
+    odd = dataclasses.replace(MODELS["gqa"], embed_dim=18)
+    with pytest.raises(ValueError, match=r"model\.num_heads 4 does not divide"):
+        config_json.config_fields(odd, "float32", None, 8)

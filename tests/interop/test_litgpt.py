@@ -1,0 +1,186 @@
+"""Checkpoints of the paper's code become the same models here."""
+
+import pickle
+import re
+from pathlib import Path
+
+import folders
+import jax
+import numpy as np
+import pytest
+import torch
+
+from stackjax import convert, model
+from stackjax.inference.pretrained import open_checkpoint, read_params
+from stackjax.interop.litgpt import read_checkpoint
+
+CASES = {
+    "one group": {"num_key_value_heads": 1},
+    "groups": {},
+    "all heads": {"num_key_value_heads": 4},
+    "bfloat16": {},
+}
+
+
+def lit_state(folder: Path, num_heads: int, num_kv_heads: int) -> dict[str, torch.Tensor]:
+    """The weights of a LLaMA as lit-gpt has them: a fused matrix goes from group to group."""
+    state, tensors = {}, folders.weights(folder)
+    state["transformer.wte.weight"] = tensors["model.embed_tokens.weight"]
+    state["transformer.ln_f.weight"] = tensors["model.norm.weight"]
+    state["lm_head.weight"] = tensors["lm_head.weight"]
+    for i in range(folders.SIZES["num_hidden_layers"]):
+        theirs, lit = f"model.layers.{i}.", f"transformer.h.{i}."
+        q, k, v = (tensors[f"{theirs}self_attn.{name}_proj.weight"] for name in ("q", "k", "v"))
+        head_dim, rows = len(q) // num_heads, []
+        for group in range(num_kv_heads):
+            queries = num_heads // num_kv_heads
+            for head in range(group * queries, (group + 1) * queries):
+                rows += list(q[head * head_dim : (head + 1) * head_dim])
+            rows += list(k[group * head_dim : (group + 1) * head_dim])
+            rows += list(v[group * head_dim : (group + 1) * head_dim])
+        state[f"{lit}attn.attn.weight"] = torch.stack(rows)
+        for name, other in {
+            "norm_1": "input_layernorm",
+            "attn.proj": "self_attn.o_proj",
+            "norm_2": "post_attention_layernorm",
+            "mlp.swiglu.w1": "mlp.gate_proj",
+            "mlp.swiglu.w2": "mlp.up_proj",
+            "mlp.swiglu.w3": "mlp.down_proj",
+        }.items():
+            state[f"{lit}{name}.weight"] = tensors[f"{theirs}{other}.weight"]
+    return state
+
+
+@pytest.fixture(scope="module", params=CASES)
+def case(request, tmp_path_factory):
+    """A folder of transformers, and the same weights in a `.pth` file."""
+    path = tmp_path_factory.mktemp("prts")
+    kind = "llama, bfloat16" if request.param == "bfloat16" else "llama"
+    fields = {"rms_norm_eps": 1e-5} | CASES[request.param]
+    folder = folders.write(path / "folder", kind, **fields)
+    num_kv_heads = fields.get("num_key_value_heads", 2)
+    state = lit_state(folder, folders.SIZES["num_attention_heads"], num_kv_heads)
+    torch.save({"model": state, "iter_num": 5000}, path / "model.pth")
+    return folder, path / "model.pth"
+
+
+def test_a_checkpoint_computes_what_the_same_weights_do_in_transformers(case, tmp_path):
+    folder, file = case
+    target = tmp_path / "checkpoint"
+    convert.convert(convert.ConvertConfig(source=str(file), target=str(target), head_dim=4))
+    path, contents = open_checkpoint(str(target))
+    mesh = jax.make_mesh((1, 1, 1), ("replica", "fsdp", "tensor"))
+    with jax.set_mesh(mesh):
+        params = jax.tree.map(np.asarray, read_params(path, contents.model, mesh))
+    tokens = folders.tokens()
+    positions = np.broadcast_to(np.arange(tokens.shape[1], dtype=np.int32), tokens.shape)
+    run = jax.jit(model.apply, static_argnums=0)
+    logits = run(contents.model, params, tokens, positions, None)[..., : folders.VOCAB]
+    np.testing.assert_allclose(logits, folders.logits(folder), rtol=0, atol=1e-5)
+    assert contents.lineage[0].code == f"from {file.name}"
+
+
+def test_every_tensor_is_that_of_transformers_bit_for_bit(case):
+    folder, file = case
+    found, expected = read_checkpoint(file, head_dim=4).tensors, folders.weights(folder)
+    assert set(found) == set(expected)
+    for name, tensor in expected.items():
+        value = found.read(name)
+        np.testing.assert_array_equal(value.astype(np.float32), tensor.float().numpy())
+
+
+def damaged(name, state, path):
+    if name == "code":
+        path.write_bytes(pickle.dumps(Bomb(path.parent / "it_ran")))
+    elif name == "code in a state":
+        torch.save({"model": state, "more": Bomb(path.parent / "it_ran")}, path)
+    elif name == "no file of torch":
+        path.write_bytes(b"nothing of the kind")
+    elif name == "cut":
+        torch.save({"model": state}, path)
+        path.write_bytes(path.read_bytes()[:-2000])
+    elif name == "another model":
+        torch.save({"model": {"weight": torch.zeros(2)}}, path)
+    elif name in CHANGES:
+        torch.save({"model": state | CHANGES[name]}, path)
+    else:
+        torch.save({"model": state}, path)
+
+
+TABLE, NORM = "transformer.wte.weight", "transformer.ln_f.weight"
+CHANGES = {
+    "larger than the file": {TABLE: torch.zeros(1).expand(2**40, 16)},
+    "bytes": {NORM: torch.ones(16, dtype=torch.int8)},
+    "sparse": {NORM: torch.ones(16).to_sparse()},
+    "a vector": {TABLE: torch.ones(16)},
+    "a number as name": {5: torch.ones(16)},
+    "a far layer": {"transformer.h.999999999.norm_1.weight": torch.ones(16)},
+    "no number of a layer": {"transformer.h." + "9" * 5000 + ".norm_1.weight": torch.ones(16)},
+}
+
+
+class Bomb:
+    """What leaves a file when it is unpickled as code."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return Path.touch, (self.path,)
+
+
+LINES = {
+    "code": "holds more than tensors, and nothing in it was run",
+    "code in a state": "holds more than tensors, and nothing in it was run",
+    "no file of torch": "is damaged, or holds more than tensors",
+    "cut": "is damaged, or holds more than tensors",
+    "another model": "is no checkpoint of a LLaMA in lit-gpt",
+    "larger than the file": r"wte\.weight .* claims the shape \[1099511627776, 16\]",
+    "bytes": r"ln_f\.weight in .* is of type int8; weights of F64, F32, BF16, F16",
+    "sparse": r"ln_f\.weight in .* is torch\.sparse_coo on cpu",
+    "a vector": r"no matrix transformer\.wte\.weight",
+    "a number as name": "has a tensor with the name 5, which is no text",
+    "a far layer": "model.pth",
+    "no number of a layer": "model.pth",
+    "unknown width": r"has 16 channels, and no model .* say how many each head has",
+}
+
+
+@pytest.mark.parametrize("name", LINES)
+def test_a_wrong_file_is_one_line_and_never_run(name, tmp_path, monkeypatch, capsys):
+    folder = folders.write(tmp_path / "folder", "llama")
+    damaged(name, lit_state(folder, 4, 2), tmp_path / "model.pth")
+    args = [str(tmp_path / "model.pth"), str(tmp_path / "target")]
+    args += [] if name == "unknown width" else ["--head-dim", "4"]
+    monkeypatch.setattr("sys.argv", ["convert", *args])
+    with pytest.raises(SystemExit) as exit_info:
+        convert.main()
+    assert exit_info.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert re.search(LINES[name], line), line
+    assert not (tmp_path / "it_ran").exists()
+    assert not (tmp_path / "target").exists()
+
+
+def test_weights_that_are_not_finite_are_refused_unless_asked_for(tmp_path):
+    state = lit_state(folders.write(tmp_path / "folder", "llama"), 4, 2)
+    torch.save({"model": state | {NORM: torch.full((16,), torch.nan)}}, tmp_path / "model.pth")
+    fields = {"source": str(tmp_path / "model.pth"), "head_dim": 4}
+    with pytest.raises(ValueError, match=r"model\.norm\.weight in .* holds NaN or infinity"):
+        convert.convert(convert.ConvertConfig(target=str(tmp_path / "target"), **fields))
+    assert not (tmp_path / "target").exists()
+    wanted = convert.ConvertConfig(target=str(tmp_path / "b"), allow_nonfinite=True, **fields)
+    assert convert.convert(wanted).exists()
+
+
+def test_heads_that_do_not_fit_are_refused(case):
+    _, file = case
+    with pytest.raises(ValueError, match="heads of 3 channels do not fit 16 channels"):
+        read_checkpoint(file, head_dim=3)
+
+
+def test_there_is_nothing_to_verify_a_file_of_lit_gpt_with(case, tmp_path):
+    _, file = case
+    config = convert.ConvertConfig(source=str(file), target=str(tmp_path / "x"), verify=True)
+    with pytest.raises(ValueError, match="leave out --verify"):
+        convert.convert(config)

@@ -1,0 +1,241 @@
+"""Attention agrees with loops over heads and positions; rotations with their algebra."""
+
+import dataclasses
+import functools
+import types
+
+import hypothesis
+import hypothesis.strategies as st
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import mesh_of, tiny_model
+
+from stackjax.model import attention
+from stackjax.model.attention import causal_attention, choose_kernel, rotate, rotation
+from stackjax.sharding.partition import logical
+
+B, T, H = 2, 5, 4
+
+
+def attention_by_loops(q_BTNH, k_BTKH, v_BTKH, segments_BT):
+    """Softmax attention in float64, one query at a time."""
+    rows, seq_len, num_heads, head_dim = q_BTNH.shape
+    group = num_heads // k_BTKH.shape[2]
+    out_BTNH = np.zeros(q_BTNH.shape)
+    for b in range(rows):
+        for n in range(num_heads):
+            for t in range(seq_len):
+                seen = [s for s in range(t + 1) if segments_BT[b, s] == segments_BT[b, t]]
+                query, keys = q_BTNH[b, t, n], k_BTKH[b, seen, n // group]
+                scores = np.exp(keys @ query / np.sqrt(head_dim))
+                out_BTNH[b, t, n] = scores / scores.sum() @ v_BTKH[b, seen, n // group]
+    return out_BTNH
+
+
+def random_heads(num_heads, num_kv_heads, seed=0):
+    rng = np.random.default_rng(seed)
+    heads = (num_heads, num_kv_heads, num_kv_heads)
+    return [rng.normal(size=(B, T, n, H)).astype(np.float32) for n in heads]
+
+
+@hypothesis.settings(max_examples=25, deadline=None)
+@hypothesis.given(
+    kv_heads=st.sampled_from([1, 2, 4]),
+    segments=st.lists(st.integers(0, 2), min_size=B * T, max_size=B * T),
+)
+def test_outputs_are_those_of_loops_whatever_the_segments(kv_heads, segments):
+    # Segments need not be sorted: packing best-fit may put them anywhere.
+    segments_BT = np.reshape(np.int32(segments), (B, T))
+    q, k, v = random_heads(4, kv_heads)
+    out = causal_attention(*map(jnp.asarray, (q, k, v)), jnp.asarray(segments_BT), "xla")
+    # Float32 sums of a handful of terms of size one.
+    np.testing.assert_allclose(out, attention_by_loops(q, k, v, segments_BT), atol=2e-6)
+
+
+def test_in_bfloat16_the_softmax_is_still_float32():
+    q, k, v = (jnp.bfloat16(x) for x in random_heads(4, 2, seed=1))
+    one = jnp.zeros((B, T), jnp.int32)
+    out = causal_attention(8 * q, k, v, one, "xla")
+    wide = [np.float64(x) for x in (8 * q, k, v)]
+    # Only weights and result may round, to 8 bits; logits of size 30 that were rounded
+    # would move the weights by a tenth.
+    error = np.abs(np.float64(out) - attention_by_loops(*wide, np.zeros((B, T))))
+    assert error.max() < 0.03
+
+
+@pytest.fixture
+def interpreted(monkeypatch):
+    """Kernels where their chips are not: splash interpreted, cuDNN's by XLA's of its call."""
+    name = "make_splash_mha_single_device"
+    make = functools.partial(getattr(attention.splash, name), interpret=True)
+    monkeypatch.setattr(attention.splash, name, make)
+    if jax.default_backend() != "gpu":
+        attend = jax.nn.dot_product_attention
+
+        def attend_by_xla(*args, implementation, **options):
+            assert implementation == "cudnn"
+            return attend(*args, implementation="xla", **options)
+
+        monkeypatch.setattr(jax.nn, "dot_product_attention", attend_by_xla)
+
+
+def kernel_inputs(dtype, rows, seq_len, num_kv_heads, head_dim):
+    """Queries, keys and values, a gradient by the result, and two documents a row."""
+    rng = np.random.default_rng(0)
+    heads = (4, num_kv_heads, num_kv_heads, 4)
+    arrays = [jnp.asarray(rng.normal(size=(rows, seq_len, n, head_dim)), dtype) for n in heads]
+    cut = rng.integers(1, seq_len, (rows, 1))
+    return arrays, jnp.asarray(np.arange(seq_len) >= cut, jnp.int32)
+
+
+def plain_attention(q_BTNH, k_BSKH, v_BSKH, segments_BT):
+    """The softmax of the whole of the products, float32."""
+    q_BTNH, k_BSKH, v_BSKH = (x.astype(jnp.float32) for x in (q_BTNH, k_BSKH, v_BSKH))
+    group = q_BTNH.shape[2] // k_BSKH.shape[2]
+    k_BSNH, v_BSNH = (jnp.repeat(x, group, axis=2) for x in (k_BSKH, v_BSKH))
+    logits = jnp.einsum("BTNH,BSNH->BNTS", q_BTNH, k_BSNH) / q_BTNH.shape[-1] ** 0.5
+    mask = np.tri(q_BTNH.shape[1], dtype=bool)[None]
+    if segments_BT is not None:
+        mask &= segments_BT[:, :, None] == segments_BT[:, None, :]
+    weights = jax.nn.softmax(jnp.where(mask[:, None], logits, -jnp.inf), axis=-1)
+    return jnp.einsum("BNTS,BSNH->BTNH", weights, v_BSNH)
+
+
+def value_and_gradients(attend, arrays, segments):
+    """The result, and the gradients by queries, keys and values."""
+
+    def run(q, k, v, g, segments):
+        out, pull = jax.vjp(lambda *heads: attend(*heads, segments), q, k, v)
+        return out, *pull(g.astype(out.dtype))
+
+    return jax.jit(run)(*arrays, segments)
+
+
+# Kernel, type, sequence length, key heads, channels, whether a row is two documents. XLA's
+# blocks have 128, 128 and 44 queries; of 384, splash attention makes three blocks.
+KERNELS = [
+    ("xla", jnp.float32, 300, 2, 8, False),
+    ("xla", jnp.float32, 300, 4, 8, True),
+    ("xla", jnp.bfloat16, 300, 2, 8, True),
+    ("splash", jnp.float32, 128, 2, 8, True),
+    ("splash", jnp.float32, 384, 4, 8, False),
+    ("splash", jnp.bfloat16, 128, 2, 8, True),
+    ("cudnn", jnp.bfloat16, 256, 2, 64, False),
+    ("cudnn", jnp.bfloat16, 256, 2, 64, True),
+    ("cudnn", jnp.bfloat16, 256, 4, 64, False),
+    ("cudnn", jnp.bfloat16, 256, 4, 64, True),
+]
+# The roundings of a sum of up to 300 products of size one; in bfloat16 those of weights,
+# which are below one, of the result and of its gradient, to 8 bits each.
+TOLERANCES = {jnp.float32: 1e-5, jnp.bfloat16: 2e-2}
+
+
+@pytest.mark.usefixtures("interpreted")
+@pytest.mark.parametrize(
+    ("kernel", "dtype", "seq_len", "num_kv_heads", "head_dim", "documents"), KERNELS
+)
+def test_kernels_are_the_plain_softmax_in_value_and_gradient(
+    kernel, dtype, seq_len, num_kv_heads, head_dim, documents
+):
+    arrays, segments = kernel_inputs(dtype, 2, seq_len, num_kv_heads, head_dim)
+    # None is the one segment that the plain softmax sees.
+    segments = segments if documents else None
+    attend = functools.partial(causal_attention, kernel=kernel)
+    found = value_and_gradients(attend, arrays, segments)
+    expected = value_and_gradients(plain_attention, arrays, segments)
+    for leaf, other in zip(found, expected, strict=True):
+        assert leaf.dtype == dtype
+        leaf, other = np.float32(leaf), np.float32(other)
+        tolerance = TOLERANCES[dtype] * np.abs(other).max()
+        np.testing.assert_allclose(leaf, other, rtol=0, atol=tolerance)
+
+
+@pytest.mark.usefixtures("interpreted")
+def test_a_kernel_of_one_device_runs_on_the_rows_and_heads_of_each_of_a_mesh():
+    arrays, segments = kernel_inputs(jnp.float32, 4, 128, 2, 8)
+    expected = value_and_gradients(plain_attention, arrays, segments)
+    with jax.set_mesh(mesh_of("fsdp 4, tensor 2")):
+        heads = logical("batch", None, "heads", None)
+        arrays = [jax.device_put(x, heads) for x in arrays]
+        segments = jax.device_put(segments, logical("batch", None))
+        attend = functools.partial(causal_attention, kernel="splash")
+        found = value_and_gradients(attend, arrays, segments)
+    for leaf, other in zip(found, expected, strict=True):
+        # One row of two heads, or of one key head.
+        assert leaf.sharding.shard_shape(leaf.shape) == (1, 128, leaf.shape[2] // 2, 8)
+        # As above.
+        np.testing.assert_allclose(leaf, other, rtol=0, atol=1e-5 * np.abs(other).max())
+
+
+@pytest.mark.parametrize("seq_len", [128, 384, 640, 2048])
+def test_splash_attention_takes_every_length_that_it_is_chosen_for(seq_len):
+    x = jax.ShapeDtypeStruct((1, seq_len, 2, 64), jnp.bfloat16)
+    attend = functools.partial(causal_attention, segments_BT=None, kernel="splash")
+    assert jax.eval_shape(attend, x, x, x) == x
+
+
+CUDA = types.SimpleNamespace(platform="gpu", platform_version="PJRT C API\ncuda 12090")
+ROCM = types.SimpleNamespace(platform="gpu", platform_version="PJRT C API\nrocm 60300")
+TPU = types.SimpleNamespace(platform="tpu", platform_version="libtpu\nBuilt on Mar 4 2026")
+CPU = types.SimpleNamespace(platform="cpu", platform_version="cpu")
+
+
+# Backend, type, head_dim, sequence length, and the kernel for them.
+CHOICES = [
+    (CUDA, jnp.bfloat16, 64, 2048, "cudnn"),
+    (CUDA, jnp.bfloat16, 128, 1000, "cudnn"),
+    (CUDA, jnp.float32, 64, 2048, "xla"),
+    (CUDA, jnp.bfloat16, 160, 2048, "xla"),
+    (CUDA, jnp.bfloat16, 4, 2048, "xla"),
+    (CUDA, jnp.bfloat16, 64, 2047, "xla"),
+    (ROCM, jnp.bfloat16, 64, 2048, "xla"),
+    (TPU, jnp.bfloat16, 64, 2048, "splash"),
+    (TPU, jnp.float32, 256, 640, "splash"),
+    (TPU, jnp.bfloat16, 64, 2000, "xla"),
+    (CPU, jnp.float32, 64, 2048, "xla"),
+    (CPU, jnp.bfloat16, 64, 2048, "xla"),
+]
+
+
+@pytest.mark.parametrize(("backend", "dtype", "head_dim", "seq_len", "kernel"), CHOICES)
+def test_the_kernel_is_the_fastest_that_takes_the_arrays_unless_it_is_named(
+    monkeypatch, backend, dtype, head_dim, seq_len, kernel
+):
+    monkeypatch.setattr(jax.extend.backend, "get_backend", lambda: backend)
+    config = tiny_model(head_dim=head_dim)
+    assert choose_kernel(config, dtype, seq_len) == kernel
+    for named in ("xla", "cudnn", "splash"):
+        config = dataclasses.replace(config, attention=named)
+        assert choose_kernel(config, dtype, seq_len) == named
+
+
+@hypothesis.settings(max_examples=25, deadline=None)
+@hypothesis.given(st.integers(0, 4000), st.integers(0, 50), st.integers(0, 4000))
+def test_rotated_products_depend_on_the_distance_alone(position, distance, shift):
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(1, 2, 1, H)), jnp.float32)
+
+    def product(first):
+        turn = rotation(jnp.int32([[first, first + distance]]), H, 1e4)
+        query, key = np.asarray(rotate(x, *turn))[0, :, 0]
+        return query @ key
+
+    # Angles up to 4000 are float32: their sine is off by up to 4000 / 2**24, twice.
+    assert product(position) == pytest.approx(product(position + shift), abs=5e-3)
+
+
+def test_channel_i_turns_with_channel_i_plus_half():
+    position, theta = 3, 100.0
+    x = np.arange(1.0, H + 1)
+    turn = rotation(jnp.int32([[position]]), H, theta)
+    turned = np.asarray(rotate(jnp.float32(x)[None, None, None], *turn))[0, 0, 0]
+    for i in range(H // 2):
+        angle = position * theta ** (-2 * i / H)
+        cosine, sine = np.cos(angle), np.sin(angle)
+        pair = (
+            x[i] * cosine - x[i + H // 2] * sine,
+            x[i + H // 2] * cosine + x[i] * sine,
+        )
+        # Float32 of numbers below ten.
+        assert (turned[i], turned[i + H // 2]) == pytest.approx(pair, abs=1e-5)

@@ -1,0 +1,104 @@
+"""Loss and gradients are the same however a step is cut over devices, time and memory."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from conftest import phase_of, random_batch, random_params, tiny_model
+
+from stackjax import model
+from stackjax.data.batch import Batch
+from stackjax.data.device import batch_sharding
+from stackjax.sharding.mesh import MeshConfig, build_mesh
+from stackjax.sharding.partition import on_mesh
+from stackjax.training.train_state import TrainState, train_step
+
+# Groups of two query heads, over up to four devices.
+CONFIG = tiny_model(num_heads=8, num_kv_heads=4, head_dim=4)
+
+
+def batch_of(accumulate: int) -> Batch:
+    """The same 16 rows, in so many microbatches."""
+    batch = random_batch(rows=16)
+    # Half the rows hardly count, so a mean of the microbatches' means would be wrong.
+    batch.loss_weights[:, :8] *= 0.01
+    return Batch(*(field.reshape(accumulate, -1, field.shape[-1]) for field in batch))
+
+
+def keep_gradient() -> optax.GradientTransformation:
+    """An optimizer whose state is the gradient of the step."""
+    return optax.GradientTransformation(
+        lambda params: jax.tree.map(jnp.zeros_like, params), lambda grads, *_: (grads, grads)
+    )
+
+
+def loss_and_grads(mesh_config, accumulate, fields):
+    """Those of a train step, on a mesh unless it is None."""
+    config, tx = dataclasses.replace(CONFIG, **fields), keep_gradient()
+    step = jax.jit(functools.partial(train_step, phase_of(config), tx, 1e-2))
+    params, batch = random_params(CONFIG), batch_of(accumulate)
+    if mesh_config is None:
+        params = jax.tree.map(jnp.asarray, params)
+        state, metrics = step(TrainState(jnp.int32(0), params, tx.init(params)), batch)
+        return metrics["loss"], state.opt_state
+    mesh = build_mesh(mesh_config, jax.devices()[: 1 if mesh_config == MeshConfig() else 8])
+    with jax.set_mesh(mesh):
+        abstract = jax.eval_shape(lambda: model.init(config, jax.random.key(0)))
+        layout = jax.tree.map(lambda leaf: leaf.sharding, on_mesh(abstract, mesh))
+        params = jax.device_put(params, layout)
+        state = TrainState(jnp.int32(0), params, tx.init(params))
+        state, metrics = step(state, jax.device_put(batch, batch_sharding(mesh)))
+    # Gradients lie as the parameters do, so no device holds them all.
+    for leaf, place in zip(
+        jax.tree.leaves(state.opt_state), jax.tree.leaves(layout), strict=True
+    ):
+        assert leaf.sharding.is_equivalent_to(place, leaf.ndim)
+    return metrics["loss"], state.opt_state
+
+
+@functools.cache
+def expected_loss_and_grads():
+    """Of one device without a mesh, that holds everything at once."""
+    return loss_and_grads(None, 1, {"scan_unroll": 0, "remat": "none", "loss_chunk": 512})
+
+
+# Mesh, microbatches, and how the model runs. Every remat, unroll, kind of chunk (3 leaves 2
+# of 8 positions for the last one) and number of microbatches is on several meshes.
+WAYS = [
+    (None, 2, {"remat": "dots", "scan_unroll": 2, "loss_chunk": 3}),
+    (MeshConfig(), 1, {"remat": "full", "scan_unroll": 1, "loss_chunk": 2}),
+    (MeshConfig(fsdp=8), 2, {"remat": "none", "scan_unroll": 1, "loss_chunk": 3}),
+    (MeshConfig(fsdp=4, tensor=2), 1, {"remat": "dots", "scan_unroll": 0, "loss_chunk": 4}),
+    (MeshConfig(fsdp=2, tensor=4), 4, {"remat": "full", "scan_unroll": 2, "loss_chunk": 8}),
+    (
+        MeshConfig(replica=2, fsdp=2, tensor=2),
+        1,
+        {"remat": "none", "scan_unroll": 2, "loss_chunk": 2},
+    ),
+]
+
+
+@pytest.mark.parametrize(("mesh", "accumulate", "fields"), WAYS)
+def test_how_a_step_is_cut_changes_neither_loss_nor_gradient(mesh, accumulate, fields):
+    loss, grads = loss_and_grads(mesh, accumulate, fields)
+    expected_loss, expected = expected_loss_and_grads()
+    # The same float32 sums in another order, over up to eight devices.
+    assert float(loss) == pytest.approx(float(expected_loss), rel=1e-5)
+    for leaf, other in zip(jax.tree.leaves(grads), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(leaf, other, rtol=0, atol=1e-5 * np.abs(other).max())
+
+
+def test_in_bfloat16_they_are_those_of_float32_but_for_rounding():
+    fields = {"compute_dtype": "bfloat16", "remat": "full", "loss_chunk": 3}
+    loss, grads = loss_and_grads(MeshConfig(fsdp=4, tensor=2), 2, fields)
+    expected_loss, expected = expected_loss_and_grads()
+    # Eight bits in each of some twenty products and sums, one after another; what is
+    # wrong in part of a gradient is wrong by its own size.
+    assert float(loss) == pytest.approx(float(expected_loss), rel=1e-2)
+    for leaf, other in zip(jax.tree.leaves(grads), jax.tree.leaves(expected), strict=True):
+        error = np.linalg.norm(np.float64(leaf) - other)
+        assert 0 < error < 5e-2 * np.linalg.norm(other)

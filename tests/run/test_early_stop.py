@@ -1,0 +1,248 @@
+"""Stages that end early: when they do, and that a run which is killed then does not matter."""
+
+import dataclasses
+import json
+
+import jax
+import numpy as np
+import pytest
+from conftest import tiny_run
+from runs import assert_same_run, last_state, rows
+
+from stackjax.analysis.reading import read_record
+from stackjax.config import Schedule, Until
+from stackjax.growth import DepthRandom, Learn
+from stackjax.run.early_stop import settled, spent
+from stackjax.train import train
+from stackjax.training.expand import expand
+from stackjax.training.phase import Ending, Waypoint
+from stackjax.training.preflight import check
+from stackjax.training.run_position import Marker
+
+STEP = 128
+
+SPENT = [
+    (Until(), 10**12, 10**24, None),
+    (Until(tokens=100), 99, 0, None),
+    (Until(tokens=100), 100, 0, "the run has trained on 100 tokens"),
+    (Until(tokens=100, flops_6nd=1e9), 50, 10**9, "the run has spent 1e+09 FLOPs (6ND)"),
+    (Until(flops_6nd=1e9), 10**9, 10**9 - 1, None),
+]
+
+
+@pytest.mark.parametrize(("until", "tokens", "flops", "reason"), SPENT)
+def test_a_stage_ends_at_what_the_run_has_spent(until, tokens, flops, reason):
+    assert spent(until, tokens, flops) == reason
+
+
+def test_a_stage_ends_at_a_loss():
+    until = Until(loss=2.5)
+    assert settled(until, [(10, 2.6), (20, 2.5001)]) is None
+    assert settled(until, [(10, 2.6), (20, 2.5)]) == "the held-out loss is 2.5000, 2.5 or less"
+    # It was lower once, and is not now.
+    assert settled(until, [(10, 2.4), (20, 2.6)]) is None
+
+
+def test_a_plateau_is_the_slope_over_the_logarithm_of_the_last_tokens():
+    tokens = np.arange(1, 21) * 1000
+    losses = 3 - 0.4 * np.log(tokens) + 0.001 * np.random.default_rng(0).normal(size=20)
+    fall = -np.polyfit(np.log(tokens[9:]), losses[9:], 1)[0]
+    seen = list(zip(tokens.tolist(), losses.tolist(), strict=True))
+    window = {"slope_tokens": 10_000}
+    assert settled(Until(slope=fall * 0.999, **window), seen) is None
+    said = settled(Until(slope=fall * 1.001, **window), seen)
+    assert said is not None and "while tokens grow e-fold, less than" in said
+    # It does not fire before the window is full, nor on two evaluations.
+    assert settled(Until(slope=99.0, **window), seen[:10]) is None
+    assert settled(Until(slope=99.0, **window), seen[:11]) is not None
+    assert settled(Until(slope=99.0, slope_tokens=1000), seen) is None
+
+
+REFUSED = [
+    ({"tokens": 0}, "stages.0.until.tokens is 0; it must be at least 1"),
+    ({"loss": -1.0}, "stages.0.until.loss is -1.0; it must be more than 0"),
+    ({"slope": 0.1}, "stages.0.until.slope is 0.1, which has no effect while"),
+]
+
+
+@pytest.mark.parametrize(("fields", "message"), REFUSED)
+def test_triggers_that_mean_nothing_are_refused(fields, message):
+    with pytest.raises(ValueError, match=message):
+        with_until(tiny_run(), 0, **fields)
+
+
+def with_until(config, stage, **fields):
+    stages = list(config.stages)
+    stages[stage] = dataclasses.replace(stages[stage], until=Until(**fields))
+    return dataclasses.replace(config, stages=tuple(stages))
+
+
+LATE = [
+    (0, {"tokens": 10**9}, r"stages.0.until.tokens is 1000000000, which has no effect while"),
+    (1, {"flops_6nd": 1e30}, r"stages.1.until.flops_6nd is 1e\+30, which has no effect while"),
+    (1, {"tokens": 5}, r"stages.1.until.tokens is 5, and the stages before it take \d+; it"),
+    (1, {"flops_6nd": 5.0}, r"stages.1.until.flops_6nd is 5, and the stages before it take"),
+    (
+        0,
+        {"slope": 0.1, "slope_tokens": 2},
+        r"stages.0.until.slope_tokens is 2, and evaluations",
+    ),
+]
+
+
+@pytest.mark.parametrize(("stage", "fields", "message"), LATE)
+def test_triggers_that_would_fire_at_once_are_refused_at_launch(
+    tmp_path, stage, fields, message
+):
+    config = with_until(tiny_run(tmp_path), stage, **fields)
+    with pytest.raises(ValueError, match=message):
+        check(config, 8)
+
+
+def test_a_stage_that_ended_early_is_that_long_and_learns_at_the_rates_that_were_planned(world):
+    config = world.config()
+    planned = expand(config)
+    first, second = expand(config, Marker(ended={0: Ending(steps=3, reason="enough")}))
+    assert first == dataclasses.replace(planned[0], num_steps=3)
+    start = planned[0].start.after(planned[0].per_step, 3)
+    waypoint = Waypoint(step=0, counts=start)
+    assert second == dataclasses.replace(planned[1], start=start, waypoint=waypoint)
+
+
+def test_steps_of_a_stage_count_those_of_a_fit(world):
+    config = world.config()
+    small, large = config.stages
+    learned = dataclasses.replace(large, growth=Learn(2, fit_steps=3))
+    config = dataclasses.replace(config, stages=(small, learned))
+    _, fit, fitted = expand(config, Marker(ended={1: Ending(steps=5, reason="enough")}))
+    assert (fit.num_steps, fitted.num_steps) == (3, 2)
+
+
+# Whole runs.
+
+
+def of_kind(workdir, kind):
+    return [row for row in rows(workdir) if row["kind"] == kind]
+
+
+def run(world, workdir, *, first=8, axis="stage", **until):
+    """A run of two stages, of which the first may end early; evaluated every two steps."""
+    config = world.config("--evaluation.every-tokens", str(2 * STEP), "--workdir", str(workdir))
+    schedule = Schedule(horizon_tokens=32 * STEP, axis=axis)
+    stages = [dataclasses.replace(stage, schedule=schedule) for stage in config.stages]
+    stages[0] = dataclasses.replace(stages[0], tokens=first * STEP, until=Until(**until))
+    return dataclasses.replace(config, stages=tuple(stages))
+
+
+def test_a_run_whose_stage_ends_at_a_loss_is_the_run_of_that_length(world, tmp_path):
+    planned, early = tmp_path / "planned", tmp_path / "early"
+    # The next stage's step is compiled with the rates of a later start, and again.
+    train(run(world, planned, first=4, axis="run"))
+    [before] = of_kind(planned, "growth")
+    earlier = of_kind(planned, "evaluation")[0]["held_out_loss"]
+    assert earlier > before["held_out_loss_before"]
+    train(run(world, early, axis="run", loss=before["held_out_loss_before"]))
+    [ending] = of_kind(early, "trigger")
+    assert (ending["tokens"], ending["step"], ending["stage"]) == (4 * STEP, 4, 0)
+    assert ending["reason"].startswith("the held-out loss is")
+    # It has evaluated where it ended, and logged every step.
+    found = [row for row in rows(early) if row["kind"] != "trigger"]
+    assert [row for row in found if row not in rows(planned)] == [
+        row for row in found if row["kind"] == "evaluation" and row["tokens"] == 4 * STEP
+    ]
+    assert [row for row in rows(planned) if row not in found] == []
+    jax.tree.map(np.testing.assert_array_equal, last_state(early, 1), last_state(planned, 1))
+    train(run(world, early, axis="run", loss=before["held_out_loss_before"]))
+    assert len(of_kind(early, "trigger")) == 1
+
+
+def test_a_run_may_end_early_and_is_then_finished(world, tmp_path, capsys):
+    config = with_until(run(world, tmp_path), 1, tokens=10 * STEP + 1)
+    train(config)
+    [ending] = of_kind(tmp_path, "trigger")
+    assert ending["tokens"] == 11 * STEP
+    # Though no evaluation was due there.
+    assert of_kind(tmp_path, "evaluation")[-1]["tokens"] == 11 * STEP
+    capsys.readouterr()
+    train(config)
+    said = capsys.readouterr().out
+    assert f"stage 1 ended early: the run has trained on {10 * STEP + 1:,} tokens" in said
+    assert "This run is finished" in said
+
+
+def test_a_stage_does_not_end_while_its_masks_open(world, tmp_path):
+    config = with_until(run(world, tmp_path), 1, tokens=9 * STEP)
+    small, large = config.stages
+    masked = dataclasses.replace(large, growth=DepthRandom(2, mask_tokens=4 * STEP))
+    train(dataclasses.replace(config, stages=(small, masked)))
+    [ending] = of_kind(tmp_path, "trigger")
+    assert ending["tokens"] == 12 * STEP
+
+
+MARK, SAVE = "stackjax.run.run:write_marker", "stackjax.checkpoint.save:Checkpoints.save"
+KILLS = [
+    (MARK, "before", 1, False),
+    (MARK, "after", 1, True),
+    # It is known where the stage ends, and there is no checkpoint yet.
+    (SAVE, "before", 1, True),
+    ("stackjax.train:enter_phase", "before", 1, True),
+]
+
+
+# Of the four evaluations that tell it, those before a kill are read from the rows.
+PLATEAU = ["--stages.0.until.slope", "9", "--stages.0.until.slope-tokens", str(3 * STEP)]
+PLATEAU += ["--evaluation.every-tokens", str(STEP)]
+
+
+def test_a_run_killed_as_a_stage_ends_comes_to_the_same_bits(world, tmp_path):
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    # What is due at the end of a whole stage is not due where this one ends. A save returns
+    # when the one before it is whole, so that there is one before the stage ends.
+    overrides = [*PLATEAU, "--logging.every-tokens", "384", "--checkpoints.every-tokens", "128"]
+    assert world.run(world.args(whole, *overrides))[0] == 0
+    args = world.args(killed, *overrides)
+    for point, when, nth, is_marked in KILLS:
+        code, _, stderr = world.run(args, "SIGKILL", point, when, str(nth))
+        assert (code, stderr) == (-9, ""), f"{when} call {nth} of {point}"
+        ended = json.loads((killed / "phase.json").read_text())["ended"]
+        assert {stage: ending["steps"] for stage, ending in ended.items()} == (
+            {"0": 4} if is_marked else {}
+        )
+    assert world.run(args)[0] == 0
+    assert rows(killed) == rows(whole)
+    assert len(of_kind(killed, "trigger")) == 1
+    states = [last_state(path, 1) for path in (killed, whole)]
+    jax.tree.map(np.testing.assert_array_equal, *states)
+
+
+def test_what_a_run_has_left_that_saved_nothing_binds_no_other(world, uncut, tmp_path):
+    early = world.args(tmp_path, "--stages.0.until.tokens", str(2 * STEP))
+    assert world.run(early, "SIGKILL", MARK, "after", "1")[0] == -9
+    args = world.args(tmp_path)
+    assert world.run(args, "SIGKILL", SAVE, "after", "2")[0] == -9
+    code, _, stderr = world.run(args)
+    assert (code, stderr) == (0, "")
+    assert_same_run(tmp_path, uncut)
+
+
+def test_a_probe_that_was_planned_past_an_early_end_does_not_stop_the_run(world, tmp_path):
+    probes = ["--probes.at-tokens", "256", "768", "--probes.lag-tokens", "128"]
+    args = world.args(tmp_path, "--stages.0.until.tokens", str(4 * STEP), *probes)
+    assert world.run(args, "SIGKILL", "stackjax.run.run:write_marker", "after", "2")[0] == -9
+    code, _, stderr = world.run(args)
+    assert (code, stderr) == (0, "")
+    assert [row["tokens"] for row in of_kind(tmp_path, "probe")] == [2 * STEP]
+
+
+def test_a_run_that_ends_early_has_a_row_of_training_where_it_ends(world, tmp_path):
+    overrides = ["--stages.1.until.tokens", str(10 * STEP + 1)]
+    for every, workdir in ((STEP, tmp_path / "all"), (3 * STEP, tmp_path / "some")):
+        args = world.args(workdir, *overrides, "--logging.every-tokens", str(every))
+        assert world.run(args)[0] == 0
+        tokens = [row["tokens"] for row in of_kind(workdir, "train")]
+        expected = {*range(every, 11 * STEP, every), 8 * STEP, 11 * STEP}
+        assert tokens == sorted(expected)
+        assert rows(workdir)[-1]["kind"] == "trigger"
+        # Without it, what was trained since the row before would have taken no time.
+        seconds = read_record(workdir).curve("held_out").costs["device_seconds"]
+        assert (np.diff(seconds) > 0).all()

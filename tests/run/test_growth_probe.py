@@ -1,0 +1,97 @@
+"""A probe finds what a run that grows there finds, and leaves the run as it is."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+from runs import last_state, rows
+
+from stackjax.config import ProbeConfig, Schedule
+from stackjax.growth import Learn
+from stackjax.run.growth_probe import check_probes
+from stackjax.sharding.mesh import MeshConfig
+from stackjax.train import train
+
+STEP = 128
+
+
+def run(world, workdir, *, first=8, axis="stage", mesh=None, moments="reset", **probes):
+    """A run whose first stage trains alike whatever its length, evaluated every two steps."""
+    config = world.config("--evaluation.every-tokens", str(2 * STEP), "--workdir", str(workdir))
+    small, large = config.stages
+    of_small = Schedule(horizon_tokens=16 * STEP, axis=axis)
+    small = dataclasses.replace(small, tokens=first * STEP, schedule=of_small)
+    large = dataclasses.replace(large, mesh=mesh, schedule=of_small, optimizer_state=moments)
+    return dataclasses.replace(config, stages=(small, large), probes=ProbeConfig(**probes))
+
+
+def of_kind(workdir, kind):
+    return [row for row in rows(workdir) if row["kind"] == kind]
+
+
+@pytest.mark.parametrize(
+    ("axis", "mesh", "moments"),
+    # Kept moments are corrected from the growth on, which is sooner in a probe.
+    [("run", None, "keep"), ("stage", MeshConfig(tensor=2), "reset")],
+)
+def test_a_probe_finds_what_a_run_finds_that_grows_there(world, tmp_path, axis, mesh, moments):
+    probing, growing = tmp_path / "probing", tmp_path / "growing"
+    at = {"at_tokens": (4 * STEP,), "lag_tokens": 2 * STEP}
+    alike = {"axis": axis, "mesh": mesh, "moments": moments}
+    train(run(world, probing, **alike, **at))
+    train(run(world, growing, **alike, first=4))
+    [probe], [seam] = of_kind(probing, "probe"), of_kind(growing, "growth")
+    [lagged] = [row for row in of_kind(growing, "evaluation") if row["tokens"] == 6 * STEP]
+    assert (probe["tokens"], probe["lag_tokens"]) == (4 * STEP, 2 * STEP)
+    assert probe["loss_before"] == seam["held_out_loss_before"]
+    assert probe["loss_grown"] == seam["held_out_loss"]
+    assert probe["loss_lagged"] == lagged["held_out_loss"]
+    assert probe["lag_flops_6nd"] == lagged["flops_6nd"] - seam["flops_6nd"]
+
+
+def test_a_run_with_probes_is_the_run_without(world, tmp_path):
+    plain, probing = tmp_path / "plain", tmp_path / "probing"
+    train(run(world, plain))
+    train(run(world, probing, at_tokens=(3 * STEP, 5 * STEP + 1), lag_tokens=STEP))
+    found = rows(probing)
+    # The second is not at the end of a step, and is due at the first after it.
+    tokens = [row["tokens"] for row in found if row["kind"] == "probe"]
+    assert tokens == [3 * STEP, 6 * STEP]
+    assert [row for row in found if row["kind"] != "probe"] == rows(plain)
+    for stage in (0, 1):
+        states = [last_state(path, stage) for path in (plain, probing)]
+        jax.tree.map(np.testing.assert_array_equal, *states)
+
+
+REFUSED = {
+    "no lag": (ProbeConfig(at_tokens=(STEP,)), "probes.lag_tokens is None; say how many"),
+    "after the growth": (
+        ProbeConfig(at_tokens=(9 * STEP,), lag_tokens=STEP),
+        "has 1,152, which lies inside of no stage that another one grows out of",
+    ),
+    "at the growth": (ProbeConfig(at_tokens=(8 * STEP,), lag_tokens=STEP), "lies inside of no"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_probes_of_no_growth_are_refused(world, name):
+    probes, message = REFUSED[name]
+    config = dataclasses.replace(world.config(), probes=probes)
+    with pytest.raises(ValueError, match=message):
+        check_probes(config)
+
+
+def test_a_growth_that_is_fitted_first_is_not_probed(world):
+    config = world.config()
+    small, large = config.stages
+    stages = (small, dataclasses.replace(large, growth=Learn(2, fit_steps=2)))
+    probes = ProbeConfig(at_tokens=(STEP,), lag_tokens=STEP)
+    config = dataclasses.replace(config, stages=stages, probes=probes)
+    with pytest.raises(ValueError, match=r"stages.1 grows by learn\(.*has to be fitted first"):
+        check_probes(config)
+
+
+def test_a_command_line_may_ask_for_probes(world):
+    args = ["--probes.at-tokens", "2.56e2", "512", "--probes.lag-tokens", "1e3"]
+    assert world.config(*args).probes == ProbeConfig(at_tokens=(256, 512), lag_tokens=1000)

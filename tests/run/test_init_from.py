@@ -1,0 +1,133 @@
+"""A run starts from a folder of transformers, or from a checkpoint, and needs it no longer."""
+
+import dataclasses
+import shutil
+
+import folders
+import jax
+import numpy as np
+import pytest
+from etils import epath
+from runs import last_state
+
+from stackjax import train
+from stackjax.checkpoint.directory import find_checkpoint
+from stackjax.checkpoint.restore import read_contents
+from stackjax.convert import ConvertConfig, convert
+from stackjax.inference.pretrained import load_pretrained, model_of
+from stackjax.interop.huggingface import load_params, read_folder
+
+
+def config_from(world, path, workdir, **changes):
+    """The config of a run that starts from a model, and then is twice as deep."""
+    config = world.config("--workdir", str(workdir))
+    model = dataclasses.replace(model_of(str(path)), scan_unroll=1)
+    return dataclasses.replace(
+        config,
+        **{"model": model, "model_is": "source", "init_from": str(path)} | changes,
+    )
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    path = folders.write(tmp_path_factory.mktemp("start") / "llama", "llama", vocab_size=256)
+    (path / "LICENSE").write_text("free")
+    return path
+
+
+@pytest.fixture(scope="module")
+def started(world, folder, tmp_path_factory):
+    """The directory of a run that started from a folder, which is gone, and its config."""
+    path = tmp_path_factory.mktemp("started")
+    config = config_from(world, shutil.copytree(folder, path / "folder"), path / "run")
+    train.train(config)
+    shutil.rmtree(path / "folder")
+    return path / "run", config
+
+
+def test_a_run_starts_from_the_weights_of_a_folder(folder, started):
+    workdir, _ = started
+    mesh = jax.make_mesh((1, 1, 1), ("replica", "fsdp", "tensor"))
+    source = read_folder(folder)
+    with jax.set_mesh(mesh):
+        expected = jax.tree.map(np.asarray, load_params(source, source.model, mesh))
+    first = last_state(workdir, 0, step=0)
+    jax.tree.map(np.testing.assert_array_equal, first["params"], expected)
+    assert (first["step"], first["opt_state"][1]["count"]) == (0, 0)
+    assert not first["opt_state"][1]["mu"]["head"].any()
+
+
+def test_the_lineage_of_a_folder_goes_on(started):
+    contents = read_contents(find_checkpoint(epath.Path(started[0])))
+    assert [generation.growth for generation in contents.lineage] == [None, None, "stack(2)"]
+    assert contents.lineage[0].code == "from folder"
+    assert contents.counts.tokens == 2 * 8 * 128
+
+
+def test_the_folder_may_go_and_its_files_go_on_with_the_model(started, tmp_path):
+    workdir, config = started
+    train.train(config)
+    convert(ConvertConfig(source=str(workdir), target=str(tmp_path / "grown")))
+    assert (tmp_path / "grown" / "LICENSE").read_text() == "free"
+    assert read_folder(tmp_path / "grown").model.num_layers == 6
+
+
+def test_a_run_starts_from_a_checkpoint_and_goes_on_with_its_lineage(world, uncut, tmp_path):
+    config = config_from(world, uncut, tmp_path / "run")
+    train.train(config)
+    first, last = last_state(tmp_path / "run", 0, step=0), last_state(uncut, 1)
+    jax.tree.map(np.testing.assert_array_equal, first["params"], last["params"])
+    contents = read_contents(find_checkpoint(epath.Path(tmp_path / "run")))
+    growths = [generation.growth for generation in contents.lineage]
+    assert growths == [None, "stack(2)", None, "stack(2)"]
+    pretrained = load_pretrained(str(tmp_path / "run"))
+    assert (pretrained.tokenizer.name, pretrained.seq_len) == ("bytes", 16)
+
+
+def test_a_run_that_was_killed_before_it_had_saved_starts_again(
+    world, folder, started, tmp_path, monkeypatch
+):
+    config = config_from(world, folder, tmp_path / "run")
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("stackjax.run.init_from.keep_folder", killed)
+        with pytest.raises(KeyboardInterrupt):
+            train.train(config)
+    train.train(config)
+    found, expected = (last_state(path, 1) for path in (tmp_path / "run", started[0]))
+    jax.tree.map(np.testing.assert_array_equal, found, expected)
+
+
+def test_another_model_is_refused_by_field_before_anything_is_made(world, folder, tmp_path):
+    config = config_from(world, folder, tmp_path / "run")
+    wider = dataclasses.replace(config.model, mlp_dim=24, rope_theta=5.0)
+    with pytest.raises(ValueError) as error:
+        train.train(dataclasses.replace(config, model=wider))
+    assert "model.mlp_dim is 24, not 20, model.rope_theta is 5.0, not 10000.0" in str(
+        error.value
+    )
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_damaged_folder_is_refused_before_anything_is_made(world, folder, tmp_path):
+    copy = shutil.copytree(folder, tmp_path / "folder")
+    file = copy / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-9])
+    with pytest.raises(ValueError, match=r"model.safetensors is damaged"):
+        train.train(config_from(world, copy, tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_source_that_is_not_there_is_refused(world, tmp_path):
+    config = world.config("--workdir", str(tmp_path / "run"), "--init-from", "nowhere")
+    with pytest.raises(ValueError, match=r"there is no checkpoint in .*nowhere"):
+        train.train(config)
+
+
+def test_what_a_run_starts_from_is_fixed_once_it_has_started(started, uncut):
+    _, config = started
+    with pytest.raises(ValueError, match=r"may not change when it is resumed: init_from: "):
+        train.train(dataclasses.replace(config, init_from=str(uncut)))

@@ -1,0 +1,218 @@
+"""What is measured of layers is what judges in float64 find, and every row due is there."""
+
+import dataclasses
+import functools
+import itertools
+
+import jax
+import jax.numpy as jnp
+import judge
+import numpy as np
+import pytest
+from conftest import (
+    COPIES,
+    MESHES,
+    mesh_of,
+    phase_of,
+    random_batch,
+    random_params,
+    tiny_model,
+    tiny_run,
+)
+from runs import rows
+
+from stackjax import model
+from stackjax import train as run_module
+from stackjax.config import Stage
+from stackjax.data.device import batch_sharding
+from stackjax.growth import DepthRandom, DepthZero, Learn, Noise, Stack, WidthSplit, chain
+from stackjax.run.layer_statistics import layer_sources, layer_statistics
+from stackjax.sharding.partition import on_mesh
+from stackjax.train import train
+from stackjax.training.expand import expand
+
+MATRICES = ("query", "key", "value", "out", "gate_up", "down")
+COPIED = (0, 1, 1, 2, 1, 0)
+STATISTICS = jax.jit(layer_statistics, static_argnums=(0, 1))
+
+
+def measure(config, params, sources=None, batch=None, **fields):
+    """The statistics of parameters, by a phase of these fields, at its first step."""
+    batch = random_batch() if batch is None else batch
+    phase = phase_of(config, **fields)
+    return jax.tree.map(np.asarray, STATISTICS(phase, sources, params, jnp.int32(0), batch))
+
+
+def grown_params(growth, source):
+    """Random parameters of a source after a growth."""
+    return growth.grow_params(
+        random_params(source),
+        model.logical_axes(source),
+        source,
+        key=jax.random.key(1),
+        fresh=random_params,
+    )
+
+
+def vectors(params):
+    """The matrices of every layer as one vector, in float64."""
+    layers = params["layers"]
+    parts = [np.float64(layers[name]) for name in MATRICES]
+    return np.concatenate([part.reshape(len(part), -1) for part in parts], axis=1)
+
+
+def mean_cosine(values, sources, layer):
+    """Of a layer and the other copies of its source."""
+    cosines = [
+        values[layer] @ other / np.linalg.norm(values[layer]) / np.linalg.norm(other)
+        for i, other in enumerate(values)
+        if i != layer and sources[i] == sources[layer]
+    ]
+    return np.mean(cosines) if cosines else np.nan
+
+
+def test_contributions_are_those_of_transformers_in_float64(config):
+    params, batch = random_params(config), random_batch()
+    whole = np.broadcast_to(np.arange(8, dtype=np.int32), batch.tokens.shape)
+    # Some tokens do not count, and some count less.
+    weights = batch.loss_weights * np.where(whole % 3, 1, np.float32(0.25))
+    batch = batch._replace(segments=None, positions=whole, loss_weights=weights)
+    streams = judge.streams(config, params, batch.tokens[0])
+
+    def square(x):
+        return np.sum(weights[0][..., None] * x**2)
+
+    expected = [
+        np.sqrt(square(after - before) / square(before))
+        for before, after in itertools.pairwise(streams)
+    ]
+    found = measure(config, params, batch=batch)["contribution"]
+    # Float32 through three layers, as for the logits.
+    np.testing.assert_allclose(found, expected, rtol=2e-5)
+
+
+def test_norms_and_similarities_are_those_of_vectors_in_float64(config):
+    config = dataclasses.replace(config, num_layers=len(COPIED))
+    params = random_params(config)
+    found, values = measure(config, params, COPIED), vectors(params)
+    # Sums of thousands of float32 products, which cancel in those of different layers.
+    np.testing.assert_allclose(found["norm"], np.sqrt(np.mean(values**2, axis=1)), rtol=1e-5)
+    expected = [mean_cosine(values, COPIED, layer) for layer in range(len(COPIED))]
+    np.testing.assert_allclose(found["similarity"], expected, atol=1e-5)
+    assert np.isnan(found["similarity"]).tolist() == [False, False, False, True, False, False]
+
+
+WIDE = tiny_model(num_layers=len(COPIED), num_heads=8, num_kv_heads=4)
+
+
+@functools.cache
+def on_one_device():
+    return measure(WIDE, random_params(WIDE), COPIED)
+
+
+@pytest.mark.parametrize("name", MESHES)
+def test_on_every_mesh_they_are_those_of_one_device(name):
+    mesh = mesh_of(name)
+    with jax.set_mesh(mesh):
+        abstract = jax.eval_shape(lambda: model.init(WIDE, jax.random.key(0)))
+        layout = jax.tree.map(lambda leaf: leaf.sharding, on_mesh(abstract, mesh))
+        params = jax.device_put(random_params(WIDE), layout)
+        batch = jax.device_put(random_batch(), batch_sharding(mesh))
+        found = STATISTICS(phase_of(WIDE), COPIED, params, jnp.int32(0), batch)
+    for key, expected in on_one_device().items():
+        # So that every process can read them.
+        assert found[key].is_fully_replicated
+        # The same float32 sums in another order, over up to eight devices.
+        np.testing.assert_allclose(found[key], expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", COPIES)
+def test_right_after_growth_copies_are_the_same_and_noise_parts_them(name):
+    (growth, sources), source = COPIES[name], tiny_model()
+    target = growth.target_config(source)
+    has_copies = [sources.count(layer) > 1 for layer in sources]
+    # Float32 rounds the product of two layers and their lengths by turns.
+    same = pytest.approx(np.where(has_copies, 1, np.nan), abs=1e-6, nan_ok=True)
+    assert measure(target, grown_params(growth, source), sources)["similarity"] == same
+    parted = measure(target, grown_params(chain(growth, Noise(0.2)), source), sources)
+    assert (parted["similarity"][has_copies] < 0.999).all()
+
+
+def test_new_layers_contribute_nothing_while_they_are_zero_or_masked():
+    source = tiny_model()
+    for growth in (DepthZero(2), DepthRandom(2, mask_tokens=128)):
+        target, params = growth.target_config(source), grown_params(growth, source)
+        masks = growth.reparameterisations(source)
+        is_new = growth.axis_maps(source)["layers"].is_new
+        found = measure(target, params, reparameterisations=masks)["contribution"]
+        assert (found[is_new] == 0).all()
+        assert (found[~is_new] > 0).all()
+    # Without its masks the last of the two adds something.
+    assert (measure(target, params)["contribution"] > 0).all()
+
+
+@pytest.mark.parametrize(
+    ("growths", "expected"),
+    [
+        ((), None),
+        ((WidthSplit(mlp=2),), None),
+        ((Stack(2),), (0, 1, 0, 1)),
+        ((Stack(2), None), (0, 1, 0, 1)),
+        ((Stack(2), WidthSplit(mlp=2)), (0, 1, 0, 1)),
+        ((Stack(2), Stack(2)), (0, 1, 2, 3, 0, 1, 2, 3)),
+        ((Learn(2, fit_steps=3),), (0, 1, 0, 1)),
+    ],
+    ids=str,
+)
+def test_copies_are_those_of_the_last_growth_in_depth(growths, expected):
+    stages = [Stage(tokens=640, batch_size=8, growth=growth) for growth in (None, *growths)]
+    sizes = tiny_model(num_layers=2)
+    config = tiny_run(model=sizes, model_is="source", stages=tuple(stages))
+    assert layer_sources(expand(config)) == expected
+
+
+def layer_run(world, workdir, **fields):
+    """A run that measures layers, whose second stage is of 8 steps and evaluated twice."""
+    config = world.config("--workdir", str(workdir), "--evaluation.layers")
+    stage = dataclasses.replace(config.stages[1], **fields)
+    return dataclasses.replace(config, stages=(config.stages[0], stage))
+
+
+def test_rows_of_layers_are_at_every_evaluation_and_tell_both_sides_of_a_growth(
+    world, tmp_path, monkeypatch
+):
+    config = layer_run(world, tmp_path)
+
+    def clear(workdir, phase):
+        raise InterruptedError("killed")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(run_module, "clear", clear)
+        with pytest.raises(InterruptedError):
+            train(config)
+    # The row is on disk, and is written again.
+    assert [row["phase"] for row in rows(tmp_path) if row["kind"] == "layers"] == [0, 1]
+    train(config)
+    found = rows(tmp_path)
+
+    def places(*kinds):
+        return [(row["phase"], row["step"]) for row in found if row["kind"] in kinds]
+
+    assert (
+        places("layers")
+        == places("evaluation", "growth")
+        == [(0, 5), (1, 0), (1, 2), (1, 7), (1, 8)]
+    )
+    before, seam, *after = [row for row in found if row["kind"] == "layers"]
+    assert set(before) - set(found[0]) == {"contribution", "norm"}
+    assert len(before["norm"]) == len(seam["norm_before"]) == 1
+    assert "similarity_before" not in seam
+    assert seam["norm"] == pytest.approx(2 * seam["norm_before"], rel=1e-6)
+    assert seam["similarity"] == pytest.approx([1, 1], abs=1e-6)
+    # What the first copy reads is what the source's layer did.
+    assert seam["contribution"][0] == pytest.approx(seam["contribution_before"][0], rel=1e-6)
+    assert all(max(row["similarity"]) < 1 - 1e-6 for row in after)
+
+
+def test_rows_of_layers_are_not_written_unless_they_are_asked_for(uncut):
+    assert {row["kind"] for row in rows(uncut)} == {"train", "evaluation", "growth"}

@@ -1,0 +1,263 @@
+"""Rows survive restarts exactly once, and every sink gets them."""
+
+import json
+import math
+import os
+import struct
+import sys
+import types
+
+import jax
+import pytest
+from etils import epath
+from hypothesis import given
+from hypothesis import strategies as st
+from tensorboardX import record_writer
+from tensorboardX.proto import event_pb2
+
+from stackjax.files import rows_file
+from stackjax.files.rows_file import NO_ROWS, read_rows
+from stackjax.run import metrics
+
+
+def build_row(phase, tokens, **numbers):
+    row = {"kind": "train", "phase": phase, "stage": 0, "step": tokens // 2}
+    return row | {"tokens": tokens} | (numbers or {"loss": 1 / (3 + tokens + phase)})
+
+
+def write_run(directory, rows, kept=NO_ROWS):
+    """Writes rows after those that are kept; returns how far the file goes then."""
+    log = metrics.MetricsLog(directory, kept)
+    for row in rows:
+        log.write(row)
+    log.close()
+    return log.extent
+
+
+RUN = [
+    *(build_row(0, tokens) for tokens in (0, 2, 4, 6)),
+    build_row(0, 6, accuracy=0.5) | {"kind": "evaluation"},
+    build_row(1, 6, loss_before=1.5) | {"kind": "growth"},
+    *(build_row(1, tokens) for tokens in (8, 10, 12)),
+    # Tokens need not grow from phase to phase: fitting a mapping costs none.
+    *(build_row(2, tokens) for tokens in (12, 14)),
+]
+
+
+@given(killed_after=st.integers(0, len(RUN)), restored=st.integers(0, len(RUN) - 1))
+def test_a_run_killed_and_resumed_anywhere_has_every_row_once(
+    tmp_path_factory, killed_after, restored
+):
+    directory = tmp_path_factory.mktemp("run")
+    # All rows up to a checkpoint are flushed before it commits.
+    at_checkpoint = write_run(directory, RUN[:restored])
+    write_run(directory, RUN[restored:killed_after], at_checkpoint)
+    write_run(directory, RUN[restored:], at_checkpoint)
+    assert read_rows(directory) == RUN
+
+
+def test_rows_past_the_restored_point_are_forgotten_on_opening(tmp_path):
+    kept = write_run(tmp_path, RUN[:3])
+    write_run(tmp_path, RUN[3:], kept)
+    metrics.MetricsLog(tmp_path, kept)
+    assert read_rows(tmp_path) == RUN[:3]
+
+
+def test_a_run_that_starts_afresh_has_no_rows_of_another(tmp_path):
+    write_run(tmp_path, RUN)
+    metrics.MetricsLog(tmp_path, NO_ROWS)
+    assert read_rows(tmp_path) == []
+
+
+def test_a_last_line_that_is_cut_anywhere_is_dropped(tmp_path):
+    kept = write_run(tmp_path, RUN[:-1])
+    path = tmp_path / "metrics.jsonl"
+    write_run(tmp_path, RUN[-1:], kept)
+    whole = path.read_bytes()
+    last = whole.splitlines(keepends=True)[-1]
+    for length in range(1, len(last) - 1):
+        path.write_bytes(whole[: len(whole) - len(last) + length])
+        assert read_rows(tmp_path) == RUN[:-1]
+    write_run(tmp_path, RUN[-1:], kept)
+    assert path.read_bytes() == whole
+
+
+def test_a_damaged_line_elsewhere_is_an_error_that_names_it(tmp_path):
+    write_run(tmp_path, RUN)
+    path = tmp_path / "metrics.jsonl"
+    lines = path.read_text().splitlines()
+    path.write_text("\n".join([lines[0], lines[1][:9], *lines[2:]]))
+    with pytest.raises(ValueError, match=r"metrics\.jsonl is damaged at line 2"):
+        read_rows(tmp_path)
+
+
+@given(value=st.floats(allow_nan=False, allow_infinity=False))
+def test_floats_keep_every_bit(tmp_path_factory, value):
+    directory = tmp_path_factory.mktemp("run")
+    kept = write_run(directory, [build_row(0, 2, loss=value)])
+    write_run(directory, [], kept)
+    (row,) = read_rows(directory)
+    assert struct.pack("d", row["loss"]) == struct.pack("d", value)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_floats_that_are_not_finite_become_null(tmp_path, value):
+    write_run(tmp_path, [build_row(0, 2, loss=value)])
+    text = (tmp_path / "metrics.jsonl").read_text()
+
+    def refuse(constant):
+        raise AssertionError(f"{constant} is no JSON")
+
+    assert json.loads(text, parse_constant=refuse)["loss"] is None
+
+
+def test_so_do_those_in_a_list(tmp_path):
+    write_run(tmp_path, [build_row(0, 2, norm=[0.5, math.nan, math.inf])])
+    assert read_rows(tmp_path)[0]["norm"] == [0.5, None, None]
+
+
+def test_an_append_that_fails_leaves_the_old_rows_whole(tmp_path, monkeypatch):
+    log = metrics.MetricsLog(tmp_path, NO_ROWS)
+    log.write(RUN[0])
+    log.flush()
+
+    def fail(descriptor):
+        raise OSError(28, "No space left on device")
+
+    log.write(RUN[1])
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(OSError, match="No space left"):
+        log.flush()
+    assert read_rows(tmp_path) == RUN[:1]
+    monkeypatch.undo()
+    log.flush()
+    assert read_rows(tmp_path) == RUN[:2]
+    assert [path.name for path in tmp_path.iterdir()] == ["metrics.jsonl"]
+
+
+def test_rows_reach_the_file_every_few_seconds_and_on_flush(tmp_path, monkeypatch):
+    clock = types.SimpleNamespace(now=100.0)
+    monkeypatch.setattr(metrics, "time", types.SimpleNamespace(monotonic=lambda: clock.now))
+    log = metrics.MetricsLog(tmp_path, NO_ROWS)
+    log.write(RUN[0])
+    assert read_rows(tmp_path) == []
+    clock.now += 5
+    log.write(RUN[1])
+    assert read_rows(tmp_path) == RUN[:2]
+    log.write(RUN[2])
+    assert read_rows(tmp_path) == RUN[:2]
+    log.flush()
+    assert read_rows(tmp_path) == RUN[:3]
+
+
+def test_a_bucket_gets_whole_objects(tmp_path, monkeypatch):
+    (tmp_path / "bucket").mkdir()
+    local = epath.Path(tmp_path / "bucket")
+    monkeypatch.setattr(rows_file, "is_remote", lambda path: True)
+    write_run(local, RUN)
+    assert read_rows(local) == RUN
+    assert [path.name for path in local.iterdir()] == ["metrics.jsonl"]
+
+
+def read_scalars(directory):
+    """Returns the scalars as (tag, step, value), and where stale ones are purged."""
+    scalars, purges = [], []
+    for path in sorted(directory.glob("events.*")):
+        data = path.read_bytes()
+        while data:
+            (length,) = struct.unpack("<Q", data[:8])
+            event = event_pb2.Event.FromString(data[12 : 12 + length])
+            data = data[16 + length :]
+            if event.HasField("session_log"):
+                purges.append(event.step)
+            for value in event.summary.value:
+                scalars.append((value.tag, event.step, value.simple_value))
+    return scalars, purges
+
+
+def test_tensorboard_events_are_over_tokens_and_purge_stale_ones(tmp_path):
+    sink = metrics.TensorBoard(tmp_path, (1, 4))
+    sink.write(build_row(1, 2**40, loss=0.5, flops=2.0**70, operator="Stack(2)", norm=[1.0]))
+    sink.write(build_row(1, 2**41, accuracy=0.25) | {"kind": "evaluation"})
+    sink.flush()
+    sink.close()
+    scalars, purges = read_scalars(tmp_path / "tensorboard")
+    assert scalars == [
+        ("train/loss", 2**40, 0.5),
+        ("train/flops", 2**40, 2.0**70),
+        ("evaluation/accuracy", 2**41, 0.25),
+    ]
+    assert purges == [5]
+
+
+def open_sinks(directory, resume_at=None, *, tensorboard=False, wandb_project=None):
+    return metrics.open_sinks(
+        directory,
+        resume_at,
+        rows=NO_ROWS,
+        tensorboard=tensorboard,
+        wandb_project=wandb_project,
+        settings={"seed": 0},
+    )
+
+
+def test_weights_and_biases_has_to_be_installed(tmp_path, monkeypatch):
+    monkeypatch.setattr(metrics.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ValueError, match="pip install wandb"):
+        open_sinks(tmp_path, wandb_project="growth")
+
+
+def test_a_folder_named_wandb_is_not_the_package(tmp_path, monkeypatch):
+    (tmp_path / "wandb").mkdir()
+    monkeypatch.delitem(sys.modules, "wandb", raising=False)
+    monkeypatch.setattr(sys, "path", [str(tmp_path)])
+    with pytest.raises(ValueError, match="pip install wandb"):
+        metrics.check_sinks(tmp_path, tensorboard=False, wandb_project="growth")
+
+
+def test_tensorboard_in_a_bucket_needs_its_client(monkeypatch):
+    monkeypatch.setattr(record_writer, "GCS_ENABLED", False)
+    with pytest.raises(ValueError, match="pip install google-cloud-storage"):
+        metrics.check_sinks("gs://bucket/run", tensorboard=True, wandb_project=None)
+
+
+class FakeWandb(types.ModuleType):
+    """Records what a run of Weights & Biases is given."""
+
+    def __init__(self):
+        super().__init__("wandb")
+        self.runs = []
+        self.rows = []
+
+    def init(self, **settings):
+        self.runs.append(settings)
+        return types.SimpleNamespace(log=self.log, finish=lambda: None)
+
+    def log(self, numbers, step):
+        self.rows.append((numbers, step))
+
+
+def test_a_resumed_run_continues_its_weights_and_biases_run(tmp_path, monkeypatch):
+    wandb = FakeWandb()
+    monkeypatch.setitem(sys.modules, "wandb", wandb)
+    for resume_at in (None, (0, 2), None):
+        sink = metrics.WeightsAndBiases(tmp_path, resume_at, "growth", {"seed": 0})
+        sink.write(build_row(0, 4, loss=0.5))
+        sink.close()
+    first, resumed, afresh = (run["id"] for run in wandb.runs)
+    assert first == resumed != afresh
+    assert wandb.runs[0]["config"] == {"seed": 0}
+    assert wandb.rows[0] == ({"train/loss": 0.5}, 4)
+
+
+def test_the_first_process_opens_all_sinks_and_others_none(tmp_path, monkeypatch):
+    sinks = open_sinks(tmp_path / "new" / "run", tensorboard=True)
+    for sink in sinks:
+        sink.write(RUN[0])
+        sink.flush()
+        sink.close()
+    assert [type(sink) for sink in sinks] == [metrics.MetricsLog, metrics.TensorBoard]
+    assert read_rows(tmp_path / "new" / "run") == RUN[:1]
+    monkeypatch.setattr(jax, "process_index", lambda: 1)
+    assert open_sinks(tmp_path / "other", tensorboard=True) == []
+    assert not (tmp_path / "other").exists()

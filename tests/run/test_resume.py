@@ -1,0 +1,282 @@
+"""A run goes back, skips data and goes on with other settings; each is recorded, and happens
+once however often the run is killed."""
+
+import dataclasses
+import json
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from etils import epath
+from runs import last_state, rows
+
+from stackjax.checkpoint.directory import newest_step
+from stackjax.checkpoint.restore import read_contents
+from stackjax.config import Schedule
+from stackjax.data.sources import read_manifest
+from stackjax.run import compile_ahead
+from stackjax.run.resume import NEWEST, ResumeConfig, commit_position, find_position
+from stackjax.runtime.errors import UserError
+from stackjax.train import train
+from stackjax.training.expand import expand
+from stackjax.training.phase import Change, Waypoint
+from stackjax.training.run_position import Marker, read_marker
+
+STEP = 128
+"""Tokens of a step of the tests' run: 8 sequences of 16."""
+
+
+@pytest.fixture
+def config(world, tmp_path):
+    """A run of one stage of eight steps, which saves after steps 3 and 6."""
+    config = world.config("--workdir", str(tmp_path / "run"))
+    constant = Schedule(shape="constant")
+    return dataclasses.replace(
+        config,
+        model_is="source",
+        stages=config.stages[:1],
+        optimizer=dataclasses.replace(config.optimizer, schedule=constant),
+    )
+
+
+def start(workdir, config, options, manifest):
+    """The position of a run, committed."""
+    found = find_position(workdir, config, options)
+    commit_position(workdir, config, found, manifest)
+    return found
+
+
+def with_stage(config, **fields):
+    """The run with other fields of its last stage."""
+    *before, last = config.stages
+    return dataclasses.replace(config, stages=(*before, dataclasses.replace(last, **fields)))
+
+
+def with_rate(config, rate):
+    optimizer = dataclasses.replace(config.optimizer, peak_learning_rate=rate)
+    return dataclasses.replace(config, optimizer=optimizer)
+
+
+def read_examples(config, monkeypatch, options=NEWEST) -> list[tuple[int, int]]:
+    """Trains; returns the first example and the number of sequences of each loader."""
+    from stackjax.run import run
+
+    real, read = run.train_batches, []
+
+    def train_batches(*args, **kwargs):
+        read.append((kwargs["first_example"], kwargs["batch_size"]))
+        return real(*args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(run, "train_batches", train_batches)
+        train(config, options)
+    return read
+
+
+def changes(config) -> list[str]:
+    return [
+        row["change"] for row in rows(epath.Path(config.workdir)) if row["kind"] == "change"
+    ]
+
+
+def lineage(config):
+    """The lineage in the newest checkpoint of a run."""
+    workdir = epath.Path(config.workdir)
+    phase = expand(config, read_marker(workdir))[-1]
+    step = newest_step(workdir, phase)
+    return read_contents(workdir / phase.directory / str(step)).lineage
+
+
+def test_a_run_trains_on_at_another_rate_batch_size_and_length(config, monkeypatch, capsys):
+    train(config)
+    longer = with_rate(with_stage(config, tokens=16 * STEP, batch_size=16), 1e-3)
+    assert read_examples(longer, monkeypatch) == [(8 * 8, 16)]
+    # Eight steps of 8 sequences, then four of 16.
+    trained = [row for row in rows(epath.Path(config.workdir)) if row["kind"] == "train"]
+    assert [row["step"] for row in trained] == list(range(1, 13))
+    assert [row["tokens"] for row in trained][7:] == [n * STEP for n in (8, 10, 12, 14, 16)]
+    assert [row["examples"] for row in trained][7:] == [64, 80, 96, 112, 128]
+    rates = [row["learning_rate"] for row in trained]
+    np.testing.assert_allclose(rates, [1e-2] * 8 + [1e-3] * 4, rtol=1e-6)
+    [said] = changes(longer)
+    for line in (
+        "at 1,024 tokens: ",
+        "optimizer.peak_learning_rate: 0.01 -> 0.001",
+        "stages.0.batch_size: 8 -> 16",
+        "stages.0.tokens: 1024 -> 2048",
+    ):
+        assert line in said
+    [generation] = lineage(longer)
+    assert generation.changes == (said,)
+    assert (generation.spent.tokens, generation.spent.examples) == (16 * STEP, 128)
+    # The same command again finds a finished run, and says how to train on.
+    capsys.readouterr()
+    train(longer)
+    assert "--stages.0.tokens 4096" in capsys.readouterr().out
+
+
+def test_a_schedule_goes_on_over_tokens_when_the_batch_size_changes(config):
+    schedule = Schedule(shape="cosine", warmup_tokens=2 * STEP)
+    optimizer = dataclasses.replace(config.optimizer, schedule=schedule)
+    config = dataclasses.replace(config, optimizer=optimizer)
+    [planned] = expand(config)
+    at = planned.counts(4)
+    marker = Marker(waypoints={0: Waypoint(step=4, counts=at)})
+    [wide] = expand(with_stage(config, batch_size=16), marker)
+    assert (wide.num_steps, wide.end.tokens) == (6, planned.end.tokens)
+    # The same tokens have the same rate, whatever the steps were.
+    for steps, tokens in ((5, 6 * STEP), (6, 8 * STEP)):
+        assert wide.counts(steps).tokens == tokens
+        rate = float(planned.learning_rate(tokens // STEP - 1))
+        assert float(wide.learning_rate(steps - 1)) == pytest.approx(rate)
+    # Without a change a known position changes nothing.
+    [same] = expand(config, marker)
+    assert dataclasses.replace(same, waypoint=planned.waypoint) == planned
+
+
+def test_a_run_goes_back_once_and_leaves_examples_out(config, monkeypatch):
+    train(config)
+    workdir = epath.Path(config.workdir)
+    back = ResumeConfig(resume_from="3", skip_examples=5)
+    assert read_examples(config, monkeypatch, back) == [(3 * 8 + 5, 8)]
+    trained = [row for row in rows(workdir) if row["kind"] == "train"]
+    assert [row["step"] for row in trained] == list(range(1, 9))
+    assert [row["examples"] for row in trained] == [8, 16, 24, 37, 45, 53, 61, 69]
+    assert changes(config) == ["at 384 tokens: resumed from 3; 5 examples skipped"]
+    # The same command again does not go back again, and another one does.
+    assert read_examples(config, monkeypatch, back) == []
+    again = ResumeConfig(resume_from="stage_0/train/3", skip_examples=8)
+    assert read_examples(config, monkeypatch, again) == [(32, 8)]
+    assert len(lineage(config)[0].changes) == 2
+    skipped = last_state(tmp := workdir, 0)
+    assert newest_step(tmp, expand(config)[0]) == 8
+    assert skipped["step"] == 8
+
+
+@pytest.mark.parametrize("point", ["write_marker", "record_config", "discard_after"])
+def test_a_change_is_the_same_when_the_run_is_killed_while_it_is_made(
+    config, point, monkeypatch, world
+):
+    train(config)
+    workdir, manifest = epath.Path(config.workdir), read_manifest(config.data.path)
+    whole = epath.Path(shutil.copytree(config.workdir, f"{config.workdir}-whole"))
+    changed = with_stage(config, tokens=16 * STEP, batch_size=16)
+    options = ResumeConfig(resume_from="3", skip_examples=5)
+    start(whole, dataclasses.replace(changed, workdir=str(whole)), options, manifest)
+
+    from stackjax.run import resume
+
+    def killed(*args, **kwargs):
+        raise InterruptedError(point)
+
+    with monkeypatch.context() as patch, pytest.raises(InterruptedError):
+        patch.setattr(resume, point, killed)
+        start(workdir, changed, options, manifest)
+    found = start(workdir, changed, options, manifest)
+    assert found.marker == dataclasses.replace(read_marker(whole))
+    assert found.step == 3
+    assert newest_step(workdir, expand(changed)[0]) == 3
+    # And once more: nothing is left to change.
+    again = start(workdir, changed, options, manifest)
+    assert (again.marker, again.changed) == (found.marker, {})
+
+
+def test_a_run_goes_back_to_the_stage_before_and_grows_again(world, tmp_path):
+    config = world.config("--workdir", str(tmp_path / "run"))
+    train(config)
+    workdir, manifest = epath.Path(config.workdir), read_manifest(config.data.path)
+    before = last_state(workdir, 1, step=0)
+    found = start(workdir, config, ResumeConfig(resume_from="stage_0/train/6"), manifest)
+    assert (found.marker.phase, found.marker.directory, found.step) == (0, "stage_0/train", 6)
+    assert set(found.marker.waypoints) == {0}
+    train(config)
+    # With the same data the same model comes out.
+    jax.tree.map(np.testing.assert_array_equal, before, last_state(workdir, 1, step=0))
+
+
+def test_a_stage_without_checkpoints_names_the_newest_of_the_stage_before(world, tmp_path):
+    config = world.config("--workdir", str(tmp_path / "run"))
+    train(config)
+    workdir, before = epath.Path(config.workdir), last_state(tmp_path / "run", 1, step=0)
+    (workdir / "stage_1").rmtree()
+    with pytest.raises(UserError, match=r"go back with --resume-from stage_0/train/8, or"):
+        train(config)
+    train(config, ResumeConfig(resume_from="stage_0/train/8"))
+    jax.tree.map(np.testing.assert_array_equal, before, last_state(tmp_path / "run", 1, step=0))
+
+
+REFUSED = [
+    (ResumeConfig(resume_from="4"), "--resume-from is '4', and there is no checkpoint"),
+    (ResumeConfig(resume_from="stage_1/train/3"), "name the step of one, such as 400"),
+    (ResumeConfig(resume_from="../run/stage_0/train/3"), "there is no checkpoint"),
+    (ResumeConfig(resume_from="x"), "there is no checkpoint"),
+]
+
+
+@pytest.mark.parametrize(("options", "message"), REFUSED)
+def test_a_checkpoint_that_is_not_there_is_refused(config, uncut, options, message, tmp_path):
+    train(config)
+    manifest = read_manifest(config.data.path)
+    with pytest.raises(UserError, match=message):
+        start(epath.Path(config.workdir), config, options, manifest)
+    assert read_marker(epath.Path(config.workdir)).changes == ()
+
+
+def test_a_new_run_takes_no_options_of_resuming(config):
+    workdir, manifest = epath.Path(config.workdir), read_manifest(config.data.path)
+    with pytest.raises(UserError, match="are for a run that has saved a checkpoint"):
+        start(workdir, config, ResumeConfig(skip_examples=3), manifest)
+    assert find_position(workdir, config, NEWEST).step is None
+
+
+def test_a_stage_cannot_become_shorter_than_what_it_has_trained(config):
+    train(config)
+    with pytest.raises(UserError, match=r"come to 1,024 already; give the stage more tokens"):
+        find_position(epath.Path(config.workdir), with_stage(config, tokens=3 * STEP), NEWEST)
+
+
+def test_a_change_reads_as_a_sentence():
+    change = Change(phase=0, step=3, tokens=9000, fields=("seed: 0 -> 1",), skip_examples=2000)
+    assert str(change) == "at 9,000 tokens: seed: 0 -> 1; 2,000 examples skipped"
+
+
+def poisoned(compile_step, at: int, value: float):
+    """Steps whose parameters are spoilt before one of them."""
+
+    def compile_poisoned(config, phase):
+        step = compile_step(config, phase)
+
+        def run(state, batch):
+            if int(state.step) == at:
+                norm = state.params["final_norm"]
+                spoilt = {**state.params, "final_norm": norm * jnp.float32(value)}
+                state = dataclasses.replace(state, params=spoilt)
+            return step(state, batch)
+
+        return run
+
+    return compile_poisoned
+
+
+def test_a_step_that_is_not_finite_is_not_taken_and_one_command_goes_on(
+    config, monkeypatch, capsys
+):
+    workdir = epath.Path(config.workdir)
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            compile_ahead, "compile_step", poisoned(compile_ahead.compile_step, 7, float("nan"))
+        )
+        with pytest.raises(FloatingPointError) as error:
+            train(config)
+    said = str(error.value)
+    assert "loss nan, gradient norm nan at learning rate 0.01 in step 8 of stage 0" in said
+    assert f"the last good checkpoint is {workdir}/stage_0/train/6" in said
+    assert "--skip-examples 16" in said
+    assert newest_step(workdir, expand(config)[0]) == 6
+    assert max(row["tokens"] for row in rows(workdir)) == 7 * STEP
+    train(with_rate(config, 5e-3), ResumeConfig(skip_examples=16))
+    assert newest_step(workdir, expand(config)[0]) == 8
+    record = json.loads((workdir / "config.json").read_text())
+    assert record["config"]["optimizer.peak_learning_rate"] == 5e-3

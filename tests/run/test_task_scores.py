@@ -1,0 +1,111 @@
+"""A run scores its model on tasks at intervals, by what the command finds too."""
+
+import dataclasses
+import functools
+import json
+
+import jax
+import lm_eval.tasks
+import numpy as np
+import pytest
+from conftest import MODELS, mesh_of, phase_of, random_params, tiny_run
+from runs import rows
+
+from stackjax import train
+from stackjax.config import TasksConfig
+from stackjax.growth import DepthRandom
+from stackjax.inference.pretrained import load_pretrained
+from stackjax.inference.tasks import load_tasks, measure
+from stackjax.run.task_scores import task_scores
+from stackjax.tokenizer.tokenization import tokenization
+from stackjax.tokenizer.tokenizer import load_tokenizer
+from stackjax.training.train_state import TrainState
+
+TASK = {
+    "task": "next_word",
+    "dataset_path": "json",
+    "output_type": "multiple_choice",
+    "test_split": "test",
+    "doc_to_text": "{{text}}",
+    "doc_to_choice": "{{choices}}",
+    "doc_to_target": "{{label}}",
+    "metric_list": [{"metric": "acc"}],
+}
+
+
+@pytest.fixture(autouse=True)
+def only_local(monkeypatch):
+    """The tasks of the harness itself are thousands, which take seconds to find."""
+    only = functools.partial(lm_eval.tasks.TaskManager, include_defaults=False)
+    monkeypatch.setattr(lm_eval.tasks, "TaskManager", only)
+
+
+@pytest.fixture
+def task_dir(tmp_path):
+    rng = np.random.default_rng(0)
+    words = ("model", "grows", "while", "trains")
+    documents = [
+        {"text": "a model that", "choices": [" grows", f" {rng.choice(words)}x"], "label": 0}
+        for _ in range(6)
+    ]
+    data = tmp_path / "data.jsonl"
+    data.write_text("".join(json.dumps(document) + "\n" for document in documents))
+    kwargs = {"dataset_kwargs": {"data_files": {"test": str(data)}}}
+    (tmp_path / "tasks").mkdir()
+    (tmp_path / "tasks" / "next_word.yaml").write_text(json.dumps(TASK | kwargs))
+    return tmp_path / "tasks"
+
+
+def with_tasks(world, task_dir, workdir, **changes):
+    config = world.config("--workdir", str(workdir))
+    tasks = TasksConfig(names=("next_word",), every_tokens=5 * 128, directory=str(task_dir))
+    return dataclasses.replace(config, tasks=dataclasses.replace(tasks, **changes))
+
+
+def test_scores_come_at_intervals_and_at_the_end(world, task_dir, tmp_path):
+    train.train(with_tasks(world, task_dir, tmp_path / "run"))
+    found = [row for row in rows(tmp_path / "run") if row["kind"] == "tasks"]
+    assert [row["tokens"] for row in found] == [5 * 128, 10 * 128, 15 * 128, 16 * 128]
+    pretrained = load_pretrained(str(tmp_path / "run"))
+    scores = measure(load_tasks(["next_word"], task_dir), pretrained)["next_word"]["metrics"]
+    assert {name: found[-1][f"next_word/{name}"] for name in scores} == scores
+
+
+def test_what_is_scored_is_the_model_behind_its_masks(monkeypatch):
+    growth, source = DepthRandom(2, mask_tokens=640), MODELS["gqa"]
+    config, target = tiny_run(), growth.target_config(source)
+    phase = phase_of(
+        target,
+        source=source,
+        growth=growth,
+        reparameterisations=growth.reparameterisations(source),
+    )
+    seen = []
+    monkeypatch.setattr(
+        "stackjax.run.task_scores.measure",
+        lambda _, pretrained: seen.append(pretrained.params) or {},
+    )
+    state = TrainState(np.int32(5), random_params(target), None)
+    opened = None, tokenization(load_tokenizer("bytes"))
+    assert task_scores(config, phase, opened, mesh_of("one device"))(state) == {}
+    jax.tree.map(np.testing.assert_array_equal, seen[0], phase.model_params(state.params, 5))
+    # Half open.
+    new, old = seen[0]["layers"]["out"][1], state.params["layers"]["out"][1]
+    np.testing.assert_allclose(new, old / 2)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"every_tokens": None}, "tasks.every_tokens is None; say how many"),
+        ({"names": ("next_wrod",)}, "no task 'next_wrod' .* near it are next_word"),
+        ({"directory": "no/where"}, "directory of tasks no/where is not"),
+        ({"limit": 0}, "limit is 0"),
+    ],
+)
+def test_wrong_tasks_are_refused_before_anything_is_made(
+    world, task_dir, tmp_path, changes, said
+):
+    with pytest.raises(ValueError, match=said):
+        train.train(with_tasks(world, task_dir, tmp_path / "run", **changes))
+    assert not (tmp_path / "run").exists()

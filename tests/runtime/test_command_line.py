@@ -1,0 +1,179 @@
+"""Mistakes in the options of every command: one line, in the same form."""
+
+import dataclasses
+import importlib
+import re
+
+import pytest
+
+from stackjax.runtime.command_line import parse
+from stackjax.runtime.errors import UserError
+
+COMMANDS = {
+    "scripts.bakeoff": ["a.py"],
+    "scripts.benchmark": ["configs/tiny.py"],
+    "scripts.peers.__main__": ["--shape", "tiny"],
+    "scripts.performance": ["a.json"],
+    "scripts.scale": ["a.py"],
+    "scripts.sweep": ["a.py", "--tokens", "5"],
+    "stackjax.compare": ["a"],
+    "stackjax.convert": ["a", "b"],
+    "stackjax.evaluate": ["a"],
+    "stackjax.generate": ["a"],
+    "stackjax.grow": ["a", "b", "--growth", "stack(2)"],
+    "stackjax.inspect": ["a"],
+    "stackjax.isoflop": ["a"],
+    "stackjax.plan": ["--config", "configs/tiny.py"],
+    "stackjax.prepare": ["a", "b", "--tokenizer", "bytes"],
+    "stackjax.scale": ["a"],
+    "stackjax.train": ["--config", "configs/tiny.py"],
+}
+"""Each command, and the arguments that it needs."""
+
+WRONG_VALUES = [
+    ("scripts.bakeoff", "--seeds", "0", "seeds is 0; it must be at least 1"),
+    ("scripts.benchmark", "--steps", "-1", "steps is -1; it must be at least 1"),
+    ("scripts.benchmark", "--seed", "-1", "seed is -1; it must be at least 0"),
+    ("scripts.peers.__main__", "--rounds", "0", "rounds is 0; it must be at least 1"),
+    ("scripts.performance", "--page", "gs://b/x", "page is 'gs:/b/x'; it must be a path on"),
+    ("scripts.scale", "--jobs", "x", "--jobs: 'x' is not a whole number; it must be INT >= 1"),
+    ("scripts.sweep", "--seeds", "x", "--seeds is 'x'; it must be [INT >= 0 [INT >= 0 ...]]"),
+    ("scripts.sweep", "--flops", "nan", "flops is nan; it must be "),
+    ("stackjax.compare", "--losses", "-1", "losses.0 is -1.0; it must be more than 0"),
+    (
+        "stackjax.convert",
+        "--dtype",
+        "int8",
+        "--dtype is 'int8'; it must be 'auto' or 'float32'",
+    ),
+    ("stackjax.evaluate", "--limit", "0", "limit is 0; it must be at least 1, or None"),
+    ("stackjax.generate", "--max-tokens", "0", "max_tokens is 0; it must be at least 1"),
+    ("stackjax.generate", "--temperature", "-1", "temperature is -1.0; it must be at least 0"),
+    ("stackjax.generate", "--temperature", "inf", "temperature is inf; it must be a number"),
+    ("stackjax.grow", "--seed", "1.5", "--seed: '1.5' is not a whole number; it must be INT"),
+    ("stackjax.inspect", "--json", "x", "'x' is not an option or a value of an option"),
+    ("stackjax.isoflop", "--loss", "x", "--loss is 'x'; it must be 'held_out' or 'train'"),
+    ("stackjax.plan", "--factor", "1", "factor is 1; it must be at least 2"),
+    ("stackjax.prepare", "--num-processes", "x", "--num-processes is 'x'; it must be {None}|{"),
+    ("stackjax.scale", "--output", "s3://b", "output is 's3:/b'; it must be a path on a disk"),
+    ("stackjax.train", "--skip-examples", "-1", "skip_examples is -1; it must be at least 0"),
+    ("stackjax.train", "--model.num-layers", "x", "--model.num-layers: 'x' is not a whole num"),
+]
+
+
+ON_NO_DISK = [
+    ("stackjax.convert", "foo://b/x", "out"),
+    ("stackjax.evaluate", "a", "--task-dir", "gs://b/x"),
+    ("stackjax.generate", "s3://b/x"),
+    ("stackjax.grow", "http://b/x", "out", "--growth", "stack(2)"),
+    ("stackjax.inspect", "http://b/x"),
+    ("stackjax.prepare", "http://b/x", "out", "--tokenizer", "bytes"),
+    ("stackjax.prepare", "a.txt", "out", "--tokenizer", "foo://b/x"),
+    ("stackjax.prepare", "a.txt", "http://b/x", "--tokenizer", "bytes"),
+    ("stackjax.train", "--config", "configs/tiny.py", "--workdir", "foo://b/x"),
+    ("stackjax.train", "--config", "gs://b/x"),
+]
+PATHS_ON_A_DISK = [
+    ("scripts.bakeoff", "--output"),
+    ("scripts.benchmark", "--out"),
+    ("scripts.benchmark", "--profile"),
+    ("scripts.peers.__main__", "--output"),
+    ("scripts.performance", "--page"),
+    ("scripts.scale", "--output"),
+    ("stackjax.compare", "--output"),
+    ("stackjax.evaluate", "--output"),
+    ("stackjax.generate", "--prompt-file"),
+    ("stackjax.grow", "--config"),
+    ("stackjax.isoflop", "--output"),
+    ("stackjax.plan", "--benchmark"),
+    ("stackjax.plan", "--write"),
+    ("stackjax.scale", "--output"),
+]
+
+
+@pytest.fixture
+def mistake(run_main):
+    """Runs a command with a mistake, and returns the single line that it prints."""
+
+    def call(module: str, *args: str) -> str:
+        code, out, err = run_main(importlib.import_module(module).main, *args)
+        assert (code, out) == (2, "")
+        (line,) = err.splitlines()
+        return line
+
+    return call
+
+
+@pytest.mark.parametrize("module", COMMANDS)
+def test_an_unknown_option_is_one_line(mistake, module):
+    line = mistake(module, *COMMANDS[module], "--nonsense", "5")
+    assert line.startswith("error: '--nonsense 5' is not an option or a value of an option")
+    assert re.search(r"; see `python -m \S+.* --help`\.$", line)
+
+
+@pytest.mark.parametrize("module", COMMANDS)
+def test_a_command_without_arguments_is_one_line(mistake, module):
+    line = mistake(module)
+    assert re.search("must be given|no config given|must be from 1 to|give one of the", line)
+
+
+@pytest.mark.parametrize(("module", "option", "value", "said"), WRONG_VALUES)
+def test_a_wrong_value_is_one_line(mistake, module, option, value, said):
+    line = mistake(module, *COMMANDS[module], option, value)
+    assert line.startswith(f"error: {said}")
+
+
+def test_an_option_like_the_wrong_one_is_suggested(mistake):
+    line = mistake("stackjax.generate", "a", "--max_tokns=5")
+    assert "'--max_tokns=5' is not an option or a value of an option (perhaps " in line
+    assert "(perhaps --max-tokens is meant)" in line
+
+
+def test_an_option_without_a_value_is_one_line(mistake):
+    line = mistake("stackjax.generate", "a", "--seed")
+    assert line.startswith("error: --seed must have a value, INT >= 0; see ")
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [(["--config"], "no config given"), (["--config", "a.py"], "there is no such file")],
+)
+def test_a_config_that_is_not_there_is_one_line(mistake, args, said):
+    assert said in mistake("stackjax.train", *args)
+
+
+@dataclasses.dataclass
+class Broken:
+    """A command with a bug."""
+
+    number: int = 0
+
+    def __post_init__(self):
+        int("no number")
+
+
+def test_a_bug_in_an_option_keeps_its_traceback():
+    with pytest.raises(ValueError, match="invalid literal") as raised:
+        parse(Broken, prog="broken", args=[])
+    assert not isinstance(raised.value, UserError)
+
+
+@pytest.mark.parametrize("module", ["stackjax.generate", "stackjax.train"])
+def test_help_is_printed_as_a_page(run_main, module):
+    main = importlib.import_module(module).main
+    code, out, err = run_main(main, *COMMANDS[module], "--help")
+    assert (code, err) == (0, "")
+    assert "usage: " in out and len(out.splitlines()) > 20
+
+
+@pytest.mark.parametrize("args", ON_NO_DISK, ids=" ".join)
+def test_a_path_of_an_unknown_kind_is_one_line(mistake, args):
+    assert re.search("://b|:/b", mistake(*args))
+
+
+@pytest.mark.parametrize("url", ["gs://b/x", "foo://b/x"])
+@pytest.mark.parametrize(("module", "option"), PATHS_ON_A_DISK)
+def test_a_bucket_is_refused_where_a_disk_is_needed(mistake, module, option, url):
+    line = mistake(module, *COMMANDS[module], option, url)
+    name = option.removeprefix("--").replace("-", "_")
+    assert line == f"error: {name} is {url.replace('//', '/')!r}; it must be a path on a disk."

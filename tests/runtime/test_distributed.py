@@ -1,0 +1,292 @@
+"""One device, eight devices, two processes: the same run; and processes that are missing."""
+
+import dataclasses
+import os
+import re
+import socket
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+from runs import ROOT, cut, losses, places, rows
+
+from stackjax.runtime.cluster import Job
+from stackjax.runtime.distributed import roll_call
+from stackjax.sharding.mesh import MeshConfig
+from stackjax.train import train
+
+# Sums over devices add floats in another order; sixteen steps amplify that a little.
+RTOL = 1e-4
+
+TWO_MESHES = """
+import dataclasses
+
+import config
+from stackjax.sharding import MeshConfig
+
+
+def get_config():
+    run = config.get_config()
+    first, second = run.stages
+    stages = (first, dataclasses.replace(second, mesh=MeshConfig(replica=2)))
+    return dataclasses.replace(run, mesh=MeshConfig(fsdp=4, tensor=2), stages=stages)
+"""
+
+
+def assert_same_losses(workdir, expected) -> None:
+    """As far as the run has come."""
+    num_rows, num_losses = len(places(workdir)), len(losses(workdir))
+    assert places(workdir) == places(expected)[:num_rows]
+    np.testing.assert_allclose(losses(workdir), losses(expected)[:num_losses], rtol=RTOL)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        return probe.getsockname()[1]
+
+
+def environment(process: int, port: int) -> dict[str, str]:
+    """What makes a process one of two, the other of which may die."""
+    return {
+        "JAX_COORDINATOR_ADDRESS": f"localhost:{port}",
+        "JAX_NUM_PROCESSES": "2",
+        "JAX_PROCESS_ID": str(process),
+        "JAX_HEARTBEAT_TIMEOUT": "10",
+    }
+
+
+def run_two(world, args, signalled: dict[int, tuple[str, ...]]) -> list[tuple[int, str, str]]:
+    """Returns exit code, stdout and stderr of two processes with four devices each.
+
+    Args:
+      signalled: The signal that a process sends itself, and when.
+    """
+    port = free_port()
+    processes = [
+        world.start(
+            args,
+            *signalled.get(process, ()),
+            JAX_NUM_CPU_DEVICES="4",
+            **environment(process, port),
+        )
+        for process in range(2)
+    ]
+    return finish(processes)
+
+
+def finish(processes: list[subprocess.Popen]) -> list[tuple[int, str, str]]:
+    """Returns exit code, stdout and stderr of each process."""
+    with ThreadPoolExecutor() as pool:  # a full pipe of one would hold up the others
+        outputs = list(pool.map(lambda process: process.communicate(), processes))
+    return [(p.returncode, *output) for p, output in zip(processes, outputs, strict=True)]
+
+
+def test_two_processes_of_which_one_is_killed_resume_stop_and_are_one_run(
+    world, uncut, tmp_path
+):
+    both, alone = tmp_path / "both", tmp_path / "alone"
+    (world.path / "two_meshes.py").write_text(TWO_MESHES)
+    args = ["--config", str(world.path / "two_meshes.py"), "--workdir", str(both)]
+
+    # The second save returns when the first is whole.
+    killed = ("SIGKILL", "stackjax.checkpoint.save:Checkpoints.save", "after", "2")
+    (code, _, stderr), (killed_code, _, _) = run_two(world, args, {1: killed})
+    assert killed_code == -9
+    assert code not in (0, -9)
+    assert "another" in stderr
+
+    # One of them is told, while the model grows onto its other mesh.
+    stopped = ("SIGTERM", "stackjax.train:enter_phase", "before", "1")
+    first, second = run_two(world, args, {0: stopped})
+    assert (first[0], second[0]) == (143, 143), first[2] + second[2]
+    assert re.search(r"^stage 0, .* (2|5) steps$", first[1], re.MULTILINE), first[1]
+    assert re.search(r"^stopped and saved at [\d,]+ tokens; ", first[1], re.MULTILINE)
+    assert "tokens" not in second[1]  # Gloo writes some lines
+    assert any(place[0] == "growth" for place in places(both))
+    assert_same_losses(both, uncut)
+
+    # What these two saved, one process with eight devices takes on, over other meshes.
+    cut(both, alone, 6)
+    config = world.config("--workdir", str(alone), "--mesh.replica", "2")
+    own = dataclasses.replace(config.stages[1], mesh=MeshConfig(tensor=2))
+    train(dataclasses.replace(config, stages=(config.stages[0], own)))
+    changes = [place for place in places(alone) if place[0] == "change"]
+    assert len(places(alone)) == len(places(uncut)) + len(changes)
+    np.testing.assert_allclose(losses(alone), losses(uncut), rtol=RTOL)
+
+
+def test_two_processes_probe_measure_and_end_a_stage_as_one_does(world, uncut, tmp_path):
+    [loss, *_] = [row["held_out_loss"] for row in rows(uncut) if row["kind"] == "evaluation"]
+    # Of step 5, which the evaluations of steps 4 and 6 lie on either side of.
+    args = ["--stages.0.until.loss", repr(loss), "--evaluation.every-tokens", "256"]
+    args += ["--evaluation.layers", "--probes.at-tokens", "256", "--probes.lag-tokens", "128"]
+    both, alone = tmp_path / "both", tmp_path / "alone"
+    assert world.run(world.args(alone, *args))[0] == 0
+    first, second = run_two(world, world.args(both, *args), {})
+    assert (first[0], second[0]) == (0, 0), first[2] + second[2]
+    kinds = [row["kind"] for row in rows(both)]
+    assert (kinds.count("trigger"), kinds.count("probe")) == (1, 1)
+    [ending] = [row for row in rows(both) if row["kind"] == "trigger"]
+    assert ending["tokens"] == 6 * 128
+    assert len(places(both)) == len(places(alone))
+    assert_same_losses(both, alone)
+    of_layers = [
+        [row["contribution"] for row in rows(path) if row["kind"] == "layers"]
+        for path in (both, alone)
+    ]
+    for found, expected in zip(*of_layers, strict=True):
+        np.testing.assert_allclose(found, expected, rtol=RTOL)
+
+
+def call_roll(processes: list[int], num_processes: int, timeout: float) -> list[str | None]:
+    """Returns what becomes of each process: None, or its error."""
+    address = f"localhost:{free_port()}"
+
+    def one(process: int):
+        try:
+            return roll_call(Job(address, num_processes, process), timeout)
+        except OSError as error:
+            return str(error).replace(address, "ADDRESS")
+
+    with ThreadPoolExecutor(len(processes)) as pool:
+        return list(pool.map(one, processes))
+
+
+def test_a_job_starts_when_all_processes_are_there():
+    assert call_roll([2, 0, 1], 3, 60) == [None, None, None]
+
+
+def test_a_process_that_is_not_there_is_named_with_its_host(monkeypatch):
+    monkeypatch.setenv("SLURM_STEP_NODELIST", "gpu[008-010,12]")
+    monkeypatch.setenv("SLURMD_NODENAME", "gpu009")
+    zero, three = call_roll([0, 3], 5, 1)
+    assert zero == (
+        "processes 1, 2, 4 of 5 did not arrive at ADDRESS within 1 s; nothing came from "
+        "gpu008, gpu010, gpu12. Their logs may say why; if they are only slow, set "
+        "JAX_INITIALIZATION_TIMEOUT to more seconds."
+    )
+    assert three == (
+        "process 3 on gpu009 has reached process 0 at ADDRESS, which names the processes that "
+        "have not."
+    )
+
+
+def test_a_process_that_does_not_find_process_0_says_where_it_looked(monkeypatch):
+    monkeypatch.setenv("SLURMD_NODENAME", "gpu009")
+    (one,) = call_roll([1], 2, 0.5)
+    pattern = (
+        r"process 1 on gpu009 could not reach process 0 at ADDRESS for 0.5 s \(.*refused\);"
+    )
+    assert re.match(pattern, one)
+
+
+def test_who_else_connects_is_no_process_of_the_job():
+    port = free_port()
+    with ThreadPoolExecutor() as pool:
+        jobs = [Job(f"localhost:{port}", 2, process) for process in range(2)]
+        zero = pool.submit(roll_call, jobs[0], 60)
+        while True:
+            try:
+                stranger = socket.create_connection(("localhost", port))
+                break
+            except ConnectionRefusedError:
+                continue
+        with stranger:
+            stranger.sendall(b"GET / HTTP/1.1\r\n\r\n")
+            assert roll_call(jobs[1], 60) is None
+        assert zero.result() is None
+
+
+def test_a_port_that_is_taken_is_named():
+    with socket.create_server(("", 0)) as taken:
+        address = f"localhost:{taken.getsockname()[1]}"
+        with pytest.raises(OSError, match=f"cannot listen at {address} .*in use"):
+            roll_call(Job(address, 2, 0), 1)
+
+
+FAIL = """
+import sys
+import threading
+
+from stackjax import distributed, errors
+
+_, who, seconds = sys.argv
+distributed._REPLY_SECONDS = int(seconds)
+with errors.one_line_errors(), distributed.errors_once():
+    distributed.initialize()
+    if who in ("both", str(distributed.distributed.global_state.process_id)):
+        raise FileNotFoundError("no disk")
+    threading.Event().wait(60)
+"""
+
+
+def test_what_both_processes_fail_of_is_said_once_and_one_alone_speaks_for_itself():
+    def start(who: str, seconds: int) -> list[subprocess.Popen]:
+        port = free_port()
+        return [
+            subprocess.Popen(
+                [sys.executable, "-c", FAIL, who, str(seconds)],
+                env=os.environ | environment(process, port) | {"PYTHONPATH": str(ROOT)},
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+            for process in range(2)
+        ]
+
+    shared, alone = start("both", 60), start("1", 1)
+    assert finish(shared) == [(2, "", "error: no disk\n"), (2, "", "")]
+    (code, _, left_behind), failed = finish(alone)
+    line = f"process 1 of 2 on {socket.gethostname()}: error: no disk\n"
+    assert failed == (2, "", line)
+    assert code not in (0, 2)
+    assert "another task died" in left_behind
+
+
+AGREE = """
+import sys
+
+from stackjax import distributed, errors
+from stackjax.runtime.agreement import check_agreement, from_process_0, program
+
+with errors.one_line_errors(), distributed.errors_once():
+    distributed.initialize()
+    process = distributed.distributed.global_state.process_id
+    assert from_process_0(lambda: {"read by": process}) == {"read by": 0}
+    same = {"seed": 0, "model.num_layers": 12}
+    check_agreement(program() | same)
+    if sys.argv[1] == "missing":
+        from_process_0(lambda: open("/nowhere/phase.json"))
+    check_agreement(same | {"optimizer.peak_learning_rate": 0.01 * (1 + process)})
+"""
+
+
+@pytest.mark.parametrize(
+    ("case", "message"),
+    [
+        (
+            "rates",
+            r"error: process 1 on HOST has optimizer.peak_learning_rate 0.02, not 0.01, "
+            r"unlike process 0 on HOST; start the same command .* on every host.",
+        ),
+        ("missing", r"error: .*No such file or directory: '/nowhere/phase.json'"),
+    ],
+)
+def test_processes_hear_what_process_0_reads_and_refuse_to_differ(case, message):
+    port = free_port()
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", AGREE, case],
+            env=os.environ | environment(process, port) | {"PYTHONPATH": str(ROOT)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for process in range(2)
+    ]
+    (code, _, said), (other_code, _, other_said) = finish(processes)
+    assert (code, other_code, other_said) == (2, 2, "")
+    assert re.fullmatch(message.replace("HOST", socket.gethostname()) + "\n", said)

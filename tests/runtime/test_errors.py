@@ -1,0 +1,133 @@
+"""A user's mistake ends in one line; a fault of the code keeps its traceback."""
+
+import multiprocessing
+import os
+from concurrent import futures
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from stackjax.data import packing
+from stackjax.growth import Stack
+from stackjax.runtime.errors import UserError, memory_used_by, one_line_errors
+
+
+def fail_in_the_package():
+    Stack(factor=0)
+
+
+def fail_on_disk():
+    raise PermissionError(13, "Permission denied", "/runs")
+
+
+def fail_in_a_bucket():
+    raise OSError("Forbidden: b/bucket\nno access")
+
+
+def diverge():
+    raise FloatingPointError("loss nan")
+
+
+@pytest.mark.parametrize(
+    ("fail", "line"),
+    [
+        (
+            fail_in_the_package,
+            "error: stack.factor is 0; it must be at least 1 and at most 1000.\n",
+        ),
+        (fail_on_disk, "error: [Errno 13] Permission denied: '/runs'\n"),
+        (fail_in_a_bucket, "error: Forbidden: b/bucket no access\n"),
+        (diverge, "error: loss nan\n"),
+    ],
+)
+def test_what_the_user_can_mend_is_one_line_and_exit_code_2(fail, line, capsys):
+    with pytest.raises(SystemExit) as exit_info, one_line_errors():
+        fail()
+    assert exit_info.value.code == 2
+    assert capsys.readouterr() == ("", line)
+
+
+def out_of_memory(fail, capsys) -> str:
+    with (
+        pytest.raises(SystemExit) as exit_info,
+        one_line_errors(),
+        memory_used_by(lambda: "stage 1, step 3"),
+    ):
+        fail()
+    assert exit_info.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    return line
+
+
+@pytest.mark.parametrize(
+    ("fail", "said"),
+    [
+        (lambda: jnp.zeros(2**47), "Out of memory allocating 562949953421312 bytes"),
+        (lambda: jax.jit(lambda: jnp.ones((2**22, 2**24)) + 1)(), "Out of memory allocating"),
+        (lambda: np.zeros(2**50), "Unable to allocate 8.00 PiB for an array"),
+    ],
+    ids=["array", "program", "host"],
+)
+def test_too_little_memory_is_one_line_with_place_and_way_out(fail, said, capsys):
+    line = out_of_memory(fail, capsys)
+    assert line.startswith(f"error: out of memory in stage 1, step 3 ({said}")
+    assert line.endswith("any command takes less of each device where there are more.")
+    assert "stages.N.accumulate or mesh.fsdp, model.remat 'full', or a smaller batch_" in line
+
+
+def test_other_errors_of_jax_keep_their_traceback():
+    with pytest.raises(jax.errors.JaxRuntimeError, match="INTERNAL"), one_line_errors():
+        raise jax.errors.JaxRuntimeError("INTERNAL: a bug")
+
+
+def fail_as_a_user():
+    raise UserError("data.path is 'x'; it must exist.")
+
+
+def die():
+    os._exit(1)
+
+
+def in_a_worker(fail):
+    # Spawned, because JAX has threads here, which a fork would copy locked.
+    with futures.ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        pool.submit(fail).result()
+
+
+@pytest.mark.parametrize(
+    ("fail", "line"),
+    [
+        (fail_as_a_user, "error: data.path is 'x'; it must exist.\n"),
+        (die, "error: a worker process was killed, perhaps for its memory; use fewer "),
+    ],
+)
+def test_errors_of_worker_processes_are_one_line_too(fail, line, capsys):
+    with pytest.raises(SystemExit) as exit_info, one_line_errors():
+        in_a_worker(fail)
+    assert exit_info.value.code == 2
+    assert capsys.readouterr().err.startswith(line)
+
+
+def test_errors_of_other_code_keep_their_traceback():
+    with pytest.raises(ValueError, match="invalid literal"), one_line_errors():
+        int("nothing of ours")
+    # Also where our own code caused them: that is a bug.
+    with pytest.raises(ValueError, match="one unknown dimension"), one_line_errors():
+        packing.cut_records(np.zeros(5), -1)
+    with pytest.raises(TypeError), one_line_errors():
+        Stack("2" / 2)
+
+
+def test_an_interrupt_is_one_line_and_the_exit_code_of_the_signal(capsys):
+    with pytest.raises(SystemExit) as exit_info, one_line_errors():
+        raise KeyboardInterrupt
+    assert exit_info.value.code == 128 + 2
+    assert capsys.readouterr().err == "error: interrupted.\n"
+
+
+def test_without_an_error_nothing_happens(capsys):
+    with one_line_errors():
+        pass
+    assert capsys.readouterr() == ("", "")

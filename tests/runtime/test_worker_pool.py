@@ -1,0 +1,28 @@
+"""Calls in several processes give all results, or the first error at once."""
+
+import time
+
+import pytest
+
+from stackjax.runtime.errors import UserError
+from stackjax.runtime.worker_pool import run_in_processes
+
+
+def wait(seconds: float) -> float:
+    if seconds < 0:
+        raise UserError(f"cannot wait for {seconds} seconds")
+    time.sleep(seconds)
+    return seconds
+
+
+@pytest.mark.parametrize("num_processes", [1, 2])
+def test_every_result_has_the_index_of_its_item(num_processes):
+    items = [0.2, 0.0, 0.1]
+    assert dict(run_in_processes(wait, items, num_processes)) == dict(enumerate(items))
+
+
+def test_the_first_error_ends_all_processes_at_once():
+    start = time.monotonic()
+    with pytest.raises(UserError, match="cannot wait for -1 seconds"):
+        list(run_in_processes(wait, [600, -1, 600], 2))
+    assert time.monotonic() - start < 300

@@ -1,0 +1,338 @@
+"""What a benchmark measures is there and adds up, and ends in JSON and in a page of tables."""
+
+import dataclasses
+import json
+import re
+import shutil
+import sys
+import types
+from pathlib import Path
+
+import jax
+import pytest
+from conftest import tiny_model, tiny_run
+from runs import ROOT
+
+from scripts import benchmark as command
+from scripts.benchmark import SECTIONS, BenchmarkConfig, benchmark
+from scripts.measure import choices as module_of_choices
+from scripts.measure import loop, machine
+from scripts.measure.choices import variants
+from scripts.measure.text import show
+from scripts.performance import TABLES, PerformanceConfig, write
+from stackjax.data.config import DataConfig
+from stackjax.growth import Learn
+from stackjax.model import flops
+from stackjax.training.expand import expand
+
+SEQ_LEN = 8
+CPU = "no peak is known of 'cpu'"
+
+
+def run_config(path):
+    """A run of two stages whose data are not there."""
+    data = DataConfig(path=str(path / "data"), seq_len=SEQ_LEN)
+    model = tiny_model(num_layers=4)
+    return tiny_run(path / "run", model=model, data=data)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def small():
+    """Fewer steps and tokens."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "SYNTHETIC_TOKENS", 2**14)
+        patch.setattr(loop, "BLOCK_STEPS", 2)
+        patch.setattr(loop, "NUM_BLOCKS", 2)
+        patch.setattr(loop, "LOOP_STEPS", 7)
+        patch.setattr(machine, "_WIDTHS", (256,))
+        yield
+
+
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory):
+    """A config, and the JSON file of everything that is measured of its second phase."""
+    path = tmp_path_factory.mktemp("benchmark")
+    config, out = run_config(path), path / "all.json"
+    options = BenchmarkConfig(
+        config=path, phases=(1,), steps=3, ablate=True, profile=path / "trace", out=out
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module_of_choices, "choices", lambda *_: {"loss_chunk": (2 * SEQ_LEN,)})
+        benchmark(options, config)
+    return config, out
+
+
+def rows_of(out):
+    return json.loads(out.read_text())["rows"]
+
+
+def numbers(values):
+    return {name: value for name, value in values.items() if isinstance(value, int | float)}
+
+
+@pytest.fixture(scope="module")
+def values(measured):
+    """What was measured in each section, the last of its cases."""
+    return {row["section"]: row["values"] for row in rows_of(measured[1])}
+
+
+@pytest.fixture(scope="module")
+def phase(measured):
+    return expand(measured[0])[1]
+
+
+@pytest.mark.parametrize(
+    "section", ["machine", "model", "flops", "compile", "choice", *SECTIONS]
+)
+def test_every_section_has_positive_numbers(values, section):
+    # Differences of times, which noise may turn around at this size.
+    differences = ("overhead_seconds", "share_of_step", "saved_seconds")
+    found = numbers(values[section])
+    assert found
+    for name, number in found.items():
+        assert number > 0 or name in differences or name == "temporary_bytes", name
+
+
+def test_what_a_cpu_does_not_know_says_so(values):
+    reason = {"not_measured": "no peak is known of 'cpu'"}
+    assert values["step"]["mfu"] == values["step"]["causal_mfu"] == reason
+    assert "does not count" in values["step"]["device_peak_bytes"]["not_measured"]
+
+
+def test_rates_are_those_of_the_times(values, phase):
+    step, tokens = values["step"], phase.per_step.tokens
+    assert step["p10_seconds"] <= step["median_seconds"] <= step["p90_seconds"]
+    together = tokens / step["back_to_back_seconds"]
+    assert step["tokens_per_second"] == pytest.approx(tokens / step["median_seconds"])
+    assert step["back_to_back_tokens_per_second"] == pytest.approx(together)
+    rate = values["flops"]["palm_flops"] / step["median_seconds"]
+    assert step["palm_flops_per_second"] == pytest.approx(rate)
+    growth, host = values["growth"], values["host"]
+    assert growth["copies"] * growth["copy_seconds"] == pytest.approx(growth["median_seconds"])
+    assert host["overhead_seconds"] == host["loop_seconds"] - host["bare_seconds"]
+    overhead = host["share_of_step"] * step["median_seconds"]
+    assert overhead == pytest.approx(host["overhead_seconds"])
+    assert values["checkpoint"]["stall_seconds"] <= values["checkpoint"]["on_disk_seconds"]
+
+
+def test_flops_are_those_of_the_formulas(values, phase):
+    found, model, tokens = values["flops"], phase.model, phase.per_step.tokens
+    attention = model.num_layers * SEQ_LEN * model.num_heads * model.head_dim
+    rest = flops.num_params(model) - model.vocab_size * model.embed_dim
+    assert found["six_nd_flops"] == tokens * flops.flops_6nd(model)
+    assert found["matmul_flops"] == tokens * flops.matmul_flops(model, SEQ_LEN)
+    assert found["palm_flops"] == tokens * (6 * rest + 12 * attention)
+    assert found["palm_causal_flops"] == tokens * (6 * rest + 6 * attention)
+    # At this width the norms, the softmax and the update count as well.
+    assert found["xla_flops"] > found["matmul_flops"]
+
+
+def test_bytes_are_those_of_the_state(measured, values, phase):
+    model = phase.model
+    padding = 2 * (model.padded_vocab_size - model.vocab_size) * model.embed_dim
+    stored = 4 * (flops.num_params(model) + padding)
+    grown = {
+        row["case"]: row["values"]["grown_bytes"]
+        for row in rows_of(measured[1])
+        if row["section"] == "growth"
+    }
+    # Steps are counted in four bytes: by the state, and by the optimizer.
+    assert grown == {
+        "parameters": stored + 4,
+        "reset": 3 * stored + 8,
+        "grow": 3 * stored + 8,
+    }
+    assert values["checkpoint"]["state_bytes"] == grown["reset"]
+
+
+def test_a_choice_that_changes_nothing_needs_the_memory_of_the_configured_step(measured):
+    rows = [row for row in rows_of(measured[1]) if row["section"] in ("compile", "choice")]
+    assert [row["case"] for row in rows] == ["", "as configured", f"loss_chunk={2 * SEQ_LEN}"]
+    assert len({row["values"]["temporary_bytes"] for row in rows}) == 1
+
+
+def test_each_choice_is_changed_alone(tmp_path):
+    data = DataConfig(path="data", seq_len=128)
+    config = tiny_run(tmp_path, data=data, model=tiny_model(num_layers=8, remat="dots"))
+    phase = expand(config)[1]
+    found = variants(config, phase)
+    assert list(found) == [
+        "as configured",
+        "remat=none",
+        "remat=full",
+        "scan_unroll=2",
+        "scan_unroll=8",
+        "loss_chunk=64",
+    ]
+    for name, variant in found.items():
+        old, new = vars(phase.model), vars(variant.model)
+        changed = [f"{field}={new[field]}" for field in new if new[field] != old[field]]
+        assert changed == [name] * (name != "as configured")
+
+
+def test_the_file_says_what_was_run_and_a_trace_is_there(measured):
+    _, out = measured
+    report = json.loads(out.read_text())
+    assert report["versions"]["jax"] == jax.__version__
+    assert (report["platform"], report["num_devices"]) == ("cpu", jax.device_count())
+    assert report["config"]["data.seq_len"] == SEQ_LEN
+    assert {"command", "date", "cpu", "num_cores", "XLA_FLAGS"} <= report.keys()
+    assert list(out.parent.glob("trace/stage_1/train/**/*.xplane.pb"))
+    # Nothing is left beside the run.
+    assert not list(out.parent.glob("run*"))
+
+
+def measure(config, path, *sections, **fields):
+    """The values of a section and case of one phase, as the JSON file has them."""
+    out = path / "part.json"
+    benchmark(BenchmarkConfig(config=path, sections=sections, out=out, **fields), config)
+    return {(row["section"], row["case"]): row["values"] for row in rows_of(out)}
+
+
+def test_what_memory_does_not_hold_is_not_measured_and_says_why(tmp_path, monkeypatch):
+    memory = types.SimpleNamespace(available=8 * 2**10)
+    monkeypatch.setattr(machine.psutil, "virtual_memory", lambda: memory)
+    monkeypatch.setattr(module_of_choices, "choices", lambda *_: {})
+    sections = ("growth", "checkpoint", "step")
+    found = measure(run_config(tmp_path), tmp_path, *sections, phases=(1,), ablate=True)
+    reason = "needs 0.0 GiB on each device, which has 0.0 GiB free"
+    for key, what in {
+        ("growth", "parameters"): "growing",
+        ("growth", "grow"): "growing",
+        ("checkpoint", ""): "a state with its copy",
+        ("step", ""): "a step",
+        ("choice", "as configured"): "a step",
+    }.items():
+        assert found[key] == {"not_measured": f"{what} {reason}"}
+    # What needs no memory is there.
+    assert found["compile", ""]["program_bytes"] > 2**10
+
+
+def test_steps_that_take_too_long_are_not_measured(tmp_path, monkeypatch):
+    monkeypatch.setattr(module_of_choices, "choices", lambda *_: {})
+    fields = {"phases": (1,), "steps": 2**20, "limit_seconds": 1e-6, "ablate": True}
+    found = measure(run_config(tmp_path), tmp_path, "step", **fields)
+    for key, steps in {("step", ""): 2**21, ("choice", "as configured"): 2**20}.items():
+        reason = (
+            rf"{steps + 3} steps of at least \S+ s each are more than --limit-seconds 1e-06"
+        )
+        assert re.fullmatch(reason, found[key]["not_measured"])
+
+
+def test_phases_of_a_learned_growth_say_what_they_are(tmp_path):
+    config = run_config(tmp_path)
+    learned = dataclasses.replace(config.stages[1], growth=Learn(factor=2, fit_steps=3))
+    config = dataclasses.replace(config, stages=(config.stages[0], learned))
+    fit = measure(config, tmp_path, "growth", "step", phases=(1,))
+    assert "fits a learned growth" in fit["step", ""]["not_measured"]
+    assert ("growth", "reset") not in fit
+    train = measure(config, tmp_path, "growth", phases=(2,))
+    assert "no operator grows" in train["growth", "parameters"]["not_measured"]
+
+
+def test_the_loader_reads_what_the_config_names_where_it_is_there(tmp_path):
+    config = run_config(tmp_path)
+    loop.write_synthetic(tmp_path, config.model.vocab_size, SEQ_LEN)
+    config = dataclasses.replace(
+        config, data=dataclasses.replace(config.data, path=str(tmp_path))
+    )
+    found = measure(config, tmp_path, "loader", phases=(0,))["loader", ""]
+    assert found["source"] == str(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"sections": ("stp",)}, "--sections has 'stp', which is none of loader, growth"),
+        ({"phases": (2,)}, "--phases has 2; those of the run are 0 to 1"),
+        ({"steps": 0}, "steps is 0; it must be at least 1"),
+        ({"out": Path("no/such/x.json")}, "--out is no/such/x.json, but there is no directory"),
+    ],
+)
+def test_options_that_name_what_is_not_there_are_refused(tmp_path, fields, message):
+    with pytest.raises(ValueError, match=message):
+        benchmark(BenchmarkConfig(config=tmp_path, **fields), run_config(tmp_path))
+
+
+def test_a_wrong_option_is_one_line(world, monkeypatch, capsys):
+    args = [str(world.path / "config.py"), "--sections", "stp", "--model.num-layers", "4"]
+    monkeypatch.setattr(sys, "argv", ["benchmark", *args])
+    monkeypatch.setattr(jax.config, "update", lambda *_: None)
+    with pytest.raises(SystemExit) as exit_info:
+        command.main()
+    assert exit_info.value.code == 2
+    assert re.fullmatch(r"error: --sections has 'stp'.*\n", capsys.readouterr().err)
+
+
+@pytest.fixture
+def page(tmp_path):
+    return Path(shutil.copy(ROOT / "docs" / "performance.md", tmp_path))
+
+
+def test_the_page_has_a_table_of_everything(measured, values, page):
+    write(PerformanceConfig(results=(measured[1],), page=page))
+    text = page.read_text()
+    for name, table in TABLES.items():
+        inside = text.split(f"<!-- begin {name} -->\n")[1].split(f"<!-- end {name} -->")[0]
+        if name == "accelerators":
+            assert inside == "not measured\n"
+            continue
+        lines = inside.splitlines()
+        assert lines[0].startswith(f"|  | {next(iter(table.columns))} |")
+        section, field = next(iter(table.columns.values())).split(".")
+        assert lines[-1].startswith("| all stage_1 ")
+        assert f" {show(field, values[section][field])} " in lines[-1]
+    assert "- **all**: `python -m scripts.benchmark" in text
+    # Written again, nothing changes.
+    write(PerformanceConfig(results=(measured[1],), page=page))
+    assert page.read_text() == text
+
+
+def test_accelerators_have_a_table_of_their_own(measured, page, tmp_path):
+    report = json.loads(measured[1].read_text()) | {"platform": "gpu"}
+    (tmp_path / "gpu.json").write_text(json.dumps(report))
+    write(PerformanceConfig(results=(tmp_path / "gpu.json",), page=page))
+    text = page.read_text()
+    assert "<!-- begin steps -->\nnot measured\n" in text
+    table = text.split("<!-- begin accelerators -->\n")[1]
+    assert "not measured: no peak is known of 'cpu'" in table.split("<!--")[0]
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", "it is no JSON"),
+        ("[]", "it is no JSON object"),
+        ('{"row": []}', "command is None, which is not a text"),
+    ],
+)
+def test_a_file_that_is_no_result_is_refused(tmp_path, page, text, said):
+    (tmp_path / "x.json").write_text(text)
+    with pytest.raises(ValueError, match=rf"x\.json is damaged: {said}.*of scripts\.bench"):
+        write(PerformanceConfig(results=(tmp_path / "x.json",), page=page))
+
+
+def test_a_page_without_a_place_for_a_table_is_refused(measured, page):
+    page.write_text(page.read_text().replace("<!-- end growth -->", ""))
+    with pytest.raises(ValueError, match=r"must have one <!-- begin growth --> and one"):
+        write(PerformanceConfig(results=(measured[1],), page=page))
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "text"),
+    [
+        ("median_seconds", 0.0123, "12.3 ms"),
+        ("median_seconds", 4.5e-5, "45.0 us"),
+        ("median_seconds", 123.4, "123 s"),
+        ("state_bytes", 3 * 2**30, "3.00 GiB"),
+        ("state_bytes", 0, "0 KiB"),
+        ("palm_flops_per_second", 5.1e14, "510 TFLOP/s"),
+        ("copy_bytes_per_second", 1.2e10, "12 GB/s"),
+        ("tokens_per_second", 12345.6, "12,346"),
+        ("mfu", 0.512, "51.2 %"),
+        ("params", 183744, "183,744"),
+        ("mfu", {"not_measured": "why"}, "not measured: why"),
+    ],
+)
+def test_numbers_carry_their_units(name, value, text):
+    assert show(name, value) == text

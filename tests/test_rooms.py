@@ -1,0 +1,40 @@
+"""Each module imports only from its own room and from rooms below it."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path("stackjax")
+CONFIG = {"config", "config_file", "config_record"}
+# From the lowest to the highest. Commands lie at the top of the package.
+ROOMS = (
+    *("runtime", "files", "sharding", "tokenizer", "data", "model", "growth", "config"),
+    *("training", "checkpoint", "interop", "inference", "run", "analysis", "commands"),
+)
+
+
+def room(module: str) -> str:
+    """The room of a module such as `growth.depth`."""
+    name, _, rest = module.partition(".")
+    if rest or (PACKAGE / name).is_dir():
+        return name
+    return "config" if name in CONFIG else "commands"
+
+
+def imports(path: Path) -> set[str]:
+    """The rooms that a module imports from."""
+    modules = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("stackjax."):
+            modules.add(node.module.removeprefix("stackjax."))
+        elif isinstance(node, ast.ImportFrom) and node.module == "stackjax":
+            modules.update(alias.name for alias in node.names)
+    return {room(module) for module in modules}
+
+
+@pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=str)
+def test_imports_point_downward(path):
+    module = ".".join(path.with_suffix("").relative_to(PACKAGE).parts)
+    above = ROOMS[ROOMS.index(room(module)) + 1 :]
+    assert not imports(path) & set(above)

@@ -1,0 +1,378 @@
+"""The special tokens of a folder are those that transformers finds in its files."""
+
+import functools
+import json
+import re
+
+import pytest
+import tokenizer_kinds
+import transformers
+from tokenizer_kinds import BOS, EOS, TURN, sentencepiece_model, write_kind
+from tokenizers import decoders, models, pre_tokenizers, processors
+
+from stackjax.interop.folder import folder_tokenization
+from stackjax.runtime.errors import UserError
+from stackjax.tokenizer.special_tokens import named_tokenization
+
+ENDOFTEXT, BEGIN, END = "<|endoftext|>", "<|B|>", "<|E|>"
+TEXTS = ("ab", " a", "", f"a{EOS}b", f"{BOS}a", "日é", "a<unk>b", "x<|more|>y")
+CLASSES = (
+    None,
+    "PreTrainedTokenizerFast",
+    "LlamaTokenizerFast",
+    "LlamaTokenizer",
+    "GPT2Tokenizer",
+    "Qwen2Tokenizer",
+    "Unknown",
+)
+TEMPLATES = {
+    "none": ("", ""),
+    "begins": (BEGIN, ""),
+    "ends": ("", END),
+    "begins and ends": (BEGIN, END),
+}
+
+
+@pytest.fixture(autouse=True)
+def quiet():
+    transformers.utils.logging.set_verbosity_error()
+
+
+def byte_level(template: str = "none"):
+    model = tokenizer_kinds.tokenizers.Tokenizer(
+        models.BPE({letter: i for i, letter in enumerate(tokenizer_kinds.LETTERS)}, [])
+    )
+    model.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    model.decoder = decoders.ByteLevel()
+    model.add_special_tokens([BOS, EOS, ENDOFTEXT, BEGIN, END])
+    begin, end = TEMPLATES[template]
+    if begin or end:
+        model.post_processor = processors.TemplateProcessing(
+            single=f"{begin} $A {end}".strip(),
+            pair=f"{begin} $A {end} {begin} $B {end}".strip().replace("  ", " "),
+            special_tokens=[
+                (token, model.token_to_id(token)) for token in (begin, end) if token
+            ],
+        )
+    return model
+
+
+NAMED = {"bos_token": BEGIN, "eos_token": END}
+MAP = {"bos_token": BOS, "eos_token": {"content": EOS, "lstrip": False, "normalized": False}}
+DECODER = {
+    str(256 + i): {
+        "content": token,
+        "lstrip": False,
+        "rstrip": False,
+        "single_word": False,
+        "normalized": False,
+        "special": True,
+    }
+    for i, token in enumerate((BOS, EOS, ENDOFTEXT, BEGIN, END))
+}
+PLACES = {
+    "nowhere": (None, None),
+    "tokenizer_config": (NAMED, None),
+    "special_tokens_map": (None, MAP),
+    "both": (NAMED, MAP),
+    "both, and added tokens": (NAMED | {"added_tokens_decoder": DECODER}, MAP),
+    "no BOS": ({"bos_token": None, "eos_token": END}, None),
+    "not in the vocabulary": ({"eos_token": "<|new|>"}, None),
+    "more": (NAMED | {"additional_special_tokens": ["<|more|>", END]}, None),
+    "more, in an object": (NAMED | {"extra_special_tokens": {"image": "<|more|>"}}, None),
+}
+
+
+def write(path, kind="llama", cls=None, place="nowhere", template="none", flags=None):
+    named, of_map = PLACES[place]
+    byte_level(template).save(str(path / "tokenizer.json"))
+    settings = (named or {}) | (flags or {}) | ({} if cls is None else {"tokenizer_class": cls})
+    files = {"tokenizer_config": settings, "special_tokens_map": of_map}
+    for name, fields in files.items():
+        if fields:
+            (path / f"{name}.json").write_text(json.dumps(fields))
+    (path / "config.json").write_text(json.dumps({"model_type": kind}))
+
+
+def assert_as_transformers(path) -> None:
+    theirs, ours = transformers.AutoTokenizer.from_pretrained(path), folder_tokenization(path)
+    tokenizer = ours.tokenizer
+    if theirs.eos_token_id is not None:
+        assert ours.end_ids[0] == theirs.eos_token_id
+    prefix = theirs.eos_token_id if theirs.bos_token_id is None else theirs.bos_token_id
+    if prefix is not None:
+        assert ours.prefix_id == prefix
+    for text in TEXTS:
+        tokens = tokenizer.encode_marked(text).tolist()
+        assert tokens == theirs(text, add_special_tokens=False).input_ids
+        framed = [*tokenizer.begin_ids, *tokens, *tokenizer.suffix_ids]
+        assert framed == theirs(text).input_ids
+
+
+@pytest.mark.parametrize("kind", ["llama", "mistral", "qwen2", "qwen3"])
+@pytest.mark.parametrize("cls", CLASSES)
+def test_special_tokens_are_found_in_any_file(kind, cls, tmp_path):
+    for place in PLACES:
+        directory = tmp_path / place
+        directory.mkdir()
+        write(directory, kind, cls, place)
+        assert_as_transformers(directory)
+
+
+@pytest.mark.parametrize("template", TEMPLATES)
+@pytest.mark.parametrize("cls", ["PreTrainedTokenizerFast", "LlamaTokenizer", "GPT2Tokenizer"])
+def test_the_template_of_the_file_counts_and_no_flag(cls, template, tmp_path):
+    for i, flags in enumerate(({}, {"add_bos_token": True}, {"add_eos_token": True})):
+        directory = tmp_path / str(i)
+        directory.mkdir()
+        write(directory, "llama", cls, "tokenizer_config", template, flags)
+        assert_as_transformers(directory)
+
+
+@functools.cache
+def pieces() -> bytes:
+    return sentencepiece_model(model_type="bpe")
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        {},
+        {"add_bos_token": True},
+        {"add_bos_token": False},
+        {"add_eos_token": True},
+        {"add_bos_token": True, "add_eos_token": True, "eos_token": EOS},
+    ],
+)
+def test_the_flags_count_for_a_sentencepiece_model(flags, tmp_path):
+    (tmp_path / "tokenizer.model").write_bytes(pieces())
+    settings = {"tokenizer_class": "LlamaTokenizer"} | flags
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
+    assert_as_transformers(tmp_path)
+
+
+def test_user_defined_pieces_that_begin_and_end_texts_are_special_in_a_prompt(tmp_path):
+    write_kind("sentencepiece, user-defined end", tmp_path)
+    (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "LlamaTokenizer"}')
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
+    assert_as_transformers(tmp_path)
+
+
+def test_tokens_in_the_settings_alone_have_the_ids_of_transformers(tmp_path):
+    more = {"added_tokens_decoder": {"300": DECODER["256"] | {"content": "<|more|>"}}}
+    write(tmp_path, cls="PreTrainedTokenizerFast", flags={"eos_token": "<|new|>"} | more)
+    assert_as_transformers(tmp_path)
+    for found in (folder_tokenization(tmp_path), named_tokenization(str(tmp_path), EOS)):
+        find = found.tokenizer.find
+        assert (find("<|more|>"), find("<|new|>")) == (261, 262)
+
+
+def test_a_template_that_the_library_cannot_apply_is_one_line(tmp_path):
+    model = byte_level("begins and ends")
+    model.post_processor = processors.Sequence([model.post_processor] * 2)
+    model.save(str(tmp_path / "tokenizer.json"))
+    with pytest.raises(UserError, match="cannot be read: not yet implemented"):
+        folder_tokenization(tmp_path)
+
+
+def test_no_document_contains_a_token_that_ends_texts(tmp_path):
+    model = byte_level()
+    model.add_tokens(["<|stop|>", "<|begin|>"])  # not special
+    model.save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "tokenizer_config.json").write_text('{"bos_token": "<|begin|>"}')
+    (tmp_path / "generation_config.json").write_text('{"eos_token_id": [257, 261]}')
+    found = folder_tokenization(tmp_path)
+    assert found.end_ids == (257, 261)
+    tokens = found.tokenizer.encode("a<|stop|>b<|begin|>")
+    assert {257, 261, found.prefix_id}.isdisjoint(tokens.tolist())
+    assert found.tokenizer.decode(tokens) == "a<|stop|>b<|begin|>"
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"split_special_tokens": True}, "split_special_tokens is true"),
+        ({"additional_special_tokens": 5}, "it must be a list or an object"),
+        ({"extra_special_tokens": [5]}, "it must be a token as it is written"),
+        ({"bos_token": "<|new|>"}, r"has no token '<\|new\|>', the bos_token"),
+    ],
+    ids=str,
+)
+def test_settings_that_cannot_be_followed_are_refused(settings, said, tmp_path):
+    (tmp_path / "tokenizer.model").write_bytes(pieces())
+    if "bos_token" not in settings:
+        byte_level().save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
+    with pytest.raises(UserError, match=said):
+        folder_tokenization(tmp_path)
+
+
+def with_ends(path, settings, generation, config=None):
+    byte_level().save(str(path / "tokenizer.json"))
+    (path / "tokenizer_config.json").write_text(json.dumps(settings))
+    (path / "generation_config.json").write_text(json.dumps(generation))
+    (path / "config.json").write_text(json.dumps({"model_type": "llama"} | (config or {})))
+    return folder_tokenization(path)
+
+
+@pytest.mark.parametrize(
+    ("settings", "generation", "config", "end_ids", "separator"),
+    [
+        # As Qwen has it: the end of a turn and the end of a document.
+        ({"eos_token": END}, {"eos_token_id": [260, 258]}, None, (260, 258), 258),
+        ({"eos_token": ENDOFTEXT}, {"eos_token_id": [260, 258]}, None, (258, 260), 258),
+        ({"eos_token": END}, {}, None, (260,), 260),
+        ({}, {"eos_token_id": 259}, {"eos_token_id": 260}, (259,), 259),
+        ({}, {}, {"eos_token_id": [260, 259]}, (260, 259), 260),
+        ({}, {"eos_token_id": []}, {"eos_token_id": 257}, (257,), 257),
+        ({}, {}, None, (257,), 257),
+    ],
+)
+def test_every_end_token_ends_a_text_and_one_separates_documents(
+    settings, generation, config, end_ids, separator, tmp_path
+):
+    found = with_ends(tmp_path, settings, generation, config)
+    assert (found.end_ids, found.tokenizer.end_id) == (end_ids, separator)
+    by_name = named_tokenization(str(tmp_path))
+    assert (by_name.end_ids, by_name.tokenizer.end_id) == (end_ids, separator)
+
+
+def test_an_end_token_that_is_asked_for_is_the_one_between_documents(tmp_path):
+    with_ends(tmp_path, {"eos_token": END}, {"eos_token_id": [260, 258]})
+    found = named_tokenization(str(tmp_path), EOS)
+    assert (found.end_ids, found.tokenizer.end_id) == ((257, 260, 258), 257)
+    assert found.tokenizer.encode(EOS).tolist() == [*(s for s in (27, 14, 82, 29))]
+
+
+WRONG = {
+    "tokenizer_config.json": [
+        ("[1]", "is not a JSON object"),
+        ('{"eos_token": 5}', "eos_token is 5; it must be a token"),
+        ('{"eos_token": {"x": 1}}', "eos_token is"),
+        ('{"bos_token": ["a"]}', "bos_token is"),
+        ('{"bos_token": ""}', "bos_token is ''"),
+        ("[" * 100_000, "is not JSON"),
+        ("\0", "is not JSON"),
+    ],
+    "special_tokens_map.json": [("5", "is not a JSON object"), ('{"eos_token": true}', "True")],
+    "generation_config.json": [
+        ('{"eos_token_id": -1}', "is -1, and its vocabulary has the ids 0 to 260"),
+        ('{"eos_token_id": 261}', "is 261, and its"),
+        ('{"eos_token_id": [256, 9e99]}', r"eos_token_id is \[256, 9e\+99\]; it must be an id"),
+        ('{"eos_token_id": "x"}', "eos_token_id is 'x'"),
+        ('{"eos_token_id": true}', "eos_token_id is True"),
+        ('{"eos_token_id": 99999999999999999999}', "is 99999999999999999999, and"),
+    ],
+    "config.json": [('{"eos_token_id": {}}', "eos_token_id is {}"), ("null", "not a JSON obj")],
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "said"),
+    [(name, *each) for name, cases in WRONG.items() for each in cases],
+    ids=lambda value: str(value)[:30],
+)
+def test_a_damaged_file_is_one_line(name, text, said, tmp_path):
+    byte_level().save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / name).write_text(text)
+    with pytest.raises(ValueError, match=said) as error:
+        folder_tokenization(tmp_path)
+    assert type(error.value).__name__ == "UserError"
+    assert "\n" not in str(error.value)
+
+
+def added(**fields):
+    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
+    return {"id": 256, "content": EOS, "special": True} | flags | fields
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"model": {}}, "no model with a vocabulary"),
+        ({"model": 5}, "no model with a vocabulary"),
+        ({"model": {"type": "BPE", "vocab": {}, "merges": []}}, "vocabulary is empty"),
+        ({"model": {"type": "BPE", "vocab": {"a": -1}, "merges": []}}, "-1"),
+        ({"model": {"type": "BPE", "vocab": {"a": "x"}, "merges": []}}, "cannot be read"),
+        ({"model": {"type": "BPE", "vocab": {"a": 4294967295}, "merges": []}}, "ids reach"),
+        ({"model": {"type": "BPE", "vocab": {"a": 0}, "merges": ["a b"]}}, "cannot be read"),
+        ({"model": {"type": "Unigram", "vocab": [["a", 0.0]], "unk_id": 7}}, "UnkId"),
+        (
+            {"model": {"type": "WordLevel", "vocab": {"a": 0}, "unk_token": "z"}},
+            "lacks unk",
+        ),
+        ({"added_tokens": 5}, "expected a sequence"),
+        ({"added_tokens": [added(id=-1)]}, "-1"),
+        ({"added_tokens": [{"id": 256}]}, "missing field"),
+        ({"added_tokens": []}, "none of the usual end tokens"),
+        (
+            {"pre_tokenizer": {"type": "Split", "pattern": {"Regex": "(("}, "invert": False}},
+            "cannot be read",
+        ),
+        (
+            {
+                "post_processor": {
+                    "type": "TemplateProcessing",
+                    "single": [{"SpecialToken": {"id": "<x>", "type_id": 0}}],
+                    "pair": [{"Sequence": {"id": "A", "type_id": 0}}],
+                    "special_tokens": {},
+                }
+            },
+            "post_processor has no id for '<x>'",
+        ),
+        (
+            {
+                "post_processor": {
+                    "type": "TemplateProcessing",
+                    "single": [
+                        {"SpecialToken": {"id": "<x>", "type_id": 0}},
+                        {"Sequence": {"id": "A", "type_id": 0}},
+                    ],
+                    "pair": [
+                        {"Sequence": {"id": "A", "type_id": 0}},
+                        {"Sequence": {"id": "B", "type_id": 0}},
+                    ],
+                    "special_tokens": {"<x>": {"id": "<x>", "ids": [999], "tokens": ["<x>"]}},
+                }
+            },
+            "template of tokenizer .* is 999",
+        ),
+    ],
+    ids=str,
+)
+def test_a_damaged_tokenizer_is_one_line(fields, said, tmp_path):
+    file = tmp_path / "tokenizer.json"
+    byte_level().save(str(file))
+    tokenizer_kinds.rewritten(file, **fields)
+    with pytest.raises(ValueError, match=said) as error:
+        folder_tokenization(tmp_path)
+    assert type(error.value).__name__ == "UserError"
+
+
+def test_a_tokenizer_that_is_a_link_out_of_the_folder_is_not_read(tmp_path):
+    (tmp_path / "folder").mkdir()
+    byte_level().save(str(tmp_path / "secret.json"))
+    (tmp_path / "folder" / "tokenizer.json").symlink_to(tmp_path / "secret.json")
+    with pytest.raises(ValueError, match=re.escape("is a link to")):
+        folder_tokenization(tmp_path / "folder")
+
+
+def test_a_file_that_is_written_again_counts_as_the_same(tmp_path):
+    directories = [tmp_path / name for name in ("one", "two", "three")]
+    for directory in directories:
+        directory.mkdir()
+    write_kind("bpe_with_merges_to_the_end", directories[0], begins=True)
+    (directories[0] / "tokenizer_config.json").write_text(
+        json.dumps({"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": EOS})
+    )
+    transformers.AutoTokenizer.from_pretrained(directories[0]).save_pretrained(directories[1])
+    fields = json.loads((directories[0] / "tokenizer.json").read_text())
+    fields["model"]["merges"] = [" ".join(pair) for pair in fields["model"]["merges"]]
+    (directories[2] / "tokenizer.json").write_text(json.dumps(fields, indent=4))
+    digests = {folder_tokenization(each).tokenizer.digest for each in directories}
+    assert len(digests) == 1
+    fields["model"]["merges"] = fields["model"]["merges"][:-1]
+    (directories[2] / "tokenizer.json").write_text(json.dumps(fields))
+    assert folder_tokenization(directories[2]).tokenizer.digest not in digests
+    assert TURN in fields["model"]["vocab"]

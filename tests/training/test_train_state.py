@@ -1,0 +1,223 @@
+"""A train step is one step of the optimizer on the whole batch, wherever it runs."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from conftest import MODELS, mesh_of, phase_of, random_batch, random_params
+
+from stackjax import model
+from stackjax.config import OptimizerConfig
+from stackjax.data.batch import Batch
+from stackjax.data.device import batch_sharding
+from stackjax.sharding.partition import on_mesh
+from stackjax.training.optimizer import ParameterRates, build_optimizer
+from stackjax.training.train_state import TrainState, eval_step, init_state, train_step
+
+CONFIG = MODELS["gqa"]
+RATE = 1e-2
+# Adam divides by the gradient's size, which would blow up the rounding of gradients near
+# zero; a large epsilon makes its update smooth in the gradient.
+TX = build_optimizer(
+    OptimizerConfig(peak_learning_rate=RATE, epsilon=1e-2), model.logical_axes(CONFIG)
+)
+
+
+def initial_state(params=None) -> TrainState:
+    params = jax.tree.map(jnp.asarray, random_params(CONFIG)) if params is None else params
+    return TrainState(jnp.int32(0), params, TX.init(params))
+
+
+PHASE = phase_of(CONFIG, learning_rate=lambda step: RATE * (step + 1))
+
+
+def step_with(z_loss, state, batch):
+    return train_step(PHASE, TX, z_loss, state, batch)
+
+
+compiled = jax.jit(step_with, static_argnums=0)
+
+
+def assert_same_params(tree, other, *, tolerance):
+    for leaf, expected in zip(jax.tree.leaves(tree), jax.tree.leaves(other), strict=True):
+        np.testing.assert_allclose(leaf, expected, rtol=0, atol=tolerance)
+
+
+def test_a_step_is_the_optimizers_on_the_gradient_of_the_mean_loss():
+    batch = random_batch()
+    state, metrics = compiled(0.1, initial_state(), batch)
+    flat = Batch(*(field[0] for field in batch))
+
+    def objective(params):
+        """The mean over what is learnt, written with log_softmax."""
+        logits = model.apply(CONFIG, params, *flat[:3])
+        log_probs = jax.nn.log_softmax(logits)[:, :-1]
+        labels = jax.nn.one_hot(flat.tokens[:, 1:], logits.shape[-1], dtype=bool)
+        nll = -jnp.where(labels, log_probs, 0.0).sum(-1)
+        squares = jnp.square(jax.nn.logsumexp(logits, axis=-1))[:, :-1]
+        weights = flat.loss_weights[:, :-1]
+        mean = functools.partial(jnp.average, weights=weights)
+        return mean(nll) + 0.1 * mean(squares), mean(nll)
+
+    params = initial_state().params
+    grads, loss = jax.jit(jax.grad(objective, has_aux=True))(params)
+    updates, _ = TX.update(grads, TX.init(params), params)
+    expected = jax.tree.map(lambda p, u: p - RATE * u, params, updates)
+    # What is reported is without the z-loss.
+    assert float(metrics["loss"]) == pytest.approx(float(loss), rel=1e-5)
+    assert float(metrics["grad_norm"]) == pytest.approx(float(optax.tree.norm(grads)), rel=1e-5)
+    assert float(metrics["learning_rate"]) == pytest.approx(RATE)
+    assert int(state.step) == 1
+    # As above: 1e-7 over epsilon, times the rate.
+    assert_same_params(state.params, expected, tolerance=1e-6)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_step_that_is_not_finite_leaves_the_parameters_as_they_are(value):
+    params = initial_state().params
+    params = {**params, "final_norm": params["final_norm"] * jnp.float32(value)}
+    state, metrics = compiled(0.0, initial_state(params), random_batch())
+    assert not metrics["is_finite"]
+    assert not np.isfinite(float(metrics["loss"]) + float(metrics["grad_norm"]))
+    assert_same_params(state.params, params, tolerance=0)
+    assert compiled(0.0, initial_state(), random_batch())[1]["is_finite"]
+
+
+def test_the_loss_of_a_batch_that_is_seen_again_and_again_falls():
+    state, losses = initial_state(), []
+    for _ in range(25):
+        state, metrics = compiled(0.0, state, random_batch())
+        losses.append(float(metrics["loss"]))
+    assert losses[-1] < 0.5 * losses[0]
+    # The rate is asked of the step that it is used in.
+    assert int(state.step) == 25
+    assert float(metrics["learning_rate"]) == pytest.approx(25 * RATE)
+
+
+def three_steps(accumulate, step, state, put):
+    """State and loss after three steps."""
+    for seed in range(3):
+        batch = random_batch(seed, accumulate=accumulate)
+        state, metrics = step(1e-4, state, put(batch))
+    return state, float(metrics["loss"])
+
+
+@pytest.mark.parametrize(
+    ("name", "accumulate"),
+    [("fsdp 8", 1), ("replica 2, fsdp 2, tensor 2", 2), ("fsdp 4, tensor 2", 1)],
+)
+def test_steps_are_the_same_on_every_mesh_and_compile_once(name, accumulate):
+    expected, expected_loss = three_steps(
+        accumulate, compiled, initial_state(), lambda batch: batch
+    )
+    mesh, step = mesh_of(name), jax.jit(lambda *args: step_with(*args), static_argnums=0)
+    with jax.set_mesh(mesh):
+        abstract = jax.eval_shape(lambda: init_state(CONFIG, TX, jax.random.key(0)))
+        layout = jax.tree.map(lambda leaf: leaf.sharding, on_mesh(abstract, mesh))
+        sharding = batch_sharding(mesh)
+        put = functools.partial(jax.device_put, device=sharding)
+        state, loss = three_steps(
+            accumulate, step, jax.device_put(initial_state(), layout), put
+        )
+        assert step._cache_size() == 1
+        for leaf, place in zip(jax.tree.leaves(state), jax.tree.leaves(layout), strict=True):
+            assert leaf.sharding.is_equivalent_to(place, leaf.ndim)
+    # Three steps of what one is allowed above, summed over eight devices.
+    assert loss == pytest.approx(expected_loss, rel=2e-5)
+    assert_same_params(state.params, expected.params, tolerance=1e-5)
+
+
+def test_evaluation_sums_the_loss_that_training_reports():
+    batch = random_batch(5)
+    _, metrics = compiled(0.0, initial_state(), batch)
+    evaluate = jax.jit(functools.partial(eval_step, CONFIG))
+    sums, weight = evaluate(initial_state().params, batch)
+    assert float(weight) == batch.loss_weights.sum()
+    assert float(sums.nll / weight) == pytest.approx(float(metrics["loss"]), rel=1e-5)
+
+
+def frozen_phase(config, trained):
+    """A phase in which only some layers learn."""
+    rates = ParameterRates(
+        source=config,
+        growth=None,
+        rewarm=None,
+        scale_by_fan_in=False,
+        trained_layers=trained,
+    )
+    return phase_of(config, rate=RATE, trained_layers=trained, parameter_rates=rates)
+
+
+@pytest.mark.parametrize(
+    ("name", "trained", "optimizer"),
+    [
+        ("gqa", (False, False, True), "adamw"),
+        ("gqa, tied, qk_norm", (True, False, True), "adamw"),
+        ("gqa", (True, False, True), "muon"),
+    ],
+)
+def test_frozen_layers_stay_bit_by_bit_and_the_rest_learns(name, trained, optimizer):
+    config = MODELS[name]
+    fields = OptimizerConfig(name=optimizer, peak_learning_rate=RATE, weight_decay=0.5)
+    tx = build_optimizer(fields, model.logical_axes(config))
+    step = jax.jit(functools.partial(train_step, frozen_phase(config, trained), tx, 1e-4))
+    params = random_params(config)
+    state = TrainState(jnp.int32(0), params, tx.init(params))
+    for seed in range(3):
+        state, _ = step(state, random_batch(seed))
+    for kind, leaf in state.params["layers"].items():
+        for before, after, learns in zip(params["layers"][kind], leaf, trained, strict=True):
+            if learns:
+                assert (before != after).mean() > 0.99, kind
+            else:
+                np.testing.assert_array_equal(after, before, err_msg=kind)
+    if config.tie_head:
+        assert (state.params["embedding"] != params["embedding"]).all()
+    else:
+        np.testing.assert_array_equal(state.params["embedding"], params["embedding"])
+        assert (state.params["head"] != params["head"]).all()
+    assert (state.params["final_norm"] != params["final_norm"]).all()
+
+
+MIDDLE = (False, True, False)
+compiled_frozen = jax.jit(functools.partial(train_step, frozen_phase(CONFIG, MIDDLE), TX, 0.0))
+
+
+def test_a_frozen_step_is_that_of_a_model_whose_gradient_has_holes():
+    batch = random_batch()
+    state, metrics = compiled_frozen(initial_state(), batch)
+    params, flat = initial_state().params, Batch(*(field[0] for field in batch))
+
+    def objective(params):
+        return model.next_token_loss(CONFIG, params, flat).objective / flat.loss_weights.sum()
+
+    loss, grads = jax.jit(jax.value_and_grad(objective))(params)
+    held = {"embedding": False, "final_norm": True, "head": True}
+    held["layers"] = {
+        kind: jnp.array(MIDDLE).reshape(-1, *(1,) * (leaf.ndim - 1))
+        for kind, leaf in params["layers"].items()
+    }
+    grads = jax.tree.map(lambda grad, learns: jnp.where(learns, grad, 0.0), grads, held)
+    updates, _ = TX.update(grads, TX.init(params), params)
+    expected = jax.tree.map(
+        lambda p, u, learns: jnp.where(learns, p - RATE * u, p), params, updates, held
+    )
+    assert float(metrics["loss"]) == pytest.approx(float(loss), rel=1e-5)
+    assert float(metrics["grad_norm"]) == pytest.approx(float(optax.tree.norm(grads)), rel=1e-5)
+    # As above: 1e-7 over epsilon, times the rate.
+    assert_same_params(state.params, expected, tolerance=1e-6)
+
+
+def test_a_frozen_step_is_the_same_on_a_mesh():
+    expected, _ = compiled_frozen(initial_state(), random_batch())
+    mesh = mesh_of("replica 2, fsdp 2, tensor 2")
+    with jax.set_mesh(mesh):
+        abstract = jax.eval_shape(lambda: init_state(CONFIG, TX, jax.random.key(0)))
+        layout = jax.tree.map(lambda leaf: leaf.sharding, on_mesh(abstract, mesh))
+        batch = jax.device_put(random_batch(), batch_sharding(mesh))
+        state, _ = compiled_frozen(jax.device_put(initial_state(), layout), batch)
+    # As above.
+    assert_same_params(state.params, expected.params, tolerance=1e-6)
