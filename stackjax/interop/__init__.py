@@ -1,4 +1,4 @@
-"""Models of other libraries, in and out."""
+"""Import from and export to Hugging Face transformers and lit-gpt."""
 
 import importlib.util
 
@@ -6,7 +6,7 @@ from stackjax.runtime.errors import UserError
 
 
 def check_installed(*packages: str) -> None:
-    """Raises UserError where a package is missing that only interop needs."""
+    """Raises UserError if an optional package is missing."""
     missing = [name for name in packages if importlib.util.find_spec(name) is None]
     if missing:
         raise UserError(

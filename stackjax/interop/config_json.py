@@ -1,4 +1,4 @@
-"""The config.json of a Llama, Mistral, Qwen2 or Qwen3 as a `ModelConfig`, and back."""
+"""Conversion between config.json (Llama, Mistral, Qwen2, Qwen3) and `ModelConfig`."""
 
 import json
 from collections.abc import Mapping
@@ -17,7 +17,11 @@ _MAX_JSON_BYTES = 10**8
 
 
 def read_json(file: Path) -> Any:
-    """Returns the contents of a JSON file; UserError if it is damaged."""
+    """Returns a parsed JSON file.
+
+    Raises:
+      UserError: The file is too large, nested too deeply, or not JSON.
+    """
     size = file.stat().st_size
     if size > _MAX_JSON_BYTES:
         raise UserError(
@@ -33,7 +37,11 @@ def read_json(file: Path) -> Any:
 
 
 def read_fields(path: Path) -> Mapping[str, Any]:
-    """Returns the config.json of a folder; UserError if there is none to read."""
+    """Returns a folder's config.json.
+
+    Raises:
+      UserError: The file is missing, damaged, or has no `model_type`.
+    """
     file = Path(file_inside(path, CONFIG, str(path)))
     if not file.is_file():
         raise UserError(f"{path} has no {CONFIG}; name a folder of transformers.")
@@ -44,13 +52,13 @@ def read_fields(path: Path) -> Mapping[str, Any]:
 
 
 def model_config(fields: Mapping[str, Any], name: str = CONFIG) -> ModelConfig:
-    """Returns the model that a config.json describes, as transformers reads it.
+    """Returns the `ModelConfig` for a config.json, with the defaults from transformers.
 
     Args:
-      name: The file, for errors.
+      name: File name for messages.
 
     Raises:
-      UserError: A field is missing or malformed, or stackjax cannot represent it.
+      UserError: A field is missing, malformed or unsupported.
     """
     family = _family(fields, name)
     missing = [field for field in SIZES.values() if field not in fields]
@@ -89,7 +97,7 @@ def _family(fields: Mapping[str, Any], name: str) -> Family:
 
 
 def _check_heads(fields: Mapping[str, Any], name: str) -> None:
-    """Raises UserError if transformers does not find the channels of a head."""
+    """Raises UserError if a Llama's number of heads does not divide `hidden_size`."""
     channels, heads = fields["hidden_size"], fields["num_attention_heads"]
     if fields["model_type"] == "llama" and channels % heads:
         raise UserError(
@@ -99,7 +107,7 @@ def _check_heads(fields: Mapping[str, Any], name: str) -> None:
 
 
 def _check_padding(fields: Mapping[str, Any], name: str) -> None:
-    """Raises UserError if transformers finds no embedding of the padding token."""
+    """Raises UserError if the padding token is not in the vocabulary."""
     padding, size = fields.get("pad_token_id"), fields["vocab_size"]
     if padding is not None and not -size <= padding < size:
         raise UserError(
@@ -109,7 +117,7 @@ def _check_padding(fields: Mapping[str, Any], name: str) -> None:
 
 
 def _check_layer_types(fields: Mapping[str, Any], name: str) -> None:
-    """Raises UserError if layers are not of the types that stackjax has, one for each."""
+    """Raises UserError unless `layer_types` has one supported type per layer."""
     kinds, num_layers = fields.get("layer_types"), fields["num_hidden_layers"]
     if kinds is None:
         return
@@ -127,7 +135,7 @@ def _check_layer_types(fields: Mapping[str, Any], name: str) -> None:
 
 
 def _check_windows(fields: Mapping[str, Any], family: Family, name: str) -> None:
-    """Raises UserError if a window hides a token of the longest text."""
+    """Raises UserError if a sliding window is shorter than the longest context."""
     window = _window(fields, family)
     if not _slides(fields, family):
         return
@@ -141,14 +149,14 @@ def _check_windows(fields: Mapping[str, Any], family: Family, name: str) -> None
 
 
 def _window(fields: Mapping[str, Any], family: Family) -> int | None:
-    """Returns the tokens of a window; None if transformers sees none."""
+    """Returns the sliding window in tokens; None if transformers uses none."""
     if family.window == "switched" and not fields.get("use_sliding_window", False):
         return None
     return fields.get("sliding_window", family.sliding_window)
 
 
 def _slides(fields: Mapping[str, Any], family: Family) -> bool:
-    """Returns whether some layer attends, or caches, over a window."""
+    """Returns whether the sliding window affects attention or the KV cache in any layer."""
     window, kinds = _window(fields, family), fields.get("layer_types")
     if kinds is not None and "sliding_attention" in kinds:
         return True
@@ -161,9 +169,9 @@ def _slides(fields: Mapping[str, Any], family: Family) -> bool:
 
 
 def _rope(fields: Mapping[str, Any], family: Family, name: str) -> Mapping[str, Any]:
-    """Returns the parameters of the rotation, after the defaults of transformers.
+    """Returns the RoPE parameters, with the defaults from transformers.
 
-    Before version 5 they were `rope_scaling`, which wins if both are there.
+    `rope_scaling` (before version 5) has priority over `rope_parameters`.
     """
     source = "rope_scaling" if fields.get("rope_scaling") else "rope_parameters"
     rope = dict(fields.get(source) or {})
@@ -180,7 +188,7 @@ def _rope(fields: Mapping[str, Any], family: Family, name: str) -> Mapping[str, 
         rules = ROPE_RULES | LLAMA3_RULES
         rope.setdefault("partial_rotary_factor", fields.get("partial_rotary_factor"))
         original = "original_max_position_embeddings"
-        # Here the field outside wins.
+        # Transformers prefers the top-level field.
         rope[original] = fields.get(original, rope.get(original, seq_len(fields)))
         missing = [field for field in rules if field not in rope]
         if missing:
@@ -201,7 +209,7 @@ def _rope_scaling(rope: Mapping[str, Any]) -> RopeScaling | None:
 
 
 def seq_len(fields: Mapping[str, Any]) -> int:
-    """Returns the tokens of the longest text that the model of a config.json is meant for."""
+    """Returns the longest context for a config.json, in tokens."""
     default = FAMILIES[fields["model_type"]].seq_len
     return fields.get("max_position_embeddings", default)
 
@@ -209,16 +217,15 @@ def seq_len(fields: Mapping[str, Any]) -> int:
 def config_fields(
     config: ModelConfig, dtype: str | None, template: Mapping[str, Any] | None, seq_len: int
 ) -> dict[str, Any]:
-    """Returns the config.json of a model.
+    """Returns the config.json for a model.
 
     Args:
-      dtype: The type of its weights: bfloat16. None leaves the template's.
-      template: The config.json of a model that this one comes from, whose other fields stay;
-        None if there is none.
-      seq_len: Tokens of the longest text that the model was trained on.
+      dtype: Type of the weights, such as `bfloat16`; None keeps the template's type.
+      template: Original config.json with all other fields, or None.
+      seq_len: Longest training sequence, in tokens.
 
     Raises:
-      UserError: No model of transformers is like it.
+      UserError: No supported family has this architecture.
     """
     fields = dict(template) if template else _new_fields(config, seq_len)
     _check_family(config, fields["model_type"])
@@ -236,7 +243,7 @@ def config_fields(
 
 
 def _check_family(config: ModelConfig, kind: str) -> None:
-    """Raises UserError if no model of a family is like a model."""
+    """Raises UserError if a family cannot represent the model."""
     family = FAMILIES[kind]
     if (config.qkv_bias, config.qk_norm) != (family.qkv_bias, family.qk_norm):
         raise UserError(
@@ -251,7 +258,7 @@ def _check_family(config: ModelConfig, kind: str) -> None:
 
 
 def _with_length(fields: Mapping[str, Any], trained: int) -> dict[str, Any]:
-    """Returns fields for texts at least as long as those trained on, without windows."""
+    """Returns fields with a context of at least `trained` tokens and no sliding window."""
     family = FAMILIES[fields["model_type"]]
     longer = dict(fields)
     if seq_len(fields) < trained:
@@ -263,7 +270,7 @@ def _with_length(fields: Mapping[str, Any], trained: int) -> dict[str, Any]:
 
 
 def _with_rope(fields: Mapping[str, Any], config: ModelConfig) -> dict[str, Any]:
-    """Returns fields that say the rotation of a model; unchanged if they do so already."""
+    """Returns fields with the model's RoPE parameters; unchanged if equivalent already."""
     found = model_config(fields)
     if (found.rope_theta, found.rope_scaling) == (config.rope_theta, config.rope_scaling):
         return dict(fields)
@@ -286,7 +293,7 @@ def _new_fields(config: ModelConfig, seq_len: int) -> dict[str, Any]:
 
 
 def _rope_fields(config: ModelConfig) -> dict[str, Any]:
-    """Returns how positions rotate, as versions before 5 wrote it and all can read it."""
+    """Returns RoPE fields in the format before version 5, readable by all versions."""
     scaling = config.rope_scaling
     if scaling is None:
         return {"rope_theta": config.rope_theta, "rope_scaling": None}

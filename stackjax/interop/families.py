@@ -1,4 +1,4 @@
-"""The families of models that stackjax reads from config.json, and rules for its fields."""
+"""Model families readable from config.json, with rules for their fields."""
 
 import dataclasses
 import sys
@@ -26,7 +26,7 @@ SIZES = {
     "mlp_dim": "intermediate_size",
     "num_heads": "num_attention_heads",
 }
-"""The field of config.json that has each size of a model."""
+"""Maps each size in `ModelConfig` to the field in config.json."""
 
 RULES = dict.fromkeys(SIZES.values(), _SIZE) | {
     "num_key_value_heads": _SIZE_OR_NULL,
@@ -42,7 +42,7 @@ RULES = dict.fromkeys(SIZES.values(), _SIZE) | {
     "dtype": _TYPE,
     "torch_dtype": _TYPE,
     "is_causal": Rule((bool,), supported=(True,)),
-    # Names that transformers reads in the config.json of every model.
+    # Read by transformers in every config.json.
     "quantization_config": Rule(supported=(None,)),
     "per_layer_config": _ABSENT,
     "configuration_files": _ABSENT,
@@ -50,9 +50,9 @@ RULES = dict.fromkeys(SIZES.values(), _SIZE) | {
     "attribute_map": _ABSENT,
     "attention_chunk_size": _ABSENT,
     "kv_sharing_modes": _ABSENT,
-    # Transformers reads this part in the place of the whole.
+    # Transformers would read this nested config instead.
     **dict.fromkeys(("text_config", "decoder", "generator"), Rule(supported=(None,))),
-    # Fields without a meaning here: transformers refuses other types.
+    # Unused here, but transformers refuses other types.
     "bos_token_id": _ID_OR_NULL,
     "eos_token_id": Rule((int, list), or_null=True),
     "pad_token_id": _ID_OR_NULL,
@@ -61,7 +61,7 @@ RULES = dict.fromkeys(SIZES.values(), _SIZE) | {
     "attention_dropout": Rule((int, float)),
     "id2label": _OBJECT_OR_NULL,
 }
-"""Rules of the fields that transformers reads in every family."""
+"""Rules for the fields common to all families."""
 _WINDOWS = {"use_sliding_window": _FLAG, "max_window_layers": Rule((int,))}
 ROPE_RULES = {
     "rope_type": Rule((str,), supported=("default", "llama3")),
@@ -78,20 +78,20 @@ LLAMA3_RULES = {
 
 @dataclasses.dataclass(frozen=True)
 class Family:
-    """The defaults of one kind of model, and the rules of the fields that it alone reads."""
+    """Defaults and additional field rules for one model family."""
 
     architecture: str
     seq_len: int
-    """`max_position_embeddings` by default."""
+    """Default `max_position_embeddings`."""
     num_kv_heads: int | None = None
-    """None if there are as many as query heads."""
+    """Default `num_key_value_heads`; None means `num_attention_heads`."""
     head_dim: int | None = None
-    """None if heads share the channels of the residual stream."""
+    """Default `head_dim`; None means `hidden_size // num_attention_heads`."""
     sliding_window: int | None = None
-    """The tokens of a window by default."""
+    """Default `sliding_window`, in tokens."""
     window: Literal["cache", "switched", "always"] = "cache"
-    """If `sliding_window` acts in the cache of generation only, in the layers that other
-    fields switch on, or in every layer."""
+    """Effect of `sliding_window`: `cache` limits only the KV cache, `switched` the layers
+    selected by other fields, `always` every layer."""
     qkv_bias: bool = False
     qk_norm: bool = False
     rules: Mapping[str, Rule] = dataclasses.field(default_factory=dict)

@@ -1,4 +1,4 @@
-"""What a folder holds beside its weights: tokenizer, lineage and model card."""
+"""Files in a Hugging Face folder other than weights: tokenizer, lineage and model card."""
 
 import dataclasses
 import json
@@ -31,9 +31,9 @@ from stackjax.tokenizer.tokenizer_json import bytes_fields
 from stackjax.training.phase import Counts
 
 ORIGIN = "stackjax.json"
-"""The file that says where the model of a folder comes from."""
+"""File with the model's lineage."""
 CARRIED = "huggingface"
-"""Where a checkpoint keeps the files of the folder that its model comes from."""
+"""Directory next to a checkpoint with the original folder's files."""
 _PORTABLE = (
     "tokenizer.json",
     "tokenizer.*.json",  # for other versions of transformers
@@ -55,15 +55,15 @@ _PORTABLE = (
     "LICENSE*",
     "NOTICE*",
 )
-"""Files that stay true of a grown model: its tokenizer, chat templates and licenses."""
+"""Files still valid for a grown model: tokenizer, chat templates and licenses."""
 
 
 def new_folder(path: str) -> epath.Path:
-    """Returns where a folder is to be written.
+    """Returns the path for a new folder.
 
     Raises:
-      UserError: It lies in a bucket.
-      FileExistsError: There is something.
+      UserError: The path is in a bucket.
+      FileExistsError: The path is not empty.
     """
     if is_remote(path):
         raise UserError(f"{path}: folders of transformers are written to disks only.")
@@ -72,7 +72,7 @@ def new_folder(path: str) -> epath.Path:
 
 
 def portable_files(source: epath.Path) -> list[str]:
-    """Returns the names of the files of a folder that hold no weights and stay true.
+    """Returns the names of all files still valid for a grown model.
 
     Raises:
       UserError: A file is a link out of the folder, so it may be private.
@@ -85,10 +85,10 @@ def portable_files(source: epath.Path) -> list[str]:
 
 
 def carry(source: epath.Path, target: epath.Path) -> None:
-    """Copies the files of a folder that hold no weights and stay true of a grown model.
+    """Copies the files still valid for a grown model.
 
     Raises:
-      UserError: As `portable_files`.
+      UserError: As in `portable_files`.
     """
     for name in portable_files(source):
         file = target / name
@@ -98,10 +98,10 @@ def carry(source: epath.Path, target: epath.Path) -> None:
 
 
 def folder_tokenization(path: Path) -> Tokenization:
-    """Returns how the model of a folder reads texts.
+    """Returns a folder's tokenizer and special tokens.
 
     Raises:
-      UserError: There is no tokenizer, or it cannot be read.
+      UserError: There is no tokenizer, or the tokenizer is damaged.
     """
     found = read_tokenization(path)
     if found is None:
@@ -112,7 +112,7 @@ def folder_tokenization(path: Path) -> Tokenization:
 
 
 def write_tokenizer(tokenizer: Tokenizer, target: Path) -> None:
-    """Writes a tokenizer as transformers reads it, with the special tokens of our data."""
+    """Writes a tokenizer for transformers, with the special tokens used in training."""
     settings: dict[str, Any] = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "bos_token": next(map(tokenizer.written, tokenizer.begin_ids), None),
@@ -129,20 +129,20 @@ def write_tokenizer(tokenizer: Tokenizer, target: Path) -> None:
         settings |= {
             "tokenizer_class": "LlamaTokenizer",
             "add_bos_token": bool(tokenizer.begin_ids),
-            # Not every model was trained to see a text begin like a word after another.
+            # Some models were trained without a space before the first word.
             "add_prefix_space": first.startswith("\N{LOWER ONE EIGHTH BLOCK}"),
         }
     (target / "tokenizer_config.json").write_text(json.dumps(settings, indent=2) + "\n")
 
 
 def read_lineage(folder: Folder, tokens: int = 0) -> tuple[Generation, ...]:
-    """Returns where the model of a folder comes from.
+    """Returns the lineage for a folder's model.
 
     Args:
-      tokens: What it was trained on, where the folder does not say; 6 N FLOPs each.
+      tokens: Training tokens, at 6N FLOPs each, for a folder without lineage.
 
     Raises:
-      UserError: The folder tells of another model.
+      UserError: The recorded lineage belongs to another model.
     """
     file = folder.path / ORIGIN
     if not file.exists():
@@ -174,8 +174,8 @@ def write_folder(
     """Writes config, weights, lineage and model card into a folder.
 
     Args:
-      infos: What the folder is to hold.
-      tensors: As `write_tensors` takes them.
+      infos: Shape and type of every tensor.
+      tensors: Values for `write_tensors`.
     """
     write_tensors(staging, infos, _show_progress(infos, tensors))
     (staging / CONFIG).write_text(json.dumps(dict(fields), indent=2) + "\n")
@@ -187,7 +187,7 @@ def write_folder(
 def _show_progress(
     infos: Mapping[str, TensorInfo], tensors: Iterable[np.ndarray]
 ) -> Iterator[np.ndarray]:
-    """Returns the tensors, while a terminal shows how many bytes of them are written."""
+    """Yields the tensors and shows a progress bar in bytes."""
     columns = (
         *rich.progress.Progress.get_default_columns(),
         rich.progress.DownloadColumn(),
@@ -197,11 +197,11 @@ def _show_progress(
         for tensor in tensors:
             yield tensor
             bar.advance(task, tensor.nbytes)
-            del tensor  # before the next one is made
+            del tensor  # free memory before the next tensor
 
 
 def _card(lineage: Sequence[Generation]) -> str:
-    """Returns a model card: what the model is, where it comes from, what it has cost."""
+    """Returns a model card with the model's sizes, lineage and training cost."""
     model, spent = lineage[-1].model, total(lineage)
     rows = "\n".join(_row(i, generation) for i, generation in enumerate(lineage))
     unknown = ""

@@ -1,7 +1,7 @@
-"""Folders of Hugging Face's transformers: Llama, Mistral, Qwen2 and Qwen3.
+"""Hugging Face folders (Llama, Mistral, Qwen2, Qwen3) and their mapping to parameters.
 
-Which tensor a parameter is, and how it lies in it, follows from its name and its axes:
-transformers stores [what a matrix writes, what it reads], and each half of a SwiGLU apart.
+The mapping follows from a parameter's name and axes. Transformers stores each layer apart,
+matrices as [outputs, inputs], and the SwiGLU gate and up projections as two tensors.
 """
 
 import dataclasses
@@ -47,7 +47,7 @@ _TENSORS = {
     "gate_up": ("mlp.gate_proj.weight", "mlp.up_proj.weight"),
     "down": ("mlp.down_proj.weight",),
 }
-"""The tensors of each parameter, those of a layer without its number."""
+"""Tensor names for each parameter, without the layer number."""
 _HEAD = _TENSORS["head"][0]
 _EMBEDDING = _TENSORS["embedding"][0]
 _ADAPTER = "adapter_config.json"
@@ -55,51 +55,51 @@ _ADAPTER = "adapter_config.json"
 
 @dataclasses.dataclass(frozen=True)
 class Slot:
-    """A tensor of a folder, as the part of a parameter that it is."""
+    """A tensor in a folder and the part of a parameter stored there."""
 
     kind: str
-    """The parameter's name, the same in every layer."""
+    """Parameter name, the same in every layer."""
     layer: int | None
-    """The layer that it belongs to, from 0; None outside of layers."""
+    """Layer, from 0; None for parameters outside the layers."""
     half: int | None
-    """Which half of a SwiGLU's gate and value; None where it is the whole parameter."""
+    """0 for the SwiGLU gate, 1 for up; None for other parameters."""
     axes: Axes
-    """Of what it holds, without `layers`, and without `gate_up` where it is a half."""
+    """Logical axes without `layers`, and without `gate_up` for a SwiGLU half."""
 
     @property
     def name(self) -> str:
-        """The tensor's name."""
+        """Tensor name in the folder."""
         name = _TENSORS[self.kind][self.half or 0]
         return name if self.layer is None else f"model.layers.{self.layer}.{name}"
 
     @property
     def place(self) -> dict[str, int]:
-        """Where it is along the axes of the parameter that it does not have itself."""
+        """Index into the parameter axes missing from the tensor."""
         at = {"layers": self.layer, "gate_up": self.half}
         return {name: i for name, i in at.items() if i is not None}
 
     def shape(self, config: ModelConfig) -> tuple[int, ...]:
-        """Returns the shape of the tensor."""
+        """Returns the tensor's shape."""
         sides = (_axis_sizes(config, side) for side in _sides(self.axes))
         return tuple(math.prod(sizes) for sizes in sides if sizes)
 
     def cut(self, parameter: np.ndarray, axes: Any) -> np.ndarray:
-        """Returns what it holds of a parameter of all layers.
+        """Returns the tensor's part of a whole parameter, before any transpose.
 
         Args:
-          axes: The `Axes` of each parameter of the model.
+          axes: `Axes` for every parameter.
         """
         names = axes[self.kind] if self.layer is None else axes["layers"][self.kind]
         return parameter[tuple(self.place.get(name, slice(None)) for name in names.names)]
 
     def from_tensor(self, tensor: np.ndarray, config: ModelConfig) -> np.ndarray:
-        """Returns the parameter in a tensor, [*reads, *writes], of the true vocabulary."""
+        """Returns a stored tensor as part of a parameter, with an unpadded vocabulary."""
         first, second = _sides(self.axes)
         value = tensor.reshape(*_axis_sizes(config, first), *_axis_sizes(config, second))
         return value.transpose([(first + second).index(name) for name in self.axes.names])
 
     def to_tensor(self, value: np.ndarray, config: ModelConfig) -> np.ndarray:
-        """Returns the tensor of a parameter; the vocabulary's padding is left out."""
+        """Returns part of a parameter as a tensor, without padding in the vocabulary."""
         first, second = _sides(self.axes)
         place = self.axes.names.index
         if "vocab" in self.axes.names:
@@ -111,8 +111,8 @@ class Slot:
 
 
 def _sides(axes: Axes) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Returns the axes that make up the first and the second axis of a tensor."""
-    # A table is looked up in, and so stored by its rows.
+    """Returns the logical axes merged into a tensor's first and second axis."""
+    # The embedding table is indexed by token, so tokens are rows.
     return (axes.reads, axes.writes) if axes.reads == ("vocab",) else (axes.writes, axes.reads)
 
 
@@ -123,7 +123,7 @@ def _axis_sizes(config: ModelConfig, names: tuple[str, ...]) -> tuple[int, ...]:
 
 
 def slots(config: ModelConfig) -> Iterator[Slot]:
-    """Returns every tensor of a model's folder: embedding, layer by layer, norm, head."""
+    """Yields every tensor for a model: embedding, layers, final norm, head."""
     axes = model.logical_axes(config)
     outer = {kind: names for kind, names in axes.items() if kind != "layers"}
     yield Slot("embedding", None, None, outer.pop("embedding"))
@@ -147,18 +147,18 @@ def _parts(kind: str, layer: int, axes: Axes) -> Iterator[Slot]:
 
 @dataclasses.dataclass(frozen=True)
 class Folder:
-    """A folder of transformers whose config and tensors fit together."""
+    """A Hugging Face folder with matching config and tensors."""
 
     path: Path
     name: str
-    """What its model is called."""
+    """Model name."""
     fields: Mapping[str, Any]
-    """Its config.json."""
+    """Parsed config.json."""
     model: ModelConfig
     tensors: Tensors
 
     def read(self, slot: Slot) -> np.ndarray:
-        """Returns a part of a parameter, which stays in its file until it is looked at."""
+        """Returns part of a parameter, memory-mapped."""
         return slot.from_tensor(self.tensors.read(slot.name), self.model)
 
     def check_finite(self, slot: Slot) -> None:
@@ -167,12 +167,12 @@ class Folder:
 
     @property
     def dtypes(self) -> dict[str, str]:
-        """The type of each tensor of the model, by its name in files."""
+        """Stored type of every tensor, such as `BF16`."""
         return {slot.name: self.tensors[slot.name].dtype for slot in slots(self.model)}
 
 
 def is_folder(path: Path) -> bool:
-    """Returns whether a path looks like a folder of transformers; a run has a config too."""
+    """Returns whether a path looks like a Hugging Face folder; runs have a config.json too."""
     file = path / CONFIG
     if not file.is_file():
         return any(path.glob("*.safetensors")) or (path / "pytorch_model.bin").exists()
@@ -184,10 +184,10 @@ def is_folder(path: Path) -> bool:
 
 
 def read_folder(path: Path) -> Folder:
-    """Returns a folder.
+    """Returns an opened folder.
 
     Raises:
-      UserError: It is incomplete or damaged, or its model cannot be represented.
+      UserError: The folder is incomplete or damaged, or its model is not supported.
     """
     fields = read_fields(path)
     config = model_config(fields, str(path / CONFIG))
@@ -203,9 +203,9 @@ def read_folder(path: Path) -> Folder:
 
 
 def _is_tied(config: ModelConfig, tensors: Tensors) -> bool:
-    """Returns whether the embedding is the head too.
+    """Returns whether embedding and head are tied.
 
-    As in transformers a stored head with other values wins over the config.
+    As in transformers, a stored head with different values overrides the config.
     """
     if not config.tie_head or _HEAD not in tensors or _EMBEDDING not in tensors:
         return config.tie_head
@@ -215,13 +215,13 @@ def _is_tied(config: ModelConfig, tensors: Tensors) -> bool:
 
 
 def check_tensors(tensors: Mapping[str, TensorInfo], config: ModelConfig, where: str) -> None:
-    """Raises UserError where tensors are not those of a model, all of them and no others.
+    """Raises UserError if tensors are missing, have a wrong shape, or are unknown.
 
     Args:
-      where: What errors call the place that they are in.
+      where: Folder name for messages.
     """
     expected = set()
-    # Ends at the first tensor that is missing, however many layers a config claims.
+    # Stops at the first missing tensor, even if the config claims billions of layers.
     for slot in slots(config):
         name, shape = slot.name, slot.shape(config)
         expected.add(name)
@@ -232,7 +232,7 @@ def check_tensors(tensors: Mapping[str, TensorInfo], config: ModelConfig, where:
                 f"{name} in {where} has shape {list(tensors[name].shape)}, and its model needs "
                 f"{list(shape)}; the two belong to different models."
             )
-    # Older versions also stored what follows from the config, and a tied head.
+    # Older versions also stored RoPE frequencies and a tied head.
     ignored = ("rotary_emb.inv_freq", *((_HEAD,) if config.tie_head else ()))
     extra = [n for n in tensors if n not in expected and not n.endswith(ignored)]
     if extra:
@@ -243,20 +243,20 @@ def check_tensors(tensors: Mapping[str, TensorInfo], config: ModelConfig, where:
 
 
 def grown_fields(folder: Folder, target: ModelConfig) -> dict[str, Any]:
-    """Returns the config.json of a model that grew out of a folder's; raises as above."""
+    """Returns a grown model's config.json; raises as `config_fields`."""
     return config_fields(target, None, folder.fields, seq_len=0)
 
 
 def load_params(
     folder: Folder, config: ModelConfig, mesh: Mesh, *, allow_nonfinite: bool = False
 ) -> Params:
-    """Returns the parameters in a folder as float32, laid out over the current mesh.
+    """Returns a folder's parameters in float32, sharded over the mesh.
 
-    Every process reads no more than its devices hold.
+    Every process reads only the shards on its devices.
 
     Args:
-      config: The folder's model, whose vocabulary may be padded further.
-      allow_nonfinite: Whether parameters may be NaN or infinite.
+      config: The folder's model, possibly with a padded vocabulary.
+      allow_nonfinite: Accept NaN and infinity.
 
     Raises:
       UserError: A parameter is NaN or infinite, or too large for float32.
@@ -282,12 +282,12 @@ def _reader(
     shape: tuple[int, ...],
     allow_nonfinite: bool,
 ) -> Callable[[Any], np.ndarray]:
-    """Returns a function from a part of a parameter to its values."""
+    """Returns a function from a parameter's index (a slice per axis) to values."""
 
     def read(index: Any) -> np.ndarray:
         ranges = [range(*part.indices(size)) for part, size in zip(index, shape, strict=True)]
         wanted = dict(zip(names.names, ranges, strict=True))
-        # What pads the vocabulary is in no file.
+        # Vocabulary padding is zero.
         values = np.zeros([len(indices) for indices in ranges], np.float32)
         for slot in stored:
             if all(i in wanted[name] for name, i in slot.place.items()):
@@ -297,7 +297,7 @@ def _reader(
                 corner = dict(zip(slot.axes.names, map(slice, held.shape), strict=True))
                 corner |= {name: i - wanted[name].start for name, i in slot.place.items()}
                 target = values[tuple(corner[name] for name in names.names)]
-                with np.errstate(over="ignore"):  # of float64, which the check below sees
+                with np.errstate(over="ignore"):  # from float64; checked below
                     target[...] = held
                 if not allow_nonfinite:
                     check_finite(target, slot.name, str(folder.path))

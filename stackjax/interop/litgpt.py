@@ -1,7 +1,7 @@
-"""Checkpoints of the code of arXiv:2405.15319: state dicts of lit-gpt, in `.pth` files.
+"""Import of lit-gpt state dicts (`.pth` files), the checkpoint format in arXiv:2405.15319.
 
-Queries, keys and values are one matrix there, whose rows go from group to group: the queries
-that read a key, the key, the value. Positions rotate as they do here.
+Query, key and value projections are fused into a single matrix. Rows are grouped by key head:
+query heads, then key, then value. RoPE is the same as in stackjax.
 """
 
 import math
@@ -22,7 +22,7 @@ from stackjax.interop.tensors import DTYPES, TensorInfo, widest
 from stackjax.runtime.errors import UserError
 
 _HEAD_DIMS = {1024: 64, 2048: 64, 2560: 128, 4096: 128}
-"""Channels of a head, which no shape tells, by the channels of the paper's models."""
+"""Maps the paper models' channels to head size, which no tensor shape determines."""
 _SEQ_LEN = 2048
 
 _NAMES = {
@@ -36,7 +36,7 @@ _NAMES = {
     "mlp.swiglu.w2.weight": "mlp.up_proj.weight",
     "mlp.swiglu.w3.weight": "mlp.down_proj.weight",
 }
-"""What transformers calls each tensor but the fused one, of layers without their number."""
+"""Maps lit-gpt tensor names to transformers, without layer numbers or the fused tensor."""
 _FIRST = "transformer.h.0."
 _FUSED = "attn.attn.weight"
 _PROJECTIONS = ("self_attn.q_proj.weight", "self_attn.k_proj.weight", "self_attn.v_proj.weight")
@@ -54,11 +54,11 @@ _DAMAGES = (
     AssertionError,
     OverflowError,
 )
-"""What torch raises over a file that is damaged, or was made to do harm."""
+"""Exceptions raised by torch.load for damaged or malicious files."""
 
 
 class _LitTensors(Mapping[str, TensorInfo]):
-    """The tensors of a state dict by the names that transformers has for them."""
+    """A lit-gpt state dict under the tensor names used by transformers."""
 
     def __init__(self, state: Mapping[str, Any], num_kv_heads: int, head_dim: int):
         self._head_dim = head_dim
@@ -89,7 +89,7 @@ class _LitTensors(Mapping[str, TensorInfo]):
         return len(self._found)
 
     def read(self, name: str) -> np.ndarray:
-        """Returns a tensor, which stays in its file unless it is a part of a fused one."""
+        """Returns a memory-mapped tensor, or a copy for parts of a fused tensor."""
         tensor, part = self._found[name]
         value = _as_numpy(tensor)
         if part is None:
@@ -101,13 +101,13 @@ class _LitTensors(Mapping[str, TensorInfo]):
 
 
 def read_checkpoint(path: Path, head_dim: int | None = None) -> Folder:
-    """Returns what a `.pth` file holds, as if it were a folder of transformers.
+    """Returns a `.pth` checkpoint as a Hugging Face folder.
 
     Args:
-      head_dim: Channels of each head; by default those of the paper's model of that width.
+      head_dim: Channels per head; by default as in the paper's model with the same width.
 
     Raises:
-      UserError: torch is not installed, or the file is no checkpoint of such a model.
+      UserError: torch is not installed, or the file is not a lit-gpt LLaMA.
     """
     state = _load(path)
     table = _matrix(state, "transformer.wte.weight", path)
@@ -151,7 +151,11 @@ def read_checkpoint(path: Path, head_dim: int | None = None) -> Folder:
 
 
 def _matrix(state: Mapping[str, Any], name: str, path: Path) -> Any:
-    """Returns a matrix of a state dict; UserError if there is none."""
+    """Returns a matrix from a state dict.
+
+    Raises:
+      UserError: The matrix is missing.
+    """
     found = state.get(name)
     if found is None or found.dim() != 2:
         raise UserError(f"{path} is no checkpoint of a LLaMA in lit-gpt: no matrix {name}.")
@@ -163,7 +167,7 @@ def _load(path: Path) -> Mapping[str, Any]:
     import torch
 
     try:
-        # Tensors and what holds them together, and nothing that could run.
+        # weights_only: loads tensors and containers, never code.
         found = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except FileNotFoundError:
         raise
@@ -181,7 +185,7 @@ def _load(path: Path) -> Mapping[str, Any]:
 
 
 def _check(name: Any, tensor: Any, path: Path) -> None:
-    """Raises UserError if a tensor has no name, holds no weights, or claims too many."""
+    """Raises UserError unless a tensor has a name, a supported type and a valid size."""
     if not isinstance(name, str):
         raise UserError(f"{path} has a tensor with the name {shown(name)}, which is no text.")
     if str(tensor.layout) != "torch.strided" or str(tensor.device) != "cpu":
@@ -199,7 +203,7 @@ def _check(name: Any, tensor: Any, path: Path) -> None:
 
 
 def _split(name: str) -> tuple[int | None, str]:
-    """Returns the layer of a tensor, None outside of layers, and its name in it."""
+    """Returns a tensor's layer (None outside the layers) and name without layer."""
     match = re.fullmatch(r"transformer\.h\.(\d{1,9})\.(.*)", name)
     return (None, name) if match is None else (int(match[1]), match[2])
 
@@ -209,7 +213,7 @@ def _torch_dtype(tensor: Any) -> str:
 
 
 def _dtype(tensor: Any) -> str:
-    """Returns the type of a tensor, by its name in files."""
+    """Returns a tensor's safetensors type, such as `BF16`."""
     return next(n for n, dtype in DTYPES.items() if dtype.name == _torch_dtype(tensor))
 
 

@@ -1,4 +1,4 @@
-"""Rules for the fields of a JSON file: their types, ranges and values."""
+"""Rules for JSON fields: type, range and supported values."""
 
 import dataclasses
 import sys
@@ -12,26 +12,26 @@ _NAMES = {int: "an integer", float: "a float", bool: "true or false", str: "a te
     dict: "an object",
 }
 _MAX_SHOWN = 80
-"""Letters of a value that an error shows."""
+"""Longest value in an error message, in characters."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Rule:
-    """The values that a field may have."""
+    """Allowed values for one field."""
 
     types: tuple[type, ...] = ()
-    """The types, exactly: true is no integer. Any type if empty."""
+    """Allowed types, compared exactly (`True` is not an integer); empty allows every type."""
     low: float = -sys.float_info.max
-    """The smallest number."""
+    """Smallest number."""
     high: float = sys.float_info.max
-    """The largest number. NaN and infinities are outside of every range."""
+    """Largest number; NaN and infinity are never in range."""
     or_null: bool = False
-    """Whether null is allowed too."""
+    """Whether null is allowed."""
     supported: tuple[Any, ...] | None = None
-    """The values that stackjax can represent; None if it can represent all of them."""
+    """Values with an equivalent in stackjax; None means all."""
 
     def allows(self, value: Any) -> bool:
-        """Returns whether a value has the right type and lies in the range."""
+        """Returns whether a value has an allowed type and is in range."""
         if value is None or not self.types:
             return self.or_null or not self.types
         if type(value) not in self.types:
@@ -52,10 +52,10 @@ class Rule:
 
 
 def check_fields(fields: Mapping[str, Any], rules: Mapping[str, Rule], where: str) -> None:
-    """Raises UserError if a field breaks its rule; a field that is absent breaks none.
+    """Raises UserError if a field breaks its rule; absent fields pass.
 
     Args:
-      where: The file, for errors.
+      where: File name for messages.
     """
     for name, rule in rules.items():
         if name not in fields:
@@ -70,6 +70,6 @@ def check_fields(fields: Mapping[str, Any], rules: Mapping[str, Rule], where: st
 
 
 def shown(value: Any) -> str:
-    """Returns a value as an error shows it: not more than a few words."""
+    """Returns a value's repr, shortened for error messages."""
     text = repr(value)
     return text if len(text) <= _MAX_SHOWN else f"{text[:_MAX_SHOWN]}..."

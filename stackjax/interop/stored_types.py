@@ -1,6 +1,6 @@
-"""The types that a model's tensors had in the folder that it comes from.
+"""Tensor types in the Hugging Face folder from which a model was imported.
 
-A checkpoint holds float32. Its tensors go out in the types that they came in.
+Checkpoints hold float32; export writes every tensor in the original type.
 """
 
 import json
@@ -16,17 +16,21 @@ from stackjax.interop.tensors import DTYPES, widest
 from stackjax.runtime.errors import UserError
 
 TYPES = "dtypes.json"
-"""The file with the type of each tensor, beside the other files of a folder."""
+"""File with the type of every tensor, next to the folder's other files."""
 
 
 def write_types(types: Mapping[str, str], directory: epath.Path) -> None:
-    """Writes the type of each tensor; float64 becomes float32, as in checkpoints."""
+    """Writes tensor types; float64 is recorded as float32, as in checkpoints."""
     held = {name: "F32" if dtype == "F64" else dtype for name, dtype in types.items()}
     (directory / TYPES).write_text(json.dumps(held, indent=2) + "\n")
 
 
 def read_types(directory: Path) -> Mapping[str, str]:
-    """Returns the type of each tensor; UserError if they cannot be read."""
+    """Returns the recorded type of every tensor.
+
+    Raises:
+      UserError: The file is damaged.
+    """
     file = directory / TYPES
     types = read_json(file)
     if not isinstance(types, dict) or not types or not set(types.values()) <= DTYPES.keys():
@@ -38,10 +42,10 @@ def read_types(directory: Path) -> Mapping[str, str]:
 
 
 def types_of(names: Iterable[str], stored: Mapping[str, str]) -> dict[str, str]:
-    """Returns the type of each tensor of a model that comes from a folder.
+    """Returns the type of every named tensor.
 
-    A tensor has the type that the folder stored it in. A tensor that the folder did not have,
-    such as those of a new layer, has the widest type of its kind in all layers.
+    Tensors from the folder keep their type. A new tensor, for example in a new layer, gets
+    the widest type among all layers.
     """
     kinds: dict[str, set[str]] = {}
     for name, dtype in stored.items():
@@ -52,5 +56,5 @@ def types_of(names: Iterable[str], stored: Mapping[str, str]) -> dict[str, str]:
 
 
 def _kind(name: str) -> str:
-    """Returns the name of a tensor without the number of its layer."""
+    """Returns a tensor name without the layer number."""
     return re.sub(r"\.layers\.\d+\.", ".", name)

@@ -1,4 +1,4 @@
-"""Safetensors: folders of tensors, read as they are mapped and written one after another."""
+"""Safetensors files: memory-mapped reading and tensor-by-tensor writing."""
 
 import dataclasses
 import functools
@@ -22,7 +22,7 @@ INDEX = "model.safetensors.index.json"
 ONE_FILE = "model.safetensors"
 _SUFFIX = ".safetensors"
 SHARD_BYTES = 5 * 10**9
-"""Size of a file at most, unless one tensor is larger."""
+"""Maximum file size, except for a single larger tensor."""
 
 DTYPES: dict[str, np.dtype] = {
     "F64": np.dtype(np.float64),
@@ -30,18 +30,18 @@ DTYPES: dict[str, np.dtype] = {
     "BF16": np.dtype(ml_dtypes.bfloat16),
     "F16": np.dtype(np.float16),
 }
-"""The types of weights, by their names in files."""
+"""Supported weight types by safetensors name."""
 
 _CHUNK_BYTES = 2**20
 
 
 @dataclasses.dataclass(frozen=True)
 class TensorInfo:
-    """A tensor that is, or is to be, in a folder."""
+    """Shape and type of a stored tensor."""
 
     shape: tuple[int, ...]
     dtype: str
-    """Its type, by the name in files: BF16."""
+    """Safetensors type, such as `BF16`."""
 
     @property
     def num_bytes(self) -> int:
@@ -52,23 +52,23 @@ class TensorInfo:
 class _File:
     path: Path
     infos: Mapping[str, TensorInfo]
-    """In the order of the file."""
+    """Tensors in file order."""
     starts: Mapping[str, int]
-    """The first byte of each."""
+    """Byte offset of each tensor."""
 
 
 class Tensors(Mapping[str, TensorInfo]):
-    """The tensors of a folder; `read` maps one of them into memory."""
+    """All tensors in a folder; `read` maps a tensor into memory."""
 
     def __init__(self, folder: Path):
-        """Opens a folder and reads the headers of its files.
+        """Opens a folder and reads all file headers.
 
         Raises:
-          UserError: A file is missing or damaged, or holds numbers that are no weights.
+          UserError: A file is missing, damaged, or has an unsupported type.
         """
         self._file_of: dict[str, _File] = {}
         named = _files(folder)
-        # The order of transformers, which takes a tensor from the last file that has it.
+        # As in transformers, the last file with a tensor wins.
         for path in sorted(named):
             file = _open(path)
             _check_index(file, named, self._file_of)
@@ -84,15 +84,15 @@ class Tensors(Mapping[str, TensorInfo]):
         return len(self._file_of)
 
     def read(self, name: str) -> np.ndarray:
-        """Returns a tensor, which stays in its file until it is looked at."""
+        """Returns a memory-mapped tensor."""
         file, info = self._file_of[name], self[name]
         return np.memmap(file.path, DTYPES[info.dtype], "r", file.starts[name], info.shape)
 
 
 def _files(folder: Path) -> dict[Path, set[str]]:
-    """Returns the files of a folder, and the tensors that its index names in each of them.
+    """Returns a folder's weight files, each with the tensors listed in the index.
 
-    A single file wins over an index, as in transformers.
+    As in transformers, a single file has priority over an index.
     """
     if (folder / ONE_FILE).is_file():
         return {Path(file_inside(folder, ONE_FILE, str(folder))): set()}
@@ -108,7 +108,7 @@ def _files(folder: Path) -> dict[Path, set[str]]:
 
 
 def _indexed_files(folder: Path) -> dict[Path, set[str]]:
-    """Returns the files that the index of a folder names, and the tensors in each of them."""
+    """Returns the files listed in a folder's index, each with its tensors."""
     index = Path(file_inside(folder, INDEX, str(folder)))
     contents = read_json(index)
     weight_map = contents.get("weight_map") if isinstance(contents, dict) else None
@@ -138,13 +138,12 @@ def _indexed_files(folder: Path) -> dict[Path, set[str]]:
 def _check_index(
     file: _File, named: Mapping[Path, set[str]], before: Mapping[str, _File]
 ) -> None:
-    """Raises UserError if a file lacks tensors that the index names in it.
+    """Raises UserError if a file lacks listed tensors or duplicates earlier tensors.
 
-    Or if it has another copy of a tensor that the index names in a file before it: then
-    transformers takes the later copy, against the index.
+    Transformers would load a duplicate from the later file, against the index.
 
     Args:
-      before: The files that are open already, by tensor.
+      before: Maps tensor names to the files opened so far.
     """
     missing = named[file.path] - file.infos.keys()
     if missing:
@@ -161,7 +160,7 @@ def _check_index(
 
 
 def _open(path: Path) -> _File:
-    """Returns the header of a file; the library checks that the file is whole."""
+    """Returns a file's header; safetensors verifies the file size."""
     try:
         with safetensors.safe_open(path, framework="np") as file:
             slices = {name: file.get_slice(name) for name in file.offset_keys()}
@@ -177,7 +176,7 @@ def _open(path: Path) -> _File:
                 f"{name} in {path} is of type {info.dtype}; weights of {', '.join(DTYPES)} can "
                 f"be read, and quantised ones cannot."
             )
-    # Tensors follow each other without gaps, and end where the file does.
+    # Tensors are contiguous up to the end.
     ends = list(itertools.accumulate(info.num_bytes for info in infos.values()))
     first = path.stat().st_size - (ends[-1] if ends else 0)
     starts = [first + end for end in (0, *ends)]
@@ -190,12 +189,12 @@ def write_tensors(
     tensors: Iterable[np.ndarray],
     shard_bytes: int = SHARD_BYTES,
 ) -> None:
-    """Writes tensors, one at a time in the order of `infos`, and their index if it needs one.
+    """Writes tensors in the order of `infos`, with an index if there are several files.
 
-    The library would have to hold all tensors of a file.
+    Memory holds a single tensor, while the safetensors library needs a whole file.
 
     Args:
-      tensors: Tensors, or parts of them along the first axis that follow each other.
+      tensors: Tensors, or consecutive slices along their first axis.
     """
     shards = _shards(infos, shard_bytes)
     remaining = iter(tensors)
@@ -214,7 +213,7 @@ def write_tensors(
 
 
 def _shards(infos: Mapping[str, TensorInfo], shard_bytes: int) -> list[list[str]]:
-    """Returns the tensors of each file."""
+    """Returns tensor names for each file."""
     shards: list[list[str]] = [[]]
     size = 0
     for name, info in infos.items():
@@ -253,11 +252,11 @@ def _write_file(
                     file.write(np.ascontiguousarray(rows).view(np.uint8).data)
                 missing -= len(part)
                 assert missing >= 0, f"{name} has more than {info.shape[0]} rows"
-                del part, rows  # before the next one is made
+                del part, rows  # free memory before the next tensor
 
 
 def _chunks(tensor: np.ndarray) -> Iterator[np.ndarray]:
-    """Returns a tensor in parts along its first axis, so that no copy is as large as it."""
+    """Returns slices along the first axis, to avoid a copy of the whole tensor."""
     return (tensor[rows] for rows in _rows(tensor))
 
 
@@ -271,11 +270,11 @@ def check_finite(tensor: np.ndarray, name: str, where: str) -> None:
     """Raises UserError if a tensor holds NaN or infinity.
 
     Args:
-      tensor: Numbers of one of `DTYPES`; chunks of them are looked at, never a copy.
-      where: The folder, for errors.
+      tensor: Array with a type in `DTYPES`; checked in chunks, without a copy.
+      where: Folder name for messages.
     """
     bits = np.dtype(f"u{tensor.dtype.itemsize}")
-    # A number is not finite if all bits of its exponent are set: those of infinity.
+    # A non-finite number has all exponent bits set, like infinity.
     exponent = np.array(np.inf, tensor.dtype).view(bits)
     for chunk in _chunks(tensor):
         if np.any((chunk.view(bits) & exponent) == exponent):
@@ -283,7 +282,7 @@ def check_finite(tensor: np.ndarray, name: str, where: str) -> None:
 
 
 def same_values(tensor: np.ndarray, other: np.ndarray) -> bool:
-    """Returns whether two tensors of one shape hold the same numbers, in any types."""
+    """Returns whether two tensors are equal as float64."""
     return all(
         np.array_equal(tensor[rows].astype(np.float64), other[rows].astype(np.float64))
         for rows in _rows(tensor)
@@ -291,6 +290,6 @@ def same_values(tensor: np.ndarray, other: np.ndarray) -> bool:
 
 
 def widest(dtypes: Iterable[str]) -> str:
-    """Returns the narrowest type that holds the values of all of some types."""
+    """Returns the narrowest type to which all given types promote."""
     wide = functools.reduce(jnp.promote_types, (DTYPES[dtype] for dtype in dtypes))
     return next(name for name, dtype in DTYPES.items() if dtype == wide)
