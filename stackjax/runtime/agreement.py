@@ -1,4 +1,4 @@
-"""Agreement among the processes of a run: process 0 decides, and all run the same program."""
+"""Agreement between a run's processes: process 0 decides, and all run the same program."""
 
 import hashlib
 import importlib.metadata
@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import jax
-from jax._src import distributed  # its key-value store has no public name
+from jax._src import distributed  # JAX's key-value store has no public name
 
 from stackjax.runtime.cluster import this_host
 from stackjax.runtime.errors import UserError
@@ -19,24 +19,24 @@ from stackjax.runtime.errors import UserError
 T = TypeVar("T")
 
 _TIMEOUT_MS = 24 * 3_600_000
-"""Of a wait for process 0. If it dies, JAX ends the others much sooner."""
+"""Timeout for a value from process 0. If process 0 dies, JAX ends the others much sooner."""
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 _VARIABLES = ("XLA_FLAGS", "LIBTPU_INIT_ARGS")
 _JAX_OPTIONS = ("jax_enable_x64", "jax_default_matmul_precision", "jax_default_prng_impl")
 _SHOWN = 3
-"""Fields that a message lists."""
+"""Maximum number of fields in a message."""
 
 _calls = itertools.count()
-"""Numbers the exchanges; every process makes the same ones, in the same order."""
+"""Numbers the exchanges. All processes make the same exchanges in the same order."""
 
 
 def from_process_0(read: Callable[[], T]) -> T:
-    """Returns in every process the value that process 0 reads; it alone calls `read`.
+    """Returns the result of `read` in process 0 to every process.
 
-    Files of a shared disk, such as the marker of a run, may look different on every host.
+    Only process 0 calls `read`: a file on a shared disk may look different on every host.
 
     Raises:
-      UserError, OSError: In every process, if `read` raises it in process 0.
+      UserError, OSError: `read` failed in process 0. Every process raises the same error.
     """
     this = distributed.global_state
     if this.client is None:
@@ -53,7 +53,7 @@ def from_process_0(read: Callable[[], T]) -> T:
 
 
 def _outcome(read: Callable[[], Any]) -> Any:
-    """Returns what is read, or the error that the user can fix."""
+    """Returns the result of `read`, or the error if the user can fix it."""
     try:
         return read()
     except (UserError, OSError) as error:
@@ -64,7 +64,8 @@ def check_agreement(settings: Mapping[str, Any]) -> None:
     """Checks that all processes have the same settings.
 
     Raises:
-      UserError: In every process, naming the fields and the hosts that differ.
+      UserError: Some processes differ. Every process raises the same error, with the name of a
+        process, a host and the fields.
     """
     this = distributed.global_state
     client = this.client
@@ -92,7 +93,7 @@ def check_agreement(settings: Mapping[str, Any]) -> None:
 
 
 def _differences(expected: Mapping[str, Any], found: Mapping[str, Any]) -> str:
-    """Returns the fields that differ, with the found value and the expected one; or nothing."""
+    """Returns the differing fields with both values, or an empty text."""
     names = [
         name
         for name in sorted(expected.keys() | found.keys())
@@ -104,7 +105,7 @@ def _differences(expected: Mapping[str, Any], found: Mapping[str, Any]) -> str:
 
 
 def program() -> dict[str, str]:
-    """Returns the code, the versions and the options that decide which program runs."""
+    """Returns the code hash, package versions and compiler options of this process."""
     return {
         "stackjax's code": _code_digest()[:12],
         "Python": platform.python_version(),
@@ -115,7 +116,7 @@ def program() -> dict[str, str]:
 
 
 def _code_digest() -> str:
-    """Returns a hash of every source file of the package."""
+    """Returns a hash of the package's source files."""
     package = Path(__file__).parents[1]
     digest = hashlib.sha256()
     for path in sorted(package.rglob("*.py")):

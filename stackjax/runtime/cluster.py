@@ -1,4 +1,4 @@
-"""Who takes part in a job of several processes, read from the environment."""
+"""The processes of a multi-host job, from environment variables."""
 
 import dataclasses
 import importlib.util
@@ -7,7 +7,7 @@ import os
 import re
 import socket
 
-from jax._src import clusters  # no public name says whom JAX would join
+from jax._src import clusters  # JAX's cluster detection has no public name
 from jax._src.cloud_tpu_init import running_in_cloud_tpu_vm
 
 from stackjax.runtime.errors import UserError
@@ -18,24 +18,24 @@ _SET_THEM = f"set {', '.join(_EXPLICIT[:2])} and {_EXPLICIT[2]}"
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """The processes of a run, and which of them this one is."""
+    """The address and number of the processes, and the index of this process."""
 
     address: str
     """Host and port of process 0."""
     num_processes: int
     process_id: int
     local_device_ids: list[int] | None = None
-    """The devices of this host that are this process's; None for all."""
+    """This process's devices on this host; None for all."""
 
 
 def find_job(timeout: int) -> Job | None:
-    """Returns the job that the environment describes; None if this process is alone.
+    """Returns the job from the environment variables; None for a single process.
 
     Args:
-      timeout: Seconds to wait, on TPU slices, for the name of process 0's host.
+      timeout: Seconds to wait for the name of process 0's host, on TPU slices.
 
     Raises:
-      UserError: It describes one in part, or in a way that JAX cannot follow.
+      UserError: Some variables are missing or invalid.
     """
     missing = [name for name in _EXPLICIT if name not in os.environ]
     if not missing:
@@ -65,7 +65,7 @@ def _explicit_job() -> Job | None:
 
 
 def whole_number(name: str, least: int, most: int | None = None, default: str = "") -> int:
-    """Returns the value of an environment variable; UserError if it is out of range."""
+    """Returns the value of an environment variable; UserError for a value out of range."""
     text = os.environ.get(name, default)
     if not text.isdecimal() or int(text) < least or (most is not None and int(text) > most):
         to = "on" if most is None else f"to {most}"
@@ -74,9 +74,10 @@ def whole_number(name: str, least: int, most: int | None = None, default: str = 
 
 
 def _launcher() -> str | None:
-    """Returns what may have started other processes as well as this one.
+    """Returns the launcher of this process, if it may have launched other processes too.
 
-    Slurm's count is that of the step: a shell in an allocation of many tasks is alone.
+    For Slurm the tasks of the job step count. A shell inside an allocation is one process,
+    even if the allocation has many tasks.
     """
     if int(os.environ.get("OMPI_COMM_WORLD_SIZE", "1")) > 1:
         return "Open MPI"
@@ -90,10 +91,10 @@ def _launcher() -> str | None:
 
 
 def _detected_job(launcher: str, timeout: int) -> Job | None:
-    """Returns the job that JAX finds; None if it has one process."""
+    """Returns the job from JAX's cluster detection; None for a single process."""
     method = package = None
     if launcher == "Open MPI" and "OMPI_MCA_orte_hnp_uri" not in os.environ:
-        method = package = "mpi4py"  # since version 5 the environment has no address
+        method = package = "mpi4py"  # Open MPI 5 sets no address in the environment.
     if launcher == "Kubernetes":
         package = "kubernetes"
     if package is not None and importlib.util.find_spec(package) is None:
@@ -118,7 +119,7 @@ def _detected_job(launcher: str, timeout: int) -> Job | None:
             f"{launcher} has started several processes, but JAX finds no address, number or "
             f"index of them in the environment; {_SET_THEM}."
         )
-    # JAX gives each task of Slurm and Open MPI one device, even one that is alone on its host.
+    # JAX gives each task of Slurm and Open MPI one device, even a host's only task.
     if "JAX_LOCAL_DEVICE_IDS" in os.environ or _is_one_per_host(launcher):
         local_device_ids = None
     devices = None if local_device_ids is None else list(local_device_ids)
@@ -133,21 +134,21 @@ def _is_one_per_host(launcher: str) -> bool:
 
 
 def all_hosts() -> list[str]:
-    """Returns the hosts of the job, if the environment tells."""
+    """Returns the job's host names, or an empty list if the environment has none."""
     if "TPU_WORKER_HOSTNAMES" in os.environ:
         return os.environ["TPU_WORKER_HOSTNAMES"].split(",")
     return _expand(os.environ.get("SLURM_STEP_NODELIST", ""))
 
 
 def this_host() -> str:
-    """Returns the name of this host, as the list of hosts has it."""
+    """Returns the name of this host, as in `all_hosts`."""
     if "TPU_WORKER_HOSTNAMES" in os.environ and "TPU_WORKER_ID" in os.environ:
         return all_hosts()[int(os.environ["TPU_WORKER_ID"])]
     return os.environ.get("SLURMD_NODENAME", socket.gethostname())
 
 
 def _expand(nodes: str) -> list[str]:
-    """Returns the names in a list of Slurm's: gpu[08-09,12],cpu1 is gpu08 gpu09 gpu12 cpu1."""
+    """Returns the names in a Slurm node list: gpu[08-09,12],cpu1 is gpu08 gpu09 gpu12 cpu1."""
     names = []
     for item in re.findall(r"(?:[^,\[]|\[[^\]]*\])+", nodes):
         parts = [
@@ -159,7 +160,7 @@ def _expand(nodes: str) -> list[str]:
 
 
 def _numbers(ranges: str) -> list[str]:
-    """Returns the numbers in 08-09,12, as wide as they are there."""
+    """Returns the numbers in a text such as 08-09,12, with leading zeros."""
     numbers = []
     for text in ranges.split(","):
         first, _, last = text.partition("-")

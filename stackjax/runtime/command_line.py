@@ -1,4 +1,4 @@
-"""Options from a command line, with each mistake in them as a single line."""
+"""Command-line parsing; each mistake is reported as a single line."""
 
 import contextlib
 import difflib
@@ -9,27 +9,27 @@ from collections.abc import Sequence
 from typing import Any
 
 import tyro
-from tyro import _errors as mistakes  # without a public name, so requirements.txt pins tyro
+from tyro import _errors as mistakes  # private, so requirements.txt pins tyro
 
 from stackjax.runtime.errors import UserError
 from stackjax.runtime.ranges import show
 
 _OPTION = re.compile(r"--[a-z][\w.-]*")
 _VALUES = re.compile(r"(?:instantiated from|for arguments:) \[(.*)\]")
-"""Values of an option with several types or items, in an error of tyro."""
+"""The option's values in a tyro error, for an option with several types or items."""
 
 
 def parse(kind: Any, *, prog: str, args: Sequence[str] | None = None, **settings: Any) -> Any:
-    """Returns an instance of a dataclass, with its fields from a command line.
+    """Returns an instance of a dataclass, with fields from the command line.
 
     Args:
-      prog: The command, for the help.
-      args: By default the arguments of this process.
-      settings: Further arguments of `tyro.cli`.
+      prog: Name of the command in the help.
+      args: Command-line arguments; `sys.argv[1:]` by default.
+      settings: Further arguments for `tyro.cli`.
 
     Raises:
-      UserError: An option is unknown or missing, or its value is wrong.
-      SystemExit: The help was asked for, and is printed.
+      UserError: An option is unknown or missing, or has a wrong value.
+      SystemExit: `--help` has printed the help.
     """
 
     def refuse(event: mistakes.ParseErrorEvent) -> None:
@@ -45,7 +45,7 @@ def parse(kind: Any, *, prog: str, args: Sequence[str] | None = None, **settings
 
 
 def _raise_cause() -> None:
-    """Raises the error of a constructor, which tyro is handling, as it was."""
+    """Raises the ValueError of a constructor again, from inside tyro's error handler."""
     error = sys.exception()
     while error is not None and not isinstance(error, ValueError):
         error = error.__context__
@@ -54,7 +54,7 @@ def _raise_cause() -> None:
 
 
 def _mistake(event: mistakes.ParseErrorEvent) -> str:
-    """Returns a clause about what is wrong with a command line."""
+    """Returns the message for a parse error, without a period."""
     match event:
         case mistakes.UnrecognizedArgs():
             return f"{show(' '.join(event.tokens))} is not an option or a value of an option"
@@ -84,14 +84,14 @@ def _metavar(event: Any) -> str:
 
 
 def _suggestion(tokens: Sequence[str], options: Sequence[str]) -> str:
-    """Returns the option that was perhaps meant, in parentheses, or nothing."""
+    """Returns the closest option in parentheses, or an empty text."""
     wrong = [token.partition("=")[0].replace("_", "-") for token in tokens]
     close = [each for name in wrong for each in difflib.get_close_matches(name, options, 1)]
     return f" (perhaps {close[0]} is meant)" if close else ""
 
 
 def _options(kind: Any, **settings: Any) -> list[str]:
-    """Returns the name of every option, from the help."""
+    """Returns all option names, read from the help text."""
     with contextlib.redirect_stdout(io.StringIO()) as shown, contextlib.suppress(SystemExit):
         tyro.cli(kind, args=["--help"], **settings)
     return _OPTION.findall(shown.getvalue())

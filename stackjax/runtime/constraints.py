@@ -1,9 +1,9 @@
-"""Rules beside dataclass fields: types, ranges, and fields without effect.
+"""Validation of dataclass fields by their annotations: type, range, and conditions.
 
     batch_size: Annotated[int, Whole(at_least=1)]
     decay_tokens: Annotated[Count | None, OnlyWith(shape="wsd")] = None
 
-`check_fields` reads the annotations, and `--help` shows the range of each number.
+`check_fields` reads the annotations. `--help` shows the range of each number.
 """
 
 import dataclasses
@@ -26,17 +26,18 @@ _Arm = tuple[Any, tuple["Range | Length", ...]]
 
 
 class Checked:
-    """Base class for dataclasses with fields to check at construction."""
+    """Base class for dataclasses; construction checks the fields."""
 
     def __post_init__(self):
         check_fields(self)
 
 
 class OnlyWith:
-    """A rule for a field without effect unless another field of the dataclass is set.
+    """A rule for a field without effect unless another field is set.
 
-    A name alone asks for a field to be set; a keyword asks for this value, or for any value
-    in this tuple. A single match suffices.
+    `OnlyWith("path")` needs a true value in `path`. `OnlyWith(shape="wsd")` needs this value,
+    and `OnlyWith(shape=("wsd", "cosine"))` either value. Any match among several conditions
+    is enough.
     """
 
     def __init__(self, *names: str, **values: Any):
@@ -46,7 +47,7 @@ class OnlyWith:
         }
 
     def holds(self, owner: Any) -> bool:
-        """Returns whether the field has an effect in its owner."""
+        """Returns whether the field has an effect in this dataclass instance."""
         return any(
             bool(operator.attrgetter(name)(owner))
             if values is None
@@ -55,7 +56,7 @@ class OnlyWith:
         )
 
     def reason(self, owner: Any, path: str) -> str:
-        """Returns the reason for the missing effect, and the way out."""
+        """Returns the reason why the field has no effect, and the way out."""
         named = {join(path, name): operator.attrgetter(name)(owner) for name in self.needs}
         are = " and ".join(f"{name} is {show(value)}" for name, value in named.items())
         (name, values), *_ = self.needs.items()
@@ -64,19 +65,19 @@ class OnlyWith:
 
 
 def check_fields(value: Any, path: str = "") -> None:
-    """Raises UserError if a field breaks its rule, also in nested dataclasses.
+    """Raises UserError for a field with a wrong value, also in nested dataclasses.
 
-    Whole numbers in float fields become floats.
+    Integers in float fields become floats.
 
     Args:
-      path: Name of the value on the command line; empty for the root.
+      path: Dotted name of the dataclass on the command line; empty for the root.
     """
     fields = _fields(type(value))
     for field, hint in fields:
         item = getattr(value, field.name)
         _check(item, hint, join(path, field.name))
         if type(item) is int and any(kind is float for kind, _ in _arms(hint)):
-            # JAX computes with ints as ints, and takes 32 bits at most.
+            # An integer in JAX stays an integer, with at most 32 bits.
             object.__setattr__(value, field.name, float(item))
     for field, hint in fields:
         item = getattr(value, field.name)
@@ -87,7 +88,11 @@ def check_fields(value: Any, path: str = "") -> None:
 
 
 def check_unset(value: Any, names: Collection[str], reason: str) -> None:
-    """Raises UserError if a field is set, with the reason for its missing effect."""
+    """Raises UserError if any named field differs from the default.
+
+    Args:
+      reason: Why the field has no effect, for the message.
+    """
     for field, _ in _fields(type(value)):
         item = getattr(value, field.name)
         if field.name in names and item != field.default:
@@ -110,7 +115,7 @@ def _fields(kind: type) -> list[tuple[dataclasses.Field[Any], Any]]:
 
 @functools.cache
 def _arms(hint: Any) -> list[_Arm]:
-    """Returns every type in a union, with the ranges for it."""
+    """Returns the types in a union, each with ranges."""
     args = typing.get_args(hint)
     if typing.get_origin(hint) is Annotated:
         own = tuple(rule for rule in args[1:] if isinstance(rule, Range | Length))
@@ -121,7 +126,7 @@ def _arms(hint: Any) -> list[_Arm]:
 
 
 def _check(value: Any, hint: Any, path: str) -> None:
-    """Raises UserError if a value breaks the rules for its field."""
+    """Raises UserError for a value outside the field's types and ranges."""
     arms = _arms(hint)
     for kind, rules in arms:
         if _is_a(value, kind) and _is_choice(value, kind) and _obeys(value, rules):
@@ -134,7 +139,7 @@ def _check(value: Any, hint: Any, path: str) -> None:
 
 
 def _is_a(value: Any, kind: Any) -> bool:
-    """Returns whether a value has exactly this type: its JSON record keeps the type."""
+    """Returns whether a value has exactly this type, so that JSON keeps the type."""
     if typing.get_origin(kind) is Literal:
         return type(value) in map(type, typing.get_args(kind))
     if kind is float:
@@ -168,7 +173,7 @@ def _check_inside(value: Any, kind: Any, path: str) -> None:
 
 
 def _wanted(value: Any, kind: Any, rules: tuple[Range | Length, ...]) -> str:
-    """Returns the rule for a value, from a single type in a union."""
+    """Returns the rule for a wrong value, for a single type in a union."""
     if rules and (isinstance(rules[0], Range) or _is_a(value, kind)):
         return rules[0].rule(value)
     if typing.get_origin(kind) is Literal:

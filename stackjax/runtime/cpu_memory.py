@@ -1,7 +1,8 @@
-"""What is done for a CPU as the device of a run; accelerators are not concerned.
+"""Memory reuse between steps on CPUs.
 
-XLA asks malloc for the temporaries of each step. glibc maps what is large anew every time, and
-the kernel clears it: a third of a step of a small model (docs/performance.md).
+XLA allocates the temporary arrays of each step with malloc. glibc maps large arrays anew at
+every step, and clearing the pages takes a third of a small model's step time
+(docs/performance.md). Accelerators are not affected.
 """
 
 import ctypes
@@ -10,16 +11,16 @@ from typing import Any
 
 import jax
 
-# Of glibc's malloc.h.
+# From glibc's malloc.h.
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
 
 
 def keep_memory() -> None:
-    """Starts JAX such that, on a CPU, the memory of a step serves the next.
+    """Starts JAX and, on a CPU, keeps freed memory for the next step.
 
-    The process keeps the most that it has needed. If `GLIBC_TUNABLES` is set, it decides.
+    Memory use stays at the peak. `GLIBC_TUNABLES`, if set, takes precedence.
     """
-    # In other threads malloc maps all that exceeds their arenas of 64 MiB, whatever it is told.
+    # In other threads malloc maps arrays larger than 64 MiB anew, whatever the options.
     jax.config.update("jax_cpu_enable_async_dispatch", False)
     if jax.default_backend() != "cpu" or "GLIBC_TUNABLES" in os.environ:
         return
@@ -30,7 +31,7 @@ def keep_memory() -> None:
 
 
 def release_memory() -> None:
-    """Hands what the process keeps, and does not use, back to the system."""
+    """Returns unused memory to the system."""
     malloc_trim = _of_glibc("malloc_trim")
     if malloc_trim is not None:
         malloc_trim(0)

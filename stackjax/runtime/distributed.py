@@ -1,4 +1,4 @@
-"""Several hosts as one machine: wait for all, join, end together."""
+"""Multi-host start-up and shutdown."""
 
 import contextlib
 import os
@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator
 
 import jax
-from jax._src import distributed  # its barriers have no public name
+from jax._src import distributed  # JAX's barriers have no public name
 
 from stackjax.runtime.cluster import Job, all_hosts, find_job, this_host, whole_number
 from stackjax.runtime.errors import describe
@@ -16,15 +16,15 @@ from stackjax.runtime.errors import describe
 _INITIALIZATION_TIMEOUT = "JAX_INITIALIZATION_TIMEOUT"
 _HEARTBEAT_TIMEOUT = "JAX_HEARTBEAT_TIMEOUT"
 _REPLY_SECONDS = 5
-"""How long a process waits for what another, if it is well, says at once."""
+"""Timeout for replies: a healthy process replies at once."""
 
 
 def initialize() -> None:
-    """Joins the other processes of the job, where the environment says there are some.
+    """Joins the job's other processes, if the environment describes a job.
 
     Raises:
-      UserError: The environment names them in part, or in a way that JAX cannot follow.
-      TimeoutError: Some did not arrive in time.
+      UserError: Some environment variables are missing or invalid.
+      TimeoutError: Some processes did not start in time.
     """
     timeout = whole_number(_INITIALIZATION_TIMEOUT, 1, default="300")
     heartbeat_timeout = whole_number(_HEARTBEAT_TIMEOUT, 1, default="100")
@@ -44,15 +44,15 @@ def initialize() -> None:
 
 
 def roll_call(job: Job, timeout: float) -> None:
-    """Returns when all processes of the job are there.
+    """Waits until all processes of the job have started.
 
-    JAX itself aborts where one is missing, and does not say which.
+    If a process is missing, JAX itself aborts without naming the process.
 
     Args:
       timeout: Seconds.
 
     Raises:
-      TimeoutError: Some did not come: in process 0 it names them.
+      TimeoutError: Some processes did not start. Process 0 names them.
     """
     if job.process_id == 0:
         _wait_for_all(job, timeout)
@@ -68,7 +68,7 @@ def _wait_for_all(job: Job, timeout: float) -> None:
         connections = []
         while missing and (left := deadline - time.monotonic()) > 0:
             server.settimeout(left)
-            # Whatever else connects, a port scanner for one, is not heard.
+            # Ignore other connections, such as a port scanner.
             with contextlib.suppress(OSError, ValueError):
                 connection = stack.enter_context(server.accept()[0])
                 connection.settimeout(_REPLY_SECONDS)
@@ -100,7 +100,11 @@ def _listen(job: Job) -> socket.socket:
 
 
 def _absence(job: Job, timeout: float, missing: list[int], arrived: set[str]) -> str:
-    """Returns a sentence on the processes that are missing, given the hosts that are not."""
+    """Returns the message about missing processes.
+
+    Args:
+      arrived: Hosts with at least one process present.
+    """
     several = "es" if len(missing) > 1 else ""
     numbers = ", ".join(map(str, missing[:16])) + (", ..." if len(missing) > 16 else "")
     silent = [host for host in all_hosts() if host not in arrived]
@@ -113,14 +117,14 @@ def _absence(job: Job, timeout: float, missing: list[int], arrived: set[str]) ->
 
 
 def _report(job: Job, timeout: float) -> None:
-    """Tells process 0 that this process is there, and waits until it says that all are."""
+    """Reports this process to process 0, and waits until all processes have reported."""
     host, _, port = job.address.rpartition(":")
     deadline, reason = time.monotonic() + timeout, ""
     while (left := deadline - time.monotonic()) > 0:
         try:
             with socket.create_connection((host.strip("[]"), int(port)), left) as connection:
                 connection.sendall(f"{job.process_id} {this_host()}\n".encode())
-                # Process 0 may have started later, so its deadline may be later than ours.
+                # Process 0 may have started later, with a later deadline than this process.
                 connection.settimeout(timeout + _REPLY_SECONDS)
                 answer, reason = connection.makefile("rb").readline(300), "no answer"
         except OSError as error:
@@ -142,10 +146,10 @@ def _report(job: Job, timeout: float) -> None:
 
 @contextlib.contextmanager
 def errors_once() -> Iterator[None]:
-    """Ends a job that fails: what all processes fail of, process 0 alone says.
+    """Ends a failed job. If all processes fail with the same error, only process 0 prints it.
 
-    A process that fails alone ends at once: at exit JAX would let it wait for the others,
-    while these wait for it. They then end too, when they miss it.
+    A process that fails alone ends at once, because JAX's exit would wait for the others while
+    the others wait for this process. The others then miss heartbeats and end too.
     """
     try:
         yield

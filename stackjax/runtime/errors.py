@@ -15,20 +15,20 @@ _LESS_MEMORY = (
 
 
 class UserError(ValueError):
-    """A mistake that the user can fix.
+    """A mistake for the user to fix.
 
-    The message names the field, its value, the rule and the way out. Any other ValueError
-    is a bug.
+    The message names the field, the value, the rule and the way out. Any other ValueError is a
+    bug.
     """
 
 
 @contextlib.contextmanager
 def one_line_errors() -> Iterator[None]:
-    """Ends the command with one line and exit code 2 if the user can fix the error.
+    """Reports errors other than bugs as one line, with exit code 2.
 
-    Such errors are a `UserError`, a file system that fails, a loss that is not finite, too
-    little memory, and a worker process that was killed. Any other exception is a bug and
-    keeps its traceback. Ctrl-C exits with one line and code 130.
+    These errors are `UserError`, `OSError`, a loss of NaN or infinity, too little memory, and a
+    killed worker process. Any other exception is a bug and keeps the traceback. Ctrl-C prints
+    a line too and exits with code 130.
     """
     try:
         yield
@@ -42,7 +42,7 @@ def one_line_errors() -> Iterator[None]:
 
 @contextlib.contextmanager
 def memory_used_by(place: Callable[[], str]) -> Iterator[None]:
-    """Adds the place in the program to an error about too little memory.
+    """Adds the place in the program to an out-of-memory error.
 
     Args:
       place: Returns the place, such as `stage 1, step 3`.
@@ -56,14 +56,14 @@ def memory_used_by(place: Callable[[], str]) -> Iterator[None]:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Returns whether the host, or a device of JAX, has too little memory."""
-    # By name: commands that need no device do not load JAX.
+    """Returns whether the host or a device is out of memory."""
+    # Compare names: commands without devices do not import JAX.
     is_jax = type(error).__name__ in ("JaxRuntimeError", "XlaRuntimeError")
     return isinstance(error, MemoryError) or (is_jax and "RESOURCE_EXHAUSTED" in str(error))
 
 
 def describe(error: BaseException) -> tuple[str, int]:
-    """Returns the text of an error and its exit code; code 1 means a bug, with traceback."""
+    """Returns the message and exit code for an error; code 1 is a bug, with traceback."""
     if isinstance(error, KeyboardInterrupt):
         return "error: interrupted.", 130
     if is_out_of_memory(error):
@@ -75,15 +75,15 @@ def describe(error: BaseException) -> tuple[str, int]:
             2,
         )
     if isinstance(error, UserError | OSError | FloatingPointError):
-        # Messages of other libraries may have several lines.
+        # Messages from other libraries may have several lines.
         return f"error: {' '.join(str(error).splitlines())}", 2
     return "".join(traceback.format_exception(error)).rstrip(), 1
 
 
 def _lack_of_memory(error: BaseException) -> str:
-    """Returns the message about too little memory: place, size, way out."""
+    """Returns the out-of-memory message: place, size, way out."""
     said = str(error).removeprefix("RESOURCE_EXHAUSTED: ").splitlines()
-    notes = getattr(error, "__notes__", ())  # JAX adds some too
+    notes = getattr(error, "__notes__", ())  # JAX adds notes too
     places = [each for each in notes if each.startswith(_OUT_OF_MEMORY)]
     place = places[0] if places else f"{_OUT_OF_MEMORY}{Path(sys.argv[0]).stem}"
     reason = f" ({said[0].rstrip('.')})" if said else ""

@@ -1,4 +1,4 @@
-"""Graceful shutdown on SIGTERM, SIGHUP or Ctrl-C, on one host or on many."""
+"""Graceful shutdown on SIGTERM, SIGHUP or Ctrl-C."""
 
 import contextlib
 import os
@@ -26,16 +26,16 @@ def stop_on_signals() -> Iterator[threading.Event]:
 
     def request(number: int, _: object) -> None:
         stop.set()
-        # A print could be in the middle of another one.
+        # Unlike print, os.write is safe inside a signal handler.
         os.write(1, _NOTICE)
         for each, handler in previous.items():
             signal.signal(each, handler)
         if several:
             signal.raise_signal(signal.SIGTERM)
 
-    # With several processes JAX listens for SIGTERM, so that all agree on the step.
+    # With several processes JAX handles SIGTERM, so that all stop at the same step.
     numbers = [signal.SIGINT, signal.SIGHUP] + ([] if several else [signal.SIGTERM])
-    # `nohup` ignores SIGHUP, and so does the run.
+    # Under `nohup`, keep ignoring SIGHUP.
     if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
         numbers.remove(signal.SIGHUP)
     for number in numbers:
@@ -48,10 +48,10 @@ def stop_on_signals() -> Iterator[threading.Event]:
 
 
 def should_stop(stop: threading.Event, step: int) -> bool:
-    """Returns whether to stop before the next step; the same in every process.
+    """Returns whether to stop before the next step, the same value in every process.
 
     Args:
-      step: Steps of the run so far, over all its phases: JAX counts on from call to call.
+      step: Steps of the run so far, over all phases. JAX needs an increasing count.
     """
     if jax.process_count() > 1:
         return multihost_utils.reached_preemption_sync_point(step)

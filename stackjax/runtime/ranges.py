@@ -1,4 +1,4 @@
-"""Ranges for the numbers, texts and tuples in fields."""
+"""Ranges for config fields: numbers, texts and tuples."""
 
 import dataclasses
 import math
@@ -17,23 +17,23 @@ from stackjax.runtime.errors import UserError
 _SHOWN = reprlib.Repr()
 _SHOWN.maxstring = _SHOWN.maxother = 100
 _MAX_BITS = 128
-"""Longer numbers are not written out in a message."""
+"""Messages show only the number of digits of longer integers."""
 _MAX_FLOAT32 = float(np.finfo(np.float32).max)
 _MIN_FLOAT32 = float(np.finfo(np.float32).tiny)
-"""Devices round smaller numbers to 0."""
+"""The smallest normal float32; devices round smaller numbers to 0."""
 _LARGE = 1000
-"""Upper bounds above this only keep arithmetic exact, so `--help` leaves them out."""
+"""`--help` leaves larger upper bounds out: their only purpose is exact arithmetic."""
 
 
 class Range(tyro.constructors.PrimitiveConstructorSpec[Any]):
-    """A range for the finite numbers in a field, with their form on a command line."""
+    """A range for a numeric field, with a parser for the command line."""
 
     kinds: ClassVar[tuple[type, ...]]
     read: ClassVar[Callable[[str], Any]]
-    """Returns the number in a text; raises ValueError or ZeroDivisionError."""
+    """Parses a text; raises ValueError or ZeroDivisionError."""
     noun: ClassVar[str]
     text_noun: ClassVar[str]
-    """The noun for texts that `read` takes."""
+    """The noun in a message about a text without a number."""
     metavar_name: ClassVar[str]
 
     def __init__(
@@ -65,19 +65,19 @@ class Range(tyro.constructors.PrimitiveConstructorSpec[Any]):
         )
 
     def parse(self, text: str) -> Any:
-        """Returns the number in a text; UserError if the text is no number."""
+        """Returns the number in a text; UserError for any other text."""
         try:
             return type(self).read(text)
         except (ValueError, ZeroDivisionError):
             raise UserError(f"{show(text)} is not {self.text_noun}") from None
 
     def accepts(self, value: Any) -> bool:
-        """Returns whether a value has the right type, is finite, and is inside the bounds."""
+        """Returns whether a value has the right type, is finite, and is within the bounds."""
         is_number = type(value) in self.kinds and abs(value) <= sys.float_info.max
         return is_number and self.includes(value)
 
     def includes(self, value: Any) -> bool:
-        """Returns whether a number is inside the bounds."""
+        """Returns whether a number is within the bounds."""
         return all(compare(value, limit) for _, _, compare, limit in self.bounds)
 
     def rule(self, value: Any = None) -> str:
@@ -93,7 +93,7 @@ class Range(tyro.constructors.PrimitiveConstructorSpec[Any]):
 
 
 class Whole(Range):
-    """Whole numbers; on a command line also as 2e6."""
+    """Integers; the command line also takes 2e6."""
 
     kinds = (int,)
     noun = text_noun = "a whole number"
@@ -111,7 +111,7 @@ class Whole(Range):
 
 
 class Real(Range):
-    """Numbers inside the bounds, also after rounding to float32 for the computation."""
+    """Numbers within the bounds, also after rounding to float32."""
 
     kinds = (float, int)
     read = float
@@ -127,7 +127,7 @@ class Real(Range):
 
 
 class Rational(Range):
-    """Whole numbers and exact ratios."""
+    """Integers and exact fractions."""
 
     kinds = (int, Fraction)
     read = Fraction
@@ -138,22 +138,22 @@ class Rational(Range):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Length:
-    """A range for the length: items in a tuple, or characters in a text."""
+    """A range for the length of a tuple or text."""
 
     at_least: int = 1
     at_most: int
 
     def accepts(self, value: Any) -> bool:
-        """Returns whether a value is neither too short nor too long."""
+        """Returns whether a value has an allowed length."""
         return self.at_least <= len(value) <= self.at_most
 
     def rule(self, value: Any = None) -> str:
-        """Returns the rule for a value outside the range."""
+        """Returns the rule for a value with a wrong length."""
         return f"from {self.at_least} to {self.at_most} long"
 
 
 def show(value: Any) -> str:
-    """Returns a value as a single short line."""
+    """Returns the text of a value, shortened to a single line."""
     if isinstance(value, int) and value.bit_length() > _MAX_BITS:
         return f"a number of {int(value.bit_length() * math.log10(2)) + 1} digits"
     shown = str(value) if isinstance(value, Fraction) else _SHOWN.repr(value)

@@ -1,4 +1,4 @@
-"""Function calls in several processes; all end at once when a call fails."""
+"""A pool of worker processes; all end at once if a call fails."""
 
 import contextlib
 import multiprocessing
@@ -16,13 +16,13 @@ Result = TypeVar("Result")
 def run_in_processes(
     function: Callable[[Item], Result], items: Sequence[Item], num_processes: int
 ) -> Iterator[tuple[int, Result]]:
-    """Yields an index and a result for each item, as the calls end.
+    """Yields the index and result of each item, in order of completion.
 
-    The first error is raised at once and ends all processes. A single process means this
-    process, in order.
+    The first error is raised at once and ends all processes. With `num_processes` 1 this
+    process makes all calls, in order.
 
     Raises:
-      OSError: A process was killed.
+      OSError: A worker process was killed.
     """
     if num_processes <= 1:
         yield from enumerate(map(function, items))
@@ -41,7 +41,7 @@ def run_in_processes(
 
 @contextlib.contextmanager
 def _worker_pool(num_processes: int) -> Iterator[futures.ProcessPoolExecutor]:
-    """Yields processes; all end at once when this process fails, or dies."""
+    """Yields a pool; all workers end at once when this process fails or dies."""
     context = multiprocessing.get_context("spawn")
     reader, writer = context.Pipe(duplex=False)
     with (
@@ -55,12 +55,12 @@ def _worker_pool(num_processes: int) -> Iterator[futures.ProcessPoolExecutor]:
 
 
 def _exit_with(parent: Any) -> None:
-    """Ends this worker as soon as the parent closes the connection."""
+    """Ends this worker process when the parent closes the connection."""
 
     def watch() -> None:
         with contextlib.suppress(EOFError, OSError):
             parent.recv()
         os._exit(1)
 
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # The parent tells us to end.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # The parent ends this worker.
     threading.Thread(target=watch, daemon=True).start()
