@@ -1,1 +1,1 @@
-"""Trained models: loaded, sampled, scored and evaluated."""
+"""Inference with trained models: loading, text generation, scoring and evaluation."""

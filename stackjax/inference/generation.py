@@ -1,4 +1,4 @@
-"""How texts go on under a model: token after token, with a cache of keys and values.
+"""Autoregressive text generation with a KV cache.
 
 Shapes: B batch, T tokens, V vocabulary (padded).
 """
@@ -20,13 +20,13 @@ from stackjax.sharding.partition import laid_out, logical, num_shards
 from stackjax.tokenizer.tokenization import Tokenization
 
 _PIECE = 256
-"""Tokens of the prompts that are read at a time; bounds what their attention holds."""
+"""Prompt tokens per prefill step; bounds attention memory."""
 _SLOTS = 256
-"""What the capacity of a cache is a multiple of, so that few programs are compiled."""
+"""KV cache capacities are multiples of this, so that few programs are compiled."""
 _DRAWS_PER_LOOK = 16
-"""Tokens after which it is seen whether texts may end."""
+"""Tokens between two checks for stop strings."""
 _INCOMPLETE = "\N{REPLACEMENT CHARACTER}"
-"""What the end of a text is decoded to while it lacks bytes of a character."""
+"""Decoded form of an incomplete UTF-8 character."""
 
 
 def generate(
@@ -37,17 +37,17 @@ def generate(
     key: jax.Array,
     vocab_size: int | None = None,
 ) -> Iterator[np.ndarray]:
-    """Returns an iterator over the next tokens of all prompts, int32 [B] each.
+    """Returns an iterator over the next token of every prompt, int32 [B].
 
-    A text that has ended goes on with its end token, until all have ended. What comes depends
-    on the prompt, on its place among the prompts and on the key, but on no other prompt. An
-    empty prompt begins with `prefix_id`, which is not returned.
+    Generation stops when every row has ended; a finished row repeats the end token. A row
+    depends on prompt, index and key, but not on other prompts. An empty prompt
+    starts from `prefix_id`, which is not returned.
 
     Args:
-      vocab_size: Tokens below it are drawn; by default those that the tokenizer has.
+      vocab_size: Only tokens below this are drawn; the tokenizer's vocabulary by default.
 
     Raises:
-      UserError: There are no prompts, or no tokens to come.
+      UserError: There are no prompts, or `max_tokens` is below 1.
     """
     if not prompts:
         raise UserError("prompts is empty; give at least one, which may be an empty text.")
@@ -61,7 +61,7 @@ def generate(
 def _until_ended(
     drawn: Iterable[jax.Array], num_prompts: int, end_ids: Sequence[int]
 ) -> Iterator[np.ndarray]:
-    """Returns an iterator over the tokens of the prompts, until all rows have ended."""
+    """Yields the tokens for all prompts until every row has ended."""
     has_ended_B = np.zeros(num_prompts, bool)
     tokens_B = np.zeros(num_prompts, np.int32)
     for drawn_B in drawn:
@@ -81,10 +81,10 @@ def continuations(
     until: Sequence[str] = (),
     vocab_size: int | None = None,
 ) -> list[np.ndarray]:
-    """Returns the tokens by which `generate` continues each prompt, the end token included.
+    """Returns the tokens generated for each prompt, including the end token.
 
     Args:
-      until: Strings of which one in every text that has not ended is enough.
+      until: Stop strings; generation may stop once every row has ended or contains one.
       vocab_size: As in `generate`.
     """
     tokenizer, end_ids = pretrained.tokenizer, set(pretrained.tokenization.end_ids)
@@ -101,7 +101,7 @@ def continuations(
         for row, token in zip(rows, tokens_B.tolist(), strict=True):
             if end_ids.isdisjoint(row[-1:]):
                 row.append(token)
-        # To decode takes longer than to draw a few more.
+        # Decoding is slower than drawing a few more tokens.
         if until and count % _DRAWS_PER_LOOK == 0 and all(map(is_enough, rows)):
             break
     return [np.array(row) for row in rows]
@@ -110,11 +110,11 @@ def continuations(
 def new_text(
     tokenization: Tokenization, prompt: Sequence[int], tokens: Iterable[int]
 ) -> Iterator[str]:
-    """Returns an iterator over the pieces of text by which tokens continue a prompt.
+    """Yields the text generated after a prompt, as soon as characters are complete.
 
-    A piece comes as soon as all of its characters are complete. An end token has no text.
+    End tokens have no text.
     """
-    # The text of a token may depend on the one before, so all are decoded each time.
+    # A token's text may depend on earlier tokens, so the whole text is decoded each time.
     tokenizer, known = tokenization.tokenizer, list(prompt)
     text = tokenizer.decode(known)
     shown = len(text)
@@ -137,7 +137,7 @@ def _draws(
     key: jax.Array,
     vocab_size: int,
 ) -> Iterator[jax.Array]:
-    """Returns an iterator over the tokens drawn for every row of a batch, [B] each."""
+    """Yields the tokens drawn for every row of a batch, [B]."""
     config, params, mesh = pretrained.config, pretrained.params, pretrained.mesh
     with jax.set_mesh(mesh):
         tokens_BT, lengths_B = _batch(
@@ -162,7 +162,7 @@ def _draws(
             next_B, cache = _step(
                 config, sampling, vocab_size, params, cache, tokens_B, lengths_B, key, count
             )
-        # The next step is under way before the result of this one is waited for.
+        # The next step is dispatched before this result is read.
         yield tokens_B
         tokens_B = next_B
     yield tokens_B
@@ -171,9 +171,9 @@ def _draws(
 def _batch(
     prompts: Sequence[np.ndarray], prefix_id: int, divisor: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Returns prompts as rows that are filled up at their end, [B, T], and their lengths [B].
+    """Returns right-padded prompts, [B, T], and their lengths, [B].
 
-    T is a power of two, or a multiple of `_PIECE`. Rows are added until `divisor` divides B.
+    T is a power of two or a multiple of `_PIECE`; B is rounded up to a multiple of `divisor`.
     """
     texts = [prompt if len(prompt) else [prefix_id] for prompt in prompts]
     texts += [[prefix_id]] * (-len(texts) % divisor)
@@ -200,11 +200,11 @@ def _read(
     start: int | jax.Array,
     lengths_B: jax.Array,
 ) -> tuple[jax.Array, Cache]:
-    """Returns the logits of what follows each prompt, and the cache, after a piece of them.
+    """Returns next-token logits and the KV cache after a prefill step.
 
     Args:
-      logits_BV: The logits of prompts that ended before.
-      start: The position of the piece.
+      logits_BV: Logits for prompts that ended in an earlier step.
+      start: Position of the first token.
     """
     length = tokens_BT.shape[1]
     steps_1T = jax.lax.broadcasted_iota(jnp.int32, tokens_BT.shape, 1)
@@ -227,11 +227,12 @@ def _step(
     key: jax.Array,
     count: int | jax.Array,
 ) -> tuple[jax.Array, Cache]:
-    """Returns the tokens after those drawn last, [B], and the cache.
+    """Returns the next tokens, [B], and the KV cache.
 
     Args:
-      lengths_B: Tokens of the prompts.
-      count: Tokens that have been drawn for each row.
+      tokens_B: Tokens from the previous step.
+      lengths_B: Prompt lengths.
+      count: Tokens drawn so far for each row.
     """
     tokens_B = jax.reshard(tokens_B, logical("batch"))
     positions_B1 = (lengths_B + count - 1)[:, None]
@@ -252,5 +253,5 @@ def _draw(
         token_BV = jax.lax.broadcasted_iota(jnp.int32, logits_BV.shape, 1)
         return sample(jnp.where(token_BV < vocab_size, logits_BV, -jnp.inf), sampling, key)
 
-    # A row needs all of its logits, which are in shards, and every process all rows.
+    # Sampling needs all logits of a row, and every process needs all rows: replicate.
     return laid_out(draw, logical(None))(logits_BV, jax.random.fold_in(key, count))

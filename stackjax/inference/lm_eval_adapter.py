@@ -1,4 +1,4 @@
-"""A model as lm-evaluation-harness asks it: the same answers as its own `hf` model gives."""
+"""Adapter for lm-evaluation-harness, with the same results as the harness's `hf` model."""
 
 import itertools
 from collections.abc import Iterator, Sequence
@@ -24,14 +24,14 @@ from stackjax.runtime.errors import UserError
 
 _SAMPLING = ("do_sample", "temperature", "top_k", "top_p")
 _TOP_K = 50
-"""Candidates that transformers draws from unless a task says otherwise."""
+"""Default `top_k` in transformers."""
 _NEUTRAL = {"num_beams": 1, "num_return_sequences": 1, "repetition_penalty": 1.0}
 Request = tuple[Any, list[int], list[int]]
-"""What the answer is kept by, if at all; the tokens of a context; those of what follows it."""
+"""Cache key or None, context tokens, continuation tokens."""
 
 
 class StackjaxLM(TemplateLM):
-    """A pretrained model behind the interface of lm-evaluation-harness."""
+    """A pretrained model with lm-evaluation-harness's interface."""
 
     def __init__(
         self,
@@ -42,8 +42,8 @@ class StackjaxLM(TemplateLM):
         """Wraps a model.
 
         Args:
-          batch_size: Texts that are scored or continued together.
-          console: The terminal that shows a bar, if any does.
+          batch_size: Texts per batch.
+          console: Terminal for the progress bar.
         """
         super().__init__()
         self._pretrained = pretrained
@@ -53,22 +53,22 @@ class StackjaxLM(TemplateLM):
 
     @property
     def eot_token_id(self) -> int:
-        """The token that ends a text."""
+        """End-of-text token."""
         return self._pretrained.tokenization.end_ids[0]
 
     @property
     def prefix_token_id(self) -> int:
-        """The token before a text that has no context."""
+        """Token before a text without context."""
         return self._pretrained.tokenization.prefix_id
 
     def tok_encode(
         self, string: str, add_special_tokens: bool | None = None, **kwargs: Any
     ) -> list[int]:
-        """Returns the tokens of a text, in which special tokens may be written.
+        """Returns the tokens for a text; special tokens in the text are recognized.
 
         Args:
-          add_special_tokens: Whether the tokens around texts are added; by default unless the
-            text begins with the first of them.
+          add_special_tokens: Whether to add begin and end tokens; by default unless the text
+            starts with the begin token already.
         """
         tokenization = self._pretrained.tokenization
         tokens = tokenization.tokenizer.encode_marked(string).tolist()
@@ -81,10 +81,10 @@ class StackjaxLM(TemplateLM):
     def loglikelihood(
         self, requests: list[Instance], disable_tqdm: bool = True
     ) -> list[tuple[float, bool]]:
-        """Returns log-likelihoods of texts after contexts, and whether they are greedy.
+        """Returns each continuation's log-likelihood and whether greedy decoding yields it.
 
         Raises:
-          UserError: There is nothing to score in a text, or it is too long.
+          UserError: A continuation is empty or too long.
         """
         for request in requests:
             context, text = request.arguments
@@ -99,7 +99,7 @@ class StackjaxLM(TemplateLM):
         for asked, context, target in requests:
             if not target:
                 raise _nothing_to_score(asked[0] if asked else context)
-        # A context of spaces has no tokens of its own.
+        # A context of spaces may have no tokens.
         prefix = [self.prefix_token_id]
         spans = [_span(context or prefix, target, seq_len) for _, context, target in requests]
         scores = score(self._pretrained, spans, self._batch_size, self._console)
@@ -112,7 +112,7 @@ class StackjaxLM(TemplateLM):
     def loglikelihood_rolling(
         self, requests: list[Instance], disable_tqdm: bool = True
     ) -> list[float]:
-        """Returns log-likelihoods of whole texts, window after window."""
+        """Returns log-likelihoods of whole texts, summed over consecutive windows."""
         texts = [request.args[0] for request in requests]
         windows = [self._windows(text) for text in texts]
         scores = iter(self._loglikelihood_tokens(list(itertools.chain(*windows))))
@@ -131,7 +131,7 @@ class StackjaxLM(TemplateLM):
         return [(None, *make_disjoint_window(window)) for window in windows]
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = True) -> list[str]:
-        """Returns what follows each context, up to a string that ends it."""
+        """Returns generated text for each context, up to a stop string."""
         asked: list[Any] = [request.args for request in requests]
         prompts = [self.tok_encode(context) for context, _ in asked]
         texts = [""] * len(requests)
@@ -144,7 +144,7 @@ class StackjaxLM(TemplateLM):
         return texts
 
     def _batches(self, kinds: list[str], prompts: list[list[int]]) -> Iterator[list[int]]:
-        """Yields indices of prompts of one kind, of nearly one length."""
+        """Yields batches of prompt indices with equal kinds and similar lengths."""
         order = sorted(range(len(kinds)), key=lambda i: (kinds[i], -len(prompts[i])))
         for _, group in itertools.groupby(order, kinds.__getitem__):
             same = list(group)
@@ -170,11 +170,11 @@ class StackjaxLM(TemplateLM):
             self._pretrained,
             [np.array(prompt) for prompt in prompts],
             sampling,
-            # An empty string is in every text, so that the first token is the last.
+            # Every text contains an empty stop string, so one token is enough.
             1 if "" in until else max_tokens,
             key,
             until,
-            # The hf model also draws ids that its tokenizer does not have.
+            # Like the hf model, draw ids outside the tokenizer's vocabulary too.
             self._pretrained.config.vocab_size,
         )
         texts = [tokenizer.decode(row.tolist()) for row in rows]
@@ -182,15 +182,15 @@ class StackjaxLM(TemplateLM):
 
 
 def _settings(wanted: dict[str, Any], end: str) -> tuple[list[str], int, Sampling]:
-    """Returns strings that end a text, the most tokens, and how they are drawn.
+    """Returns stop strings, maximum tokens and sampling for a task's generation_kwargs.
 
-    All as the harness's `hf` model takes them from the generation_kwargs of a task.
+    The rules are the same as for the harness's `hf` model.
 
     Args:
-      end: The end token, as it is written.
+      end: Text of the end token.
 
     Raises:
-      UserError: One is not known here, or has a value that none can have.
+      UserError: An argument is unknown or has an invalid value.
     """
     try:
         kwargs: dict[str, Any] = dict(normalize_gen_kwargs(wanted))
@@ -220,7 +220,7 @@ def _settings(wanted: dict[str, Any], end: str) -> tuple[list[str], int, Samplin
 
 
 def _neutral(kwargs: dict[str, Any]) -> set[str]:
-    """Returns the arguments that change nothing."""
+    """Returns the names of arguments with a value that has no effect."""
     return {name for name, value in _NEUTRAL.items() if kwargs.get(name) == value}
 
 
@@ -232,7 +232,7 @@ def _nothing_to_score(context: object) -> UserError:
 
 
 def _span(context: list[int], target: list[int], seq_len: int) -> Span:
-    """Returns what follows a context, which is cut on its left to what the model reads."""
+    """Returns the span for a continuation; the context is truncated on the left."""
     if len(target) > seq_len:
         raise UserError(
             f"a text to be scored has {len(target)} tokens, but the model reads {seq_len}; "

@@ -1,7 +1,4 @@
-"""A model that has been trained, ready to be run: its parameters and its tokenizer.
-
-It lies in a run, in a checkpoint, or in a folder of transformers.
-"""
+"""Pretrained models with parameters and tokenizer, from checkpoints or Hugging Face folders."""
 
 import dataclasses
 import functools
@@ -33,34 +30,34 @@ from stackjax.training.compile import abstract_part
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Pretrained:
-    """A model, its parameters on a mesh, and its tokenizer."""
+    """A model with parameters on a mesh and a tokenizer."""
 
     path: str
-    """The checkpoint or folder that it lies in."""
+    """Checkpoint or folder."""
     config: ModelConfig
     params: Params
     mesh: Mesh
     tokenization: Tokenization
     seq_len: int
-    """Tokens of the longest text that it was trained on."""
+    """Longest training sequence, in tokens."""
     lineage: tuple[Generation, ...]
-    """Where it comes from, itself last."""
+    """Lineage, from the first model to this model."""
 
     @property
     def tokenizer(self) -> Tokenizer:
-        """Text to tokens and back."""
+        """Conversion between text and tokens."""
         return self.tokenization.tokenizer
 
 
 def load_pretrained(path: str, tokenizer: str | None = None) -> Pretrained:
-    """Returns the model that a path names, over as many devices as divide its channels.
+    """Loads a pretrained model, sharded over as many devices as divide the channels.
 
     Args:
-      path: A run, a directory of checkpoints, one of them, or a folder of transformers.
-      tokenizer: `bytes`, a file, or a folder, instead of the model's own.
+      path: A run, a directory of checkpoints, a checkpoint, or a Hugging Face folder.
+      tokenizer: `bytes`, a file or a folder; by default the model's own tokenizer.
 
     Raises:
-      UserError: There is no model, or its tokenizer is not to be found.
+      UserError: There is no model, or no tokenizer.
     """
     given = None if tokenizer is None else named_tokenization(tokenizer)
     found = _load_folder(Path(path), given) if is_folder(path) else _load_run(path, given)
@@ -109,25 +106,29 @@ def _load_run(path: str, given: Tokenization | None) -> Pretrained:
 
 
 def model_of(path: str) -> ModelConfig:
-    """Returns the model that a path names, for configs that start from it.
+    """Returns the `ModelConfig` stored at a path, for configs with `init_from`.
 
     Args:
-      path: A folder of transformers; or, in a run of one process, a run, a directory of
-        checkpoints, or one of them.
+      path: A Hugging Face folder. With a single process also a run, a directory of
+        checkpoints, or a checkpoint.
     """
     if is_folder(path):
-        # Of several processes none may touch a device before they have met.
+        # Multi-host: touch no device before all processes are connected.
         return huggingface.read_folder(Path(path)).model
     return open_checkpoint(path)[1].model
 
 
 def is_folder(path: str) -> bool:
-    """Returns whether a path names a folder of transformers, and not a run of ours."""
+    """Returns whether a path is a Hugging Face folder."""
     return not is_remote(path) and huggingface.is_folder(Path(path))
 
 
 def open_checkpoint(path: str) -> tuple[epath.Path, Contents]:
-    """Returns the newest checkpoint that a path names; UserError if it holds no model."""
+    """Returns the newest checkpoint at a path.
+
+    Raises:
+      UserError: There is no checkpoint, or the checkpoint has no model.
+    """
     checkpoint = find_checkpoint(absolute(path))
     contents = read_contents(checkpoint)
     check_is_model(checkpoint, contents)
@@ -135,7 +136,7 @@ def open_checkpoint(path: str) -> tuple[epath.Path, Contents]:
 
 
 def read_params(checkpoint: epath.Path, config: ModelConfig, mesh: Mesh) -> Params:
-    """Returns the parameters in a checkpoint, laid out over the current mesh."""
+    """Returns a checkpoint's parameters, sharded over the mesh."""
     whole = abstract_part(config, None, model.logical_axes(config))
     return load_part(checkpoint, whole, mesh).params
 
@@ -143,10 +144,10 @@ def read_params(checkpoint: epath.Path, config: ModelConfig, mesh: Mesh) -> Para
 def read_parameter(
     checkpoint: epath.Path, config: ModelConfig, path: tuple[str, ...], mesh: Mesh
 ) -> jax.Array:
-    """Returns one parameter in a checkpoint, laid out over the current mesh.
+    """Returns a single parameter from a checkpoint, sharded over the mesh.
 
     Args:
-      path: Where it is in the tree of parameters.
+      path: Keys in the parameter tree.
     """
     axes: Any = functools.reduce(operator.getitem, path, model.logical_axes(config))
     tree = functools.reduce(lambda inner, name: {name: inner}, path[::-1], axes)

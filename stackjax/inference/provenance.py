@@ -1,4 +1,4 @@
-"""What lies around a checkpoint: the config of its run, and the files of another library."""
+"""Files stored next to a checkpoint: run config, tokenizer and Hugging Face files."""
 
 import dataclasses
 import json
@@ -31,32 +31,26 @@ from stackjax.tokenizer.tokenizer_info import (
 )
 
 _TOKENIZER = "tokenizer"
-"""Where a run keeps the tokenizer of its data."""
+"""Directory in a run with the training data's tokenizer."""
 _INFO = "info.json"
 _LEVELS = 3
-"""How far above a checkpoint its run may be: RUN/stage_0/train/600."""
+"""Parent directories to search above a checkpoint such as RUN/stage_0/train/600."""
 
 
 def run_settings(checkpoint: epath.Path) -> Mapping[str, Any]:
-    """Returns every field of the config that a checkpoint's model was trained with.
-
-    By its name on the command line; empty where nothing was trained yet.
-    """
+    """Returns the training config's fields by command-line name; empty without training."""
     record = _above(checkpoint, RECORD)
     return {} if record is None else read_config_record(record)["config"]
 
 
 def carried_files(checkpoint: epath.Path) -> Path | None:
-    """Returns where the files lie that came with a checkpoint's model from another library.
-
-    Those in a bucket are brought here.
-    """
+    """Returns a local directory with a checkpoint's Hugging Face files, or None."""
     found = _above(checkpoint, CARRIED)
     return None if found is None else local_files(found)
 
 
 def local_files(carried: epath.Path) -> Path:
-    """Returns a directory with the files of another library on this machine."""
+    """Returns a local directory with the Hugging Face files, copied if in a bucket."""
     if not is_remote(carried):
         return Path(carried)
     here = Path(tempfile.mkdtemp())
@@ -65,7 +59,7 @@ def local_files(carried: epath.Path) -> Path:
 
 
 def keep_origin(checkpoint: epath.Path, target: epath.Path) -> None:
-    """Copies the files around a checkpoint to where its model goes on as another."""
+    """Copies a checkpoint's config, tokenizer and Hugging Face files for a grown model."""
     record, kept = _above(checkpoint, RECORD), _above(checkpoint, _TOKENIZER)
     if record is not None:
         record.copy(target / RECORD)
@@ -75,7 +69,7 @@ def keep_origin(checkpoint: epath.Path, target: epath.Path) -> None:
 
 
 def keep_carried(checkpoint: epath.Path, target: epath.Path) -> None:
-    """Copies the files of another library alone, to where a run goes on with the model."""
+    """Copies a checkpoint's Hugging Face files."""
     carried = _above(checkpoint, CARRIED)
     if carried is not None:
         _copy_carried(carried, target / CARRIED)
@@ -88,9 +82,9 @@ def _copy_carried(carried: epath.Path, target: epath.Path) -> None:
 
 
 def keep_folder(folder: Folder, target: epath.Path) -> None:
-    """Copies the files of a folder to where `carried_files` finds them.
+    """Copies a folder's files next to a checkpoint, and records all tensor types.
 
-    Beside them it writes the type of each tensor. If float64 is rounded, the config says so.
+    The copied config says float32 if float64 weights were rounded.
     """
     carry(epath.Path(folder.path), target / CARRIED)
     fields, types = dict(folder.fields), folder.dtypes
@@ -102,16 +96,16 @@ def keep_folder(folder: Folder, target: epath.Path) -> None:
 
 
 def _above(checkpoint: epath.Path, name: str) -> epath.Path | None:
-    """Returns the nearest file of a name in a directory above a checkpoint."""
+    """Returns the nearest file with a given name above a checkpoint, or None."""
     places = [directory / name for directory in list(checkpoint.parents)[:_LEVELS]]
     return next((place for place in places if place.exists()), None)
 
 
 def own_tokenization(checkpoint: epath.Path) -> Tokenization:
-    """Returns how a checkpoint's model reads texts.
+    """Returns a checkpoint's tokenizer and special tokens.
 
     Raises:
-      UserError: It is not known, or its file is gone or damaged.
+      UserError: The tokenizer is unknown, missing or damaged.
     """
     found = known_tokenization(checkpoint)
     if found is None:
@@ -120,19 +114,19 @@ def own_tokenization(checkpoint: epath.Path) -> Tokenization:
 
 
 def known_tokenization(checkpoint: epath.Path) -> Tokenization | None:
-    """Returns how a checkpoint's model reads texts; None if no file says it."""
+    """Returns a checkpoint's tokenizer and special tokens, or None if unknown."""
     kept, carried = _above(checkpoint, _TOKENIZER), carried_files(checkpoint)
     of_folder = None if carried is None else read_tokenization(carried)
     return of_folder if kept is None else trained_tokenization(read_kept(kept), of_folder)
 
 
 def trained_tokenization(of_data: Tokenizer, of_folder: Tokenization | None) -> Tokenization:
-    """Returns how the model of a run reads texts.
+    """Returns a trained model's tokenizer and special tokens.
 
     Args:
-      of_data: The tokenizer of its data: by this one its texts begin.
-      of_folder: How the folder reads them that the model comes from, if it comes from one:
-        its end tokens count as well, and its token before a text without context.
+      of_data: The training data's tokenizer, which defines the begin tokens.
+      of_folder: The original folder's tokenization, if any: adds end tokens and defines the
+        token before a text without context.
     """
     if of_folder is None:
         return tokenization(of_data)
@@ -141,7 +135,11 @@ def trained_tokenization(of_data: Tokenizer, of_folder: Tokenization | None) -> 
 
 
 def read_kept(directory: epath.Path) -> Tokenizer:
-    """Returns the tokenizer that a run keeps; UserError if it is gone or damaged."""
+    """Returns the tokenizer stored in a run.
+
+    Raises:
+      UserError: A file is missing or damaged.
+    """
     file = directory / _INFO
     way_out = "bring it back, or name the tokenizer with --tokenizer"
     info = read_object(
@@ -151,23 +149,23 @@ def read_kept(directory: epath.Path) -> Tokenizer:
 
 
 def data_tokenizer(path: str) -> Tokenizer:
-    """Returns the tokenizer that a set of token shards was made with, which lies in the set.
+    """Returns the tokenizer stored with token shards.
 
     Raises:
-      UserError: Its file is gone, or is another.
+      UserError: The file is missing or was replaced.
     """
     info = read_manifest(path).tokenizer
     return kept_tokenizer(epath.Path(path), info, f"{path}/{MANIFEST}")
 
 
 def keep_tokenizer(path: str, workdir: epath.Path) -> None:
-    """Copies the tokenizer of a set of token shards into the directory of a run."""
+    """Copies the tokenizer stored with token shards into a run's directory."""
     if jax.process_index() == 0:
         write_kept(data_tokenizer(path), workdir / _TOKENIZER)
 
 
 def write_kept(tokenizer: Tokenizer, target: epath.Path) -> None:
-    """Writes a tokenizer into the directory of a run, unless it is there."""
+    """Writes a tokenizer into a run's directory, unless already there."""
     file = target / _INFO
     info = dataclasses.asdict(tokenizer_info(tokenizer))
     text = json.dumps(seal(info), indent=2) + "\n"
@@ -175,15 +173,15 @@ def write_kept(tokenizer: Tokenizer, target: epath.Path) -> None:
         return
     target.mkdir(parents=True, exist_ok=True)
     write_file(tokenizer, target)
-    # Written last, so that it says that the other file is whole.
+    # Written last: marks the tokenizer file as complete.
     replace_text(file, text)
 
 
 def trained_seq_len(checkpoint: epath.Path) -> int:
-    """Returns the tokens of the longest text that a checkpoint's model was trained on.
+    """Returns the longest sequence used to train a checkpoint's model, in tokens.
 
     Raises:
-      UserError: It is not known.
+      UserError: The length is not known.
     """
     settings = run_settings(checkpoint)
     if settings:

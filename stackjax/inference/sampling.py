@@ -1,4 +1,4 @@
-"""How the next token is drawn from its logits.
+"""Sampling from logits by temperature, top-k and top-p.
 
 Shapes: B batch, V vocabulary, K candidates.
 """
@@ -16,18 +16,18 @@ from stackjax.runtime.ranges import Real
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Sampling(Checked):
-    """Which tokens may come next, and how likely; the fields apply in their order."""
+    """Sampling parameters, applied in this order."""
 
     temperature: NonNegative = 1.0
-    """What logits are divided by; 0 always takes the most likely token."""
+    """Divisor of the logits; 0 always takes the most likely token."""
     top_k: Annotated[Size | None, OnlyWith("temperature")] = None
-    """Draw from this many of the most likely tokens; by default from all."""
+    """Draw from this many most likely tokens; by default from all."""
     top_p: Annotated[float, Real(more_than=0, at_most=1), OnlyWith("temperature")] = 1.0
-    """Draw from the fewest of the most likely tokens that have this much of the probability."""
+    """Draw from the smallest set of most likely tokens with this total probability."""
 
 
 def sample(logits_BV: jax.Array, sampling: Sampling, key: jax.Array) -> jax.Array:
-    """Returns a token for each row, int32 [B]; a row's depends on no other row."""
+    """Returns a token for each row, int32 [B], independent of other rows."""
     if sampling.temperature == 0:
         return jnp.argmax(logits_BV, axis=-1)
     logits_BK, tokens_BK = candidates(logits_BV, sampling)
@@ -38,13 +38,13 @@ def sample(logits_BV: jax.Array, sampling: Sampling, key: jax.Array) -> jax.Arra
 
 
 def candidates(logits_BV: jax.Array, sampling: Sampling) -> tuple[jax.Array, jax.Array]:
-    """Returns logits, float32 [B, K], and the tokens that they belong to, [B, K].
+    """Returns the candidates' logits, float32 [B, K], and tokens, [B, K].
 
-    Logits are over the temperature, and -inf where a token may not be drawn. The most likely
-    token comes first, unless all may be drawn.
+    Logits are divided by the temperature, and -inf for excluded tokens. Candidates are sorted
+    by probability if `top_k` or `top_p` is set.
     """
     logits_BV = logits_BV.astype(jnp.float32)
-    # The largest is 0, so that none grows too large at a low temperature.
+    # Shift the maximum to 0, to avoid overflow at low temperature.
     logits_BV -= jnp.max(logits_BV, axis=-1, keepdims=True)
     logits_BV /= sampling.temperature
     vocab_size = logits_BV.shape[-1]
@@ -54,6 +54,6 @@ def candidates(logits_BV: jax.Array, sampling: Sampling) -> tuple[jax.Array, jax
     logits_BK, tokens_BK = jax.lax.top_k(logits_BV, kept)
     probabilities_BK = jax.nn.softmax(logits_BK, axis=-1)
     before_BK = jnp.cumsum(probabilities_BK, axis=-1) - probabilities_BK
-    # All of the probability is that of all tokens, however their sum is rounded.
+    # top_p = 1 keeps all tokens, even if rounding makes the sum exceed 1.
     is_kept_BK = (before_BK < sampling.top_p) | (sampling.top_p == 1)
     return jnp.where(is_kept_BK, logits_BK, -jnp.inf), tokens_BK

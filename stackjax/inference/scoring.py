@@ -1,4 +1,4 @@
-"""How likely a model finds texts: sums of log-likelihoods, many texts at a time.
+"""Batched log-likelihoods of texts.
 
 Shapes: B rows of a batch, T time, V vocabulary (padded).
 """
@@ -24,22 +24,22 @@ from stackjax.runtime.errors import UserError
 from stackjax.sharding.partition import logical, num_shards
 
 NUM_LENGTHS = 8
-"""Lengths that rows are padded to, each a program to compile."""
+"""Number of padded lengths; each compiles a program."""
 _RATIO = 1.6
 _AHEAD = 8
-"""Batches that are sent before the results of the first are waited for."""
+"""Batches in flight before the oldest result is read."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Span:
-    """Some tokens of a text that are to be scored, each after all that precede it."""
+    """Tokens to score within a text; all earlier tokens are context."""
 
     tokens: Sequence[int]
-    """The text; tokens from `stop` on are not read."""
+    """Tokenized text; tokens from `stop` on are ignored."""
     start: int
-    """The first token to be scored; at least 1, as the model needs one to begin with."""
+    """First scored token; at least 1, because the model needs a context."""
     stop: int
-    """The token after the last to be scored; at least `start`."""
+    """End (exclusive); at least `start`."""
 
     def __post_init__(self):
         if not 1 <= self.start <= self.stop <= len(self.tokens):
@@ -51,12 +51,12 @@ class Span:
 
 
 class Score(NamedTuple):
-    """How likely a model finds the tokens of a span."""
+    """Log-likelihood of a span under a model."""
 
     log_likelihood: float
-    """Sum over the tokens, in nats; 0 if there are none."""
+    """Sum over the span's tokens, in nats; 0 for an empty span."""
     is_greedy: bool
-    """Whether the model finds no token likelier than any of them; so if there are none."""
+    """Whether greedy decoding would produce the span; true for an empty span."""
 
 
 def score(
@@ -65,18 +65,18 @@ def score(
     batch_size: int = 32,
     console: rich.console.Console | None = None,
 ) -> list[Score]:
-    """Returns how likely the model finds each span, in their order and on every process.
+    """Returns a score for each span, in order and on every process.
 
     Args:
-      batch_size: Rows that are scored together, rounded up to divide over the mesh.
-      console: The terminal that shows a bar, if any does.
+      batch_size: Rows per batch, rounded up to a multiple of the batch shards.
+      console: Terminal for the progress bar.
     """
     scores: list[Score] = [Score(0.0, True)] * len(spans)
     with jax.set_mesh(pretrained.mesh), _progress(console) as bar:
         task = bar.add_task("scoring", total=sum(span.stop for span in spans))
         for indices, results in _score_batches(pretrained, spans, batch_size):
             sums, are_greedy = map(np.asarray, results)
-            # Rows after those of the spans are empty.
+            # Further rows are padding.
             for row, index in enumerate(indices):
                 scores[index] = Score(float(sums[row]), bool(are_greedy[row]))
             bar.advance(task, sum(spans[index].stop for index in indices))
@@ -91,10 +91,10 @@ def _progress(console: rich.console.Console | None) -> rich.progress.Progress:
 def _score_batches(
     pretrained: Pretrained, spans: Sequence[Span], batch_size: int
 ) -> Iterator[tuple[Sequence[int], tuple[jax.Array, jax.Array]]]:
-    """Yields the indices of the spans of a batch and their results, for every batch."""
+    """Yields span indices and results for every batch."""
     shards = num_shards("batch")
     num_rows = -(-batch_size // shards) * shards
-    # The longest first: what does not fit the memory fails at once.
+    # Longest first, so that an out-of-memory error comes at once.
     order = sorted(range(len(spans)), key=lambda index: -spans[index].stop)
     lengths = padded_lengths(max([pretrained.seq_len, *(span.stop - 1 for span in spans)]))
     sent = collections.deque()
@@ -111,9 +111,9 @@ def _score_batches(
 
 
 def padded_lengths(longest: int) -> list[int]:
-    """Returns the lengths that rows of up to `longest` tokens are padded to, descending."""
+    """Returns the padded lengths for rows up to `longest` tokens, descending."""
     lengths = {
-        # Splash attention takes multiples of 128, and short rows need no such kernel.
+        # Splash attention needs multiples of 128; short rows do not use the kernel.
         -(-length // multiple) * multiple
         for length in (longest / _RATIO**k for k in range(NUM_LENGTHS))
         for multiple in (128 if length > 128 else 32,)
@@ -122,18 +122,18 @@ def padded_lengths(longest: int) -> list[int]:
 
 
 class Rows(NamedTuple):
-    """What a batch scores, [B, T] each."""
+    """A batch of spans; all arrays are [B, T]."""
 
     tokens: Array
     positions: Array
     labels: Array
-    """The token after each."""
+    """Next token at each position."""
     is_scored: Array
-    """Whether that token counts."""
+    """Whether the label is part of the span."""
 
 
 def _pad(spans: Sequence[Span], num_rows: int, length: int) -> Rows:
-    """Returns spans as rows of one length, and empty rows after them."""
+    """Returns spans padded to a common length, followed by empty rows."""
     shape = (num_rows, length)
     positions_BT = np.broadcast_to(np.arange(length, dtype=np.int32), shape)
     rows = Rows(
@@ -152,13 +152,13 @@ def _pad(spans: Sequence[Span], num_rows: int, length: int) -> Rows:
 
 @functools.partial(jax.jit, static_argnums=0)
 def score_rows(config: ModelConfig, params: Params, rows: Rows) -> tuple[jax.Array, jax.Array]:
-    """Returns the sums of log-likelihoods and whether all are greedy, [B], on every device."""
+    """Returns summed log-likelihoods and greedy flags, [B], replicated on every device."""
     x_BTD = hidden(config, params, rows.tokens, rows.positions, None)
     w = head_weight(config, params)
     num_rows, length = rows.tokens.shape
     sum_B, is_greedy_B = jnp.zeros(num_rows), jnp.ones(num_rows, bool)
     for start in range(0, length, config.loss_chunk):
-        # Logits of all positions at once would be most of the memory.
+        # In chunks: logits of all positions would dominate memory.
         chunk = slice(start, start + config.loss_chunk)
         likely_BT, is_first_BT = _score_labels(
             logits(config, w, x_BTD[:, chunk]), rows.labels[:, chunk]
@@ -173,13 +173,13 @@ def score_rows(config: ModelConfig, params: Params, rows: Rows) -> tuple[jax.Arr
 
 
 def _score_labels(logits_BTV: jax.Array, labels_BT: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Returns the log-likelihood of every label, and whether it is the likeliest."""
+    """Returns each label's log-likelihood and whether the label is the argmax."""
     token_V = jax.lax.broadcasted_iota(jnp.int32, (1, 1, logits_BTV.shape[-1]), 2)
     labels_BT1 = labels_BT[:, :, None]
-    # A gather of the label's logit would fail where the vocabulary is sharded.
+    # A masked sum, because a gather would fail on a sharded vocabulary.
     label_BT = jnp.sum(jnp.where(token_V == labels_BT1, logits_BTV, 0.0), axis=-1)
     likely_BT = label_BT - jax.nn.logsumexp(logits_BTV, axis=-1)
-    # Of equals the first is taken, as by argmax, which takes longer than all else here.
+    # The first maximum wins, as in argmax, which would be slower here.
     label_BT1 = label_BT[:, :, None]
     is_before_BTV = (token_V < labels_BT1) & (logits_BTV == label_BT1)
     return likely_BT, ~jnp.any(is_before_BTV | (logits_BTV > label_BT1), axis=-1)

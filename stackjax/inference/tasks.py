@@ -1,4 +1,4 @@
-"""Tasks of lm-evaluation-harness, and what a model scores on them."""
+"""Evaluation on lm-evaluation-harness tasks."""
 
 import contextlib
 import dataclasses
@@ -16,23 +16,23 @@ from stackjax.inference.pretrained import Pretrained
 from stackjax.runtime.errors import UserError
 
 _DRAWS = 1000
-"""Resamplings behind a standard error that has no formula."""
+"""Bootstrap resamples for standard errors without a formula."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Tasks:
-    """Tasks with their data, and how they are asked."""
+    """Loaded tasks and evaluation settings."""
 
     index: Any
-    """The harness's index of tasks."""
+    """The harness's `TaskManager`."""
     loaded: tuple[Any, ...]
-    """Tasks and groups of them, as the harness has them."""
+    """The harness's task and group objects."""
     num_fewshot: int | None
-    """Solved examples before each question; None for as many as each task has."""
+    """Solved examples before each question; None uses each task's default."""
     limit: int | None
-    """Documents of each task, the first ones; None for all."""
+    """Use only the first documents in each task; None uses all."""
     batch_size: int
-    """Texts that are scored together."""
+    """Texts per batch."""
 
 
 def load_tasks(
@@ -46,12 +46,12 @@ def load_tasks(
     """Returns tasks with their data.
 
     Args:
-      names: Tasks, groups of them, or tags.
-      directory: Where further tasks are, as YAML files.
+      names: Task, group or tag names.
+      directory: Directory with additional tasks as YAML files.
 
     Raises:
-      UserError: The harness is not installed, there is no such task or directory, a number
-        is out of range, or data can neither be downloaded nor read.
+      UserError: The harness is not installed, a task or directory does not exist, a number
+        is out of range, or data cannot be loaded.
     """
     for name, value, least in (
         ("limit", limit, 1),
@@ -89,10 +89,10 @@ def load_tasks(
 
 
 def _load(index: Any, name: str) -> list[Any]:
-    """Returns a task or group with its data, or every task of a tag.
+    """Returns a task or group with data, or every task with a tag.
 
     Raises:
-      UserError: Data can neither be downloaded nor read.
+      UserError: The data cannot be loaded.
     """
     try:
         with _quiet():
@@ -110,10 +110,10 @@ def _load(index: Any, name: str) -> list[Any]:
 def measure(
     tasks: Tasks, pretrained: Pretrained, console: rich.console.Console | None = None
 ) -> dict[str, dict[str, Any]]:
-    """Returns what a model scores on each task, and what it takes to measure it again.
+    """Returns scores per task, with task version, few-shot examples and document count.
 
     Args:
-      console: The terminal that shows a bar, if any does.
+      console: Terminal for the progress bar.
     """
     from lm_eval.evaluator import simple_evaluate
 
@@ -142,24 +142,24 @@ def measure(
 
 
 def _metrics(found: Mapping[str, Any]) -> dict[str, float | None]:
-    """Returns metrics and their standard errors, where these are known."""
+    """Returns metrics and, if known, standard errors."""
     metrics = {}
     for key, value in found.items():
         name, comma, filter_name = key.partition(",")
         if comma:
             name = name if filter_name == "none" else f"{name} ({filter_name})"
-            # Instead of a standard error that it does not know, it says N/A.
+            # The harness writes "N/A" for an unknown standard error.
             metrics[name] = None if isinstance(value, str) else float(value)
     return metrics
 
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keeps to itself what the harness and the libraries under it tell of their work."""
-    # A fork of a process that runs JAX may hang.
+    """Suppresses output and logging by the harness and the libraries below."""
+    # Forking a process with JAX loaded may hang.
     os.environ["DISABLE_MULTIPROC"] = "1"
     told = io.StringIO()
-    # Handlers of logs keep the terminal that they have begun with.
+    # Log handlers keep a reference to the original stdout and stderr.
     logging.disable(logging.CRITICAL)
     try:
         with contextlib.redirect_stdout(told), contextlib.redirect_stderr(told):

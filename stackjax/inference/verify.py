@@ -1,4 +1,4 @@
-"""Whether a folder and a checkpoint hold the same model: both run on the same tokens.
+"""Comparison of logits from transformers and stackjax on the same tokens.
 
 Shapes: B batch, T time, V vocabulary.
 """
@@ -19,10 +19,7 @@ _ROWS, _TOKENS = 4, 64
 
 
 def verify(folder: Path, checkpoint: str, mesh: Mesh) -> str:
-    """Returns how far the logits of transformers and of stackjax are apart, in words.
-
-    Both compute in float32, on random tokens.
-    """
+    """Returns a one-line comparison of float32 logits on random tokens."""
     path, contents = open_checkpoint(checkpoint)
     vocab_size = contents.model.vocab_size
     tokens_BT = np.random.default_rng(0).integers(0, vocab_size, (_ROWS, _TOKENS))
@@ -33,7 +30,7 @@ def verify(folder: Path, checkpoint: str, mesh: Mesh) -> str:
 
 
 def describe(theirs_BTV: np.ndarray, ours_BTV: np.ndarray) -> str:
-    """Returns the largest difference, how often the likeliest token agrees, and KL."""
+    """Returns a line with maximum difference, argmax agreement and KL divergence."""
     difference = np.abs(theirs_BTV - ours_BTV).max()
     agreement = np.mean(theirs_BTV.argmax(-1) == ours_BTV.argmax(-1))
     logs, others = _log_softmax(theirs_BTV), _log_softmax(ours_BTV)
