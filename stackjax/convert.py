@@ -1,7 +1,7 @@
-"""Models to and from other libraries: `python -m stackjax.convert SOURCE TARGET`.
+"""Conversion to and from Hugging Face folders: `python -m stackjax.convert SOURCE TARGET`.
 
-A folder of transformers becomes a checkpoint; a run or a checkpoint becomes a folder. Memory
-holds the parameters of the checkpoint that is written, or one of the one that is read.
+A Hugging Face folder or lit-gpt file becomes a checkpoint; a run or checkpoint becomes a
+folder. Import holds all parameters in memory, export a single parameter.
 """
 
 import dataclasses
@@ -58,36 +58,34 @@ from stackjax.training.train_state import TrainState
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ConvertConfig(Checked):
-    """Converts a model to or from a folder of transformers."""
+    """Converts a model to or from a Hugging Face folder."""
 
     source: Annotated[Text, tyro.conf.Positional, tyro.conf.arg(metavar="SOURCE")]
-    """A folder of transformers (a Llama, Mistral, Qwen2 or Qwen3), or a .pth file of the code
-    of arXiv:2405.15319; or a run, a directory of checkpoints, or one of them."""
+    """Import: a Hugging Face folder (Llama, Mistral, Qwen2 or Qwen3), or a lit-gpt .pth file
+    from arXiv:2405.15319. Export: a run, a directory of checkpoints, or a checkpoint."""
     target: Annotated[Text, tyro.conf.Positional, tyro.conf.arg(metavar="TARGET")]
-    """Directory to write: a checkpoint of a folder, a folder of a checkpoint. It must be new,
-    or empty."""
+    """Directory to write, new or empty: a checkpoint on import, a folder on export."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """Type of the weights of a folder; `auto` gives each tensor its type in the folder that
-    the model came from, or float32, which rounds nothing."""
+    """Type of exported weights. `auto` uses each tensor's type in the original folder, or
+    float32 for a model trained from scratch."""
     tokenizer: Text | None = None
-    """Tokenizer of a folder, instead of the run's own: `bytes`, a file, or a folder."""
+    """Tokenizer to export: `bytes`, a file or a folder; by default the run's own."""
     source_tokens: Count = 0
-    """Tokens that the model of a folder was trained on, where the folder does not say."""
+    """Training tokens of an imported model, for a folder without stackjax's lineage."""
     head_dim: Dim | None = None
-    """Channels of each head of a .pth file, where they are not those of the paper's models."""
+    """Channels per head in a .pth file; by default as in the paper's model of that width."""
     allow_nonfinite: bool = False
-    """Whether weights may be NaN or infinite."""
+    """Accept NaN and infinite weights."""
     verify: bool = False
-    """Whether to run the model on random tokens in both libraries, and compare; needs
-    requirements-interop.txt."""
+    """Compare logits on random tokens in both libraries; needs requirements-interop.txt."""
 
 
 def convert(config: ConvertConfig) -> epath.Path:
-    """Writes the model as the other kind, and returns where.
+    """Imports or exports a model and returns the path of the new checkpoint or folder.
 
     Raises:
       FileExistsError: TARGET is not empty.
-      UserError: SOURCE holds no model, or one that the other library cannot represent.
+      UserError: SOURCE is no model, or the other library cannot represent the model.
       OSError: A file could not be read or written.
     """
     if config.verify:
@@ -109,7 +107,7 @@ def convert(config: ConvertConfig) -> epath.Path:
 
 
 def _check_unset(config: ConvertConfig) -> None:
-    """Raises UserError for an option that has no effect on this kind of source."""
+    """Raises UserError for an option without effect on this kind of source."""
     if _is_pth(config.source):
         check_unset(config, ["dtype", "tokenizer"], "SOURCE is a .pth file")
     elif is_folder(config.source):
@@ -119,7 +117,7 @@ def _check_unset(config: ConvertConfig) -> None:
 
 
 def from_folder(config: ConvertConfig) -> epath.Path:
-    """Writes the checkpoint of a folder's model, and beside it the folder's other files."""
+    """Imports a folder or lit-gpt file, with the folder's other files."""
     directory: Any = absolute(config.target)
     refuse_existing(directory)
     path = Path(config.source)
@@ -143,7 +141,7 @@ def from_folder(config: ConvertConfig) -> epath.Path:
 
 
 def to_folder(config: ConvertConfig) -> epath.Path:
-    """Writes the folder of a checkpoint's model."""
+    """Exports a checkpoint's model as a Hugging Face folder."""
     target = new_folder(config.target)
     checkpoint, contents = open_checkpoint(config.source)
     print(f"source  {checkpoint}: {_sizes(contents.model)}")
@@ -181,10 +179,10 @@ def _is_pth(source: str) -> bool:
 def _infos(
     config: ModelConfig, dtype: str | None, stored: Mapping[str, str]
 ) -> dict[str, TensorInfo]:
-    """Returns the tensors to write, those of a parameter one after another.
+    """Returns the tensors to write, grouped by parameter.
 
     Args:
-      dtype: The type of all of them; None gives each its type in `stored`.
+      dtype: Type for all tensors; None uses the types in `stored`.
     """
     kinds = list(model.logical_axes(config)["layers"])
     found = sorted(huggingface.slots(config), key=lambda s: (s.kind in kinds, s.kind))
@@ -204,10 +202,10 @@ def _tensors(
     infos: Mapping[str, TensorInfo],
     allow_nonfinite: bool,
 ) -> Iterator[np.ndarray]:
-    """Returns the tensors of a checkpoint's model in the order of `infos`.
+    """Yields a checkpoint's tensors in the order of `infos`.
 
     Raises:
-      UserError: A number is NaN or infinite, perhaps as float16 only.
+      UserError: A number is NaN or infinite, possibly only after the cast to float16.
     """
     by_name = {slot.name: slot for slot in huggingface.slots(config)}
     axes = model.logical_axes(config)
@@ -216,7 +214,7 @@ def _tensors(
         parameter = np.asarray(read_parameter(checkpoint, config, path, mesh_that_divides(1)))
         for slot in group:
             part = slot.to_tensor(slot.cut(parameter, axes), config)
-            with np.errstate(over="ignore"):  # which the check below sees
+            with np.errstate(over="ignore"):  # checked below
                 tensor = part.astype(DTYPES[infos[slot.name].dtype])
             if not allow_nonfinite:
                 check_finite(tensor, slot.name, str(checkpoint))
@@ -229,7 +227,7 @@ def _sizes(config: ModelConfig) -> str:
 
 def main() -> None:
     """Runs the command line."""
-    # Orbax logs, with tracebacks, the errors that it raises as well.
+    # Orbax logs errors with tracebacks, in addition to raising.
     logging.set_verbosity(logging.FATAL)
     with one_line_errors():
         convert(parse(ConvertConfig, prog="python -m stackjax.convert"))

@@ -1,10 +1,8 @@
-"""How well a model does on tasks of lm-evaluation-harness.
+"""Evaluation on lm-evaluation-harness tasks: `python -m stackjax.evaluate MODEL`.
 
-    python -m stackjax.evaluate RUN
-
-runs the eight that arXiv:2405.15319 reports, prints the scores beside those that it printed,
-and writes all that was measured to results.json. As there, accuracy is the harness's `acc`,
-not normalised by the length of an answer, and Wikitext's perplexity is that of a word.
+Runs by default the eight tasks reported in arXiv:2405.15319, prints the scores next to the
+paper's, and writes all metrics to results.json. As in the paper, accuracy is the harness's
+`acc` (not normalized by answer length), and Wikitext perplexity is per word.
 """
 
 import dataclasses
@@ -33,31 +31,32 @@ from stackjax.runtime.numbers import Count, Size, Text, Tokens
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EvaluateConfig(Checked):
-    """Measures how well a model does on tasks of lm-evaluation-harness."""
+    """Evaluates a model on lm-evaluation-harness tasks."""
 
     model: Annotated[Text, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
-    """A run, a directory of checkpoints, one of them, or a folder of transformers."""
+    """A run or a directory of checkpoints (the newest is used), a checkpoint, or a Hugging
+    Face folder."""
     tasks: str = ",".join(PAPER_TASKS)
-    """Names of tasks or groups of them, separated by commas."""
+    """Task or group names, separated by commas."""
     task_dir: Path | None = None
-    """Directory of further tasks, as YAML files of lm-evaluation-harness."""
+    """Directory with additional lm-evaluation-harness tasks (YAML files)."""
     tokenizer: Text | None = None
-    """`bytes`, a file, or a folder, instead of the model's own tokenizer."""
+    """`bytes`, a file or a folder; by default the model's own tokenizer."""
     num_fewshot: Count | None = None
-    """Solved examples before each question; by default as many as each task has."""
+    """Solved examples before each question; by default as each task says."""
     limit: Tokens | None = None
-    """Documents of each task, the first ones; by default all."""
+    """Use only this many documents per task; by default all."""
     batch_size: Size = 32
-    """Texts that are scored together."""
+    """Texts per batch."""
     output: Path = Path("results.json")
-    """JSON file to write; it must be new."""
+    """New JSON file for the results."""
 
 
 def evaluate(config: EvaluateConfig) -> dict[str, Any]:
-    """Returns what a model scores on tasks, and what it takes to measure it again.
+    """Returns a model's scores, with the settings and versions needed to reproduce the run.
 
     Raises:
-      UserError: There is no such model or task, or a field is out of range.
+      UserError: The model or a task does not exist, or a field is out of range.
       OSError: A file could not be read.
     """
     check_output(config.output)
@@ -74,12 +73,12 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
         batch_size=config.batch_size,
     )
     pretrained = load_pretrained(config.model, config.tokenizer)
-    # The bar stays on the terminal, whatever else is written there.
+    # Fixed now, because stdout is redirected while the harness runs.
     console = rich.console.Console(file=sys.stdout)
     return {
         "model": config.model,
         "checkpoint": pretrained.path,
-        # Not all of them may be known, back to the first.
+        # Unknown for some imported models.
         "tokens": total(pretrained.lineage).tokens or None,
         "seq_len": pretrained.seq_len,
         "tokenizer": {
@@ -96,7 +95,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
 
 
 def check_output(output: Path) -> None:
-    """Raises UserError if a new file cannot be written at a path."""
+    """Raises UserError if the output file exists or cannot be written."""
     check_writable("output", output)
     if output.exists() or output.is_symlink():
         raise UserError(f"output {output} exists already; name another file with --output.")

@@ -1,4 +1,4 @@
-"""Text from a trained model: `python -m stackjax.generate MODEL --prompt 'def f('`."""
+"""Text generation: `python -m stackjax.generate MODEL --prompt 'def f('`."""
 
 import dataclasses
 import json
@@ -24,32 +24,32 @@ from stackjax.runtime.numbers import Seed, Size, Text
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class GenerateConfig(Checked):
-    """Continues texts by a trained model."""
+    """Generates text with a trained model."""
 
     model: Annotated[Text, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
-    """A run, a directory of checkpoints, or one of them; of several the newest. Or a folder of
-    transformers."""
+    """A run or a directory of checkpoints (the newest is used), a checkpoint, or a Hugging
+    Face folder."""
     prompt: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
-    """A text to continue; may be given several times. Without any, texts begin anew."""
+    """Text to continue; repeatable. By default a single empty prompt."""
     prompt_file: Path | None = None
-    """A file with more prompts, one a line; an empty line is an empty text."""
+    """File with more prompts, one per line; an empty line is an empty prompt."""
     tokenizer: Text | None = None
-    """`bytes`, a file, or a folder, instead of the model's own tokenizer."""
+    """`bytes`, a file or a folder; by default the model's own tokenizer."""
     max_tokens: Size = 100
-    """Tokens to continue each text by, unless it ends before."""
+    """Maximum number of new tokens per prompt."""
     sampling: Annotated[Sampling, tyro.conf.arg(name="")] = Sampling()
-    """How the next token is drawn."""
+    """Sampling parameters."""
     seed: Annotated[Seed, OnlyWith("sampling.temperature")] = 0
-    """Seed of what is drawn."""
+    """Random seed."""
     json: bool = False
-    """Whether to print it for machines, a JSON object for each prompt."""
+    """Print a JSON object per prompt."""
 
 
 def run(config: GenerateConfig) -> None:
-    """Prints how a model continues the prompts.
+    """Prints the generated text for each prompt.
 
     Raises:
-      UserError: MODEL holds no model, or a field does not fit.
+      UserError: MODEL is no model, or a field is invalid.
       OSError: A file could not be read.
     """
     texts = list(config.prompt)
@@ -81,7 +81,7 @@ def run(config: GenerateConfig) -> None:
 
 
 def read_prompts(file: Path) -> list[str]:
-    r"""Returns the lines of a file, which end with \n, \r\n or \r.
+    r"""Returns a file's lines, separated by \n, \r\n or \r.
 
     Raises:
       UserError: The file is empty, or not UTF-8.
@@ -94,7 +94,7 @@ def read_prompts(file: Path) -> list[str]:
         ) from error
     if not text:
         raise UserError(f"prompt_file {file} is empty; write one prompt a line.")
-    # Other separators, such as U+2028, are part of a prompt.
+    # Other separators, such as U+2028, belong to the prompt.
     lines = re.split("\r\n|\r|\n", text)
     return lines if lines[-1] else lines[:-1]
 
@@ -113,7 +113,7 @@ def _note_length(
 
 def main() -> None:
     """Runs the command line."""
-    # Orbax logs, with tracebacks, the errors that it raises as well.
+    # Orbax logs errors with tracebacks, in addition to raising.
     logging.set_verbosity(logging.FATAL)
     with one_line_errors():
         run(parse(GenerateConfig, prog="python -m stackjax.generate"))
