@@ -1,1 +1,1 @@
-"""Files of runs: disks and buckets, JSON, directories that are complete or absent."""
+"""Files on disks and in buckets: JSON, metrics rows, locks, and all-or-nothing directories."""

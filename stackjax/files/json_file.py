@@ -1,4 +1,4 @@
-"""JSON objects in files: read, sealed with a hash, and decoded as dataclasses."""
+"""JSON files: strict parsing, hashes against damage, and decoding into dataclasses."""
 
 import dataclasses
 import functools
@@ -20,7 +20,7 @@ Fields = dict[str, Any]
 
 _SEAL = "sha256"
 _MAX_DIGITS = 100
-"""Longer numbers are in no file of a run; Python refuses those of 4,300 digits."""
+"""Maximum number of digits; Python itself refuses integers above 4,300 digits."""
 _INDEX = re.compile("0|[1-9][0-9]{0,8}")
 _NAMES = {
     int: "an integer",
@@ -32,15 +32,15 @@ _NAMES = {
     types.NoneType: "null",
 }
 _MAX_SHOWN = 60
-"""Characters of a name or a value in a message."""
+"""Maximum length of a name or value in a message."""
 
 
 def read_object(path: epath.PathLike, way_out: str, interpret: Callable[[Fields], T]) -> T:
-    """Returns the meaning of the JSON object in a file.
+    """Returns the result of `interpret` for the JSON object in a file.
 
     Args:
-      way_out: Remedy for a damaged file, for errors.
-      interpret: Returns the meaning of the fields; UserError if they have none.
+      way_out: Remedy for a damaged file, for the error message.
+      interpret: Converts the fields; raises UserError if a field is invalid.
 
     Raises:
       UserError: The file is missing or damaged.
@@ -56,9 +56,10 @@ def read_object(path: epath.PathLike, way_out: str, interpret: Callable[[Fields]
 
 
 def parse_object(text: bytes) -> Fields:
-    """Returns the JSON object in a text; UserError for other texts.
+    """Returns the JSON object in a text.
 
-    Numbers that are not finite, and repeated names, are refused as well.
+    Raises:
+      UserError: The text is not a JSON object, repeats a name, or has NaN or infinity.
     """
     try:
         found = json.loads(
@@ -102,14 +103,14 @@ def seal(fields: Mapping[str, Any], name: str = _SEAL) -> Fields:
     """Returns the fields as plain JSON values, with a hash for `unseal`.
 
     Args:
-      name: Field for the hash.
+      name: Name of the field for the hash.
     """
     plain = json.loads(json.dumps(fields))
     return {**plain, name: hash_of(plain)}
 
 
 def unseal(sealed: Any, name: str = _SEAL) -> Fields:
-    """Returns the fields in a sealed object; UserError for a wrong hash."""
+    """Returns the fields of a sealed object, without the hash; UserError for a wrong hash."""
     fields = dict(sealed) if isinstance(sealed, Mapping) else {}
     if fields.pop(name, None) != hash_of(fields):
         raise UserError("its fields do not match their hash")
@@ -117,25 +118,25 @@ def unseal(sealed: Any, name: str = _SEAL) -> Fields:
 
 
 def unseal_if_sealed(fields: Fields) -> Fields:
-    """Returns the fields in an object with or without a seal; UserError for a wrong hash."""
+    """Returns the fields of an object, after checking the hash if there is one."""
     return unseal(fields) if _SEAL in fields else fields
 
 
 def hash_of(value: Any) -> str:
-    """Returns the SHA-256 for a JSON value; the order of names has no effect."""
+    """Returns the SHA-256 of a JSON value; the order of keys has no effect."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
 def decode(kind: Any, value: Any, name: str = "") -> Any:
-    """Returns a typed value from plain values, as `dataclasses.asdict` and JSON have them.
+    """Returns a typed value from plain JSON values, the inverse of `dataclasses.asdict`.
 
     Args:
       kind: A dataclass, a tuple of any length, a mapping, a `Literal`, a union, or a scalar.
         Fields with a default may be absent.
-      name: Dotted name of the value, for errors.
+      name: Dotted name of the value, for the error message.
 
     Raises:
-      UserError: The value has another type, or a field is missing or unknown.
+      UserError: The value has a wrong type, or a field is missing or unknown.
     """
     arguments = typing.get_args(kind)
     if typing.get_origin(kind) in (typing.Union, types.UnionType):
@@ -174,7 +175,7 @@ def _decode_fields(kind: Any, value: Mapping[str, Any], name: str) -> Any:
 
 @functools.cache
 def _fields(kind: Any) -> tuple[dict[str, Any], list[str]]:
-    """Returns the field types in a dataclass, and the fields without a default."""
+    """Returns the field types of a dataclass, and the names of required fields."""
     required = [
         field.name
         for field in dataclasses.fields(kind)
@@ -184,7 +185,7 @@ def _fields(kind: Any) -> tuple[dict[str, Any], list[str]]:
 
 
 def _decode_key(kind: Any, key: str, name: str) -> Any:
-    """Returns a name in an object as a key for the mapping."""
+    """Returns a JSON name as a mapping key of type `kind`."""
     found = int(key) if kind is int and _INDEX.fullmatch(key) else key
     return decode(kind, found, f"the key {_shown(key)} of {name}")
 
@@ -198,7 +199,7 @@ def _form(kind: Any) -> Any:
 
 
 def _has_form(kind: Any, value: Any) -> bool:
-    """Returns whether a value has the form for a type; fields and items are not checked."""
+    """Returns whether a value has the JSON form for a type, without checks of its items."""
     form = _form(kind)
     if form is Literal:
         return isinstance(value, str) and value in typing.get_args(kind)
@@ -208,7 +209,7 @@ def _has_form(kind: Any, value: Any) -> bool:
         return isinstance(value, list | tuple)
     if form is float:
         return type(value) in (int, float)
-    return type(value) is form  # `True` is no integer here.
+    return type(value) is form  # `True` is not an integer here.
 
 
 def _describe(kind: Any) -> str:
@@ -219,7 +220,7 @@ def _describe(kind: Any) -> str:
 
 
 def dotted(name: str, field: str) -> str:
-    """Returns the dotted name of a field as a single short line."""
+    """Returns the dotted name of a field, shortened to a single line."""
     shown = field if field.isprintable() and len(field) <= _MAX_SHOWN else _shown(field)
     return f"{name}.{shown}".removeprefix(".")
 

@@ -1,4 +1,4 @@
-"""A directory for a checkpoint and the files around it, on a disk or in a bucket."""
+"""New output directories on a disk or in a bucket."""
 
 import contextlib
 from collections.abc import Iterator
@@ -11,14 +11,14 @@ from stackjax.files.storage import is_remote
 
 @contextlib.contextmanager
 def new_directory(output: epath.Path) -> Iterator[epath.Path]:
-    """Yields an empty directory to write into, which is the output once the block succeeds.
+    """Yields an empty directory; after the block, `output` has the files written there.
 
-    On a disk the output is complete or absent. In a bucket, the block writes into the output
-    and puts the checkpoint last: without a checkpoint the output counts as absent. After a
-    kill the same command starts afresh.
+    On a disk the output is complete or absent. In a bucket the block writes directly to the
+    output and must write the checkpoint last: an output without a checkpoint counts as absent.
+    After a kill, the same command starts again from nothing.
 
     Raises:
-      FileExistsError: The output is more than an empty directory.
+      FileExistsError: The output exists and is not an empty directory.
     """
     if not is_remote(output):
         with staging_directory(output) as staging:

@@ -1,4 +1,4 @@
-"""Files for results, checked before anything is computed."""
+"""Checks of output paths, before any computation."""
 
 import os
 from pathlib import Path
@@ -7,7 +7,7 @@ from stackjax.runtime.errors import UserError
 
 
 def check_writable(option: str, path: Path) -> None:
-    """Raises UserError, with the name of the option, if no file can be written at a path."""
+    """Raises UserError if the path of an output option is not writable."""
     parent = path.absolute().parent
     if not parent.is_dir():
         raise UserError(f"{option} is {path}, but there is no directory {parent}; make it.")

@@ -1,4 +1,4 @@
-"""Files named by other files, such as an index or a manifest, kept inside one directory."""
+"""Paths from untrusted files, such as an index or a manifest, kept inside a directory."""
 
 import os
 import re
@@ -11,20 +11,20 @@ from stackjax.runtime.errors import UserError
 
 _UNWRITABLE = re.compile("[\0\ud800-\udfff]")
 _MAX_NAME = 255
-"""Bytes of a file name on the usual file systems."""
+"""Maximum number of bytes in a file name on common file systems."""
 
 
 def file_inside(directory: epath.PathLike, name: object, named_by: str) -> epath.Path:
-    """Returns the path of a file in a directory, which need not exist.
+    """Returns the path of a file in a directory; the file may be missing.
 
-    Symbolic links out of the directory are refused, except those of the Hugging Face Hub's
-    cache, from `snapshots/` to `blobs/`.
+    Symbolic links out of the directory are refused, except links in the Hugging Face Hub
+    cache from `snapshots/` to `blobs/`.
 
     Args:
-      named_by: The file that has the name, for errors.
+      named_by: The file with this name inside, for the error message.
 
     Raises:
-      UserError: The name leaves the directory, or is that of no regular file.
+      UserError: The path leaves the directory, or is not a regular file.
     """
     if not isinstance(name, str) or not _is_relative(name):
         raise UserError(
@@ -38,11 +38,11 @@ def file_inside(directory: epath.PathLike, name: object, named_by: str) -> epath
 
 
 def check_inside(directory: Path, path: Path, named_by: str) -> None:
-    """Raises UserError if a path leads out of a directory, or to no regular file."""
+    """Raises UserError if a path leaves a directory or is not a regular file."""
     root = directory.resolve()
     try:
         target = path.resolve(strict=path.is_symlink())
-    except (OSError, RuntimeError) as error:  # A loop of links, until Python 3.12 the latter.
+    except (OSError, RuntimeError) as error:  # RuntimeError: link loops before Python 3.13.
         raise UserError(f"{path}, named by {named_by}, is a broken link: {error}.") from error
     if not any(target.is_relative_to(place) for place in (root, *_hub_blobs(root))):
         raise UserError(
@@ -61,5 +61,5 @@ def _is_relative(name: str) -> bool:
 
 
 def _hub_blobs(root: Path) -> list[Path]:
-    """Returns where the Hub's cache keeps the files of a snapshot, if `root` is one."""
+    """Returns the blob directory of a Hugging Face Hub snapshot, or an empty list."""
     return [parent.with_name("blobs") for parent in root.parents if parent.name == "snapshots"]

@@ -1,4 +1,4 @@
-"""The rows of a run in `metrics.jsonl`: appended, cut where the run resumes, and checked."""
+"""The metrics rows of a run, `metrics.jsonl`: append, truncate on resume, check and read."""
 
 import contextlib
 import dataclasses
@@ -15,7 +15,7 @@ from stackjax.runtime.errors import UserError
 
 NAME = "metrics.jsonl"
 AXES = ("kind", "phase", "stage", "step", "tokens")
-"""The fields that say what a row is about; they are whole numbers, but for the first."""
+"""The fields of every row: `kind` is a text, the others are integers."""
 
 _TEXT = ("kind", "reason", "change", "growth")
 _WAY_OUT = (
@@ -26,7 +26,7 @@ _WAY_OUT = (
 
 @dataclasses.dataclass(frozen=True)
 class Extent:
-    """The rows of a run up to some moment: the first bytes of the file."""
+    """The length and hash of a run's rows up to some point: a prefix of the file."""
 
     num_bytes: int = 0
     sha256: str = hashlib.sha256().hexdigest()
@@ -36,16 +36,16 @@ NO_ROWS = Extent()
 
 
 class RowsFile:
-    """The file of rows, which other processes may read at any time.
+    """An open `metrics.jsonl`; other processes may read the file at any time.
 
-    Rows are appended to a file on a disk. An object in a bucket is replaced as a whole.
+    On a disk rows are appended. In a bucket every write replaces the whole object.
 
     Args:
       directory: The run directory.
-      extent: The rows to keep; later ones are cut off.
+      extent: The rows to keep; later rows are truncated.
 
     Raises:
-      UserError: The file does not hold these rows.
+      UserError: The file does not begin with these rows.
     """
 
     def __init__(self, directory: epath.PathLike, extent: Extent):
@@ -63,14 +63,14 @@ class RowsFile:
 
     @property
     def extent(self) -> Extent:
-        """All rows that the file holds."""
+        """The extent of all rows in the file."""
         return Extent(self._num_bytes, self._hash.hexdigest())
 
     def append(self, lines: bytes, *, is_durable: bool) -> None:
-        """Adds lines at the end of the file, all of them or none.
+        """Appends all lines, or none.
 
         Args:
-          is_durable: Whether they are on disk when this returns.
+          is_durable: Whether to sync the file to disk before returning.
         """
         if self._object is None:
             self._append_on_disk(lines, is_durable)
@@ -96,12 +96,12 @@ class RowsFile:
 
 
 def check_rows(directory: epath.PathLike, extent: Extent) -> None:
-    """Raises UserError if a run directory does not hold the rows that it had at some moment."""
+    """Raises UserError if a run's metrics file does not begin with the rows of an extent."""
     _read_kept(epath.Path(directory) / NAME, extent)
 
 
 def _read_kept(path: epath.Path, extent: Extent) -> bytes:
-    """Returns the bytes of an extent; UserError if others are in their place."""
+    """Returns the bytes of an extent; UserError if bytes are missing or changed."""
     try:
         data = path.read_bytes() if path.exists() else b""
     except IsADirectoryError as error:
@@ -123,12 +123,12 @@ def _read_kept(path: epath.Path, extent: Extent) -> bytes:
 def read_rows(
     directory: epath.PathLike, needs: Mapping[str, tuple[str, ...]] | None = None
 ) -> list[dict[str, Any]]:
-    """Returns the rows of `metrics.jsonl` in a run directory; none if there is no file.
+    """Returns the rows of `metrics.jsonl` in a run directory; no rows without a file.
 
-    A last line without its end is left out: its writer was killed, or is still at it.
+    An incomplete last line is ignored: the writer was killed or is still writing.
 
     Args:
-      needs: Fields that rows must have as numbers, by the kind of row.
+      needs: The required numeric fields for each kind of row.
 
     Raises:
       UserError: A line is damaged.
@@ -152,7 +152,7 @@ def read_rows(
 
 
 def _row(line: bytes, needs: Mapping[str, tuple[str, ...]]) -> dict[str, Any]:
-    """Returns the row in a line; UserError if it is none."""
+    """Returns the row in a line; UserError for an invalid row."""
     row = parse_object(line)
     if missing := [name for name in AXES if name not in row]:
         raise UserError(f"{missing[0]} is missing")
@@ -175,7 +175,7 @@ def _may_hold(name: str, value: Any) -> bool:
 
 
 def _check_order(rows: list[dict[str, Any]]) -> None:
-    """Raises UserError if the last row does not come after the one before it."""
+    """Raises UserError if the last row repeats or precedes the row before."""
     if len(rows) < 2:
         return
     before, last = rows[-2:]

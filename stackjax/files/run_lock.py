@@ -1,7 +1,7 @@
-"""The lock of a run directory, so that one run at a time writes to it.
+"""The lock of a run directory: only one run at a time writes there.
 
-On a disk the kernel holds the lock and releases it when the process dies. In a bucket the lock
-is a lease: an object that its holder renews, and that expires when it is not renewed.
+On a disk the kernel holds the lock and releases the lock when the process dies. In a bucket the
+lock is a lease: an object that the holder renews. Without renewal the lease expires.
 """
 
 import contextlib
@@ -29,9 +29,9 @@ from stackjax.runtime.errors import UserError
 
 LOCK = "run.lock"
 LEASE_SECONDS = 120.0
-"""How long a lease lasts that is not renewed."""
+"""Time until a lease expires without renewal."""
 _RENEWALS = 6
-"""Renewals in that time."""
+"""Renewals within `LEASE_SECONDS`."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,13 +49,13 @@ class Holder:
 
 @contextlib.contextmanager
 def run_lock(workdir: epath.Path) -> Iterator[None]:
-    """Makes a run directory if need be, and holds its lock.
+    """Creates a run directory if necessary, and holds the lock during the block.
 
-    Process 0 holds it for all processes of the run. A directory that it has made is removed if
-    nothing else was written to it.
+    Process 0 holds the lock for all processes of the run. If the directory was created here and
+    is still empty after the block, it is removed.
 
     Raises:
-      UserError: Another run holds it; the message names host, process and time.
+      UserError: Another run holds the lock; the message names host, process and time.
     """
     lock = _lease(workdir) if is_remote(workdir) else _file_lock(Path(workdir))
     with contextlib.ExitStack() as stack:
@@ -69,7 +69,7 @@ def _this_process() -> Holder:
 
 
 def _holder(text: bytes) -> Holder | None:
-    """Returns the holder that a lock names; None if it is unreadable."""
+    """Returns the holder from a lock file; None if the file is unreadable."""
     try:
         return decode(Holder, parse_object(text))
     except UserError:
@@ -97,13 +97,13 @@ def _file_lock(workdir: Path) -> Iterator[None]:
     finally:
         path.unlink(missing_ok=True)
         file.close()
-        with contextlib.suppress(OSError):  # It is not empty, unless nothing was written.
+        with contextlib.suppress(OSError):  # Directories with files remain.
             for directory in made:
                 directory.rmdir()
 
 
 def _locked_file(path: Path) -> IO[bytes]:
-    """Returns the opened lock file, locked; UserError if another process has it."""
+    """Returns the open and locked file; UserError if another process holds the lock."""
     while True:
         file = path.open("a+b")
         try:
@@ -123,7 +123,7 @@ def _locked_file(path: Path) -> IO[bytes]:
         with contextlib.suppress(FileNotFoundError):
             if os.path.samestat(os.fstat(file.fileno()), path.stat()):
                 return file
-        file.close()  # Its holder has just removed it.
+        file.close()  # The previous holder has just removed the file.
 
 
 @contextlib.contextmanager
@@ -144,10 +144,10 @@ def _lease(workdir: epath.Path) -> Iterator[None]:
 
 
 class _Lease:
-    """An object of a bucket that names its holder; each renewal gives it a new generation.
+    """A bucket object with the name of the holder; each renewal changes the generation.
 
-    Clocks of hosts are not compared: a lease has expired if its generation has stayed the same
-    for `LEASE_SECONDS` of this process's clock.
+    Clocks are never compared between hosts: a lease has expired if the generation stays the
+    same for `LEASE_SECONDS` on this process's clock.
     """
 
     def __init__(self, blob: Any, workdir: str):
@@ -158,7 +158,7 @@ class _Lease:
         self._exceptions = importlib.import_module("google.cloud.exceptions")
 
     def take(self) -> None:
-        """Takes the lease, and first waits for one that nobody renews to expire."""
+        """Takes the lease, after waiting until an abandoned lease has expired."""
         generation, holder = self._read()
         if generation and not _has_died(holder):
             self._wait_for_expiry(generation, holder)
@@ -168,7 +168,7 @@ class _Lease:
             raise _in_use(epath.Path(self._workdir), self._read()[1]) from None
 
     def keep(self, stop: threading.Event) -> None:
-        """Renews the lease until told to stop; ends the process if another has taken it."""
+        """Renews the lease until `stop` is set; exits if another process has the lease."""
         renewed = time.monotonic()
         while not stop.wait(LEASE_SECONDS / _RENEWALS):
             try:
@@ -181,12 +181,12 @@ class _Lease:
                     self._abandon(f"its lease could not be renewed ({error})")
 
     def release(self) -> None:
-        """Gives the lease up."""
+        """Deletes the lease."""
         with contextlib.suppress(self._exceptions.GoogleCloudError):
             self._blob.delete(if_generation_match=self._generation)
 
     def _read(self) -> tuple[int, Holder | None]:
-        """Returns the generation of the object, 0 if there is none, and its holder."""
+        """Returns the object's generation (0 without an object) and the holder."""
         try:
             text = self._blob.download_as_bytes()
         except self._exceptions.NotFound:
@@ -213,13 +213,13 @@ class _Lease:
                 raise _in_use(epath.Path(self._workdir), newest)
 
     def _abandon(self, reason: str) -> None:
-        """Ends the process at once: what it would write belongs to another run."""
+        """Ends the process at once, because another run may write to the directory now."""
         print(f"error: {self._workdir}: {reason}; this run stops.", file=sys.stderr, flush=True)
         os._exit(2)
 
 
 def _has_died(holder: Holder | None) -> bool:
-    """Returns whether a holder was a process of this host that is no longer there."""
+    """Returns whether a holder was a process on this host and has ended."""
     if holder is None or holder.host != this_host():
         return False
     try:

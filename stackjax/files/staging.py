@@ -1,6 +1,6 @@
-"""A directory that is complete or absent: written beside the final place, then renamed.
+"""All-or-nothing directories: written to a staging directory, then renamed.
 
-In a bucket the last file, uploaded after all others, makes it complete.
+In a bucket, the directory is complete once the last file is uploaded.
 """
 
 import contextlib
@@ -18,9 +18,9 @@ UPLOADING = ".uploading"
 
 
 def refuse_existing(output: epath.Path) -> None:
-    """Raises FileExistsError if the output is more than an empty directory.
+    """Raises FileExistsError if the output exists and is not an empty directory.
 
-    Leftovers from a killed upload do not count.
+    Leftovers from a killed upload are allowed.
     """
     if (output / UPLOADING).exists():
         return
@@ -32,10 +32,10 @@ def refuse_existing(output: epath.Path) -> None:
 
 @contextlib.contextmanager
 def staging_directory(output: epath.Path) -> Iterator[Path]:
-    """Yields an empty directory that becomes the output when the block succeeds.
+    """Yields an empty directory, renamed to `output` when the block succeeds.
 
-    No other process writes there meanwhile. A failed block removes the directory; leftovers
-    from a killed run are removed first.
+    A lock keeps other processes out. A failed block removes the directory; leftovers from a
+    killed run are removed first.
     """
     staging = Path(output.parent / f".{output.name}.unfinished")
     lock = lock_directory(staging)
@@ -52,12 +52,12 @@ def staging_directory(output: epath.Path) -> Iterator[Path]:
 
 
 def upload(directory: Path, output: epath.Path, last: str) -> None:
-    """Uploads the files of a directory, and `last` when all others are there.
+    """Uploads the files of a directory, with the file `last` after all others.
 
-    Leftovers from a killed upload are overwritten, or removed.
+    Leftovers from a killed upload are overwritten or removed.
 
     Raises:
-      FileExistsError: The output holds anything else.
+      FileExistsError: The output has any other files.
     """
     refuse_existing(output)
     (output / UPLOADING).write_text("Incomplete: the upload goes on, or was killed.\n")
@@ -80,9 +80,9 @@ def _clear(directory: Path) -> None:
 
 
 def lock_directory(directory: Path) -> int:
-    """Makes a directory and returns a descriptor that holds its lock; waits for it.
+    """Creates a directory, waits for the lock, and returns the locked file descriptor.
 
-    The kernel releases the lock of a process that dies.
+    The kernel releases the lock if the process dies.
     """
     while True:
         directory.mkdir(parents=True, exist_ok=True)
@@ -91,5 +91,5 @@ def lock_directory(directory: Path) -> int:
         with contextlib.suppress(FileNotFoundError):
             if os.path.samestat(os.fstat(descriptor), os.stat(directory)):
                 return descriptor
-        # Whoever held the lock has finished and renamed or removed the directory.
+        # The previous holder has renamed or removed the directory.
         os.close(descriptor)

@@ -1,4 +1,4 @@
-"""Paths that may lie in a bucket, `gs://bucket/...`, beside those on a disk."""
+"""Disk paths and bucket paths, such as `gs://bucket/...`."""
 
 import errno
 import importlib
@@ -14,29 +14,29 @@ from fsspec import config as fsspec_config
 from stackjax.runtime.errors import UserError
 
 _STORAGE_URL = ("STORAGE_EMULATOR_HOST", "https://storage.googleapis.com")
-"""The variable of the environment that names a server in place of Google's, and Google's."""
+"""Environment variable for another storage server, and the default URL."""
 _NETWORK_SECONDS = 5.0
 _PACKAGES = {"gs": "gcsfs", "s3": "s3fs", "az": "adlfs", "hf": "huggingface_hub"}
 
-# Other hosts write too: what a directory of a bucket holds is asked anew each time.
+# Do not cache bucket listings: other hosts write too.
 for _protocol in ("gcs", "s3"):
     fsspec_config.conf.setdefault(_protocol, {}).setdefault("use_listings_cache", False)
 
 
 def is_remote(path: epath.PathLike) -> bool:
-    """Returns whether a path lies in a bucket, where a file appears whole or not at all."""
+    """Returns whether a path is in a bucket. In buckets every file write is atomic."""
     return "://" in os.fspath(path)
 
 
 def check_bucket(path: epath.PathLike, *, for_checkpoints: bool = False) -> None:
-    """Raises where a path lies in a bucket that cannot be used; does nothing for a disk.
+    """Raises an error if a path is in an unusable bucket; does nothing for disk paths.
 
     Args:
-      for_checkpoints: Whether Orbax is to use it, which asks for the bucket's metadata.
+      for_checkpoints: Whether Orbax will use the bucket. Orbax reads the bucket's metadata.
 
     Raises:
-      UserError: A package is not installed, or no package is known.
-      OSError: There is no such bucket, or no permission.
+      UserError: The package for the bucket is not installed, or the scheme is unknown.
+      OSError: The bucket does not exist, or this account has no access.
     """
     if not is_remote(path):
         return
@@ -54,7 +54,7 @@ def check_bucket(path: epath.PathLike, *, for_checkpoints: bool = False) -> None
             client.get_bucket(bucket.name)
     except ImportError as error:
         raise UserError(f"{path} needs `pip install {_PACKAGES[scheme]}`.") from error
-    except Exception as error:  # Every package of a kind of bucket has errors of its own.
+    except Exception as error:  # Each bucket package raises different errors.
         reason = " ".join(str(error).split())
         raise OSError(
             f"{bucket} cannot be used: {reason}; log in, or see to it that this account may "
@@ -68,9 +68,9 @@ def check_bucket(path: epath.PathLike, *, for_checkpoints: bool = False) -> None
 
 
 def _check_network(bucket: epath.Path) -> None:
-    """Raises OSError if Google's storage cannot be reached; its clients try for minutes."""
+    """Raises OSError if Google's storage is unreachable; its client would retry for minutes."""
     if urllib.request.getproxies():
-        return  # Only the proxy knows.
+        return  # Only the proxy can tell.
     url = urllib.parse.urlsplit(os.environ.get(*_STORAGE_URL))
     port = url.port or {"http": 80}.get(url.scheme, 443)
     try:
@@ -83,9 +83,9 @@ def _check_network(bucket: epath.Path) -> None:
 
 
 def replace_text(path: epath.Path, text: str) -> None:
-    """Replaces a small file as a whole: readers see the old text or the new.
+    """Replaces a small file atomically: readers see the old text or the new text.
 
-    When this returns, the new text outlives a crash of the machine.
+    The new text is synced to disk before this returns.
     """
     if is_remote(path):
         path.write_text(text)
@@ -104,12 +104,12 @@ def replace_text(path: epath.Path, text: str) -> None:
 
 
 def sync_directory(directory: epath.PathLike) -> None:
-    """Brings the names in a directory to disk, as far as the file system can."""
+    """Syncs a directory's entries to disk, if the file system supports it."""
     descriptor = os.open(directory, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     except OSError as error:
-        # Some network file systems sync files alone.
+        # Some network file systems cannot sync directories.
         if error.errno not in (errno.EINVAL, errno.ENOTSUP):
             raise
     finally:

@@ -1,1 +1,1 @@
-"""Axis names of arrays, the device mesh, and partitions."""
+"""Logical axes, the device mesh, and the table from logical axes to mesh axes."""

@@ -1,29 +1,29 @@
-"""Logical axis names of a parameter: the only schema that the rest of stackjax reads."""
+"""Logical axis names of a parameter, read by sharding, growth and optimizers alike."""
 
 import dataclasses
 
 
 @dataclasses.dataclass(frozen=True)
 class Axes:
-    """The axis names of one array, in order: those it is stacked over, reads, and writes.
+    """The axis names of an array, in order: stacked axes, input axes, output axes.
 
-    `Axes(("layers",), ("embed",), ("heads", "head_dim"))` belongs to an array of shape
-    [layers, embed, heads, head_dim]: per layer, a map that sums over `embed` and writes
-    `heads` and `head_dim`.
+    `Axes(("layers",), ("embed",), ("heads", "head_dim"))` describes an array of shape
+    [layers, embed, heads, head_dim]. Each layer has a linear map from `embed` to `heads` and
+    `head_dim`.
     """
 
     stacked: tuple[str, ...] = ()
-    """Axes along which independent maps are stacked."""
+    """Axes along which independent linear maps are stacked."""
     reads: tuple[str, ...] = ()
-    """Axes that the map sums over."""
+    """Input axes; the linear map sums over these axes."""
     writes: tuple[str, ...] = ()
-    """Axes of what the map returns."""
+    """Output axes."""
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The name of every axis of the array, in order."""
+        """All axis names, in the array's order."""
         return self.stacked + self.reads + self.writes
 
     def stack(self, name: str) -> "Axes":
-        """Returns the axes of arrays stacked along a new leading axis."""
+        """Returns the axes after stacking arrays along a new leading axis."""
         return dataclasses.replace(self, stacked=(name, *self.stacked))

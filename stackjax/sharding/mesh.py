@@ -1,4 +1,4 @@
-"""The device mesh, and the one table from logical axis names to mesh axes."""
+"""The device mesh."""
 
 import dataclasses
 import math
@@ -17,18 +17,18 @@ MESH_AXES = ("replica", "fsdp", "tensor")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MeshConfig:
-    """Sizes of the mesh axes; at most one may be -1 and takes the devices that are left."""
+    """Mesh axis sizes. A single size may be -1 and takes the remaining devices."""
 
     replica: Literal[-1] | Size = 1
-    """Copies of the parameters (data parallel)."""
+    """Parameter copies (data parallelism)."""
     fsdp: Literal[-1] | Size = -1
-    """Shards of batch, parameters and optimizer state (ZeRO-3)."""
+    """Shards for batch, parameters and optimizer state (ZeRO-3)."""
     tensor: Literal[-1] | Size = 1
-    """Shards of heads, mlp and vocabulary (tensor parallel)."""
+    """Shards for heads, mlp and vocabulary (tensor parallelism)."""
 
 
 def mesh_shape(config: MeshConfig, num_devices: int) -> tuple[int, ...]:
-    """Returns the sizes of the mesh axes on `num_devices` devices."""
+    """Returns the mesh axis sizes for `num_devices` devices."""
     sizes = [getattr(config, axis) for axis in MESH_AXES]
     stated = f"mesh {dict(zip(MESH_AXES, sizes, strict=True))}"
     if any(size < 1 and size != -1 for size in sizes) or sizes.count(-1) > 1:
@@ -43,13 +43,13 @@ def mesh_shape(config: MeshConfig, num_devices: int) -> tuple[int, ...]:
 
 
 def build_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """Returns the mesh of explicit axes that `config` describes.
+    """Returns the configured mesh, with explicit axes.
 
-    On several TPU slices, `replica` spans the slices as far as it can, because only
-    gradients cross it, and `fsdp` spans the rest.
+    With several TPU slices, `replica` spans as many slices as possible, because only gradients
+    are communicated along `replica`. `fsdp` spans the rest.
 
     Raises:
-      UserError: The sizes do not fit the devices, or their slices.
+      UserError: The sizes do not fit the devices or slices.
     """
     devices = jax.devices() if devices is None else devices
     shape = mesh_shape(config, len(devices))
@@ -59,13 +59,13 @@ def build_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) 
         return jax.make_mesh(shape, MESH_AXES, axis_types=axis_types, devices=devices)
     across = slices_along_axes(shape, num_slices)
     within = [size // slices for size, slices in zip(shape, across, strict=True)]
-    # `make_mesh` refuses devices of several slices.
+    # `make_mesh` refuses devices from several slices.
     layout = mesh_utils.create_hybrid_device_mesh(within, across, devices)
     return Mesh(layout, MESH_AXES, axis_types=axis_types)
 
 
 def slices_along_axes(shape: Sequence[int], num_slices: int) -> tuple[int, ...]:
-    """Returns how many TPU slices each mesh axis spans; UserError if they do not fit.
+    """Returns the number of TPU slices along each mesh axis; UserError if impossible.
 
     >>> slices_along_axes((2, 16, 1), 4)
     (2, 2, 1)
@@ -82,6 +82,6 @@ def slices_along_axes(shape: Sequence[int], num_slices: int) -> tuple[int, ...]:
 
 
 def mesh_that_divides(*sizes: int) -> Mesh:
-    """Returns the mesh of as many devices of this process as divide all sizes."""
+    """Returns an `fsdp` mesh with the most local devices that divide all sizes."""
     devices = jax.local_devices()
     return build_mesh(MeshConfig(), devices[: math.gcd(len(devices), *sizes)])

@@ -1,4 +1,4 @@
-"""The one table from logical axis names to mesh axes, and partitions by it."""
+"""The table from logical axes to mesh axes, and partition specs from this table."""
 
 import math
 from collections.abc import Callable
@@ -18,15 +18,20 @@ RULES: dict[str, str | tuple[str, ...]] = {
     "mlp": "tensor",
     "vocab": "tensor",
 }
-"""Mesh axes that shard a logical axis; an axis that is not named here is whole."""
+"""Mesh axes for each logical axis.
+
+Model code gives every array dimension a logical name, such as "batch" or "heads". The device
+mesh has the axes `replica`, `fsdp` and `tensor`. This table maps logical names to mesh axes;
+a dimension is split over these mesh axes. A dimension without an entry is not split. To shard
+another dimension, add an entry; no two dimensions in the same array may share a mesh axis.
+"""
 
 
 def logical(*names: str | None) -> P | None:
-    """Returns the partition of an array with these logical axes.
+    """Returns the partition spec for logical axes; an axis named None is not sharded.
 
-    None outside a mesh, and on one whose axes the compiler lays out by itself. Activations
-    name `embed` as None: the residual stream is whole on every device, only parameters are
-    sharded along it.
+    Activations pass None for `embed`: only parameters are sharded along `embed`, the residual
+    stream is not. Without a mesh, or with automatic mesh axes, the result is None.
     """
     if not _is_explicit(jax.sharding.get_abstract_mesh()):
         return None
@@ -34,23 +39,23 @@ def logical(*names: str | None) -> P | None:
 
 
 def partition(axes: Axes) -> P | None:
-    """Returns the partition of a parameter; gains and other vectors stay whole."""
+    """Returns the partition spec for a parameter; norm gains and biases are replicated."""
     return logical(*axes.names) if axes.reads else logical(*(None,) * len(axes.names))
 
 
 def layout(x: jax.Array) -> P | None:
-    """Returns the partition in the type of an array; None where `logical` has none."""
+    """Returns the partition spec in an array's type; None where `logical` returns None."""
     is_explicit = _is_explicit(jax.sharding.get_abstract_mesh())
     return jax.typeof(x).sharding.spec if is_explicit else None
 
 
 def whole_along(name: str, spec: P) -> P:
-    """Returns a partition without the shards along a logical axis."""
+    """Returns a partition spec without sharding along a logical axis."""
     return P(*(None if axis == RULES[name] else axis for axis in spec))
 
 
 def on_mesh(abstract: Any, mesh: Mesh) -> Any:
-    """Returns a tree of abstract arrays with their partitions on a mesh of devices."""
+    """Returns a tree of abstract arrays, with the same partition specs on a device mesh."""
     return jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(
             leaf.shape, leaf.dtype, sharding=NamedSharding(mesh, partition_of(leaf))
@@ -60,9 +65,9 @@ def on_mesh(abstract: Any, mesh: Mesh) -> Any:
 
 
 def move(tree: Any, mesh: Mesh) -> Any:
-    """Returns a tree of arrays on a mesh, with the partitions that they have.
+    """Returns a tree with all arrays moved to a mesh, with the same partition specs.
 
-    What is there already is not copied.
+    Arrays on the mesh already are not copied.
     """
     return jax.tree.map(
         lambda leaf: jax.device_put(leaf, NamedSharding(mesh, partition_of(leaf))), tree
@@ -70,23 +75,23 @@ def move(tree: Any, mesh: Mesh) -> Any:
 
 
 def laid_out(function: Callable[..., Any], layout: Any) -> Callable[..., Any]:
-    """Returns a function inside which the compiler lays out every array.
+    """Returns a function with automatic sharding inside.
 
     Args:
-      layout: The partitions of what it returns.
+      layout: Partition specs of the results.
     """
     return jax.sharding.auto_axes(function, out_sharding=layout)
 
 
 def partition_of(leaf: jax.Array | jax.ShapeDtypeStruct) -> P:
-    """Returns the partition of an array; scalars that no mesh has seen are whole."""
+    """Returns an array's partition spec; arrays without a mesh are replicated."""
     return P() if leaf.sharding is None else leaf.sharding.spec  # type: ignore
 
 
 def num_shards(name: str) -> int:
-    """Returns over how many devices the current mesh splits a logical axis.
+    """Returns the number of shards along a logical axis on the current mesh.
 
-    1 where the compiler lays out the axes by itself.
+    With automatic mesh axes the result is 1.
     """
     mesh = jax.sharding.get_abstract_mesh()
     rule = RULES.get(name, ())
