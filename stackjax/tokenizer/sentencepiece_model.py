@@ -1,4 +1,4 @@
-"""SentencePiece models, changed so that they read text in another way."""
+"""SentencePiece models: loading and changes to special pieces and the space prefix."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -9,14 +9,14 @@ from tokenizers import decoders
 
 from stackjax.tokenizer.tokenizer_json import MAX_VOCAB
 
-_PROTO: Any = sentencepiece_model_pb2  # Its classes are made when it is imported.
+_PROTO: Any = sentencepiece_model_pb2  # Type checkers do not see the generated classes.
 
 
 def load(data: bytes) -> sentencepiece.SentencePieceProcessor:
-    """Returns the processor of a model file.
+    """Returns the processor for a model file.
 
     Raises:
-      ValueError: It is damaged; the message says how.
+      ValueError: The file is damaged; the message has the reason.
     """
     model = sentencepiece.SentencePieceProcessor()
     try:
@@ -29,7 +29,7 @@ def load(data: bytes) -> sentencepiece.SentencePieceProcessor:
 
 
 def spell_out(data: bytes, ids: Iterable[int]) -> bytes:
-    """Returns a model that never gives some ids for the text of their pieces."""
+    """Returns a model that never encodes text as the pieces with these ids."""
     model = _PROTO.ModelProto.FromString(data)
     for index in ids:
         piece = model.pieces[index]
@@ -39,14 +39,14 @@ def spell_out(data: bytes, ids: Iterable[int]) -> bytes:
 
 
 def without_prefix(data: bytes) -> bytes:
-    """Returns a model that puts no space before a text."""
+    """Returns a model that adds no space before a text."""
     model = _PROTO.ModelProto.FromString(data)
     model.normalizer_spec.add_dummy_prefix = False
     return model.SerializeToString()
 
 
 def decoder(data: bytes) -> decoders.Decoder:
-    """Returns a decoder that reads pieces as transformers does: bytes are UTF-8 or U+FFFD."""
+    """Returns the decoder in transformers: bytes decode as UTF-8, invalid bytes as U+FFFD."""
     steps: list[Any] = [decoders.Replace("\N{LOWER ONE EIGHTH BLOCK}", " ")]
     steps += [decoders.ByteFallback(), decoders.Fuse()]
     if _PROTO.ModelProto.FromString(data).normalizer_spec.add_dummy_prefix:

@@ -1,8 +1,8 @@
-"""The tokenizer of a folder of transformers, with the special tokens that its files name.
+"""The tokenizer and special tokens of a Hugging Face folder.
 
-`AutoTokenizer.from_pretrained` and `generate` in transformers are the rule. The vocabulary,
-tokenizer_config.json, special_tokens_map.json, generation_config.json and config.json each may
-name some special tokens.
+The result matches `AutoTokenizer.from_pretrained` and `generate` in transformers. Special
+tokens may be declared in the vocabulary, tokenizer_config.json, special_tokens_map.json,
+generation_config.json and config.json.
 """
 
 import dataclasses
@@ -18,7 +18,7 @@ from stackjax.tokenizer.tokenization import Tokenization, tokenization
 from stackjax.tokenizer.tokenizer import END_TOKENS, Tokenizer, load_tokenizer
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model")
-"""Files with a vocabulary; the first existing file counts."""
+"""Vocabulary files; the first existing file is used."""
 _NAMES = (
     "bos_token",
     "eos_token",
@@ -36,11 +36,11 @@ _DEFAULTS = {
     "GPT2Tokenizer": {"bos_token": "<|endoftext|>", "eos_token": "<|endoftext|>"},
     "Qwen2Tokenizer": _QWEN,
 }
-"""Default special tokens by class in transformers."""
+"""Default special tokens by tokenizer class in transformers."""
 
 
 def read_tokenization(path: Path) -> Tokenization | None:
-    """Returns how the model of a folder reads texts; None without a tokenizer.
+    """Returns the tokenization in a Hugging Face folder; None without a tokenizer.
 
     Raises:
       UserError: A file is damaged, is a link out of the folder, or has an unknown id.
@@ -64,7 +64,7 @@ def read_tokenization(path: Path) -> Tokenization | None:
         tokenizer = load(end_id)
     if file.suffix == ".model":
         _check_found(file, named, bos_id)
-        # Other files say it themselves, in their template.
+        # In a tokenizer.json the template has these ids.
         tokenizer = dataclasses.replace(
             tokenizer,
             begin_ids=(bos_id,) * (bos_id is not None and _flag(settings, "add_bos_token")),
@@ -74,19 +74,19 @@ def read_tokenization(path: Path) -> Tokenization | None:
 
 
 def read_tokenizer(name: str, end_token: str | None = None) -> Tokenizer:
-    """Returns the tokenizer called `bytes`, in a file, or in a folder of transformers.
+    """Returns the tokenizer with this name: `bytes`, a file, or a Hugging Face folder.
 
     Args:
-      end_token: The token that ends a document, instead of the usual one.
+      end_token: Replaces the default token at the end of documents.
 
     Raises:
-      UserError: The file is damaged, or has no such end token.
+      UserError: The file is damaged or lacks the end token.
     """
     return named_tokenization(name, end_token).tokenizer
 
 
 def named_tokenization(name: str, end_token: str | None = None) -> Tokenization:
-    """Returns how a model reads texts with the tokenizer of a name; as `read_tokenizer`."""
+    """Returns the tokenization for a tokenizer name; arguments as for `read_tokenizer`."""
     if not Path(name).is_dir():
         return tokenization(load_tokenizer(name, end_token))
     found = read_tokenization(Path(name))
@@ -109,16 +109,16 @@ def named_tokenization(name: str, end_token: str | None = None) -> Tokenization:
 
 
 def _separator(tokenizer: Tokenizer, end_ids: Sequence[int]) -> int:
-    """Returns the token between documents: the usual end token, if present.
+    """Returns the token between documents: the first of `END_TOKENS` among the end ids.
 
-    Chat models also have an end of turn, and often call this token the EOS.
+    In chat models the EOS is often the end-of-turn token instead.
     """
     usual = {tokenizer.find(token): i for i, token in reversed(list(enumerate(END_TOKENS)))}
     return min(end_ids, key=lambda index: usual.get(index, len(END_TOKENS)))
 
 
 def _read(path: Path, name: str) -> Mapping[str, Any]:
-    """Returns a JSON object in a folder, empty without the file."""
+    """Returns the JSON object in a file; empty without the file."""
     file = Path(file_inside(path, name, "transformers"))
     if not file.is_file():
         return {}
@@ -132,9 +132,10 @@ def _read(path: Path, name: str) -> Mapping[str, Any]:
 
 
 def _named(path: Path, settings: Mapping[str, Any]) -> dict[str, str | None]:
-    """Returns the named special tokens in the files of a folder.
+    """Returns the named special tokens in a folder, such as `eos_token`.
 
-    special_tokens_map.json counts more, but not beside `added_tokens_decoder`.
+    special_tokens_map.json takes precedence over tokenizer_config.json, unless the latter has
+    `added_tokens_decoder`.
     """
     fields = {name: settings[name] for name in _NAMES if name in settings}
     if "added_tokens_decoder" not in settings:
@@ -150,7 +151,7 @@ def _loader(
     named: Mapping[str, str | None],
     stop_ids: Sequence[int],
 ) -> Callable[[str | int | None], Tokenizer]:
-    """Returns a function from an end token to the tokenizer of a folder."""
+    """Returns a function from an end token to the folder's tokenizer."""
     special, added = _special(file, named, stop_ids), _added(path, settings, named)
     return functools.partial(load_tokenizer, str(file), special=special, added=added)
 
@@ -158,7 +159,7 @@ def _loader(
 def _special(
     file: Path, named: Mapping[str, str | None], stop_ids: Sequence[int]
 ) -> list[str | int]:
-    """Returns the tokens that begin and end texts, which no document contains."""
+    """Returns the BOS, EOS and stop tokens, to keep out of encoded documents."""
     names = {**(_LLAMA if file.suffix == ".model" else {}), **named}
     found = (names.get(name) for name in ("bos_token", "eos_token"))
     return [*filter(None, found), *stop_ids]
@@ -167,7 +168,7 @@ def _special(
 def _added(
     path: Path, settings: Mapping[str, Any], named: Mapping[str, str | None]
 ) -> list[str]:
-    """Returns the special tokens that files name, in the order that transformers adds them."""
+    """Returns the declared special tokens, in the order of transformers."""
     decoder = _entries(path, settings, "added_tokens_decoder")
     extra = "extra_special_tokens" if "extra_special_tokens" in settings else _EXTRA
     tokens = [*decoder, *filter(None, named.values()), *_entries(path, settings, extra)]
@@ -175,7 +176,7 @@ def _added(
 
 
 def _entries(path: Path, settings: Mapping[str, Any], name: str) -> list[str]:
-    """Returns the names of the tokens in a list or an object, by the order of their ids."""
+    """Returns the token names in a list or an object, ordered by id."""
     entries = settings.get(name) or []
     if not isinstance(entries, list | dict):
         raise UserError(f"{path}: {name} is {entries!r:.80}; it must be a list or an object.")
@@ -186,7 +187,7 @@ def _entries(path: Path, settings: Mapping[str, Any], name: str) -> list[str]:
 
 
 def _check_split(path: Path, settings: Mapping[str, Any]) -> None:
-    """Raises UserError if prompts cannot contain special tokens."""
+    """Raises UserError if the tokenizer splits special tokens in prompts."""
     if _flag(settings, "split_special_tokens"):
         raise UserError(
             f"{path}: split_special_tokens is true, and then special tokens in a prompt are "
@@ -195,7 +196,7 @@ def _check_split(path: Path, settings: Mapping[str, Any]) -> None:
 
 
 def _check_found(file: Path, named: Mapping[str, str | None], bos_id: int | None) -> None:
-    """Raises UserError if a vocabulary lacks the token that begins texts."""
+    """Raises UserError if the vocabulary lacks the BOS token."""
     if named.get("bos_token") is not None and bos_id is None:
         raise UserError(
             f"{file} has no token {named['bos_token']!r}, the bos_token; save the tokenizer as "
@@ -204,7 +205,7 @@ def _check_found(file: Path, named: Mapping[str, str | None], bos_id: int | None
 
 
 def _written(path: Path, name: str, token: Any) -> str | None:
-    """Returns the name of a token; some files have it in an object, with flags."""
+    """Returns a token's name; some files store an object with name and flags."""
     content = token.get("content") if isinstance(token, dict) else token
     if content is None and token is None:
         return None
@@ -216,7 +217,7 @@ def _written(path: Path, name: str, token: Any) -> str | None:
 def _defaults(
     settings: Mapping[str, Any], config: Mapping[str, Any], tokenizer: Tokenizer
 ) -> Mapping[str, str | None]:
-    """Returns the default special tokens of the class in transformers."""
+    """Returns the default special tokens for the folder's tokenizer class."""
     if tokenizer.file == "tokenizer.model":
         return _LLAMA
     kind = config.get("model_type")
@@ -224,13 +225,13 @@ def _defaults(
     if kind == "qwen2" or (kind == "qwen3" and name is None):
         return _QWEN
     name = str(name).removesuffix("Fast")
-    # Llama 3 names the class of Llama 2, and transformers ignores this name.
+    # Llama 3 folders declare the class of Llama 2, and transformers ignores the declaration.
     is_other = name == "LlamaTokenizer" and b'"ByteLevel"' in (tokenizer.definition or b"")
     return {} if kind == "mistral" or is_other else _DEFAULTS.get(name, {})
 
 
 def _stop_ids(path: Path, config: Mapping[str, Any]) -> tuple[int, ...]:
-    """Returns the ids at which `generate` of transformers ends a text."""
+    """Returns the ids that end a text in `generate` of transformers."""
     for name, fields in (
         ("generation_config.json", _read(path, "generation_config.json")),
         ("config.json", config),

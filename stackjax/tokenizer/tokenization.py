@@ -1,4 +1,4 @@
-"""The special tokens around texts: one rule for data, prompts, tasks and exported folders."""
+"""Special tokens around texts, for data, prompts, tasks and exported folders."""
 
 from typing import NamedTuple
 
@@ -8,26 +8,26 @@ from stackjax.tokenizer.tokenizer import Tokenizer
 
 
 class Tokenization(NamedTuple):
-    """How the texts of a model begin and end.
+    """A tokenizer and the special tokens around texts.
 
     | | |
     |---|---|
-    | a document in the data | `begin_ids`, its text, `end_id` of the tokenizer |
-    | a prompt | `begin_ids`, its text |
-    | a text of a task | `begin_ids`, its text, `suffix_ids` of the tokenizer |
-    | a generated text | ends at any of `end_ids` |
-    | a text without context | is scored after `prefix_id` |
+    | document | `begin_ids`, text, `tokenizer.end_id` |
+    | prompt | `begin_ids`, text |
+    | task text | `begin_ids`, text, `tokenizer.suffix_ids` |
+    | generated text | ends at any of `end_ids` |
+    | text without context | scored after `prefix_id` |
     """
 
     tokenizer: Tokenizer
     end_ids: tuple[int, ...]
-    """Tokens at the end of generated texts; the first is the EOS of transformers."""
+    """Tokens that end a generated text; the first is the EOS in transformers."""
     prefix_id: int
-    """The BOS, or else the EOS: the token before a text without context."""
+    """The token before a text without context: the BOS, or else the EOS."""
 
     @property
     def begin_ids(self) -> tuple[int, ...]:
-        """Tokens before every document and prompt; often none, or the BOS alone."""
+        """Tokens before every document and prompt; usually empty or the BOS."""
         return self.tokenizer.begin_ids
 
     @property
@@ -36,9 +36,10 @@ class Tokenization(NamedTuple):
         return self.begin_ids[:1] == (self.prefix_id,)
 
     def encode_prompt(self, text: str) -> np.ndarray:
-        """Returns the tokens of a text to be continued.
+        """Returns the tokens of a prompt.
 
-        `</s>` in the text is the special token. After a BOS in the text no other is added.
+        `</s>` in the text becomes the special token. If the text begins with the BOS, no
+        second BOS is added.
         """
         begin_ids = () if self.is_begun(text) else self.begin_ids
         return np.array([*begin_ids, *self.tokenizer.encode_marked(text)], np.int64)
@@ -49,6 +50,6 @@ class Tokenization(NamedTuple):
 
 
 def tokenization(tokenizer: Tokenizer) -> Tokenization:
-    """Returns how a model reads texts if only its tokenizer says so."""
+    """Returns the tokenization for a tokenizer without a Hugging Face folder."""
     prefix_id = (*tokenizer.begin_ids, tokenizer.end_id)[0]
     return Tokenization(tokenizer, (tokenizer.end_id,), prefix_id)

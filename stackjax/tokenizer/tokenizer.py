@@ -17,43 +17,43 @@ from stackjax.runtime.errors import UserError
 from stackjax.tokenizer import sentencepiece_model, tokenizer_json
 
 END_TOKENS = ("</s>", "<|endoftext|>", "<|end_of_text|>", "<eos>")
-"""Names by which published tokenizers call the token between documents."""
+"""Common names for the token between documents."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Tokenizer:
-    """Text to tokens and back.
+    """A tokenizer: text to tokens and back.
 
-    A document is `begin_ids`, the tokens of the text, and `end_id`. If the text quotes a
-    special token, other tokens spell this quote; the id itself never stands inside.
+    A document is `begin_ids`, the tokens of the text, and `end_id`. A document's text never
+    becomes a special token: a quoted `</s>` is spelled with other tokens.
     """
 
     name: str
-    """`bytes`, or the path it was loaded from."""
+    """`bytes`, or the tokenizer's path."""
     vocab_size: int
-    """Number of tokens; every token is below it."""
+    """Upper bound of the ids: every id is below."""
     begin_ids: tuple[int, ...] = ()
-    """Tokens before every document and every prompt; often none, or the BOS alone."""
+    """Tokens before every document and prompt; usually empty or the BOS."""
     end_id: int
     """The token that ends a document."""
     suffix_ids: tuple[int, ...] = ()
-    """Tokens after a text, by the template in the file; only tasks are scored so."""
+    """Tokens after a task text, from the template in the file."""
     digest: str
-    """SHA-256 over the ids of texts; formatting and `begin_ids` do not matter."""
+    """SHA-256 over everything that determines token ids, except `begin_ids`."""
     file: str | None = None
-    """File name in a set or a run; None for bytes."""
+    """File name in a data set or run directory; None for bytes."""
     definition: bytes | None = None
     """Contents of this file."""
     encode: Callable[[str], np.ndarray]
-    """Returns the tokens of a text in a document, one axis of integers, none special."""
+    """Returns the tokens of a document's text, integers [T] without special tokens."""
     encode_marked: Callable[[str], np.ndarray]
-    """Returns the tokens of a prompt; `</s>` in the prompt is the special token."""
+    """Returns the tokens of a prompt; `</s>` becomes the special token."""
     decode: Callable[[Sequence[int]], str]
-    """Returns the text of tokens; special tokens and unknown ids have none."""
+    """Returns the text of tokens, without special tokens and unknown ids."""
     find: Callable[[str], int | None]
-    """Returns the token that is written so, such as `</s>`; None if there is none."""
+    """Returns the id of a special token such as `</s>`; None if missing."""
     written: Callable[[int], str]
-    """Returns how a special token is written."""
+    """Returns the name of a special token, such as `</s>`."""
 
 
 def load_tokenizer(
@@ -63,17 +63,17 @@ def load_tokenizer(
     special: Collection[str | int] = (),
     added: Collection[str] = (),
 ) -> Tokenizer:
-    """Returns the tokenizer called `bytes`, or the one in a `.json` or `.model` file.
+    """Returns the tokenizer `bytes`, or the tokenizer in a `.json` or `.model` file.
 
     Args:
-      name: A path may lie in a bucket.
-      end_token: The token that ends a document, by name or by id, unless `END_TOKENS` has it.
-      special: More tokens, by name or by id, that no document contains.
-      added: Special tokens for the next ids, if a `.json` file lacks them.
+      name: `bytes` or a path, possibly in a bucket.
+      end_token: The token at the end of documents, by name or id; default from `END_TOKENS`.
+      special: More tokens, by name or id, to keep out of documents.
+      added: Special tokens to add, with the next ids, if a `.json` file lacks them.
 
     Raises:
-      UserError: The file cannot be read as a tokenizer, or has no end token.
-      OSError: A bucket cannot be used.
+      UserError: The file is not a tokenizer, or has no end token.
+      OSError: The bucket is not usable.
     """
     if name == "bytes":
         if end_token is not None:
@@ -130,7 +130,7 @@ def _bytes_tokenizer() -> Tokenizer:
 
 @functools.cache
 def _bytes_digest() -> str:
-    # A folder exported from bytes has the same digest.
+    # A Hugging Face folder exported from bytes has the same digest.
     return tokenizer_json.digest(tokenizer_json.bytes_fields())
 
 
@@ -181,17 +181,17 @@ def _load_json(
 def _known_ids(
     tokens: Iterable[str | int], size: int, find: Callable[[str], int | None]
 ) -> set[int]:
-    """Returns the ids of tokens that a vocabulary has."""
+    """Returns the ids of tokens, without tokens outside the vocabulary."""
     ids = {find(token) if isinstance(token, str) else token for token in tokens}
     return {index for index in ids if index is not None and 0 <= index < size}
 
 
 def _encode(model: tokenizers.Tokenizer, text: str) -> np.ndarray:
     try:
-        # The batched call is the fast one: it does not track offsets into the text.
+        # Faster than `encode`, without character offsets.
         encodings = model.encode_batch_fast([text], add_special_tokens=False)
     except Exception as error:
-        if type(error) is not Exception:  # The library raises nothing narrower.
+        if type(error) is not Exception:  # The library raises plain Exception.
             raise
         raise UserError(f"the tokenizer cannot read a text: {error}.") from error
     return np.asarray(encodings[0].ids, np.int64)
@@ -200,7 +200,7 @@ def _encode(model: tokenizers.Tokenizer, text: str) -> np.ndarray:
 def _encode_documents(
     fields: tokenizer_json.Fields, special: Collection[str], is_special_V: np.ndarray
 ) -> Callable[[str], np.ndarray]:
-    """Returns a function that encodes text without ever giving a special token."""
+    """Returns a function that encodes text without special tokens."""
 
     @functools.cache
     def load() -> tokenizers.Tokenizer:
@@ -209,33 +209,33 @@ def _encode_documents(
         return plain
 
     def encode(text: str) -> np.ndarray:
-        # A token that also stands for unknown text cannot be renamed.
+        # The unknown token cannot be renamed, so remove its id if the token is special too.
         return _without(_encode(load(), text), is_special_V)
 
     return _of_unicode(encode)
 
 
 def _mask(ids: Iterable[int], vocab_size: int) -> np.ndarray:
-    """Returns whether each token in the vocabulary is among the ids, [V]."""
+    """Returns a mask over the vocabulary, true for the ids, [V]."""
     mask_V = np.zeros(vocab_size, bool)
     mask_V[list(ids)] = True
     return mask_V
 
 
 def _without(tokens_T: np.ndarray, is_special_V: np.ndarray) -> np.ndarray:
-    """Returns tokens without the special ones."""
+    """Returns tokens without special tokens."""
     is_special_T = is_special_V[tokens_T]
     return tokens_T[~is_special_T] if is_special_T.any() else tokens_T
 
 
 def _of_unicode(encode: Callable[[str], np.ndarray]) -> Callable[[str], np.ndarray]:
-    """Returns a function that refuses text with halves of characters by name."""
+    """Returns an encoder that raises UserError for text with unpaired surrogates."""
 
     def checked(text: str) -> np.ndarray:
         try:
             return encode(text)
         except (UnicodeEncodeError, TypeError, RuntimeError) as error:
-            # The libraries tell this fault by errors of different types.
+            # The tokenizer libraries raise errors of different types.
             half = re.search("[\ud800-\udfff]", text)
             if half is None:
                 raise
@@ -295,11 +295,11 @@ def _load_sentencepiece(
 def _encode_pieces(
     model: sentencepiece.SentencePieceProcessor, data: bytes, special: Collection[int]
 ) -> Callable[[str], np.ndarray]:
-    """Returns a function that encodes a text in which special pieces may be written.
+    """Returns an encoder that turns the names of special pieces into their ids.
 
-    Those are the control pieces, the unknown piece, and the ids in `special`. As in
-    transformers, no space is put before a text that begins with one, nor before the text
-    after a special piece.
+    Special pieces are the control pieces, the unknown piece, and the ids in `special`. As in
+    transformers, no space is added before a text with a leading space, nor after a special
+    piece.
     """
     inner = sentencepiece_model.load(sentencepiece_model.without_prefix(data))
     controls = filter(model.IsControl, range(model.GetPieceSize()))
@@ -326,7 +326,7 @@ def _find_end(
     find: Callable[[str], int | None],
     declared: int | None,
 ) -> int:
-    """Returns the id of the end token: the one asked for, declared, or usual."""
+    """Returns the id of the end token: `end_token`, else `declared`, else from `END_TOKENS`."""
     if isinstance(end_token, int):
         _check_ids(name, vocab_size, "end token", [end_token])
         return end_token
@@ -344,7 +344,7 @@ def _find_end(
 
 
 def _check_ids(name: str, vocab_size: int, what: str, ids: Iterable[int]) -> None:
-    """Raises UserError for an id outside of the vocabulary."""
+    """Raises UserError for an id outside the vocabulary."""
     for index in ids:
         if not 0 <= index < vocab_size:
             raise UserError(

@@ -1,4 +1,4 @@
-"""The tokenizer of a set of token shards or of a run, kept in the same directory."""
+"""The tokenizer stored in the directory of a data set or run."""
 
 import dataclasses
 
@@ -11,24 +11,24 @@ from stackjax.tokenizer.tokenizer import Tokenizer, load_tokenizer
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TokenizerInfo:
-    """The tokenizer that wrote a set."""
+    """The recorded facts about a tokenizer, as in a manifest."""
 
     name: str
-    """`bytes`, or the path it was loaded from."""
+    """`bytes`, or the tokenizer's original path."""
     digest: str
-    """SHA-256 of the ids that it gives to texts."""
+    """`Tokenizer.digest`."""
     vocab_size: int
-    """Number of tokens; every token is below it."""
+    """Upper bound of the ids: every id is below."""
     end_id: int
-    """The token that ends each document."""
+    """The token at the end of each document."""
     begin_ids: tuple[int, ...] = ()
-    """The tokens that begin each document."""
+    """The tokens at the beginning of each document."""
     file: str | None = None
-    """Its file within the directory; None for bytes."""
+    """The tokenizer file in the directory; None for bytes."""
 
 
 def tokenizer_info(tokenizer: Tokenizer) -> TokenizerInfo:
-    """Returns the facts that are kept beside the file of a tokenizer."""
+    """Returns the facts to record about a tokenizer."""
     return TokenizerInfo(
         name=tokenizer.name,
         digest=tokenizer.digest,
@@ -40,19 +40,19 @@ def tokenizer_info(tokenizer: Tokenizer) -> TokenizerInfo:
 
 
 def write_file(tokenizer: Tokenizer, directory: epath.Path) -> None:
-    """Writes the file of a tokenizer into a directory; nothing for bytes."""
+    """Writes the tokenizer's file into a directory; nothing for bytes."""
     if tokenizer.file is not None and tokenizer.definition is not None:
         (directory / tokenizer.file).write_bytes(tokenizer.definition)
 
 
 def kept_tokenizer(directory: epath.Path, info: TokenizerInfo, named_by: str) -> Tokenizer:
-    """Returns the tokenizer whose file lies in a directory.
+    """Returns the tokenizer stored in a directory.
 
     Args:
-      named_by: The file that `info` comes from, for errors.
+      named_by: The file with `info` inside, for the error message.
 
     Raises:
-      UserError: The file is gone, or holds another tokenizer.
+      UserError: The tokenizer file is missing or has changed.
     """
     if info.file is None and info.name != "bytes":
         raise UserError(f"{named_by} names no file of its tokenizer {info.name!r:.60}.")

@@ -1,8 +1,8 @@
-"""The fields of a Hugging Face tokenizer.json: checked, hashed, and changed.
+"""The fields of a Hugging Face tokenizer.json: checks, hash, and changes.
 
-The text of a document must never become a special token. `spell_out` therefore gives special
-tokens names outside of any text, so the tokenizer spells `</s>` with other tokens, like any
-unknown word.
+Text in a document must never become a special token. `spell_out` therefore renames special
+tokens to names absent from any text. The tokenizer then spells `</s>` with other tokens, like
+an unknown word.
 """
 
 import contextlib
@@ -17,9 +17,9 @@ import tokenizers.models
 import tokenizers.pre_tokenizers
 
 MAX_VOCAB = 2**22
-"""Ids that a tokenizer may have; bounds the memory that a damaged file can ask for."""
+"""Maximum number of ids; limits the memory use of a damaged file."""
 BYTES_END = "<|endoftext|>"
-"""Name of byte 0, which ends documents, when bytes are written as a tokenizer.json."""
+"""Name of byte 0, the end token, in a tokenizer.json for bytes."""
 
 Fields = Mapping[str, Any]
 
@@ -28,7 +28,7 @@ def parse(data: bytes) -> Fields:
     """Returns the fields of a tokenizer.json.
 
     Raises:
-      ValueError: It is no tokenizer; the message says why.
+      ValueError: The file is not a tokenizer; the message has the reason.
     """
     try:
         fields = json.loads(data)
@@ -43,10 +43,10 @@ def parse(data: bytes) -> Fields:
 
 
 def load(fields: Fields) -> tokenizers.Tokenizer:
-    """Returns the tokenizer of a tokenizer.json, which neither cuts nor fills up texts.
+    """Returns the tokenizer of a tokenizer.json, without truncation and padding.
 
     Raises:
-      ValueError: A field is not as the library of tokenizers takes it.
+      ValueError: A field is invalid for the tokenizers library.
     """
     with _as_value_error():
         model = tokenizers.Tokenizer.from_str(json.dumps(fields))
@@ -65,18 +65,18 @@ def load(fields: Fields) -> tokenizers.Tokenizer:
 
 @contextlib.contextmanager
 def _as_value_error() -> Iterator[None]:
-    """Raises ValueError for an error of the library."""
+    """Converts errors of the tokenizers library to ValueError."""
     try:
         yield
     except BaseException as error:
-        # The library raises Exception itself, or a panic, which derives from no Exception.
+        # The library raises plain Exception, or PanicException, a BaseException.
         if type(error) is Exception or type(error).__name__ == "PanicException":
             raise ValueError(str(error)) from error
         raise
 
 
 def _check_template(processor: Any) -> None:
-    """Raises ValueError for a template whose special tokens have no ids.
+    """Raises ValueError for a template with a special token without an id.
 
     The library panics on such a template at the first text.
     """
@@ -92,12 +92,12 @@ def _check_template(processor: Any) -> None:
 
 
 def vocab_size(model: tokenizers.Tokenizer) -> int:
-    """Returns the number above every id."""
+    """Returns the largest id plus 1."""
     return 1 + max(model.get_vocab(with_added_tokens=True).values(), default=-1)
 
 
 def affixes(model: tokenizers.Tokenizer) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Returns the ids before and after every text, by the template in the file.
+    """Returns the ids before and after every text, from the template in the file.
 
     Raises:
       ValueError: The library cannot apply the template.
@@ -113,10 +113,10 @@ def affixes(model: tokenizers.Tokenizer) -> tuple[tuple[int, ...], tuple[int, ..
 
 
 def digest(fields: Fields) -> str:
-    """Returns a SHA-256 over all fields behind the ids of texts.
+    """Returns a SHA-256 of the fields that determine token ids.
 
-    Formatting, the order of keys, fields at their defaults, and the template around texts do
-    not matter: another library may read the file and write it again.
+    Formatting, key order, fields at default values, and the template around texts have no
+    effect: the digest survives rewriting by another library.
     """
     model = {name: value for name, value in fields["model"].items() if value}
     model["type"] = _type(fields["model"])
@@ -127,7 +127,7 @@ def digest(fields: Fields) -> str:
 
 
 def _type(model: Fields) -> str:
-    """Returns the kind of a model; older files do not name it."""
+    """Returns the model type; older files do not record a type."""
     if isinstance(model["vocab"], list):
         return "Unigram"
     if "merges" in model:
@@ -136,7 +136,7 @@ def _type(model: Fields) -> str:
 
 
 def with_special_tokens(fields: Fields, tokens: Iterable[str], first: int) -> Fields:
-    """Returns the fields with more special tokens, whose ids count from `first`."""
+    """Returns the fields with more special tokens, with ids from `first` upward."""
     flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
     added = [
         {"id": first + i, "content": token, **flags, "special": True}
@@ -146,26 +146,26 @@ def with_special_tokens(fields: Fields, tokens: Iterable[str], first: int) -> Fi
 
 
 def special_tokens(fields: Fields) -> set[str]:
-    """Returns the added tokens that are special, except the one for unknown text."""
+    """Returns the special added tokens, except the unknown token."""
     special = {token["content"] for token in _added(fields) if token.get("special")}
     return {token for token in special if token != _unknown(fields["model"])}
 
 
 def unknown_ids(fields: Fields, model: tokenizers.Tokenizer) -> set[int]:
-    """Returns the id of the token for unknown text, if there is one."""
+    """Returns the id of the unknown token, or an empty set."""
     unknown = _unknown(fields["model"])
     index = None if unknown is None else model.token_to_id(unknown)
     return set() if index is None else {index}
 
 
 def spell_out(fields: Fields, tokens: Iterable[str]) -> Fields:
-    """Returns the fields of a tokenizer that never gives the ids of some tokens.
+    """Returns the fields of a tokenizer that never encodes text as the given tokens.
 
-    Other tokens spell the text of such a token; without any in the vocabulary, it becomes
-    the token for unknown text, or nothing. All ids stay the same.
+    Text such as `</s>` is spelled with other tokens. If the vocabulary has no other tokens for
+    the text, it becomes the unknown token, or nothing. All ids stay the same.
     """
-    suffix = digest(fields)  # no text has such a name
-    unknown = _unknown(fields["model"])  # The library needs its name.
+    suffix = digest(fields)  # Makes names absent from any text.
+    unknown = _unknown(fields["model"])  # The library needs the unknown token's name.
     names = {token: f"{token}\0{suffix}" for token in tokens if token != unknown}
     added = [
         {**token, "content": names.get(token["content"], token["content"])}
@@ -176,7 +176,7 @@ def spell_out(fields: Fields, tokens: Iterable[str]) -> Fields:
 
 
 def _rename(model: Fields, names: Mapping[str, str]) -> Fields:
-    """Returns a model of other names, without the merges that make or use them."""
+    """Returns a model with renamed tokens, without merges from or to these tokens."""
     if isinstance(model["vocab"], list):
         vocab = [[names.get(token, token), score] for token, score in model["vocab"]]
         return {**model, "vocab": vocab}
@@ -193,7 +193,7 @@ def _rename(model: Fields, names: Mapping[str, str]) -> Fields:
 
 
 def _pair(merge: Any) -> list[str]:
-    """Returns a merge as a pair; older files write it as one string."""
+    """Returns a merge as a pair; older files store a string."""
     return merge.split(" ") if isinstance(merge, str) else list(merge)
 
 
@@ -202,7 +202,7 @@ def _added(fields: Fields) -> list[dict[str, Any]]:
 
 
 def _unknown(model: Fields) -> str | None:
-    """Returns the token for text that the vocabulary does not have."""
+    """Returns the unknown token, or None."""
     if isinstance(model["vocab"], list):
         index = model.get("unk_id")
         return None if index is None else model["vocab"][index][0]
@@ -210,8 +210,8 @@ def _unknown(model: Fields) -> str | None:
 
 
 def bytes_fields() -> Fields:
-    """Returns UTF-8 bytes as a tokenizer.json; byte 0, which ends documents, is special."""
-    # Bytes without a printable character are written as others, in the order of bytes.
+    """Returns a tokenizer.json for UTF-8 bytes; byte 0, the end token, is special."""
+    # As in GPT-2, unprintable bytes are written as the characters from 256 upward.
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
     others = iter(range(256, 512))
     letters = [chr(byte if byte in printable else next(others)) for byte in range(256)]
