@@ -1,4 +1,4 @@
-"""The model behind three pure functions; the only package that imports Flax."""
+"""The decoder as pure functions: `init`, `apply`, `logical_axes`. Only this room uses Flax."""
 
 from stackjax.model.config import ModelConfig
 from stackjax.model.layer_contributions import contributions

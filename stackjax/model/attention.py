@@ -1,4 +1,4 @@
-"""Causal self-attention with rotary positions, by the fastest kernel that the device has.
+"""Causal self-attention with rotary positions, using the fastest available kernel.
 
 Shapes: B batch, T query time, S key time, N query heads, K key/value heads, H head_dim. G is
 N / K: query head n reads key head n // G.
@@ -22,16 +22,13 @@ Kernel = Callable[[jax.Array, jax.Array, jax.Array, jax.Array | None], jax.Array
 
 _SPLASH_BLOCK = 512
 _LANES = 128
-"""What the length of a sequence must divide by for splash attention."""
+"""Splash attention needs a multiple of this sequence length."""
 
 
 def rotation(
     positions_BT: jax.Array, head_dim: int, theta: float, scaling: RopeScaling | None = None
 ) -> tuple[jax.Array, jax.Array]:
-    """Returns the cosine and the sine of each position's angles, float32 [B, T, 1, H / 2].
-
-    Rotary positions of arXiv:2104.09864.
-    """
+    """Returns cosine and sine for rotary positions (arXiv:2104.09864), [B, T, 1, H / 2]."""
     frequencies = theta ** (-jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
     if scaling is not None:
         frequencies *= _slowing(scaling, frequencies)
@@ -41,7 +38,7 @@ def rotation(
 
 
 def _slowing(scaling: RopeScaling, frequencies: jax.Array) -> jax.Array:
-    """Returns what `scaling` multiplies the rotary frequencies by."""
+    """Returns the factors on the rotary frequencies, [H / 2]."""
     turns = scaling.original_seq_len * frequencies / (2 * math.pi)
     low, high = scaling.low_freq_factor, scaling.high_freq_factor
     kept = jnp.clip((turns - low) / (high - low), 0.0, 1.0)
@@ -49,9 +46,9 @@ def _slowing(scaling: RopeScaling, frequencies: jax.Array) -> jax.Array:
 
 
 def rotate(x_BTNH: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
-    """Returns queries or keys turned by their positions' angles, in their own type.
+    """Returns queries or keys rotated by rotary angles, in the input dtype.
 
-    In the half-split layout of LLaMA's checkpoints: channel i turns with channel i + H / 2.
+    As in LLaMA checkpoints, channel i is paired with channel i + H / 2.
     """
     first, second = jnp.split(x_BTNH.astype(jnp.float32), 2, axis=-1)
     turned = [first * cos - second * sin, second * cos + first * sin]
@@ -59,7 +56,7 @@ def rotate(x_BTNH: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
 
 
 def has_kernel(kernel: AttentionKernel) -> bool:
-    """Returns whether this backend has a kernel."""
+    """Returns whether the current backend supports a kernel."""
     backend = jax.extend.backend.get_backend()
     return {
         "xla": True,
@@ -69,11 +66,11 @@ def has_kernel(kernel: AttentionKernel) -> bool:
 
 
 def choose_kernel(config: ModelConfig, dtype: jnp.dtype, seq_len: int) -> AttentionKernel:
-    """Returns the kernel that `config` names, or the fastest that takes these arrays."""
+    """Returns the configured kernel; for "auto", the fastest for this dtype and length."""
     if config.attention != "auto":
         return config.attention
-    # cuDNN takes 16 bits and heads of up to 128 channels on every GPU since Ampere, and
-    # masks of even length.
+    # On all GPUs since Ampere, cuDNN supports bfloat16, at most 128 channels per head, and
+    # masks with an even length.
     narrow = dtype == jnp.bfloat16 and config.head_dim % 8 == 0 and config.head_dim <= 128
     if narrow and seq_len % 2 == 0 and has_kernel("cudnn"):
         return "cudnn"
@@ -89,13 +86,11 @@ def causal_attention(
     segments_BT: jax.Array | None,
     kernel: AttentionKernel,
 ) -> jax.Array:
-    """Returns attention over earlier positions of the same segment, [B, T, N, H].
-
-    The softmax is float32.
+    """Returns causal attention within each segment, [B, T, N, H], with a float32 softmax.
 
     Args:
-      segments_BT: None if each row is one segment.
-      kernel: Any but "auto".
+      segments_BT: None if each row is a single segment.
+      kernel: As from `choose_kernel`.
     """
     if kernel == "xla":
         return _xla(q_BTNH, k_BSKH, v_BSKH, segments_BT)
@@ -104,12 +99,12 @@ def causal_attention(
 
 
 def _on_each_device(kernel: Kernel) -> Kernel:
-    """Returns a kernel of one device, applied to the rows and heads of each."""
+    """Returns a kernel that runs on each device's rows and heads."""
     heads, kv_heads = (logical("batch", None, name, None) for name in ("heads", "kv_heads"))
     if heads is None:
         return kernel
     specs = (heads, kv_heads, kv_heads, logical("batch", None))
-    # Pallas does not say over which axes its results vary.
+    # Pallas results have no varying-axes type, so skip this check.
     return jax.shard_map(kernel, in_specs=specs, out_specs=heads, check_vma=False)
 
 
@@ -119,7 +114,7 @@ def _xla(
     batch, seq_len, num_heads, head_dim = q_BTNH.shape
     num_kv_heads = k_BSKH.shape[2]
     grouped = (batch, seq_len, num_kv_heads, num_heads // num_kv_heads, head_dim)
-    # JAX 0.11 forgets how an axis of length 1 is sharded when it reshapes.
+    # In JAX 0.11, reshape loses the sharding along axes with length 1.
     layout = logical("batch", None, "kv_heads", None, None)
     q_BTKGH = jnp.reshape(q_BTNH * head_dim**-0.5, grouped, out_sharding=layout)
     q_BKHGT = q_BTKGH.transpose(0, 2, 4, 3, 1)
@@ -160,7 +155,7 @@ def _splash(
     )
     segments = None if segments_BT is None else splash.SegmentIds(segments_BT, segments_BT)
     q_BNTH, k_BKSH, v_BKSH = (x.transpose(0, 2, 1, 3) for x in (q_BTNH, k_BSKH, v_BSKH))
-    # It does not scale by itself.
+    # Splash attention does not scale the logits.
     q_BNTH *= head_dim**-0.5
     out_BNTH: Any = jax.vmap(attend)(q_BNTH, k_BKSH, v_BKSH, segments)
     return out_BNTH.transpose(0, 2, 1, 3)

@@ -1,7 +1,7 @@
-"""One layer of a decoder: attention and SwiGLU on a residual stream.
+"""A decoder layer: attention and SwiGLU on a residual stream.
 
 Shapes: B batch, T time, D embed, N query heads, K key/value heads, H head_dim, F mlp. G is 2:
-the gate and the value of a SwiGLU.
+gate and value of a SwiGLU.
 """
 
 from collections.abc import Callable
@@ -18,18 +18,18 @@ from stackjax.sharding.axes import Axes
 from stackjax.sharding.partition import logical
 
 Attend = Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Array, Any]]
-"""How queries meet keys: from q_BTNH, k_BTKH and v_BTKH, the first two turned by their
-positions, to what each query reads [B, T, N, H], and to what a caller is to have of them."""
+"""Attention function: (q_BTNH, k_BTKH, v_BTKH) -> (output [B, T, N, H], auxiliary output such
+as a KV cache). Queries and keys are already rotated."""
 
 
 class Block(Module):
-    """Attention and SwiGLU, each reading the normalised residual stream and adding to it."""
+    """A pre-norm decoder layer: x + attention(norm(x)), then x + SwiGLU(norm(x))."""
 
     @nn.compact
     def __call__(
         self, x_BTD: jax.Array, turn: tuple[jax.Array, jax.Array], attend: Attend
     ) -> tuple[jax.Array, Any]:
-        """Returns the residual stream after the layer, and what `attend` leaves its caller."""
+        """Returns the residual stream [B, T, D] and the auxiliary output of `attend`."""
         h_BTD = self.norm("attention_norm", x_BTD, "embed")
         read_BTD, left = self.attention(h_BTD, turn, attend)
         x_BTD += read_BTD
@@ -60,7 +60,7 @@ class Block(Module):
 
     def mlp(self, x_BTD: jax.Array) -> jax.Array:
         w_DGF = self.weight("gate_up", Axes(reads=("embed",), writes=("gate_up", "mlp")))
-        # Two products: the gradient of one of twice the width would have to be put together.
+        # Two products avoid a concatenation in the backward pass.
         gate_BTF, value_BTF = (
             contract("BTD,DF->BTF", x_BTD, jnp.squeeze(w_D1F, 1), logical("batch", None, "mlp"))
             for w_D1F in jnp.split(w_DGF, 2, axis=1)
@@ -70,8 +70,8 @@ class Block(Module):
         return contract("BTF,FD->BTD", h_BTF, w_FD, logical("batch", None, None))
 
 
-# What lies between is cheaper to compute again than to keep.
+# Recomputing the intermediate arrays is cheaper than storing them.
 @jax.checkpoint
 def _swiglu(gate_BTF: jax.Array, value_BTF: jax.Array) -> jax.Array:
-    """Returns the hidden units of SwiGLU (arXiv:2002.05202)."""
+    """Returns the SwiGLU hidden activations (arXiv:2002.05202)."""
     return nn.silu(gate_BTF) * value_BTF

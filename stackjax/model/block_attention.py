@@ -1,11 +1,12 @@
-"""Causal attention that XLA compiles: blocks of queries, each over the keys that it may see.
+"""Causal attention in plain XLA operations, by blocks of queries.
 
-The masked half is not computed. The gradient takes the softmax from its unnormalised weights
-and the sum of its pull from the result, as flash attention does (arXiv:2205.14135).
+A block only attends to keys up to the block's end, so most masked logits are never computed.
+The backward pass reuses the unnormalized softmax weights, and computes the softmax correction
+from the output, as in flash attention (arXiv:2205.14135).
 
-Shapes: B batch, T query time, S key time, K key/value heads, H head_dim. G query heads read
-each key head. Keys come before queries, and channels before time in whatever belongs to
-queries: then no product has to transpose what is as large as the weights.
+Shapes: B batch, T query time, S key time, K key/value heads, H head_dim. G query heads share a
+key head. The axis order (keys before queries, channels before query time) avoids transposes of
+arrays as large as the attention weights.
 """
 
 from collections.abc import Sequence
@@ -23,13 +24,11 @@ _Residuals = tuple[jax.Array, jax.Array, jax.Array, Sequence[jax.Array], jax.Arr
 def block_attention(
     q_BKHGT: jax.Array, k_BKSH: jax.Array, v_BKSH: jax.Array, segments_BT: jax.Array | None
 ) -> jax.Array:
-    """Returns attention over earlier positions of the same segment, [B, K, H, G, T].
-
-    The softmax is float32.
+    """Returns causal attention within each segment, [B, K, H, G, T], with a float32 softmax.
 
     Args:
       q_BKHGT: Queries, already scaled.
-      segments_BT: None if each row is one segment.
+      segments_BT: None if each row is a single segment.
     """
     return _forward(q_BKHGT, k_BKSH, v_BKSH, segments_BT)[0]
 
@@ -99,13 +98,13 @@ block_attention.defvjp(_forward, _backward)
 
 
 def _blocks(seq_len: int) -> list[slice]:
-    """Returns the queries of each block."""
+    """Returns the query range of each block."""
     size = max(_MIN_BLOCK, -(-seq_len // _MAX_BLOCKS))
     return [slice(start, min(start + size, seq_len)) for start in range(0, seq_len, size)]
 
 
 def _is_seen(block: slice, segments_BT: jax.Array | None) -> jax.Array:
-    """Returns which keys up to its end each query of a block attends to, [B, 1, S, 1, T]."""
+    """Returns a block's attention mask, [B, 1, S, 1, T]; S ends with the block."""
     is_past_ST = jnp.arange(block.stop)[:, None] <= jnp.arange(block.start, block.stop)[None, :]
     is_seen_BST = is_past_ST[None]
     if segments_BT is not None:
@@ -118,7 +117,7 @@ def _sum_over_queries(x_BKSGT: jax.Array, y_BKHGT: jax.Array) -> jax.Array:
 
 
 def _sum_over_blocks(parts: Sequence[jax.Array]) -> jax.Array:
-    """Returns the sum of [B, K, S, H] whose S ends where their block of queries does."""
+    """Returns the sum over blocks, [B, K, S, H]; in each part S ends with the block."""
     blocks = _blocks(parts[-1].shape[2])
     sums = [
         sum(part[:, :, keys] for part in parts[index:]) for index, keys in enumerate(blocks)

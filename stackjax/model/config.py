@@ -1,4 +1,4 @@
-"""The architecture of a decoder and how its layers are executed."""
+"""Model config: architecture and execution options."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -26,26 +26,26 @@ SIZES = {
     "head_dim": "head_dim",
     "vocab": "padded_vocab_size",
 }
-"""The field of `ModelConfig` that holds the length of each logical axis."""
+"""The `ModelConfig` field with the length of each logical axis."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RopeScaling:
-    """Slower rotation for contexts longer than a model was first trained on.
+    """Rotary frequency scaling for longer contexts, as in Llama 3.1 (arXiv:2407.21783).
 
-    That of Llama 3.1 (arXiv:2407.21783): channels that turn less than `low_freq_factor` times
-    over the first context turn `factor` times as slowly, those that turn more than
-    `high_freq_factor` times as before, and those between in proportion.
+    Frequencies below `low_freq_factor` turns per original context are divided by `factor`.
+    Frequencies above `high_freq_factor` turns stay the same. In between, the scale is
+    interpolated linearly.
     """
 
     factor: Annotated[float, Real(at_least=1)] = 8.0
-    """How many times as slowly the slowest channels turn."""
+    """Divisor for the lowest frequencies."""
     low_freq_factor: Positive = 1.0
-    """Turns over the first context, below which channels turn `factor` times as slowly."""
+    """Turns per original context; lower frequencies are divided by `factor`."""
     high_freq_factor: Positive = 4.0
-    """Turns over the first context, from which channels turn as before."""
+    """Turns per original context; higher frequencies stay the same."""
     original_seq_len: Annotated[int, Whole(at_least=1, at_most=2**31 - 1)] = 8192
-    """Tokens of the first context."""
+    """Original context length in tokens."""
 
     def __post_init__(self):
         check_fields(self, "model.rope_scaling")
@@ -61,51 +61,52 @@ class ModelConfig:
     """A LLaMA-style decoder: RMSNorm, rotary positions, grouped-query attention, SwiGLU."""
 
     vocab_size: Annotated[int, Whole(at_least=1, at_most=2**24)]
-    """Number of tokens in the vocabulary, before padding."""
+    """Vocabulary size before padding."""
     num_layers: Annotated[int, Whole(at_least=1, at_most=MAX_LAYERS)]
-    """Transformer blocks."""
+    """Number of transformer layers."""
     embed_dim: Dim
-    """Channels of the residual stream."""
+    """Residual stream width."""
     mlp_dim: Dim
     """Hidden units of each SwiGLU."""
     num_heads: Dim
-    """Query heads."""
+    """Number of query heads."""
     num_kv_heads: Dim
-    """Key and value heads; must divide `num_heads`. Query head n reads key head n // group."""
+    """Number of key/value heads, a divisor of `num_heads`. Query head n reads key/value head
+    n // (num_heads / num_kv_heads)."""
     head_dim: Dim
-    """Channels of each head; even, because rotary positions turn pairs of channels."""
+    """Channels per head; must be even for rotary positions."""
     rope_theta: Annotated[float, Real(at_least=1)] = 1e4
-    """Base of the rotary frequencies."""
+    """Rotary frequency base."""
     rope_scaling: RopeScaling | None = None
-    """How rotation slows down for long contexts, if it does."""
+    """Rotary frequency scaling for long contexts."""
     norm_epsilon: Epsilon = 1e-5
-    """Added to the mean square inside RMSNorm."""
+    """Epsilon inside RMSNorm, added to the mean square."""
     tie_head: bool = False
-    """Whether the embedding is also the output head."""
+    """Whether the output head shares the embedding's weights."""
     qkv_bias: bool = False
     """Whether queries, keys and values have biases, as in Qwen2."""
     qk_norm: bool = False
-    """Whether queries and keys are normalised per head before the rotation."""
+    """Whether to normalize queries and keys per head before the rotation."""
     init: Literal["reference", "scaled"] = "reference"
-    """Initial values: the released code of arXiv:2405.15319, or GPT-2's scaled residuals."""
+    """Initialization: the released code of arXiv:2405.15319, or GPT-2's scaled residuals."""
     vocab_multiple: Dim = 128
-    """The vocabulary is padded to a multiple of this, so that it divides over any mesh."""
+    """The vocabulary is padded to a multiple of this number, to be divisible on any mesh."""
     compute_dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Type of activations and matrix products; `auto` is float32 on a CPU, else bfloat16."""
+    """Dtype of activations and matrix products; `auto` is float32 on CPU, else bfloat16."""
     remat: RematPolicy = "none"
-    """What a block recomputes in the backward pass: nothing, all but matrix products, all."""
+    """Rematerialization in the backward pass: nothing, all but matrix products, everything."""
     attention: Literal["auto"] | AttentionKernel = "auto"
-    """Attention by cuDNN (NVIDIA GPUs, in bfloat16), by splash attention (TPUs), or by XLA
-    (everywhere); `auto` is the first of these that the device has."""
+    """Attention kernel: cuDNN (NVIDIA GPUs, bfloat16), splash attention (TPUs), or XLA (all
+    devices); `auto` is the fastest supported kernel."""
     scan_unroll: Annotated[int, Whole(at_least=0, at_most=MAX_LAYERS)] = 0
-    """Layers per iteration of the scan over layers; 0 is all of them on a CPU without remat,
-    where that is faster, and 1 elsewhere."""
+    """Layers per iteration of the scan over layers; 0 means all layers on a CPU without remat,
+    otherwise 1."""
     loss_chunk: Annotated[int, Whole(at_least=1, at_most=2**24)] = 512
-    """Positions of each sequence whose logits are held at a time."""
+    """Positions per sequence in each chunk of the loss; limits the memory for logits."""
 
     @property
     def padded_vocab_size(self) -> int:
-        """The vocabulary size that the embedding and the head are stored with."""
+        """Vocabulary size of embedding and head, with padding."""
         return -(-self.vocab_size // self.vocab_multiple) * self.vocab_multiple
 
     def __post_init__(self):
@@ -123,14 +124,14 @@ class ModelConfig:
 
 
 EXECUTION = ("init", "compute_dtype", "remat", "attention", "scan_unroll", "loss_chunk")
-"""Fields of a model that say how it starts or computes, and not what."""
+"""Fields for initialization and execution; all other fields define the architecture."""
 
 
 def differences(config: ModelConfig, other: ModelConfig, *, besides: Sequence[str] = ()) -> str:
-    """Returns how two models compute different things, in words; empty if they do not.
+    """Returns a text with the differences between two architectures; empty if equal.
 
     Args:
-      besides: Fields that may differ.
+      besides: Fields to ignore.
     """
     names = (field.name for field in dataclasses.fields(config))
     pairs = {

@@ -1,8 +1,7 @@
-"""The decoder a few tokens at a time: what came before is kept as keys and values.
+"""Incremental decoding with a KV cache.
 
-Shapes: L layers, B batch, T query time, S slots of the cache, D embed, N query heads, K
-key/value heads, H head_dim, V vocabulary (padded). G is N / K: query head n reads key head
-n // G.
+Shapes: L layers, B batch, T query time, S cache slots, D embed, N query heads, K key/value
+heads, H head_dim, V vocabulary (padded). G is N / K: query head n reads key head n // G.
 """
 
 from typing import Any, NamedTuple
@@ -18,9 +17,9 @@ from stackjax.sharding.partition import logical
 
 
 class Cache(NamedTuple):
-    """Keys, turned already, and values of every layer; slot s is that of position s.
+    """Keys (already rotated) and values of every layer; slot s belongs to position s.
 
-    Heads come before slots, so that no product has to transpose them.
+    Heads come before slots, so that matrix products need no transpose.
     """
 
     keys_LBKSH: jax.Array
@@ -28,7 +27,7 @@ class Cache(NamedTuple):
 
 
 def empty_cache(config: ModelConfig, batch: int, capacity: int) -> Cache:
-    """Returns a cache for texts of up to `capacity` tokens, in the compute type."""
+    """Returns a cache for texts of up to `capacity` tokens, in the compute dtype."""
     shape = (config.num_layers, batch, config.num_kv_heads, capacity, config.head_dim)
     layout = logical(None, "batch", "kv_heads", None, None)
     dtype = compute_dtype(config)
@@ -42,12 +41,11 @@ def extend(
     tokens_BT: jax.Array,
     positions_BT: jax.Array,
 ) -> tuple[jax.Array, Cache]:
-    """Returns the residual stream of new tokens after the final norm, and their cache.
+    """Returns the residual stream of new tokens after the final norm, and the updated cache.
 
-    The stream is [B, T, D], of which `next_logits` reads what is asked for. A token sees all
-    slots up to its position, so they must be filled, by tokens before or by these. What lies
-    in the slots behind it does not matter: rows may be padded at their end, if the padding is
-    overwritten before a later token sees it.
+    The stream is [B, T, D], for `next_logits`. A token attends to all slots up to the token's
+    position; earlier or current calls must have filled these slots. Later slots have no effect:
+    rows may have padding at the end, if later calls overwrite the padding.
     """
     rows = logical("batch", None)
     if rows is not None:
@@ -69,7 +67,7 @@ def extend(
 
     layers = params["layers"], jnp.arange(config.num_layers)
     carry = embed(config, params, tokens_BT), cache
-    # The cache is carried, not scanned over, so that it is written in place.
+    # Carry the cache instead of scanning over it, to update it in place.
     (x_BTD, cache), _ = jax.lax.scan(run_layer, carry, layers)
     return final_norm(config, params, x_BTD), cache
 
@@ -77,10 +75,10 @@ def extend(
 def next_logits(
     config: ModelConfig, params: Params, x_BTD: jax.Array, place_B: jax.Array
 ) -> jax.Array:
-    """Returns the logits of the token that follows one place of each row, [B, V].
+    """Returns the next-token logits at one place in each row, [B, V].
 
     Args:
-      x_BTD: The residual stream, as `extend` returns it.
+      x_BTD: The residual stream from `extend`.
     """
     x_B1D = jnp.take_along_axis(x_BTD, place_B[:, None, None], axis=1)
     return jnp.squeeze(unembed(config, params, x_B1D), 1)
@@ -89,7 +87,7 @@ def next_logits(
 def _on_each_device(
     q_BTNH: jax.Array, new: Cache, cache: Cache, positions_BT: jax.Array, index: jax.Array
 ) -> tuple[jax.Array, Cache]:
-    """Returns `_attend`, of the rows and heads that each device has."""
+    """Returns the result of `_attend`, run on each device's rows and heads."""
     heads: Any = logical("batch", None, "heads", None)
     kv_heads: Any = logical("batch", None, "kv_heads", None)
     args = q_BTNH, new, cache, positions_BT, index
@@ -104,11 +102,11 @@ def _on_each_device(
 def _attend(
     q_BTNH: jax.Array, new: Cache, cache: Cache, positions_BT: jax.Array, index: jax.Array
 ) -> tuple[jax.Array, Cache]:
-    """Returns what queries read of one layer, [B, T, N, H], and the cache with the new in it.
+    """Returns the attention output of a layer, [B, T, N, H], and the updated cache.
 
     Args:
-      new: Keys and values of the layer for the new tokens, [B, T, K, H].
-      index: Which layer it is.
+      new: Keys and values for the new tokens, [B, T, K, H].
+      index: The layer.
     """
     rows_B1 = np.arange(len(positions_BT))[:, None]
     cache = Cache(

@@ -1,6 +1,6 @@
-"""Products of activations and weights that are stored in shards and in float32.
+"""Einsums of activations with sharded float32 weights.
 
-Shapes are those of the einsum that a caller names, such as `BTD,DNH->BTNH`.
+Shapes follow the caller's einsum, such as `BTD,DNH->BTNH`.
 """
 
 import functools
@@ -15,22 +15,22 @@ from jax.sharding import PartitionSpec as P
 from stackjax.sharding.partition import layout, num_shards, whole_along
 
 PRODUCT = "product"
-"""What remat knows the result of a product of a weight by."""
+"""Checkpoint name of matrix products, for remat policies."""
 
 
 def gathered(w: jax.Array, dtype: jnp.dtype) -> jax.Array:
-    """Returns a weight in the type of a product, whole along `embed`."""
+    """Returns a weight in the dtype of the product, all-gathered along `embed`."""
     stored = layout(w)
     w = w.astype(dtype)
     return w if stored is None else jax.reshard(w, whole_along("embed", stored))
 
 
 def contract(spec: str, x: jax.Array, w: jax.Array, out_sharding: P | None) -> jax.Array:
-    """Returns the einsum of activations and a weight, in the type of the activations.
+    """Returns the einsum of activations and a weight, in the activations' dtype.
 
-    The weight is cast and gathered along `embed` for the product, and again for the backward
-    pass, so that no layer's gathered weights outlive it. Its gradient is summed, over tokens
-    and over devices, in the type and the shards that it is stored in.
+    The weight is cast and all-gathered along `embed` for the forward pass, and again for the
+    backward pass, so no gathered weight stays in memory. The weight's gradient is accumulated
+    in the stored dtype and reduce-scattered to the stored shards.
     """
     product: Any = _contract(spec, x, w, out_sharding)
     return checkpoint_name(product, PRODUCT)
@@ -39,19 +39,19 @@ def contract(spec: str, x: jax.Array, w: jax.Array, out_sharding: P | None) -> j
 def contract_gradients(
     spec: str, x: jax.Array, w: jax.Array, g: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """Returns the gradients of `contract` by `x` and by `w`, from that by its result."""
+    """Returns the gradients of `contract` for `x` and `w`, given the output gradient `g`."""
     of_x, of_w, of_g = spec.replace("->", ",").split(",")
     x_layout, w_layout = layout(x), layout(w)
     if num_shards("embed") > 1:
-        # Else the compiler keeps what the forward pass has gathered, of all layers at once.
+        # Without the barrier, the compiler keeps the gathered weights of all layers.
         w = jax.lax.optimization_barrier(w)
     whole = gathered(w, x.dtype)
     x_gradient = _einsum(f"{of_g},{of_w}->{of_x}", g, whole, out_sharding=x_layout)
     if x.dtype == w.dtype:
-        # A product over tokens copies its first operand to transpose it: the narrow one.
+        # A product over tokens transposes the first operand: let it be the smaller one.
         is_x_first = x.size <= g.size
     else:
-        # XLA has no transposed product of narrower types on a CPU.
+        # On a CPU, XLA has no transposed product for bfloat16.
         is_x_first = of_w[0] in of_x
     first, second, ordered = (of_x, of_g, (x, g)) if is_x_first else (of_g, of_x, (g, x))
     of_sum = "".join(axis for axis in first + second if axis in of_w)
@@ -65,7 +65,7 @@ def contract_gradients(
         out_sharding=sum_layout,
     )
     if of_sum != of_w:
-        # Folded into the product, the transposition would halve its speed.
+        # The barrier keeps the transpose out of the product, at twice the speed.
         w_gradient = jnp.einsum(f"{of_sum}->{of_w}", jax.lax.optimization_barrier(w_gradient))
     return x_gradient, w_gradient
 
@@ -92,10 +92,10 @@ _contract.defvjp(_forward, _backward)
 
 
 def _einsum(spec: str, *operands: jax.Array, **options: Any) -> jax.Array:
-    """Returns an einsum that sums over axes in the order in which the operands store them.
+    """Returns an einsum with the summed axes in memory order.
 
-    JAX sums in the order of the letters, for which XLA would copy heads (N) and their
-    channels (H) to store them the other way round.
+    JAX orders summed axes by letter; for heads (N) and head channels (H), XLA would then copy
+    the operands into another memory order.
     """
     axes = dict.fromkeys(spec.replace("->", "").replace(",", ""))
     in_order = str.maketrans(dict(zip(axes, string.ascii_lowercase, strict=False)))

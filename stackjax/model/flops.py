@@ -1,4 +1,4 @@
-"""What a model costs: parameters, FLOPs per token, and the share of a device's peak.
+"""Model cost: number of parameters, FLOPs per token, and MFU.
 
 D embed, N heads, K kv heads, H head_dim, F mlp, V vocab, L layers, T sequence length.
 """
@@ -9,9 +9,8 @@ import jax
 
 from stackjax.model.config import ModelConfig
 
-# Dense bfloat16 FLOP/s of what JAX calls one device, by `device_kind`. Datasheets of
-# NVIDIA give the sparse figure, which is twice this; those of Google give chips, and on
-# TPU v3 and TPU7x a chip is two devices.
+# Dense bfloat16 FLOP/s per JAX device, by `device_kind`. NVIDIA datasheets give the sparse
+# figure, twice as much. Google datasheets count chips; a TPU v3 or TPU7x chip is two devices.
 _PEAK_FLOPS = {
     "NVIDIA A100-SXM4-40GB": 312e12,
     "NVIDIA A100-SXM4-80GB": 312e12,
@@ -37,9 +36,9 @@ _PEAK_FLOPS = {
 
 
 def num_params(config: ModelConfig) -> int:
-    """Returns the number of parameters, without the rows that pad the vocabulary.
+    """Returns the number of parameters, without vocabulary padding.
 
-    Embedding, head (none of its own where it is tied) and norms are included.
+    Embedding, untied head and norms are included.
     """
     tables = 1 if config.tie_head else 2
     return (
@@ -50,19 +49,20 @@ def num_params(config: ModelConfig) -> int:
 
 
 def num_layer_params(config: ModelConfig) -> int:
-    """Returns the number of parameters in layers: what a growth factor (g) multiplies."""
+    """Returns the number of parameters in all layers; the growth factor g multiplies it."""
     return config.num_layers * _layer_params(config)
 
 
 def flops_6nd(config: ModelConfig, trained: Sequence[bool] | None = None) -> int:
-    """Returns the training FLOPs per token as 6 N, with N all parameters.
+    """Returns the training FLOPs per token as 6 N, where N counts all parameters.
 
-    This is the convention behind the curves of arXiv:2405.15319 (embedding and untied
-    head included, attention scores not), so curves of both can be laid over each other.
+    N includes embedding and untied head, and attention scores are not counted. This is the
+    convention of arXiv:2405.15319, so curves are comparable with the paper.
 
     Args:
-      trained: Which layers learn, if not all. The embedding and layers below the first cost
-        2 per parameter, as they only run forward, and those above it that do not learn 4.
+      trained: Whether each layer trains; None for all. The embedding and frozen layers below
+        the first trained layer cost 2 FLOPs per parameter (forward pass only), frozen layers
+        above cost 4.
     """
     passes = _passes(config, trained)
     frozen = 0
@@ -75,22 +75,22 @@ def flops_6nd(config: ModelConfig, trained: Sequence[bool] | None = None) -> int
 def matmul_flops(
     config: ModelConfig, seq_len: int, trained: Sequence[bool] | None = None
 ) -> int:
-    """Returns the training FLOPs per token of the model's matrix products, exactly.
+    """Returns the exact training FLOPs per token in matrix products.
 
-    Three times those of the forward pass, per token
+    The forward pass per token has
 
       L (2 D H (2 N + 2 K) + 6 D F + 4 T N H) + 2 D V
 
-    for projections, SwiGLU, attention and head; the backward pass has two products for
-    each one forward. Attention counts as a full T x T product: its causal half is not
-    taken off. The embedding is a gather and counts nothing, and neither does what remat
-    computes again, nor the padding of the vocabulary.
+    FLOPs for projections, SwiGLU, attention and head. The backward pass has two products for
+    each forward product, so the total is three times as much. Attention counts as a full T x T
+    product, without the saving from the causal mask. The embedding lookup, rematerialization
+    and vocabulary padding do not count.
 
     Args:
       seq_len: Tokens in each sequence (T).
-      trained: Which layers learn, if not all. Those below the first count once, as they
-        only run forward. Those above it that do not learn count twice, but for attention,
-        which multiplies no weights and so has all of its backward pass.
+      trained: Whether each layer trains; None for all. Frozen layers below the first trained
+        layer count once (forward pass only). Frozen layers above count twice, except for
+        attention scores, with a full backward pass.
     """
     attention = 4 * seq_len * config.num_heads * config.head_dim
     head = 2 * config.embed_dim * config.vocab_size
@@ -100,17 +100,17 @@ def matmul_flops(
 
 
 def peak_flops(device: jax.Device) -> float | None:
-    """Returns the dense bfloat16 peak of a device in FLOP/s; None if it is unknown."""
+    """Returns a device's dense bfloat16 peak in FLOP/s; None if unknown."""
     return _PEAK_FLOPS.get(device.device_kind)
 
 
 def mfu(flops_per_second: float, devices: Sequence[jax.Device]) -> float | None:
-    """Returns the model FLOPs utilisation (arXiv:2204.02311), between 0 and 1.
+    """Returns the model FLOPs utilization (arXiv:2204.02311), from 0 to 1.
 
-    None where the peak of any device is unknown.
+    None if the peak of any device is unknown.
 
     Args:
-      flops_per_second: Of all the devices together, as `matmul_flops` counts them.
+      flops_per_second: Total for all devices, as counted by `matmul_flops`.
     """
     peaks = [peak_flops(device) for device in devices]
     known = [peak for peak in peaks if peak is not None]
@@ -118,7 +118,10 @@ def mfu(flops_per_second: float, devices: Sequence[jax.Device]) -> float | None:
 
 
 def _passes(config: ModelConfig, trained: Sequence[bool] | None) -> list[int]:
-    """Returns how often weights of each layer are used: 3 learning, 2 frozen, 1 below."""
+    """Returns the number of products per weight in each layer.
+
+    Trained layers have 3, frozen layers 2, frozen layers below the first trained layer 1.
+    """
     if trained is None:
         return [3] * config.num_layers
     first = trained.index(True)
@@ -132,13 +135,13 @@ def _layer_params(config: ModelConfig) -> int:
 
 
 def _layer_weights(config: ModelConfig) -> int:
-    """Returns the entries of the matrices of one layer: attention and SwiGLU."""
+    """Returns the matrix entries in a layer: attention and SwiGLU."""
     heads = 2 * config.num_heads + 2 * config.num_kv_heads
     return config.embed_dim * (heads * config.head_dim + 3 * config.mlp_dim)
 
 
 def describe(model: ModelConfig) -> str:
-    """Returns the sizes of a model that may grow, in words."""
+    """Returns a text with the model's sizes: layers, channels, heads, and MLP units."""
     return (
         f"{model.num_layers} layers x {model.embed_dim} channels, {model.num_heads}/"
         f"{model.num_kv_heads} heads, {model.mlp_dim} units"

@@ -1,4 +1,4 @@
-"""What each layer adds to the residual stream.
+"""Layer contributions to the residual stream.
 
 Shapes: B batch, T time, D embed, L layers.
 """
@@ -12,10 +12,10 @@ from stackjax.model.transformer import Params, embed, layer_function
 
 
 def contributions(config: ModelConfig, params: Params, batch: Batch) -> jax.Array:
-    """Returns the size of what each layer adds to the residual stream, over what it reads [L].
+    """Returns rms(layer output - layer input) / rms(layer input) for each layer, [L].
 
-    Sizes are root mean squares, in float32, over channels and over the tokens of a microbatch
-    `[B, T]`, weighted by its `loss_weights`. One layer's activations are held at a time.
+    The root mean squares are float32, over channels and tokens of a microbatch [B, T], weighted
+    by `loss_weights`. Memory holds the activations of a single layer.
     """
     run_layer = layer_function(config, batch.positions, batch.segments)
 

@@ -1,4 +1,4 @@
-"""Next-token loss that holds the logits of a few positions at a time.
+"""Next-token loss in chunks of positions, to limit the memory for logits.
 
 Shapes: B batch, T time, D embed, V vocabulary (padded).
 """
@@ -27,9 +27,9 @@ class LossSums(NamedTuple):
     """Sums over the positions of a batch, weighted by `loss_weights`."""
 
     nll: jax.Array
-    """Negative log-likelihood of the next token, in nats; without a gradient."""
+    """Negative log-likelihood of the next token in nats, without a gradient."""
     objective: jax.Array
-    """What is minimised: that, and the z-loss times its weight."""
+    """The minimized value: nll + z_loss * (log-normalizer squared)."""
 
 
 def next_token_loss(
@@ -40,17 +40,17 @@ def next_token_loss(
     z_loss: float = 0.0,
     spans: Sequence[LayerSpan] | None = None,
 ) -> LossSums:
-    """Returns the loss sums of one microbatch, whose fields are [B, T].
+    """Returns the loss sums over a microbatch with fields [B, T].
 
-    The gradient by the logits is formed with them, in chunks of `config.loss_chunk`
-    positions, so that they are neither kept nor computed twice.
+    Logits and their gradients are computed together, in chunks of `config.loss_chunk`
+    positions, so logits are neither stored nor recomputed.
 
     Args:
-      z_loss: Weight of the squared log-normaliser of the logits (arXiv:2204.02311).
-      spans: How the layers run, as `apply` takes it.
+      z_loss: Weight of the squared log-normalizer (arXiv:2204.02311).
+      spans: Execution of the layers, as in `apply`.
     """
     x_BTD = hidden(config, params, batch.tokens, batch.positions, batch.segments, spans)
-    # Position t learns the token at t + 1; the last position has no weight.
+    # Position t predicts token t + 1; the last position has weight 0.
     labels_BT = jnp.pad(batch.tokens[:, 1:], ((0, 0), (0, 1)))
     w = head_weight(config, params)
     sums: Any = _loss_sums(config, z_loss, x_BTD, w, labels_BT, batch.loss_weights)
@@ -80,7 +80,7 @@ def _forward(
     labels_BT: jax.Array,
     weights_BT: jax.Array,
 ) -> tuple[LossSums, tuple[jax.Array, jax.Array]]:
-    """Returns the sums, and the gradients of the objective by `x_BTD` and `w`."""
+    """Returns the sums, and the gradients of the objective for `x_BTD` and `w`."""
     sums, w_gradient = LossSums(jnp.zeros(()), jnp.zeros(())), None
     x_gradients = []
     for x_BCD, *targets in _chunks(config, x_BTD, labels_BT, weights_BT):
@@ -110,7 +110,7 @@ _loss_sums.defvjp(_forward, _backward)
 
 
 def _chunks(config: ModelConfig, *arrays: jax.Array) -> Iterator[tuple[jax.Array, ...]]:
-    # Cut from T, which no mesh axis shards, never from B times T.
+    # Slice along T, the unsharded axis, not along B * T.
     for start in range(0, arrays[0].shape[1], config.loss_chunk):
         yield tuple(array[:, start : start + config.loss_chunk] for array in arrays)
 
@@ -123,10 +123,10 @@ def _chunk_loss(
     labels_BT: jax.Array,
     weights_BT: jax.Array,
 ) -> tuple[LossSums, jax.Array]:
-    """Returns the sums of one chunk, and the gradient of the objective by its logits."""
+    """Returns a chunk's sums, and the gradient of the objective for the chunk's logits."""
     logits_BTV = logits(config, w, x_BTD)
     normaliser_BT = jax.nn.logsumexp(logits_BTV, axis=-1)
-    # A gather of the label's logit would fail where the vocabulary is sharded.
+    # A gather of the label's logit would fail for a sharded vocabulary.
     token_V = jax.lax.broadcasted_iota(jnp.int32, (1, 1, logits_BTV.shape[-1]), 2)
     is_label_BTV = token_V == labels_BT[:, :, None]
     label_BT = jnp.sum(jnp.where(is_label_BTV, logits_BTV, 0.0), axis=-1)

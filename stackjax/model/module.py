@@ -1,4 +1,4 @@
-"""The Flax module that parameters with axes come from."""
+"""The base Flax module: parameters with logical axes."""
 
 import math
 from typing import Any
@@ -14,7 +14,7 @@ from stackjax.sharding.partition import partition
 
 
 class Named(flax.struct.PyTreeNode, nn.meta.AxisMetadata[jax.Array]):
-    """A parameter together with its axes, as initialisation returns it."""
+    """A parameter with logical axes, during initialization."""
 
     value: jax.Array
     axes: Axes = flax.struct.field(pytree_node=False)
@@ -33,12 +33,12 @@ class Named(flax.struct.PyTreeNode, nn.meta.AxisMetadata[jax.Array]):
 
 
 class Module(nn.Module):
-    """A module whose parameters carry axes."""
+    """Base class for modules; every parameter has logical axes."""
 
     config: ModelConfig
 
     def weight(self, name: str, axes: Axes) -> jax.Array:
-        """Returns a matrix as it is stored: float32, in shards."""
+        """Returns a matrix parameter: float32, sharded by its axes."""
         shape = tuple(axis_size(self.config, axis) for axis in axes.names)
 
         def init(key: jax.Array) -> Named:
@@ -49,13 +49,13 @@ class Module(nn.Module):
         return stored
 
     def bias(self, name: str, x: jax.Array, axes: tuple[str, ...]) -> jax.Array:
-        """Returns a vector over the last axes, to be added to `x`."""
+        """Returns a bias over the last axes of `x`, broadcastable to `x`."""
         zeros = jnp.zeros(tuple(axis_size(self.config, axis) for axis in axes))
         stored: Any = self.param(name, lambda _: Named(zeros, Axes(writes=axes)))
         return jnp.expand_dims(stored.astype(x.dtype), range(x.ndim - len(axes)))
 
     def norm(self, name: str, x: jax.Array, axis: str) -> jax.Array:
-        """Returns RMSNorm (arXiv:1910.07467) over the last axis, in the type of `x`."""
+        """Returns RMSNorm (arXiv:1910.07467) over the last axis, in the dtype of `x`."""
         ones = jnp.ones((axis_size(self.config, axis),))
         gain: Any = self.param(name, lambda _: Named(ones, Axes(writes=(axis,))))
         wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
@@ -67,10 +67,10 @@ class Module(nn.Module):
 def init_stddev(config: ModelConfig, axes: Axes) -> float:
     """Returns the standard deviation of a matrix's initial values.
 
-    "reference" is what the code of arXiv:2405.15319 does: sqrt(2 / (5 fan_in)), the
-    embedding as if its fan-in were embed_dim, and 1 / (sqrt(fan_in) layers) for the
-    matrix that leaves the SwiGLU. "scaled" is GPT-2's: 0.02, and what writes into the
-    residual stream over sqrt(2 layers).
+    "reference" follows the code of arXiv:2405.15319: sqrt(2 / (5 fan_in)), with fan-in
+    embed_dim for the embedding, and 1 / (sqrt(fan_in) num_layers) for the SwiGLU's output
+    matrix. "scaled" follows GPT-2: 0.02, divided by sqrt(2 num_layers) for matrices that write
+    to the residual stream.
     """
     embeds = axes.reads == ("vocab",)
     if config.init == "scaled":
@@ -83,7 +83,7 @@ def init_stddev(config: ModelConfig, axes: Axes) -> float:
 
 
 def compute_dtype(config: ModelConfig) -> jnp.dtype:
-    """Returns the type of activations and matrix products on this backend."""
+    """Returns the dtype of activations and matrix products on this backend."""
     if config.compute_dtype == "auto":
         on_cpu = jax.default_backend() == "cpu"
         return jnp.dtype(jnp.float32 if on_cpu else jnp.bfloat16)

@@ -26,23 +26,23 @@ _EMBEDDING = Axes(reads=("vocab",), writes=("embed",))
 _HEAD = Axes(reads=("embed",), writes=("vocab",))
 
 HEAD_PRODUCT = {True: "BTD,VD->BTV", False: "BTD,DV->BTV"}
-"""The einsum of the head, by whether it is the embedding."""
+"""The einsum of the output head, by `tie_head`."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LayerSpan:
-    """A run of consecutive layers that one scan executes."""
+    """Consecutive layers executed by a single scan."""
 
     num_layers: int
     remat: RematPolicy
     unroll: int
     """As `ModelConfig.scan_unroll`."""
     trains: bool = True
-    """Whether the layers have gradients; unless all do, the embedding of tokens has none."""
+    """Whether the layers have gradients. If any span is frozen, so is the token embedding."""
 
 
 def all_layers(config: ModelConfig) -> LayerSpan:
-    """Returns the span of all layers of a model, which all learn."""
+    """Returns a single span with all layers, all trained."""
     return LayerSpan(
         num_layers=config.num_layers, remat=config.remat, unroll=config.scan_unroll
     )
@@ -53,7 +53,7 @@ class _Embedding(Module):
     def __call__(self, tokens_BT: jax.Array) -> jax.Array:
         stored_VD = self.weight("embedding", _EMBEDDING)
         table_VD = gathered(stored_VD, stored_VD.dtype)
-        # Cast last, so that the gradients of a token's uses are summed in float32.
+        # Cast after the lookup, so that gradients of repeated tokens are summed in float32.
         x_BTD = table_VD.at[tokens_BT].get(out_sharding=logical("batch", None, None))
         return x_BTD.astype(compute_dtype(self.config))
 
@@ -80,9 +80,9 @@ def _call(module: nn.Module, params: Params, *args: Any) -> Any:
 
 
 def _init_named(config: ModelConfig, key: jax.Array) -> dict[str, Any]:
-    """Returns the tree of parameters with their axes; the layers are stacked first."""
+    """Returns the parameter tree with axes; layers are stacked along the first axis."""
     embedding_key, layers_key, head_key = jax.random.split(key, 3)
-    # Linen finds parameters by running the modules: on one token for each batch shard.
+    # Linen runs the modules to find the parameters, here on one token per batch shard.
     shape = (num_shards("batch"), 1)
     zeros_BT = jnp.zeros(shape, jnp.int32, out_sharding=logical("batch", None))
     x_BTD = jnp.zeros(
@@ -93,7 +93,7 @@ def _init_named(config: ModelConfig, key: jax.Array) -> dict[str, Any]:
     turn = _rotation(config, zeros_BT)
 
     def init_layer(layer_key: jax.Array) -> dict[str, Any]:
-        # No attention is run for the shape of its result, which is that of the queries.
+        # Skip attention: the output has the shape of the queries.
         return _init(Block(config), layer_key, x_BTD, turn, lambda q, k, v: (q, None))
 
     def is_named(node: Any) -> bool:
@@ -144,7 +144,7 @@ def _run_layers(
 def layer_function(
     config: ModelConfig, positions_BT: jax.Array, segments_BT: jax.Array | None
 ) -> Callable[[jax.Array, Params], jax.Array]:
-    """Returns what a layer is: a function of the residual stream and of its parameters."""
+    """Returns a layer as a function (x_BTD, parameters) -> x_BTD."""
     run_block = block_function(config, positions_BT)
 
     def attend(
@@ -159,8 +159,8 @@ def layer_function(
 def block_function(
     config: ModelConfig, positions_BT: jax.Array
 ) -> Callable[[jax.Array, Params, Attend], tuple[jax.Array, Any]]:
-    """Returns a layer as a function of how its queries meet keys, too."""
-    # Else the compiler computes the angles again wherever it turns by them.
+    """Returns a layer as a function (x_BTD, parameters, attend) -> (x_BTD, auxiliary)."""
+    # Without the barrier, the compiler recomputes the angles at every use.
     turn = jax.lax.optimization_barrier(_rotation(config, positions_BT))
     return lambda x_BTD, layer, attend: _call(Block(config), layer, x_BTD, turn, attend)
 
@@ -170,16 +170,16 @@ def _rotation(config: ModelConfig, positions_BT: jax.Array) -> tuple[jax.Array, 
 
 
 def layers_per_iteration(span: LayerSpan) -> int:
-    """Returns how many layers each iteration of their scan runs, by `scan_unroll`."""
+    """Returns the number of layers per scan iteration."""
     if span.unroll == 0:
-        # Without a loop, the compiler computes again long before it is needed, and keeps it.
+        # With remat, keep the loop: after unrolling, XLA recomputes early and uses more memory.
         is_unrolled = jax.default_backend() == "cpu" and span.remat == "none"
         return span.num_layers if is_unrolled else 1
     return min(span.unroll, span.num_layers)
 
 
 def _remat(block: Any, policy: RematPolicy) -> Any:
-    """Returns the block with what the policy names recomputed in the backward pass."""
+    """Returns the block with a rematerialization policy."""
     policies = jax.checkpoint_policies
     if policy == "none":
         return block
@@ -187,7 +187,7 @@ def _remat(block: Any, policy: RematPolicy) -> Any:
         "dots": policies.save_only_these_names(PRODUCT),
         "full": policies.nothing_saveable,
     }[policy]
-    # Inside a scan the compiler cannot undo the recomputation, so it needs no barrier.
+    # Inside a scan, common subexpression elimination cannot undo the recomputation.
     return jax.checkpoint(block, policy=saveable, prevent_cse=False)
 
 
@@ -199,13 +199,14 @@ def apply(
     segments_BT: jax.Array | None,
     spans: Sequence[LayerSpan] | None = None,
 ) -> jax.Array:
-    """Returns the logits of every next token, at least float32 [B, T, V].
+    """Returns the next-token logits, at least float32 [B, T, V].
 
-    Logits of the vocabulary's padding are -inf.
+    Logits for vocabulary padding are -inf.
 
     Args:
-      spans: How the layers run, from first to last; by default in one scan, as `config`
-        says.
+      segments_BT: Document ids; tokens attend only within a document. None for one document
+        per row.
+      spans: Execution of the layers, from first to last; a single scan by default.
     """
     x_BTD = hidden(config, params, tokens_BT, positions_BT, segments_BT, spans)
     return unembed(config, params, x_BTD)
@@ -219,12 +220,12 @@ def hidden(
     segments_BT: jax.Array | None,
     spans: Sequence[LayerSpan] | None = None,
 ) -> jax.Array:
-    """Returns the residual stream after the final norm, [B, T, D] in the compute type."""
+    """Returns the residual stream after the final norm, [B, T, D] in the compute dtype."""
     if spans is None:
         spans = [all_layers(config)]
     x_BTD = embed(config, params, tokens_BT)
     if not all(span.trains for span in spans):
-        # Tokens are not learnt either, so layers below the first that learns only run forward.
+        # The embedding is frozen too: layers below the first trained layer only run forward.
         x_BTD = jax.lax.stop_gradient(x_BTD)
     layers = params["layers"]
     x_BTD = _run_layers(config, layers, x_BTD, positions_BT, segments_BT, spans)
@@ -232,27 +233,27 @@ def hidden(
 
 
 def embed(config: ModelConfig, params: Params, tokens_BT: jax.Array) -> jax.Array:
-    """Returns the residual stream before the first layer, [B, T, D] in the compute type."""
+    """Returns the residual stream before the first layer, [B, T, D] in the compute dtype."""
     return _call(_Embedding(config), params, tokens_BT)
 
 
 def final_norm(config: ModelConfig, params: Params, x_BTD: jax.Array) -> jax.Array:
-    """Returns the residual stream that the head reads, [B, T, D] in the compute type."""
+    """Returns the normalized residual stream for the head, [B, T, D] in the compute dtype."""
     return _call(_FinalNorm(config), params, x_BTD)
 
 
 def unembed(config: ModelConfig, params: Params, x_BTD: jax.Array) -> jax.Array:
-    """Returns the logits of the final residual stream, at least float32 [B, T, V]."""
+    """Returns the next-token logits for a normalized stream, at least float32 [B, T, V]."""
     return logits(config, head_weight(config, params), x_BTD)
 
 
 def head_weight(config: ModelConfig, params: Params) -> jax.Array:
-    """Returns the weight of the head, as it is stored: [V, D] where it is tied, else [D, V]."""
+    """Returns the stored head weight: [V, D] if tied to the embedding, else [D, V]."""
     return params["embedding" if config.tie_head else "head"]
 
 
 def logits(config: ModelConfig, w: jax.Array, x_BTD: jax.Array) -> jax.Array:
-    """Returns `unembed` by the `head_weight` alone."""
+    """Returns the next-token logits as in `unembed`, given only the head weight `w`."""
     sharding = logical("batch", None, "vocab")
     logits_BTV = contract(HEAD_PRODUCT[config.tie_head], x_BTD, w, sharding)
     wide = logits_BTV.astype(jnp.promote_types(x_BTD.dtype, jnp.float32))
@@ -263,13 +264,13 @@ def logits(config: ModelConfig, w: jax.Array, x_BTD: jax.Array) -> jax.Array:
 
 
 def init(config: ModelConfig, key: jax.Array) -> Params:
-    """Returns float32 parameters, sharded by their axes where a mesh is set."""
+    """Returns initial float32 parameters, sharded by logical axes if a mesh is set."""
     return nn.meta.unbox(_init_named(config, key))
 
 
 @functools.cache
 def logical_axes(config: ModelConfig) -> Any:
-    """Returns the `Axes` of every parameter, as a tree shaped like the parameters."""
+    """Returns the `Axes` of every parameter, as a tree like the parameters."""
     named = jax.eval_shape(lambda: _init_named(config, jax.random.key(0)))
     return jax.tree.map(
         lambda leaf: leaf.axes, named, is_leaf=lambda node: isinstance(node, Named)
