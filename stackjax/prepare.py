@@ -1,4 +1,7 @@
-"""Text to token shards: `python -m stackjax.prepare INPUT... OUTPUT --tokenizer bytes`."""
+"""Converts text to token shards.
+
+    python -m stackjax.prepare INPUT... OUTPUT --tokenizer bytes
+"""
 
 from stackjax.data.prepare import PrepareConfig, prepare
 from stackjax.runtime.command_line import parse
@@ -6,7 +9,7 @@ from stackjax.runtime.errors import one_line_errors
 
 
 def main() -> None:
-    """Runs the command; user errors are a single line, with status 2."""
+    """Runs the command; user errors print one line and exit with code 2."""
     with one_line_errors():
         config = parse(PrepareConfig, prog="python -m stackjax.prepare")
         manifest = prepare(config)

@@ -1,23 +1,23 @@
-"""What a train step reads."""
+"""The input to a train step."""
 
 from typing import Any, NamedTuple
 
 Array = Any
-"""A jax.Array on the devices of a mesh; before that the numpy rows of one process."""
+"""The process's own rows as numpy array; after `device.put`, a global jax.Array."""
 
 
 class Batch(NamedTuple):
-    """Sequences of tokens, each field `[accumulate, B, T]` as the loader yields it.
+    """Token sequences; every field is [accumulate, B, T].
 
-    Microbatches have their own leading axis, so that accumulation never reshapes a
-    sharded one.
+    Microbatches have a separate leading axis, so gradient accumulation never reshapes a sharded
+    axis.
     """
 
     tokens: Array
-    """int32: the input tokens. Position t learns to predict the token at t + 1."""
+    """int32: the input tokens. Position t predicts the token at t + 1."""
     positions: Array
-    """int32: the position of each token in its document or sequence."""
+    """int32: the position of each token in the document or sequence."""
     segments: Array | None
-    """int32: tokens attend only within one segment; None if each row is one segment."""
+    """int32: tokens attend only within a segment; None if each row is a single segment."""
     loss_weights: Array
-    """float32: the weight of each prediction; 0 where the next token is not to be learnt."""
+    """float32: the weight of each prediction; 0 means no loss."""

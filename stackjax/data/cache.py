@@ -21,15 +21,15 @@ COPIES_AT_A_TIME = 8
 
 
 def local_copy(path: str, split: SplitName, cache_dir: str) -> str:
-    """Returns a directory in `cache_dir` with the shards for a split, copied if need be.
+    """Returns a directory in `cache_dir` with the shards for a split, copied if missing.
 
-    A copy appears whole or not at all: hashing the tokens comes before the final name. Copies
-    with the right size are kept. The content digest tells sets apart, so a moved set is not
-    copied again.
+    Each file is hashed before the rename to the final name, so a copy is complete or absent.
+    Existing copies with the right size are kept. The directory is named by the content digest,
+    so a moved data set is not copied again.
 
     Raises:
-      UserError: There is no such set, or the disk has no room for it.
-      OSError: A file could not be copied.
+      UserError: The data set does not exist, or is too large for the disk.
+      OSError: Copying failed.
     """
     if is_remote(cache_dir):
         raise UserError(f"data.cache_dir is {cache_dir}; it must be a path on a disk.")
@@ -45,7 +45,7 @@ def local_copy(path: str, split: SplitName, cache_dir: str) -> str:
 
 @contextlib.contextmanager
 def _locked(directory: Path) -> Iterator[Path]:
-    """Yields a directory while no other process can write there."""
+    """Yields a directory with the lock held."""
     lock = lock_directory(directory)
     try:
         yield directory
@@ -83,7 +83,7 @@ def _copy_all(source: epath.Path, directory: Path, shards: list[Shard]) -> None:
 
 
 def _copy(source: epath.Path, directory: Path, shard: Shard) -> int:
-    """Returns how many bytes were copied; OSError if the manifest disagrees."""
+    """Returns the file size in bytes; OSError if the file differs from the manifest."""
     file, unfinished = source / shard.file, directory / f"{shard.file}.unfinished"
     try:
         file.copy(unfinished, overwrite=True)

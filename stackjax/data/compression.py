@@ -1,4 +1,4 @@
-"""Compressed files read as a stream; a truncated file is an error."""
+"""Compressed files as streams; a truncated file is an error."""
 
 import contextlib
 import gzip
@@ -13,20 +13,18 @@ import zstandard
 from stackjax.runtime.errors import UserError
 
 INPUT_BYTES = 2**14
-"""Bytes that are decompressed at a time: small, since each may become 32 KiB."""
+"""Compressed bytes per read: few, since each may become 32 KiB."""
 BUFFER_BYTES = 2**20
-# The largest window in a zstd command, `--long=31`.
+# The maximum of the zstd command, `--long=31`.
 _MAX_WINDOW = 2**31
 
 
 @contextlib.contextmanager
 def open_compressed(path: str) -> Iterator[io.BufferedReader]:
-    """Yields the content behind a `.gz` or `.zst` name.
-
-    Reads all members or frames, as gzip and zstd do.
+    """Yields the decompressed `.gz` or `.zst` file, with all members or frames.
 
     Raises:
-      UserError: The file is damaged or was cut short.
+      UserError: The file is damaged or truncated.
     """
     if os.path.getsize(path) == 0:
         raise UserError(f"{path!r} was cut short: it is empty, as no compressed file is.")
@@ -42,7 +40,7 @@ def open_compressed(path: str) -> Iterator[io.BufferedReader]:
 
 
 def _zstd_chunks(file: BinaryIO) -> Iterator[bytes]:
-    """Yields the content in all frames; EOFError if the last frame is cut short."""
+    """Yields the decompressed frames; EOFError if the last frame is truncated."""
     decompressor = zstandard.ZstdDecompressor(max_window_size=_MAX_WINDOW)
     frame, data = None, b""
     while data := data or file.read(INPUT_BYTES):
@@ -55,7 +53,7 @@ def _zstd_chunks(file: BinaryIO) -> Iterator[bytes]:
 
 
 class _Stream(io.RawIOBase):
-    """Byte chunks as a file."""
+    """A readable file over an iterator of byte chunks."""
 
     def __init__(self, chunks: Iterator[bytes]):
         self._chunks = chunks

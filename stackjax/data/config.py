@@ -1,4 +1,4 @@
-"""Where the sequences of a run come from."""
+"""Data config."""
 
 import dataclasses
 from typing import Annotated, Literal
@@ -9,21 +9,21 @@ from stackjax.runtime.ranges import Whole
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DataConfig:
-    """Where sequences come from."""
+    """Training data, sequence length, and reading options."""
 
     path: Text
-    """Directory of token shards, as `python -m stackjax.prepare` writes it; on a disk or in
-    a bucket (`gs://`)."""
+    """Directory with token shards from `python -m stackjax.prepare`, on a disk or in a bucket
+    (`gs://`)."""
     cache_dir: Text | None = None
-    """Directory on a local disk that shards are copied to before they are read, once for all
-    processes of a host; by default they are read where they are."""
+    """Local directory for copies, shared by all processes on a host; None reads shards directly
+    from `path`."""
     seq_len: Annotated[int, Whole(at_least=2, at_most=2**24)]
     """Tokens in each sequence (T)."""
     corpus: Literal["stdlib"] | None = None
-    """Built-in corpus that is prepared at `path` when nothing is there yet."""
+    """Built-in corpus, prepared at `path` if `path` does not exist."""
     mask_documents: bool = False
-    """Whether tokens attend, and are predicted, only within their own document."""
+    """Whether attention and predictions stay within a document."""
     num_workers: Annotated[int, Whole(at_least=0, at_most=1000)] = 0
-    """Grain worker processes; 0 reads in threads of this process."""
+    """Grain worker processes; 0 reads in threads."""
     prefetch: Annotated[int, Whole(at_least=0, at_most=1000)] = 4
-    """Batches read ahead of the train step."""
+    """Batches to prefetch."""

@@ -1,4 +1,4 @@
-"""Batches on their way from this process to its devices."""
+"""Transfer of batches to the devices."""
 
 from collections.abc import Iterable, Iterator
 from concurrent import futures
@@ -13,16 +13,17 @@ from stackjax.sharding.partition import logical
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """Returns how a field `[accumulate, B, T]` of a batch lies on the mesh."""
+    """Returns the sharding of a batch field [accumulate, B, T]."""
     spec = logical(None, "batch", None)
     assert spec is not None, "a mesh is set wherever batches are"
     return NamedSharding(mesh, spec)
 
 
 def put_rows(rows: np.ndarray) -> jax.Array:
-    """Returns rows, the same in every process, on the devices of the mesh that is set.
+    """Returns an array on the current mesh, sharded along the first axis, the rows.
 
-    The first axis is that of the rows.
+    Args:
+      rows: The same array in every process.
     """
     spec = logical("batch", *(None,) * (rows.ndim - 1))
     assert spec is not None, "a mesh is set wherever batches are"
@@ -31,16 +32,16 @@ def put_rows(rows: np.ndarray) -> jax.Array:
 
 
 def local_rows(mesh: Mesh, num_rows: int) -> np.ndarray:
-    """Returns which of a batch's B rows the devices of this process hold, ascending."""
+    """Returns the batch rows on this process's devices, ascending indices below B."""
     indices = batch_sharding(mesh).addressable_devices_indices_map((1, num_rows, 1))
     rows = [np.arange(num_rows)[index[1]] for index in indices.values() if index]
     return np.unique(np.concatenate(rows))
 
 
 def put(batches: Iterable[Batch], mesh: Mesh, num_rows: int) -> Iterator[Batch]:
-    """Returns batches of `num_rows` rows on the mesh.
+    """Yields batches with `num_rows` rows on the mesh.
 
-    Each is read and sent by a thread while the step before it runs.
+    A thread reads and sends the next batch during the current step.
     """
     sharding, rows, unsent = batch_sharding(mesh), local_rows(mesh, num_rows), iter(batches)
 
@@ -50,7 +51,7 @@ def put(batches: Iterable[Batch], mesh: Mesh, num_rows: int) -> Iterator[Batch]:
             first = np.searchsorted(rows, start)
             return field[:, first : first + stop - start]
 
-        # Half the time of `jax.make_array_from_process_local_data`.
+        # Takes half as long as `jax.make_array_from_process_local_data`.
         shape = (field.shape[0], num_rows, field.shape[2])
         return jax.make_array_from_callback(shape, sharding, shard)
 

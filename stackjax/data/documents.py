@@ -1,9 +1,9 @@
-"""Documents from the inputs to `prepare`, cut into pieces for several processes.
+"""Documents from the inputs to `prepare`, split into pieces for worker processes.
 
-An input is a file or a glob. The ending, in any case, tells the format: JSON lines (`.jsonl`,
-`.ndjson`, `.jsonlines` or `.json`, also with `.gz` or `.zst`), Parquet (`.parquet` or `.pq`),
-else a text document, except endings such as `.csv` or `.zip`. `tfds:NAME` is a TensorFlow
-Datasets dataset.
+An input is a file or a glob. The suffix, in upper or lower case, determines the format: JSON
+lines (`.jsonl`, `.ndjson`, `.jsonlines` or `.json`, also with `.gz` or `.zst`), Parquet
+(`.parquet` or `.pq`), or else plain text. Suffixes such as `.csv` or `.zip` are errors.
+`tfds:NAME` is a TensorFlow Datasets dataset.
 """
 
 import dataclasses
@@ -42,9 +42,9 @@ def list_pieces(
     text_field: str,
     null_texts: NullTexts = "refuse",
 ) -> Iterator[Piece]:
-    """Yields the pieces from all inputs; their order depends on the inputs alone.
+    """Yields the pieces of all inputs, in an order that depends only on the inputs.
 
-    Checks every Parquet schema and the first line in every JSON file.
+    Checks the schema of every Parquet file and the first line of every JSON file.
 
     Args:
       scratch: Directory for the built-in corpus.
@@ -52,7 +52,7 @@ def list_pieces(
       null_texts: Whether a row without a text is an error.
 
     Raises:
-      UserError: An input cannot be read, or is named twice; the message names the file.
+      UserError: An input is unreadable or given twice; the message names the file.
     """
     first: dict[str, str] = {}
     for name in inputs:
@@ -65,7 +65,7 @@ def list_pieces(
         def list_file(path: str) -> list[Piece]:
             return _list_file(path, text_field, null_texts)
 
-        # A disk on a network answers late, but many questions at a time.
+        # Network disks have a high latency, but serve many requests at the same time.
         with futures.ThreadPoolExecutor(FILES_AT_A_TIME) as pool:
             for pieces in pool.map(list_file, paths):
                 yield from pieces
@@ -74,10 +74,10 @@ def list_pieces(
 def read_documents(
     piece: Piece, text_field: str, null_texts: NullTexts = "refuse"
 ) -> Iterator[str | None]:
-    """Yields the documents in a piece, with None for a null to be skipped.
+    """Yields the documents in a piece; None for a null text to skip.
 
     Raises:
-      UserError: A document cannot be read; the message names file and row.
+      UserError: A document is unreadable; the message names file and row.
     """
     _check_unchanged(piece)
     match piece.format:
@@ -93,7 +93,7 @@ def read_documents(
 
 
 def _expand(name: str) -> list[str]:
-    """Returns the files behind an input, sorted."""
+    """Returns the sorted files of an input."""
     if is_remote(name):
         raise UserError(f"input {name!r} is in a bucket; mount it, or copy it to a disk.")
     if os.path.isdir(name):
@@ -111,10 +111,10 @@ def _expand(name: str) -> list[str]:
 
 
 def _refuse_named_twice(name: str, paths: list[str], first: dict[str, str]) -> None:
-    """Raises UserError if an input names a path again.
+    """Raises UserError if a path also belongs to an earlier input.
 
     Args:
-      first: The inputs by the paths that they name; those of this input are added.
+      first: From path to input, for all earlier inputs; this function adds `paths`.
     """
     for path in paths:
         place = os.path.abspath(path)
@@ -154,7 +154,7 @@ def _cut_json(path: str, size: int, is_compressed: bool) -> list[Piece]:
 
 
 def _check_ending(path: str) -> None:
-    """Raises UserError if a file name promises anything but plain text."""
+    """Raises UserError if a file's suffix does not mean plain text."""
     *inner, last = ["", *(suffix.lower() for suffix in Path(path).suffixes)]
     if last in _NO_TEXT:
         raise UserError(

@@ -1,4 +1,4 @@
-"""Documents from JSON lines: a JSON object per line, perhaps compressed."""
+"""Documents from JSON lines: a JSON object per line, optionally compressed."""
 
 import contextlib
 import json
@@ -12,7 +12,7 @@ from stackjax.runtime.errors import UserError
 
 FIRST_LINE_BYTES = 2**20
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
-# Python refuses integers with thousands of digits; only the text matters here.
+# Python refuses integers with thousands of digits, and only the text is used here.
 _DECODER = json.JSONDecoder(parse_int=float)
 
 
@@ -21,7 +21,7 @@ def check_first_line(
 ) -> None:
     """Raises UserError if a file is not JSON lines, or the first line has no text.
 
-    A first line beyond a MiB is checked later, while reading.
+    First lines above 1 MiB are checked later, while reading.
     """
     with _opened(path, is_compressed) as file:
         number, line = 1, file.readline(FIRST_LINE_BYTES)
@@ -46,7 +46,7 @@ def check_first_line(
 def read_json_lines(
     piece: Piece, text_field: str, null_texts: NullTexts
 ) -> Iterator[str | None]:
-    """Yields the text in each line from a piece; skips blank lines."""
+    """Yields the text in each line; skips blank lines."""
     is_compressed = piece.format == "compressed_jsonl"
     with _opened(piece.source, is_compressed) as file:
         lines = file if is_compressed else _lines_between(file, piece.start, piece.stop)
@@ -66,7 +66,7 @@ def _opened(path: str, is_compressed: bool) -> Iterator[BinaryIO]:
 
 
 def _lines_between(file: BinaryIO, start: int, stop: int) -> Iterator[bytes]:
-    """Yields the lines whose first byte lies in [start, stop)."""
+    """Yields the lines with a first byte in [start, stop)."""
     if start:
         file.seek(start - 1)
         start += len(file.readline()) - 1
@@ -76,7 +76,7 @@ def _lines_between(file: BinaryIO, start: int, stop: int) -> Iterator[bytes]:
 
 
 def _first_line(piece: Piece) -> int:
-    """Returns the line number at the start of a piece, counted from 1."""
+    """Returns the line number at the start of a piece, from 1."""
     if piece.start == 0:
         return 1
     with open(piece.source, "rb") as file:
@@ -94,7 +94,7 @@ def _text_of_line(line: bytes, text_field: str, null_texts: NullTexts) -> str | 
 
 
 def _parse(line: bytes) -> object:
-    """Returns the JSON value in a line; UserError if there is none."""
+    """Returns the JSON value in a line; UserError for invalid JSON."""
     try:
         return _DECODER.decode(line.removeprefix(_BYTE_ORDER_MARK).decode("utf-8"))
     except UnicodeDecodeError as error:
@@ -106,7 +106,7 @@ def _parse(line: bytes) -> object:
 
 
 def _hint(line: bytes) -> str:
-    """Returns a guess about the whole file when a line is no JSON."""
+    """Returns a hint about the file, for a line with invalid JSON."""
     if b"\r" in line.strip():
         return "; perhaps its lines end in a lone CR: tr '\\r' '\\n' converts them"
     if line.rstrip().endswith((b"{", b"[", b",")):
@@ -115,7 +115,7 @@ def _hint(line: bytes) -> str:
 
 
 def _refuse_twice(line: bytes, text_field: str) -> None:
-    """Raises UserError if a line has the text field twice; Python takes the last."""
+    """Raises UserError if a line has the text field twice (Python would use the last)."""
 
     def count(pairs: list[tuple[str, object]]) -> int:
         return sum(name == text_field for name, _ in pairs)

@@ -1,6 +1,6 @@
-"""The input pipeline: batches whose order is a pure function of seed and example index.
+"""The input pipeline: batches in an order determined by seed and example index alone.
 
-Shape letters: A microbatches of a step, B rows that this process holds, T tokens.
+Shapes: A microbatches per step, B rows in this process, T tokens.
 """
 
 import contextlib
@@ -27,19 +27,19 @@ Rows = slice | np.ndarray
 
 
 def open_source(config: DataConfig, split: SplitName, vocab_size: int) -> TokenSource:
-    """Returns the sequences of a split, having made the built-in corpus if need be.
+    """Returns a split's sequences; prepares the built-in corpus if missing.
 
     Args:
-      vocab_size: The model's.
+      vocab_size: The model's vocabulary size.
 
     Raises:
-      UserError: The data are missing or damaged, or have more tokens than the model.
-      OSError: Their bucket cannot be used, or they could not be copied.
+      UserError: The data set is missing or damaged, or has a larger vocabulary than the model.
+      OSError: The bucket is not usable, or copying to the cache failed.
     """
     check_bucket(config.path)
     missing = not (epath.Path(config.path) / MANIFEST).exists()
     if config.corpus == "stdlib" and missing:
-        # Another process may have been quicker, and its set is the same.
+        # Another process may have prepared the same set in the meantime.
         with contextlib.suppress(FileExistsError):
             prepare(
                 PrepareConfig(
@@ -78,14 +78,14 @@ def train_batches(
     accumulate: int,
     rows: Rows,
 ) -> Iterator[Batch]:
-    """Returns an endless iterator over batches `[A, B, T]`, shuffled anew each epoch.
+    """Returns an endless iterator over batches [A, B, T], reshuffled every epoch.
 
-    Row b of microbatch a of step s is example `first_example + s * batch_size +
-    a * (batch_size // accumulate) + b`; which sequence that is depends on the seed alone.
+    Row b of microbatch a in step s is example `first_example + s * batch_size +
+    a * (batch_size // accumulate) + b`. The seed alone maps examples to sequences.
 
     Args:
-      first_example: Examples already consumed by the run, over all its stages.
-      rows: The rows of each microbatch that this process holds.
+      first_example: Examples consumed so far, in all stages.
+      rows: This process's rows of each microbatch.
     """
     if batch_size % accumulate:
         raise UserError(f"accumulate {accumulate} does not divide batch_size {batch_size}.")
@@ -105,13 +105,12 @@ def eval_batches(
     batch_size: int,
     rows: Rows,
 ) -> Iterator[Batch]:
-    """Returns an iterator over the same few sequences each time, `[1, B, T]`.
+    """Returns an iterator over fixed sequences, spread evenly over the split, [1, B, T].
 
-    They are spread evenly over the split. The last batch is filled up with sequences
-    whose loss weights are 0.
+    The last batch is padded with sequences whose loss weights are 0.
 
     Args:
-      rows: The rows of each batch that this process holds.
+      rows: This process's rows of each batch.
 
     Raises:
       UserError: The split has fewer than `num_sequences` sequences.
@@ -135,26 +134,26 @@ def _prefetch(
     config: DataConfig,
     num_workers: int,
 ) -> grain.IterDataset:
-    """Returns the batches 0, 1, ... as Grain reads them ahead."""
+    """Returns a Grain dataset with the batches 0, 1, ..., prefetched."""
     options = grain.ReadOptions(
         num_threads=max(1, config.prefetch), prefetch_buffer_size=config.prefetch
     )
     batches = grain.MapDataset.range(num_batches).map(read).to_iter_dataset(options)
     if num_workers == 0:
         return batches
-    if not flags.FLAGS.is_parsed():  # Grain's workers read absl flags.
+    if not flags.FLAGS.is_parsed():  # Grain workers read absl flags.
         flags.FLAGS.mark_as_parsed()
     workers = grain.MultiprocessingOptions(
         num_workers=num_workers, per_worker_buffer_size=max(1, config.prefetch)
     )
-    # Copied, because a batch in shared memory outlives its worker only with warnings.
+    # Copy out of shared memory, to avoid warnings after the worker has ended.
     return batches.mp_prefetch(workers).map(_copied)
 
 
 def _report_killed(batches: Iterator[Batch]) -> Iterator[Batch]:
-    """Yields the batches; a worker process that was killed is an OSError.
+    """Yields the batches; raises OSError if a worker process was killed.
 
-    Errors that a worker raises arrive here as they are.
+    Grain passes other errors in a worker through.
     """
     try:
         yield from batches
@@ -180,7 +179,7 @@ def _read_train(
     step: int,
 ) -> Batch:
     examples_AB = first_AB + step * batch_size
-    # Grain's shuffle takes an index of any epoch, and draws each epoch anew.
+    # Grain's shuffle takes an index in any epoch, and reshuffles every epoch.
     index_AB = [[order[int(k)] for k in examples_B] for examples_B in examples_AB]
     return _build_batch(source, config, np.array(index_AB))
 
@@ -195,7 +194,7 @@ def _read_eval(
 
 
 def _build_batch(source: TokenSource, config: DataConfig, index_AB: np.ndarray) -> Batch:
-    """Returns the sequences of the given indices, with what the model needs of them."""
+    """Returns the batch with the sequences at the given indices."""
     tokens = np.empty((*index_AB.shape, source.seq_len), np.int32)
     for where in np.ndindex(index_AB.shape):
         tokens[where] = source[int(index_AB[where])]

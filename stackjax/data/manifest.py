@@ -1,6 +1,6 @@
-"""The manifest, `manifest.json`, describes a set: tokenizer, token shards and their hashes.
+"""The manifest of a data set, `manifest.json`: tokenizer, token shards and hashes.
 
-Writers add the file last, so its presence means a complete set.
+`prepare` writes the manifest last, so a directory with a manifest is complete.
 """
 
 import dataclasses
@@ -29,59 +29,59 @@ SPLITS: tuple[SplitName, ...] = ("train", "validation")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Shard:
-    """A file with part of a stream."""
+    """A file with part of a split's token stream."""
 
     file: str
     """File name within the directory."""
     bytes: int
-    """File size."""
+    """File size in bytes."""
     records: int
-    """How many records there are."""
+    """Number of records."""
     tokens: int
-    """Tokens in all records."""
+    """Number of tokens."""
     hash: str
     """SHA-256 over all stored tokens."""
     ends: str
-    """SHA-256 over the first and the last record; opening the set checks this."""
+    """SHA-256 over the first and last record, checked when the set is opened."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Split:
-    """A stream, such as `train`."""
+    """A token stream, such as `train`."""
 
     tokens: int
-    """Tokens in all shards, end tokens included."""
+    """Number of tokens, with end tokens."""
     documents: int
-    """Documents in all shards; each has an end token."""
+    """Number of documents; each has an end token."""
     shards: tuple[Shard, ...]
     """The files, in stream order."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Manifest:
-    """A set: tokenizer, token type and streams."""
+    """A data set: tokenizer, token dtype and splits."""
 
     format: int = FORMAT
-    """Layout version."""
+    """Format version."""
     tokenizer: TokenizerInfo
-    """The tokenizer behind the set."""
+    """The tokenizer."""
     dtype: TokenDtype
-    """Type in the files, little-endian."""
+    """Dtype of stored tokens, little-endian."""
     record_tokens: int = RECORD_TOKENS
-    """Tokens in each record."""
+    """Tokens per record."""
     splits: dict[SplitName, Split]
-    """The streams by name."""
+    """The splits by name."""
 
     @property
     def files(self) -> list[str]:
-        """All shard names."""
+        """All shard file names."""
         return [shard.file for split in self.splits.values() for shard in split.shards]
 
     @property
     def digest(self) -> str:
-        """A content hash: all tokens in order, and the tokenizer.
+        """A content hash over the tokenizer and all tokens, in order.
 
-        Sets with equal digests train alike, in any directory.
+        Data sets with the same digest give identical training runs.
         """
         splits = {
             name: [split.tokens, *((shard.tokens, shard.hash) for shard in split.shards)]
@@ -96,7 +96,7 @@ def read_manifest(path: str) -> Manifest:
     """Returns the manifest in a directory.
 
     Raises:
-      UserError: The manifest is absent, damaged or contradictory.
+      UserError: The manifest is missing, damaged or inconsistent.
     """
     file = epath.Path(path) / MANIFEST
     if not file.exists():
@@ -130,14 +130,14 @@ def sealed(fields: Mapping[str, Any]) -> str:
 
 
 def again(path: str) -> str:
-    """Returns the way out when a set is damaged."""
+    """Returns the remedy for a damaged data set, for error messages."""
     return f"remove {path!r} and prepare it again with python -m stackjax.prepare"
 
 
 def _faults(manifest: Manifest) -> Iterator[str]:
-    """Yields contradictions between the numbers in a manifest."""
+    """Yields inconsistencies between the numbers in a manifest."""
     info, num_bytes = manifest.tokenizer, np.dtype(manifest.dtype).itemsize
-    # Batches hold tokens as int32.
+    # Batches store tokens as int32.
     if not 1 <= info.vocab_size <= 2 ** min(8 * num_bytes, 31):
         yield f"tokenizer.vocab_size is {info.vocab_size}, too few or many for {manifest.dtype}"
     if not 0 <= info.end_id < info.vocab_size:

@@ -1,7 +1,7 @@
-"""Documents packed into one stream of tokens, and how a sequence of it is masked.
+"""Packing of documents into a token stream, and document masks for sequences.
 
-Documents are joined by an end token and cut without regard to their borders, as in
-arXiv:2405.15319. Shape letters: T tokens of a sequence.
+The stream is cut into sequences without regard to document borders, as in arXiv:2405.15319.
+Shapes: T tokens in a sequence.
 """
 
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ import numpy as np
 def join_documents(
     documents: Sequence[np.ndarray], end_id: int, begin_ids: Sequence[int] = ()
 ) -> np.ndarray:
-    """Returns the tokens of all documents in a row, an end token after each.
+    """Returns all documents concatenated, each followed by an end token.
 
     >>> join_documents([np.array([5, 6]), np.array([7])], end_id=0).tolist()
     [5, 6, 0, 7, 0]
@@ -26,15 +26,15 @@ def join_documents(
 
 
 def cut_records(stream: np.ndarray, length: int) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the whole records `[n, length]` of a stream, and the tokens left over."""
+    """Returns a stream's complete records [n, length], and the remaining tokens."""
     whole = len(stream) // length * length
     return stream[:whole].reshape(-1, length), stream[whole:]
 
 
 def segments(tokens_T: np.ndarray, end_id: int) -> np.ndarray:
-    """Returns which document each token belongs to, counted from 0 in each sequence.
+    """Returns each token's document index, from 0 in each sequence, [..., T].
 
-    An end token belongs to the document that it ends. Any leading axes are kept.
+    An end token belongs to the document before.
 
     >>> segments(np.array([5, 0, 6, 7, 0, 8]), end_id=0).tolist()
     [0, 0, 1, 1, 1, 2]
@@ -44,7 +44,7 @@ def segments(tokens_T: np.ndarray, end_id: int) -> np.ndarray:
 
 
 def positions(segments_T: np.ndarray) -> np.ndarray:
-    """Returns the position of each token, counted from 0 at the start of its segment.
+    """Returns each token's position, from 0 at the start of each segment.
 
     >>> positions(np.array([0, 0, 1, 1, 1, 2])).tolist()
     [0, 1, 0, 1, 2, 0]
@@ -57,9 +57,9 @@ def positions(segments_T: np.ndarray) -> np.ndarray:
 
 
 def loss_weights(segments_T: np.ndarray) -> np.ndarray:
-    """Returns the weight of predicting, from each position, the token that follows.
+    """Returns the weight of the next-token prediction at each position.
 
-    0 at the last position of a sequence, and where the next token is of another segment.
+    The weight is 0 at the end of a sequence and before a token in another segment, else 1.
 
     >>> loss_weights(np.array([0, 0, 1, 1, 1, 2])).tolist()
     [1.0, 0.0, 1.0, 1.0, 0.0, 0.0]

@@ -11,10 +11,10 @@ ROWS_AT_A_TIME = 1024
 
 
 def list_parquet(path: str, text_field: str, null_texts: NullTexts) -> Iterator[Piece]:
-    """Yields the row groups in a file.
+    """Yields a piece for each row group in a file.
 
     Raises:
-      UserError: The file is not Parquet, or the column holds no texts.
+      UserError: The file is not Parquet, or the column has no texts.
     """
     import pyarrow
     import pyarrow.parquet
@@ -39,7 +39,7 @@ def list_parquet(path: str, text_field: str, null_texts: NullTexts) -> Iterator[
 
 
 def read_parquet(piece: Piece, text_field: str, null_texts: NullTexts) -> Iterator[str | None]:
-    """Yields the texts in the row groups from a piece."""
+    """Yields the texts in the row groups of a piece."""
     import pyarrow
     import pyarrow.parquet
 
@@ -59,13 +59,13 @@ def read_parquet(piece: Piece, text_field: str, null_texts: NullTexts) -> Iterat
 
 
 def _values(file: Any, groups: range, text_field: str) -> Iterator[Any]:
-    # A dotted name also selects columns within columns.
+    # A dotted name would also select nested columns.
     for batch in file.iter_batches(ROWS_AT_A_TIME, groups, [text_field]):
         yield from batch.column(batch.schema.get_field_index(text_field))
 
 
 def _plain(value: Any) -> object:
-    """Returns a value as bytes, not yet decoded, or None."""
+    """Returns a value as undecoded bytes, or None."""
     import pyarrow
 
     if isinstance(value, pyarrow.DictionaryScalar):
@@ -75,7 +75,7 @@ def _plain(value: Any) -> object:
 
 
 def _check_column(schema: Any, text_field: str, null_texts: NullTexts) -> None:
-    """Raises UserError unless a top-level column holds texts."""
+    """Raises UserError unless the text field is a top-level column with texts."""
     import pyarrow
 
     check_names(schema.names, text_field)

@@ -1,4 +1,4 @@
-"""Parts: `prepare` cuts all inputs into parts and writes a shard per part and split."""
+"""Parts: `prepare` splits the inputs into parts, and writes a shard per part and split."""
 
 import dataclasses
 import itertools
@@ -19,36 +19,36 @@ MAX_PARTS = 256
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Part:
-    """The pieces for a single call in a worker process."""
+    """Consecutive pieces, written by a single call in a worker process."""
 
     index: int
-    """Place in the stream."""
+    """Position in the stream."""
     pieces: tuple[Piece, ...]
-    """Pieces to read, in order."""
+    """The pieces, in order."""
 
     @property
     def num_bytes(self) -> int:
-        """Approximate text size."""
+        """Approximate text size in bytes."""
         return sum(piece.num_bytes for piece in self.pieces)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class WrittenPart:
-    """The shards from a part."""
+    """A part's shards."""
 
     shards: ShardsOfPart
     """Shard and document count by split."""
     left_out: Counter[str]
-    """Counts rows in no shard, by reason."""
+    """Skipped rows, by reason."""
 
     @property
     def num_bytes(self) -> int:
-        """Total shard size."""
+        """Total shard size in bytes."""
         return sum(shard.bytes for shard, _ in self.shards.values())
 
 
 def group_pieces(pieces: list[Piece]) -> list[Part]:
-    """Returns the pieces in a few hundred parts, about equal in size, in order."""
+    """Returns the pieces in at most a few hundred parts of similar size, in order."""
     size = max(PART_BYTES, sum(piece.num_bytes for piece in pieces) // MAX_PARTS)
     before = itertools.accumulate((p.num_bytes for p in pieces), initial=0)
     numbered = zip(before, pieces, strict=False)
@@ -62,7 +62,7 @@ def group_pieces(pieces: list[Piece]) -> list[Part]:
 def show_progress(
     parts: list[Part], written: Iterable[tuple[int, WrittenPart]]
 ) -> Iterator[tuple[int, WrittenPart]]:
-    """Yields the parts while a terminal shows a bar, and a log a few lines."""
+    """Yields the parts; shows a progress bar on a terminal, or log lines elsewhere."""
     total = sum(part.num_bytes for part in parts)
     done = told = 0
     columns = (
@@ -84,7 +84,7 @@ def show_progress(
 def warn_of_a_full_disk(
     parts: list[Part], staging: Path, written: Iterable[tuple[int, WrittenPart]]
 ) -> Iterator[tuple[int, WrittenPart]]:
-    """Yields the parts; prints a warning once if the disk is too small for the rest."""
+    """Yields the parts; warns once if the disk is too small for the remaining parts."""
     total, read, wrote, is_told = sum(part.num_bytes for part in parts), 0, 0, False
     for index, part in written:
         yield index, part

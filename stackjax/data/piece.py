@@ -1,4 +1,4 @@
-"""A piece: documents for a single process."""
+"""Pieces: an input is split into pieces, each with a range of documents."""
 
 import dataclasses
 import itertools
@@ -11,10 +11,10 @@ Format = Literal["text", "jsonl", "compressed_jsonl", "parquet", "tfds"]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Piece:
-    """Documents for a single process."""
+    """A range of documents in a single input."""
 
     format: Format
-    """How `source` is read."""
+    """File format."""
     source: str
     """A file, or a TFDS dataset name."""
     start: int = 0
@@ -22,19 +22,19 @@ class Piece:
     stop: int = 0
     """The end, exclusive."""
     num_bytes: int
-    """Approximate text size."""
+    """Approximate text size in bytes."""
     stamp: tuple[int, int] | None = None
-    """Size and modification time when the file was listed."""
+    """File size and modification time at listing."""
     tfds_split: str | None = None
     """TFDS split name."""
     held_out: bool | None = None
-    """Whether the input itself holds these documents out; None if silent."""
+    """Whether the documents are for validation; None lets `choose_split` decide."""
     data_dir: str | None = None
-    """TFDS directory; None is the usual default."""
+    """TFDS directory; None is the TFDS default."""
 
 
 def cut(length: int, num_bytes: int) -> list[tuple[int, int]]:
-    """Returns ranges over `length` units, so that each has about `PIECE_BYTES`."""
+    """Returns ranges over `length` units, each with about `PIECE_BYTES` bytes."""
     num_pieces = min(length, -(-num_bytes // PIECE_BYTES) or 1)
     bounds = [length * i // num_pieces for i in range(num_pieces + 1)] if length else []
     return list(itertools.pairwise(bounds))

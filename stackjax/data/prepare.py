@@ -1,7 +1,7 @@
-"""Text to token shards: `python -m stackjax.prepare INPUT... OUTPUT --tokenizer bytes`.
+"""Conversion of text to token shards.
 
-The inputs are cut into parts, and each part becomes a shard per split. So the bytes depend
-on the inputs alone, never on the number of processes.
+The inputs are split into parts, and each part becomes a shard per split. The shards depend only
+on the inputs, not on `num_processes`.
 """
 
 import dataclasses
@@ -53,23 +53,23 @@ class PrepareConfig(Checked):
         tyro.conf.Positional,
         tyro.conf.arg(name="paths", metavar="INPUT... OUTPUT"),
     ]
-    """The inputs, and last the directory to write. An input is a file or a glob (.jsonl,
-    .ndjson, .json, also with .gz or .zst; .parquet; or text, a document per file) or
-    tfds:NAME."""
+    """The inputs, then the output directory. An input is tfds:NAME, or a file or glob: .jsonl,
+    .ndjson, .json (also with .gz or .zst), .parquet, or plain text with one document per
+    file."""
     tokenizer: Text
-    """`bytes`, a Hugging Face tokenizer.json, a SentencePiece .model, or a folder of
-    transformers with one of them."""
+    """`bytes`, a Hugging Face tokenizer.json, a SentencePiece .model, or a Hugging Face folder
+    with a tokenizer."""
     text_field: Text = "text"
     """Field, column or feature with the text."""
     null_texts: NullTexts = "refuse"
-    """Whether a row whose text is null is an error, or is skipped and counted."""
+    """Whether a row with a null text is an error, or is skipped and counted."""
     validation_fraction: Annotated[float, Real(at_least=0, less_than=1)] = 0.005
-    """Fraction of the documents to hold out, chosen by a hash over the text, unless a TFDS
-    dataset has a validation split itself."""
+    """Fraction of documents for validation, selected by a text hash. TFDS datasets with a
+    validation split keep this split."""
     num_processes: Annotated[int, Whole(at_least=1, at_most=1000)] | None = None
-    """How many processes share the work; by default as many as there are cores."""
+    """Number of worker processes; by default one per core."""
     end_token: Text | None = None
-    """Token after each document; by default the usual end token in the vocabulary."""
+    """Token after each document; by default a common end token in the vocabulary."""
 
     @property
     def inputs(self) -> tuple[str, ...]:
@@ -78,7 +78,7 @@ class PrepareConfig(Checked):
 
     @property
     def output(self) -> str:
-        """The directory to write."""
+        """The output directory."""
         return self.paths[-1]
 
     def __post_init__(self):
@@ -91,14 +91,14 @@ class PrepareConfig(Checked):
 
 
 def prepare(config: PrepareConfig) -> Manifest:
-    """Writes the inputs as token shards and returns their manifest.
+    """Writes the inputs as token shards and returns the manifest.
 
-    All files are written beside OUTPUT and renamed at the end, so OUTPUT is complete or
-    absent. For a bucket, a temporary directory is uploaded at the end.
+    A staging directory is renamed to OUTPUT at the end, so OUTPUT is complete or absent. For a
+    bucket, a temporary directory is uploaded at the end.
 
     Raises:
       FileExistsError: OUTPUT exists already.
-      UserError: An input or the tokenizer cannot be used.
+      UserError: An input or the tokenizer is invalid.
       OSError: Reading or writing failed.
     """
     tokenizer = read_tokenizer(config.tokenizer, config.end_token)
@@ -139,18 +139,18 @@ def _prepare_and_upload(config: PrepareConfig, output: epath.Path) -> Manifest:
 
 
 def choose_split(text: str, validation_fraction: float) -> SplitName:
-    """Returns the split for a document: a pure function of the text."""
+    """Returns a document's split, a pure function of the text."""
     digest = hashlib.blake2b(text.encode("utf-8"), digest_size=8).digest()
     held_out = int.from_bytes(digest, "big") < validation_fraction * 2**64
     return "validation" if held_out else "train"
 
 
 def write_part(config: PrepareConfig, digest: str, staging: str, part: Part) -> WrittenPart:
-    """Tokenizes a part and writes the shards into the staging directory.
+    """Tokenizes a part and writes the part's shards into the staging directory.
 
     Raises:
-      UserError: A document cannot be read.
-      OSError: The disk is full, or there is too little memory.
+      UserError: A document is unreadable.
+      OSError: The disk is full, or memory is too small.
     """
     tokenizer = _load_once(config.tokenizer, config.end_token, digest)
     stem, left_out = Path(staging) / f"part{part.index:05d}", Counter[str]()
@@ -181,7 +181,7 @@ def _split_documents(
 
 @functools.cache
 def _load_once(name: str, end_token: str | None, digest: str) -> Tokenizer:
-    """Returns a tokenizer; `digest` notices a file changed under the same name."""
+    """Returns a tokenizer; UserError if the file no longer matches `digest`."""
     tokenizer = read_tokenizer(name, end_token)
     if tokenizer.digest != digest:
         raise UserError(f"tokenizer {name!r} was changed while it was in use.")
@@ -189,7 +189,7 @@ def _load_once(name: str, end_token: str | None, digest: str) -> Tokenizer:
 
 
 def _list_parts(config: PrepareConfig, scratch: str) -> list[Part]:
-    """Returns all parts to read; prints a line now and then."""
+    """Returns all parts; prints a progress line every few seconds."""
     pieces, told = [], time.monotonic()
     for piece in list_pieces(config.inputs, scratch, config.text_field, config.null_texts):
         pieces.append(piece)
@@ -202,7 +202,7 @@ def _list_parts(config: PrepareConfig, scratch: str) -> list[Part]:
 def _write_parts(
     config: PrepareConfig, digest: str, staging: Path, parts: list[Part]
 ) -> list[WrittenPart]:
-    """Returns the shards from all parts, in order."""
+    """Returns all written parts, in order."""
     num_processes = min(config.num_processes or os.cpu_count() or 1, len(parts))
     write = functools.partial(write_part, config, digest, str(staging))
     written = show_progress(parts, run_in_processes(write, parts, num_processes))
@@ -211,7 +211,7 @@ def _write_parts(
 
 
 def _join_results(results: list[ShardsOfPart], staging: Path) -> dict[SplitName, Split]:
-    """Renames all shards to their place in each stream."""
+    """Renames all shards by split and order, and returns the splits."""
     splits: dict[SplitName, Split] = {}
     for name in SPLITS:
         found = [result[name] for result in results if name in result]

@@ -1,4 +1,4 @@
-"""Hashes over the records in a shard: all records, and the two ends."""
+"""Shard hashes: over all records, and over the first and last record."""
 
 import hashlib
 from pathlib import Path
@@ -9,7 +9,7 @@ RECORDS_AT_A_TIME = 256
 
 
 class ShardHash:
-    """Hashes a shard, record after record; keeps only the two ends in memory."""
+    """A running hash; memory holds only the first and last record."""
 
     def __init__(self):
         self._all = hashlib.sha256()
@@ -23,7 +23,7 @@ class ShardHash:
         self._last = record
 
     def of_all(self) -> str:
-        """Returns the hash over all tokens; the cut into records does not matter."""
+        """Returns the hash over all tokens; record borders have no effect."""
         return self._all.hexdigest()
 
     def of_ends(self) -> str:
@@ -37,10 +37,10 @@ def hash_ends(first: bytes, last: bytes) -> str:
 
 
 def hash_file(path: Path) -> str:
-    """Returns the hash over all tokens in a file, read in order.
+    """Returns the hash over all tokens in a file.
 
     Raises:
-      OSError: A record cannot be read.
+      OSError: A record is damaged.
     """
     reader, found = ArrayRecordReader(str(path)), ShardHash()
     records = reader.num_records()
@@ -49,6 +49,6 @@ def hash_file(path: Path) -> str:
             stop = min(start + RECORDS_AT_A_TIME, records)
             for record in reader.read(range(start, stop)):
                 found.update(record)
-    except RuntimeError as error:  # ArrayRecord, after a failed check.
+    except RuntimeError as error:  # From ArrayRecord, for damaged records.
         raise OSError(f"{str(path)!r} is damaged: {error}") from error
     return found.of_all()

@@ -1,4 +1,4 @@
-"""Documents written as token shards."""
+"""Token shard writer."""
 
 import contextlib
 import itertools
@@ -18,16 +18,16 @@ from stackjax.tokenizer.tokenizer import Tokenizer
 DOCUMENTS_AT_A_TIME = 64
 
 ShardsOfPart = dict[SplitName, tuple[Shard, int]]
-"""The shard of each split that has documents in a part of the input, and how many."""
+"""A part's shard and number of documents, by split."""
 
 
 class ShardWriter:
-    """Writes a token stream as the records in a shard."""
+    """Writes a token stream as a shard."""
 
     def __init__(self, path: Path, dtype: str):
         self._path = path
         self._dtype = np.dtype(dtype).newbyteorder("<")
-        # A group per record makes random access cheap; tokens hardly compress.
+        # One record per group makes random access cheap; tokens hardly compress.
         self._writer = ArrayRecordWriter(str(path), "group_size:1,uncompressed")
         self._rest = np.empty(0, self._dtype)
         self._records = self._tokens = 0
@@ -41,7 +41,7 @@ class ShardWriter:
             self._write_record(record)
 
     def close(self) -> Shard:
-        """Writes the rest and returns the entry for the manifest."""
+        """Writes the remaining tokens and returns the manifest entry."""
         if len(self._rest):
             self._write_record(self._rest)
         with _as_os_error(self._path):
@@ -68,7 +68,7 @@ class ShardWriter:
 def _as_os_error(path: Path) -> Iterator[None]:
     try:
         yield
-    except RuntimeError as error:  # ArrayRecord, on a full disk.
+    except RuntimeError as error:  # From ArrayRecord, on a full disk.
         raise OSError(f"cannot write {str(path)!r}: {error}") from error
 
 
@@ -78,10 +78,11 @@ def write_shards(
     stem: Path,
     left_out: Counter[str],
 ) -> ShardsOfPart:
-    """Writes documents, each with a split, as a shard per split, called `stem.SPLIT`.
+    """Writes documents to a shard per split, named `stem.SPLIT`.
 
     Args:
-      left_out: Counts documents without a token; the shards leave such documents out.
+      documents: Pairs (split, text).
+      left_out: Counts documents skipped for a lack of tokens.
     """
     writers: dict[SplitName, ShardWriter] = {}
     counts = Counter[SplitName]()
@@ -103,14 +104,14 @@ def write_shards(
 
 
 def token_dtype(tokenizer: Tokenizer) -> TokenDtype:
-    """Returns the smallest type for the vocabulary."""
+    """Returns the smallest dtype for the vocabulary."""
     return "uint16" if tokenizer.vocab_size <= 2**16 else "uint32"
 
 
 def _group_by_split(
     documents: Iterator[tuple[SplitName, str]],
 ) -> Iterator[tuple[SplitName, list[str]]]:
-    """Yields lists with documents from the same split; each split keeps the order."""
+    """Yields documents in batches from the same split, in the order of each split."""
     while chunk := list(itertools.islice(documents, DOCUMENTS_AT_A_TIME)):
         for split in SPLITS:
             yield split, [text for of, text in chunk if of == split]

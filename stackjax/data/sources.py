@@ -1,8 +1,8 @@
-"""Token shards read at random: ArrayRecord files whose tokens form a stream.
+"""Random access to the sequences in token shards (ArrayRecord files).
 
-A set is a directory with `manifest.json` and, for each split, consecutive shards. A record
-holds `record_tokens` tokens, little-endian; the last record in a shard may be shorter. Shape
-letter: T tokens per sequence.
+A data set is a directory with `manifest.json` and, for each split, consecutive shards. A record
+has `record_tokens` little-endian tokens; the last record in a shard may be shorter. Shapes: T
+tokens per sequence.
 """
 
 import bisect
@@ -22,20 +22,21 @@ CHECKS_AT_A_TIME = 16
 
 
 class TokenSource:
-    """Sequences with `seq_len` tokens from a split: a random-access source for Grain.
+    """A Grain data source over a split's sequences.
 
-    Sequence k is tokens [k * T, (k + 1) * T) in the stream. Threads may read at once, and
-    pickling for worker processes is safe.
+    Sequence k has the tokens [k * T, (k + 1) * T) of the stream. Reading is thread-safe, and
+    the source can be pickled for worker processes.
     """
 
     def __init__(self, path: str, split: SplitName, seq_len: int, *, remedy: str | None = None):
         """Opens a split and checks all files against the manifest.
 
         Args:
-          remedy: The way out when a shard is damaged; by default, to prepare the set again.
+          seq_len: Tokens per sequence (T).
+          remedy: Advice in errors about damaged shards; by default to prepare the data again.
 
         Raises:
-          UserError: The set is missing, damaged, or too short for a sequence.
+          UserError: The data set is missing, damaged, or shorter than a sequence.
         """
         self.path = path
         self.split: SplitName = split
@@ -55,19 +56,19 @@ class TokenSource:
         self._ends = list(itertools.accumulate(shard.tokens for shard in self._shards))
         self._dtype = np.dtype(self.manifest.dtype).newbyteorder("<")
         self._readers: dict[int, ArrayRecordReader] = {}
-        # A bucket answers late, but many questions at a time.
+        # Buckets have a high latency, but serve many requests at the same time.
         with futures.ThreadPoolExecutor(CHECKS_AT_A_TIME) as pool:
             list(pool.map(self._check_shard, range(len(self._shards))))
 
     def __len__(self) -> int:
-        """Returns how many sequences there are; a shorter rest is left out."""
+        """Returns the number of complete sequences."""
         return self.manifest.splits[self.split].tokens // self.seq_len
 
     def __getitem__(self, index: int) -> np.ndarray:
-        """Returns a sequence, int32 `[T]`.
+        """Returns a sequence, int32 [T].
 
         Raises:
-          OSError: A record cannot be read, or holds tokens beyond the vocabulary.
+          OSError: A record is damaged or has tokens outside the vocabulary.
         """
         if not 0 <= index < len(self):
             raise IndexError(f"sequence {index} is outside 0..{len(self) - 1}.")
@@ -87,7 +88,7 @@ class TokenSource:
         return epath.Path(self.path) / self._shards[index].file
 
     def _check_shard(self, index: int) -> None:
-        """Raises UserError if a shard and the manifest disagree."""
+        """Raises UserError if a shard does not match the manifest."""
         shard = self._shards[index]
         try:
             size = self._file(index).stat().length
@@ -109,11 +110,11 @@ class TokenSource:
             reader = ArrayRecordReader(
                 str(self._file(index)), options="readahead_buffer_size:0"
             )
-            self._readers.setdefault(index, reader)  # another thread may have been quicker
+            self._readers.setdefault(index, reader)  # Another thread may have been faster.
         return self._readers[index]
 
     def _read_from(self, offset: int) -> np.ndarray:
-        """Returns the tokens from an offset in the stream up to the end of a record."""
+        """Returns the tokens from a stream offset to the end of the record."""
         index = bisect.bisect_right(self._ends, offset)
         shard = self._shards[index]
         offset -= self._ends[index] - shard.tokens
@@ -133,7 +134,7 @@ class TokenSource:
     def _read_record(self, index: int, record: int) -> bytes:
         try:
             return self._reader(index).read([record])[0]
-        except RuntimeError as error:  # ArrayRecord, after a failed check.
+        except RuntimeError as error:  # From ArrayRecord, for damaged records.
             raise self._damaged(index, record, str(error)) from error
 
     def _refused(self, index: int, reason: str) -> UserError:

@@ -9,7 +9,7 @@ NullTexts = Literal["refuse", "skip"]
 
 
 def check_names(names: Iterable[str], text_field: str) -> None:
-    """Raises UserError if the text field is absent."""
+    """Raises UserError if the text field is missing."""
     if text_field not in names:
         found = ", ".join(map(repr, names)) or "none"
         raise UserError(
@@ -19,12 +19,12 @@ def check_names(names: Iterable[str], text_field: str) -> None:
 
 
 def text_of(value: object, text_field: str, null_texts: NullTexts) -> str | None:
-    """Returns the text in a row; None for a null to be skipped.
+    """Returns the text in a field; None for a null text to skip.
 
-    Lone surrogates are valid JSON but no characters, and become `?`.
+    Unpaired surrogates (valid in JSON, invalid in UTF-8) become `?`.
 
     Raises:
-      UserError: The value is no text.
+      UserError: The value is not a text.
     """
     match value:
         case str():

@@ -13,7 +13,7 @@ STDLIB = "stackjax_stdlib"
 def list_tfds(
     name: str, scratch: str, text_field: str, null_texts: NullTexts
 ) -> Iterator[Piece]:
-    """Yields ranges from the `train` split and, if present, the `validation` split.
+    """Yields the pieces of the `train` split and, if present, the `validation` split.
 
     Args:
       scratch: Directory for the built-in corpus.
@@ -81,6 +81,6 @@ def _read_example(
         row = source[index]
         check_names(row, text_field)
         return text_of(row[text_field], text_field, null_texts)
-    # ArrayRecord raises RuntimeError for a damaged file.
+    # ArrayRecord raises RuntimeError for damaged files.
     except (UserError, RuntimeError) as error:
         raise UserError(f"'tfds:{name}', {index}: {error}") from error

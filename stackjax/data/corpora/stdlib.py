@@ -1,4 +1,4 @@
-"""The Python standard library's own source files as a TFDS dataset."""
+"""The Python standard library's source files, as a TFDS dataset."""
 
 import contextlib
 import hashlib
@@ -21,7 +21,7 @@ LEFT_OUT = {
 
 
 class StackjaxStdlib(tfds.core.GeneratorBasedBuilder):
-    """Real text on every machine with Python; nothing is downloaded."""
+    """Source files of the installed Python, a corpus without a download."""
 
     VERSION = tfds.core.Version("1.0.0")
 
@@ -51,9 +51,9 @@ class StackjaxStdlib(tfds.core.GeneratorBasedBuilder):
 
 
 def list_documents(root: Path) -> Iterator[tuple[str, str]]:
-    """Yields path (relative, with slashes) and text for each source file, in order.
+    """Yields (relative path, text) for each source file, sorted by path.
 
-    Left out are installed packages, tests, empty files, and files not in UTF-8.
+    Skips installed packages, tests, empty files, and files not in UTF-8.
     """
     paths = {path.relative_to(root).as_posix(): path for path in root.rglob("*.py")}
     for name in sorted(paths):
@@ -67,21 +67,21 @@ def list_documents(root: Path) -> Iterator[tuple[str, str]]:
 
 
 def is_held_out(path: str) -> bool:
-    """Returns whether a file is held out: a function of the path alone."""
+    """Returns whether a file is in the validation split, a pure function of the path."""
     digest = hashlib.sha256(path.encode("utf-8")).digest()
     return int.from_bytes(digest[:8], "big") < VALIDATION_FRACTION * 2**64
 
 
 def build(data_dir: str) -> None:
-    """Writes the dataset under a directory, silently; seconds.
+    """Writes the dataset to a directory, without output; takes seconds.
 
     Raises:
-      OSError: A source file cannot be read, or the disk is full.
+      OSError: A source file is unreadable, or the disk is full.
     """
     builder = StackjaxStdlib(data_dir=data_dir, file_format="array_record")
     tfds.disable_progress_bar()
     with contextlib.redirect_stdout(io.StringIO()):
         try:
             builder.download_and_prepare()
-        except RuntimeError as error:  # ArrayRecord, on a full disk.
+        except RuntimeError as error:  # From ArrayRecord, on a full disk.
             raise OSError(f"cannot write under {data_dir!r}: {error}") from error
