@@ -21,6 +21,7 @@ from stackjax.runtime.command_line import parse
 from stackjax.runtime.constraints import Checked
 from stackjax.runtime.errors import UserError, one_line_errors
 from stackjax.runtime.ranges import Length
+from stackjax.runtime.text_table import markdown_table
 
 Report = Mapping[str, Any]
 """What one JSON file holds, and its name without the ending as `name`."""
@@ -181,8 +182,8 @@ def main() -> None:
 def write(options: PerformanceConfig) -> None:
     """Replaces every table of the page; UserError where a file is not what it should be."""
     reports = [_read(path) for path in options.results]
-    lines = {name: "\n".join(_lines(table, reports)) for name, table in TABLES.items()}
-    for name, table in {"machines": machines(reports), **lines}.items():
+    texts = {name: _text(table, reports) for name, table in TABLES.items()}
+    for name, table in {"machines": machines(reports), **texts}.items():
         replace_table(options.page, name, table)
 
 
@@ -223,24 +224,15 @@ def machines(reports: Sequence[Report]) -> str:
     return "\n".join(lines)
 
 
-def _lines(table: Table, reports: Sequence[Report]) -> Iterator[str]:
-    """Yields a table in Markdown; a line that says so where nothing was measured."""
+def _text(table: Table, reports: Sequence[Report]) -> str:
+    """Returns a table in Markdown, or a line if nothing was measured."""
     shown = [
         [_label(report, row), *_cells(table, report, row)]
         for report in filter(table.on, reports)
         for row in report["rows"]
         if row["section"] == table.section
     ]
-    if not shown:
-        yield "not measured"
-        return
-    yield _line(["", *table.columns])
-    yield _line(["---"] * (1 + len(table.columns)))
-    yield from map(_line, shown)
-
-
-def _line(cells: Sequence[str]) -> str:
-    return f"| {' | '.join(cells)} |"
+    return markdown_table(["", *table.columns], shown) if shown else "not measured"
 
 
 def _label(report: Report, row: Mapping[str, Any]) -> str:

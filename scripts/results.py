@@ -14,6 +14,7 @@ from stackjax.analysis.tables import markdown
 from stackjax.config import Config
 from stackjax.files.rows_file import read_rows
 from stackjax.runtime.errors import UserError
+from stackjax.runtime.text_table import markdown_table
 
 
 def _losses(config: Config) -> list[tuple[float, float]]:
@@ -46,16 +47,17 @@ def table(runs: Cells) -> str:
     for (name, _), config in runs.items():
         finals.setdefault(name, []).append(final_loss(config))
     scratch = finals["scratch"][0]
-    lines = ["| run | held-out loss, seed 0 | mean | all seeds |", "|---|---|---|---|"]
+    rows = []
     for name, losses in sorted(finals.items(), key=lambda item: item[1][0]):
         every = ", ".join(f"{loss:.4f}" for loss in losses)
         mean = f"{statistics.mean(losses):.4f}" if len(losses) > 1 else ""
         gap = f"{losses[0]:.4f} ({losses[0] - scratch:+.4f})"
-        lines.append(f"| {markdown(name)} | {gap} | {mean} | {every} |")
+        rows.append([markdown(name), gap, mean, every])
     said = [] if len(runs) > len(finals) else ["One seed; no intervals."]
     said += _notes(runs)
     below = [f"- {markdown(line)}" for line in (*said, *_trace(runs))]
-    return "\n".join([*lines, "", *below, ""])
+    head = ["run", "held-out loss, seed 0", "mean", "all seeds"]
+    return "\n".join([markdown_table(head, rows), "", *below, ""])
 
 
 def _notes(runs: Cells) -> list[str]:

@@ -25,6 +25,7 @@ from stackjax.runtime.command_line import parse
 from stackjax.runtime.constraints import Checked
 from stackjax.runtime.errors import one_line_errors
 from stackjax.runtime.numbers import Text, short
+from stackjax.runtime.text_table import aligned
 from stackjax.training.phase import Counts
 
 
@@ -57,11 +58,7 @@ def tell(contents: Contents) -> str:
     """Returns the lineage of a checkpoint, a generation a line, from the first to itself."""
     head = ("stage", "growth", "params", "tokens", "6ND FLOPs", "FLOPs", "code", "model")
     lines = [head, *map(_cells, contents.lineage), _sums(total(contents.lineage))]
-    widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
-    table = "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
-        for line in lines
-    )
+    table = aligned(lines)
     if contents.is_model:
         return table
     return f"{table}\nits parameters are not yet the model's: a growth is fitted, or masks open"

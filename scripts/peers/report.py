@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from scripts.peers.peer import SHAPES, Shape
+from stackjax.runtime.text_table import markdown_table
 
 PACKAGES = {
     "stackjax": ("jax",),
@@ -77,7 +78,7 @@ def table(peers: Mapping[str, Measured], shape_name: str) -> str:
     known = medians(peers, shape_name)
     fastest = yardstick(known)
     heads = ("peer", "tokens/s", "p10", "p90", f"over {fastest}", "first step s", "peak RSS MB")
-    rows = [(*heads, "loss"), ("---",) * 8]
+    rows = []
     for name in sorted(known, key=lambda name: known[name], reverse=True):
         spread, cost = ("", ""), ("", "", "by ratio to plain")
         if name in peers:
@@ -91,8 +92,7 @@ def table(peers: Mapping[str, Measured], shape_name: str) -> str:
             )
         ratio = f"{known[name] / known[fastest]:.2f}"
         rows.append((name, f"{known[name]:,.0f}", *spread, ratio, *cost))
-    lines = ["| " + " | ".join(row) + " |" for row in rows]
-    return "\n".join([*lines, "", _parameters(peers)])
+    return "\n".join([markdown_table((*heads, "loss"), rows), "", _parameters(peers)])
 
 
 def _parameters(peers: Mapping[str, Measured]) -> str:

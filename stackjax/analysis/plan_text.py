@@ -11,6 +11,8 @@ from stackjax.analysis.published import Published
 from stackjax.config import Config
 from stackjax.growth import Growth
 from stackjax.model.flops import describe
+from stackjax.runtime.numbers import short
+from stackjax.runtime.text_table import aligned
 from stackjax.sharding.mesh import MESH_AXES, mesh_shape
 from stackjax.training.expand import expand
 
@@ -36,7 +38,7 @@ def show(plan: Plan) -> str:
         [_entry("budget", _budget(plan)), _entry("target", _target(plan))]
         + [_entry("growth", _growth(plan)), _entry("timing", _timing(plan))]
         + [_entry(_label(plan, warning), warning) for warning in plan.warnings],
-        _table(plan),
+        [_table(plan)],
         costs,
         [
             "Others would do otherwise:",
@@ -46,17 +48,9 @@ def show(plan: Plan) -> str:
     return "\n\n".join("\n".join(block) for block in blocks)
 
 
-def amount(number: float) -> str:
-    """Returns a number to three digits or more, with a suffix: 11.11B, 2.00T, 280B."""
-    for size, suffix in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
-        if number >= size:
-            return f"{number / size:.{2 if number < 100 * size else 0}f}{suffix}"
-    return f"{number:.3g}"
-
-
 def _budget(plan: Plan) -> str:
     return (
-        f"N = {amount(plan.params)} parameters, D = {amount(plan.tokens)} tokens, "
+        f"N = {short(plan.params)} parameters, D = {short(plan.tokens)} tokens, "
         f"C = 6 N D = {plan.flops:.2e} FLOPs"
     )
 
@@ -67,13 +61,13 @@ def _target(plan: Plan) -> str:
     if abs(cost / plan.flops - 1) < 0.01:
         return text
     return (
-        f"{text}; of {amount(plan.scratch.params)} parameters in all, so that D costs it "
+        f"{text}; of {short(plan.scratch.params)} parameters in all, so that D costs it "
         f"{cost:.2e} FLOPs"
     )
 
 
 def _growth(plan: Plan) -> str:
-    small, target = (amount(each.non_embedding_params) for each in plan.stages)
+    small, target = (short(each.non_embedding_params) for each in plan.stages)
     g = plan.factor
     return f"stack({g}): non-embedding parameters {small} -> {target} (g = {g})"
 
@@ -81,7 +75,7 @@ def _growth(plan: Plan) -> str:
 def _timing(plan: Plan) -> str:
     tokens = plan.timing.tokens
     return (
-        f"d = {amount(tokens)} tokens, {100 * tokens / plan.tokens:.3g} % of D, by "
+        f"d = {short(tokens)} tokens, {100 * tokens / plan.tokens:.3g} % of D, by "
         f"{_RULES[plan.timing.rule]}"
     )
 
@@ -91,7 +85,7 @@ def _label(plan: Plan, warning: str) -> str:
 
 
 def _break_even(plan: Plan) -> str:
-    speedup, tokens = plan.break_even.speedup, amount(plan.break_even.tokens)
+    speedup, tokens = plan.break_even.speedup, short(plan.break_even.tokens)
     return (
         f"the small model costs what {tokens} tokens of the target do; it pays once the "
         f"target's stage reaches scratch's loss that much sooner, a speed-up of "
@@ -110,7 +104,7 @@ def _saving(plan: Plan) -> str:
         f"{100 * low:.0f} to {100 * high:.0f} % fewer FLOPs (6ND) until scratch's loss, "
         f"{least:.2e} to {most:.2e}, if it goes as in arXiv:2405.15319, which nothing "
         f"promises. Its speed-ups at the nearest size and at the nearest D/N: "
-        f"{'; '.join(groups)}. Here D/N is {_plain(plan.tokens / plan.params)}."
+        f"{'; '.join(groups)}. Here D/N is {short(plan.tokens / plan.params)}."
     )
 
 
@@ -121,8 +115,8 @@ def _speedups(rows: list[Published]) -> str:
     tokens, lengths = (
         " to ".join(dict.fromkeys([show(min(values)), show(max(values))]))
         for values, show in (
-            ([each.tokens for each in rows], amount),
-            ([each.tokens / each.params for each in rows], _plain),
+            ([each.tokens for each in rows], short),
+            ([each.tokens / each.params for each in rows], short),
         )
     )
     return f"{speedups} % for {rows[0].name} at {tokens} tokens, D/N {lengths} ({places})"
@@ -132,9 +126,9 @@ def _time(plan: Plan) -> str:
     speed, saved, scratch = plan.speed, plan.saving.device_hours, plan.scratch.device_hours
     assert speed is not None and saved is not None and scratch is not None
     low, high = saved
-    text = f"{_plain(low)} to {_plain(high)} device-hours less than scratch to the same loss"
+    text = f"{short(low)} to {short(high)} device-hours less than scratch to the same loss"
     if plan.num_devices is not None:
-        days = [_plain(hours / plan.num_devices / 24) for hours in (low, high, scratch)]
+        days = [short(hours / plan.num_devices / 24) for hours in (low, high, scratch)]
         text += f": {days[0]} to {days[1]} of its {days[2]} days on {_devices(plan)}"
     if speed.small_is_estimate:
         text += (
@@ -158,34 +152,25 @@ def _devices(plan: Plan) -> str:
     return f"{plan.num_devices} device{'' if plan.num_devices == 1 else 's'}"
 
 
-def _plain(number: float) -> str:
-    """Returns a number to three digits, or in whole ones: 0.662, 22.9, 1,272."""
-    return f"{number:,.0f}" if number >= 100 else f"{number:.3g}"
-
-
-def _table(plan: Plan) -> list[str]:
+def _table(plan: Plan) -> str:
     names = ("0", "1", "total", "scratch")
     stages = dict(zip(names, (*plan.stages, plan.total, plan.scratch), strict=True))
     columns = [
         ["stage", *stages],
         ["layers", *(str(each.num_layers) for each in stages.values())],
-        ["params", *(amount(each.params) for each in stages.values())],
-        ["tokens", *(amount(each.tokens) for each in stages.values())],
+        ["params", *(short(each.params) for each in stages.values())],
+        ["tokens", *(short(each.tokens) for each in stages.values())],
         ["6ND FLOPs", *(f"{each.flops_6nd:.2e}" for each in stages.values())],
         ["of scratch", *(f"{100 * _share(plan, each):.2f} %" for each in stages.values())],
         ["matmul FLOPs", *(f"{each.flops:.2e}" for each in stages.values())],
     ]
     if plan.speed is not None:
         hours = [each.device_hours or 0 for each in stages.values()]
-        columns.append(["device-hours", *map(_plain, hours)])
+        columns.append(["device-hours", *map(short, hours)])
     if plan.num_devices is not None:
         held = [each.memory_bytes for each in stages.values()]
-        columns.append(["GiB/device", *(_plain(n / 2**30) if n else "" for n in held)])
-    widths = [max(map(len, column)) for column in columns]
-    return [
-        "  ".join(f"{cell:>{width}}" for cell, width in zip(row, widths, strict=True)).rstrip()
-        for row in zip(*columns, strict=True)
-    ]
+        columns.append(["GiB/device", *(short(n / 2**30) if n else "" for n in held)])
+    return aligned(list(zip(*columns, strict=True)), ">")
 
 
 def _share(plan: Plan, stage: PlannedStage) -> float:
@@ -212,8 +197,8 @@ def config_text(plan: Plan, command: str, comments: Mapping[str, str]) -> str:
     """
     small, target = plan.stages
     says = [
-        f"G_stack (arXiv:2405.15319): {small.num_layers} layers for {amount(small.tokens)} "
-        f"tokens, then {target.num_layers} for {amount(target.tokens)}.",
+        f"G_stack (arXiv:2405.15319): {small.num_layers} layers for {short(small.tokens)} "
+        f"tokens, then {target.num_layers} for {short(target.tokens)}.",
         f"{_timing(plan)}.",
         *plan.warnings,
     ]

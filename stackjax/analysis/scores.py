@@ -1,10 +1,11 @@
 """What a model scores on tasks, as tables: beside the published scores, and by itself."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from stackjax.analysis.published import ACCURACY_TASKS, PUBLISHED_SCORES, PublishedScores
 from stackjax.runtime.numbers import short
+from stackjax.runtime.text_table import aligned
 
 WIKITEXT = "wikitext"
 PAPER_TASKS = (*ACCURACY_TASKS, WIKITEXT)
@@ -27,7 +28,7 @@ def tell(results: Mapping[str, Any]) -> str:
     ]
     if others:
         head = ("task", "shots", "metric", "value", "standard error")
-        parts.append(_aligned([head, *others]))
+        parts.append(aligned([head, *others]))
     if results["limit"] is not None:
         parts.append(f"only the first {results['limit']} documents of each task were read")
     return "\n\n".join(parts)
@@ -57,7 +58,7 @@ def _beside_published(results: Mapping[str, Any]) -> str:
         "",
     )
     head = ("model", "trained", *_HEAD, "average", "Wikitext", "arXiv:2405.15319")
-    return _aligned([head, ours, *map(_published_cells, PUBLISHED_SCORES)])
+    return aligned([head, ours, *map(_published_cells, PUBLISHED_SCORES)])
 
 
 def _published_cells(row: PublishedScores) -> tuple[str, ...]:
@@ -78,11 +79,3 @@ def _cells(
 
 def _number(number: float | None, decimals: int) -> str:
     return "-" if number is None else f"{number:.{decimals}f}"
-
-
-def _aligned(lines: Sequence[Sequence[str]]) -> str:
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
-        for line in lines
-    )

@@ -10,6 +10,7 @@ from stackjax.analysis.comparison import Comparison, Group
 from stackjax.analysis.record import COSTS, LossName, Record
 from stackjax.analysis.settings import provenance
 from stackjax.analysis.speedup import AtBudget, Estimate, Speedup
+from stackjax.runtime.text_table import markdown_table
 
 LOSSES = {
     "held_out": "held-out loss",
@@ -36,8 +37,7 @@ class Table:
     def markdown(self) -> str:
         """Returns the table in Markdown."""
         head, *rows = ([markdown(cell) for cell in line] for line in (self.head, *self.rows))
-        lines = [head, ["---"] * len(head), *rows]
-        table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+        table = markdown_table(head, rows)
         return f"### {markdown(self.title)}\n\n{markdown(self.note)}\n\n{table}\n"
 
     def html(self) -> str:

@@ -16,6 +16,7 @@ from stackjax.data.shard_hash import hash_file
 from stackjax.files.staging import lock_directory
 from stackjax.files.storage import is_remote, replace_text
 from stackjax.runtime.errors import UserError
+from stackjax.runtime.progress_bar import progress_bar
 
 COPIES_AT_A_TIME = 8
 
@@ -70,16 +71,13 @@ def _check_room(directory: Path, path: str, num_bytes: int) -> None:
 
 def _copy_all(source: epath.Path, directory: Path, shards: list[Shard]) -> None:
     total = sum(shard.bytes for shard in shards)
-    done, told, tells = 0, 0, jax.process_index() == 0
-    if shards and tells:
+    is_shown = bool(shards) and jax.process_index() == 0
+    if is_shown:
         print(f"copying {total / 1e6:.1f} MB of shards to {directory}", flush=True)
-    with futures.ThreadPoolExecutor(COPIES_AT_A_TIME) as pool:
+    bar = progress_bar("copying", total, in_bytes=True, in_log=True, is_shown=is_shown)
+    with futures.ThreadPoolExecutor(COPIES_AT_A_TIME) as pool, bar as advance:
         for num_bytes in pool.map(functools.partial(_copy, source, directory), shards):
-            done += num_bytes
-            percent = 100 * done // total
-            if percent >= told + 10 and tells:
-                told = percent
-                print(f"copied {percent} %", flush=True)
+            advance(num_bytes)
 
 
 def _copy(source: epath.Path, directory: Path, shard: Shard) -> int:

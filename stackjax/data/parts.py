@@ -8,10 +8,9 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-import rich.progress
-
 from stackjax.data.piece import Piece
 from stackjax.data.shards import ShardsOfPart
+from stackjax.runtime.progress_bar import progress_bar
 
 PART_BYTES = 2**24
 MAX_PARTS = 256
@@ -64,21 +63,10 @@ def show_progress(
 ) -> Iterator[tuple[int, WrittenPart]]:
     """Yields the parts; shows a progress bar on a terminal, or log lines elsewhere."""
     total = sum(part.num_bytes for part in parts)
-    done = told = 0
-    columns = (
-        *rich.progress.Progress.get_default_columns(),
-        rich.progress.DownloadColumn(),
-    )
-    with rich.progress.Progress(*columns, disable=not sys.stdout.isatty()) as bar:
-        task = bar.add_task("preparing", total=total)
+    with progress_bar("preparing", total, in_bytes=True, in_log=True) as advance:
         for index, part in written:
             yield index, part
-            done += parts[index].num_bytes
-            bar.update(task, completed=done)
-            percent = 100 * done // max(total, 1)
-            if bar.disable and percent >= told + 10:
-                told = percent
-                print(f"prepared {percent} % of {total / 1e6:.1f} MB", flush=True)
+            advance(parts[index].num_bytes)
 
 
 def warn_of_a_full_disk(

@@ -13,7 +13,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import rich.console
-import rich.progress
 
 from stackjax.data.batch import Array
 from stackjax.data.device import put_rows
@@ -21,6 +20,7 @@ from stackjax.inference.pretrained import Pretrained
 from stackjax.model import ModelConfig, Params
 from stackjax.model.transformer import head_weight, hidden, logits
 from stackjax.runtime.errors import UserError
+from stackjax.runtime.progress_bar import progress_bar
 from stackjax.sharding.partition import logical, num_shards
 
 NUM_LENGTHS = 8
@@ -72,20 +72,17 @@ def score(
       console: Terminal for the progress bar.
     """
     scores: list[Score] = [Score(0.0, True)] * len(spans)
-    with jax.set_mesh(pretrained.mesh), _progress(console) as bar:
-        task = bar.add_task("scoring", total=sum(span.stop for span in spans))
+    total = sum(span.stop for span in spans)
+    is_shown = console is not None and jax.process_index() == 0
+    bar = progress_bar("scoring", total, is_shown=is_shown, console=console)
+    with jax.set_mesh(pretrained.mesh), bar as advance:
         for indices, results in _score_batches(pretrained, spans, batch_size):
             sums, are_greedy = map(np.asarray, results)
             # Further rows are padding.
             for row, index in enumerate(indices):
                 scores[index] = Score(float(sums[row]), bool(are_greedy[row]))
-            bar.advance(task, sum(spans[index].stop for index in indices))
+            advance(sum(spans[index].stop for index in indices))
     return scores
-
-
-def _progress(console: rich.console.Console | None) -> rich.progress.Progress:
-    is_shown = console is not None and console.is_terminal and jax.process_index() == 0
-    return rich.progress.Progress(console=console, disable=not is_shown)
 
 
 def _score_batches(

@@ -2,13 +2,11 @@
 
 import dataclasses
 import json
-import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import rich.progress
 from etils import epath
 
 from stackjax.checkpoint.lineage import Generation, from_json, total
@@ -23,6 +21,7 @@ from stackjax.model import ModelConfig
 from stackjax.model.flops import flops_6nd, num_params
 from stackjax.runtime.errors import UserError
 from stackjax.runtime.numbers import short
+from stackjax.runtime.progress_bar import progress_bar
 from stackjax.tokenizer.special_tokens import TOKENIZER_FILES, read_tokenization
 from stackjax.tokenizer.tokenization import Tokenization
 from stackjax.tokenizer.tokenizer import Tokenizer
@@ -188,15 +187,11 @@ def _show_progress(
     infos: Mapping[str, TensorInfo], tensors: Iterable[np.ndarray]
 ) -> Iterator[np.ndarray]:
     """Yields the tensors and shows a progress bar in bytes."""
-    columns = (
-        *rich.progress.Progress.get_default_columns(),
-        rich.progress.DownloadColumn(),
-    )
-    with rich.progress.Progress(*columns, disable=not sys.stdout.isatty()) as bar:
-        task = bar.add_task("writing", total=sum(info.num_bytes for info in infos.values()))
+    total = sum(info.num_bytes for info in infos.values())
+    with progress_bar("writing", total, in_bytes=True) as advance:
         for tensor in tensors:
             yield tensor
-            bar.advance(task, tensor.nbytes)
+            advance(tensor.nbytes)
             del tensor  # free memory before the next tensor
 
 

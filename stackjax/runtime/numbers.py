@@ -28,11 +28,11 @@ Text = Annotated[str, Length(at_most=4096)]
 
 
 def short(number: float) -> str:
-    """Returns a count with three digits: 999, 41.2k, 2.10M, 105M, 1.05B."""
+    """Returns a count with three digits: 0.662, 22.9, 999, 41.2k, 2.10M, 105M, 1.05B."""
     if math.isinf(number):
         return "inf"
     rounded = float(f"{number:.2e}")  # Round before choosing the suffix: 999999 is 1.00M.
     power = min((len(f"{rounded:.0f}") - 1) // 3, 4)
     if power == 0:
-        return f"{rounded:.0f}"
+        return f"{rounded:.3g}"
     return f"{rounded / 1000**power:#.3g}".rstrip(".") + " kMBT"[power]
