@@ -14,7 +14,7 @@ from stackjax.sharding.partition import logical
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
     """Returns the sharding of a batch field [accumulate, B, T]."""
-    spec = logical(None, "batch", None)
+    spec = logical(None, "batch", "seq")
     assert spec is not None, "a mesh is set wherever batches are"
     return NamedSharding(mesh, spec)
 

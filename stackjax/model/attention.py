@@ -100,10 +100,10 @@ def causal_attention(
 
 def _on_each_device(kernel: Kernel) -> Kernel:
     """Returns a kernel that runs on each device's rows and heads."""
-    heads, kv_heads = (logical("batch", None, name, None) for name in ("heads", "kv_heads"))
+    heads, kv_heads = (logical("batch", "seq", name, None) for name in ("heads", "kv_heads"))
     if heads is None:
         return kernel
-    specs = (heads, kv_heads, kv_heads, logical("batch", None))
+    specs = (heads, kv_heads, kv_heads, logical("batch", "seq"))
     # Pallas results have no varying-axes type, so skip this check.
     return jax.shard_map(kernel, in_specs=specs, out_specs=heads, check_vma=False)
 
@@ -115,12 +115,12 @@ def _xla(
     num_kv_heads = k_BSKH.shape[2]
     grouped = (batch, seq_len, num_kv_heads, num_heads // num_kv_heads, head_dim)
     # In JAX 0.11, reshape loses the sharding along axes with length 1.
-    layout = logical("batch", None, "kv_heads", None, None)
+    layout = logical("batch", "seq", "kv_heads", None, None)
     q_BTKGH = jnp.reshape(q_BTNH * head_dim**-0.5, grouped, out_sharding=layout)
     q_BKHGT = q_BTKGH.transpose(0, 2, 4, 3, 1)
     k_BKSH, v_BKSH = k_BSKH.transpose(0, 2, 1, 3), v_BSKH.transpose(0, 2, 1, 3)
     out_BKHGT = block_attention(q_BKHGT, k_BKSH, v_BKSH, segments_BT)
-    layout = logical("batch", None, "heads", None)
+    layout = logical("batch", "seq", "heads", None)
     return jnp.reshape(out_BKHGT.transpose(0, 4, 1, 3, 2), q_BTNH.shape, out_sharding=layout)
 
 

@@ -40,7 +40,7 @@ class Block(Module):
     ) -> tuple[jax.Array, Any]:
         def project(name: str, heads: str) -> jax.Array:
             w_DNH = self.weight(name, Axes(reads=("embed",), writes=(heads, "head_dim")))
-            layout = logical("batch", None, heads, None)
+            layout = logical("batch", "seq", heads, None)
             y_BTNH = contract("BTD,DNH->BTNH", x_BTD, w_DNH, layout)
             if self.config.qkv_bias:
                 y_BTNH += self.bias(f"{name}_bias", y_BTNH, (heads, "head_dim"))
@@ -55,19 +55,20 @@ class Block(Module):
         q_BTNH, k_BTKH = rotate(q_BTNH, *turn), rotate(k_BTKH, *turn)
         out_BTNH, left = attend(q_BTNH, k_BTKH, v_BTKH)
         w_NHD = self.weight("out", Axes(reads=("heads", "head_dim"), writes=("embed",)))
-        layout = logical("batch", None, None)
+        layout = logical("batch", "seq", None)
         return contract("BTNH,NHD->BTD", out_BTNH, w_NHD, layout), left
 
     def mlp(self, x_BTD: jax.Array) -> jax.Array:
         w_DGF = self.weight("gate_up", Axes(reads=("embed",), writes=("gate_up", "mlp")))
+        layout = logical("batch", "seq", "mlp")
         # Two products avoid a concatenation in the backward pass.
         gate_BTF, value_BTF = (
-            contract("BTD,DF->BTF", x_BTD, jnp.squeeze(w_D1F, 1), logical("batch", None, "mlp"))
+            contract("BTD,DF->BTF", x_BTD, jnp.squeeze(w_D1F, 1), layout)
             for w_D1F in jnp.split(w_DGF, 2, axis=1)
         )
         h_BTF = _swiglu(gate_BTF, value_BTF)
         w_FD = self.weight("down", Axes(reads=("mlp",), writes=("embed",)))
-        return contract("BTF,FD->BTD", h_BTF, w_FD, logical("batch", None, None))
+        return contract("BTF,FD->BTD", h_BTF, w_FD, logical("batch", "seq", None))
 
 
 # Recomputing the intermediate arrays is cheaper than storing them.

@@ -47,7 +47,7 @@ def extend(
     position; earlier or current calls must have filled these slots. Later slots have no effect:
     rows may have padding at the end, if later calls overwrite the padding.
     """
-    rows = logical("batch", None)
+    rows = logical("batch", "seq")
     if rows is not None:
         positions_BT = jax.reshard(positions_BT, rows)
     run_block = block_function(config, positions_BT)
@@ -88,14 +88,14 @@ def _on_each_device(
     q_BTNH: jax.Array, new: Cache, cache: Cache, positions_BT: jax.Array, index: jax.Array
 ) -> tuple[jax.Array, Cache]:
     """Returns the result of `_attend`, run on each device's rows and heads."""
-    heads: Any = logical("batch", None, "heads", None)
-    kv_heads: Any = logical("batch", None, "kv_heads", None)
+    heads: Any = logical("batch", "seq", "heads", None)
+    kv_heads: Any = logical("batch", "seq", "kv_heads", None)
     args = q_BTNH, new, cache, positions_BT, index
     if heads is None:
         return _attend(*args)
     cached: Any = logical(None, "batch", "kv_heads", None, None)
     caches, added = Cache(cached, cached), Cache(kv_heads, kv_heads)
-    specs = heads, added, caches, logical("batch", None), logical()
+    specs = heads, added, caches, logical("batch", "seq"), logical()
     return jax.shard_map(_attend, in_specs=specs, out_specs=(heads, caches))(*args)
 
 

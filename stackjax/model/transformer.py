@@ -54,7 +54,7 @@ class _Embedding(Module):
         stored_VD = self.weight("embedding", _EMBEDDING)
         table_VD = gathered(stored_VD, stored_VD.dtype)
         # Cast after the lookup, so that gradients of repeated tokens are summed in float32.
-        x_BTD = table_VD.at[tokens_BT].get(out_sharding=logical("batch", None, None))
+        x_BTD = table_VD.at[tokens_BT].get(out_sharding=logical("batch", "seq", None))
         return x_BTD.astype(compute_dtype(self.config))
 
 
@@ -84,11 +84,11 @@ def _init_named(config: ModelConfig, key: jax.Array) -> dict[str, Any]:
     embedding_key, layers_key, head_key = jax.random.split(key, 3)
     # Linen runs the modules to find the parameters, here on one token per batch shard.
     shape = (num_shards("batch"), 1)
-    zeros_BT = jnp.zeros(shape, jnp.int32, out_sharding=logical("batch", None))
+    zeros_BT = jnp.zeros(shape, jnp.int32, out_sharding=logical("batch", "seq"))
     x_BTD = jnp.zeros(
         (*shape, config.embed_dim),
         compute_dtype(config),
-        out_sharding=logical("batch", None, None),
+        out_sharding=logical("batch", "seq", None),
     )
     turn = _rotation(config, zeros_BT)
 
@@ -254,7 +254,7 @@ def head_weight(config: ModelConfig, params: Params) -> jax.Array:
 
 def logits(config: ModelConfig, w: jax.Array, x_BTD: jax.Array) -> jax.Array:
     """Returns the next-token logits as in `unembed`, given only the head weight `w`."""
-    sharding = logical("batch", None, "vocab")
+    sharding = logical("batch", "seq", "vocab")
     logits_BTV = contract(HEAD_PRODUCT[config.tie_head], x_BTD, w, sharding)
     wide = logits_BTV.astype(jnp.promote_types(x_BTD.dtype, jnp.float32))
     if config.vocab_size == config.padded_vocab_size:

@@ -76,8 +76,8 @@ def whole_number(name: str, least: int, most: int | None = None, default: str = 
 def _launcher() -> str | None:
     """Returns the launcher of this process, if it may have launched other processes too.
 
-    For Slurm the tasks of the job step count. A shell inside an allocation is one process,
-    even if the allocation has many tasks.
+    For Slurm the tasks of the job step count. A shell inside an allocation is alone, even if
+    the allocation has many tasks.
     """
     if int(os.environ.get("OMPI_COMM_WORLD_SIZE", "1")) > 1:
         return "Open MPI"

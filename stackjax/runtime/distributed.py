@@ -103,7 +103,7 @@ def _absence(job: Job, timeout: float, missing: list[int], arrived: set[str]) ->
     """Returns the message about missing processes.
 
     Args:
-      arrived: Hosts with at least one process present.
+      arrived: Hosts with a process present.
     """
     several = "es" if len(missing) > 1 else ""
     numbers = ", ".join(map(str, missing[:16])) + (", ..." if len(missing) > 16 else "")

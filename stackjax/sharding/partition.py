@@ -10,8 +10,9 @@ from jax.sharding import PartitionSpec as P
 
 from stackjax.sharding.axes import Axes
 
-RULES: dict[str, str | tuple[str, ...]] = {
+RULES: dict[str, str | tuple[str, ...] | None] = {
     "batch": ("replica", "fsdp"),
+    "seq": None,
     "embed": "fsdp",
     "heads": "tensor",
     "kv_heads": "tensor",
@@ -21,9 +22,9 @@ RULES: dict[str, str | tuple[str, ...]] = {
 """Mesh axes for each logical axis.
 
 Model code gives every array dimension a logical name, such as "batch" or "heads". The device
-mesh has the axes `replica`, `fsdp` and `tensor`. This table maps logical names to mesh axes;
-a dimension is split over these mesh axes. A dimension without an entry is not split. To shard
-another dimension, add an entry; no two dimensions in the same array may share a mesh axis.
+mesh has the axes `replica`, `fsdp` and `tensor`. This table maps logical names to mesh axes; a
+dimension is split over these mesh axes. A dimension without mesh axes is not split. To shard
+another dimension, change the table; no two dimensions in the same array may share a mesh axis.
 """
 
 
@@ -94,7 +95,7 @@ def num_shards(name: str) -> int:
     With automatic mesh axes the result is 1.
     """
     mesh = jax.sharding.get_abstract_mesh()
-    rule = RULES.get(name, ())
+    rule = RULES.get(name) or ()
     axes = (rule,) if isinstance(rule, str) else rule
     return math.prod(mesh.shape[axis] for axis in axes) if _is_explicit(mesh) else 1
 
