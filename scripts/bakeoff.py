@@ -29,13 +29,13 @@ from stackjax.config import Config
 from stackjax.config_file import flatten, load_function
 from stackjax.config_record import RECORD, config_record, read_config_record
 from stackjax.files.output import check_writable
+from stackjax.run.train import train
 from stackjax.runtime.command_line import parse
 from stackjax.runtime.constraints import Checked, OnlyWith
 from stackjax.runtime.cpu_memory import keep_memory
 from stackjax.runtime.errors import UserError, one_line_errors
 from stackjax.runtime.numbers import Seed, Size, Text
 from stackjax.runtime.ranges import Whole, show
-from stackjax.train import train
 from stackjax.training.expand import expand
 from stackjax.training.run_position import NEW_RUN, after_entering, write_marker
 from stackjax.training.stages import stage_models

@@ -13,11 +13,12 @@ from typing import Annotated
 import tyro
 
 from scripts.bakeoff import Jobs, load_runs, run_all
+from stackjax.analysis.scaling_report import write
+from stackjax.options import ScaleConfig
 from stackjax.runtime.command_line import parse
 from stackjax.runtime.constraints import Checked
 from stackjax.runtime.errors import one_line_errors
 from stackjax.runtime.numbers import Size
-from stackjax.scale import ScaleConfig, write
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -21,13 +21,12 @@ import tyro
 from scripts.bakeoff import Jobs, run_all
 from scripts.cells import check_phases
 from stackjax.analysis.budget import cell
-from stackjax.compare import CompareConfig
-from stackjax.compare import write as write_comparison
+from stackjax.analysis.comparison_report import write as write_comparison
+from stackjax.analysis.isoflop_report import write as write_isoflop
 from stackjax.config import Config, Stage
 from stackjax.config_file import read_config
 from stackjax.growth import Growth, parse_growth
-from stackjax.isoflop import IsoflopConfig
-from stackjax.isoflop import write as write_isoflop
+from stackjax.options import CompareConfig, IsoflopConfig
 from stackjax.runtime.command_line import parse
 from stackjax.runtime.constraints import Checked
 from stackjax.runtime.errors import UserError, one_line_errors

@@ -1,95 +1,21 @@
-"""Where the model of a checkpoint comes from.
+"""The lineage of a checkpoint: every growth, with tokens and FLOPs of each stage.
 
-    python -m stackjax.inspect RUN
-
-prints every growth on the way to it, and the tokens and FLOPs of each stage.
+python -m stackjax.inspect RUN
 """
 
-import dataclasses
-import json
-from pathlib import Path
-from typing import Annotated
-
-import tyro
-from absl import logging
-
-from stackjax.checkpoint.contents import Contents
-from stackjax.checkpoint.directory import absolute, find_checkpoint
-from stackjax.checkpoint.lineage import Generation, total
-from stackjax.checkpoint.restore import read_contents
-from stackjax.inference.pretrained import is_folder
-from stackjax.interop.folder import read_lineage
-from stackjax.interop.huggingface import read_folder
-from stackjax.model.flops import describe, num_params
-from stackjax.runtime.command_line import parse
-from stackjax.runtime.constraints import Checked
+from stackjax.options import InspectConfig
+from stackjax.runtime.command_line import parse, program, silence_absl
 from stackjax.runtime.errors import one_line_errors
-from stackjax.runtime.numbers import Text, short
-from stackjax.runtime.text_table import aligned
-from stackjax.training.phase import Counts
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class InspectConfig(Checked):
-    """Tells where the model of a checkpoint comes from."""
-
-    run: Annotated[Text, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
-    """A run, a directory of checkpoints, or one of them; of several the newest. Or a folder of
-    transformers."""
-    json: bool = False
-    """Whether to print it for machines."""
-
-
-def inspect(config: InspectConfig) -> str:
-    """Returns what a checkpoint or folder says of itself; UserError if there is none."""
-    if is_folder(config.run):
-        folder = read_folder(Path(config.run))
-        checkpoint, lineage = folder.path, read_lineage(folder)
-        contents = Contents(total(lineage), folder.model, is_model=True, lineage=lineage)
-    else:
-        checkpoint = find_checkpoint(absolute(config.run))
-        contents = read_contents(checkpoint)
-    if config.json:
-        return json.dumps({"checkpoint": str(checkpoint)} | dataclasses.asdict(contents))
-    return f"{checkpoint}\n{tell(contents)}"
-
-
-def tell(contents: Contents) -> str:
-    """Returns the lineage of a checkpoint, a generation a line, from the first to itself."""
-    head = ("stage", "growth", "params", "tokens", "6ND FLOPs", "FLOPs", "code", "model")
-    lines = [head, *map(_cells, contents.lineage), _sums(total(contents.lineage))]
-    table = aligned(lines)
-    if contents.is_model:
-        return table
-    return f"{table}\nits parameters are not yet the model's: a growth is fitted, or masks open"
-
-
-def _cells(generation: Generation) -> tuple[str, ...]:
-    model, spent = generation.model, generation.spent
-    return (
-        f"{generation.stage} {generation.name}",
-        generation.growth or "-",
-        short(num_params(model)),
-        *_spent(spent),
-        generation.code,
-        describe(model),
-    )
-
-
-def _sums(counts: Counts) -> tuple[str, ...]:
-    return ("total", "", "", *_spent(counts), "", "")
-
-
-def _spent(counts: Counts) -> tuple[str, str, str]:
-    return short(counts.tokens), f"{counts.flops_6nd:.3e}", f"{counts.flops:.3e}"
 
 
 def main() -> None:
     """Runs the command line."""
-    logging.set_verbosity(logging.FATAL)
     with one_line_errors():
-        prog = "python -m stackjax.inspect"
-        print(inspect(parse(InspectConfig, prog=prog)))
+        options = parse(InspectConfig, prog=program("inspect"))
+        from stackjax.inference.lineage_table import inspect
+
+        silence_absl()
+        print(inspect(options))
 
 
 if __name__ == "__main__":

@@ -24,8 +24,8 @@ from orbax.checkpoint import v1 as ocp
 from stackjax import train
 from stackjax.config import Config
 from stackjax.config_file import load_config
-from stackjax.data.prepare import PrepareConfig, prepare
-from stackjax.run.compile_ahead import ends_while_compiling
+from stackjax.data.config import PrepareConfig
+from stackjax.data.prepare import prepare
 
 ROOT = Path(__file__).parent.parent
 WORDS = ("a", "model", "that", "grows", "while", "it", "trains", "and", "never", "forgets")
@@ -191,8 +191,7 @@ def _main(number: str, point: str, when: str, nth: str, *args: str) -> None:
 
     setattr(owner, name, call)
     sys.argv[1:] = args
-    with ends_while_compiling():
-        train.main()
+    train.main()
 
 
 if __name__ == "__main__":

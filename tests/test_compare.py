@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 from recorded import record_run, row, seam
 
 from stackjax.analysis.comparison import compare, group
+from stackjax.analysis.comparison_report import write
 from stackjax.analysis.layer_figure import caption, layer_figure
 from stackjax.analysis.loss_curve import Curve
 from stackjax.analysis.plots import sign
@@ -26,11 +27,12 @@ from stackjax.analysis.speedup import at_budget, crossing, speedup_at_loss
 from stackjax.checkpoint.contents import Contents
 from stackjax.checkpoint.lineage import Generation
 from stackjax.checkpoint.save import write_first
-from stackjax.compare import CompareConfig, main, write
+from stackjax.compare import main
 from stackjax.config import Stage
 from stackjax.growth import Stack
+from stackjax.options import CompareConfig
+from stackjax.run.train import train
 from stackjax.runtime.errors import UserError
-from stackjax.train import train
 from stackjax.training.phase import Counts
 from stackjax.training.train_state import TrainState
 

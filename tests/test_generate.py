@@ -14,10 +14,11 @@ from jax.sharding import NamedSharding
 from judge import greedy
 
 from stackjax import model
-from stackjax.generate import main, read_prompts
+from stackjax.generate import main
+from stackjax.inference.continue_prompts import read_prompts
 from stackjax.inference.generation import continuations, generate, new_text
 from stackjax.inference.pretrained import Pretrained
-from stackjax.inference.sampling import Sampling
+from stackjax.options import Sampling
 from stackjax.sharding.partition import partition_of
 from stackjax.tokenizer.tokenization import Tokenization, tokenization
 from stackjax.tokenizer.tokenizer import Tokenizer
@@ -192,7 +193,8 @@ def test_what_is_never_a_character_comes_at_the_end():
 def command(monkeypatch, capsys):
     """Runs the command line on a model that is in memory; returns code, output and errors."""
     loaded = pretrained("gqa", end_id=3)
-    monkeypatch.setattr("stackjax.generate.load_pretrained", lambda path, name: loaded)
+    load = "stackjax.inference.continue_prompts.load_pretrained"
+    monkeypatch.setattr(load, lambda path, name: loaded)
 
     def run(*args: str):
         monkeypatch.setattr(sys, "argv", ["generate", "MODEL", *args])

@@ -9,12 +9,14 @@ import pytest
 from conftest import tiny_model, tiny_run
 from recorded import record_run, row, seam
 
+from stackjax.analysis.isoflop_report import find, write
 from stackjax.analysis.reading import read_record
 from stackjax.analysis.timing import TimingLaw
 from stackjax.config import Stage
 from stackjax.growth import Noise, Stack, chain
-from stackjax.isoflop import IsoflopConfig, find, main, write
+from stackjax.isoflop import main
 from stackjax.model.flops import num_params
+from stackjax.options import IsoflopConfig
 
 PLANTED = TimingLaw(params=0.6, flops=40.0, constant=2.5)
 BEST_FACTOR = 3.0

@@ -13,12 +13,14 @@ from conftest import tiny_run
 
 from stackjax.analysis.architectures import SHAPES, choose_model
 from stackjax.analysis.budget import scratch_tokens
+from stackjax.analysis.plan import plan, report
 from stackjax.analysis.planning import choose_timing, grown_run
 from stackjax.analysis.published import PUBLISHED, nearest_published
 from stackjax.config_file import flatten, read_config
 from stackjax.growth import Stack
 from stackjax.model.flops import flops_6nd, matmul_flops, num_params
-from stackjax.plan import MeshSizes, PlanConfig, main, plan, report
+from stackjax.options import MeshSizes, PlanConfig
+from stackjax.plan import main
 from stackjax.runtime.errors import UserError
 from stackjax.sharding.mesh import MeshConfig
 from stackjax.training.expand import expand

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path("stackjax")
-CONFIG = {"config", "config_file", "config_record"}
+CONFIG = {"config", "config_file", "config_record", "options"}
 # From the lowest to the highest. Commands lie at the top of the package.
 ROOMS = (
     *("runtime", "files", "sharding", "tokenizer", "data", "model", "growth", "config"),

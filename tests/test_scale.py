@@ -9,9 +9,11 @@ from conftest import tiny_model, tiny_run
 from recorded import record_run, row, seam
 
 from stackjax.analysis.run_ends import gap_points
+from stackjax.analysis.scaling_report import find, write
 from stackjax.config import Stage
 from stackjax.growth import Stack
-from stackjax.scale import ScaleConfig, find, main, write
+from stackjax.options import ScaleConfig
+from stackjax.scale import main
 
 A, B, SPEEDUP = 40.0, -0.08, 0.5
 FLOPS = {16: 1e15, 32: 1e16, 64: 1e17, 128: 1e18}

@@ -12,7 +12,6 @@ from etils import epath
 from orbax.checkpoint._src.path import atomicity
 from runs import cut, last_state, rows
 
-from stackjax import train as run_module
 from stackjax.config import Rewarm
 from stackjax.config_file import record_config
 from stackjax.data.manifest import read_manifest
@@ -27,8 +26,10 @@ from stackjax.growth import (
     WidthZero,
     chain,
 )
+from stackjax.run import train as run_module
+from stackjax.run.train import train
 from stackjax.sharding.mesh import MeshConfig
-from stackjax.train import train
+from stackjax.train import main
 from stackjax.training.run_position import read_marker
 
 
@@ -224,7 +225,7 @@ def error_of(args, monkeypatch, capsys) -> str:
     """Runs the command, which must fail with one line; returns it."""
     monkeypatch.setattr(sys, "argv", ["train", *args])
     with pytest.raises(SystemExit) as exit:
-        run_module.main()
+        main()
     error = capsys.readouterr().err
     assert exit.value.code == 2
     assert error.startswith("error: ") and error.count("\n") == 1

@@ -15,8 +15,8 @@ from stackjax.config import Config
 from stackjax.data.device import put_rows
 from stackjax.inference.generation import generate
 from stackjax.inference.pretrained import Pretrained
-from stackjax.inference.sampling import Sampling
 from stackjax.inference.scoring import Span, score
+from stackjax.options import Sampling
 from stackjax.tokenizer.tokenization import tokenization
 from stackjax.tokenizer.tokenizer import load_tokenizer
 from stackjax.training.phase import Phase

@@ -29,9 +29,9 @@ from stackjax.model import ModelConfig
 from stackjax.run.metrics import open_sinks
 from stackjax.run.progress import open_progress
 from stackjax.run.run import Run
+from stackjax.run.train import run_phase
 from stackjax.sharding.partition import num_shards
 from stackjax.tokenizer.tokenizer_info import TokenizerInfo
-from stackjax.train import run_phase
 from stackjax.training.compile import compile_step, new_state
 from stackjax.training.expand import expand
 from stackjax.training.phase import Phase

@@ -7,9 +7,10 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from stackjax.analysis.loss_curve import MonotoneCurve
-from stackjax.analysis.record import COSTS, LossName, Record, check_comparable
+from stackjax.analysis.record import COSTS, Record, check_comparable
 from stackjax.analysis.settings import charges, differences, settings, uneven
 from stackjax.analysis.speedup import AtBudget, Speedup, at_budget, crossing, speedup_at_loss
+from stackjax.options import LossName
 from stackjax.runtime.errors import UserError
 from stackjax.runtime.numbers import short
 

@@ -10,12 +10,12 @@ import numpy as np
 
 from stackjax.analysis.comparison import Group
 from stackjax.analysis.loss_curve import MonotoneCurve
-from stackjax.analysis.record import LossName
 from stackjax.analysis.scaling import Parabola, fit_parabola
 from stackjax.analysis.timing import Refit, refit
 from stackjax.growth import Growth
 from stackjax.model import ModelConfig
 from stackjax.model.flops import num_layer_params, num_params
+from stackjax.options import LossName
 from stackjax.runtime.errors import UserError
 
 _FACTOR = re.compile(r"\((factor=)?\d+(?=[,)])")

@@ -13,10 +13,11 @@ from matplotlib.axes import Axes as Plot
 from matplotlib.figure import Figure
 
 from stackjax.analysis.comparison import Group
-from stackjax.analysis.record import COSTS, LossName
+from stackjax.analysis.record import COSTS
 from stackjax.analysis.run_ends import End
 from stackjax.analysis.scaling import GapLaw, PowerLaw
 from stackjax.analysis.tables import LOSSES
+from stackjax.options import LossName
 
 # Told apart on white and on black, and by the eyes that cannot tell red from green.
 COLORS = ("#d1495b", "#3d85c6", "#d99a2b", "#8e6bbf", "#2a9d8f", "#a0724c")

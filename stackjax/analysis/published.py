@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from stackjax.analysis.timing import SCALE_FREE
 from stackjax.model import ModelConfig
 from stackjax.model.flops import num_params
+from stackjax.options import ACCURACY_TASKS
 
 CHINCHILLA = 20
 """Tokens of a parameter that are one budget of arXiv:2203.15556."""
@@ -62,18 +63,6 @@ class PublishedScores:
     accuracies: Mapping[str, float] = dataclasses.field(default_factory=dict)
     """Accuracies in per cent, where they are printed."""
     where: str
-
-
-ACCURACY_TASKS = (
-    "lambada_openai",
-    "arc_challenge",
-    "arc_easy",
-    "logiqa",
-    "piqa",
-    "sciq",
-    "winogrande",
-)
-"""The tasks whose accuracies arXiv:2405.15319 averages, by their names in the harness."""
 
 
 def _in_figure_3(

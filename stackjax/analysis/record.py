@@ -4,7 +4,7 @@ import dataclasses
 import math
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from etils import epath
@@ -15,11 +15,10 @@ from stackjax.config import Stage
 from stackjax.files.json_file import decode
 from stackjax.growth import Growth, parse_growth
 from stackjax.model.config import EXECUTION, ModelConfig
+from stackjax.options import LossName
 from stackjax.runtime.errors import UserError
 from stackjax.training.phase import Counts
 from stackjax.training.stages import stage_lengths
-
-LossName = Literal["held_out", "train"]
 
 COSTS = {
     "flops_6nd": "FLOPs (6ND)",

@@ -4,11 +4,12 @@ import dataclasses
 import statistics
 from collections.abc import Sequence
 
-from stackjax.analysis.record import LossName, Record, check_comparable
+from stackjax.analysis.record import Record, check_comparable
 from stackjax.analysis.scaling import GapLaw, PowerLaw, fit_gap, fit_power_law
 from stackjax.analysis.settings import SAME_FLOPS, charges, differences, lengths, settings
 from stackjax.model import ModelConfig
 from stackjax.model.flops import num_params
+from stackjax.options import LossName
 from stackjax.runtime.errors import UserError
 from stackjax.runtime.numbers import short
 

@@ -3,13 +3,11 @@
 from collections.abc import Mapping
 from typing import Any
 
-from stackjax.analysis.published import ACCURACY_TASKS, PUBLISHED_SCORES, PublishedScores
+from stackjax.analysis.published import PUBLISHED_SCORES, PublishedScores
+from stackjax.options import ACCURACY_TASKS, PAPER_TASKS, WIKITEXT
 from stackjax.runtime.numbers import short
 from stackjax.runtime.text_table import aligned
 
-WIKITEXT = "wikitext"
-PAPER_TASKS = (*ACCURACY_TASKS, WIKITEXT)
-"""The tasks that arXiv:2405.15319 reports."""
 _HEAD = ("Lambada", "ARC-c", "ARC-e", "LogiQA", "PIQA", "SciQ", "Winogrande")
 
 

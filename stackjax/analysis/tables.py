@@ -7,9 +7,10 @@ import re
 from collections.abc import Mapping, Sequence
 
 from stackjax.analysis.comparison import Comparison, Group
-from stackjax.analysis.record import COSTS, LossName, Record
+from stackjax.analysis.record import COSTS, Record
 from stackjax.analysis.settings import provenance
 from stackjax.analysis.speedup import AtBudget, Estimate, Speedup
+from stackjax.options import LossName
 from stackjax.runtime.text_table import markdown_table
 
 LOSSES = {

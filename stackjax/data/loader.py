@@ -16,9 +16,9 @@ from etils import epath
 from stackjax.data import packing
 from stackjax.data.batch import Batch
 from stackjax.data.cache import local_copy
-from stackjax.data.config import DataConfig
+from stackjax.data.config import DataConfig, PrepareConfig
 from stackjax.data.manifest import MANIFEST, SplitName
-from stackjax.data.prepare import PrepareConfig, prepare
+from stackjax.data.prepare import prepare
 from stackjax.data.sources import TokenSource
 from stackjax.files.storage import check_bucket, is_remote
 from stackjax.runtime.errors import UserError

@@ -14,11 +14,10 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated
 
-import tyro
 from etils import epath
 
+from stackjax.data.config import PrepareConfig
 from stackjax.data.documents import list_pieces, read_documents
 from stackjax.data.manifest import MANIFEST, SPLITS, Manifest, Split, SplitName, write_manifest
 from stackjax.data.parts import (
@@ -29,65 +28,15 @@ from stackjax.data.parts import (
     warn_of_a_full_disk,
 )
 from stackjax.data.shards import ShardsOfPart, token_dtype, write_shards
-from stackjax.data.text_field import NullTexts
 from stackjax.files.staging import refuse_existing, staging_directory, upload
 from stackjax.files.storage import check_bucket, is_remote
-from stackjax.runtime.constraints import Checked
 from stackjax.runtime.errors import UserError
-from stackjax.runtime.numbers import Text
-from stackjax.runtime.ranges import Real, Whole
 from stackjax.runtime.worker_pool import run_in_processes
 from stackjax.tokenizer.special_tokens import read_tokenizer
 from stackjax.tokenizer.tokenizer import Tokenizer
 from stackjax.tokenizer.tokenizer_info import tokenizer_info, write_file
 
 SECONDS_BETWEEN_LINES = 10
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class PrepareConfig(Checked):
-    """Turns text into token shards for training."""
-
-    paths: Annotated[
-        tuple[str, ...],
-        tyro.conf.Positional,
-        tyro.conf.arg(name="paths", metavar="INPUT... OUTPUT"),
-    ]
-    """The inputs, then the output directory. An input is tfds:NAME, or a file or glob: .jsonl,
-    .ndjson, .json (also with .gz or .zst), .parquet, or plain text with one document per
-    file."""
-    tokenizer: Text
-    """`bytes`, a Hugging Face tokenizer.json, a SentencePiece .model, or a Hugging Face folder
-    with a tokenizer."""
-    text_field: Text = "text"
-    """Field, column or feature with the text."""
-    null_texts: NullTexts = "refuse"
-    """Whether a row with a null text is an error, or is skipped and counted."""
-    validation_fraction: Annotated[float, Real(at_least=0, less_than=1)] = 0.005
-    """Fraction of documents for validation, selected by a text hash. TFDS datasets with a
-    validation split keep this split."""
-    num_processes: Annotated[int, Whole(at_least=1, at_most=1000)] | None = None
-    """Number of worker processes; by default one per core."""
-    end_token: Text | None = None
-    """Token after each document; by default a common end token in the vocabulary."""
-
-    @property
-    def inputs(self) -> tuple[str, ...]:
-        """The inputs."""
-        return self.paths[:-1]
-
-    @property
-    def output(self) -> str:
-        """The output directory."""
-        return self.paths[-1]
-
-    def __post_init__(self):
-        super().__post_init__()
-        if len(self.paths) < 2:
-            raise UserError(
-                f"the paths {self.paths} are too few; give at least one INPUT, and last "
-                f"the OUTPUT."
-            )
 
 
 def prepare(config: PrepareConfig) -> Manifest:

@@ -12,9 +12,10 @@ import numpy as np
 
 from stackjax.data.device import put_rows
 from stackjax.inference.pretrained import Pretrained
-from stackjax.inference.sampling import Sampling, sample
+from stackjax.inference.sampling import sample
 from stackjax.model import ModelConfig, Params
 from stackjax.model.decoding import Cache, empty_cache, extend, next_logits
+from stackjax.options import Sampling
 from stackjax.runtime.errors import UserError
 from stackjax.sharding.partition import laid_out, logical, num_shards
 from stackjax.tokenizer.tokenization import Tokenization

@@ -18,8 +18,8 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
 from stackjax.inference.generation import continuations
 from stackjax.inference.pretrained import Pretrained
-from stackjax.inference.sampling import Sampling
 from stackjax.inference.scoring import Span, score
+from stackjax.options import Sampling
 from stackjax.runtime.errors import UserError
 
 _SAMPLING = ("do_sample", "temperature", "top_k", "top_p")

@@ -3,27 +3,10 @@
 Shapes: B batch, V vocabulary, K candidates.
 """
 
-import dataclasses
-from typing import Annotated
-
 import jax
 import jax.numpy as jnp
 
-from stackjax.runtime.constraints import Checked, OnlyWith
-from stackjax.runtime.numbers import NonNegative, Size
-from stackjax.runtime.ranges import Real
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Sampling(Checked):
-    """Sampling parameters, applied in this order."""
-
-    temperature: NonNegative = 1.0
-    """Divisor of the logits; 0 always takes the most likely token."""
-    top_k: Annotated[Size | None, OnlyWith("temperature")] = None
-    """Draw from this many most likely tokens; by default from all."""
-    top_p: Annotated[float, Real(more_than=0, at_most=1), OnlyWith("temperature")] = 1.0
-    """Draw from the smallest set of most likely tokens with this total probability."""
+from stackjax.options import Sampling
 
 
 def sample(logits_BV: jax.Array, sampling: Sampling, key: jax.Array) -> jax.Array:

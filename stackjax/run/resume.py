@@ -17,9 +17,8 @@ from stackjax.checkpoint.restore import read_or_advise
 from stackjax.config import Config
 from stackjax.config_file import changed_fields, check_same_data, is_of_training, record_config
 from stackjax.data.manifest import Manifest
-from stackjax.runtime.constraints import Checked
+from stackjax.options import ResumeConfig
 from stackjax.runtime.errors import UserError
-from stackjax.runtime.numbers import Count
 from stackjax.training.expand import expand
 from stackjax.training.phase import Change, Counts, Phase, Waypoint
 from stackjax.training.run_position import (
@@ -32,18 +31,6 @@ from stackjax.training.run_position import (
 )
 
 T = TypeVar("T")
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class ResumeConfig(Checked):
-    """How a run goes on after a bad loss or a damaged checkpoint."""
-
-    resume_from: str = ""
-    """Checkpoint to go back to: its step in the present phase, such as `400`, or with its
-    phase, such as `stage_0/train/400`. Newer checkpoints and rows are discarded. The same
-    command run again does not go back twice."""
-    skip_examples: Count = 0
-    """Examples of the data to leave out from there on."""
 
 
 NEWEST = ResumeConfig()

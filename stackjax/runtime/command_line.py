@@ -19,6 +19,23 @@ _VALUES = re.compile(r"(?:instantiated from|for arguments:) \[(.*)\]")
 """The option's values in a tyro error, for an option with several types or items."""
 
 
+def program(command: str) -> str:
+    """Returns the words before the options of a command, as this process was called.
+
+    `stackjax train` for the console script, else `python -m stackjax.train`.
+    """
+    is_script = sys.argv[0].partition(" ")[0] == "stackjax"
+    return f"stackjax {command}" if is_script else f"python -m stackjax.{command}"
+
+
+def silence_absl() -> None:
+    """Turns off the log of Orbax and Grain, which also raise every error they log."""
+    # Not at the top: `--help` does without.
+    from absl import logging
+
+    logging.set_verbosity(logging.FATAL)
+
+
 def parse(kind: Any, *, prog: str, args: Sequence[str] | None = None, **settings: Any) -> Any:
     """Returns an instance of a dataclass, with fields from the command line.
 

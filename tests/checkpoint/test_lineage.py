@@ -9,7 +9,6 @@ from conftest import tiny_run
 from etils import epath
 from runs import cut
 
-from stackjax import grow, inspect
 from stackjax.checkpoint import lineage as lineage_module
 from stackjax.checkpoint.directory import find_checkpoint
 from stackjax.checkpoint.lineage import (
@@ -22,7 +21,10 @@ from stackjax.checkpoint.lineage import (
 )
 from stackjax.checkpoint.restore import read_contents
 from stackjax.growth import Stack
-from stackjax.inspect import InspectConfig
+from stackjax.inference.lineage_table import inspect
+from stackjax.inspect import main
+from stackjax.options import GrowConfig, InspectConfig
+from stackjax.run import grow
 from stackjax.runtime.errors import UserError
 from stackjax.training.expand import expand
 from stackjax.training.phase import Counts
@@ -71,12 +73,12 @@ def test_one_that_was_saved_in_the_middle_of_a_stage_tells_so_far(uncut, tmp_pat
 
 def test_growth_outside_of_a_run_is_a_generation_on_which_nothing_is_spent(uncut, tmp_path):
     target = str(tmp_path / "grown")
-    grow.grow(grow.GrowConfig(source=str(uncut), target=target, growth=Stack(3)))
+    grow.grow(GrowConfig(source=str(uncut), target=target, growth=Stack(3)))
     *before, last = contents_of(target).lineage
     assert tuple(before) == contents_of(uncut).lineage
     assert (last.stage, last.growth, last.spent) == (2, "stack(3)", Counts())
     assert last.model.num_layers == 6
-    printed = inspect.inspect(InspectConfig(run=target))
+    printed = inspect(InspectConfig(run=target))
     lines = [line.split() for line in printed.splitlines()]
     assert lines[0] == [f"{target}/0"]
     assert [line[:3] for line in lines[2:5]] == [
@@ -88,7 +90,7 @@ def test_growth_outside_of_a_run_is_a_generation_on_which_nothing_is_spent(uncut
 
 
 def test_machines_read_it_too(uncut):
-    found = json.loads(inspect.inspect(InspectConfig(run=str(uncut), json=True)))
+    found = json.loads(inspect(InspectConfig(run=str(uncut), json=True)))
     assert from_json(found["lineage"]) == contents_of(uncut).lineage
     assert found["counts"]["tokens"] == 2 * 8 * 128
 
@@ -145,7 +147,7 @@ def test_a_lineage_of_other_types_is_a_user_error(name):
 def test_where_there_is_no_checkpoint_it_is_one_line(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", ["inspect", str(tmp_path)])
     with pytest.raises(SystemExit) as ended:
-        inspect.main()
+        main()
     assert ended.value.code == 2
     [line] = capsys.readouterr().err.splitlines()
     assert line.startswith("error: there is no checkpoint in ")

@@ -14,8 +14,9 @@ import tokenizers
 from stackjax import prepare as command
 from stackjax.data import parts
 from stackjax.data import piece as reading
+from stackjax.data.config import PrepareConfig
 from stackjax.data.manifest import MANIFEST, read_manifest
-from stackjax.data.prepare import PrepareConfig, choose_split, prepare
+from stackjax.data.prepare import choose_split, prepare
 from stackjax.data.sources import TokenSource
 from stackjax.tokenizer.tokenizer import load_tokenizer
 
@@ -233,7 +234,7 @@ def test_a_document_that_does_not_fit_into_memory_is_one_line(tmp_path, capsys, 
     def too_large(*_):
         raise MemoryError
 
-    monkeypatch.setattr(command, "write_shards", too_large)
+    monkeypatch.setattr("stackjax.data.prepare.write_shards", too_large)
     options = ("--tokenizer", "bytes", "--num-processes", "1")
     error = fail(capsys, path, tmp_path / "out", *options)
     assert f"too little memory to read {path!r}" in error

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from tokenizer_kinds import BOS, EOS, JSON_NAMES, KINDS, TEXT, TURN, write_kind
 
-from stackjax.data.prepare import PrepareConfig, prepare
+from stackjax.data.config import PrepareConfig
+from stackjax.data.prepare import prepare
 from stackjax.data.sources import TokenSource
 from stackjax.tokenizer.tokenizer import Tokenizer, load_tokenizer
 

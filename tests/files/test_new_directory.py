@@ -10,11 +10,13 @@ from fake_gcs import FakeGcs
 from orbax.checkpoint import v1 as ocp
 from runs import last_state
 
-from stackjax import convert, grow
 from stackjax.checkpoint.directory import find_checkpoint
 from stackjax.files.new_directory import new_directory
 from stackjax.files.staging import UPLOADING
 from stackjax.growth import Stack
+from stackjax.inference import convert
+from stackjax.options import ConvertConfig, GrowConfig
+from stackjax.run import grow
 
 POINTS = {
     "before the files around it": ("keep", "before"),
@@ -50,7 +52,7 @@ def place(command, keep, point):
 @pytest.mark.parametrize("point", POINTS)
 def test_growth_that_fails_leaves_nothing_and_works_again(uncut, tmp_path, point, error):
     target = tmp_path / "grown"
-    config = grow.GrowConfig(source=str(uncut), target=str(target), growth=Stack(2))
+    config = GrowConfig(source=str(uncut), target=str(target), growth=Stack(2))
     owner, name, when = place(grow, "keep_origin", point)
     with failing(owner, name, when, error), pytest.raises((KeyboardInterrupt, OSError)):
         grow.grow(config)
@@ -63,7 +65,7 @@ def test_growth_that_fails_leaves_nothing_and_works_again(uncut, tmp_path, point
 def test_conversion_that_fails_leaves_nothing_and_works_again(tmp_path, point):
     folder = folders.write(tmp_path / "folder", "llama")
     target = tmp_path / "out" / "converted"
-    config = convert.ConvertConfig(source=str(folder), target=str(target))
+    config = ConvertConfig(source=str(folder), target=str(target))
     owner, name, when = place(convert, "keep_folder", point)
     with failing(owner, name, when, FULL), pytest.raises(OSError, match="No space left"):
         convert.convert(config)
@@ -74,7 +76,7 @@ def test_conversion_that_fails_leaves_nothing_and_works_again(tmp_path, point):
 
 def test_what_a_kill_left_in_a_bucket_is_no_checkpoint_and_is_written_again(uncut):
     target = "gs://bucket/grown/stage_0/train"
-    config = grow.GrowConfig(source=str(uncut), target=target, growth=Stack(2))
+    config = GrowConfig(source=str(uncut), target=target, growth=Stack(2))
     with FakeGcs("bucket") as server, pytest.MonkeyPatch.context() as patch:
         for name, value in server.environ.items():
             patch.setenv(name, value)

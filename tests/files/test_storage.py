@@ -21,10 +21,10 @@ from tokenizer_kinds import write_kind
 from stackjax import grow, train
 from stackjax.checkpoint.directory import absolute, clear, newest_step
 from stackjax.data.cache import local_copy
-from stackjax.data.config import DataConfig
+from stackjax.data.config import DataConfig, PrepareConfig
 from stackjax.data.loader import open_source
 from stackjax.data.manifest import read_manifest
-from stackjax.data.prepare import PrepareConfig, prepare
+from stackjax.data.prepare import prepare
 from stackjax.data.shards import ShardWriter
 from stackjax.data.sources import TokenSource
 from stackjax.files.storage import check_bucket

@@ -19,11 +19,13 @@ from lm_eval.evaluator import simple_evaluate
 from lm_eval.models.huggingface import HFLM
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
-from stackjax import evaluate
-from stackjax.analysis.published import ACCURACY_TASKS, PUBLISHED_SCORES
-from stackjax.analysis.scores import PAPER_TASKS, tell
+from stackjax.analysis import evaluation
+from stackjax.analysis.published import PUBLISHED_SCORES
+from stackjax.analysis.scores import tell
+from stackjax.evaluate import main
 from stackjax.inference.lm_eval_adapter import StackjaxLM
 from stackjax.inference.pretrained import Pretrained
+from stackjax.options import ACCURACY_TASKS, PAPER_TASKS
 from stackjax.tokenizer.tokenization import tokenization
 from stackjax.tokenizer.tokenizer import load_tokenizer
 
@@ -278,8 +280,8 @@ def only_local(monkeypatch):
 def run(monkeypatch, pretrained, *arguments) -> None:
     monkeypatch.setattr("sys.argv", ["evaluate", *map(str, arguments)])
     load = lambda path, tokenizer: pretrained  # noqa: E731
-    monkeypatch.setattr(evaluate, "load_pretrained", load)
-    evaluate.main()
+    monkeypatch.setattr(evaluation, "load_pretrained", load)
+    main()
 
 
 @pytest.mark.usefixtures("only_local")
@@ -408,15 +410,15 @@ def test_results_go_to_a_new_file_only(name, said, tmp_path):
     (tmp_path / "link.json").symlink_to(tmp_path / "nowhere")
     os.mkfifo(tmp_path / "pipe.json")
     with pytest.raises(ValueError, match=said):
-        evaluate.check_output(tmp_path / name)
-    evaluate.check_output(tmp_path / "new.json")
+        evaluation.check_output(tmp_path / name)
+    evaluation.check_output(tmp_path / "new.json")
     assert (tmp_path / "results.json").read_text() == "results"
 
 
 def test_a_directory_that_may_not_be_written_to_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr("os.access", lambda path, mode: False)
     with pytest.raises(ValueError, match="may not be written to"):
-        evaluate.check_output(tmp_path / "new.json")
+        evaluation.check_output(tmp_path / "new.json")
 
 
 @pytest.mark.usefixtures("only_local")

@@ -20,15 +20,15 @@ import transformers
 from tokenizers.pre_tokenizers import ByteLevel
 
 from stackjax import generate
-from stackjax.convert import ConvertConfig, convert
 from stackjax.data.manifest import read_manifest, write_manifest
-from stackjax.grow import GrowConfig, grow
 from stackjax.growth import Stack
+from stackjax.inference.convert import convert
 from stackjax.inference.generation import continuations
 from stackjax.inference.pretrained import load_pretrained
 from stackjax.inference.provenance import data_tokenizer
-from stackjax.inference.sampling import Sampling
 from stackjax.interop.folder import folder_tokenization, write_tokenizer
+from stackjax.options import ConvertConfig, GrowConfig, Sampling
+from stackjax.run.grow import grow
 from stackjax.tokenizer.tokenizer import load_tokenizer
 
 TEXT = "a model that grows while it trains"

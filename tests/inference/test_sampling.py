@@ -9,7 +9,8 @@ import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stackjax.inference.sampling import Sampling, candidates, sample
+from stackjax.inference.sampling import candidates, sample
+from stackjax.options import Sampling
 
 V = 12
 KEY = jax.random.key(5)

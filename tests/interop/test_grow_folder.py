@@ -15,9 +15,10 @@ import torch
 
 from stackjax import grow
 from stackjax.growth import parse_growth
-from stackjax.inspect import InspectConfig, inspect
+from stackjax.inference.lineage_table import inspect
 from stackjax.interop.huggingface import read_folder
 from stackjax.model.flops import flops_6nd
+from stackjax.options import InspectConfig
 
 EXACT = (
     "depth_zero(factor=2)",

@@ -17,10 +17,12 @@ from decoder import NumpyDecoder
 from etils import epath
 from safetensors.torch import save_file
 
-from stackjax import convert, model
+from stackjax import model
 from stackjax.checkpoint.contents import Contents
 from stackjax.checkpoint.lineage import Generation
 from stackjax.checkpoint.save import write_first
+from stackjax.convert import main
+from stackjax.inference import convert
 from stackjax.inference.pretrained import model_of, open_checkpoint, read_params
 from stackjax.inference.verify import verify
 from stackjax.interop import config_json
@@ -28,6 +30,7 @@ from stackjax.interop.huggingface import load_params, read_folder
 from stackjax.interop.stored_types import types_of
 from stackjax.interop.tensors import INDEX
 from stackjax.model.config import RopeScaling
+from stackjax.options import ConvertConfig
 from stackjax.training.phase import Counts
 from stackjax.training.train_state import TrainState
 
@@ -63,7 +66,7 @@ def write_checkpoint(path, config, params):
 
 
 def run_convert(source, target, **fields):
-    config = convert.ConvertConfig(source=str(source), target=str(target), **fields)
+    config = ConvertConfig(source=str(source), target=str(target), **fields)
     return convert.convert(config)
 
 
@@ -471,7 +474,7 @@ def test_a_wrong_folder_is_one_clear_line(damage, copy, tmp_path, monkeypatch, c
     damage(copy)
     monkeypatch.setattr("sys.argv", ["convert", str(copy), str(tmp_path / "target")])
     with pytest.raises(SystemExit) as exit_info:
-        convert.main()
+        main()
     assert exit_info.value.code == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert re.search(DAMAGES[damage], line), line

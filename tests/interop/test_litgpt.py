@@ -10,9 +10,12 @@ import numpy as np
 import pytest
 import torch
 
-from stackjax import convert, model
+from stackjax import model
+from stackjax.convert import main
+from stackjax.inference import convert
 from stackjax.inference.pretrained import open_checkpoint, read_params
 from stackjax.interop.litgpt import read_checkpoint
+from stackjax.options import ConvertConfig
 
 CASES = {
     "one group": {"num_key_value_heads": 1},
@@ -67,7 +70,7 @@ def case(request, tmp_path_factory):
 def test_a_checkpoint_computes_what_the_same_weights_do_in_transformers(case, tmp_path):
     folder, file = case
     target = tmp_path / "checkpoint"
-    convert.convert(convert.ConvertConfig(source=str(file), target=str(target), head_dim=4))
+    convert.convert(ConvertConfig(source=str(file), target=str(target), head_dim=4))
     path, contents = open_checkpoint(str(target))
     mesh = jax.make_mesh((1, 1, 1), ("replica", "fsdp", "tensor"))
     with jax.set_mesh(mesh):
@@ -154,7 +157,7 @@ def test_a_wrong_file_is_one_line_and_never_run(name, tmp_path, monkeypatch, cap
     args += [] if name == "unknown width" else ["--head-dim", "4"]
     monkeypatch.setattr("sys.argv", ["convert", *args])
     with pytest.raises(SystemExit) as exit_info:
-        convert.main()
+        main()
     assert exit_info.value.code == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert re.search(LINES[name], line), line
@@ -167,9 +170,9 @@ def test_weights_that_are_not_finite_are_refused_unless_asked_for(tmp_path):
     torch.save({"model": state | {NORM: torch.full((16,), torch.nan)}}, tmp_path / "model.pth")
     fields = {"source": str(tmp_path / "model.pth"), "head_dim": 4}
     with pytest.raises(ValueError, match=r"model\.norm\.weight in .* holds NaN or infinity"):
-        convert.convert(convert.ConvertConfig(target=str(tmp_path / "target"), **fields))
+        convert.convert(ConvertConfig(target=str(tmp_path / "target"), **fields))
     assert not (tmp_path / "target").exists()
-    wanted = convert.ConvertConfig(target=str(tmp_path / "b"), allow_nonfinite=True, **fields)
+    wanted = ConvertConfig(target=str(tmp_path / "b"), allow_nonfinite=True, **fields)
     assert convert.convert(wanted).exists()
 
 
@@ -181,6 +184,6 @@ def test_heads_that_do_not_fit_are_refused(case):
 
 def test_there_is_nothing_to_verify_a_file_of_lit_gpt_with(case, tmp_path):
     _, file = case
-    config = convert.ConvertConfig(source=str(file), target=str(tmp_path / "x"), verify=True)
+    config = ConvertConfig(source=str(file), target=str(tmp_path / "x"), verify=True)
     with pytest.raises(ValueError, match="leave out --verify"):
         convert.convert(config)

@@ -13,7 +13,7 @@ from stackjax.analysis.reading import read_record
 from stackjax.config import Schedule, Until
 from stackjax.growth import DepthRandom, Learn
 from stackjax.run.early_stop import settled, spent
-from stackjax.train import train
+from stackjax.run.train import train
 from stackjax.training.expand import expand
 from stackjax.training.phase import Ending, Waypoint
 from stackjax.training.preflight import check
@@ -185,7 +185,7 @@ KILLS = [
     (MARK, "after", 1, True),
     # It is known where the stage ends, and there is no checkpoint yet.
     (SAVE, "before", 1, True),
-    ("stackjax.train:enter_phase", "before", 1, True),
+    ("stackjax.run.train:enter_phase", "before", 1, True),
 ]
 
 

@@ -10,8 +10,8 @@ from runs import last_state, rows
 from stackjax.config import ProbeConfig, Schedule
 from stackjax.growth import Learn
 from stackjax.run.growth_probe import check_probes
+from stackjax.run.train import train
 from stackjax.sharding.mesh import MeshConfig
-from stackjax.train import train
 
 STEP = 128
 

@@ -10,12 +10,13 @@ import pytest
 from etils import epath
 from runs import last_state
 
-from stackjax import train
 from stackjax.checkpoint.directory import find_checkpoint
 from stackjax.checkpoint.restore import read_contents
-from stackjax.convert import ConvertConfig, convert
+from stackjax.inference.convert import convert
 from stackjax.inference.pretrained import load_pretrained, model_of
 from stackjax.interop.huggingface import load_params, read_folder
+from stackjax.options import ConvertConfig
+from stackjax.run import train
 
 
 def config_from(world, path, workdir, **changes):

@@ -17,7 +17,7 @@ KILLS = [
     (SAVE, "after", 1, [None, "stage_0/train/3"]),
     (FLUSH, "before", 3, ["stage_0/train/3", "stage_0/train/6", "stage_0/train/8"]),
     (FINALIZE, "before", 1, ["stage_0/train/3", "stage_0/train/6", "stage_0/train/8"]),
-    ("stackjax.train:enter_phase", "after", 1, ["stage_0/train/8"]),
+    ("stackjax.run.train:enter_phase", "after", 1, ["stage_0/train/8"]),
     (SAVE, "after", 1, ["stage_0/train/8", "stage_1/train/0"]),
     ("stackjax.run.run:write_marker", "before", 1, ["stage_1/train/0"]),
     ("stackjax.run.run:write_marker", "after", 1, ["stage_1/train/0"]),
@@ -68,7 +68,7 @@ def test_a_run_asked_to_stop_saves_and_resumes_to_the_same_bits(world, uncut, tm
     moments = [
         ("SIGTERM", "stackjax.run.compile_ahead:compile_step", 0),
         ("SIGHUP", "stackjax.run.held_out:eval_batches", 5),
-        ("SIGINT", "stackjax.train:enter_phase", 8),
+        ("SIGINT", "stackjax.run.train:enter_phase", 8),
     ]
     for number, point, step in moments:
         code, stdout, stderr = world.run(args, number, point, "before", "1")

@@ -22,13 +22,13 @@ from conftest import (
 from runs import rows
 
 from stackjax import model
-from stackjax import train as run_module
 from stackjax.config import Stage
 from stackjax.data.device import batch_sharding
 from stackjax.growth import DepthRandom, DepthZero, Learn, Noise, Stack, WidthSplit, chain
+from stackjax.run import train as run_module
 from stackjax.run.layer_statistics import layer_sources, layer_statistics
+from stackjax.run.train import train
 from stackjax.sharding.partition import on_mesh
-from stackjax.train import train
 from stackjax.training.expand import expand
 
 MATRICES = ("query", "key", "value", "out", "gate_up", "down")

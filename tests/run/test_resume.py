@@ -16,10 +16,11 @@ from stackjax.checkpoint.directory import newest_step
 from stackjax.checkpoint.restore import read_contents
 from stackjax.config import Schedule
 from stackjax.data.sources import read_manifest
+from stackjax.options import ResumeConfig
 from stackjax.run import compile_ahead
-from stackjax.run.resume import NEWEST, ResumeConfig, commit_position, find_position
+from stackjax.run.resume import NEWEST, commit_position, find_position
+from stackjax.run.train import train
 from stackjax.runtime.errors import UserError
-from stackjax.train import train
 from stackjax.training.expand import expand
 from stackjax.training.phase import Change, Waypoint
 from stackjax.training.run_position import Marker, read_marker

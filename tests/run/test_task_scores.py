@@ -11,11 +11,11 @@ import pytest
 from conftest import MODELS, mesh_of, phase_of, random_params, tiny_run
 from runs import rows
 
-from stackjax import train
 from stackjax.config import TasksConfig
 from stackjax.growth import DepthRandom
 from stackjax.inference.pretrained import load_pretrained
 from stackjax.inference.tasks import load_tasks, measure
+from stackjax.run import train
 from stackjax.run.task_scores import task_scores
 from stackjax.tokenizer.tokenization import tokenization
 from stackjax.tokenizer.tokenizer import load_tokenizer

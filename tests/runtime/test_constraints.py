@@ -31,8 +31,8 @@ from stackjax.config import (
 from stackjax.config_file import flatten
 from stackjax.growth import Growth, Stack, parse_growth
 from stackjax.growth.text import OPERATORS
-from stackjax.inference.sampling import Sampling
 from stackjax.model.config import RopeScaling
+from stackjax.options import Sampling
 from stackjax.runtime.constraints import Checked, OnlyWith
 from stackjax.runtime.errors import UserError
 from stackjax.runtime.numbers import Decay, Positive, Share, Size, Text
@@ -42,16 +42,17 @@ from stackjax.training.preflight import check
 
 COMMANDS = {
     "stackjax": (
-        "compare.CompareConfig",
-        "convert.ConvertConfig",
-        "evaluate.EvaluateConfig",
-        "generate.GenerateConfig",
-        "grow.GrowConfig",
-        "inspect.InspectConfig",
-        "isoflop.IsoflopConfig",
-        "plan.PlanConfig",
-        "prepare.PrepareConfig",
-        "scale.ScaleConfig",
+        "data.config.PrepareConfig",
+        "options.CompareConfig",
+        "options.ConvertConfig",
+        "options.EvaluateConfig",
+        "options.GenerateConfig",
+        "options.GrowConfig",
+        "options.InspectConfig",
+        "options.IsoflopConfig",
+        "options.PlanConfig",
+        "options.ResumeConfig",
+        "options.ScaleConfig",
     ),
     "scripts": (
         "bakeoff.BakeoffConfig",

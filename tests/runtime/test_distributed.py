@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 from runs import ROOT, cut, losses, places, rows
 
+from stackjax.run.train import train
 from stackjax.runtime.cluster import Job
 from stackjax.runtime.distributed import roll_call
 from stackjax.sharding.mesh import MeshConfig
-from stackjax.train import train
 
 # Sums over devices add floats in another order; sixteen steps amplify that a little.
 RTOL = 1e-4
@@ -99,7 +99,7 @@ def test_two_processes_of_which_one_is_killed_resume_stop_and_are_one_run(
     assert "another" in stderr
 
     # One of them is told, while the model grows onto its other mesh.
-    stopped = ("SIGTERM", "stackjax.train:enter_phase", "before", "1")
+    stopped = ("SIGTERM", "stackjax.run.train:enter_phase", "before", "1")
     first, second = run_two(world, args, {0: stopped})
     assert (first[0], second[0]) == (143, 143), first[2] + second[2]
     assert re.search(r"^stage 0, .* (2|5) steps$", first[1], re.MULTILINE), first[1]
@@ -211,7 +211,7 @@ FAIL = """
 import sys
 import threading
 
-from stackjax import distributed, errors
+from stackjax.runtime import distributed, errors
 
 _, who, seconds = sys.argv
 distributed._REPLY_SECONDS = int(seconds)
@@ -249,7 +249,7 @@ def test_what_both_processes_fail_of_is_said_once_and_one_alone_speaks_for_itsel
 AGREE = """
 import sys
 
-from stackjax import distributed, errors
+from stackjax.runtime import distributed, errors
 from stackjax.runtime.agreement import check_agreement, from_process_0, program
 
 with errors.one_line_errors(), distributed.errors_once():

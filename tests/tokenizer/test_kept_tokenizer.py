@@ -11,15 +11,17 @@ import transformers
 from etils import epath
 from tokenizer_kinds import BOS, EOS, TURN, write_kind
 
-from stackjax import train
-from stackjax.convert import ConvertConfig, convert
-from stackjax.data.prepare import PrepareConfig, prepare
+from stackjax.data.config import PrepareConfig
+from stackjax.data.prepare import prepare
 from stackjax.data.sources import TokenSource, read_manifest
-from stackjax.grow import GrowConfig, grow
 from stackjax.growth import Stack
+from stackjax.inference.convert import convert
 from stackjax.inference.pretrained import load_pretrained, model_of
 from stackjax.inference.provenance import data_tokenizer, keep_tokenizer, known_tokenization
 from stackjax.interop.folder import carry, folder_tokenization
+from stackjax.options import ConvertConfig, GrowConfig
+from stackjax.run import train
+from stackjax.run.grow import grow
 from stackjax.run.init_from import check_start, run_tokenization
 
 TEXTS = ["a model that grows", "while it trains", f"it quotes {EOS} and {BOS}"] * 90

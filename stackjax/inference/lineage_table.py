@@ -1,0 +1,62 @@
+"""The lineage of a checkpoint as a table."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+from stackjax.checkpoint.contents import Contents
+from stackjax.checkpoint.directory import absolute, find_checkpoint
+from stackjax.checkpoint.lineage import Generation, total
+from stackjax.checkpoint.restore import read_contents
+from stackjax.inference.pretrained import is_folder
+from stackjax.interop.folder import read_lineage
+from stackjax.interop.huggingface import read_folder
+from stackjax.model.flops import describe, num_params
+from stackjax.options import InspectConfig
+from stackjax.runtime.numbers import short
+from stackjax.runtime.text_table import aligned
+from stackjax.training.phase import Counts
+
+
+def inspect(config: InspectConfig) -> str:
+    """Returns what a checkpoint or folder says of itself; UserError if there is none."""
+    if is_folder(config.run):
+        folder = read_folder(Path(config.run))
+        checkpoint, lineage = folder.path, read_lineage(folder)
+        contents = Contents(total(lineage), folder.model, is_model=True, lineage=lineage)
+    else:
+        checkpoint = find_checkpoint(absolute(config.run))
+        contents = read_contents(checkpoint)
+    if config.json:
+        return json.dumps({"checkpoint": str(checkpoint)} | dataclasses.asdict(contents))
+    return f"{checkpoint}\n{tell(contents)}"
+
+
+def tell(contents: Contents) -> str:
+    """Returns the lineage of a checkpoint, a generation a line, from the first to itself."""
+    head = ("stage", "growth", "params", "tokens", "6ND FLOPs", "FLOPs", "code", "model")
+    lines = [head, *map(_cells, contents.lineage), _sums(total(contents.lineage))]
+    table = aligned(lines)
+    if contents.is_model:
+        return table
+    return f"{table}\nits parameters are not yet the model's: a growth is fitted, or masks open"
+
+
+def _cells(generation: Generation) -> tuple[str, ...]:
+    model, spent = generation.model, generation.spent
+    return (
+        f"{generation.stage} {generation.name}",
+        generation.growth or "-",
+        short(num_params(model)),
+        *_spent(spent),
+        generation.code,
+        describe(model),
+    )
+
+
+def _sums(counts: Counts) -> tuple[str, ...]:
+    return ("total", "", "", *_spent(counts), "", "")
+
+
+def _spent(counts: Counts) -> tuple[str, str, str]:
+    return short(counts.tokens), f"{counts.flops_6nd:.3e}", f"{counts.flops:.3e}"

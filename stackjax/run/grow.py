@@ -1,0 +1,189 @@
+"""Growth outside of a run.
+
+Parameters are read and grown one after another. For a checkpoint, memory holds the target and a
+single source parameter; for a folder of transformers, a few tensors.
+"""
+
+import dataclasses
+import functools
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+from etils import epath
+from jax.sharding import Mesh
+
+from stackjax.checkpoint.directory import absolute, find_checkpoint
+from stackjax.checkpoint.grow_state import check_finite, grow_by_parts, saved_optimizer
+from stackjax.checkpoint.lineage import begin_grown, total
+from stackjax.checkpoint.restore import check_is_model, load_part, read_contents, read_types
+from stackjax.checkpoint.save import write_first
+from stackjax.config import Config
+from stackjax.config_file import read_config
+from stackjax.data.loader import open_source
+from stackjax.files.new_directory import new_directory
+from stackjax.files.staging import refuse_existing, staging_directory
+from stackjax.growth import Growth, Learn
+from stackjax.growth.chain import Chain
+from stackjax.inference.pretrained import is_folder, read_params
+from stackjax.inference.provenance import keep_origin
+from stackjax.interop.folder import carry, new_folder, read_lineage, write_folder
+from stackjax.interop.grow_folder import grown_infos, grown_tensors
+from stackjax.interop.huggingface import grown_fields, read_folder
+from stackjax.model import ModelConfig, Params
+from stackjax.model.flops import describe, num_params
+from stackjax.options import GrowConfig
+from stackjax.run.held_out import check_held_out, check_promise, model_loss
+from stackjax.runtime.constraints import check_unset
+from stackjax.runtime.errors import UserError
+from stackjax.sharding.mesh import mesh_that_divides
+from stackjax.training.train_state import TrainState
+
+_KEEPS = "keeps the function: the loss is the same, up to rounding"
+_PROMISES = {
+    "no": "does not keep the function: the loss moves, and comes back while it trains",
+    "exact_at_start": _KEEPS,
+    "exact": _KEEPS,
+}
+
+
+def grow(config: GrowConfig) -> epath.Path:
+    """Writes the checkpoint, or the folder, of a grown model, and returns where.
+
+    Raises:
+      FileExistsError: TARGET is not empty.
+      UserError: SOURCE holds no model, or it cannot grow so.
+      OSError: A file could not be read or written.
+    """
+    if is_folder(config.source):
+        return grow_folder(config)
+    check_unset(config, ["source_tokens"], "SOURCE is a checkpoint, which knows its own")
+    start = time.monotonic()
+    directory: Any = absolute(config.target)
+    refuse_existing(directory)
+    checkpoint = find_checkpoint(absolute(config.source))
+    contents = read_contents(checkpoint)
+    check_is_model(checkpoint, contents)
+    growth, source = config.growth, contents.model
+    _check_growth(config, source)
+    target = growth.target_config(source)
+    optimizer = None
+    if config.optimizer_state != "drop":
+        optimizer = saved_optimizer(checkpoint, source, read_types(checkpoint))
+    run = None if config.config is None else read_config(config.config)
+    print(_plan(str(checkpoint), source, contents.counts.tokens, growth))
+
+    rows = [] if run is None else [run.evaluation.batch_size]
+    mesh = mesh_that_divides(source.embed_dim, target.embed_dim, *rows)
+    with jax.set_mesh(mesh):
+        before = math.nan
+        if run is not None:
+            params = read_params(checkpoint, source, mesh)
+            before = _held_out_loss(run, source, mesh, params)
+            del params
+        state = grow_by_parts(
+            growth,
+            source,
+            optimizer,
+            functools.partial(_load, config, checkpoint, mesh),
+            jax.random.key(config.seed),
+            "keep" if config.optimizer_state == "keep" else "grow",
+        )
+        if run is not None:
+            after = _held_out_loss(run, target, mesh, state.params)
+            print(f"loss    held-out {before:.4f} -> {after:.4f}")
+            check_promise(growth, target, before, after)
+        lineage = begin_grown(contents.lineage, growth, target)
+        contents = dataclasses.replace(contents, model=target, lineage=lineage)
+        with new_directory(directory) as staging:
+            keep_origin(checkpoint, staging)
+            write_first(staging, state, contents)
+    grown = directory / "0"
+    num_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
+    _tell_written(grown, num_bytes, start)
+    return grown
+
+
+def _load(
+    config: GrowConfig, checkpoint: epath.Path, mesh: Mesh, abstract: TrainState
+) -> TrainState:
+    """Returns a part of a state; UserError if it is not finite, unless that is allowed."""
+    part = load_part(checkpoint, abstract, mesh)
+    if not config.allow_nonfinite:
+        check_finite(part, str(checkpoint))
+    return part
+
+
+def grow_folder(config: GrowConfig) -> epath.Path:
+    """Writes the folder of a grown model, and returns where; raises as `grow` does."""
+    start = time.monotonic()
+    directory = new_folder(config.target)
+    if config.optimizer_state != "drop" or config.config is not None:
+        raise UserError(
+            f"{config.source} is a folder of transformers, which holds no optimizer state and "
+            f"is not evaluated here: leave out --optimizer-state and --config."
+        )
+    folder, growth = read_folder(Path(config.source)), config.growth
+    _check_growth(config, folder.model)
+    lineage = read_lineage(folder, config.source_tokens)
+    target, infos = growth.target_config(folder.model), grown_infos(folder, growth)
+    fields = grown_fields(folder, target)
+    print(_plan(config.source, folder.model, total(lineage).tokens, growth))
+    key = jax.random.key(config.seed)
+    tensors = grown_tensors(folder, growth, key, allow_nonfinite=config.allow_nonfinite)
+    with staging_directory(directory) as staging:
+        carry(epath.Path(folder.path), epath.Path(staging))
+        write_folder(staging, fields, infos, tensors, begin_grown(lineage, growth, target))
+    _tell_written(directory, sum(info.num_bytes for info in infos.values()), start)
+    return directory
+
+
+def _check_growth(config: GrowConfig, source: ModelConfig) -> None:
+    """Raises UserError where a growth needs a run."""
+    if config.growth.reparameterisations(source):
+        raise UserError(
+            f"--growth {config.growth} lets in what is new through masks, which open while "
+            f"the model trains and which a checkpoint does not hold; such growth only works "
+            f"inside a run, as the growth of a stage."
+        )
+    if _is_learned(config.growth) and config.optimizer_state != "drop":
+        raise UserError(
+            f"--optimizer-state is {config.optimizer_state!r}, but nothing is known of how "
+            f"moments grow by {config.growth}; leave it at drop."
+        )
+
+
+def _is_learned(growth: Growth) -> bool:
+    links = growth.growths if isinstance(growth, Chain) else (growth,)
+    return any(isinstance(link, Learn) for link in links)
+
+
+def _plan(name: str, source: ModelConfig, tokens: int, growth: Growth) -> str:
+    """Returns what is going to be done, in words."""
+    maps = growth.axis_maps(source)
+    layers = maps["layers"].sources if "layers" in maps else range(source.num_layers)
+    lines = [
+        f"source  {name}: {_sizes(source)}, after {tokens:,} tokens",
+        f"growth  {growth} {_PROMISES[growth.promise]}",
+        f"layers  {' '.join(str(layer + 1) for layer in layers)}",
+        f"target  {_sizes(growth.target_config(source))}",
+    ]
+    if _is_learned(growth):
+        lines.append("note    the maps are the initial ones; only a run fits them")
+    return "\n".join(lines)
+
+
+def _sizes(config: ModelConfig) -> str:
+    return f"{describe(config)}, {num_params(config) / 1e6:.3g}M parameters"
+
+
+def _tell_written(path: epath.Path, num_bytes: int, start: float) -> None:
+    print(f"wrote   {path}: {num_bytes / 1e6:.4g} MB in {time.monotonic() - start:.1f} s")
+
+
+def _held_out_loss(run: Config, config: ModelConfig, mesh: Mesh, params: Params) -> float:
+    held_out = open_source(run.data, "validation", config.vocab_size)
+    check_held_out(run.evaluation, held_out)
+    return model_loss(run, config, held_out, mesh)(params)
