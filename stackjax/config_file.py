@@ -171,7 +171,10 @@ def load_function(path: Path, name: str) -> Callable[..., Any] | None:
       UserError: The file is missing, or fails. The function raises it too when it fails.
     """
     if not path.is_file():
-        raise UserError(f"--config {path}: there is no such file.")
+        raise UserError(
+            f"--config {path}: there is no such file; write a Python file with "
+            f"get_config(), or copy one from configs/ in the repository of stackjax."
+        )
     spec = importlib.util.spec_from_file_location(path.stem, path)
     if spec is None or spec.loader is None:
         raise UserError(f"--config {path}: a config is a Python file, named *.py.")

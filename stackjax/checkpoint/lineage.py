@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import importlib.metadata
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
@@ -102,16 +103,19 @@ def from_json(generations: Any) -> tuple[Generation, ...]:
 
 @functools.cache
 def code_version() -> str:
-    """Returns the commit of this code, with `-dirty` for files that differ from it.
+    """Returns the commit of this checkout, with `-dirty` after local changes.
 
-    "unknown" if the package does not lie in a checkout of this project: another repository
-    around it, such as one that holds an environment, says nothing of this code.
+    Outside of a checkout, the installed package's version, or "unknown". Another repository
+    around the package, for example around a virtual environment, does not count.
     """
     root = Path(__file__).resolve().parents[2]
     top = _git(root, "rev-parse", "--show-toplevel")
-    if top is None or Path(top).resolve() != root:
+    if top is not None and Path(top).resolve() == root:
+        return _git(root, "describe", "--always", "--dirty") or "unknown"
+    try:
+        return importlib.metadata.version("stackjax")
+    except importlib.metadata.PackageNotFoundError:
         return "unknown"
-    return _git(root, "describe", "--always", "--dirty") or "unknown"
 
 
 def _git(directory: Path, *arguments: str) -> str | None:

@@ -1,6 +1,7 @@
 """Every checkpoint tells where its model comes from, whether it grew in a run or outside."""
 
 import dataclasses
+import importlib.metadata
 import json
 import subprocess
 
@@ -104,19 +105,26 @@ def init_repository(path):
 
 
 @pytest.mark.parametrize("place", ["site-packages", "."])
-def test_the_version_is_that_of_the_code_and_not_of_a_repository_around_it(
-    tmp_path, monkeypatch, place
+@pytest.mark.parametrize("installed", [None, "1.2.3"])
+def test_code_version_is_the_commit_of_a_checkout_else_the_package_version(
+    tmp_path, monkeypatch, place, installed
 ):
+    def version(name):
+        if installed is None:
+            raise importlib.metadata.PackageNotFoundError(name)
+        return installed
+
     commit = init_repository(tmp_path)
     room = tmp_path / place / "stackjax" / "checkpoint"
     room.mkdir(parents=True)
     monkeypatch.setattr(lineage_module, "__file__", str(room / "lineage.py"))
+    monkeypatch.setattr(importlib.metadata, "version", version)
     code_version.cache_clear()
     try:
-        assert code_version() == (commit if place == "." else "unknown")
+        assert code_version() == (commit if place == "." else installed or "unknown")
         monkeypatch.setenv("PATH", str(tmp_path))  # where there is no git
         code_version.cache_clear()
-        assert code_version() == "unknown"
+        assert code_version() == (installed or "unknown")
     finally:
         code_version.cache_clear()
 

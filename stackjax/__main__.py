@@ -1,0 +1,51 @@
+"""The console command: `stackjax train --config configs/tiny.py`, or `python -m stackjax`."""
+
+import importlib
+import sys
+
+COMMANDS = {
+    "train": "train a model that grows",
+    "grow": "grow a checkpoint or a Hugging Face folder",
+    "prepare": "convert text to token shards",
+    "convert": "convert to and from Hugging Face folders",
+    "generate": "generate text",
+    "evaluate": "score a model on tasks of lm-evaluation-harness",
+    "inspect": "show the lineage of a checkpoint",
+    "plan": "plan when to grow, with cost and savings",
+    "compare": "compare grown runs with runs from scratch",
+    "isoflop": "find the best timing and factor of growth",
+    "scale": "fit scaling laws to runs",
+}
+
+
+def main() -> None:
+    """Runs the command that the first argument names."""
+    name, *args = sys.argv[1:] or ["--help"]
+    if name in ("-h", "--help"):
+        print(usage())
+    elif name in COMMANDS:
+        sys.argv = [f"stackjax {name}", *args]
+        importlib.import_module(f"stackjax.{name}").main()
+    else:
+        print(f"error: {name!r} is not a command; see `stackjax --help`.", file=sys.stderr)
+        sys.exit(2)
+
+
+def usage() -> str:
+    """Returns the help page: every command in a line."""
+    lines = [f"  {name:<10}{summary}" for name, summary in COMMANDS.items()]
+    return "\n".join(
+        [
+            "usage: stackjax COMMAND [OPTIONS]",
+            "",
+            "Pretraining of language models that grow while they train.",
+            "",
+            *lines,
+            "",
+            "`stackjax COMMAND --help` shows the options of a command.",
+        ]
+    )
+
+
+if __name__ == "__main__":
+    main()
