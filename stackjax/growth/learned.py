@@ -112,7 +112,7 @@ class Learn(Growth):
         if self.factor > 1:
             stack = jnp.tile(jnp.eye(source.num_layers), (self.factor, 1))
             maps["layers"] = {
-                kind: jnp.stack([stack, stack]) if "gate_up" in names.writes else stack
+                kind: jnp.stack([stack, stack]) if names.fused else stack
                 for kind, names in axes.get("layers", {}).items()
             }
         return maps
@@ -134,7 +134,7 @@ class Learn(Growth):
                 leaf = _contract(matrix, leaf, axis)
         if "layers" in names.stacked and "layers" in maps:
             # The gate and the value of a SwiGLU are parameters of different kinds.
-            rule = "GJL,LDGF->JDGF" if "gate_up" in names.writes else "JL,L...->J..."
+            rule = "GJL,LDGF->JDGF" if names.fused else "JL,L...->J..."
             leaf = jnp.einsum(rule, maps["layers"][kind], leaf, precision=_EXACT)
         return leaf
 

@@ -137,12 +137,11 @@ def slots(config: ModelConfig) -> Iterator[Slot]:
 
 
 def _parts(kind: str, layer: int, axes: Axes) -> Iterator[Slot]:
-    if "gate_up" not in axes.names:
+    if not axes.fused:
         yield Slot(kind, layer, None, axes)
         return
-    writes = tuple(name for name in axes.writes if name != "gate_up")
     for half in range(len(_TENSORS[kind])):
-        yield Slot(kind, layer, half, dataclasses.replace(axes, writes=writes))
+        yield Slot(kind, layer, half, dataclasses.replace(axes, fused=()))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -59,7 +59,8 @@ class Block(Module):
         return contract("BTNH,NHD->BTD", out_BTNH, w_NHD, layout), left
 
     def mlp(self, x_BTD: jax.Array) -> jax.Array:
-        w_DGF = self.weight("gate_up", Axes(reads=("embed",), writes=("gate_up", "mlp")))
+        axes = Axes(reads=("embed",), fused=("gate_up",), writes=("mlp",))
+        w_DGF = self.weight("gate_up", axes)
         layout = logical("batch", "seq", "mlp")
         # Two products avoid a concatenation in the backward pass.
         gate_BTF, value_BTF = (

@@ -5,7 +5,7 @@ import dataclasses
 
 @dataclasses.dataclass(frozen=True)
 class Axes:
-    """The axis names of an array, in order: stacked axes, input axes, output axes.
+    """The axis names of an array, in order: stacked, input, fused and output axes.
 
     `Axes(("layers",), ("embed",), ("heads", "head_dim"))` describes an array of shape
     [layers, embed, heads, head_dim]. Each layer has a linear map from `embed` to `heads` and
@@ -18,11 +18,13 @@ class Axes:
     """Input axes; the linear map sums over these axes."""
     writes: tuple[str, ...] = ()
     """Output axes."""
+    fused: tuple[str, ...] = ()
+    """Axes over different maps with the same inputs, such as gate and value of a SwiGLU."""
 
     @property
     def names(self) -> tuple[str, ...]:
         """All axis names, in the array's order."""
-        return self.stacked + self.reads + self.writes
+        return self.stacked + self.reads + self.fused + self.writes
 
     def stack(self, name: str) -> "Axes":
         """Returns the axes after stacking arrays along a new leading axis."""

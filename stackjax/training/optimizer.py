@@ -148,8 +148,8 @@ def _scale_by_muon(
         if not names.stacked or not names.reads:
             return optax.MaskedNode()
         place = names.names.index
-        # The gate and the value of a SwiGLU are matrices of their own, as layers are.
-        writes = tuple(place(name) for name in names.writes if name != "gate_up")
+        # Fused matrices are orthogonalized separately, like layers.
+        writes = tuple(place(name) for name in names.writes)
         reads = tuple(place(name) for name in names.reads)
         return optax.contrib.MuonDimensionNumbers(reduction_axis=reads, output_axis=writes)
 

@@ -30,7 +30,7 @@ def mesh(request):
         yield mesh
 
 
-def test_each_batch_arrives_once_whole_and_in_order(mesh):
+def test_batches_arrive_complete_and_in_order(mesh):
     sent = list(put(itertools.islice(batches(), 5), mesh, ROWS))
     assert len(sent) == 5
     for batch, expected in zip(sent, batches(), strict=False):
@@ -38,7 +38,7 @@ def test_each_batch_arrives_once_whole_and_in_order(mesh):
         assert batch.tokens.sharding == batch_sharding(mesh)
 
 
-def test_one_is_sent_ahead_and_no_more(mesh):
+def test_exactly_one_batch_is_sent_ahead(mesh):
     read: list[int] = []
     sent = put(batches(read), mesh, ROWS)
     for _ in range(3):
@@ -47,7 +47,7 @@ def test_one_is_sent_ahead_and_no_more(mesh):
     assert read == [0, 1, 2, 3]
 
 
-def test_what_reading_raises_comes_in_its_turn_and_ends_the_thread(mesh):
+def test_read_errors_arrive_in_order_and_end_the_thread(mesh):
     def damaged():
         yield from itertools.islice(batches(), 2)
         raise OSError("record 3 is damaged")

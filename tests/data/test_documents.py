@@ -78,13 +78,13 @@ def read(tmp_path: Path, *inputs, text_field="text", null_texts="refuse") -> lis
 
 @pytest.mark.parametrize("piece_bytes", [1, 7, 300, 10**9])
 @pytest.mark.parametrize("name", INPUTS)
-def test_documents_survive_every_format_and_cut(tmp_path, monkeypatch, name, piece_bytes):
+def test_documents_round_trip_in_every_format(tmp_path, monkeypatch, name, piece_bytes):
     monkeypatch.setattr(pieces_of_inputs, "PIECE_BYTES", piece_bytes)
     assert read(tmp_path, INPUTS[name](tmp_path / name, TEXTS)) == TEXTS
 
 
 @pytest.mark.parametrize("name", ["a.jsonl", "a.parquet", "texts"])
-def test_formats_that_can_be_cut_are(tmp_path, monkeypatch, name):
+def test_splittable_formats_are_split(tmp_path, monkeypatch, name):
     monkeypatch.setattr(pieces_of_inputs, "PIECE_BYTES", 300)
     path = INPUTS[name](tmp_path / name, TEXTS)
     pieces = list(list_pieces((path,), str(tmp_path), "text"))
@@ -93,7 +93,7 @@ def test_formats_that_can_be_cut_are(tmp_path, monkeypatch, name):
     assert pieces == list(list_pieces((path,), str(tmp_path), "text"))
 
 
-def test_inputs_follow_each_other_and_globs_are_sorted(tmp_path):
+def test_inputs_keep_their_order_and_globs_are_sorted(tmp_path):
     write_jsonl(tmp_path / "b.jsonl", TEXTS[:9])
     write_gzip(tmp_path / "a.jsonl.gz", TEXTS[9:20])
     last = write_parquet(tmp_path / "0.parquet", TEXTS[20:25])
@@ -101,19 +101,19 @@ def test_inputs_follow_each_other_and_globs_are_sorted(tmp_path):
     assert found == TEXTS[9:20] + TEXTS[:9] + TEXTS[20:25]
 
 
-def test_a_name_with_brackets_is_a_file_before_it_is_a_glob(tmp_path):
+def test_existing_file_with_brackets_is_not_a_glob(tmp_path):
     path = tmp_path / "a[1].txt"
     path.write_text("a")
     assert read(tmp_path, path) == ["a"]
 
 
-def test_blank_lines_a_byte_order_mark_and_crlf_are_taken(tmp_path):
+def test_blank_lines_byte_order_mark_and_crlf_are_accepted(tmp_path):
     path = tmp_path / "a.jsonl"
     path.write_bytes(b'\xef\xbb\xbf{"text": "a"}\r\n\n  \n{"text": "b"}')
     assert read(tmp_path, path) == ["a", "b"]
 
 
-def test_lone_surrogates_are_replaced(tmp_path):
+def test_unpaired_surrogates_are_replaced(tmp_path):
     assert read(tmp_path, write_jsonl(tmp_path / "a.jsonl", ["a\ud800b"])) == ["a?b"]
 
 
@@ -168,9 +168,7 @@ def tiny(tfds_home) -> Callable[[str], str]:
 
 @pytest.mark.parametrize("piece_bytes", [100, 10**9])
 @pytest.mark.parametrize("name", ["split", "whole"])
-def test_a_tfds_dataset_keeps_its_order_and_splits(
-    tmp_path, tiny, monkeypatch, name, piece_bytes
-):
+def test_tfds_dataset_keeps_order_and_splits(tmp_path, tiny, monkeypatch, name, piece_bytes):
     monkeypatch.setattr(pieces_of_inputs, "PIECE_BYTES", piece_bytes)
     found: dict[bool | None, list[str]] = {}
     for piece in list_pieces((tiny(name),), str(tmp_path), "text"):
@@ -179,7 +177,7 @@ def test_a_tfds_dataset_keeps_its_order_and_splits(
     assert found == (split if name == "split" else {None: TEXTS[:50]})
 
 
-def test_a_tfds_feature_that_is_no_text_is_refused(tmp_path, tiny):
+def test_tfds_feature_without_text_is_refused(tmp_path, tiny):
     with pytest.raises(ValueError, match=r"'tfds:tiny/whole', 0: the field 'label' is not"):
         read(tmp_path, tiny("whole"), text_field="label")
     with pytest.raises(ValueError, match=r"no field 'words' \(there are: 'label', 'text'\)"):
@@ -202,7 +200,7 @@ BAD_FILES = {
 
 
 @pytest.mark.parametrize("name", BAD_FILES)
-def test_a_bad_file_is_named_in_one_line(tmp_path, name):
+def test_bad_file_is_named_in_one_line(tmp_path, name):
     content, says = BAD_FILES[name]
     path = tmp_path / name
     path.write_bytes(content)
@@ -212,7 +210,7 @@ def test_a_bad_file_is_named_in_one_line(tmp_path, name):
     assert "\n" not in str(error.value)
 
 
-def test_a_bad_line_far_into_a_file_has_its_number(tmp_path, monkeypatch):
+def test_bad_line_in_a_later_piece_has_its_number(tmp_path, monkeypatch):
     monkeypatch.setattr(pieces_of_inputs, "PIECE_BYTES", 300)
     path = tmp_path / "a.jsonl"
     path.write_bytes(json_lines(TEXTS) + b"{\n")
@@ -220,7 +218,7 @@ def test_a_bad_line_far_into_a_file_has_its_number(tmp_path, monkeypatch):
         read(tmp_path, path)
 
 
-def test_a_missing_column_is_named(tmp_path):
+def test_missing_column_is_named(tmp_path):
     path = write_parquet(tmp_path / "a.parquet", TEXTS)
     with pytest.raises(ValueError, match=r"no field 'words' \(there are: 'id', 'text'\)"):
         read(tmp_path, path, text_field="words")
@@ -236,7 +234,7 @@ def test_a_missing_column_is_named(tmp_path):
         ("", "is a directory"),
     ],
 )
-def test_an_absent_file_is_named(tmp_path, source, says):
+def test_missing_file_is_named(tmp_path, source, says):
     with pytest.raises(ValueError, match=says) as error:
         read(tmp_path, f"{tmp_path}/{source}")
     assert source in str(error.value)
@@ -252,7 +250,7 @@ def test_an_absent_file_is_named(tmp_path, source, says):
         ("tfds:", "cannot be read"),
     ],
 )
-def test_an_absent_dataset_is_named(tmp_path, tfds_home, source, says):
+def test_missing_dataset_is_named(tmp_path, tfds_home, source, says):
     with pytest.raises(ValueError, match=says) as error:
         read(tmp_path, source)
     assert repr(source) in str(error.value)
@@ -263,7 +261,7 @@ def test_an_absent_dataset_is_named(tmp_path, tfds_home, source, says):
     "inputs",
     [("a.txt", "*.txt"), ("*.txt", "a*"), ("a.txt", "./a.txt"), ("tfds:x", "tfds:x")],
 )
-def test_a_file_that_two_inputs_name_is_refused(tmp_path, monkeypatch, inputs):
+def test_file_in_two_inputs_is_refused(tmp_path, monkeypatch, inputs):
     monkeypatch.chdir(tmp_path)
     for name in ("a.txt", "b.txt"):
         (tmp_path / name).write_text(name)
@@ -274,7 +272,7 @@ def test_a_file_that_two_inputs_name_is_refused(tmp_path, monkeypatch, inputs):
         list(list_pieces(inputs, "", "text"))
 
 
-def test_a_file_that_one_glob_finds_several_times_is_read_once(tmp_path, monkeypatch):
+def test_repeated_glob_matches_are_read_once(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "a" / "b").mkdir(parents=True)
     (tmp_path / "a" / "b" / "c.txt").write_text("c")

@@ -124,14 +124,14 @@ def refusal(path: Path | str, **options) -> str:
 
 
 @pytest.mark.parametrize("name", READ)
-def test_a_strange_file_is_read_as_it_was_meant(tmp_path, name):
+def test_unusual_files_are_read_correctly(tmp_path, name):
     content, texts = READ[name]
     (tmp_path / name).write_bytes(content)
     assert read(tmp_path / name) == texts
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_a_file_that_cannot_be_read_is_refused_in_one_line(tmp_path, name):
+def test_unreadable_files_are_refused_in_one_line(tmp_path, name):
     content, says = REFUSED[name]
     (tmp_path / name).write_bytes(content)
     assert says in refusal(tmp_path / name)
@@ -176,7 +176,7 @@ COLUMNS: dict[str, tuple[dict[str, pa.Array], list[str | None] | str]] = {
 
 
 @pytest.mark.parametrize("name", COLUMNS)
-def test_a_column_of_any_type_is_read_or_refused(tmp_path, name):
+def test_columns_of_any_type_are_read_or_refused(tmp_path, name):
     columns, expected = COLUMNS[name]
     path = tmp_path / "a.parquet"
     pa.parquet.write_table(pa.table(columns), path)
@@ -186,20 +186,20 @@ def test_a_column_of_any_type_is_read_or_refused(tmp_path, name):
         assert read(path) == expected
 
 
-def test_rows_of_later_row_groups_have_their_number_in_the_file(tmp_path):
+def test_errors_in_later_row_groups_have_the_row_number(tmp_path):
     path = tmp_path / "a.parquet"
     table = pa.table({"text": ["a"] * 7 + [None]})
     pa.parquet.write_table(table, path, row_group_size=3)
     assert "row 8: the field" in refusal(path)
 
 
-def test_two_columns_of_one_name_are_refused(tmp_path):
+def test_duplicate_columns_are_refused(tmp_path):
     path = tmp_path / "a.parquet"
     pa.parquet.write_table(pa.table([["a"], ["b"]], names=["text", "text"]), path)
     assert "several columns are called 'text'" in refusal(path)
 
 
-def test_a_flipped_bit_of_a_page_with_a_checksum_is_found(tmp_path):
+def test_flipped_bit_in_a_page_with_checksum_is_found(tmp_path):
     path = tmp_path / "a.parquet"
     options = dict(write_page_checksum=True, compression="none", use_dictionary=False)
     pa.parquet.write_table(pa.table({"text": ["ok"] * 3000}), path, **options)
@@ -210,7 +210,7 @@ def test_a_flipped_bit_of_a_page_with_a_checksum_is_found(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["a.jsonl", "a.parquet"])
-def test_nulls_are_skipped_when_that_is_asked_for(tmp_path, name):
+def test_nulls_are_skipped_on_request(tmp_path, name):
     path = tmp_path / name
     if name == "a.jsonl":
         path.write_bytes(lines("a", None, "b", None))
@@ -220,7 +220,7 @@ def test_nulls_are_skipped_when_that_is_asked_for(tmp_path, name):
 
 
 @pytest.mark.parametrize("kind", ["pipe", "device", "pipe in a glob", "loop"])
-def test_what_is_no_regular_file_is_refused_and_not_waited_for(tmp_path, monkeypatch, kind):
+def test_special_files_are_refused_without_blocking(tmp_path, monkeypatch, kind):
     monkeypatch.chdir(tmp_path)
     if "pipe" in kind:
         os.mkfifo("a.jsonl")
@@ -230,7 +230,7 @@ def test_what_is_no_regular_file_is_refused_and_not_waited_for(tmp_path, monkeyp
         read("*.jsonl" if "glob" in kind else "a.jsonl")
 
 
-def test_an_absent_field_is_found_before_anything_is_read(tmp_path):
+def test_missing_field_is_found_before_reading(tmp_path):
     (tmp_path / "0.jsonl").write_bytes(lines("a"))
     (tmp_path / "1.jsonl.gz").write_bytes(gzip.compress(b'\n{"words": "a"}\n'))
     pa.parquet.write_table(pa.table({"words": ["a"]}), tmp_path / "2.parquet")
@@ -239,7 +239,7 @@ def test_an_absent_field_is_found_before_anything_is_read(tmp_path):
             list(list_pieces((str(tmp_path / name),), "unused", "text"))
 
 
-def test_a_file_that_changes_while_it_is_read_is_named(tmp_path):
+def test_file_changed_while_reading_is_named(tmp_path):
     path = tmp_path / "a.jsonl"
     path.write_bytes(lines("one", "two"))
     (piece,) = list_pieces((str(path),), "unused", "text")

@@ -90,7 +90,7 @@ def assert_equal(a: Batch, b: Batch | list) -> None:
         assert np.array_equal(x, y)
 
 
-def test_batches_have_the_shape_and_types_of_the_contract(source, config):
+def test_batches_have_the_documented_shapes_and_dtypes(source, config):
     config = dataclasses.replace(config, mask_documents=True)
     batch = take(source, config, 1, batch_size=6, accumulate=2)
     for field, dtype in zip(batch, (np.int32, np.int32, np.int32, np.float32), strict=True):
@@ -98,7 +98,7 @@ def test_batches_have_the_shape_and_types_of_the_contract(source, config):
         assert field.dtype == dtype
 
 
-def test_without_document_masks_a_sequence_is_one_segment(source, config):
+def test_without_document_masks_there_are_no_segments(source, config):
     batch = take(source, config, 2)
     assert np.all(batch.positions == np.arange(T))
     assert batch.segments is None
@@ -106,7 +106,7 @@ def test_without_document_masks_a_sequence_is_one_segment(source, config):
     assert not batch.loss_weights[..., -1].any()
 
 
-def test_with_document_masks_the_end_token_predicts_nothing(source, config):
+def test_with_document_masks_end_tokens_have_weight_zero(source, config):
     masked = dataclasses.replace(config, mask_documents=True)
     batch = take(source, masked, 5)
     assert np.array_equal(batch.tokens, take(source, config, 5).tokens)
@@ -120,7 +120,7 @@ def test_with_document_masks_the_end_token_predicts_nothing(source, config):
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2**32 - 1])
-def test_each_epoch_visits_every_sequence_once_in_another_order(source, config, seed):
+def test_each_epoch_visits_every_sequence_once_in_a_new_order(source, config, seed):
     batch = take(source, config, 3, seed=seed, batch_size=NUM_SEQUENCES)
     epochs = sequences(batch).reshape(3, -1)
     for epoch in epochs:
@@ -129,7 +129,7 @@ def test_each_epoch_visits_every_sequence_once_in_another_order(source, config, 
     assert tuple(epochs[0]) != tuple(range(NUM_SEQUENCES))
 
 
-def test_another_seed_is_another_order_also_in_later_epochs(source, config):
+def test_seed_changes_the_order_of_every_epoch(source, config):
     epochs = [
         sequences(take(source, config, 4, seed=seed, batch_size=NUM_SEQUENCES))
         for seed in range(4)
@@ -144,7 +144,7 @@ def test_another_seed_is_another_order_also_in_later_epochs(source, config):
     micro=st.integers(1, 5),
 )
 @hypothesis.settings(max_examples=20, deadline=None)
-def test_any_batch_size_and_start_cut_the_same_stream(
+def test_batch_size_and_start_do_not_change_the_stream(
     source, config, order, first, accumulate, micro
 ):
     num_batches, batch_size = 3, accumulate * micro
@@ -160,7 +160,7 @@ def test_any_batch_size_and_start_cut_the_same_stream(
     assert np.array_equal(sequences(part).ravel(), expected)
 
 
-def test_a_far_start_is_no_loop(source, config):
+def test_distant_start_takes_constant_time(source, config):
     start = time.perf_counter()
     take(source, config, 1, first_example=10**12)
     assert time.perf_counter() - start < 5
@@ -168,7 +168,7 @@ def test_a_far_start_is_no_loop(source, config):
 
 @hypothesis.given(st.permutations(range(6)), st.integers(1, 5))
 @hypothesis.settings(max_examples=8, deadline=None)
-def test_any_share_of_the_rows_is_part_of_the_same_batch(source, config, rows, cut):
+def test_rows_of_a_process_are_part_of_the_same_batch(source, config, rows, cut):
     """Rows in two processes, in any order, give the batch of one process."""
     options = dict(batch_size=12, accumulate=2, first_example=31)
     whole = take(source, config, 3, **options)
@@ -179,24 +179,24 @@ def test_any_share_of_the_rows_is_part_of_the_same_batch(source, config, rows, c
 
 
 @pytest.mark.parametrize("changes", [{"prefetch": 1}, {"prefetch": 4}])
-def test_reading_ahead_changes_nothing(source, config, changes):
+def test_prefetch_does_not_change_batches(source, config, changes):
     other = dataclasses.replace(config, **changes)
     assert_equal(take(source, config, 20), take(source, other, 20))
 
 
-def test_worker_processes_change_nothing(source, config):
+def test_worker_processes_do_not_change_batches(source, config):
     workers = dataclasses.replace(config, num_workers=2)
     assert_equal(take(source, config, 7), take(source, workers, 7))
 
 
 @pytest.mark.parametrize("rows", [slice(0, 3), np.array([4, 0])])
-def test_rows_beyond_one_process_stay_in_place(source, config, rows):
+def test_rows_of_several_processes_make_up_the_batch(source, config, rows):
     whole = sequences(take(source, config, 1, batch_size=5))
     part = sequences(take(source, config, 1, batch_size=5, rows=rows))
     assert np.array_equal(part, whole[..., rows])
 
 
-def test_accumulation_must_divide_the_batch(source, config):
+def test_accumulate_must_divide_the_batch(source, config):
     with pytest.raises(ValueError, match="accumulate 3 does not divide batch_size 8"):
         take(source, config, 1, accumulate=3)
 
@@ -214,9 +214,7 @@ def held_out(source, config, num_sequences, batch_size=4, rows=ALL) -> Batch:
 
 
 @pytest.mark.parametrize("num_sequences", [1, 4, 9, NUM_SEQUENCES])
-def test_evaluation_reads_the_same_sequences_spread_over_the_split(
-    source, config, num_sequences
-):
+def test_evaluation_reads_fixed_sequences_spread_over_the_split(source, config, num_sequences):
     batch = held_out(source, config, num_sequences)
     assert batch.tokens.shape[1:] == (1, 4, T)
     assert len(batch.tokens) == -(-num_sequences // 4)
@@ -231,7 +229,7 @@ def test_evaluation_reads_the_same_sequences_spread_over_the_split(
 
 
 @pytest.mark.parametrize("cut", [1, 3])
-def test_evaluation_rows_of_processes_make_up_the_batch(source, config, cut):
+def test_evaluation_rows_of_all_processes_make_up_the_batch(source, config, cut):
     whole = held_out(source, config, 10)
     parts = [
         held_out(source, config, 10, rows=rows) for rows in (slice(0, cut), np.arange(cut, 4))
@@ -241,7 +239,7 @@ def test_evaluation_rows_of_processes_make_up_the_batch(source, config, cut):
 
 
 @pytest.mark.parametrize("num_sequences", [0, NUM_SEQUENCES + 1])
-def test_evaluation_of_more_than_the_split_is_refused_at_once(source, config, num_sequences):
+def test_too_many_evaluation_sequences_are_refused(source, config, num_sequences):
     with pytest.raises(ValueError, match=r"evaluation.num_sequences is .* 37 sequences"):
         held_out(source, config, num_sequences)
 
@@ -262,14 +260,14 @@ def test_threads_end_with_the_iterator(source, config):
         time.sleep(0.01)
 
 
-def test_a_small_vocabulary_is_refused_with_the_way_out(config):
+def test_too_small_vocabulary_is_refused(config):
     with pytest.raises(ValueError, match=r"100.* 256 .*--model.vocab-size 256"):
         open_source(config, "train", 100)
     assert len(open_source(config, "train", 257)) == NUM_SEQUENCES
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
-def test_a_damaged_record_is_named_wherever_it_is_read(tmp_path, num_workers):
+def test_damaged_record_is_named(tmp_path, num_workers):
     write_set(tmp_path)
     config = DataConfig(path=str(tmp_path), seq_len=T, num_workers=num_workers, prefetch=2)
     source = open_source(config, "train", 256)
@@ -290,14 +288,14 @@ class DeadlySource(TokenSource):
         return super().__getitem__(index)
 
 
-def test_a_killed_worker_is_one_line(config):
+def test_killed_worker_is_one_line(config):
     source = DeadlySource(config.path, "train", T)
     config = dataclasses.replace(config, num_workers=2)
     with pytest.raises(OSError, match=r"a process that reads data was killed"):
         take(source, config, 9)
 
 
-def test_a_token_that_the_manifest_denies_is_refused(tmp_path):
+def test_token_outside_the_vocabulary_is_refused(tmp_path):
     write_set(tmp_path)
     manifest = manifests.read_manifest(str(tmp_path))
     small = dataclasses.replace(manifest.tokenizer, vocab_size=9)
@@ -307,7 +305,7 @@ def test_a_token_that_the_manifest_denies_is_refused(tmp_path):
         take(open_source(config, "train", 9), config, 9)
 
 
-def test_the_builtin_corpus_is_made_once(tmp_path, monkeypatch):
+def test_builtin_corpus_is_prepared_once(tmp_path, monkeypatch):
     root = tmp_path / "lib"
     root.mkdir()
     for index in range(100):
@@ -338,7 +336,7 @@ print(open_source(config, "train", 256).manifest.digest)
 """
 
 
-def test_processes_that_begin_together_make_the_corpus_once(tmp_path):
+def test_simultaneous_processes_prepare_the_corpus_once(tmp_path):
     root, path = tmp_path / "lib", tmp_path / "data" / "stdlib"
     root.mkdir()
     for index in range(100):
@@ -355,13 +353,13 @@ def test_processes_that_begin_together_make_the_corpus_once(tmp_path):
     assert [p.name for p in path.parent.iterdir()] == ["stdlib"]
 
 
-def test_a_source_in_use_can_be_pickled(source, config):
+def test_source_in_use_can_be_pickled(source, config):
     copy = pickle.loads(pickle.dumps(source))
     assert_equal(take(source, config, 2), take(copy, config, 2))
 
 
 @pytest.mark.parametrize("cache_dir", ["gs://bucket/cache", "foo://x"])
-def test_a_cache_in_a_bucket_is_refused(config, cache_dir):
+def test_cache_in_a_bucket_is_refused(config, cache_dir):
     config = dataclasses.replace(config, cache_dir=cache_dir)
     with pytest.raises(
         UserError, match=rf"data.cache_dir is {cache_dir}; it must be a path on"

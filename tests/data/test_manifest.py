@@ -43,7 +43,7 @@ def refusal(directory: Path) -> str:
     return str(error.value)
 
 
-def test_a_manifest_survives_writing(tmp_path):
+def test_manifest_round_trips(tmp_path):
     write_manifest(str(tmp_path), GOOD)
     assert read_manifest(str(tmp_path)) == GOOD
 
@@ -110,7 +110,7 @@ OUTSIDE = ["../x", "/etc/hostname", "..", ".", "", "a\0b", "x" * 300, "\ud800"]
 
 
 @pytest.mark.parametrize(("change", "says"), BAD)
-def test_a_manifest_that_cannot_be_true_is_refused(tmp_path, change, says):
+def test_inconsistent_manifest_is_refused(tmp_path, change, says):
     fields = dataclasses.asdict(GOOD)
     change(fields)
     (tmp_path / MANIFEST).write_text(sealed(fields))
@@ -118,7 +118,7 @@ def test_a_manifest_that_cannot_be_true_is_refused(tmp_path, change, says):
 
 
 @pytest.mark.parametrize("name", OUTSIDE)
-def test_no_shard_lies_outside_of_the_directory(tmp_path, name):
+def test_shard_outside_the_directory_is_refused(tmp_path, name):
     fields = dataclasses.asdict(GOOD)
     shard(file=name)(fields)
     (tmp_path / MANIFEST).write_text(sealed(fields))
@@ -126,7 +126,7 @@ def test_no_shard_lies_outside_of_the_directory(tmp_path, name):
         read_manifest(str(tmp_path))
 
 
-def test_a_link_out_of_the_directory_is_refused(tmp_path):
+def test_link_out_of_the_directory_is_refused(tmp_path):
     (tmp_path / "set").mkdir()
     (tmp_path / "secret").write_text("secret")
     (tmp_path / "set" / "train-1").symlink_to(tmp_path / "secret")
@@ -139,12 +139,12 @@ CONTENTS = [b"", b"{", b"[]", b"null", b"\xff\xfe", b"1" * 5000, b"[" * 10**5, b
 
 
 @pytest.mark.parametrize("content", CONTENTS, ids=range(len(CONTENTS)))
-def test_a_file_that_is_no_json_object_is_refused(tmp_path, content):
+def test_file_without_a_json_object_is_refused(tmp_path, content):
     (tmp_path / MANIFEST).write_bytes(content)
     refusal(tmp_path)
 
 
-def test_a_flipped_bit_is_refused_or_without_effect(tmp_path):
+def test_flipped_bit_is_refused_or_harmless(tmp_path):
     write_manifest(str(tmp_path), GOOD)
     file = tmp_path / MANIFEST
     data = file.read_bytes()
@@ -178,7 +178,7 @@ def mutate(value: object, rng: random.Random) -> object:
     return changed
 
 
-def test_a_random_mutation_is_refused_in_one_line_or_is_a_manifest(tmp_path):
+def test_random_mutation_is_refused_or_a_valid_manifest(tmp_path):
     write_manifest(str(tmp_path), GOOD)
     good = json.loads((tmp_path / MANIFEST).read_text())
     del good["checksum"]
@@ -195,7 +195,7 @@ def test_a_random_mutation_is_refused_in_one_line_or_is_a_manifest(tmp_path):
     assert refused > 300
 
 
-def test_the_digest_is_of_the_content_and_not_of_names():
+def test_digest_depends_on_content_not_names():
     splits = {"validation": GOOD.splits["validation"]}
 
     def with_shards(*shards: Shard) -> Manifest:

@@ -14,7 +14,7 @@ sequences = st.lists(st.integers(0, 3), min_size=1, max_size=40).map(np.array)
 
 
 @hypothesis.given(documents_of)
-def test_joined_documents_come_apart_at_the_end_tokens(documents):
+def test_joined_documents_split_at_end_tokens(documents):
     stream = packing.join_documents(documents, END)
     ends = np.flatnonzero(stream == END)
     parts = np.split(stream, ends + 1)
@@ -23,7 +23,7 @@ def test_joined_documents_come_apart_at_the_end_tokens(documents):
 
 
 @hypothesis.given(documents_of, st.integers(1, 7))
-def test_records_and_the_rest_are_the_stream(documents, length):
+def test_records_and_remainder_make_up_the_stream(documents, length):
     stream = packing.join_documents(documents, END)
     records, rest = packing.cut_records(stream, length)
     assert records.shape[1:] == (length,)
@@ -32,7 +32,7 @@ def test_records_and_the_rest_are_the_stream(documents, length):
 
 
 @hypothesis.given(sequences)
-def test_masks_are_what_a_loop_over_tokens_says(tokens):
+def test_masks_match_a_loop_over_tokens(tokens):
     segments, positions, weights = [], [], []
     segment = position = 0
     for index, token in enumerate(tokens):
@@ -57,13 +57,13 @@ def test_leading_axes_are_independent(tokens):
             assert np.array_equal(law(segments)[row, 0], law(alone))
 
 
-def test_one_segment_counts_positions_and_drops_only_the_last_prediction():
+def test_single_segment_counts_up_and_drops_the_last_prediction():
     segments = np.zeros((2, 5), np.int32)
     assert packing.positions(segments).tolist() == [[0, 1, 2, 3, 4]] * 2
     assert packing.loss_weights(segments).tolist() == [[1, 1, 1, 1, 0]] * 2
 
 
-def test_types_are_those_of_a_batch():
+def test_dtypes_match_batch():
     segments = packing.segments(np.array([1, 0, 2], np.int32), END)
     assert segments.dtype == packing.positions(segments).dtype == np.int32
     assert packing.loss_weights(segments).dtype == np.float32

@@ -76,7 +76,7 @@ def contents(path: Path) -> dict[str, bytes]:
     return {file.name: file.read_bytes() for file in path.iterdir()}
 
 
-def test_the_manifest_counts_what_is_there(tmp_path, small_parts):
+def test_manifest_counts_match_the_shards(tmp_path, small_parts):
     output = run(write_jsonl(tmp_path / "a.jsonl", TEXTS), tmp_path / "out")
     manifest = read_manifest(str(output))
     files = {MANIFEST}
@@ -94,7 +94,7 @@ def test_the_manifest_counts_what_is_there(tmp_path, small_parts):
     assert manifest.dtype == "uint16"
 
 
-def test_the_cut_of_an_input_does_not_change_the_stream(tmp_path, monkeypatch):
+def test_piece_size_does_not_change_the_stream(tmp_path, monkeypatch):
     path = write_jsonl(tmp_path / "a.jsonl", TEXTS)
     streams = []
     for size in (1, 7, 100, 10**9):
@@ -105,7 +105,7 @@ def test_the_cut_of_an_input_does_not_change_the_stream(tmp_path, monkeypatch):
     assert all(stream == streams[0] for stream in streams)
 
 
-def test_the_number_of_processes_does_not_change_a_byte(tmp_path):
+def test_num_processes_does_not_change_a_byte(tmp_path):
     """Pieces of the real size, so that processes that are spawned cut alike."""
     files = [
         write_jsonl(tmp_path / "a.jsonl", [text * 2000 for text in TEXTS]),
@@ -123,7 +123,7 @@ SAME_LENGTHS = [text.replace("vu", "VU") for text in TEXTS]
 
 
 @pytest.mark.parametrize("texts", [SAME_LENGTHS, TEXTS[::-1], TEXTS[1:] + TEXTS[:1]])
-def test_other_text_of_the_same_lengths_or_order_is_another_set(tmp_path, texts):
+def test_changed_or_reordered_text_changes_the_digest(tmp_path, texts):
     options = dict(validation_fraction=0)
     one = run(write_jsonl(tmp_path / "a.jsonl", TEXTS), tmp_path / "one", **options)
     two = run(write_jsonl(tmp_path / "b.jsonl", texts), tmp_path / "two", **options)
@@ -132,13 +132,13 @@ def test_other_text_of_the_same_lengths_or_order_is_another_set(tmp_path, texts)
     assert manifests[0].digest != manifests[1].digest
 
 
-def test_the_same_texts_from_another_file_are_the_same_set(tmp_path, small_parts):
+def test_same_texts_from_another_file_have_the_same_digest(tmp_path, small_parts):
     paths = [write_jsonl(tmp_path / name, TEXTS) for name in ("a.jsonl", "b.ndjson")]
     one, two = (run(path, Path(path).with_suffix(".out")) for path in paths)
     assert read_manifest(str(one)).digest == read_manifest(str(two)).digest
 
 
-def test_every_document_is_in_the_split_of_its_text(tmp_path, small_parts):
+def test_documents_are_split_by_their_text(tmp_path, small_parts):
     output = run(write_jsonl(tmp_path / "a.jsonl", TEXTS), tmp_path / "out")
     for split in ("train", "validation"):
         expected = [text for text in TEXTS if choose_split(text, 0.1) == split]
@@ -146,7 +146,7 @@ def test_every_document_is_in_the_split_of_its_text(tmp_path, small_parts):
         assert read_back(output, split) == expected
 
 
-def test_the_built_in_corpus_is_an_input(tmp_path, monkeypatch):
+def test_builtin_corpus_is_an_input(tmp_path, monkeypatch):
     for index in range(100):
         (tmp_path / f"m{index:02d}.py").write_text(f"x = {index}\n")
     monkeypatch.setattr("sysconfig.get_path", lambda name: str(tmp_path))
@@ -164,7 +164,7 @@ def write_tokenizer(path: Path, ids: dict[str, int]) -> str:
 
 
 @pytest.mark.parametrize(("top", "dtype"), [(65_535, "uint16"), (65_536, "uint32")])
-def test_tokens_are_stored_in_the_smallest_type_that_holds_them(tmp_path, top, dtype):
+def test_tokens_have_the_smallest_dtype(tmp_path, top, dtype):
     name = write_tokenizer(tmp_path / "t.json", {"?": 0, "a": top, "<done>": 7})
     text = write_jsonl(tmp_path / "a.jsonl", ["a b a"])
     options = dict(validation_fraction=0, end_token="<done>")
@@ -177,7 +177,7 @@ def test_tokens_are_stored_in_the_smallest_type_that_holds_them(tmp_path, top, d
     assert tokens.tolist() == [top, 0, top, 7]
 
 
-def test_the_split_is_a_function_of_the_text():
+def test_split_is_a_function_of_the_text():
     held_out = [choose_split(str(i), 0.1) == "validation" for i in range(5000)]
     assert 400 < sum(held_out) < 600
     assert held_out == [choose_split(str(i), 0.1) == "validation" for i in range(5000)]
@@ -185,13 +185,13 @@ def test_the_split_is_a_function_of_the_text():
     assert all(b for a, b in zip(held_out, more, strict=True) if a)
 
 
-def test_documents_without_tokens_are_left_out(tmp_path):
+def test_documents_without_tokens_are_skipped(tmp_path):
     text = write_jsonl(tmp_path / "a.jsonl", ["", "a", "\0", "b\0c", "\ud800"])
     output = run(text, tmp_path / "out", validation_fraction=0)
     assert read_back(output, "train") == ["a", "bc", "?"]
 
 
-def test_what_is_left_out_is_counted(tmp_path, capsys, small_parts):
+def test_skipped_rows_are_counted(tmp_path, capsys, small_parts):
     texts = [*TEXTS, None, "", None, *TEXTS, "", None]
     run(write_jsonl(tmp_path / "a.jsonl", texts), tmp_path / "out", null_texts="skip")
     printed = capsys.readouterr().out
@@ -211,7 +211,7 @@ def fail(capsys, *arguments) -> str:
 
 
 @pytest.mark.parametrize("content", [b'{"text": "a"}\n{\n', b"", b'{"text": ""}\n'])
-def test_a_mistake_is_one_line_of_error_and_leaves_nothing(tmp_path, capsys, content):
+def test_user_error_is_one_line_and_leaves_nothing(tmp_path, capsys, content):
     path = tmp_path / "a.jsonl"
     path.write_bytes(content)
     error = fail(capsys, path, tmp_path / "out", "--tokenizer", "bytes")
@@ -219,7 +219,7 @@ def test_a_mistake_is_one_line_of_error_and_leaves_nothing(tmp_path, capsys, con
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_a_mistake_found_by_a_worker_is_one_line_too(tmp_path, capsys):
+def test_user_error_in_a_worker_is_one_line(tmp_path, capsys):
     path = tmp_path / "a.jsonl"
     path.write_bytes(json_lines([text * 3000 for text in TEXTS]) + b"{\n")
     options = ("--tokenizer", "bytes", "--num-processes", "2")
@@ -228,7 +228,7 @@ def test_a_mistake_found_by_a_worker_is_one_line_too(tmp_path, capsys):
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_a_document_that_does_not_fit_into_memory_is_one_line(tmp_path, capsys, monkeypatch):
+def test_too_large_document_is_one_line(tmp_path, capsys, monkeypatch):
     path = write_jsonl(tmp_path / "a.jsonl", TEXTS)
 
     def too_large(*_):
@@ -241,9 +241,7 @@ def test_a_document_that_does_not_fit_into_memory_is_one_line(tmp_path, capsys, 
     assert list(tmp_path.iterdir()) == [Path(path)]
 
 
-def test_a_disk_that_will_be_full_is_told_before_it_is(
-    tmp_path, capsys, monkeypatch, small_parts
-):
+def test_disk_too_small_is_warned_about_early(tmp_path, capsys, monkeypatch, small_parts):
     usage = collections.namedtuple("usage", "total used free")
     monkeypatch.setattr("shutil.disk_usage", lambda path: usage(9, 8, 1))
     run(write_jsonl(tmp_path / "a.jsonl", TEXTS), tmp_path / "out")
@@ -252,14 +250,14 @@ def test_a_disk_that_will_be_full_is_told_before_it_is(
     assert warning.count("\n") == 1
 
 
-def test_the_last_path_is_no_input(tmp_path, capsys):
+def test_last_path_is_the_output(tmp_path, capsys):
     paths = [write_jsonl(tmp_path / name, TEXTS) for name in ("a.jsonl", "b.jsonl")]
     error = fail(capsys, *paths, "--tokenizer", "bytes")
     assert f"the last path, {paths[1]!r}, is the OUTPUT" in error
     assert Path(paths[1]).read_bytes() == json_lines(TEXTS)
 
 
-def test_a_missing_home_and_temporary_directory_are_no_error(tmp_path):
+def test_missing_home_and_temporary_directory_are_no_error(tmp_path):
     path = write_jsonl(tmp_path / "a.jsonl", TEXTS)
     environment = os.environ | {"HOME": "/nonexistent", "TMPDIR": "/nonexistent"}
     arguments = [*COMMAND, path, tmp_path / "out", "--tokenizer", "bytes"]
@@ -267,7 +265,7 @@ def test_a_missing_home_and_temporary_directory_are_no_error(tmp_path):
     assert (done.returncode, done.stderr) == (0, "")
 
 
-def test_an_absent_tokenizer_is_named(tmp_path, capsys):
+def test_missing_tokenizer_is_named(tmp_path, capsys):
     path = write_jsonl(tmp_path / "a.jsonl", TEXTS)
     error = fail(capsys, path, tmp_path / "out", "--tokenizer", "absent.json")
     assert "tokenizer 'absent.json' is not a file" in error
@@ -277,13 +275,13 @@ def test_an_absent_tokenizer_is_named(tmp_path, capsys):
     "change",
     [{"paths": ("a",)}, {"num_processes": 0}, {"validation_fraction": 1.0}],
 )
-def test_impossible_options_are_refused(change):
+def test_invalid_options_are_refused(change):
     options = {"paths": ("a", "b"), "tokenizer": "bytes"} | change
     with pytest.raises(ValueError, match=str(next(iter(change)))):
         PrepareConfig(**options)
 
 
-def test_what_exists_is_never_overwritten(tmp_path, capsys):
+def test_existing_output_is_never_overwritten(tmp_path, capsys):
     path = write_jsonl(tmp_path / "a.jsonl", TEXTS)
     output = run(path, tmp_path / "out")
     before = contents(output)
@@ -292,7 +290,7 @@ def test_what_exists_is_never_overwritten(tmp_path, capsys):
     assert contents(output) == before
 
 
-def test_the_command_prints_plain_lines_where_there_is_no_terminal(tmp_path):
+def test_progress_is_plain_lines_without_a_terminal(tmp_path):
     path = write_jsonl(tmp_path / "a.jsonl", TEXTS)
     done = subprocess.run(
         [*COMMAND, path, tmp_path / "out", "--tokenizer", "bytes"],

@@ -40,7 +40,7 @@ def special_ids(kind: str) -> set[int]:
 @pytest.mark.parametrize("kind", KINDS)
 @hypothesis.settings(max_examples=60, deadline=None)
 @hypothesis.given(text=quoting)
-def test_no_text_gives_a_special_token(kind, text):
+def test_text_never_encodes_to_special_tokens(kind, text):
     tokens = loaded(kind).encode(text)
     assert special_ids(kind).isdisjoint(tokens.tolist())
     assert np.issubdtype(tokens.dtype, np.integer)
@@ -48,7 +48,7 @@ def test_no_text_gives_a_special_token(kind, text):
 
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if "word" not in kind])
 @pytest.mark.parametrize("quote", [EOS, f"x{EOS}y", f"{EOS} {EOS}", f"{BOS}a{EOS}"])
-def test_a_quote_keeps_its_text_where_other_tokens_can_spell_it(kind, quote):
+def test_quoted_token_is_spelled_with_other_tokens(kind, quote):
     tokenizer = loaded(kind)
     assert tokenizer.decode(tokenizer.encode(quote)).strip() == quote
 
@@ -61,7 +61,7 @@ def test_a_quote_keeps_its_text_where_other_tokens_can_spell_it(kind, quote):
         ("word_piece", ["a", "<", "##/", "##s", "##>", "m", "##o", "##d", "##e", "##l"]),
     ],
 )
-def test_a_quote_is_unknown_text_or_nothing_where_no_other_tokens_spell_it(kind, spelled):
+def test_unspellable_quoted_token_is_unknown_or_dropped(kind, spelled):
     tokenizer = loaded(kind)
     tokens = tokenizer.encode(f"a {EOS} model").tolist()
     assert tokens == [tokenizer.find(token) for token in spelled]
@@ -70,7 +70,7 @@ def test_a_quote_is_unknown_text_or_nothing_where_no_other_tokens_spell_it(kind,
 @pytest.mark.parametrize(
     "kind", [kind for kind in KINDS if kind != "words_whose_end_is_unknown_text"]
 )
-def test_a_text_without_quotes_is_encoded_as_the_file_says(kind):
+def test_text_without_quotes_is_encoded_by_the_library(kind):
     tokenizer, text = loaded(kind), "a model that grows while it trains"
     assert tokenizer.encode(text).tolist() == tokenizer.encode_marked(text).tolist()
 
@@ -78,7 +78,7 @@ def test_a_text_without_quotes_is_encoded_as_the_file_says(kind):
 @pytest.mark.parametrize(
     "kind", [kind for kind in KINDS if kind != "sentencepiece, user-defined end"]
 )
-def test_a_prompt_may_hold_special_tokens(kind):
+def test_prompts_may_contain_special_tokens(kind):
     tokenizer = loaded(kind)
     tokens = tokenizer.encode_marked(f"a {BOS} a{EOS}").tolist()
     assert tokens.count(tokenizer.find(BOS)) == 1
@@ -89,7 +89,7 @@ def test_a_prompt_may_hold_special_tokens(kind):
     ("kind", "begins"),
     [*((kind, False) for kind in KINDS), *((kind, True) for kind in JSON_NAMES)],
 )
-def test_a_set_has_as_many_end_tokens_as_documents(kind, begins, tmp_path):
+def test_data_set_has_one_end_token_per_document(kind, begins, tmp_path):
     name = write_kind(kind, tmp_path, begins)
     texts = [EOS, TEXT, f"a{EOS}", f"{EOS}a", f"{BOS} a", f"a {TURN} {EOS}{EOS} a", "a"]
     data = tmp_path / "documents.jsonl"
@@ -117,7 +117,7 @@ def test_a_set_has_as_many_end_tokens_as_documents(kind, begins, tmp_path):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_half_a_character_is_refused_by_name(kind):
+def test_unpaired_surrogate_is_refused(kind):
     for encode in (loaded(kind).encode, loaded(kind).encode_marked):
         with pytest.raises(ValueError, match=r"U\+DCFF at character 2, which is half a"):
             encode("ab\udcff")

@@ -73,7 +73,7 @@ def directory(tmp_path) -> Path:
 
 @hypothesis.given(seq_len=st.integers(1, 11_478), index=st.integers(0, 10**6))
 @hypothesis.settings(max_examples=60, deadline=None)
-def test_a_sequence_is_a_slice_of_the_stream(written, seq_len, index):
+def test_sequence_is_a_slice_of_the_stream(written, seq_len, index):
     path, stream = written
     source = TokenSource(path, "train", seq_len)
     assert len(source) == len(stream) // seq_len
@@ -83,39 +83,39 @@ def test_a_sequence_is_a_slice_of_the_stream(written, seq_len, index):
     assert np.array_equal(tokens_T, stream[index * seq_len : (index + 1) * seq_len])
 
 
-def test_indices_outside_are_refused(written):
+def test_indices_out_of_range_are_refused(written):
     source = TokenSource(written[0], "train", 100)
     for index in (-1, len(source)):
         with pytest.raises(IndexError, match="outside"):
             source[index]
 
 
-def test_a_pickled_source_reads_the_same(written):
+def test_pickled_source_reads_the_same(written):
     source = TokenSource(written[0], "train", 3000)
     source[0]
     copy = pickle.loads(pickle.dumps(source))
     assert all(np.array_equal(copy[k], source[k]) for k in range(len(source)))
 
 
-def test_the_manifest_survives_writing(directory):
+def test_manifest_round_trips(directory):
     manifest = read_manifest(str(directory))
     (directory / MANIFEST).unlink()
     write_manifest(str(directory), manifest)
     assert read_manifest(str(directory)) == manifest
 
 
-def test_a_missing_set_says_how_to_make_it(tmp_path):
+def test_missing_data_set_names_the_command(tmp_path):
     with pytest.raises(ValueError, match=r"python -m stackjax.prepare INPUT\.\.\."):
         TokenSource(str(tmp_path / "absent"), "train", 8)
 
 
 @pytest.mark.parametrize("seq_len", [sum(SHARD_TOKENS) + 1, 10**9])
-def test_a_split_too_short_for_a_sequence_is_refused(directory, seq_len):
+def test_split_shorter_than_a_sequence_is_refused(directory, seq_len):
     with pytest.raises(ValueError, match="fewer than one sequence"):
         TokenSource(str(directory), "train", seq_len)
 
 
-def test_an_empty_validation_split_names_the_option(directory):
+def test_empty_validation_split_names_the_option(directory):
     with pytest.raises(ValueError, match="--validation-fraction"):
         TokenSource(str(directory), "validation", 8)
 
@@ -133,7 +133,7 @@ def test_an_empty_validation_split_names_the_option(directory):
         (lambda file: flip(file, -65536), "readable records"),
     ],
 )
-def test_a_damaged_shard_is_refused_by_name(directory, damage, says):
+def test_damaged_shard_is_named(directory, damage, says):
     file = directory / "train-3.array_record"
     damage(file)
     with pytest.raises(ValueError, match=says) as error:
@@ -142,7 +142,7 @@ def test_a_damaged_shard_is_refused_by_name(directory, damage, says):
     assert "prepare it again" in str(error.value)
 
 
-def test_a_shard_with_other_records_is_refused(directory):
+def test_shard_with_other_records_is_refused(directory):
     """Same size, other number of records: the padding of ArrayRecord hides it."""
     file = directory / "train-3.array_record"
     size = file.stat().st_size
@@ -171,7 +171,7 @@ def rewrite_manifest(directory: Path, change: Callable[[dict], object]) -> None:
     file.write_text(sealed(fields))
 
 
-def test_a_record_of_another_length_is_refused(tmp_path):
+def test_record_with_another_length_is_refused(tmp_path):
     """Between the ends of a shard, which are compared when the set is opened."""
     stream = write_set(tmp_path, (3 * 2048,)).astype("<u4")
     file = tmp_path / "train-0.array_record"
@@ -187,7 +187,7 @@ def test_a_record_of_another_length_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("dtype", ["uint16", "uint32"])
-def test_a_token_beyond_the_vocabulary_is_refused_when_it_is_read(tmp_path, dtype):
+def test_token_outside_the_vocabulary_is_refused_while_reading(tmp_path, dtype):
     stream = write_set(tmp_path, (2048, 2048), dtype)
     top = int(stream[2048:].max())
     rewrite_manifest(tmp_path, lambda fields: fields["tokenizer"].update(vocab_size=top))
@@ -197,7 +197,7 @@ def test_a_token_beyond_the_vocabulary_is_refused_when_it_is_read(tmp_path, dtyp
     assert f"the vocabulary has {top} tokens" in str(error.value)
 
 
-def test_a_token_that_int32_cannot_hold_is_refused(tmp_path):
+def test_token_beyond_int32_is_refused(tmp_path):
     write_parts(tmp_path, [np.array([1, 2**31 + 5, 3])], "uint32")
     with pytest.raises(OSError, match=f"token {2**31 + 5}, but the vocabulary has 70000"):
         TokenSource(str(tmp_path), "train", 3)[0]
@@ -210,7 +210,7 @@ def flip(file: Path, offset: int) -> None:
     file.write_bytes(data)
 
 
-def test_a_flipped_bit_names_the_record(directory):
+def test_flipped_bit_names_the_record(directory):
     flip(directory / "train-0.array_record", 12_000)
     source = TokenSource(str(directory), "train", 2048)
     with pytest.raises(OSError, match=r"record 1 of shard .*train-0.*damaged") as error:
@@ -221,7 +221,7 @@ def test_a_flipped_bit_names_the_record(directory):
 
 @hypothesis.given(offset=st.integers(0, 131_071), bit=st.integers(0, 7))
 @hypothesis.settings(max_examples=60, deadline=None)
-def test_no_flipped_bit_is_ever_read_as_data(offset, bit):
+def test_flipped_bits_are_never_read_as_data(offset, bit):
     with tempfile.TemporaryDirectory() as name:
         stream = write_set(Path(name), shard_tokens=(4096, 100), dtype="uint16")
         file = Path(name) / "train-0.array_record"

@@ -31,16 +31,16 @@ def root(tmp_path) -> Path:
     return tmp_path
 
 
-def test_documents_are_the_sources_without_tests(root):
+def test_documents_are_source_files_without_tests(root):
     documents = list(stdlib.list_documents(root))
     assert documents == [("abc.py", "import b\n"), ("json/decoder.py", "x = 1\n")]
 
 
-def test_an_absent_library_has_no_documents(tmp_path):
+def test_missing_library_has_no_documents(tmp_path):
     assert list(stdlib.list_documents(tmp_path / "absent")) == []
 
 
-def test_about_three_in_a_hundred_paths_are_held_out():
+def test_about_three_percent_of_paths_are_held_out():
     held_out = sum(stdlib.is_held_out(f"module_{i}.py") for i in range(10_000))
     assert 250 < held_out < 350
 
@@ -64,7 +64,7 @@ def built(tmp_path_factory) -> str:
     return path
 
 
-def test_the_dataset_is_read_through_a_data_source(built):
+def test_dataset_is_readable_as_a_data_source(built):
     paths = {}
     for split in ("train", "validation"):
         source = tfds.data_source("stackjax_stdlib", split=split, data_dir=built)

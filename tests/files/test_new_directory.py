@@ -50,7 +50,7 @@ def place(command, keep, point):
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), FULL], ids=["killed", "full disk"])
 @pytest.mark.parametrize("point", POINTS)
-def test_growth_that_fails_leaves_nothing_and_works_again(uncut, tmp_path, point, error):
+def test_failed_growth_leaves_nothing_and_can_be_repeated(uncut, tmp_path, point, error):
     target = tmp_path / "grown"
     config = GrowConfig(source=str(uncut), target=str(target), growth=Stack(2))
     owner, name, when = place(grow, "keep_origin", point)
@@ -62,7 +62,7 @@ def test_growth_that_fails_leaves_nothing_and_works_again(uncut, tmp_path, point
 
 
 @pytest.mark.parametrize("point", POINTS)
-def test_conversion_that_fails_leaves_nothing_and_works_again(tmp_path, point):
+def test_failed_conversion_leaves_nothing_and_can_be_repeated(tmp_path, point):
     folder = folders.write(tmp_path / "folder", "llama")
     target = tmp_path / "out" / "converted"
     config = ConvertConfig(source=str(folder), target=str(target))
@@ -74,7 +74,7 @@ def test_conversion_that_fails_leaves_nothing_and_works_again(tmp_path, point):
     assert {path.name for path in target.iterdir()} == {"0", "huggingface"}
 
 
-def test_what_a_kill_left_in_a_bucket_is_no_checkpoint_and_is_written_again(uncut):
+def test_killed_upload_is_incomplete_and_repeated(uncut):
     target = "gs://bucket/grown/stage_0/train"
     config = GrowConfig(source=str(uncut), target=target, growth=Stack(2))
     with FakeGcs("bucket") as server, pytest.MonkeyPatch.context() as patch:
@@ -103,7 +103,7 @@ def test_what_a_kill_left_in_a_bucket_is_no_checkpoint_and_is_written_again(uncu
     np.testing.assert_array_equal(grown["layers"]["query"], expected)
 
 
-def test_files_that_were_left_in_a_bucket_do_not_stay():
+def test_leftovers_in_a_bucket_are_removed():
     with FakeGcs("bucket") as server, pytest.MonkeyPatch.context() as patch:
         for name, value in server.environ.items():
             patch.setenv(name, value)

@@ -23,12 +23,12 @@ OUTSIDE = [
 
 
 @pytest.mark.parametrize("name", OUTSIDE)
-def test_a_name_that_is_no_file_of_the_directory_is_refused(name, tmp_path):
+def test_names_outside_the_directory_are_refused(name, tmp_path):
     with pytest.raises(UserError, match=r"index\.json names the file"):
         file_inside(tmp_path, name, "index.json")
 
 
-def test_a_link_out_of_the_directory_is_refused(tmp_path):
+def test_link_out_of_the_directory_is_refused(tmp_path):
     (tmp_path / "secret").write_text("secret")
     folder = tmp_path / "folder"
     folder.mkdir()
@@ -37,7 +37,7 @@ def test_a_link_out_of_the_directory_is_refused(tmp_path):
         file_inside(folder, "link", "index.json")
 
 
-def test_links_in_the_directory_and_links_to_the_directory_are_followed(tmp_path):
+def test_links_within_and_to_the_directory_are_followed(tmp_path):
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder" / "file").write_text("text")
     os.symlink("file", tmp_path / "folder" / "inner")
@@ -45,7 +45,7 @@ def test_links_in_the_directory_and_links_to_the_directory_are_followed(tmp_path
     assert file_inside(tmp_path / "outer", "inner", "index.json").read_text() == "text"
 
 
-def test_links_of_the_hubs_cache_are_followed(tmp_path):
+def test_hub_cache_links_are_followed(tmp_path):
     snapshot, blobs = tmp_path / "models--a--b" / "snapshots" / "1f", tmp_path / "models--a--b"
     snapshot.mkdir(parents=True)
     (blobs / "blobs").mkdir()
@@ -55,7 +55,7 @@ def test_links_of_the_hubs_cache_are_followed(tmp_path):
     assert found.read_text() == "weights"
 
 
-def test_loops_of_links_and_other_kinds_of_files_are_refused(tmp_path):
+def test_link_loops_and_special_files_are_refused(tmp_path):
     os.symlink("b", tmp_path / "a")
     os.symlink("a", tmp_path / "b")
     os.symlink("gone", tmp_path / "dangling")
@@ -69,7 +69,7 @@ def test_loops_of_links_and_other_kinds_of_files_are_refused(tmp_path):
             file_inside(tmp_path, name, "index.json")
 
 
-def test_names_in_a_bucket_are_checked_and_nothing_is_asked_of_it():
+def test_names_in_a_bucket_are_checked_without_requests():
     assert str(file_inside("gs://bucket/set", "a.bin", "m")) == "gs://bucket/set/a.bin"
     with pytest.raises(UserError, match="names the file"):
         file_inside("gs://bucket/set", "../a.bin", "m")

@@ -41,7 +41,7 @@ def replaced(fields, names, value):
     return copied
 
 
-def test_a_damaged_field_of_a_recorded_config_is_named_or_has_no_effect(tmp_path):
+def test_damaged_field_in_a_recorded_config_is_named_or_harmless(tmp_path):
     run = record_run(tmp_path / "run", tiny_run(), ROWS)
     file = run / "config.json"
     whole = json.loads(file.read_text())
@@ -63,7 +63,7 @@ def test_a_damaged_field_of_a_recorded_config_is_named_or_has_no_effect(tmp_path
 @pytest.mark.parametrize(
     "name", ["model.colour", "model.rope_scaling.colour", "stages.7.growth"]
 )
-def test_an_unknown_field_of_a_recorded_model_is_named(tmp_path, name):
+def test_unknown_field_in_a_recorded_model_is_named(tmp_path, name):
     run = record_run(tmp_path / "run", tiny_run(), ROWS)
     file = run / "config.json"
     file.write_text(json.dumps(replaced(json.loads(file.read_text()), ("config", name), 1)))
@@ -116,7 +116,7 @@ def places(value, names=()):
             yield from places(item, (*names, name))
 
 
-def test_a_damaged_benchmark_is_named_or_has_no_effect(tmp_path):
+def test_damaged_benchmark_is_named_or_harmless(tmp_path):
     file, page = tmp_path / "benchmark.json", tmp_path / "page.md"
     tables = ["machines", *TABLES]
     page.write_text("\n".join(f"<!-- begin {n} -->\n<!-- end {n} -->" for n in tables))
@@ -152,7 +152,7 @@ def test_a_damaged_benchmark_is_named_or_has_no_effect(tmp_path):
         ),
     ],
 )
-def test_damaged_facts_of_a_tokenizer_are_named(tmp_path, text, said):
+def test_damaged_tokenizer_info_is_named(tmp_path, text, said):
     checkpoint = tmp_path / "stage_0" / "train" / "3"
     checkpoint.mkdir(parents=True)
     (tmp_path / "tokenizer").mkdir()

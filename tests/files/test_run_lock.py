@@ -47,7 +47,7 @@ def refused(workdir) -> str:
     return str(error.value)
 
 
-def test_a_second_run_is_told_host_process_and_time_and_a_killed_one_holds_nothing(tmp_path):
+def test_lock_names_its_holder_and_is_released_by_a_kill(tmp_path):
     workdir = epath.Path(tmp_path / "run")
     with hold(workdir) as process:
         said = refused(workdir)
@@ -60,7 +60,7 @@ def test_a_second_run_is_told_host_process_and_time_and_a_killed_one_holds_nothi
     assert not (workdir / LOCK).exists()
 
 
-def test_a_directory_to_which_nothing_was_written_is_removed(tmp_path):
+def test_empty_directory_is_removed(tmp_path):
     with run_lock(epath.Path(tmp_path / "a" / "b")):
         assert (tmp_path / "a" / "b").is_dir()
     assert list(tmp_path.iterdir()) == []
@@ -69,7 +69,7 @@ def test_a_directory_to_which_nothing_was_written_is_removed(tmp_path):
     assert [path.name for path in (tmp_path / "a").iterdir()] == ["file"]
 
 
-def test_a_lock_that_is_unreadable_is_still_a_lock(tmp_path):
+def test_unreadable_lock_still_locks(tmp_path):
     workdir = epath.Path(tmp_path)
     with run_lock(workdir):
         for text in (b"", b"{", b"\xff", b'{"host": "a", "pid": "b", "since": "c"}'):
@@ -94,7 +94,7 @@ def lease(gcs, **fields) -> dict:
     return json.loads(gcs.objects["bucket"][f"run/{LOCK}"].data) | fields
 
 
-def test_a_lease_that_is_renewed_keeps_others_out_and_is_given_up_at_the_end(gcs):
+def test_renewed_lease_excludes_others_until_released(gcs):
     with run_lock(RUN):
         first = gcs.objects["bucket"][f"run/{LOCK}"].generation
         # As on another host: this process may take over what it held before it was killed.
@@ -116,7 +116,7 @@ def test_a_lease_that_is_renewed_keeps_others_out_and_is_given_up_at_the_end(gcs
     assert f"run/{LOCK}" not in gcs.objects["bucket"]
 
 
-def test_a_lease_that_nobody_renews_expires(gcs, capsys):
+def test_lease_without_renewal_expires(gcs, capsys):
     holder = {"host": "elsewhere", "pid": 7, "since": "2026-01-01 00:00:00 UTC"}
     gcs.put("bucket", f"run/{LOCK}", json.dumps(holder).encode())
     with run_lock(RUN):
@@ -124,7 +124,7 @@ def test_a_lease_that_nobody_renews_expires(gcs, capsys):
     assert "is leased by process 7 on elsewhere, since 2026-01-01" in capsys.readouterr().out
 
 
-def test_the_lease_of_a_process_of_this_host_that_has_died_is_taken_at_once(gcs, capsys):
+def test_lease_of_a_dead_local_process_is_taken_at_once(gcs, capsys):
     with subprocess.Popen([sys.executable, "-c", ""]) as process:
         pass
     holder = {"host": socket.gethostname(), "pid": process.pid, "since": "2026"}
@@ -134,7 +134,7 @@ def test_the_lease_of_a_process_of_this_host_that_has_died_is_taken_at_once(gcs,
     assert "is leased" not in capsys.readouterr().out
 
 
-def test_of_two_that_take_a_lease_at_the_same_moment_one_gets_it(gcs, monkeypatch):
+def test_one_of_two_simultaneous_takers_gets_the_lease(gcs, monkeypatch):
     upload = module._Lease._write
 
     def overtaken(self, generation):
@@ -146,7 +146,7 @@ def test_of_two_that_take_a_lease_at_the_same_moment_one_gets_it(gcs, monkeypatc
     assert "is in use by process 8 on b, since now" in refused(RUN)
 
 
-def test_a_run_whose_lease_was_taken_over_ends_at_once(gcs):
+def test_run_with_a_lost_lease_exits(gcs):
     with hold("gs://bucket/run", **gcs.environ) as process:
         lock = gcs.objects["bucket"][f"run/{LOCK}"]
         gcs.put("bucket", f"run/{LOCK}", lock.data)

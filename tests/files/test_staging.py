@@ -25,7 +25,7 @@ def write_jsonl(path: Path, copies: int) -> str:
     return str(path)
 
 
-def test_success_renames_what_was_written(tmp_path):
+def test_success_renames_the_staging_directory(tmp_path):
     with staging_directory(tmp_path / "out") as staging:
         (staging / "a").write_text("a")
         assert not (tmp_path / "out").exists()
@@ -40,7 +40,7 @@ def test_failure_leaves_nothing(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_a_killed_run_left_is_removed(tmp_path):
+def test_leftovers_of_a_killed_run_are_removed(tmp_path):
     left = tmp_path / ".out.unfinished"
     (left / "scratch" / "deep").mkdir(parents=True)
     (left / "part00000.train").write_text("left")
@@ -51,7 +51,7 @@ def test_what_a_killed_run_left_is_removed(tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["file", "directory"])
-def test_what_exists_is_refused_and_kept(tmp_path, kind):
+def test_existing_output_is_refused_and_kept(tmp_path, kind):
     output = tmp_path / "out"
     kept = output if kind == "file" else output / "kept"
     kept.parent.mkdir(exist_ok=True)
@@ -62,7 +62,7 @@ def test_what_exists_is_refused_and_kept(tmp_path, kind):
     assert list(tmp_path.iterdir()) == [output]
 
 
-def test_an_empty_directory_may_become_the_output(tmp_path):
+def test_empty_directory_may_become_the_output(tmp_path):
     (tmp_path / "out").mkdir()
     with staging_directory(tmp_path / "out") as staging:
         (staging / "a").write_text("a")
@@ -106,7 +106,7 @@ def group_is_gone(process: subprocess.Popen) -> bool:
     return False
 
 
-def test_killed_and_run_again_it_is_complete(large, tmp_path):
+def test_killed_command_completes_when_run_again(large, tmp_path):
     output = tmp_path / "out"
     process = start(large, output)
     process.kill()
@@ -134,7 +134,7 @@ def worker_ids(process: subprocess.Popen) -> list[int]:
 
 
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="reads /proc")
-def test_a_killed_worker_ends_the_command_with_a_message(large, tmp_path):
+def test_killed_worker_ends_the_command_with_a_message(large, tmp_path):
     process = start(large, tmp_path / "out")
     os.kill(worker_ids(process)[0], signal.SIGKILL)
     _, error = process.communicate(timeout=60)
@@ -145,7 +145,7 @@ def test_a_killed_worker_ends_the_command_with_a_message(large, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_an_interrupted_command_leaves_nothing(large, tmp_path):
+def test_interrupted_command_leaves_nothing(large, tmp_path):
     process = start(large, tmp_path / "out")
     process.send_signal(signal.SIGINT)
     _, error = process.communicate(timeout=60)
@@ -155,7 +155,7 @@ def test_an_interrupted_command_leaves_nothing(large, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_full_disk_is_one_line_of_error_and_leaves_nothing(tmp_path):
+def test_full_disk_is_one_line_and_leaves_nothing(tmp_path):
     path = write_jsonl(tmp_path / "a.jsonl", copies=1)
     at_most_200_kib = ["bash", "-c", 'ulimit -f 200; exec "$@"', "bash"]
     done = subprocess.run(
@@ -169,7 +169,7 @@ def test_a_full_disk_is_one_line_of_error_and_leaves_nothing(tmp_path):
     assert sorted(tmp_path.iterdir()) == [Path(path)]
 
 
-def test_two_commands_at_once_write_one_set(tmp_path):
+def test_two_simultaneous_commands_write_one_data_set(tmp_path):
     path = write_jsonl(tmp_path / "a.jsonl", copies=1)
     arguments = [*COMMAND, path, tmp_path / "out", "--tokenizer", "bytes"]
     both = [subprocess.Popen(arguments, stderr=subprocess.PIPE) for _ in range(2)]

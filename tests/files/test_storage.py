@@ -73,7 +73,7 @@ def shards(world, gcs) -> str:
     return "gs://bucket/data"
 
 
-def test_of_two_writers_that_saw_the_same_generation_one_wins(gcs):
+def test_one_of_two_writers_of_a_generation_wins(gcs):
     spec = {"driver": "gcs", "bucket": "bucket", "path": "fake/"}
     store = tensorstore.KvStore.open(spec).result()
     first = store.write("key", b"1").result().generation
@@ -82,7 +82,7 @@ def test_of_two_writers_that_saw_the_same_generation_one_wins(gcs):
     assert store.read("key").result().value == b"2"
 
 
-def test_what_another_host_has_written_is_seen(gcs):
+def test_writes_of_other_hosts_are_visible(gcs):
     directory = epath.Path("gs://bucket/hosts")
     for number in range(100):  # more than a page of a listing
         gcs.put("bucket", f"hosts/{number}", b"")
@@ -90,7 +90,7 @@ def test_what_another_host_has_written_is_seen(gcs):
             assert len(list(directory.iterdir())) == number + 1
 
 
-def test_shards_in_a_bucket_are_those_on_a_disk(world, gcs, shards):
+def test_shards_in_a_bucket_equal_shards_on_disk(world, gcs, shards):
     assert objects(gcs, "data/") == files(world.path / "data")
     for split in ("train", "validation"):
         local = TokenSource(str(world.path / "data"), split, 300)
@@ -100,7 +100,7 @@ def test_shards_in_a_bucket_are_those_on_a_disk(world, gcs, shards):
             np.testing.assert_array_equal(remote[index], local[index])
 
 
-def test_an_upload_that_was_cut_short_is_no_set_and_is_done_again(world, gcs, monkeypatch):
+def test_interrupted_upload_is_incomplete_and_repeated(world, gcs, monkeypatch):
     path_type = type(epath.Path("gs://bucket"))
     copy = path_type.copy
 
@@ -123,7 +123,7 @@ def test_an_upload_that_was_cut_short_is_no_set_and_is_done_again(world, gcs, mo
         prepare_world(world, "gs://bucket/cut")
 
 
-def test_the_tokenizer_of_a_set_in_a_bucket_is_found(gcs, tmp_path):
+def test_tokenizer_in_a_bucket_is_found(gcs, tmp_path):
     name, inputs = write_kind("unigram", tmp_path), tmp_path / "documents.jsonl"
     inputs.write_text(json.dumps({"text": "a model that grows"}) + "\n")
     paths = (str(inputs), "gs://bucket/kept")
@@ -136,7 +136,7 @@ def test_the_tokenizer_of_a_set_in_a_bucket_is_found(gcs, tmp_path):
     assert kept.tokenizer.end_id == manifest.tokenizer.end_id
 
 
-def test_shards_are_copied_once_and_again_where_a_copy_is_not_whole(world, gcs, tmp_path):
+def test_shards_are_copied_once_and_incomplete_copies_again(world, gcs, tmp_path):
     prepare_world(world, "gs://bucket/copied")
     config = DataConfig(path="gs://bucket/copied", cache_dir=str(tmp_path), seq_len=300)
     expected = TokenSource(str(world.path / "data"), "train", 300)
@@ -160,7 +160,7 @@ def test_shards_are_copied_once_and_again_where_a_copy_is_not_whole(world, gcs, 
     assert not is_copied()
 
 
-def test_what_cannot_be_copied_whole_leaves_no_shard(world, tmp_path, monkeypatch):
+def test_failed_copy_leaves_no_shard(world, tmp_path, monkeypatch):
     data = shutil.copytree(world.path / "data", tmp_path / "data")
     with monkeypatch.context() as patch, pytest.raises(ValueError, match=r"take 0\.0 GB, but"):
         patch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(9, 8, 1))
@@ -172,7 +172,7 @@ def test_what_cannot_be_copied_whole_leaves_no_shard(world, tmp_path, monkeypatc
     assert not list((tmp_path / "cache").glob("*/train-*"))
 
 
-def test_a_shard_that_was_damaged_on_its_way_is_not_kept(world, tmp_path, monkeypatch):
+def test_damaged_copy_is_removed(world, tmp_path, monkeypatch):
     cache = tmp_path / "cache"
     path_type = type(epath.Path(tmp_path))
     copy = path_type.copy
@@ -201,7 +201,7 @@ def test_a_shard_that_was_damaged_on_its_way_is_not_kept(world, tmp_path, monkey
     np.testing.assert_array_equal(TokenSource(copied, "train", len(tokens))[0], tokens)
 
 
-def test_a_marker_is_committed_and_half_a_phase_is_cleared(gcs):
+def test_committed_marker_is_read_and_half_a_phase_is_cleared(gcs):
     workdir = epath.Path("gs://bucket/halves")
     assert read_marker(workdir).phase == 0
     write_marker(workdir, after_entering(Marker(), None, SECOND))
@@ -231,7 +231,7 @@ def run(world, uncut, gcs, shards) -> str:
     return "gs://bucket/run"
 
 
-def test_a_run_in_a_bucket_killed_and_resumed_is_the_run_on_a_disk(uncut, gcs, run, tmp_path):
+def test_killed_and_resumed_run_in_a_bucket_equals_run_on_disk(uncut, gcs, run, tmp_path):
     for name, data in objects(gcs, "run/").items():
         path = tmp_path / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -241,7 +241,7 @@ def test_a_run_in_a_bucket_killed_and_resumed_is_the_run_on_a_disk(uncut, gcs, r
     assert any(b"train/loss" in data for data in files(tmp_path / "tensorboard").values())
 
 
-def test_a_checkpoint_in_a_bucket_grows_into_one_there(uncut, run, monkeypatch, capsys):
+def test_checkpoint_in_a_bucket_grows_in_the_bucket(uncut, run, monkeypatch, capsys):
     target = "gs://bucket/grown/stage_0/train"
     command = ["grow", f"{run}/stage_0/train", target, "--growth", "stack(2)"]
     monkeypatch.setattr("sys.argv", command)
@@ -277,7 +277,7 @@ def prepare_from(*paths: str) -> None:
         (prepare_from, "gs://nowhere/data", OSError, "there is no bucket gs://nowhere"),
     ],
 )
-def test_a_bucket_that_cannot_be_used_is_named_with_the_reason(
+def test_unusable_bucket_is_named_with_the_reason(
     gcs, tmp_path, monkeypatch, call, path, error, message
 ):
     monkeypatch.setitem(sys.modules, "adlfs", None)
@@ -288,7 +288,7 @@ def test_a_bucket_that_cannot_be_used_is_named_with_the_reason(
 
 
 @pytest.mark.parametrize("call", [absolute, check_bucket])
-def test_a_network_that_is_down_is_one_line_within_seconds(monkeypatch, call):
+def test_network_failure_is_one_line_within_seconds(monkeypatch, call):
     monkeypatch.setenv("STORAGE_EMULATOR_HOST", "http://localhost:1")
     start = time.monotonic()
     with pytest.raises(OSError, match=r"gs://bucket cannot be used: localhost .* reached") as e:
@@ -298,17 +298,17 @@ def test_a_network_that_is_down_is_one_line_within_seconds(monkeypatch, call):
 
 
 @pytest.mark.parametrize("call", [absolute, check_bucket])
-def test_an_unknown_kind_of_store_is_one_line(call):
+def test_unknown_scheme_is_one_line(call):
     with pytest.raises(UserError, match=r"foo://bucket/run"):
         call("foo://bucket/run")
 
 
-def test_inputs_are_not_read_from_a_bucket(tmp_path):
+def test_inputs_in_a_bucket_are_refused(tmp_path):
     with pytest.raises(ValueError, match=r"'gs://bucket/a.txt' is in a bucket; mount it"):
         prepare_from("gs://bucket/a.txt", str(tmp_path / "out"))
 
 
-def test_a_run_in_a_bucket_without_permission_is_one_line(world, gcs, monkeypatch, capsys):
+def test_bucket_without_permission_is_one_line(world, gcs, monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", ["train", *world.args("gs://forbidden/run")])
     with pytest.raises(SystemExit) as exit_info:
         train.main()
@@ -334,7 +334,7 @@ def compilation_cache():
     reset_cache()
 
 
-def test_programs_are_kept_in_a_bucket_and_found_there(gcs, compilation_cache):
+def test_compilation_cache_in_a_bucket_is_used(gcs, compilation_cache):
     use_compilation_cache(epath.Path("gs://bucket/programs"))
     for kept in (0, 1):
         gcs.requests.clear()
@@ -354,7 +354,7 @@ def test_programs_are_kept_in_a_bucket_and_found_there(gcs, compilation_cache):
         ("foo://cache", "is not on a disk and in none of"),
     ],
 )
-def test_a_compilation_cache_that_cannot_be_is_one_line(
+def test_unusable_compilation_cache_is_one_line(
     tmp_path, monkeypatch, compilation_cache, place, said
 ):
     (tmp_path / "file").write_text("")

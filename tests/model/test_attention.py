@@ -45,7 +45,7 @@ def random_heads(num_heads, num_kv_heads, seed=0):
     kv_heads=st.sampled_from([1, 2, 4]),
     segments=st.lists(st.integers(0, 2), min_size=B * T, max_size=B * T),
 )
-def test_outputs_are_those_of_loops_whatever_the_segments(kv_heads, segments):
+def test_attention_matches_numpy_loops(kv_heads, segments):
     # Segments need not be sorted: packing best-fit may put them anywhere.
     segments_BT = np.reshape(np.int32(segments), (B, T))
     q, k, v = random_heads(4, kv_heads)
@@ -54,7 +54,7 @@ def test_outputs_are_those_of_loops_whatever_the_segments(kv_heads, segments):
     np.testing.assert_allclose(out, attention_by_loops(q, k, v, segments_BT), atol=2e-6)
 
 
-def test_in_bfloat16_the_softmax_is_still_float32():
+def test_softmax_is_float32_for_bfloat16_inputs():
     q, k, v = (jnp.bfloat16(x) for x in random_heads(4, 2, seed=1))
     one = jnp.zeros((B, T), jnp.int32)
     out = causal_attention(8 * q, k, v, one, "xla")
@@ -136,7 +136,7 @@ TOLERANCES = {jnp.float32: 1e-5, jnp.bfloat16: 2e-2}
 @pytest.mark.parametrize(
     ("kernel", "dtype", "seq_len", "num_kv_heads", "head_dim", "documents"), KERNELS
 )
-def test_kernels_are_the_plain_softmax_in_value_and_gradient(
+def test_kernels_match_plain_softmax_in_value_and_gradient(
     kernel, dtype, seq_len, num_kv_heads, head_dim, documents
 ):
     arrays, segments = kernel_inputs(dtype, 2, seq_len, num_kv_heads, head_dim)
@@ -153,7 +153,7 @@ def test_kernels_are_the_plain_softmax_in_value_and_gradient(
 
 
 @pytest.mark.usefixtures("interpreted")
-def test_a_kernel_of_one_device_runs_on_the_rows_and_heads_of_each_of_a_mesh():
+def test_kernel_runs_on_each_devices_rows_and_heads():
     arrays, segments = kernel_inputs(jnp.float32, 4, 128, 2, 8)
     expected = value_and_gradients(plain_attention, arrays, segments)
     with jax.set_mesh(mesh_of("fsdp 4, tensor 2")):
@@ -170,7 +170,7 @@ def test_a_kernel_of_one_device_runs_on_the_rows_and_heads_of_each_of_a_mesh():
 
 
 @pytest.mark.parametrize("seq_len", [128, 384, 640, 2048])
-def test_splash_attention_takes_every_length_that_it_is_chosen_for(seq_len):
+def test_splash_attention_supports_every_chosen_length(seq_len):
     x = jax.ShapeDtypeStruct((1, seq_len, 2, 64), jnp.bfloat16)
     attend = functools.partial(causal_attention, segments_BT=None, kernel="splash")
     assert jax.eval_shape(attend, x, x, x) == x
@@ -200,7 +200,7 @@ CHOICES = [
 
 
 @pytest.mark.parametrize(("backend", "dtype", "head_dim", "seq_len", "kernel"), CHOICES)
-def test_the_kernel_is_the_fastest_that_takes_the_arrays_unless_it_is_named(
+def test_auto_chooses_the_fastest_supported_kernel(
     monkeypatch, backend, dtype, head_dim, seq_len, kernel
 ):
     monkeypatch.setattr(jax.extend.backend, "get_backend", lambda: backend)
@@ -213,7 +213,7 @@ def test_the_kernel_is_the_fastest_that_takes_the_arrays_unless_it_is_named(
 
 @hypothesis.settings(max_examples=25, deadline=None)
 @hypothesis.given(st.integers(0, 4000), st.integers(0, 50), st.integers(0, 4000))
-def test_rotated_products_depend_on_the_distance_alone(position, distance, shift):
+def test_rotary_products_depend_only_on_distance(position, distance, shift):
     x = jnp.asarray(np.random.default_rng(0).normal(size=(1, 2, 1, H)), jnp.float32)
 
     def product(first):
@@ -225,7 +225,7 @@ def test_rotated_products_depend_on_the_distance_alone(position, distance, shift
     assert product(position) == pytest.approx(product(position + shift), abs=5e-3)
 
 
-def test_channel_i_turns_with_channel_i_plus_half():
+def test_rotary_pairs_channel_i_with_i_plus_half():
     position, theta = 3, 100.0
     x = np.arange(1.0, H + 1)
     turn = rotation(jnp.int32([[position]]), H, theta)

@@ -41,7 +41,7 @@ def filled(cache):
 
 
 @pytest.mark.parametrize("pieces", PIECES)
-def test_logits_are_those_of_the_whole_text_however_it_is_cut(config, pieces):
+def test_incremental_logits_match_the_full_forward_pass(config, pieces):
     cache = filled(empty_cache(config, B, CAPACITY))
     found, start = [], 0
     for length in PIECES[pieces]:
@@ -54,7 +54,7 @@ def test_logits_are_those_of_the_whole_text_however_it_is_cut(config, pieces):
     np.testing.assert_allclose(np.concatenate(found, 1), expected(config), atol=TOLERANCE)
 
 
-def test_rows_may_be_of_different_lengths_and_padded_with_anything(config):
+def test_rows_may_have_different_lengths_and_any_padding(config):
     params, cache = random_params(config), filled(empty_cache(config, B, CAPACITY))
     rows, lengths_B = np.arange(B), np.int32([2, 5])
     padded_BT = np.where(lengths_B[:, None] > PLACES_BT, TOKENS_BT, 7)
@@ -68,7 +68,7 @@ def test_rows_may_be_of_different_lengths_and_padded_with_anything(config):
         found_BV = logits_B1V[:, 0]
 
 
-def test_next_logits_are_those_of_one_place_of_each_row():
+def test_next_logits_are_the_logits_at_one_place_per_row():
     config, params = MODELS["gqa"], random_params(MODELS["gqa"])
 
     @jax.jit
@@ -82,7 +82,7 @@ def test_next_logits_are_those_of_one_place_of_each_row():
     assert np.isneginf(logits_BV[:, config.vocab_size :]).all()
 
 
-def test_in_bfloat16_so_is_the_cache_and_logits_are_float32_and_near():
+def test_bfloat16_cache_gives_float32_logits_close_to_float32():
     config = dataclasses.replace(MODELS["gqa"], compute_dtype="bfloat16")
     cache = empty_cache(config, B, CAPACITY)
     params = random_params(config)
@@ -94,7 +94,7 @@ def test_in_bfloat16_so_is_the_cache_and_logits_are_float32_and_near():
     assert 0 < error.max() < 0.2
 
 
-def test_a_step_writes_its_cache_in_place():
+def test_decoding_step_updates_the_cache_in_place():
     config = tiny_model(num_layers=16)
     params = jax.eval_shape(functools.partial(model.init, config), jax.random.key(0))
     cache = jax.eval_shape(lambda: empty_cache(config, B, 4096))

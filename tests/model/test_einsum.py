@@ -23,7 +23,7 @@ def plain_contract(spec, x, w, out_sharding):
 
 
 @pytest.mark.parametrize("spec", PRODUCTS)
-def test_the_gradient_by_a_weight_of_many_tokens_is_rounded_as_float32_is(spec):
+def test_weight_gradients_over_many_tokens_have_float32_rounding(spec):
     of_x, of_w, of_out = spec.replace("->", ",").split(",")
     rng = np.random.default_rng(0)
     x, w, g = (rng.normal(size=[SIZES[axis] for axis in of]) for of in (of_x, of_w, of_out))
@@ -43,7 +43,7 @@ def test_the_gradient_by_a_weight_of_many_tokens_is_rounded_as_float32_is(spec):
 
 
 @pytest.mark.parametrize("spec", PRODUCTS)
-def test_sums_run_over_axes_in_the_order_of_their_operands(spec):
+def test_summed_axes_are_in_memory_order(spec):
     of_x, of_w, _ = spec.replace("->", ",").split(",")
     x, w = (jnp.zeros([SIZES[axis] for axis in of]) for of in (of_x, of_w))
 
@@ -73,7 +73,7 @@ def sums_over_tokens(function, *args):
                 yield equation.outvars[0].aval.dtype, equation.outvars[0].aval.size
 
 
-def test_devices_sum_gradients_by_weights_in_float32():
+def test_weight_gradients_are_summed_over_devices_in_float32():
     config = tiny_model(compute_dtype="bfloat16", scan_unroll=1, loss_chunk=4)
     mesh = mesh_of("fsdp 8")
     with jax.set_mesh(mesh):

@@ -70,7 +70,7 @@ def fake_device(kind):
 
 
 @pytest.mark.parametrize("name", PAPER)
-def test_parameters_are_those_of_the_paper(name):
+def test_num_params_match_the_paper(name):
     config, non_embedding, total, _ = PAPER[name]
     tables = 2 * config.vocab_size * config.embed_dim
     assert f"{flops.num_params(config) / 1e9:.3f}" == total
@@ -78,13 +78,13 @@ def test_parameters_are_those_of_the_paper(name):
 
 
 @pytest.mark.parametrize("name", PAPER)
-def test_flops_per_token_are_those_of_the_published_axes(name):
+def test_flops_per_token_match_the_published_plots(name):
     config, _, _, sixth = PAPER[name]
     # The axes were read off to about three digits.
     assert flops.flops_6nd(config) / 6e9 == pytest.approx(sixth, abs=1e-3)
 
 
-def test_the_base_of_the_1b_model_has_a_quarter_of_its_layers():
+def test_base_of_the_1b_model_has_a_quarter_of_the_layers():
     base = dataclasses.replace(PAPER["1.1B"][0], num_layers=6)
     assert f"{flops.num_params(base) / 1e9:.3f}" == "0.439"
 
@@ -92,7 +92,7 @@ def test_the_base_of_the_1b_model_has_a_quarter_of_its_layers():
 @pytest.mark.parametrize("qkv_bias", [False, True])
 @pytest.mark.parametrize("qk_norm", [False, True])
 @pytest.mark.parametrize("tie_head", [False, True])
-def test_parameters_are_the_sizes_of_all_arrays(tie_head, qk_norm, qkv_bias):
+def test_num_params_match_all_arrays(tie_head, qk_norm, qkv_bias):
     config = dataclasses.replace(TINY, tie_head=tie_head, qk_norm=qk_norm, qkv_bias=qkv_bias)
     assert flops.num_params(config) == sum(map(size, parameter_shapes(config)))
 
@@ -108,12 +108,12 @@ def test_matmul_flops_add_up_over_a_list_of_products():
     assert flops.matmul_flops(TINY, t) * t == 3 * forward
 
 
-def test_a_tied_head_is_still_multiplied_with():
+def test_tied_head_counts_as_a_product():
     tied = dataclasses.replace(TINY, tie_head=True)
     assert flops.matmul_flops(tied, 16) == flops.matmul_flops(TINY, 16)
 
 
-def test_padding_of_the_vocabulary_costs_nothing():
+def test_vocabulary_padding_costs_nothing():
     padded = dataclasses.replace(TINY, vocab_multiple=512)
     assert flops.num_params(padded) == flops.num_params(TINY)
     assert flops.matmul_flops(padded, 16) == flops.matmul_flops(TINY, 16)
@@ -137,21 +137,21 @@ def test_padding_of_the_vocabulary_costs_nothing():
         ("an unknown device", None),
     ],
 )
-def test_peaks_are_dense_and_per_device(kind, teraflops):
+def test_peak_flops_are_dense_and_per_device(kind, teraflops):
     expected = None if teraflops is None else pytest.approx(teraflops * 1e12)
     assert flops.peak_flops(fake_device(kind)) == expected
 
 
-def test_a_cpu_has_no_known_peak():
+def test_cpu_has_no_known_peak():
     assert flops.mfu(1e3, jax.devices("cpu")) is None
 
 
-def test_one_unknown_device_leaves_the_utilisation_unknown():
+def test_mfu_is_unknown_with_an_unknown_device():
     devices = [fake_device("NVIDIA H200"), fake_device("an unknown device")]
     assert flops.mfu(1e3, devices) is None
 
 
-def test_utilisation_of_several_devices_is_a_share_of_all_of_them():
+def test_mfu_counts_the_peaks_of_all_devices():
     per_token = flops.matmul_flops(PAPER["1.1B"][0], 2048)
     one = flops.mfu(5e4 * per_token, [fake_device("NVIDIA H200")])
     eight = flops.mfu(4e5 * per_token, [fake_device("NVIDIA H200")] * 8)
@@ -173,7 +173,7 @@ PASSES = {
 
 
 @pytest.mark.parametrize("name", PASSES)
-def test_frozen_layers_cost_what_is_left_of_their_products(name):
+def test_frozen_layers_cost_fewer_products(name):
     trained, weights, attention = PASSES[name]
     # D 8, N 4, K 2, H 6, F 20, V 11, T 16: query, out, key, value, SwiGLU; scores, mixing.
     layer = 2 * (2 * 8 * 24 + 2 * 8 * 12 + 3 * 8 * 20)
@@ -185,7 +185,7 @@ def test_frozen_layers_cost_what_is_left_of_their_products(name):
 
 @pytest.mark.parametrize("tie_head", [False, True])
 @pytest.mark.parametrize("name", PASSES)
-def test_by_6nd_a_frozen_parameter_costs_two_or_four(name, tie_head):
+def test_frozen_parameters_cost_two_or_four_by_6nd(name, tie_head):
     trained, passes, _ = PASSES[name]
     layer = 2 * 8 * 24 + 2 * 8 * 12 + 3 * 8 * 20 + 2 * 8
     expected = sum(2 * count * layer for count in passes) + 6 * 8
@@ -196,7 +196,7 @@ def test_by_6nd_a_frozen_parameter_costs_two_or_four(name, tie_head):
 
 
 @hypothesis.given(st.integers(1, 6), st.integers(1, 99), st.data())
-def test_what_learns_more_costs_more_up_to_all_of_it(num_layers, seq_len, data):
+def test_more_trained_layers_cost_more(num_layers, seq_len, data):
     config = dataclasses.replace(TINY, num_layers=num_layers)
     every = st.lists(st.booleans(), min_size=num_layers, max_size=num_layers)
     trained = data.draw(every.filter(any))
@@ -239,14 +239,14 @@ def counted_flops(config, spans=None, *, backward=True):
 
 
 @pytest.mark.parametrize("backward", [False, True])
-def test_matmul_flops_are_those_that_xla_counts(backward):
+def test_matmul_flops_match_xla(backward):
     expected = flops.matmul_flops(MATMULS, SEQ_LEN) * SEQ_LEN / (1 if backward else 3)
     # What is not a product of matrices (norms, softmax, SwiGLU) is below 3 % at this width.
     assert counted_flops(MATMULS, backward=backward) == pytest.approx(expected, rel=0.03)
 
 
 @pytest.mark.parametrize("name", [name for name in PASSES if name != "all"])
-def test_matmul_flops_with_frozen_layers_are_those_that_xla_counts(name):
+def test_matmul_flops_with_frozen_layers_match_xla(name):
     trained = PASSES[name][0]
     phase = phase_of(MATMULS, trained_layers=trained)
     expected = flops.matmul_flops(MATMULS, SEQ_LEN, trained) * SEQ_LEN

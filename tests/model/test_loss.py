@@ -14,7 +14,7 @@ CONFIG = MODELS["gqa"]
 BATCH = random_batch()
 
 
-def test_sums_are_those_of_a_loop_over_positions():
+def test_loss_sums_match_a_loop_over_positions():
     batch = first_microbatch(BATCH)
     weights = np.random.default_rng(1).uniform(0, 2, batch.tokens.shape)
     batch = batch._replace(loss_weights=weights.astype(np.float32))

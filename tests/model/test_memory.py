@@ -49,7 +49,7 @@ def num_products(remat):
     return counts["weights"] - 3, counts["heads"]
 
 
-def test_dots_computes_products_of_heads_again_and_full_those_of_weights_too():
+def test_remat_dots_recomputes_attention_and_full_recomputes_everything():
     # Seven products of weights, and two of heads in each of four blocks of queries; each has
     # two products in the backward pass. Nothing needs the result of the layer's last one.
     assert num_products("none") == (3 * 7, 3 * 2 * 4)
@@ -64,7 +64,7 @@ def compiled(remat, loss_chunk, scan_unroll=1):
 
 
 @pytest.mark.parametrize("scan_unroll", [0, 1, 2])
-def test_each_remat_policy_takes_less_memory_than_the_one_before(scan_unroll):
+def test_remat_policies_are_ordered_by_memory(scan_unroll):
     none, dots, full = (
         compiled(remat, 64, scan_unroll).memory_analysis().temp_size_in_bytes
         for remat in ("none", "dots", "full")
@@ -75,9 +75,7 @@ def test_each_remat_policy_takes_less_memory_than_the_one_before(scan_unroll):
 
 
 @pytest.mark.parametrize(("loss_chunk", "holds"), [(64, False), (512, True)])
-def test_logits_of_the_whole_sequence_are_held_only_if_the_chunk_is_the_sequence(
-    loss_chunk, holds
-):
+def test_loss_chunks_limit_the_memory_for_logits(loss_chunk, holds):
     rows, seq_len = SHAPE
     shapes = rf"f32\[({rows},{seq_len},{VOCAB}|{rows * seq_len},{VOCAB}|{seq_len},{VOCAB})\]"
     text = compiled("full", loss_chunk).as_text()

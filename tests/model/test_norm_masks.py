@@ -67,12 +67,12 @@ SHARES = [0.0, 0.1, 0.5, 0.9, 1.0]
 
 
 @pytest.mark.parametrize("share", SHARES)
-def test_the_masked_norm_is_the_documented_formula(share):
+def test_masked_norm_matches_the_documented_formula(share):
     np.testing.assert_allclose(ours(share), documented(share), rtol=1e-13, atol=1e-15)
 
 
 @pytest.mark.parametrize("share", SHARES)
-def test_other_code_weighs_new_channels_by_a_power_of_the_mask(share):
+def test_other_code_weights_new_channels_by_a_power_of_the_mask(share):
     m = open_by(share)
     x = m * WRITTEN
     of_prts = m * GAIN * m * x / np.sqrt(mean_square(x, m, 2) + EPSILON * ALL / np.sum(m))
@@ -88,7 +88,7 @@ def test_other_code_weighs_new_channels_by_a_power_of_the_mask(share):
         )
 
 
-def test_all_agree_once_the_mask_is_open_and_while_it_is_shut_but_for_prtss_epsilon():
+def test_all_agree_for_open_and_closed_masks_except_the_epsilon_of_prts():
     plain = rms_norm(WRITTEN, GAIN)
     for each in (ours, msg, prts):
         np.testing.assert_allclose(each(1.0), plain, rtol=1e-13)
@@ -100,6 +100,6 @@ def test_all_agree_once_the_mask_is_open_and_while_it_is_shut_but_for_prtss_epsi
 
 
 @pytest.mark.parametrize("share", [0.1, 0.5, 0.9])
-def test_they_differ_while_the_mask_is_half_open(share):
+def test_norms_differ_for_half_open_masks(share):
     for other in (msg, prts):
         assert np.abs(other(share) / ours(share) - 1).max() > 1e-3

@@ -83,7 +83,7 @@ WAYS = [
 
 
 @pytest.mark.parametrize(("mesh", "accumulate", "fields"), WAYS)
-def test_how_a_step_is_cut_changes_neither_loss_nor_gradient(mesh, accumulate, fields):
+def test_mesh_and_accumulation_do_not_change_loss_and_gradient(mesh, accumulate, fields):
     loss, grads = loss_and_grads(mesh, accumulate, fields)
     expected_loss, expected = expected_loss_and_grads()
     # The same float32 sums in another order, over up to eight devices.
@@ -92,7 +92,7 @@ def test_how_a_step_is_cut_changes_neither_loss_nor_gradient(mesh, accumulate, f
         np.testing.assert_allclose(leaf, other, rtol=0, atol=1e-5 * np.abs(other).max())
 
 
-def test_in_bfloat16_they_are_those_of_float32_but_for_rounding():
+def test_bfloat16_loss_and_gradient_match_float32_up_to_rounding():
     fields = {"compute_dtype": "bfloat16", "remat": "full", "loss_chunk": 3}
     loss, grads = loss_and_grads(MeshConfig(fsdp=4, tensor=2), 2, fields)
     expected_loss, expected = expected_loss_and_grads()

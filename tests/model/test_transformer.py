@@ -25,7 +25,7 @@ def inputs(seed=0):
     return first_microbatch(random_batch(seed, rows=B, seq_len=T))[:3]
 
 
-def test_logits_are_those_of_a_numpy_decoder(config):
+def test_logits_match_a_numpy_decoder(config):
     params, tokens = random_params(config), inputs()
     expected = NumpyDecoder(config, params).logits(*tokens)
     logits = jax.jit(functools.partial(model.apply, config))(params, *tokens)
@@ -35,7 +35,7 @@ def test_logits_are_those_of_a_numpy_decoder(config):
     np.testing.assert_array_equal(np.isneginf(logits), np.isneginf(expected))
 
 
-def test_in_bfloat16_logits_are_float32_and_near_those_of_float32():
+def test_bfloat16_logits_are_float32_and_close_to_float32():
     config, tokens = MODELS["gqa"], inputs()
     half = dataclasses.replace(config, compute_dtype="bfloat16")
     logits, expected = (
@@ -67,7 +67,7 @@ def influence(segments: tuple[int, ...]) -> np.ndarray:
     return np.abs(np.asarray(jacobian)).max(axis=-1)[:, :T]
 
 
-def test_a_position_is_moved_by_itself_and_what_comes_before_and_nothing_else():
+def test_attention_is_causal():
     moved = influence((0,) * T)
     allowed = np.tril(np.ones((T, T), bool))
     assert (moved[~allowed] == 0).all()
@@ -86,7 +86,7 @@ PADDED = tiny_model()
 
 
 @pytest.mark.parametrize("tie_head", [False, True])
-def test_padding_of_the_vocabulary_is_never_predicted_and_never_learnt(tie_head):
+def test_vocabulary_padding_is_never_predicted_nor_trained(tie_head):
     config = dataclasses.replace(PADDED, tie_head=tie_head)
     params, tokens = random_params(config), inputs()
 
@@ -115,7 +115,7 @@ LAYER = {
     "key_norm": ((6,), Axes((), (), ("head_dim",))),
     "out": ((4, 6, 16), Axes((), ("heads", "head_dim"), ("embed",))),
     "mlp_norm": ((16,), Axes((), (), ("embed",))),
-    "gate_up": ((16, 2, 20), Axes((), ("embed",), ("gate_up", "mlp"))),
+    "gate_up": ((16, 2, 20), Axes((), ("embed",), ("mlp",), ("gate_up",))),
     "down": ((20, 16), Axes((), ("mlp",), ("embed",))),
 }
 OUTER = {
@@ -128,9 +128,7 @@ OUTER = {
 @pytest.mark.parametrize("qkv_bias", [False, True])
 @pytest.mark.parametrize("qk_norm", [False, True])
 @pytest.mark.parametrize("tie_head", [False, True])
-def test_parameters_are_named_shaped_and_axed_as_checkpoints_hold_them(
-    qkv_bias, qk_norm, tie_head
-):
+def test_parameter_names_shapes_and_axes(qkv_bias, qk_norm, tie_head):
     config = dataclasses.replace(PADDED, qkv_bias=qkv_bias, qk_norm=qk_norm, tie_head=tie_head)
     layer = {
         name: ((3, *shape), axes.stack("layers"))
@@ -169,7 +167,7 @@ SCALED = dict.fromkeys(REFERENCE, 0.02) | {
 
 
 @pytest.mark.parametrize(("init", "expected"), [("reference", REFERENCE), ("scaled", SCALED)])
-def test_initial_values_spread_as_documented_and_gains_are_one(init, expected):
+def test_initial_standard_deviations_match_the_documentation(init, expected):
     config = tiny_model(
         vocab_size=128,
         num_layers=4,
@@ -200,7 +198,7 @@ def initial_values():
     return jax.tree.map(np.asarray, params)
 
 
-def test_layers_start_apart_from_each_other(initial_values):
+def test_layers_have_different_initial_values(initial_values):
     for name in REFERENCE.keys() & initial_values["layers"].keys():
         first, second = initial_values["layers"][name]
         assert not np.isclose(first, second).all()
@@ -240,7 +238,7 @@ TRAINED = {
 @pytest.mark.parametrize(
     ("name", "remat"), [*((name, "none") for name in TRAINED), ("all but the middle", "full")]
 )
-def test_frozen_layers_run_as_ever_and_only_trained_ones_have_a_gradient(name, remat):
+def test_only_trained_layers_have_gradients(name, remat):
     config = dataclasses.replace(MODELS["gqa"], remat=remat)
     trained = TRAINED[name]
     loss, grads = loss_and_grads(config, phase_of(config, trained_layers=trained).spans)
@@ -257,7 +255,7 @@ def test_frozen_layers_run_as_ever_and_only_trained_ones_have_a_gradient(name, r
         np.testing.assert_allclose(leaf[here], full[here], atol=tolerance)
 
 
-def test_logits_do_not_depend_on_which_layers_learn():
+def test_logits_do_not_depend_on_frozen_layers():
     config, tokens = MODELS["gqa"], inputs()
     trained = TRAINED["all but the middle"]
     logits, expected = (
@@ -271,7 +269,7 @@ def test_logits_do_not_depend_on_which_layers_learn():
 
 
 @pytest.mark.parametrize("name", ["last", "first"])
-def test_while_layers_are_frozen_a_tied_embedding_learns_as_the_head_alone(name):
+def test_tied_embedding_gets_only_head_gradients_while_frozen(name):
     tied = MODELS["mqa, tied, slowed"]
     untied = dataclasses.replace(tied, tie_head=False)
     params = random_params(tied)
@@ -308,7 +306,7 @@ BAD_FIELDS = {
 
 
 @pytest.mark.parametrize("field", BAD_FIELDS)
-def test_sizes_that_make_no_model_are_refused_with_the_reason(field):
+def test_impossible_sizes_are_refused(field):
     value, message = BAD_FIELDS[field]
     with pytest.raises(ValueError, match=message):
         tiny_model(**{field: value})

@@ -75,7 +75,7 @@ def find(monkeypatch):
         POD,
     ],
 )
-def test_a_process_that_is_alone_joins_nobody(find, variables):
+def test_single_process_has_no_job(find, variables):
     assert find(variables) is None
 
 
@@ -98,7 +98,7 @@ def test_a_process_that_is_alone_joins_nobody(find, variables):
         ),
     ],
 )
-def test_each_launcher_says_who_takes_part(find, variables, expected):
+def test_job_of_each_launcher(find, variables, expected):
     assert find(variables) == expected
 
 
@@ -144,7 +144,7 @@ def test_each_launcher_says_who_takes_part(find, variables, expected):
         ),
     ],
 )
-def test_what_says_too_little_is_refused_in_one_line(find, variables, message, monkeypatch):
+def test_incomplete_environment_is_refused(find, variables, message, monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ValueError, match=message) as error_info:
         find(variables)
@@ -160,14 +160,14 @@ def test_what_says_too_little_is_refused_in_one_line(find, variables, message, m
         ("r[0-1]n[1-2]-ib", ["r0n1-ib", "r0n2-ib", "r1n1-ib", "r1n2-ib"]),
     ],
 )
-def test_the_nodes_of_slurm_are_spelled_out(nodes, expected, monkeypatch):
+def test_slurm_node_list_is_expanded(nodes, expected, monkeypatch):
     monkeypatch.setattr(os, "environ", {"SLURM_STEP_NODELIST": nodes})
     assert cluster.all_hosts() == expected
 
 
 @pytest.mark.parametrize("name", ["JAX_INITIALIZATION_TIMEOUT", "JAX_HEARTBEAT_TIMEOUT"])
 @pytest.mark.parametrize("value", ["", "0", "1.5", "5m"])
-def test_a_timeout_is_a_whole_number_of_seconds(name, value, monkeypatch):
+def test_timeouts_are_positive_integers(name, value, monkeypatch):
     monkeypatch.setenv(name, value)
     with pytest.raises(ValueError, match=f"{name} is {value!r}, but has to be a whole number"):
         distributed.initialize()
@@ -183,7 +183,7 @@ def test_a_timeout_is_a_whole_number_of_seconds(name, value, monkeypatch):
         ({"TPU_SKIP_MDS_QUERY": "1"}, {}, None),
     ],
 )
-def test_a_tpu_host_joins_the_slice(find, variables, metadata, expected, monkeypatch):
+def test_tpu_host_joins_the_slice(find, variables, metadata, expected, monkeypatch):
     values = metadata | {"agent-worker-number": "1", "tpu-env": ""}
     for module in (cluster, clusters.cluster, cloud_tpu_cluster):
         monkeypatch.setattr(module, "running_in_cloud_tpu_vm", True)

@@ -105,31 +105,31 @@ def mistake(run_main):
 
 
 @pytest.mark.parametrize("module", COMMANDS)
-def test_an_unknown_option_is_one_line(mistake, module):
+def test_unknown_option_is_one_line(mistake, module):
     line = mistake(module, *COMMANDS[module], "--nonsense", "5")
     assert line.startswith("error: '--nonsense 5' is not an option or a value of an option")
     assert re.search(r"; see `python -m \S+.* --help`\.$", line)
 
 
 @pytest.mark.parametrize("module", COMMANDS)
-def test_a_command_without_arguments_is_one_line(mistake, module):
+def test_missing_arguments_are_one_line(mistake, module):
     line = mistake(module)
     assert re.search("must be given|no config given|must be from 1 to|give one of the", line)
 
 
 @pytest.mark.parametrize(("module", "option", "value", "said"), WRONG_VALUES)
-def test_a_wrong_value_is_one_line(mistake, module, option, value, said):
+def test_wrong_value_is_one_line(mistake, module, option, value, said):
     line = mistake(module, *COMMANDS[module], option, value)
     assert line.startswith(f"error: {said}")
 
 
-def test_an_option_like_the_wrong_one_is_suggested(mistake):
+def test_similar_option_is_suggested(mistake):
     line = mistake("stackjax.generate", "a", "--max_tokns=5")
     assert "'--max_tokns=5' is not an option or a value of an option (perhaps " in line
     assert "(perhaps --max-tokens is meant)" in line
 
 
-def test_an_option_without_a_value_is_one_line(mistake):
+def test_option_without_value_is_one_line(mistake):
     line = mistake("stackjax.generate", "a", "--seed")
     assert line.startswith("error: --seed must have a value, INT >= 0; see ")
 
@@ -138,7 +138,7 @@ def test_an_option_without_a_value_is_one_line(mistake):
     ("args", "said"),
     [(["--config"], "no config given"), (["--config", "a.py"], "there is no such file")],
 )
-def test_a_config_that_is_not_there_is_one_line(mistake, args, said):
+def test_missing_config_is_one_line(mistake, args, said):
     assert said in mistake("stackjax.train", *args)
 
 
@@ -152,14 +152,14 @@ class Broken:
         int("no number")
 
 
-def test_a_bug_in_an_option_keeps_its_traceback():
+def test_bug_in_an_option_keeps_the_traceback():
     with pytest.raises(ValueError, match="invalid literal") as raised:
         parse(Broken, prog="broken", args=[])
     assert not isinstance(raised.value, UserError)
 
 
 @pytest.mark.parametrize("module", ["stackjax.generate", "stackjax.train"])
-def test_help_is_printed_as_a_page(run_main, module):
+def test_help_is_printed(run_main, module):
     main = importlib.import_module(module).main
     code, out, err = run_main(main, *COMMANDS[module], "--help")
     assert (code, err) == (0, "")
@@ -167,13 +167,13 @@ def test_help_is_printed_as_a_page(run_main, module):
 
 
 @pytest.mark.parametrize("args", ON_NO_DISK, ids=" ".join)
-def test_a_path_of_an_unknown_kind_is_one_line(mistake, args):
+def test_unknown_path_scheme_is_one_line(mistake, args):
     assert re.search("://b|:/b", mistake(*args))
 
 
 @pytest.mark.parametrize("url", ["gs://b/x", "foo://b/x"])
 @pytest.mark.parametrize(("module", "option"), PATHS_ON_A_DISK)
-def test_a_bucket_is_refused_where_a_disk_is_needed(mistake, module, option, url):
+def test_bucket_is_refused_for_disk_only_options(mistake, module, option, url):
     line = mistake(module, *COMMANDS[module], option, url)
     name = option.removeprefix("--").replace("-", "_")
     assert line == f"error: {name} is {url.replace('//', '/')!r}; it must be a path on a disk."

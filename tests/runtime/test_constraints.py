@@ -103,7 +103,7 @@ def scalars(kind, path=""):
 
 
 @pytest.mark.parametrize("root", [*ROOTS, *(f"growth.{name}" for name in OPERATORS)])
-def test_every_number_has_a_range_and_every_root_is_checked(root):
+def test_every_number_has_a_range_and_every_config_is_checked(root):
     is_growth = root.startswith("growth.")
     kind = OPERATORS[root.removeprefix("growth.")] if is_growth else named(root)
     assert issubclass(kind, Growth if is_growth else Checked)
@@ -210,7 +210,7 @@ REFUSED = [
 
 
 @pytest.mark.parametrize("fields", ACCEPTED, ids=str)
-def test_values_inside_their_range_are_kept_as_they_are(fields):
+def test_values_in_range_are_unchanged(fields):
     outer = Outer(**fields)
     assert {name: getattr(outer, name) for name in fields} == fields
     assert type(outer.share) is type(outer.scale) is float
@@ -218,7 +218,7 @@ def test_values_inside_their_range_are_kept_as_they_are(fields):
 
 
 @pytest.mark.parametrize(("fields", "message"), REFUSED)
-def test_other_values_are_refused_with_field_value_and_rule(fields, message):
+def test_values_out_of_range_are_refused(fields, message):
     with pytest.raises(UserError) as raised:
         Outer(**fields)
     assert message in str(raised.value)
@@ -235,13 +235,13 @@ def test_other_values_are_refused_with_field_value_and_rule(fields, message):
         (Real(), "1e-3", 1e-3),
     ],
 )
-def test_numbers_of_a_command_line(rule, text, value):
+def test_command_line_numbers_are_parsed(rule, text, value):
     parsed = rule.instance_from_str([text])
     assert parsed == value and type(parsed) is type(value)
 
 
 @pytest.mark.parametrize("text", ["0.5", "nan", "inf", "1e400", "", "many", "9" * 5000])
-def test_texts_that_are_no_whole_number_are_refused(text):
+def test_texts_without_an_integer_are_refused(text):
     with pytest.raises(UserError, match="is not a whole number"):
         Whole().instance_from_str([text])
 
@@ -302,7 +302,7 @@ def config_with(field: str, fields: dict[str, Any]) -> Any:
 
 
 @pytest.mark.parametrize("field", IDLE)
-def test_a_field_without_effect_is_refused_until_it_has_one(field):
+def test_fields_without_effect_are_refused(field):
     alone, what_it_needs = IDLE[field]
     with pytest.raises(
         UserError, match=rf"^{re.escape(field)} is .* which has no effect while"
@@ -393,7 +393,7 @@ def accepted_mutations() -> list[tuple[str, Any, Config]]:
     return accepted
 
 
-def test_every_scalar_of_a_run_takes_only_sane_values():
+def test_scalars_of_a_run_accept_only_sane_values():
     assert len({path for path, *_ in accepted_mutations()}) > 60
     for path, value, config in accepted_mutations():
         flat = flatten(config)
@@ -411,12 +411,12 @@ def test_every_scalar_of_a_run_takes_only_sane_values():
         *(("optimizer.weight_decay", 101), ("optimizer.weight_decay", 1e-40)),
     ],
 )
-def test_numbers_that_no_run_can_mean_are_refused(field, value):
+def test_meaningless_numbers_are_refused(field, value):
     with pytest.raises(UserError, match=f"{field} is {value}".replace("+", r"\+")):
         with_value(FULL, field.split("."), value)
 
 
-def test_what_is_accepted_evaluates_abstractly_or_is_refused_by_name():
+def test_accepted_configs_trace_or_are_refused():
     outcomes = {"fits": 0, "refused": 0}
     for path, value, config in random.Random(1).sample(accepted_mutations(), 40):
         try:
@@ -442,7 +442,7 @@ HUGE = {
 
 
 @pytest.mark.parametrize("field", HUGE)
-def test_the_largest_sizes_neither_hang_nor_take_memory(field):
+def test_largest_sizes_are_checked_fast_in_little_memory(field):
     config = with_value(tiny_run(), field.split("."), HUGE[field])
     try:
         for estimate in check(config, jax.device_count()):
@@ -478,7 +478,7 @@ def test_the_largest_sizes_neither_hang_nor_take_memory(field):
     ],
     ids=lambda text: text[:40],
 )
-def test_growths_that_cannot_be_are_refused_at_once(text):
+def test_impossible_growths_are_refused(text):
     with pytest.raises(UserError) as raised:
         parse_growth(text)
     assert len(str(raised.value).splitlines()) == 1
@@ -487,7 +487,7 @@ def test_growths_that_cannot_be_are_refused_at_once(text):
 @pytest.mark.parametrize(
     "text", ["stack(1000)+stack(1000)", "width_split(embed=1000)+width_split(embed=1000)"]
 )
-def test_growths_that_make_more_than_a_model_may_have_are_refused_at_once(text):
+def test_growths_beyond_the_largest_model_are_refused(text):
     model = tiny_model(embed_dim=2048, num_layers=1000)
     with pytest.raises(UserError, match=r"makes \d+ layers|makes model.embed_dim \d+"):
         parse_growth(text).target_config(model)

@@ -52,7 +52,7 @@ def numbers(code: str) -> list[int]:
         (KEEP, "glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=17179869184", True),
     ],
 )
-def test_memory_is_cleared_once(prepare, tunables, keeps, monkeypatch):
+def test_memory_is_mapped_once(prepare, tunables, keeps, monkeypatch):
     monkeypatch.delenv("GLIBC_TUNABLES", raising=False)
     if tunables is not None:
         monkeypatch.setenv("GLIBC_TUNABLES", tunables)
@@ -62,7 +62,7 @@ def test_memory_is_cleared_once(prepare, tunables, keeps, monkeypatch):
     assert faults < pages / 50 if keeps else faults > pages / 2
 
 
-def test_what_is_kept_can_be_handed_back(monkeypatch):
+def test_kept_memory_can_be_released(monkeypatch):
     monkeypatch.delenv("GLIBC_TUNABLES", raising=False)
     temporary, _, released = numbers(STEPS.format(prepare=KEEP) + RELEASE)
     assert released > temporary / 2

@@ -84,9 +84,7 @@ def finish(processes: list[subprocess.Popen]) -> list[tuple[int, str, str]]:
     return [(p.returncode, *output) for p, output in zip(processes, outputs, strict=True)]
 
 
-def test_two_processes_of_which_one_is_killed_resume_stop_and_are_one_run(
-    world, uncut, tmp_path
-):
+def test_two_processes_survive_a_kill_and_equal_one_process(world, uncut, tmp_path):
     both, alone = tmp_path / "both", tmp_path / "alone"
     (world.path / "two_meshes.py").write_text(TWO_MESHES)
     args = ["--config", str(world.path / "two_meshes.py"), "--workdir", str(both)]
@@ -118,7 +116,7 @@ def test_two_processes_of_which_one_is_killed_resume_stop_and_are_one_run(
     np.testing.assert_allclose(losses(alone), losses(uncut), rtol=RTOL)
 
 
-def test_two_processes_probe_measure_and_end_a_stage_as_one_does(world, uncut, tmp_path):
+def test_two_processes_probe_measure_and_stop_early_like_one(world, uncut, tmp_path):
     [loss, *_] = [row["held_out_loss"] for row in rows(uncut) if row["kind"] == "evaluation"]
     # Of step 5, which the evaluations of steps 4 and 6 lie on either side of.
     args = ["--stages.0.until.loss", repr(loss), "--evaluation.every-tokens", "256"]
@@ -155,11 +153,11 @@ def call_roll(processes: list[int], num_processes: int, timeout: float) -> list[
         return list(pool.map(one, processes))
 
 
-def test_a_job_starts_when_all_processes_are_there():
+def test_job_starts_when_all_processes_have_arrived():
     assert call_roll([2, 0, 1], 3, 60) == [None, None, None]
 
 
-def test_a_process_that_is_not_there_is_named_with_its_host(monkeypatch):
+def test_missing_process_is_named_with_host(monkeypatch):
     monkeypatch.setenv("SLURM_STEP_NODELIST", "gpu[008-010,12]")
     monkeypatch.setenv("SLURMD_NODENAME", "gpu009")
     zero, three = call_roll([0, 3], 5, 1)
@@ -174,7 +172,7 @@ def test_a_process_that_is_not_there_is_named_with_its_host(monkeypatch):
     )
 
 
-def test_a_process_that_does_not_find_process_0_says_where_it_looked(monkeypatch):
+def test_unreachable_process_0_is_named_with_address(monkeypatch):
     monkeypatch.setenv("SLURMD_NODENAME", "gpu009")
     (one,) = call_roll([1], 2, 0.5)
     pattern = (
@@ -183,7 +181,7 @@ def test_a_process_that_does_not_find_process_0_says_where_it_looked(monkeypatch
     assert re.match(pattern, one)
 
 
-def test_who_else_connects_is_no_process_of_the_job():
+def test_foreign_connections_are_ignored():
     port = free_port()
     with ThreadPoolExecutor() as pool:
         jobs = [Job(f"localhost:{port}", 2, process) for process in range(2)]
@@ -200,7 +198,7 @@ def test_who_else_connects_is_no_process_of_the_job():
         assert zero.result() is None
 
 
-def test_a_port_that_is_taken_is_named():
+def test_port_in_use_is_named():
     with socket.create_server(("", 0)) as taken:
         address = f"localhost:{taken.getsockname()[1]}"
         with pytest.raises(OSError, match=f"cannot listen at {address} .*in use"):
@@ -223,7 +221,7 @@ with errors.one_line_errors(), distributed.errors_once():
 """
 
 
-def test_what_both_processes_fail_of_is_said_once_and_one_alone_speaks_for_itself():
+def test_common_error_is_printed_once_and_lone_error_with_its_process():
     def start(who: str, seconds: int) -> list[subprocess.Popen]:
         port = free_port()
         return [
@@ -275,7 +273,7 @@ with errors.one_line_errors(), distributed.errors_once():
         ("missing", r"error: .*No such file or directory: '/nowhere/phase.json'"),
     ],
 )
-def test_processes_hear_what_process_0_reads_and_refuse_to_differ(case, message):
+def test_processes_share_values_of_process_0_and_must_agree(case, message):
     port = free_port()
     processes = [
         subprocess.Popen(

@@ -42,7 +42,7 @@ def diverge():
         (diverge, "error: loss nan\n"),
     ],
 )
-def test_what_the_user_can_mend_is_one_line_and_exit_code_2(fail, line, capsys):
+def test_user_errors_are_one_line_and_exit_code_2(fail, line, capsys):
     with pytest.raises(SystemExit) as exit_info, one_line_errors():
         fail()
     assert exit_info.value.code == 2
@@ -70,14 +70,14 @@ def out_of_memory(fail, capsys) -> str:
     ],
     ids=["array", "program", "host"],
 )
-def test_too_little_memory_is_one_line_with_place_and_way_out(fail, said, capsys):
+def test_out_of_memory_is_one_line_with_place_and_remedy(fail, said, capsys):
     line = out_of_memory(fail, capsys)
     assert line.startswith(f"error: out of memory in stage 1, step 3 ({said}")
     assert line.endswith("any command takes less of each device where there are more.")
     assert "stages.N.accumulate or mesh.fsdp, model.remat 'full', or a smaller batch_" in line
 
 
-def test_other_errors_of_jax_keep_their_traceback():
+def test_other_jax_errors_keep_the_traceback():
     with pytest.raises(jax.errors.JaxRuntimeError, match="INTERNAL"), one_line_errors():
         raise jax.errors.JaxRuntimeError("INTERNAL: a bug")
 
@@ -103,14 +103,14 @@ def in_a_worker(fail):
         (die, "error: a worker process was killed, perhaps for its memory; use fewer "),
     ],
 )
-def test_errors_of_worker_processes_are_one_line_too(fail, line, capsys):
+def test_worker_process_errors_are_one_line(fail, line, capsys):
     with pytest.raises(SystemExit) as exit_info, one_line_errors():
         in_a_worker(fail)
     assert exit_info.value.code == 2
     assert capsys.readouterr().err.startswith(line)
 
 
-def test_errors_of_other_code_keep_their_traceback():
+def test_other_errors_keep_the_traceback():
     with pytest.raises(ValueError, match="invalid literal"), one_line_errors():
         int("nothing of ours")
     # Also where our own code caused them: that is a bug.
@@ -120,14 +120,14 @@ def test_errors_of_other_code_keep_their_traceback():
         Stack("2" / 2)
 
 
-def test_an_interrupt_is_one_line_and_the_exit_code_of_the_signal(capsys):
+def test_interrupt_is_one_line_and_exit_code_130(capsys):
     with pytest.raises(SystemExit) as exit_info, one_line_errors():
         raise KeyboardInterrupt
     assert exit_info.value.code == 128 + 2
     assert capsys.readouterr().err == "error: interrupted.\n"
 
 
-def test_without_an_error_nothing_happens(capsys):
+def test_success_prints_nothing(capsys):
     with one_line_errors():
         pass
     assert capsys.readouterr() == ("", "")

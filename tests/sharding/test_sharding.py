@@ -19,7 +19,7 @@ WEIGHT = Axes(("layers",), ("embed",), ("heads", "head_dim"))
 GAIN = Axes(("layers",), (), ("embed",))
 
 
-def test_the_size_that_is_left_open_takes_the_devices_that_are_left():
+def test_mesh_size_minus_one_takes_the_remaining_devices():
     assert mesh_shape(MeshConfig(), 8) == (1, 8, 1)
     assert mesh_shape(MeshConfig(replica=-1, fsdp=2), 8) == (4, 2, 1)
     assert mesh_shape(MeshConfig(replica=2, fsdp=2, tensor=-1), 8) == (2, 2, 2)
@@ -38,7 +38,7 @@ def test_the_size_that_is_left_open_takes_the_devices_that_are_left():
         (MeshConfig(fsdp=-2), "sizes are at least 1, and at most one is -1"),
     ],
 )
-def test_sizes_that_do_not_make_up_the_devices_are_refused(config, message):
+def test_wrong_mesh_sizes_are_refused(config, message):
     with pytest.raises(ValueError, match=re.escape(message)):
         mesh_shape(config, 8)
 
@@ -53,12 +53,12 @@ def test_sizes_that_do_not_make_up_the_devices_are_refused(config, message):
         ((8, 32, 1), 8, (8, 1, 1)),
     ],
 )
-def test_slices_lie_along_replica_first_and_then_along_fsdp(shape, num_slices, across):
+def test_slices_span_replica_before_fsdp(shape, num_slices, across):
     assert slices_along_axes(shape, num_slices) == across
 
 
 @pytest.mark.parametrize("shape", [(1, 16, 2), (1, 1, 32), (2, 8, 2)])
-def test_slices_that_neither_replica_nor_fsdp_can_span_are_refused(shape):
+def test_indivisible_slices_are_refused(shape):
     with pytest.raises(UserError, match=r"does not fit 3 TPU slices.*set mesh\.replica to 3"):
         slices_along_axes(shape, 3)
 
@@ -75,7 +75,7 @@ class SliceDevice:
 
 
 @pytest.mark.parametrize("config", [MeshConfig(replica=2), MeshConfig(), MeshConfig(tensor=2)])
-def test_devices_of_one_slice_are_neighbours_along_every_axis_but_one(config, monkeypatch):
+def test_devices_of_a_slice_are_contiguous(config, monkeypatch):
     devices = [SliceDevice(i, i // 4) for i in range(8)]
     monkeypatch.setattr(mesh, "Mesh", lambda layout, *_, **__: layout)
     layout = build_mesh(config, devices)
@@ -85,11 +85,11 @@ def test_devices_of_one_slice_are_neighbours_along_every_axis_but_one(config, mo
     assert (first == 0).all() and (second == 1).all()
 
 
-def test_by_default_the_mesh_covers_every_device():
+def test_default_mesh_has_every_device():
     assert build_mesh(MeshConfig()).devices.size == jax.device_count() == 8
 
 
-def test_weights_are_cut_by_the_table_and_gains_stay_whole():
+def test_weights_are_sharded_by_the_table_and_gains_replicated():
     with jax.set_mesh(mesh_of("replica 2, fsdp 2, tensor 2")):
         assert partition(WEIGHT) == P(None, "fsdp", "tensor", None)
         assert partition(GAIN) == P(None, None)
@@ -99,13 +99,13 @@ def test_weights_are_cut_by_the_table_and_gains_stay_whole():
         assert shards == [4, 2, 2, 1]
 
 
-def test_without_a_mesh_nothing_is_cut():
+def test_nothing_is_sharded_without_a_mesh():
     assert partition(WEIGHT) is None
     assert partition(GAIN) is None
     assert num_shards("batch") == 1
 
 
-def test_abstract_arrays_move_to_a_mesh_with_the_partitions_that_they_have():
+def test_abstract_arrays_keep_their_partition_specs_on_a_mesh():
     mesh = mesh_of("fsdp 4, tensor 2")
     with jax.set_mesh(mesh):
         zeros = lambda: jax.numpy.zeros((4, 8), out_sharding=P("fsdp", "tensor"))  # noqa: E731

@@ -59,7 +59,7 @@ def first_document(path: str) -> list[int]:
     return stream[: stream.index(manifest.tokenizer.end_id)]
 
 
-def test_a_run_needs_neither_its_folder_nor_its_data_once_it_is_done(world, tmp_path):
+def test_finished_run_needs_neither_tokenizer_folder_nor_data(world, tmp_path):
     folder = write_folder(tmp_path / "folder")
     data = prepared(tmp_path, folder / "tokenizer.json")
     config = world.config("--workdir", str(tmp_path / "run"))
@@ -89,7 +89,7 @@ def test_a_run_needs_neither_its_folder_nor_its_data_once_it_is_done(world, tmp_
 
 
 @pytest.mark.parametrize("kind", ["bytes", *tokenizer_kinds.KINDS])
-def test_the_file_lies_in_the_set(kind, tmp_path):
+def test_tokenizer_file_is_stored_in_the_data_set(kind, tmp_path):
     name = "bytes" if kind == "bytes" else write_kind(kind, tmp_path)
     data = prepared(tmp_path, name)
     before = data_tokenizer(data)
@@ -107,7 +107,7 @@ def test_the_file_lies_in_the_set(kind, tmp_path):
     assert kept.end_ids == (before.end_id,)
 
 
-def test_a_damaged_copy_is_one_line(tmp_path):
+def test_damaged_copy_is_one_line(tmp_path):
     data = prepared(tmp_path, write_kind(KIND, tmp_path))
     file = tmp_path / "set" / "tokenizer.json"
     whole = file.read_text()
@@ -131,9 +131,7 @@ def test_a_damaged_copy_is_one_line(tmp_path):
         (True, "another", "has another tokenizer than the data in"),
     ],
 )
-def test_data_of_another_tokenizer_is_refused_when_a_run_starts(
-    begins, tokenizer, said, tmp_path
-):
+def test_data_of_another_tokenizer_is_refused(begins, tokenizer, said, tmp_path):
     folder = write_folder(tmp_path / "folder", begins)
     other = tmp_path / "other"
     other.mkdir()
@@ -154,7 +152,7 @@ def test_data_of_another_tokenizer_is_refused_when_a_run_starts(
     assert "prepare the data again, with --tokenizer" in str(error.value)
 
 
-def test_bytes_go_out_and_come_back_as_the_same_tokenizer(uncut, world, tmp_path):
+def test_bytes_tokenizer_round_trips_through_export(uncut, world, tmp_path):
     convert(ConvertConfig(source=str(uncut), target=str(tmp_path / "out")))
     check_start(
         str(tmp_path / "out"), model_of(str(tmp_path / "out")), str(world.path / "data")
@@ -162,7 +160,7 @@ def test_bytes_go_out_and_come_back_as_the_same_tokenizer(uncut, world, tmp_path
     assert folder_tokenization(tmp_path / "out").prefix_id == 0
 
 
-def test_chat_templates_go_along_and_links_out_of_the_folder_do_not(tmp_path):
+def test_chat_templates_are_copied_but_not_through_links(tmp_path):
     source, target = tmp_path / "source", epath.Path(tmp_path / "target")
     (source / "additional_chat_templates").mkdir(parents=True)
     names = [

@@ -111,7 +111,7 @@ def assert_as_transformers(path) -> None:
 
 @pytest.mark.parametrize("kind", ["llama", "mistral", "qwen2", "qwen3"])
 @pytest.mark.parametrize("cls", CLASSES)
-def test_special_tokens_are_found_in_any_file(kind, cls, tmp_path):
+def test_special_tokens_are_found_in_every_file(kind, cls, tmp_path):
     for place in PLACES:
         directory = tmp_path / place
         directory.mkdir()
@@ -121,7 +121,7 @@ def test_special_tokens_are_found_in_any_file(kind, cls, tmp_path):
 
 @pytest.mark.parametrize("template", TEMPLATES)
 @pytest.mark.parametrize("cls", ["PreTrainedTokenizerFast", "LlamaTokenizer", "GPT2Tokenizer"])
-def test_the_template_of_the_file_counts_and_no_flag(cls, template, tmp_path):
+def test_template_takes_precedence_over_flags(cls, template, tmp_path):
     for i, flags in enumerate(({}, {"add_bos_token": True}, {"add_eos_token": True})):
         directory = tmp_path / str(i)
         directory.mkdir()
@@ -144,7 +144,7 @@ def pieces() -> bytes:
         {"add_bos_token": True, "add_eos_token": True, "eos_token": EOS},
     ],
 )
-def test_the_flags_count_for_a_sentencepiece_model(flags, tmp_path):
+def test_sentencepiece_models_use_the_flags(flags, tmp_path):
     (tmp_path / "tokenizer.model").write_bytes(pieces())
     settings = {"tokenizer_class": "LlamaTokenizer"} | flags
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
@@ -152,14 +152,14 @@ def test_the_flags_count_for_a_sentencepiece_model(flags, tmp_path):
     assert_as_transformers(tmp_path)
 
 
-def test_user_defined_pieces_that_begin_and_end_texts_are_special_in_a_prompt(tmp_path):
+def test_user_defined_bos_and_eos_are_special_in_prompts(tmp_path):
     write_kind("sentencepiece, user-defined end", tmp_path)
     (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "LlamaTokenizer"}')
     (tmp_path / "config.json").write_text('{"model_type": "llama"}')
     assert_as_transformers(tmp_path)
 
 
-def test_tokens_in_the_settings_alone_have_the_ids_of_transformers(tmp_path):
+def test_added_tokens_get_the_ids_of_transformers(tmp_path):
     more = {"added_tokens_decoder": {"300": DECODER["256"] | {"content": "<|more|>"}}}
     write(tmp_path, cls="PreTrainedTokenizerFast", flags={"eos_token": "<|new|>"} | more)
     assert_as_transformers(tmp_path)
@@ -168,7 +168,7 @@ def test_tokens_in_the_settings_alone_have_the_ids_of_transformers(tmp_path):
         assert (find("<|more|>"), find("<|new|>")) == (261, 262)
 
 
-def test_a_template_that_the_library_cannot_apply_is_one_line(tmp_path):
+def test_invalid_template_is_one_line(tmp_path):
     model = byte_level("begins and ends")
     model.post_processor = processors.Sequence([model.post_processor] * 2)
     model.save(str(tmp_path / "tokenizer.json"))
@@ -176,7 +176,7 @@ def test_a_template_that_the_library_cannot_apply_is_one_line(tmp_path):
         folder_tokenization(tmp_path)
 
 
-def test_no_document_contains_a_token_that_ends_texts(tmp_path):
+def test_documents_contain_no_stop_tokens(tmp_path):
     model = byte_level()
     model.add_tokens(["<|stop|>", "<|begin|>"])  # not special
     model.save(str(tmp_path / "tokenizer.json"))
@@ -199,7 +199,7 @@ def test_no_document_contains_a_token_that_ends_texts(tmp_path):
     ],
     ids=str,
 )
-def test_settings_that_cannot_be_followed_are_refused(settings, said, tmp_path):
+def test_unsupported_settings_are_refused(settings, said, tmp_path):
     (tmp_path / "tokenizer.model").write_bytes(pieces())
     if "bos_token" not in settings:
         byte_level().save(str(tmp_path / "tokenizer.json"))
@@ -229,7 +229,7 @@ def with_ends(path, settings, generation, config=None):
         ({}, {}, None, (257,), 257),
     ],
 )
-def test_every_end_token_ends_a_text_and_one_separates_documents(
+def test_all_end_tokens_end_texts_and_one_separates_documents(
     settings, generation, config, end_ids, separator, tmp_path
 ):
     found = with_ends(tmp_path, settings, generation, config)
@@ -238,7 +238,7 @@ def test_every_end_token_ends_a_text_and_one_separates_documents(
     assert (by_name.end_ids, by_name.tokenizer.end_id) == (end_ids, separator)
 
 
-def test_an_end_token_that_is_asked_for_is_the_one_between_documents(tmp_path):
+def test_requested_end_token_separates_documents(tmp_path):
     with_ends(tmp_path, {"eos_token": END}, {"eos_token_id": [260, 258]})
     found = named_tokenization(str(tmp_path), EOS)
     assert (found.end_ids, found.tokenizer.end_id) == ((257, 260, 258), 257)
@@ -273,7 +273,7 @@ WRONG = {
     [(name, *each) for name, cases in WRONG.items() for each in cases],
     ids=lambda value: str(value)[:30],
 )
-def test_a_damaged_file_is_one_line(name, text, said, tmp_path):
+def test_damaged_file_is_one_line(name, text, said, tmp_path):
     byte_level().save(str(tmp_path / "tokenizer.json"))
     (tmp_path / name).write_text(text)
     with pytest.raises(ValueError, match=said) as error:
@@ -341,7 +341,7 @@ def added(**fields):
     ],
     ids=str,
 )
-def test_a_damaged_tokenizer_is_one_line(fields, said, tmp_path):
+def test_damaged_tokenizer_is_one_line(fields, said, tmp_path):
     file = tmp_path / "tokenizer.json"
     byte_level().save(str(file))
     tokenizer_kinds.rewritten(file, **fields)
@@ -350,7 +350,7 @@ def test_a_damaged_tokenizer_is_one_line(fields, said, tmp_path):
     assert type(error.value).__name__ == "UserError"
 
 
-def test_a_tokenizer_that_is_a_link_out_of_the_folder_is_not_read(tmp_path):
+def test_tokenizer_linked_from_outside_is_refused(tmp_path):
     (tmp_path / "folder").mkdir()
     byte_level().save(str(tmp_path / "secret.json"))
     (tmp_path / "folder" / "tokenizer.json").symlink_to(tmp_path / "secret.json")
@@ -358,7 +358,7 @@ def test_a_tokenizer_that_is_a_link_out_of_the_folder_is_not_read(tmp_path):
         folder_tokenization(tmp_path / "folder")
 
 
-def test_a_file_that_is_written_again_counts_as_the_same(tmp_path):
+def test_rewritten_file_has_the_same_digest(tmp_path):
     directories = [tmp_path / name for name in ("one", "two", "three")]
     for directory in directories:
         directory.mkdir()

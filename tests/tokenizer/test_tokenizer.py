@@ -72,11 +72,11 @@ def tokenizer(request, names):
 
 
 @pytest.mark.parametrize("text", ["hello world", TEXT, "naïve 日本 🙂\ttabs\r\n", ""])
-def test_text_survives(tokenizer, text):
+def test_text_round_trips(tokenizer, text):
     assert tokenizer.decode(tokenizer.encode(text)) == text
 
 
-def test_tokens_fit_the_vocabulary_and_hold_no_end(tokenizer):
+def test_tokens_are_below_vocab_size_without_end_token(tokenizer):
     ids = tokenizer.encode(TEXT + "日本 </s> <|endoftext|> <s>")
     assert ids.ndim == 1 and np.issubdtype(ids.dtype, np.integer)
     assert ids.min() >= 0 and ids.max() < tokenizer.vocab_size
@@ -84,13 +84,13 @@ def test_tokens_fit_the_vocabulary_and_hold_no_end(tokenizer):
     assert tokenizer.end_id not in ids
 
 
-def test_no_token_is_added(tokenizer):
+def test_encode_adds_no_tokens(tokenizer):
     apart = np.concatenate([tokenizer.encode("a\n"), tokenizer.encode("b\n")])
     assert tokenizer.decode(apart) == "a\nb\n"
     assert len(tokenizer.encode("")) == 0
 
 
-def test_digest_is_of_the_definition(names, tmp_path):
+def test_digest_depends_on_the_definition_only(names, tmp_path):
     digests = {load_tokenizer(name).digest for name in names.values()}
     assert len(digests) == 3
     copy = tmp_path / "copy.json"
@@ -108,12 +108,12 @@ def test_bytes_are_utf8_without_nul(text):
 
 
 @pytest.mark.parametrize("end", ["</s>", "<|endoftext|>", "<|end_of_text|>", "<eos>"])
-def test_usual_end_tokens_are_found(tmp_path, end):
+def test_common_end_tokens_are_found(tmp_path, end):
     name = write_hugging_face(tmp_path / "t.json", ["<s>", end])
     assert load_tokenizer(name).end_id == 1
 
 
-def test_other_end_tokens_are_named(tmp_path):
+def test_other_end_tokens_must_be_named(tmp_path):
     name = write_hugging_face(tmp_path / "t.json", ["<s>", "<done>"])
     with pytest.raises(ValueError, match="--end-token"):
         load_tokenizer(name)
@@ -122,7 +122,7 @@ def test_other_end_tokens_are_named(tmp_path):
         load_tokenizer(name, "<nix>")
 
 
-def test_sentencepiece_without_eos_needs_a_name(tmp_path):
+def test_sentencepiece_without_eos_needs_an_end_token(tmp_path):
     name = write_sentencepiece(tmp_path / "t.model", eos_id=-1, user_defined_symbols=["<done>"])
     with pytest.raises(ValueError, match="--end-token"):
         load_tokenizer(name)
