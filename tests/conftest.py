@@ -1,4 +1,4 @@
-"""Eight CPU devices, no broadcasting of ranks, and the tables that the laws run over."""
+"""Eight CPU devices, strict rank promotion, and shared tables of models, meshes and growths."""
 
 import functools
 from fractions import Fraction
@@ -43,22 +43,22 @@ from stackjax.training.optimizer import LearningRate
 from stackjax.training.phase import Counts, Phase, Waypoint
 
 jax.config.update("jax_num_cpu_devices", 8)
-# Compiling is most of what the tests do; unoptimised it takes a quarter of the time.
+# Tests mostly compile; unoptimized compilation takes a quarter of the time.
 jax.config.update("jax_disable_most_optimizations", True)
-# Types are not as strict: optax and jax.nn themselves mix them.
+# Dtype promotion is not strict: optax and jax.nn mix dtypes themselves.
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 
 @pytest.fixture(scope="session", autouse=True)
 def _programs(tmp_path_factory):
-    """Programs that were compiled once are kept for all tests of a process."""
+    """Caches compiled programs for all tests in a process."""
     directory = str(tmp_path_factory.mktemp("programs"))
     jax.config.update("jax_compilation_cache_dir", directory)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 
 
 def tiny_model(**fields) -> ModelConfig:
-    """A model whose sizes all differ, and divide over every mesh below."""
+    """Returns a model with different sizes, divisible on every mesh below."""
     sizes = {
         "vocab_size": 11,
         "vocab_multiple": 24,
@@ -68,7 +68,7 @@ def tiny_model(**fields) -> ModelConfig:
         "num_heads": 4,
         "num_kv_heads": 2,
         "head_dim": 6,
-        # One body of a loop compiles faster than all layers do.
+        # A loop over layers compiles faster than unrolled layers.
         "scan_unroll": 1,
     }
     return ModelConfig(**(sizes | fields))
@@ -80,7 +80,7 @@ MODELS = {
     "mqa, tied, slowed": tiny_model(
         num_kv_heads=1,
         tie_head=True,
-        # Of the three channels one turns more slowly, one a little, one as before.
+        # The three frequencies are fully scaled, partly scaled, and unscaled.
         rope_theta=100.0,
         rope_scaling=RopeScaling(
             factor=8.0, low_freq_factor=0.3, high_freq_factor=2.0, original_seq_len=20
@@ -89,7 +89,7 @@ MODELS = {
     "gqa, tied, qk_norm": tiny_model(tie_head=True, qk_norm=True),
 }
 
-# Growths that copy layers, and the source layer of every target layer, of three.
+# Growths that copy three layers, with the source layer of every target layer.
 COPIES = {
     "stack": (Stack(2), (0, 1, 2, 0, 1, 2)),
     "interleave": (Interleave(2), (0, 0, 1, 1, 2, 2)),
@@ -102,7 +102,7 @@ COPIES = {
 }
 HALF_MORE = Fraction(3, 2)
 
-# Every operator in its variants, for the models of `tiny_model`.
+# Variants of every operator, for models from `tiny_model`.
 GROWTHS = {name: growth for name, (growth, _) in COPIES.items()} | {
     "depth zero": DepthZero(2),
     "depth zero, stacked, fresh": DepthZero(2, order="stack", rest="fresh"),
@@ -138,14 +138,14 @@ MESHES = {
 
 
 def mesh_of(name: str) -> jax.sharding.Mesh:
-    """The mesh of that name in `MESHES`."""
+    """Returns a mesh from `MESHES`."""
     config, num_devices = MESHES[name]
     return build_mesh(config, jax.devices()[:num_devices])
 
 
 @functools.cache
 def random_params(config: ModelConfig):
-    """Parameters as numpy arrays, without compiling `init`; gains are about one."""
+    """Returns parameters as numpy arrays, without compiling `init`; gains are near 1."""
     rng = np.random.default_rng(0)
     abstract = jax.eval_shape(lambda: model.init(config, jax.random.key(0)))
 
@@ -160,7 +160,7 @@ def random_params(config: ModelConfig):
 
 @pytest.fixture(params=MESHES)
 def mesh(request):
-    """Every mesh in turn, set."""
+    """Sets every mesh in turn."""
     mesh = mesh_of(request.param)
     with jax.set_mesh(mesh):
         yield mesh
@@ -173,7 +173,7 @@ def config(request) -> ModelConfig:
 
 
 def random_batch(seed=0, *, accumulate=1, rows=8, seq_len=8, vocab_size=11) -> Batch:
-    """Two documents a row, cut at random; the end of each is not to be learnt past."""
+    """Returns a batch with two documents per row, and weight 0 at document ends."""
     rng = np.random.default_rng(seed)
     shape = (accumulate, rows, seq_len)
     cut = rng.integers(1, seq_len, (accumulate, rows, 1))
@@ -190,12 +190,12 @@ def random_batch(seed=0, *, accumulate=1, rows=8, seq_len=8, vocab_size=11) -> B
 
 
 def first_microbatch(batch: Batch) -> Batch:
-    """The first microbatch, its fields [B, T]."""
+    """Returns the first microbatch, with fields [B, T]."""
     return Batch(*(field[0] for field in batch))
 
 
 def tiny_run(workdir="runs/test", **fields) -> Config:
-    """A run of two stages, the second twice as deep as the first."""
+    """Returns the config of a run with two stages; the second is twice as deep."""
     values = {
         "model": tiny_model(num_layers=6),
         "data": DataConfig(path="data/test", seq_len=8),
@@ -213,7 +213,7 @@ def tiny_run(workdir="runs/test", **fields) -> Config:
 
 
 def phase_of(config: ModelConfig, rate=1e-2, **fields) -> Phase:
-    """A phase that trains all of a model at a constant learning rate."""
+    """Returns a phase that trains all parameters at a constant learning rate."""
     values = {
         "index": 0,
         "stage": 0,
@@ -245,7 +245,7 @@ def phase_of(config: ModelConfig, rate=1e-2, **fields) -> Phase:
 
 
 def equations(jaxpr):
-    """Every equation of a jaxpr, and of the jaxprs inside of it."""
+    """Yields every equation in a jaxpr and in nested jaxprs."""
     for equation in jaxpr.eqns:
         yield equation
         for inner in jax.tree.leaves(equation.params):
@@ -257,7 +257,7 @@ def equations(jaxpr):
 
 @pytest.fixture
 def run_main(monkeypatch, capsys):
-    """Runs the main function of a command: its exit code, and what it prints."""
+    """Returns a function that runs a command: exit code, stdout and stderr."""
 
     def call(main, *args):
         monkeypatch.setattr("sys.argv", ["command", *map(str, args)])

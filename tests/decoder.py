@@ -1,4 +1,4 @@
-"""The decoder once more, in numpy: a judge of what the model computes."""
+"""A reference decoder in numpy."""
 
 import math
 
@@ -7,7 +7,7 @@ import numpy as np
 
 
 class NumpyDecoder:
-    """The decoder in float64, one token and one head at a time."""
+    """The decoder in float64, token by token and head by head."""
 
     def __init__(self, config, params):
         self.config = config
@@ -44,7 +44,7 @@ class NumpyDecoder:
         return turned
 
     def frequency(self, place):
-        """Radians per position of a channel, of which the fastest is at 0 and none at 1."""
+        """Returns the rotary frequency of a channel, in radians per position."""
         frequency = self.config.rope_theta**-place
         scaling = self.config.rope_scaling
         if scaling is None:
@@ -60,12 +60,12 @@ class NumpyDecoder:
         return (1 - smooth) * frequency / scaling.factor + smooth * frequency
 
     def project(self, layer, kind, h):
-        """Queries, keys or values of one token before the norm and the rotation."""
+        """Returns a token's queries, keys or values before norm and rotation."""
         heads = np.einsum("D,DNH->NH", h, layer[kind])
         return heads + layer[f"{kind}_bias"] if self.config.qkv_bias else heads
 
     def heads(self, layer, kind, h, position):
-        """Queries or keys of one token, a list over heads."""
+        """Returns a token's queries or keys, a list over heads."""
         heads = list(self.project(layer, kind, h))
         if self.config.qk_norm:
             heads = [self.norm(x, layer[f"{kind}_norm"]) for x in heads]

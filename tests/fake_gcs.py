@@ -1,8 +1,8 @@
-"""A server on localhost that answers as Google Cloud Storage does, from memory.
+"""An in-memory Google Cloud Storage server on localhost.
 
-It knows the part of the JSON API that gcsfs, google-cloud-storage, TensorStore and ArrayRecord
-speak: uploads of the three types, reads of ranges, listings in pages, deletions, and the
-conditions on generations that make a write atomic.
+The server implements the JSON API as used by gcsfs, google-cloud-storage, TensorStore and
+ArrayRecord: three types of uploads, range reads, paged listings, deletions, and generation
+conditions for atomic writes.
 """
 
 import contextlib
@@ -37,7 +37,7 @@ Objects = dict[str, "Blob"]
 
 
 class Blob(NamedTuple):
-    """An object; every write gives it another generation."""
+    """An object; every write changes the generation."""
 
     data: bytes
     generation: int
@@ -46,7 +46,7 @@ class Blob(NamedTuple):
 class FakeGcs(http.server.ThreadingHTTPServer):
     """A running server, as a context manager.
 
-    Nobody may use the bucket `forbidden`, or see the metadata of `nameless`.
+    The bucket `forbidden` denies all access, `nameless` only its metadata.
     """
 
     def __init__(self, *buckets: str):
@@ -78,19 +78,19 @@ class FakeGcs(http.server.ThreadingHTTPServer):
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
-    """Answers the requests of one connection."""
+    """Answers the requests on a connection."""
 
     protocol_version = "HTTP/1.1"
-    wbufsize = -1  # One packet an answer: a second would wait for the first's receipt.
+    wbufsize = -1  # One packet per answer: a second packet would wait for an acknowledgment.
     server: FakeGcs
 
     def handle(self) -> None:
-        """Answers until the client hangs up, as it does on what it has read enough of."""
+        """Answers until the client closes the connection, possibly within an answer."""
         with contextlib.suppress(ConnectionError):
             super().handle()
 
     def respond(self) -> None:
-        """Answers one request."""
+        """Answers a request."""
         self.body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         with self.server.lock:
             self.server.requests.append(f"{self.command} {unquote(self.path)}")
@@ -185,18 +185,18 @@ class Handler(http.server.BaseHTTPRequestHandler):
         return as_json(describe(bucket, name, self.server.put(bucket, name, data)))
 
     def check(self, objects: Objects, name: str) -> int:
-        """Returns the status to refuse with where a condition does not hold, or 0."""
+        """Returns the error status for a failed precondition, or 0."""
         generation = str(objects[name].generation if name in objects else 0)
         if self.query.get("ifGenerationMatch", generation) != generation:
             return 412
         return 304 if self.query.get("ifGenerationNotMatch") == generation else 0
 
     def log_message(self, format: str, *args: Any) -> None:
-        """Stays silent."""
+        """Logs nothing."""
 
 
 def describe(bucket: str, name: str, blob: Blob) -> dict[str, str]:
-    """Returns what the API says of an object; each generation is written a second later."""
+    """Returns an object's API metadata; each generation is a second later."""
     minutes, seconds = divmod(blob.generation, 60)
     return {
         "bucket": bucket,
@@ -208,7 +208,7 @@ def describe(bucket: str, name: str, blob: Blob) -> dict[str, str]:
 
 
 def split_parts(content_type: str, body: bytes) -> list[bytes]:
-    """Returns the two parts of a multipart upload."""
+    """Returns both parts of a multipart upload."""
     (boundary,) = re.findall(r'boundary="?([^";]+)', content_type)
     _, *parts, _ = body.split(b"--" + boundary.encode())
     end = b"\r\n" if parts[0].startswith(b"\r\n") else b"\n"
@@ -221,6 +221,6 @@ def as_json(value: Any, status: int = 200) -> Answer:
 
 
 def refuse(status: int) -> Answer:
-    """Returns the answer that says what is wrong."""
+    """Returns an error answer."""
     error = {"code": status, "message": REASONS[status]}
     return (304, b"", {}) if status == 304 else as_json({"error": error}, status)

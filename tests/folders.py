@@ -1,4 +1,4 @@
-"""Folders of transformers with random weights, and what transformers computes of them."""
+"""Hugging Face folders with random weights, and reference logits from transformers."""
 
 import functools
 from pathlib import Path
@@ -7,7 +7,7 @@ import numpy as np
 import torch
 import transformers
 
-# Threads that share so little work spend their time waiting for each other.
+# With so little work, more threads are slower.
 torch.set_num_threads(1)
 transformers.utils.logging.disable_progress_bar()
 
@@ -56,11 +56,11 @@ FOLDERS = {
         "bfloat16",
     ),
 }
-"""The family, what differs from `SIZES`, and the type of the weights."""
+"""Family, differences from `SIZES`, and weight dtype."""
 
 
 def write(path: Path, name: str, num_shards: int = 1, **changes) -> Path:
-    """Writes the folder of that name in `FOLDERS`; weights give logits of order 1."""
+    """Writes a folder from `FOLDERS`, with logits near 1."""
     family, fields, dtype = FOLDERS[name]
     config = getattr(transformers, f"{family}Config")(**SIZES | fields | changes)
     torch.manual_seed(0)
@@ -88,13 +88,13 @@ def tokens(rows: int = 2, length: int = 24) -> np.ndarray:
 
 @torch.inference_mode()
 def logits(path: Path, dtype: str = "float32") -> np.ndarray:
-    """What transformers computes of a folder on `tokens`, [B, T, V] in float64."""
+    """Returns logits from transformers for `tokens`, [B, T, V] in float64."""
     load = transformers.AutoModelForCausalLM.from_pretrained
     network = load(path, dtype=getattr(torch, dtype), attn_implementation="sdpa")
     if dtype == "float64":
         for name, module in list(network.named_modules()):
             if name.endswith("norm"):
-                # Its own norms compute in float32; PyTorch's do not.
+                # The norms in transformers compute in float32; PyTorch's norms do not.
                 shape, epsilon = tuple(module.weight.shape), module.variance_epsilon
                 norm = torch.nn.RMSNorm(shape, eps=epsilon, dtype=torch.float64)
                 norm.weight.data.copy_(module.weight)
@@ -103,7 +103,7 @@ def logits(path: Path, dtype: str = "float32") -> np.ndarray:
 
 
 def weights(path: Path) -> dict[str, torch.Tensor]:
-    """Every tensor of a folder, read by the library of the format."""
+    """Returns all tensors in a folder, read with safetensors."""
     from safetensors.torch import load_file
 
     found = {}
@@ -113,7 +113,7 @@ def weights(path: Path) -> dict[str, torch.Tensor]:
 
 
 def assert_same_weights(path: Path, expected: Path) -> None:
-    """Names, types and bits agree."""
+    """Asserts equal names, dtypes and bits."""
     found, wanted = weights(path), weights(expected)
     assert found.keys() == wanted.keys()
     for name, tensor in wanted.items():

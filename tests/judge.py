@@ -1,6 +1,6 @@
-"""A judge of what parameters compute that is not ours: transformers, in float64.
+"""Reference computations from transformers, in float64.
 
-Nothing of it comes from the package: neither the model nor the way its masks work.
+Model and masks are independent of stackjax.
 """
 
 from collections.abc import Mapping
@@ -11,7 +11,7 @@ import transformers
 
 from stackjax.model import ModelConfig
 
-# Threads that share so little work spend their time waiting for each other.
+# With so little work, more threads are slower.
 torch.set_num_threads(1)
 
 
@@ -22,12 +22,12 @@ def logits(
     tokens_BT: np.ndarray,
     masks: Mapping[str, np.ndarray] | None = None,
 ) -> np.ndarray:
-    """The logits of the vocabulary without its padding, [B, T, V].
+    """Returns the logits without vocabulary padding, [B, T, V].
 
     Args:
-      masks: Masks of activations along "layers", "embed", "mlp" and "heads", as those of
-        arXiv:2305.02869; axes that are not named are open. A tied head reads the
-        embeddings as they are masked.
+      masks: Activation masks along "layers", "embed", "mlp" and "heads", as in
+        arXiv:2305.02869; all other axes are open. A tied head reads the
+        masked embedding.
     """
     network = loaded(config, params)
     if masks is not None:
@@ -38,7 +38,7 @@ def logits(
 
 @torch.inference_mode()
 def streams(config: ModelConfig, params: dict, tokens_BT: np.ndarray) -> list[np.ndarray]:
-    """The residual stream before the first layer, and after every one, [B, T, D] each."""
+    """Returns the residual streams before the first layer and after every layer, [B, T, D]."""
     network, seen = loaded(config, params), []
     for reader in (*network.model.layers, network.model.norm):
         reader.register_forward_pre_hook(lambda _, args: seen.append(args[0].numpy().copy()))
@@ -50,14 +50,14 @@ def streams(config: ModelConfig, params: dict, tokens_BT: np.ndarray) -> list[np
 def greedy(
     config: ModelConfig, params: dict, prompt_T: np.ndarray, num_tokens: int
 ) -> np.ndarray:
-    """The most likely tokens after a prompt, one after another."""
+    """Returns greedily decoded tokens."""
     network = loaded(config, params)
-    # It would choose among the vocabulary's padding, and stop at an end token.
+    # `generate` would otherwise choose padding tokens, and stop at an end token.
     banned = [[token] for token in range(config.vocab_size, config.padded_vocab_size)]
     tokens_1T = torch.tensor(prompt_T, dtype=torch.long)[None]
     out = network.generate(
         tokens_1T,
-        # Else it would not see the tokens of the prompt that are the padding's.
+        # Otherwise `generate` would mask prompt tokens equal to the padding token.
         attention_mask=torch.ones_like(tokens_1T),
         do_sample=False,
         max_new_tokens=num_tokens,
@@ -69,7 +69,7 @@ def greedy(
 
 
 def loaded(config: ModelConfig, params: dict) -> torch.nn.Module:
-    """The network with its weights."""
+    """Returns the network with these weights."""
     network = _network(config)
     weights = {
         name: torch.tensor(value, dtype=torch.float64)
@@ -80,14 +80,14 @@ def loaded(config: ModelConfig, params: dict) -> torch.nn.Module:
 
 
 class _LlamaConfig(transformers.LlamaConfig):
-    """Whose channels need not divide over the heads, since these have a size of their own."""
+    """The config class without the check that heads divide the channels."""
 
     def validate_architecture(self):
         pass
 
 
 def _network(config: ModelConfig) -> torch.nn.Module:
-    """LLaMA, or Qwen 3 for its norms of queries and keys, and for biases."""
+    """Returns LLaMA, or Qwen 3 for query and key norms and biases."""
     llama = _LlamaConfig, transformers.LlamaForCausalLM
     qwen = transformers.Qwen3Config, transformers.Qwen3ForCausalLM
     make_config, make_network = qwen if config.qk_norm or config.qkv_bias else llama
@@ -104,13 +104,13 @@ def _network(config: ModelConfig) -> torch.nn.Module:
             rope_parameters=_rope(config),
             attention_bias=config.qkv_bias,
             tie_word_embeddings=config.tie_head,
-            # The softmax of its eager attention is float32.
+            # The eager attention in transformers has a float32 softmax.
             attn_implementation="sdpa",
         )
     ).double()
     for name, module in list(network.named_modules()):
         if name.endswith("norm"):
-            # Its own norms compute in float32; PyTorch's do not.
+            # The norms in transformers compute in float32; PyTorch's norms do not.
             shape = tuple(module.weight.shape)
             norm = torch.nn.RMSNorm(shape, eps=config.norm_epsilon, dtype=torch.float64)
             network.set_submodule(name, norm)
@@ -134,7 +134,7 @@ def _rope(config: ModelConfig) -> dict:
 
 
 def _weights(config: ModelConfig, params: dict) -> dict[str, np.ndarray]:
-    """Parameters by their names in transformers, matrices [writes, reads]."""
+    """Returns parameters by transformers names, with matrices as [outputs, inputs]."""
     weights = {
         "model.embed_tokens.weight": params["embedding"],
         "model.norm.weight": params["final_norm"],
@@ -164,14 +164,14 @@ def _weights(config: ModelConfig, params: dict) -> dict[str, np.ndarray]:
             for name, kind in {"q": "query", "k": "key", "v": "value"}.items():
                 bias = f"model.layers.{i}.self_attn.{name}_proj.bias"
                 weights[bias] = layer[f"{kind}_bias"].reshape(-1)
-            # Qwen 3 has one where its results are added to the stream, too.
+            # Qwen 3 also has a bias in the output projection.
             out_bias = np.zeros(config.embed_dim)
             weights[f"model.layers.{i}.self_attn.o_proj.bias"] = out_bias
     return weights
 
 
 class _MaskedRMSNorm(torch.nn.Module):
-    """RMSNorm of masked channels: its mean square counts each as much as it is open."""
+    """RMSNorm over masked channels; the mask weights the mean square."""
 
     def __init__(self, gain: torch.Tensor, mask: torch.Tensor, epsilon: float):
         super().__init__()
@@ -185,7 +185,7 @@ class _MaskedRMSNorm(torch.nn.Module):
 def _mask(
     config: ModelConfig, network: torch.nn.Module, masks: Mapping[str, np.ndarray]
 ) -> None:
-    """Multiplies activations: channels wherever they are written, units, heads, layers."""
+    """Multiplies activations by masks: written channels, MLP units, heads and layers."""
     sizes = {
         "layers": config.num_layers,
         "embed": config.embed_dim,

@@ -1,4 +1,4 @@
-"""Run directories without a run: a config and rows of metrics, as training would leave them."""
+"""Run directories without training: a config and rows of metrics."""
 
 import json
 
@@ -6,10 +6,10 @@ from stackjax.config_file import flatten
 
 
 def record_run(path, config, rows, *, data="shards", tokenizer="bytes", **fields):
-    """Writes the directory of a run; returns its path.
+    """Writes a run directory; returns the path.
 
     Args:
-      fields: Of the config, by their names on the command line.
+      fields: Config fields, by command-line name.
     """
     record = {
         "config": json.loads(json.dumps(flatten(config))) | fields,
@@ -23,7 +23,7 @@ def record_run(path, config, rows, *, data="shards", tokenizer="bytes", **fields
 
 
 def row(kind, stage, flops, loss, tokens=None):
-    """A row; a token costs a million FLOPs, and two devices train 1000 of them a second."""
+    """Returns a row; a token costs a million FLOPs, and two devices train 1000 tokens/s."""
     found = {"kind": kind, "phase": stage, "stage": stage, "step": 1, "examples": 1}
     tokens = int(flops / 1e6) if tokens is None else tokens
     found |= {"tokens": tokens, "flops_6nd": int(flops), "flops": int(2 * flops)}
@@ -35,6 +35,6 @@ def row(kind, stage, flops, loss, tokens=None):
 
 
 def seam(stage, flops, tokens=None):
-    """The row of a growth."""
+    """Returns a growth row."""
     losses = {"held_out_loss_before": 3.5, "held_out_loss": 4.0}
     return row("growth", stage, flops, None, tokens) | losses

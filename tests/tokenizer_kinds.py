@@ -1,4 +1,4 @@
-"""Small tokenizers of every kind, whose special tokens can be quoted in a text."""
+"""Small tokenizers of every kind."""
 
 import io
 import json
@@ -9,7 +9,7 @@ import tokenizers
 from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers, processors
 
 BOS, EOS, TURN = "<s>", "</s>", "<|turn|>"
-"""The token that begins texts, that ends documents, and that also ends a generated text."""
+"""The BOS, the end token of documents, and another stop token."""
 LETTERS = sorted(pre_tokenizers.ByteLevel.alphabet())
 TEXT = "a model that grows while it trains, in HTML <s>struck</s> text <|turn|>\n"
 WORDS = ("a", "model", "that", "grows", "<", "/", "s", ">", "s>", "</", "x")
@@ -93,7 +93,7 @@ def word_level() -> tokenizers.Tokenizer:
 
 
 def words_whose_end_is_unknown_text() -> tokenizers.Tokenizer:
-    """The end token also stands for words that are not in the vocabulary."""
+    """Returns a tokenizer with the same end and unknown token."""
     vocab = {name: index for index, name in enumerate([EOS, BOS, TURN, *WORDS])}
     model = tokenizers.Tokenizer(models.WordLevel(vocab, EOS))
     model.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
@@ -152,10 +152,10 @@ def sentencepiece_model(**options) -> bytes:
 
 
 def write_kind(kind: str, directory: Path, begins: bool = False) -> str:
-    """Writes the file of a kind and returns its path.
+    """Writes a tokenizer file and returns the path.
 
     Args:
-      begins: Whether its template puts the BOS before every text.
+      begins: Whether the template puts the BOS before every text.
     """
     if kind in SENTENCEPIECE_KINDS:
         path = directory / "tokenizer.model"
@@ -174,6 +174,6 @@ def write_kind(kind: str, directory: Path, begins: bool = False) -> str:
 
 
 def rewritten(path: Path, **fields) -> Path:
-    """Changes fields of a JSON file."""
+    """Changes fields in a JSON file."""
     path.write_text(json.dumps(json.loads(path.read_text()) | fields))
     return path

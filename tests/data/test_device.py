@@ -1,4 +1,4 @@
-"""Batches on their way to devices: all of them, in order, one ahead; errors come through."""
+"""All batches reach the devices in order, one ahead; errors are raised."""
 
 import itertools
 import threading
@@ -15,7 +15,7 @@ ROWS, T = 8, 4
 
 
 def batches(read: list[int] | None = None):
-    """Yields batches whose row b is filled with 10 times their index, plus b."""
+    """Yields batches; row b of batch i is filled with 10 i + b."""
     for index in itertools.count():
         if read is not None:
             read.append(index)
@@ -43,7 +43,7 @@ def test_exactly_one_batch_is_sent_ahead(mesh):
     sent = put(batches(read), mesh, ROWS)
     for _ in range(3):
         next(sent)
-    sent.close()  # waits for the one that is on its way
+    sent.close()  # waits for the batch in flight
     assert read == [0, 1, 2, 3]
 
 

@@ -1,4 +1,4 @@
-"""Every format gives its documents in order, however finely it is cut."""
+"""Every format yields its documents in order, for every piece size."""
 
 import gzip
 import json
@@ -32,7 +32,7 @@ def write_jsonl(path: Path, texts: list[str]) -> str:
 
 
 def write_gzip(path: Path, texts: list[str]) -> str:
-    """Writes two members, as concatenated files have."""
+    """Writes two members, as in concatenated files."""
     half = len(texts) // 2
     members = (gzip.compress(json_lines(part)) for part in (texts[:half], texts[half:]))
     path.write_bytes(b"".join(members))
@@ -69,7 +69,7 @@ INPUTS: dict[str, Callable[[Path, list[str]], str]] = {
 
 
 def read(tmp_path: Path, *inputs, text_field="text", null_texts="refuse") -> list[str | None]:
-    """Returns all documents of some inputs."""
+    """Returns all documents in some inputs."""
     names, scratch = tuple(map(str, inputs)), str(tmp_path / "scratch")
     pieces = list(list_pieces(names, scratch, text_field, null_texts))
     found = [text for piece in pieces for text in read_documents(piece, text_field, null_texts)]
@@ -118,7 +118,7 @@ def test_unpaired_surrogates_are_replaced(tmp_path):
 
 
 class Tiny(tfds.core.GeneratorBasedBuilder):
-    """Texts with, or without, a validation split of their own."""
+    """A dataset with, or without, a validation split."""
 
     VERSION = tfds.core.Version("1.0.0")
     BUILDER_CONFIGS: ClassVar = [
@@ -147,7 +147,7 @@ class Tiny(tfds.core.GeneratorBasedBuilder):
 
 @pytest.fixture
 def tfds_home(tmp_path_factory, monkeypatch) -> Path:
-    """Where TFDS looks for datasets while a test runs; empty."""
+    """An empty directory for TFDS datasets."""
     path = tmp_path_factory.mktemp("tfds")
     monkeypatch.setattr(tfds.core.constants, "DATA_DIR", str(path))
     return path
@@ -155,7 +155,7 @@ def tfds_home(tmp_path_factory, monkeypatch) -> Path:
 
 @pytest.fixture
 def tiny(tfds_home) -> Callable[[str], str]:
-    """Builds a dataset where TFDS looks for it, and returns its input name."""
+    """Builds a dataset in the TFDS directory, and returns the input name."""
     tfds.disable_progress_bar()
 
     def build(name: str) -> str:

@@ -1,4 +1,4 @@
-"""Every strange input is read as its author meant it, or refused in one line."""
+"""Unusual inputs are read correctly, or refused in one line."""
 
 import gzip
 import json
@@ -20,7 +20,7 @@ def lines(*texts: str | None) -> bytes:
 
 
 def wide_window(data: bytes) -> bytes:
-    """Compresses as `zstd --long=31` does for a stream whose length it cannot know."""
+    """Compresses like `zstd --long=31` for a stream of unknown length."""
     options = zstandard.ZstdCompressionParameters(window_log=31, enable_ldm=True)
     stream = zstandard.ZstdCompressor(compression_params=options).compressobj()
     return stream.compress(data) + stream.flush()
@@ -108,14 +108,14 @@ REFUSED: dict[str, tuple[bytes, str]] = {
 
 
 def read(path: Path | str, **options) -> list[str | None]:
-    """Returns the documents of one input."""
+    """Returns the documents in an input."""
     options = dict(text_field="text", null_texts="refuse") | options
     pieces = list(list_pieces((str(path),), "unused", **options))
     return [text for piece in pieces for text in read_documents(piece, **options)]
 
 
 def refusal(path: Path | str, **options) -> str:
-    """Returns the one line with which an input is refused."""
+    """Returns the error message for an input."""
     with pytest.raises((UserError, OSError)) as error:
         read(path, **options)
     assert "\n" not in str(error.value)
@@ -138,7 +138,7 @@ def test_unreadable_files_are_refused_in_one_line(tmp_path, name):
 
 
 def unchecked_strings(*values: bytes) -> pa.Array:
-    """Returns an array of strings that need not be UTF-8, as careless writers make them."""
+    """Returns an array of strings with any bytes, not only UTF-8."""
     buffers = pa.array(values, pa.binary()).buffers()
     return pa.Array.from_buffers(pa.string(), len(values), buffers)
 

@@ -1,4 +1,4 @@
-"""The order of the data is a function of seed and example index, and of nothing else."""
+"""The order of the data depends only on seed and example index."""
 
 import dataclasses
 import gc
@@ -33,7 +33,7 @@ ALL = slice(None)
 
 
 def write_set(path: Path) -> None:
-    """Writes two shards a split; every sequence begins with its own index."""
+    """Writes two shards per split; every sequence begins with its index."""
     tokenizer = TokenizerInfo(name="bytes", digest="0", vocab_size=256, end_id=0)
     stream = np.random.default_rng(0).integers(0, 9, NUM_SEQUENCES * T + 3)
     stream[: NUM_SEQUENCES * T : T] = 100 + np.arange(NUM_SEQUENCES)
@@ -53,7 +53,7 @@ def write_set(path: Path) -> None:
 def config(tmp_path_factory) -> DataConfig:
     path = tmp_path_factory.mktemp("set")
     write_set(path)
-    # Not ahead: Grain's shuffle is slow on so few sequences.
+    # No prefetch: Grain's shuffle is slow for so few sequences.
     return DataConfig(path=str(path), seq_len=T, prefetch=0)
 
 
@@ -64,12 +64,12 @@ def source(config) -> TokenSource:
 
 @pytest.fixture(scope="module")
 def order(source, config) -> np.ndarray:
-    """The sequences of five epochs, in order."""
+    """Returns the sequences of five epochs, in order."""
     return sequences(take(source, config, 5, batch_size=NUM_SEQUENCES)).ravel()
 
 
 def take(source, config, num_batches, **kwargs) -> Batch:
-    """Returns some train batches, stacked on a new first axis."""
+    """Returns some train batches, stacked along a new first axis."""
     options = dict(seed=0, first_example=0, batch_size=8, accumulate=1, rows=ALL)
     batches = train_batches(source, config, **(options | kwargs))
     return stack(itertools.islice(batches, num_batches))
@@ -280,7 +280,7 @@ def test_damaged_record_is_named(tmp_path, num_workers):
 
 
 class DeadlySource(TokenSource):
-    """Ends the process that reads its last sequence."""
+    """Kills the process that reads the last sequence."""
 
     def __getitem__(self, index: int) -> np.ndarray:
         if index == len(self) - 1:

@@ -1,4 +1,4 @@
-"""What `prepare` writes is a function of its inputs, and is complete or absent."""
+"""The output of `prepare` depends only on the inputs, and is complete or absent."""
 
 import collections
 import json
@@ -36,12 +36,12 @@ def write_jsonl(path: Path, texts: list[str]) -> str:
 
 @pytest.fixture(autouse=True)
 def quiet(capsys):
-    """Keeps what the command prints out of the report."""
+    """Hides the command's output from the test report."""
 
 
 @pytest.fixture
 def small_parts(monkeypatch):
-    """Cuts inputs as finely as terabytes are cut (in this process only)."""
+    """Makes pieces and parts small, in this process only."""
     monkeypatch.setattr(reading, "PIECE_BYTES", 300)
     monkeypatch.setattr(parts, "PART_BYTES", 1000)
 
@@ -60,7 +60,7 @@ def is_hidden(path: Path) -> bool:
 
 
 def read_back(path: Path, split: str, tokenizer: str = "bytes", **options) -> list[str]:
-    """Returns the documents of a split, decoded."""
+    """Returns the decoded documents of a split."""
     manifest = read_manifest(str(path))
     stream = TokenSource(str(path), split, manifest.splits[split].tokens)[0]
     end = manifest.tokenizer.end_id
@@ -106,7 +106,7 @@ def test_piece_size_does_not_change_the_stream(tmp_path, monkeypatch):
 
 
 def test_num_processes_does_not_change_a_byte(tmp_path):
-    """Pieces of the real size, so that processes that are spawned cut alike."""
+    """Uses the default piece size, the same in spawned processes."""
     files = [
         write_jsonl(tmp_path / "a.jsonl", [text * 2000 for text in TEXTS]),
         write_jsonl(tmp_path / "b.jsonl", [text * 999 for text in TEXTS]),
@@ -200,7 +200,7 @@ def test_skipped_rows_are_counted(tmp_path, capsys, small_parts):
 
 
 def fail(capsys, *arguments) -> str:
-    """Runs the command in this process and returns its one line of error."""
+    """Runs the command in this process and returns the error line."""
     with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit) as end:
         patch.setattr(sys, "argv", ["prepare", *map(str, arguments)])
         command.main()

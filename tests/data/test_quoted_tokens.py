@@ -1,4 +1,4 @@
-"""A document that quotes a special token does not hold it: one end token a document."""
+"""Quoted special tokens are plain text: each document has exactly one end token."""
 
 import functools
 import json
@@ -16,7 +16,7 @@ from stackjax.data.prepare import prepare
 from stackjax.data.sources import TokenSource
 from stackjax.tokenizer.tokenizer import Tokenizer, load_tokenizer
 
-# The last but one is the end token after normalization by NFKC.
+# The second last is the end token after NFKC normalization.
 PARTS = ("<unk>", "</", "s>", " ", "\n", "a", "model", "é", "\uff1c/s\uff1e", "x")
 QUOTES = (BOS, EOS, TURN, *PARTS)
 quoting = st.lists(st.sampled_from(QUOTES), max_size=8).map("".join)
@@ -29,9 +29,9 @@ def loaded(kind: str, begins: bool = False) -> Tokenizer:
 
 
 def special_ids(kind: str) -> set[int]:
-    """The ids that no document may hold, apart from its ends."""
+    """Returns the ids that documents may contain only at the ends."""
     tokenizer = loaded(kind)
-    # A user-defined symbol of SentencePiece is a part of texts, unless it ends them.
+    # User-defined SentencePiece symbols may occur in texts, except the end token.
     names = [] if kind == "sentencepiece, user-defined end" else [BOS]
     names += [TURN] if kind in JSON_NAMES else []
     return {tokenizer.end_id, *map(tokenizer.find, names)}

@@ -1,4 +1,4 @@
-"""Sequences are slices of the stream, and damage is never read as data."""
+"""Sequences are slices of the stream; damaged records are never read as data."""
 
 import json
 import pickle
@@ -29,7 +29,7 @@ VOCAB_SIZE = {"uint16": 256, "uint32": 70_000}
 
 
 def write_set(path: Path, shard_tokens=SHARD_TOKENS, dtype="uint32") -> np.ndarray:
-    """Writes a set of random tokens and returns the stream of its split `train`."""
+    """Writes random tokens and returns the stream of the split `train`."""
     rng = np.random.default_rng(0)
     parts = [rng.integers(0, VOCAB_SIZE[dtype], length) for length in shard_tokens]
     write_parts(path, parts, dtype)
@@ -37,7 +37,7 @@ def write_set(path: Path, shard_tokens=SHARD_TOKENS, dtype="uint32") -> np.ndarr
 
 
 def write_parts(path: Path, parts: list[np.ndarray], dtype: str) -> Manifest:
-    """Writes a set with one shard for each part of the stream."""
+    """Writes a data set with a shard for each part of the stream."""
     path.mkdir(exist_ok=True)
     shards = []
     for index, tokens in enumerate(parts):
@@ -143,7 +143,7 @@ def test_damaged_shard_is_named(directory, damage, says):
 
 
 def test_shard_with_other_records_is_refused(directory):
-    """Same size, other number of records: the padding of ArrayRecord hides it."""
+    """The file size is the same, because ArrayRecord pads files."""
     file = directory / "train-3.array_record"
     size = file.stat().st_size
     writer = ShardWriter(file, "uint32")
@@ -154,7 +154,7 @@ def test_shard_with_other_records_is_refused(directory):
 
 
 def other_shard(size: int) -> bytes:
-    """Returns a shard of another set, with as many tokens and bytes as `train-3`."""
+    """Returns a shard of another data set, with as many tokens and bytes as `train-3`."""
     with tempfile.TemporaryDirectory() as name:
         writer = ShardWriter(Path(name) / "other", "uint32")
         writer.write(np.arange(4096))
@@ -163,7 +163,7 @@ def other_shard(size: int) -> bytes:
 
 
 def rewrite_manifest(directory: Path, change: Callable[[dict], object]) -> None:
-    """Changes the fields of a set's manifest, and gives it the checksum that goes with them."""
+    """Changes fields in a manifest, with a valid checksum."""
     file = directory / MANIFEST
     fields = json.loads(file.read_text())
     del fields["checksum"]
@@ -172,7 +172,7 @@ def rewrite_manifest(directory: Path, change: Callable[[dict], object]) -> None:
 
 
 def test_record_with_another_length_is_refused(tmp_path):
-    """Between the ends of a shard, which are compared when the set is opened."""
+    """The damage lies between the first and last record, which are checked at opening."""
     stream = write_set(tmp_path, (3 * 2048,)).astype("<u4")
     file = tmp_path / "train-0.array_record"
     size = file.stat().st_size
@@ -204,7 +204,7 @@ def test_token_beyond_int32_is_refused(tmp_path):
 
 
 def flip(file: Path, offset: int) -> None:
-    """Flips one bit of a file."""
+    """Flips a bit in a file."""
     data = bytearray(file.read_bytes())
     data[offset] ^= 0x10
     file.write_bytes(data)

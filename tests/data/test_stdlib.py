@@ -1,4 +1,4 @@
-"""The built-in corpus: real files, in order, split by their path, with no TensorFlow."""
+"""The built-in corpus: sorted source files, split by path, without TensorFlow."""
 
 import subprocess
 import sys
@@ -55,7 +55,7 @@ assert not any(name.split(".")[0] == "tensorflow" for name in sys.modules)
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory) -> str:
-    """Builds the corpus as a command would, where nothing hides its warnings."""
+    """Builds the corpus in a separate process, with visible warnings."""
     path = str(tmp_path_factory.mktemp("tfds"))
     command = [sys.executable, "-W", "default", "-c", BUILD, path]
     run = subprocess.run(command, capture_output=True, text=True, check=True)

@@ -1,4 +1,4 @@
-"""A checkpoint that is written outside of a run is complete or absent, whatever happens."""
+"""A checkpoint written outside a run is complete or absent, after any failure."""
 
 import contextlib
 
@@ -29,7 +29,7 @@ FULL = OSError(28, "No space left on device")
 
 @contextlib.contextmanager
 def failing(owner, name, when, error):
-    """Raises an error before or after a call of a function."""
+    """Raises an error before or after a function call."""
     function = getattr(owner, name)
 
     def call(*args, **kwargs):
@@ -43,7 +43,7 @@ def failing(owner, name, when, error):
 
 
 def place(command, keep, point):
-    """The function to fail at, for a command that keeps other files by a function."""
+    """Returns a function and the side, before or after, of its failure."""
     *owner, name_or_keep, when = POINTS[point]
     return (*owner, name_or_keep, when) if owner else (command, keep, when)
 

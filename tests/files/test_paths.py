@@ -1,4 +1,4 @@
-"""Files named by other files stay inside their directory."""
+"""Paths from untrusted files stay inside the directory."""
 
 import os
 

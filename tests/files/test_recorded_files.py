@@ -1,4 +1,4 @@
-"""Damaged JSON files of runs and benchmarks: the error names the file, or nothing happens."""
+"""Damaged JSON files of runs and benchmarks are named in an error, or harmless."""
 
 import itertools
 import json
@@ -30,7 +30,7 @@ ROWS = [
 
 
 def replaced(fields, names, value):
-    """A copy of nested JSON with the value in one place replaced, or taken out."""
+    """Returns a copy of nested JSON with a value replaced or removed."""
     copied = json.loads(json.dumps(fields))
     *parents, last = names
     parent = reduce(lambda found, name: found[name], parents, copied)
@@ -46,7 +46,7 @@ def test_damaged_field_in_a_recorded_config_is_named_or_harmless(tmp_path):
     file = run / "config.json"
     whole = json.loads(file.read_text())
     refused = set()
-    # Two values for each field; over all fields, all values come up often.
+    # Two values per field; over all fields, every value is used often.
     for name, value in zip([*whole["config"]] * 2, itertools.cycle(ODD), strict=False):
         file.write_text(json.dumps(replaced(whole, ("config", name), value)))
         try:
@@ -108,7 +108,7 @@ MEASURED = {
 
 
 def places(value, names=()):
-    """Yields the names that lead to each value in nested JSON."""
+    """Yields the path to each value in nested JSON."""
     items = value.items() if isinstance(value, dict) else enumerate(value)
     for name, item in items:
         yield (*names, name)

@@ -1,4 +1,4 @@
-"""One run at a time writes to a directory; the other is told who does."""
+"""Only one run at a time writes to a directory; a second run is refused by name."""
 
 import json
 import os
@@ -29,7 +29,7 @@ with run_lock.run_lock(epath.Path(sys.argv[1])):
 
 
 def hold(workdir, **env) -> subprocess.Popen:
-    """Returns a process that holds the lock of a run directory."""
+    """Returns a process that holds the lock on a run directory."""
     process = subprocess.Popen(
         [sys.executable, "-c", HOLD, str(workdir)],
         env=os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"} | env,
@@ -90,14 +90,14 @@ RUN = epath.Path("gs://bucket/run")
 
 
 def lease(gcs, **fields) -> dict:
-    """The holder that a lease in the bucket names."""
+    """Returns the holder of the lease in the bucket, with changed fields."""
     return json.loads(gcs.objects["bucket"][f"run/{LOCK}"].data) | fields
 
 
 def test_renewed_lease_excludes_others_until_released(gcs):
     with run_lock(RUN):
         first = gcs.objects["bucket"][f"run/{LOCK}"].generation
-        # As on another host: this process may take over what it held before it was killed.
+        # As on another host: a process may take over leases of its own host.
         gcs.put("bucket", "other/run.lock", b"")
         holder = lease(gcs, host="elsewhere")
         gcs.put("bucket", f"held/{LOCK}", json.dumps(holder).encode())
@@ -105,7 +105,7 @@ def test_renewed_lease_excludes_others_until_released(gcs):
         renewals = iter(range(100))
 
         def read(self):
-            # Somebody renews it between any two looks.
+            # Another process renews the lease between reads.
             return next(renewals) + 1, module.Holder(**holder)
 
         with pytest.MonkeyPatch.context() as patch:

@@ -1,4 +1,4 @@
-"""Whatever happens to `prepare`, its output is complete or absent."""
+"""The output of `prepare` is complete or absent, after any failure."""
 
 import json
 import os
@@ -19,7 +19,7 @@ COMMAND = [sys.executable, "-m", "stackjax.prepare"]
 
 
 def write_jsonl(path: Path, copies: int) -> str:
-    """Writes 200 different documents of 12 kB, all of them `copies` times."""
+    """Writes 200 different documents with 12 kB each, `copies` times."""
     texts = (f"{index} {'déjà vu ' * 1200}" for index in range(200))
     path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts) * copies)
     return str(path)
@@ -71,13 +71,13 @@ def test_empty_directory_may_become_the_output(tmp_path):
 
 @pytest.fixture(scope="module")
 def large(tmp_path_factory) -> str:
-    """A file that keeps two processes busy for a while."""
+    """Returns a file that keeps two processes busy for a while."""
     return write_jsonl(tmp_path_factory.mktemp("large") / "a.jsonl", copies=10)
 
 
 def start(large: str, output: Path) -> subprocess.Popen:
     """Starts the command on two processes; returns once both are writing shards."""
-    # A shell has its jobs in the background ignore Ctrl-C, and so what they start.
+    # Background jobs of a shell, and their children, ignore Ctrl-C.
     handler = signal.signal(signal.SIGINT, signal.default_int_handler)
     process = subprocess.Popen(
         [*COMMAND, large, output, "--tokenizer", "bytes", "--num-processes", "2"],

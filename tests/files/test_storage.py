@@ -1,4 +1,4 @@
-"""Data and runs in a bucket are those on a disk, and what cannot work there is one line."""
+"""Data and runs in a bucket equal data and runs on disk; failures are one line."""
 
 import json
 import pickle
@@ -40,7 +40,7 @@ FIRST, SECOND = expand(tiny_run())
 
 @pytest.fixture(scope="module")
 def gcs():
-    """A server with a bucket, which every client of this process and its children asks."""
+    """Yields a server with a bucket, for all clients in this process and its children."""
     with FakeGcs("bucket", "nameless") as server, pytest.MonkeyPatch.context() as patch:
         for name, value in server.environ.items():
             patch.setenv(name, value)
@@ -48,7 +48,7 @@ def gcs():
 
 
 def objects(gcs, prefix: str) -> dict[str, bytes]:
-    """What the bucket holds under a prefix."""
+    """Returns the objects in the bucket under a prefix."""
     return {
         name.removeprefix(prefix): blob.data
         for name, blob in gcs.objects["bucket"].items()
@@ -61,14 +61,14 @@ def files(directory: Path) -> dict[str, bytes]:
 
 
 def prepare_world(world, output: str) -> None:
-    """Prepares the corpus of the world as it was prepared on a disk."""
+    """Prepares the same corpus as `world` in another place."""
     paths = (str(world.path / "text.jsonl"), output)
     prepare(PrepareConfig(paths=paths, tokenizer="bytes", validation_fraction=0.2))
 
 
 @pytest.fixture(scope="module")
 def shards(world, gcs) -> str:
-    """The corpus of the world in the bucket."""
+    """The corpus of `world`, in the bucket."""
     prepare_world(world, "gs://bucket/data")
     return "gs://bucket/data"
 
@@ -84,7 +84,7 @@ def test_one_of_two_writers_of_a_generation_wins(gcs):
 
 def test_writes_of_other_hosts_are_visible(gcs):
     directory = epath.Path("gs://bucket/hosts")
-    for number in range(100):  # more than a page of a listing
+    for number in range(100):  # more than a page in a listing
         gcs.put("bucket", f"hosts/{number}", b"")
         if number in (1, 99):
             assert len(list(directory.iterdir())) == number + 1
@@ -187,7 +187,7 @@ def test_damaged_copy_is_removed(world, tmp_path, monkeypatch):
         patch.setattr(path_type, "copy", flip_a_bit)
         local_copy(str(world.path / "data"), "train", str(cache))
     assert not list(cache.glob("*/train-*"))
-    # Another set with shards of the same sizes, under the names of this one.
+    # Another data set with the same shard names and sizes.
     data = shutil.copytree(world.path / "data", tmp_path / "data")
     (shard,) = data.glob("train-*")
     tokens = TokenSource(str(data), "train", read_manifest(str(data)).splits["train"].tokens)[0]
@@ -214,16 +214,16 @@ def test_committed_marker_is_read_and_half_a_phase_is_cleared(gcs):
 
 @pytest.fixture(scope="module")
 def run(world, uncut, gcs, shards) -> str:
-    """A run in the bucket that was killed while it saved its second checkpoint, and resumed."""
+    """A run in the bucket, killed during the second save, and resumed."""
     args = world.args("gs://bucket/run", "--data.path", shards, "--logging.tensorboard")
 
     def start(*signalled: str) -> int:
         code, _, stderr = world.run(args, *signalled)
-        lines = stderr.splitlines()  # TensorStore says where its token is from.
+        lines = stderr.splitlines()  # TensorStore logs the origin of its token.
         assert all("GOOGLE_AUTH_TOKEN_FOR_TESTING" in line for line in lines), stderr
         return code
 
-    # The fourth commit: of the second checkpoint, its state being whole.
+    # The fourth commit belongs to the second checkpoint, after the state.
     assert start("SIGKILL", COMMIT, "before", "4") == -9
     assert "6/state/commit_success.txt" in objects(gcs, "run/stage_0/train/")
     assert newest_step(epath.Path("gs://bucket/run"), FIRST) == 3
@@ -318,7 +318,7 @@ def test_bucket_without_permission_is_one_line(world, gcs, monkeypatch, capsys):
 
 @pytest.fixture
 def compilation_cache():
-    """Puts back what a test changes of JAX's compilation cache."""
+    """Restores JAX's compilation cache after a test."""
     names = (
         "jax_enable_compilation_cache",
         "jax_compilation_cache_dir",
@@ -343,7 +343,7 @@ def test_compilation_cache_in_a_bucket_is_used(gcs, compilation_cache):
         assert len(read) == kept
         programs = objects(gcs, "programs/compilation_cache/")
         assert sum("_lambda" in name for name in programs) == 1
-    # Else XLA is told to keep one of its own there, which it cannot.
+    # Otherwise XLA would write another cache there, and cannot write to buckets.
     assert jax.config.jax_persistent_cache_enable_xla_caches == "none"
 
 

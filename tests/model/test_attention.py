@@ -1,4 +1,4 @@
-"""Attention agrees with loops over heads and positions; rotations with their algebra."""
+"""Attention matches loops over heads and positions; rotary positions obey their algebra."""
 
 import dataclasses
 import functools
@@ -20,7 +20,7 @@ B, T, H = 2, 5, 4
 
 
 def attention_by_loops(q_BTNH, k_BTKH, v_BTKH, segments_BT):
-    """Softmax attention in float64, one query at a time."""
+    """Returns softmax attention in float64, query by query."""
     rows, seq_len, num_heads, head_dim = q_BTNH.shape
     group = num_heads // k_BTKH.shape[2]
     out_BTNH = np.zeros(q_BTNH.shape)
@@ -50,7 +50,7 @@ def test_attention_matches_numpy_loops(kv_heads, segments):
     segments_BT = np.reshape(np.int32(segments), (B, T))
     q, k, v = random_heads(4, kv_heads)
     out = causal_attention(*map(jnp.asarray, (q, k, v)), jnp.asarray(segments_BT), "xla")
-    # Float32 sums of a handful of terms of size one.
+    # Float32 sums with a few terms near 1.
     np.testing.assert_allclose(out, attention_by_loops(q, k, v, segments_BT), atol=2e-6)
 
 
@@ -67,7 +67,7 @@ def test_softmax_is_float32_for_bfloat16_inputs():
 
 @pytest.fixture
 def interpreted(monkeypatch):
-    """Kernels where their chips are not: splash interpreted, cuDNN's by XLA's of its call."""
+    """Runs kernels on a CPU: splash interpreted, the cuDNN call by XLA."""
     name = "make_splash_mha_single_device"
     make = functools.partial(getattr(attention.splash, name), interpret=True)
     monkeypatch.setattr(attention.splash, name, make)
@@ -82,7 +82,7 @@ def interpreted(monkeypatch):
 
 
 def kernel_inputs(dtype, rows, seq_len, num_kv_heads, head_dim):
-    """Queries, keys and values, a gradient by the result, and two documents a row."""
+    """Returns queries, keys, values, an output gradient, and segments with two documents."""
     rng = np.random.default_rng(0)
     heads = (4, num_kv_heads, num_kv_heads, 4)
     arrays = [jnp.asarray(rng.normal(size=(rows, seq_len, n, head_dim)), dtype) for n in heads]
@@ -91,7 +91,7 @@ def kernel_inputs(dtype, rows, seq_len, num_kv_heads, head_dim):
 
 
 def plain_attention(q_BTNH, k_BSKH, v_BSKH, segments_BT):
-    """The softmax of the whole of the products, float32."""
+    """Returns attention with a float32 softmax over the full T x T products."""
     q_BTNH, k_BSKH, v_BSKH = (x.astype(jnp.float32) for x in (q_BTNH, k_BSKH, v_BSKH))
     group = q_BTNH.shape[2] // k_BSKH.shape[2]
     k_BSNH, v_BSNH = (jnp.repeat(x, group, axis=2) for x in (k_BSKH, v_BSKH))
@@ -104,7 +104,7 @@ def plain_attention(q_BTNH, k_BSKH, v_BSKH, segments_BT):
 
 
 def value_and_gradients(attend, arrays, segments):
-    """The result, and the gradients by queries, keys and values."""
+    """Returns the output and the gradients for queries, keys and values."""
 
     def run(q, k, v, g, segments):
         out, pull = jax.vjp(lambda *heads: attend(*heads, segments), q, k, v)
@@ -140,7 +140,7 @@ def test_kernels_match_plain_softmax_in_value_and_gradient(
     kernel, dtype, seq_len, num_kv_heads, head_dim, documents
 ):
     arrays, segments = kernel_inputs(dtype, 2, seq_len, num_kv_heads, head_dim)
-    # None is the one segment that the plain softmax sees.
+    # None means a single segment.
     segments = segments if documents else None
     attend = functools.partial(causal_attention, kernel=kernel)
     found = value_and_gradients(attend, arrays, segments)
@@ -163,9 +163,9 @@ def test_kernel_runs_on_each_devices_rows_and_heads():
         attend = functools.partial(causal_attention, kernel="splash")
         found = value_and_gradients(attend, arrays, segments)
     for leaf, other in zip(found, expected, strict=True):
-        # One row of two heads, or of one key head.
+        # One row with two heads, or with one key head.
         assert leaf.sharding.shard_shape(leaf.shape) == (1, 128, leaf.shape[2] // 2, 8)
-        # As above.
+        # The tolerance is as above.
         np.testing.assert_allclose(leaf, other, rtol=0, atol=1e-5 * np.abs(other).max())
 
 
@@ -221,7 +221,7 @@ def test_rotary_products_depend_only_on_distance(position, distance, shift):
         query, key = np.asarray(rotate(x, *turn))[0, :, 0]
         return query @ key
 
-    # Angles up to 4000 are float32: their sine is off by up to 4000 / 2**24, twice.
+    # Float32 angles up to 4000 give sine errors up to 4000 / 2**24, twice.
     assert product(position) == pytest.approx(product(position + shift), abs=5e-3)
 
 
@@ -237,5 +237,5 @@ def test_rotary_pairs_channel_i_with_i_plus_half():
             x[i] * cosine - x[i + H // 2] * sine,
             x[i + H // 2] * cosine + x[i] * sine,
         )
-        # Float32 of numbers below ten.
+        # Float32 rounding for numbers below ten.
         assert (turned[i], turned[i + H // 2]) == pytest.approx(pair, abs=1e-5)

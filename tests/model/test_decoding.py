@@ -1,4 +1,4 @@
-"""A decoder that keeps keys and values computes what the one without them does."""
+"""Decoding with a KV cache matches the forward pass without a cache."""
 
 import dataclasses
 import functools
@@ -14,7 +14,7 @@ from stackjax.model.decoding import empty_cache, extend, next_logits
 from stackjax.model.transformer import unembed
 
 B, T, CAPACITY = 2, 8, 11
-# Float32 through three layers: a few roundings of logits of size one.
+# Float32 through three layers: a few roundings, for logits near 1.
 TOLERANCE = 2e-5
 PIECES = {"in one go": (8,), "token by token": (1,) * 8, "in uneven pieces": (3, 1, 4)}
 PLACES_BT = np.broadcast_to(np.arange(T, dtype=np.int32), (B, T))
@@ -23,20 +23,20 @@ TOKENS_BT = np.random.default_rng(0).integers(0, 11, (B, T), dtype=np.int32)
 
 @functools.cache
 def expected(config):
-    """The logits of all tokens at once."""
+    """Returns the logits of all tokens from a single forward pass."""
     apply = jax.jit(functools.partial(model.apply, config))
     return np.asarray(apply(random_params(config), TOKENS_BT, PLACES_BT, None))
 
 
 @functools.partial(jax.jit, static_argnums=0, donate_argnums=2)
 def logits_of(config, params, cache, tokens_BT, positions_BT):
-    """The logits of new tokens, and their cache."""
+    """Returns the logits of new tokens, and the updated cache."""
     x_BTD, cache = extend(config, params, cache, tokens_BT, positions_BT)
     return unembed(config, params, x_BTD), cache
 
 
 def filled(cache):
-    """A cache that holds what a careless reader would notice."""
+    """Returns a cache with large values, to detect reads of unwritten slots."""
     return jax.tree.map(lambda leaf: jnp.full_like(leaf, 1e3), cache)
 
 
@@ -89,7 +89,7 @@ def test_bfloat16_cache_gives_float32_logits_close_to_float32():
     logits_BTV, cache = logits_of(config, params, cache, TOKENS_BT, PLACES_BT)
     assert {leaf.dtype for leaf in cache} == {jnp.dtype("bfloat16")}
     assert logits_BTV.dtype == jnp.float32
-    # Eight bits in each of a dozen products, against logits of size one.
+    # Bfloat16 has 8 bits in each of a dozen products, for logits near 1.
     error = np.abs(logits_BTV - expected(MODELS["gqa"]))[..., : config.vocab_size]
     assert 0 < error.max() < 0.2
 
@@ -102,5 +102,5 @@ def test_decoding_step_updates_the_cache_in_place():
     memory = logits_of.lower(config, params, cache, row, row).compile().memory_analysis()
     size = sum(leaf.size * leaf.dtype.itemsize for leaf in cache)
     assert memory.alias_size_in_bytes == size
-    # The keys and values of one layer of sixteen, more than once.
+    # More than the keys and values of one layer among sixteen.
     assert memory.temp_size_in_bytes < size / 3

@@ -1,4 +1,4 @@
-"""Products of weights: in which order they sum, and that their gradients do so in float32."""
+"""Weight products sum in memory order, and weight gradients sum in float32."""
 
 import jax
 import jax.numpy as jnp
@@ -12,13 +12,13 @@ from stackjax.model.transformer import HEAD_PRODUCT
 from stackjax.sharding.partition import logical, on_mesh
 
 SIZES = {"B": 8, "T": 256, "D": 16, "N": 4, "H": 6, "G": 2, "F": 20, "V": 24}
-# Every product of a weight; of some the activations are smaller, of some the result.
+# Every weight product; either the activations or the results are larger.
 PRODUCTS = ["BTD,DNH->BTNH", "BTNH,NHD->BTD", "BTD,DGF->BTGF", "BTF,FD->BTD"]
 PRODUCTS += HEAD_PRODUCT.values()
 
 
 def plain_contract(spec, x, w, out_sharding):
-    """The product as automatic differentiation takes it."""
+    """The same product, for automatic differentiation."""
     return jnp.einsum(spec, x, w.astype(x.dtype), out_sharding=out_sharding)
 
 
@@ -63,7 +63,7 @@ def test_summed_axes_are_in_memory_order(spec):
 
 
 def sums_over_tokens(function, *args):
-    """Type and size of every product in which devices sum over their tokens."""
+    """Returns dtype and size of every product that is summed over devices."""
     (tokens,) = logical("batch")
     for equation in equations(jax.make_jaxpr(function)(*args).jaxpr):
         if equation.primitive.name == "dot_general":

@@ -1,4 +1,4 @@
-"""Sizes and costs agree with the published ones, and with counts by hand."""
+"""Sizes and FLOPs match published numbers and counts by hand."""
 
 import dataclasses
 import functools
@@ -49,7 +49,7 @@ TINY = ModelConfig(
 
 
 def parameter_shapes(config):
-    """Every array of the parameter layout, written out."""
+    """Returns the shapes of all parameters, written out."""
     d, v, f = config.embed_dim, config.vocab_size, config.mlp_dim
     n, k, h = config.num_heads, config.num_kv_heads, config.head_dim
     layer = [(d,), (d, n, h), (d, k, h), (d, k, h), (n, h, d), (d,), (d, 2, f), (f, d)]
@@ -80,7 +80,7 @@ def test_num_params_match_the_paper(name):
 @pytest.mark.parametrize("name", PAPER)
 def test_flops_per_token_match_the_published_plots(name):
     config, _, _, sixth = PAPER[name]
-    # The axes were read off to about three digits.
+    # The plot axes were read to about three digits.
     assert flops.flops_6nd(config) / 6e9 == pytest.approx(sixth, abs=1e-3)
 
 
@@ -99,7 +99,7 @@ def test_num_params_match_all_arrays(tie_head, qk_norm, qkv_bias):
 
 def test_matmul_flops_add_up_over_a_list_of_products():
     t, d, h, v = 16, 8, 6, 11
-    # (rows, inner, columns) of every product of a forward pass over one sequence.
+    # (rows, inner, columns) of every product in a forward pass over one sequence.
     heads = [(t, d, h)] * (4 + 2 + 2) + [(t, h, d)] * 4
     attention = [(t, h, t), (t, t, h)] * 4
     layer = [*heads, *attention, (t, d, 2 * 20), (t, 20, d)]
@@ -189,7 +189,7 @@ def test_frozen_parameters_cost_two_or_four_by_6nd(name, tie_head):
     trained, passes, _ = PASSES[name]
     layer = 2 * 8 * 24 + 2 * 8 * 12 + 3 * 8 * 20 + 2 * 8
     expected = sum(2 * count * layer for count in passes) + 6 * 8
-    # A tied embedding is the head, which learns.
+    # A tied embedding trains as the head.
     expected += 6 * 11 * 8 if tie_head else (2 + 6) * 11 * 8
     config = dataclasses.replace(TINY, tie_head=tie_head)
     assert flops.flops_6nd(config, trained) == expected
@@ -227,7 +227,7 @@ SEQ_LEN = 64
 
 
 def counted_flops(config, spans=None, *, backward=True):
-    """What XLA counts for the loss of one sequence, or for its gradient."""
+    """Returns XLA's FLOP count for the loss of one sequence, or for the gradient."""
     batch = first_microbatch(random_batch(rows=1, seq_len=SEQ_LEN))
 
     def loss(params):
@@ -241,7 +241,7 @@ def counted_flops(config, spans=None, *, backward=True):
 @pytest.mark.parametrize("backward", [False, True])
 def test_matmul_flops_match_xla(backward):
     expected = flops.matmul_flops(MATMULS, SEQ_LEN) * SEQ_LEN / (1 if backward else 3)
-    # What is not a product of matrices (norms, softmax, SwiGLU) is below 3 % at this width.
+    # Other operations (norms, softmax, SwiGLU) are below 3 % at this width.
     assert counted_flops(MATMULS, backward=backward) == pytest.approx(expected, rel=0.03)
 
 
@@ -250,5 +250,5 @@ def test_matmul_flops_with_frozen_layers_match_xla(name):
     trained = PASSES[name][0]
     phase = phase_of(MATMULS, trained_layers=trained)
     expected = flops.matmul_flops(MATMULS, SEQ_LEN, trained) * SEQ_LEN
-    # As above.
+    # The tolerance is as above.
     assert counted_flops(MATMULS, phase.spans) == pytest.approx(expected, rel=0.03)

@@ -1,4 +1,4 @@
-"""The loss is the mean log-likelihood of the next tokens, however it is computed."""
+"""The loss is the mean next-token log-likelihood, for every chunk size."""
 
 import functools
 
@@ -31,6 +31,6 @@ def test_loss_sums_match_a_loop_over_positions():
             normaliser = np.log(np.sum(np.exp(logits[b, t])))
             nll += weights[b, t] * (normaliser - logits[b, t, label])
             squares += weights[b, t] * normaliser**2
-    # A sum of 64 float32 terms.
+    # A float32 sum with 64 terms.
     assert float(sums.nll) == pytest.approx(nll, rel=1e-5)
     assert float(sums.objective) == pytest.approx(nll + 0.5 * squares, rel=1e-5)

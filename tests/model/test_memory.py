@@ -1,4 +1,4 @@
-"""What a step keeps and computes again is what the remat policy and the loss chunk say."""
+"""Remat policies and loss chunks control stored and recomputed arrays."""
 
 import collections
 import functools
@@ -17,7 +17,7 @@ VOCAB = 4096
 
 
 def gradient_of(**fields):
-    """The gradient by the parameters, jitted, and the abstract arrays that it takes."""
+    """Returns the jitted parameter gradient, and its abstract arguments."""
     sizes = {
         "embed_dim": 64,
         "mlp_dim": 192,
@@ -38,14 +38,14 @@ def gradient_of(**fields):
 
 @functools.cache
 def num_products(remat):
-    """How many products a layer makes, forward and backward: of weights, and of heads."""
+    """Returns the numbers of weight products and attention products per layer."""
     gradient, *args = gradient_of(remat=remat, vocab_size=8)
     counts = collections.Counter()
     for equation in equations(gradient.trace(*args).jaxpr.jaxpr):
         if equation.primitive.name == "dot_general":
             _, (batched, _) = equation.params["dimension_numbers"]
             counts["heads" if batched else "weights"] += 1
-    # Those of the head: forward, and two backward.
+    # The head has one forward and two backward products.
     return counts["weights"] - 3, counts["heads"]
 
 
@@ -69,7 +69,7 @@ def test_remat_policies_are_ordered_by_memory(scan_unroll):
         compiled(remat, 64, scan_unroll).memory_analysis().temp_size_in_bytes
         for remat in ("none", "dots", "full")
     )
-    # Four layers keep for each token 64 + 2 x 192 channels of float32, and more.
+    # Four layers store at least 64 + 2 x 192 float32 channels per token.
     assert none > 1.2 * dots
     assert dots > 1.2 * full
 

@@ -1,7 +1,7 @@
-"""The statistics that a half-open mask of channels leaves to RMSNorm, beside other code.
+"""RMSNorm statistics under a half-open channel mask, compared with other code.
 
-All in float64, by formulas that are written out: x is the residual stream before the norm,
-whose new channels every code has multiplied by the mask m.
+All formulas are written out in float64: x is the residual stream before the norm,
+with new channels multiplied by the mask m.
 """
 
 import jax
@@ -26,7 +26,7 @@ def open_by(share):
 
 
 def ours(share):
-    """What a plain RMSNorm computes of the parameters that the mask multiplies."""
+    """Returns plain RMSNorm with masked parameters."""
     mask = Mask("embed", tuple(np.arange(ALL) >= OLD), False, 0, 1000)
     params = {"embedding": WRITTEN, "gain": GAIN}
     axes = {
@@ -39,7 +39,7 @@ def ours(share):
 
 
 def mean_square(x, m, power):
-    """The squares of channels, weighted by a power of the mask, over the sum of the mask."""
+    """Returns the channel squares, weighted by a power of the mask, over the mask's sum."""
     return np.sum(m**power * x * x, axis=-1, keepdims=True) / np.sum(m)
 
 
@@ -50,14 +50,14 @@ def documented(share):
 
 
 def prts(share):
-    """RMSNorm of x m, times sqrt(sum(m) / D), times m, as its MsgNorm computes it."""
+    """Returns RMSNorm(x m) sqrt(sum(m) / D) m, as in MsgNorm."""
     m = open_by(share)
     x = m * WRITTEN
     return rms_norm(x * m, GAIN) / np.sqrt(ALL) * np.sqrt(np.sum(m)) * m
 
 
 def msg(share):
-    """The variance of LayerNormEx without its mean, times m."""
+    """Returns LayerNormEx without the mean, times m."""
     m = open_by(share)
     x = m * WRITTEN
     return GAIN * x / np.sqrt(mean_square(x, m, 1) + EPSILON) * m
@@ -78,7 +78,7 @@ def test_other_code_weights_new_channels_by_a_power_of_the_mask(share):
     of_prts = m * GAIN * m * x / np.sqrt(mean_square(x, m, 2) + EPSILON * ALL / np.sum(m))
     np.testing.assert_allclose(prts(share), of_prts, rtol=1e-13, atol=1e-15)
     old = slice(0, OLD)
-    # Where m is 1, the norms differ by their statistics alone.
+    # For m = 1 the norms differ only by their statistics.
     for other, power, epsilon in ((msg, 1, 1.0), (prts, 2, ALL / np.sum(m))):
         ratio = np.sqrt(
             (mean_square(x, m, 0) + EPSILON) / (mean_square(x, m, power) + epsilon * EPSILON)

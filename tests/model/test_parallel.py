@@ -1,4 +1,4 @@
-"""Loss and gradients are the same however a step is cut over devices, time and memory."""
+"""Loss and gradients do not depend on mesh, accumulation, remat, scan and chunks."""
 
 import dataclasses
 import functools
@@ -17,12 +17,12 @@ from stackjax.sharding.mesh import MeshConfig, build_mesh
 from stackjax.sharding.partition import on_mesh
 from stackjax.training.train_state import TrainState, train_step
 
-# Groups of two query heads, over up to four devices.
+# Groups of two query heads, on up to four devices.
 CONFIG = tiny_model(num_heads=8, num_kv_heads=4, head_dim=4)
 
 
 def batch_of(accumulate: int) -> Batch:
-    """The same 16 rows, in so many microbatches."""
+    """Returns the same 16 rows, in `accumulate` microbatches."""
     batch = random_batch(rows=16)
     # Half the rows hardly count, so a mean of the microbatches' means would be wrong.
     batch.loss_weights[:, :8] *= 0.01
@@ -30,14 +30,14 @@ def batch_of(accumulate: int) -> Batch:
 
 
 def keep_gradient() -> optax.GradientTransformation:
-    """An optimizer whose state is the gradient of the step."""
+    """An optimizer that stores the gradient as its state."""
     return optax.GradientTransformation(
         lambda params: jax.tree.map(jnp.zeros_like, params), lambda grads, *_: (grads, grads)
     )
 
 
 def loss_and_grads(mesh_config, accumulate, fields):
-    """Those of a train step, on a mesh unless it is None."""
+    """Returns loss and gradient of a train step, on a mesh unless None."""
     config, tx = dataclasses.replace(CONFIG, **fields), keep_gradient()
     step = jax.jit(functools.partial(train_step, phase_of(config), tx, 1e-2))
     params, batch = random_params(CONFIG), batch_of(accumulate)
@@ -52,7 +52,7 @@ def loss_and_grads(mesh_config, accumulate, fields):
         params = jax.device_put(params, layout)
         state = TrainState(jnp.int32(0), params, tx.init(params))
         state, metrics = step(state, jax.device_put(batch, batch_sharding(mesh)))
-    # Gradients lie as the parameters do, so no device holds them all.
+    # Gradients are sharded like parameters.
     for leaf, place in zip(
         jax.tree.leaves(state.opt_state), jax.tree.leaves(layout), strict=True
     ):
@@ -62,7 +62,7 @@ def loss_and_grads(mesh_config, accumulate, fields):
 
 @functools.cache
 def expected_loss_and_grads():
-    """Of one device without a mesh, that holds everything at once."""
+    """The loss and gradient on one device, without mesh, accumulation and chunks."""
     return loss_and_grads(None, 1, {"scan_unroll": 0, "remat": "none", "loss_chunk": 512})
 
 
@@ -86,7 +86,7 @@ WAYS = [
 def test_mesh_and_accumulation_do_not_change_loss_and_gradient(mesh, accumulate, fields):
     loss, grads = loss_and_grads(mesh, accumulate, fields)
     expected_loss, expected = expected_loss_and_grads()
-    # The same float32 sums in another order, over up to eight devices.
+    # The same float32 sums in another order, on up to eight devices.
     assert float(loss) == pytest.approx(float(expected_loss), rel=1e-5)
     for leaf, other in zip(jax.tree.leaves(grads), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(leaf, other, rtol=0, atol=1e-5 * np.abs(other).max())

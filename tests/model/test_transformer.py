@@ -1,4 +1,4 @@
-"""The decoder agrees with one written in numpy, and reads nothing that it must not."""
+"""The decoder matches a numpy decoder, and is causal."""
 
 import dataclasses
 import functools
@@ -21,7 +21,7 @@ B, T = 2, 8
 
 
 def inputs(seed=0):
-    """Tokens, positions and segments, [B, T]."""
+    """Returns tokens, positions and segments, [B, T]."""
     return first_microbatch(random_batch(seed, rows=B, seq_len=T))[:3]
 
 
@@ -30,7 +30,7 @@ def test_logits_match_a_numpy_decoder(config):
     expected = NumpyDecoder(config, params).logits(*tokens)
     logits = jax.jit(functools.partial(model.apply, config))(params, *tokens)
     assert logits.dtype == jnp.float32
-    # Float32 through three layers: a few roundings of logits of size one.
+    # Float32 through three layers: a few roundings, for logits near 1.
     np.testing.assert_allclose(logits, expected, atol=2e-5)
     np.testing.assert_array_equal(np.isneginf(logits), np.isneginf(expected))
 
@@ -43,14 +43,14 @@ def test_bfloat16_logits_are_float32_and_close_to_float32():
         for c in (half, config)
     )
     assert logits.dtype == jnp.float32
-    # Eight bits in each of a dozen products, against logits of size one.
+    # Bfloat16 has 8 bits in each of a dozen products, for logits near 1.
     error = np.abs(logits - expected)[..., : config.vocab_size]
     assert 0 < error.max() < 0.2
 
 
 @functools.cache
 def influence(segments: tuple[int, ...]) -> np.ndarray:
-    """How far each input (columns) moves the logits of each position (rows)."""
+    """Returns the influence of each input (columns) on each position's logits (rows)."""
     config = tiny_model(vocab_size=T)
     params = random_params(config)
     tokens = np.arange(T, dtype=np.int32)[None]
@@ -58,7 +58,7 @@ def influence(segments: tuple[int, ...]) -> np.ndarray:
 
     def position_sums(embedding):
         logits = model.apply(config, params | {"embedding": embedding}, *arrays)
-        # Squares, since the gradient of a plain sum could cancel.
+        # Squares, because the gradient of a plain sum could cancel.
         return jnp.sum(jnp.square(logits[0]), axis=-1)
 
     # Each place has a token of its own, and the head is untied: row t of the embedding
@@ -149,7 +149,7 @@ def test_parameter_names_shapes_and_axes(qkv_bias, qk_norm, tie_head):
     assert num_params(config) == size - tables * (24 - 11) * 16
 
 
-# The standard deviation of every matrix of a model with D 64, H 32, N 2, F 176, L 4.
+# Standard deviations of all matrices for D 64, H 32, N 2, F 176, L 4.
 REFERENCE = {
     "embedding": math.sqrt(2 / (5 * 64)),
     "head": math.sqrt(2 / (5 * 64)),
@@ -193,7 +193,7 @@ SMALL = tiny_model(num_layers=2)
 
 @pytest.fixture(scope="module")
 def initial_values():
-    """Those of a small model without a mesh."""
+    """Initial values of a small model without a mesh."""
     params = jax.jit(functools.partial(model.init, SMALL))(jax.random.key(0))
     return jax.tree.map(np.asarray, params)
 
@@ -206,7 +206,7 @@ def test_layers_have_different_initial_values(initial_values):
 
 
 def loss_and_grads(config, spans=None, params=None):
-    """A loss that every logit enters, and its gradient."""
+    """Returns a loss over all logits, and the gradient."""
 
     def loss(params):
         logits = model.apply(config, params, *inputs(), spans)
@@ -225,7 +225,7 @@ def plain_loss_and_grads():
     return loss_and_grads(MODELS["gqa"])
 
 
-# Which of three layers learn.
+# Trained layers among three.
 TRAINED = {
     "last": (False, False, True),
     "middle": (False, True, False),
@@ -243,7 +243,7 @@ def test_only_trained_layers_have_gradients(name, remat):
     trained = TRAINED[name]
     loss, grads = loss_and_grads(config, phase_of(config, trained_layers=trained).spans)
     expected_loss, expected = plain_loss_and_grads()
-    # As above.
+    # The tolerance is as above.
     assert float(loss) == pytest.approx(float(expected_loss), rel=1e-6)
     layers = dict.fromkeys(grads["layers"], np.array(trained))
     learns = {"embedding": all(trained), "final_norm": True, "head": True, "layers": layers}
@@ -264,7 +264,7 @@ def test_logits_do_not_depend_on_frozen_layers():
         )
         for spans in (phase_of(config, trained_layers=trained).spans, None)
     )
-    # As above.
+    # The tolerance is as above.
     np.testing.assert_allclose(logits, expected, rtol=1e-6, atol=1e-6)
 
 
@@ -275,7 +275,7 @@ def test_tied_embedding_gets_only_head_gradients_while_frozen(name):
     params = random_params(tied)
     spans = phase_of(tied, trained_layers=TRAINED[name]).spans
     _, grads = loss_and_grads(tied, spans)
-    # The same model, with a head of its own that happens to be equal.
+    # The same model, with an untied head of equal values.
     _, apart = loss_and_grads(untied, spans, params | {"head": params["embedding"].T})
     assert not np.any(apart["embedding"])
     np.testing.assert_allclose(grads["embedding"], apart["head"].T, atol=1e-6)
@@ -286,14 +286,14 @@ def test_initial_values_are_the_same_on_every_mesh(initial_values, mesh):
     for leaf, other in zip(
         jax.tree.leaves(params), jax.tree.leaves(initial_values), strict=True
     ):
-        # The same bits of randomness; their quantiles are computed to a rounding or two.
+        # The random bits are equal; quantiles may differ by a rounding or two.
         np.testing.assert_allclose(leaf, other, rtol=1e-5, atol=1e-7)
     # Shards along heads and along embed, in that order.
     shard = params["layers"]["query"].addressable_shards[0].data.shape
     assert shard == (2, 16 // num_shards("embed"), 4 // num_shards("heads"), 6)
 
 
-# Each field of a model, a value that it cannot have, and the reason.
+# Field, invalid value, and reason.
 BAD_FIELDS = {
     "num_layers": (0, "must be at least 1"),
     "vocab_size": (-5, "must be at least 1"),

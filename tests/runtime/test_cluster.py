@@ -1,4 +1,4 @@
-"""Whom a process joins, for every launcher, and that one process joins nobody."""
+"""The job of a process, for every launcher and for a single process."""
 
 import importlib.util
 import os
@@ -15,7 +15,7 @@ EXPLICIT = {
     "JAX_NUM_PROCESSES": "2",
     "JAX_PROCESS_ID": "1",
 }
-# The third task of the second of two nodes; JAX makes the port of the number of the job.
+# Task 3 on node 2 of two; JAX derives the port from the job number.
 SLURM = {
     "SLURM_JOB_ID": "5000",
     "SLURM_STEP_NODELIST": "gpu[08-09]",
@@ -53,7 +53,7 @@ def without(variables: dict[str, str], *names: str) -> dict[str, str]:
 
 @pytest.fixture
 def find(monkeypatch):
-    """Returns the job that is found in an environment that holds nothing else."""
+    """Returns the job found with only these environment variables."""
 
     def find(variables: dict[str, str]) -> Job | None:
         monkeypatch.setattr(os, "environ", dict(variables))

@@ -1,4 +1,4 @@
-"""Mistakes in the options of every command: one line, in the same form."""
+"""Command-line mistakes are one line, in the same form for every command."""
 
 import dataclasses
 import importlib
@@ -28,7 +28,7 @@ COMMANDS = {
     "stackjax.scale": ["a"],
     "stackjax.train": ["--config", "configs/tiny.py"],
 }
-"""Each command, and the arguments that it needs."""
+"""Each command, with its required arguments."""
 
 WRONG_VALUES = [
     ("scripts.bakeoff", "--seeds", "0", "seeds is 0; it must be at least 1"),
@@ -93,7 +93,7 @@ PATHS_ON_A_DISK = [
 
 @pytest.fixture
 def mistake(run_main):
-    """Runs a command with a mistake, and returns the single line that it prints."""
+    """Runs a command with a mistake, and returns the printed line."""
 
     def call(module: str, *args: str) -> str:
         code, out, err = run_main(importlib.import_module(module).main, *args)

@@ -1,4 +1,4 @@
-"""Every field of a run and of a command has a type and a range, and errors name it."""
+"""Every config field has a type and a range, and errors name the field."""
 
 import dataclasses
 import functools
@@ -74,7 +74,7 @@ def named(name: str) -> Any:
 
 
 def arms(hint, rules=()):
-    """Yields each type of a union, with all that is said of it."""
+    """Yields each type in a union, with its annotations."""
     if typing.get_origin(hint) is Annotated:
         hint, *more = typing.get_args(hint)
         yield from arms(hint, (*rules, *more))
@@ -246,7 +246,7 @@ def test_texts_without_an_integer_are_refused(text):
         Whole().instance_from_str([text])
 
 
-# --- fields that have no effect -------------------------------------------------------------
+# --- fields without effect ------------------------------------------------------------------
 
 OPTIMIZER = OptimizerConfig(peak_learning_rate=1e-2)
 STAGE = tiny_run().stages[0]
@@ -280,7 +280,7 @@ IDLE = {
 
 
 def config_with(field: str, fields: dict[str, Any]) -> Any:
-    """Returns the tiny run with fields of the dataclass that holds one field."""
+    """Returns the tiny run, with changed fields in the dataclass that owns a field."""
     if "." not in field:
         return Sampling(**fields)
     holder = field.rpartition(".")[0]
@@ -311,7 +311,7 @@ def test_fields_without_effect_are_refused(field):
     config_with(field, alone | what_it_needs)
 
 
-# --- a campaign over every scalar of a run --------------------------------------------------
+# --- mutations of every scalar of a run -----------------------------------------------------
 
 NASTY = [
     *(None, True, -1, 0, 1, 2, 3, 7, 255, 2**16, 2**31, 2**63, 10**9, 10**12, 10**18, 10**30),
@@ -339,7 +339,7 @@ FULL = tiny_run(
     tasks=TasksConfig(names=("piqa",), every_tokens=64),
     seed=1,
 )
-"""A run in which every field is there."""
+"""A run with every field set."""
 
 
 def leaves(value: Any, path: str = "") -> list[str]:
@@ -354,7 +354,7 @@ def leaves(value: Any, path: str = "") -> list[str]:
 
 
 def with_value(holder: Any, path: list[str], value: Any) -> Any:
-    """Returns a run, or a part of it, with one scalar replaced."""
+    """Returns a run, or part of a run, with a scalar replaced."""
     if not path:
         return value
     name, *rest = path
@@ -366,7 +366,7 @@ def with_value(holder: Any, path: list[str], value: Any) -> Any:
 
 
 def is_sane(path: str, value: Any) -> bool:
-    """Returns whether a value that was accepted is a plain one, finite and not negative."""
+    """Returns whether an accepted value is plain, finite and not negative."""
     if isinstance(value, tuple):
         return all(is_sane(path, item) for item in value)
     if path.endswith("growth"):
@@ -379,7 +379,7 @@ def is_sane(path: str, value: Any) -> bool:
 
 @functools.cache
 def accepted_mutations() -> list[tuple[str, Any, Config]]:
-    """Returns the mutations of a run that are accepted; the others are refused in one line."""
+    """Returns the accepted mutations of a run; all others must be refused in one line."""
     accepted = []
     for path in (leaf.lstrip(".") for leaf in leaves(FULL)):
         for value in NASTY:

@@ -1,11 +1,11 @@
-"""On a CPU the memory of a step serves the next, unless the user decides about malloc."""
+"""On a CPU, steps reuse memory, unless the user sets malloc options."""
 
 import subprocess
 import sys
 
 import pytest
 
-# Prints the bytes of temporaries, and the pages that the kernel brings in a step.
+# Prints the temporary bytes, and the page faults per step.
 STEPS = """
 import ctypes, resource, statistics
 import jax, jax.numpy as jnp
@@ -21,7 +21,7 @@ for _ in range(11):
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     x = step(x).block_until_ready()
     faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
-# Until malloc has found places for all, some steps still get new memory.
+# The first steps may still get new memory from malloc.
 print(step.memory_analysis().temp_size_in_bytes, int(statistics.median(faults)))
 """
 KEEP = "from stackjax.cpu import keep_memory; keep_memory()"
@@ -36,7 +36,7 @@ print(resident - psutil.Process().memory_info().rss)
 
 
 def numbers(code: str) -> list[int]:
-    """Returns the numbers that a process of its own prints."""
+    """Returns the numbers printed by a separate process."""
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert ended.returncode == 0, ended.stderr
     return [int(number) for number in ended.stdout.split()]
@@ -47,7 +47,7 @@ def numbers(code: str) -> list[int]:
     [
         (KEEP, None, True),
         ("", None, False),
-        # What the user says of malloc stays so.
+        # The user's malloc options take precedence.
         (KEEP, "glibc.malloc.mmap_threshold=1048576", False),
         (KEEP, "glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=17179869184", True),
     ],

@@ -1,4 +1,4 @@
-"""One device, eight devices, two processes: the same run; and processes that are missing."""
+"""One device, eight devices and two processes give the same run; missing processes."""
 
 import dataclasses
 import os
@@ -17,7 +17,7 @@ from stackjax.runtime.cluster import Job
 from stackjax.runtime.distributed import roll_call
 from stackjax.sharding.mesh import MeshConfig
 
-# Sums over devices add floats in another order; sixteen steps amplify that a little.
+# Devices sum floats in another order; sixteen steps amplify the difference.
 RTOL = 1e-4
 
 TWO_MESHES = """
@@ -36,7 +36,7 @@ def get_config():
 
 
 def assert_same_losses(workdir, expected) -> None:
-    """As far as the run has come."""
+    """Asserts equal losses in all rows so far."""
     num_rows, num_losses = len(places(workdir)), len(losses(workdir))
     assert places(workdir) == places(expected)[:num_rows]
     np.testing.assert_allclose(losses(workdir), losses(expected)[:num_losses], rtol=RTOL)
@@ -49,7 +49,7 @@ def free_port() -> int:
 
 
 def environment(process: int, port: int) -> dict[str, str]:
-    """What makes a process one of two, the other of which may die."""
+    """Returns the environment variables of one process among two."""
     return {
         "JAX_COORDINATOR_ADDRESS": f"localhost:{port}",
         "JAX_NUM_PROCESSES": "2",
@@ -62,7 +62,7 @@ def run_two(world, args, signalled: dict[int, tuple[str, ...]]) -> list[tuple[in
     """Returns exit code, stdout and stderr of two processes with four devices each.
 
     Args:
-      signalled: The signal that a process sends itself, and when.
+      signalled: The signal that each process sends itself, and when.
     """
     port = free_port()
     processes = [
@@ -79,7 +79,7 @@ def run_two(world, args, signalled: dict[int, tuple[str, ...]]) -> list[tuple[in
 
 def finish(processes: list[subprocess.Popen]) -> list[tuple[int, str, str]]:
     """Returns exit code, stdout and stderr of each process."""
-    with ThreadPoolExecutor() as pool:  # a full pipe of one would hold up the others
+    with ThreadPoolExecutor() as pool:  # a full pipe would block the other processes
         outputs = list(pool.map(lambda process: process.communicate(), processes))
     return [(p.returncode, *output) for p, output in zip(processes, outputs, strict=True)]
 
@@ -89,14 +89,14 @@ def test_two_processes_survive_a_kill_and_equal_one_process(world, uncut, tmp_pa
     (world.path / "two_meshes.py").write_text(TWO_MESHES)
     args = ["--config", str(world.path / "two_meshes.py"), "--workdir", str(both)]
 
-    # The second save returns when the first is whole.
+    # The second save returns when the first is complete.
     killed = ("SIGKILL", "stackjax.checkpoint.save:Checkpoints.save", "after", "2")
     (code, _, stderr), (killed_code, _, _) = run_two(world, args, {1: killed})
     assert killed_code == -9
     assert code not in (0, -9)
     assert "another" in stderr
 
-    # One of them is told, while the model grows onto its other mesh.
+    # Only one process is signalled, while the model grows onto the other mesh.
     stopped = ("SIGTERM", "stackjax.run.train:enter_phase", "before", "1")
     first, second = run_two(world, args, {0: stopped})
     assert (first[0], second[0]) == (143, 143), first[2] + second[2]
@@ -106,7 +106,7 @@ def test_two_processes_survive_a_kill_and_equal_one_process(world, uncut, tmp_pa
     assert any(place[0] == "growth" for place in places(both))
     assert_same_losses(both, uncut)
 
-    # What these two saved, one process with eight devices takes on, over other meshes.
+    # One process with eight devices resumes the checkpoint of these two, on other meshes.
     cut(both, alone, 6)
     config = world.config("--workdir", str(alone), "--mesh.replica", "2")
     own = dataclasses.replace(config.stages[1], mesh=MeshConfig(tensor=2))
@@ -118,7 +118,7 @@ def test_two_processes_survive_a_kill_and_equal_one_process(world, uncut, tmp_pa
 
 def test_two_processes_probe_measure_and_stop_early_like_one(world, uncut, tmp_path):
     [loss, *_] = [row["held_out_loss"] for row in rows(uncut) if row["kind"] == "evaluation"]
-    # Of step 5, which the evaluations of steps 4 and 6 lie on either side of.
+    # Step 5 lies between the evaluations at steps 4 and 6.
     args = ["--stages.0.until.loss", repr(loss), "--evaluation.every-tokens", "256"]
     args += ["--evaluation.layers", "--probes.at-tokens", "256", "--probes.lag-tokens", "128"]
     both, alone = tmp_path / "both", tmp_path / "alone"
@@ -140,7 +140,7 @@ def test_two_processes_probe_measure_and_stop_early_like_one(world, uncut, tmp_p
 
 
 def call_roll(processes: list[int], num_processes: int, timeout: float) -> list[str | None]:
-    """Returns what becomes of each process: None, or its error."""
+    """Returns the error of each process, or None."""
     address = f"localhost:{free_port()}"
 
     def one(process: int):

@@ -1,4 +1,4 @@
-"""A user's mistake ends in one line; a fault of the code keeps its traceback."""
+"""User errors end in one line; bugs keep the traceback."""
 
 import multiprocessing
 import os
@@ -91,7 +91,7 @@ def die():
 
 
 def in_a_worker(fail):
-    # Spawned, because JAX has threads here, which a fork would copy locked.
+    # Spawn, because a fork would copy locked JAX threads.
     with futures.ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
         pool.submit(fail).result()
 
@@ -113,7 +113,7 @@ def test_worker_process_errors_are_one_line(fail, line, capsys):
 def test_other_errors_keep_the_traceback():
     with pytest.raises(ValueError, match="invalid literal"), one_line_errors():
         int("nothing of ours")
-    # Also where our own code caused them: that is a bug.
+    # Also if stackjax caused the error: that is a bug.
     with pytest.raises(ValueError, match="one unknown dimension"), one_line_errors():
         packing.cut_records(np.zeros(5), -1)
     with pytest.raises(TypeError), one_line_errors():

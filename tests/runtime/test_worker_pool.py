@@ -1,4 +1,4 @@
-"""Calls in several processes give all results, or the first error at once."""
+"""A worker pool returns all results, or raises the first error at once."""
 
 import time
 

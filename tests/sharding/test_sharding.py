@@ -1,4 +1,4 @@
-"""Logical axes become partitions by one table, on a mesh whose sizes are checked."""
+"""Logical axes map to mesh axes by the table; mesh sizes are checked."""
 
 import dataclasses
 import re
@@ -65,7 +65,7 @@ def test_indivisible_slices_are_refused(shape):
 
 @dataclasses.dataclass(frozen=True)
 class SliceDevice:
-    """A device of a TPU slice, as far as laying out a mesh asks."""
+    """A device on a TPU slice, with the attributes that mesh layout reads."""
 
     id: int
     slice_index: int
@@ -93,7 +93,7 @@ def test_weights_are_sharded_by_the_table_and_gains_replicated():
     with jax.set_mesh(mesh_of("replica 2, fsdp 2, tensor 2")):
         assert partition(WEIGHT) == P(None, "fsdp", "tensor", None)
         assert partition(GAIN) == P(None, None)
-        # The residual stream names its channels None: it is whole.
+        # The residual stream passes None for its channels.
         assert logical("batch", None, None) == P(("replica", "fsdp"), None, None)
         shards = [num_shards(name) for name in ("batch", "embed", "vocab", "head_dim")]
         assert shards == [4, 2, 2, 1]

@@ -1,4 +1,4 @@
-"""The tokenizer goes along with the data, the run, and all that is made of its model."""
+"""The tokenizer is stored with the data, the run, and every model made from the run."""
 
 import dataclasses
 import json
@@ -29,7 +29,7 @@ KIND = "bpe_that_ignores_merges"
 
 
 def prepared(directory, tokenizer) -> str:
-    """The path of a set made of `TEXTS`."""
+    """Returns the path of a data set made from `TEXTS`."""
     inputs = directory / "documents.jsonl"
     inputs.write_text("".join(json.dumps({"text": text}) + "\n" for text in TEXTS))
     output = str(directory / "set")

@@ -1,4 +1,4 @@
-"""The special tokens of a folder are those that transformers finds in its files."""
+"""Special tokens in a Hugging Face folder match transformers."""
 
 import functools
 import json
@@ -219,7 +219,7 @@ def with_ends(path, settings, generation, config=None):
 @pytest.mark.parametrize(
     ("settings", "generation", "config", "end_ids", "separator"),
     [
-        # As Qwen has it: the end of a turn and the end of a document.
+        # As in Qwen: end of turn and end of document.
         ({"eos_token": END}, {"eos_token_id": [260, 258]}, None, (260, 258), 258),
         ({"eos_token": ENDOFTEXT}, {"eos_token_id": [260, 258]}, None, (258, 260), 258),
         ({"eos_token": END}, {}, None, (260,), 260),

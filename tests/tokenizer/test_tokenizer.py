@@ -1,4 +1,4 @@
-"""Every tokenizer keeps the text, its ids fit the vocabulary, and documents end once."""
+"""Tokenizers round-trip text, ids fit the vocabulary, and documents end once."""
 
 import io
 from pathlib import Path
@@ -16,7 +16,7 @@ TEXT = "def f(x):\n    return x + 1\n\nThe quick brown fox: 1234, déjà vu.\n" 
 
 
 def write_hugging_face(path: Path, special_tokens: list[str]) -> str:
-    """Trains a byte-level BPE of a few hundred tokens and returns its path."""
+    """Trains a byte-level BPE with a few hundred tokens and returns the path."""
     model = tokenizers.Tokenizer(tokenizers.models.BPE())
     model.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
     model.decoder = tokenizers.decoders.ByteLevel()
@@ -27,7 +27,7 @@ def write_hugging_face(path: Path, special_tokens: list[str]) -> str:
         show_progress=False,
     )
     model.train_from_iterator([TEXT], trainer)
-    # As many published tokenizers do; it must not show in our tokens.
+    # Many published tokenizers have a template; the tokens must not depend on it.
     model.post_processor = tokenizers.processors.TemplateProcessing(
         single=f"{special_tokens[0]} $A", special_tokens=[(special_tokens[0], 0)]
     )
@@ -36,7 +36,7 @@ def write_hugging_face(path: Path, special_tokens: list[str]) -> str:
 
 
 def write_sentencepiece(path: Path, **options) -> str:
-    """Trains a unigram model with byte fallback and returns its path."""
+    """Trains a unigram model with byte fallback and returns the path."""
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.Train(
         sentence_iterator=iter(TEXT.splitlines()),
