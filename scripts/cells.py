@@ -10,8 +10,8 @@ from stackjax.checkpoint.directory import absolute, newest_step
 from stackjax.config import Config, Until
 from stackjax.config_file import changed_fields, flatten
 from stackjax.run.growth_probe import check_probes
-from stackjax.run.held_out import open_data
-from stackjax.run.metrics import check_sinks
+from stackjax.run.sinks import check_sinks
+from stackjax.run.validation import open_data
 from stackjax.runtime.errors import UserError
 from stackjax.training.expand import expand
 from stackjax.training.preflight import check, check_backend, device_memory

@@ -26,9 +26,9 @@ from stackjax.data.shards import ShardWriter
 from stackjax.data.sources import TokenSource
 from stackjax.files.rows_file import NO_ROWS
 from stackjax.model import ModelConfig
-from stackjax.run.metrics import open_sinks
 from stackjax.run.progress import open_progress
 from stackjax.run.run import Run
+from stackjax.run.sinks import open_sinks
 from stackjax.run.train import run_phase
 from stackjax.sharding.partition import num_shards
 from stackjax.tokenizer.tokenizer_info import TokenizerInfo
@@ -219,14 +219,13 @@ def _loop_seconds(config: Config, phase: Phase) -> tuple[float, TrainState]:
             config=config,
             workdir=workdir,
             source=source,
-            held_out=source,
+            validation=source,
             sinks=sinks,
             progress=open_progress(phase.end.tokens),
             stop=ticks,
             step_of=lambda phase, _: compile_step(config, phase),
             marker=NEW_RUN,
             phases=expand(config),
-            tasks=None,
         )
         for output in (*run.sinks, run.progress):
             stack.enter_context(contextlib.closing(output))

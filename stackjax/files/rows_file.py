@@ -17,7 +17,8 @@ NAME = "metrics.jsonl"
 AXES = ("kind", "phase", "stage", "step", "tokens")
 """The fields of every row: `kind` is a text, the others are integers."""
 
-_TEXT = ("kind", "reason", "change", "growth")
+TEXT = ("kind", "reason", "change", "growth")
+"""The fields that hold text."""
 _WAY_OUT = (
     "bring the file back from a copy of the run, or go back to a checkpoint before the damage "
     "with --resume-from STEP, which writes later rows again"
@@ -157,7 +158,7 @@ def _row(line: bytes, needs: Mapping[str, tuple[str, ...]]) -> dict[str, Any]:
     if missing := [name for name in AXES if name not in row]:
         raise UserError(f"{missing[0]} is missing")
     for name, value in row.items():
-        is_list = isinstance(value, list) and name not in (*AXES, *_TEXT)
+        is_list = isinstance(value, list) and name not in (*AXES, *TEXT)
         if not all(_may_hold(name, item) for item in (value if is_list else [value])):
             raise UserError(f"{name} is {str(value)[:60]!r}")
     for name in needs.get(row["kind"], ()):
@@ -167,7 +168,7 @@ def _row(line: bytes, needs: Mapping[str, tuple[str, ...]]) -> dict[str, Any]:
 
 
 def _may_hold(name: str, value: Any) -> bool:
-    if name in _TEXT:
+    if name in TEXT:
         return isinstance(value, str)
     if name in AXES:
         return type(value) is int and value >= 0

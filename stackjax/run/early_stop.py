@@ -1,17 +1,19 @@
-"""What ends a stage before its length is up: tokens, FLOPs, a loss, a plateau."""
+"""Early stopping: a stage ends at a budget, at a validation loss, or on a plateau."""
 
 from collections.abc import Sequence
 
 import numpy as np
 
 from stackjax.config import Until
+from stackjax.run.hooks import StepInfo
+from stackjax.run.step_log import StepLog
 
 Evaluation = tuple[int, float]
-"""Tokens since the phase began, and the held-out loss there."""
+"""Tokens of the phase so far, and the validation loss."""
 
 
-def spent(until: Until, tokens: int, flops_6nd: int) -> str | None:
-    """Returns why a stage ends at what the run has spent; None if it goes on."""
+def budget_reason(until: Until, tokens: int, flops_6nd: int) -> str | None:
+    """Returns why a stage ends at the run's tokens or FLOPs; None if training continues."""
     if until.tokens is not None and tokens >= until.tokens:
         return f"the run has trained on {until.tokens:,} tokens"
     if until.flops_6nd is not None and flops_6nd >= until.flops_6nd:
@@ -19,27 +21,45 @@ def spent(until: Until, tokens: int, flops_6nd: int) -> str | None:
     return None
 
 
-def settled(until: Until, evaluations: Sequence[Evaluation]) -> str | None:
-    """Returns why a stage ends at its last evaluation; None if it goes on."""
+def loss_reason(until: Until, evaluations: Sequence[Evaluation]) -> str | None:
+    """Returns why a stage ends at the last evaluation; None if training continues."""
     loss = evaluations[-1][1]
     if until.loss is not None and loss <= until.loss:
         return f"the held-out loss is {loss:.4f}, {until.loss:g} or less"
-    fall = None if until.slope_tokens is None else _fall(evaluations, until.slope_tokens)
-    if until.slope is not None and fall is not None and fall < until.slope:
+    slope = None if until.slope_tokens is None else _slope(evaluations, until.slope_tokens)
+    if until.slope is not None and slope is not None and slope < until.slope:
         return (
-            f"the held-out loss falls by {fall:.3g} nats while tokens grow e-fold, less than "
-            f"{until.slope:g}"
+            f"plateau: the held-out loss falls by {slope:.3g} nats per e-fold of tokens, less "
+            f"than {until.slope:g}"
         )
     return None
 
 
-def _fall(evaluations: Sequence[Evaluation], window: int) -> float | None:
-    """Returns by how much the loss falls over log tokens; None before the window is full."""
+def end_at_budget(step: StepInfo) -> None:
+    """Ends the stage if the run has reached the stage's budget of tokens or FLOPs."""
+    until = step.run.config.stages[step.phase.stage].until
+    reason = budget_reason(until, step.counts.tokens, step.counts.flops_6nd)
+    if reason is not None:
+        step.end_stage(reason)
+
+
+def log_early_end(step: StepInfo, log: StepLog) -> None:
+    """Writes the rows at the end of a stage, if the stage ended early."""
+    if step.stopped_early:
+        log.write_newest()
+        phase, reason = step.phase, step.run.marker.ended[step.phase.stage].reason
+        note = f"stage {phase.stage} ended early: {reason}"
+        step.write("trigger", {"reason": reason}, note)
+
+
+def _slope(evaluations: Sequence[Evaluation], window: int) -> float | None:
+    """Returns the fall of the loss per e-fold of tokens, by least squares over a window.
+
+    None before the window is full.
+    """
     tokens, losses = np.array(evaluations, float).T
     first = tokens[-1] - window
-    if tokens[0] > first:
-        return None
     inside = tokens >= first
-    if inside.sum() < 3:
+    if tokens[0] > first or inside.sum() < 3:
         return None
     return -float(np.polyfit(np.log(tokens[inside]), losses[inside], 1)[0])

@@ -35,7 +35,7 @@ from stackjax.interop.huggingface import grown_fields, read_folder
 from stackjax.model import ModelConfig, Params
 from stackjax.model.flops import describe, num_params
 from stackjax.options import GrowConfig
-from stackjax.run.held_out import check_held_out, check_promise, model_loss
+from stackjax.run.validation import check_num_sequences, check_promise, validation_loss
 from stackjax.runtime.constraints import check_unset
 from stackjax.runtime.errors import UserError
 from stackjax.sharding.mesh import mesh_that_divides
@@ -185,5 +185,5 @@ def _tell_written(path: epath.Path, num_bytes: int, start: float) -> None:
 
 def _held_out_loss(run: Config, config: ModelConfig, mesh: Mesh, params: Params) -> float:
     held_out = open_source(run.data, "validation", config.vocab_size)
-    check_held_out(run.evaluation, held_out)
-    return model_loss(run, config, held_out, mesh)(params)
+    check_num_sequences(run.evaluation, held_out)
+    return validation_loss(run, config, held_out, mesh, params)

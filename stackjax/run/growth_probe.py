@@ -1,21 +1,23 @@
-"""Growth tried out while the model before it trains: what would the loss be if it grew now?
+"""Growth probes: the validation loss of a copy that grows now and trains for a short lag.
 
-The loss right after a growth says little of what it is worth; that after a short lag does
+The loss right after growth predicts little; the loss after a short lag predicts much
 (arXiv:2406.02469).
 """
 
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 
 from stackjax.config import Config
 from stackjax.growth import Learn
-from stackjax.run.held_out import held_out_loss
+from stackjax.run.hooks import Hook, StepInfo
 from stackjax.run.run import Run
+from stackjax.run.summary import describe_probe
+from stackjax.run.validation import model_params, validation_loss
 from stackjax.runtime.errors import UserError
 from stackjax.sharding.mesh import build_mesh
 from stackjax.sharding.partition import move
@@ -24,9 +26,6 @@ from stackjax.training.expand import expand
 from stackjax.training.phase import Counts, Phase
 from stackjax.training.preflight import Estimate
 from stackjax.training.train_state import TrainState, enter_phase
-
-Probe = Callable[[TrainState, Counts], dict[str, Any]]
-"""From the state and the counts of a model to what becomes of a copy that grows there."""
 
 
 def check_probes(
@@ -67,47 +66,52 @@ def check_probes(
             )
 
 
-def open_probe(run: Run, phase: Phase, phases: Sequence[Phase]) -> Probe | None:
-    """Returns the probe of the growth that a phase leads to; None where none is asked for.
+def probe_hooks(run: Run, phase: Phase) -> list[Hook]:
+    """Returns the hook that probes the growth after a phase; none without probes or growth.
 
-    A probe trains its copy on the batches that come next, and leaves state and run as they
-    are. It holds both models at once.
+    A probe trains a grown copy on the next batches. State and counts of the run stay as they
+    are. Both models are in memory at once.
     """
-    config, target = run.config, _following(phases, phase)
+    config, target = run.config, _following(run.phases, phase)
     if target is None or not config.probes.at_tokens:
-        return None
+        return []
     mesh, tx = build_mesh(target.mesh), phase_optimizer(config, target)
-    lag = math.ceil((config.probes.lag_tokens or 0) / target.per_step.tokens)
-    key = growth_key(config, target)
-    with jax.set_mesh(mesh):
-        grow = jax.jit(functools.partial(enter_phase, phase, target, tx))
-        loss = held_out_loss(config, target, run.held_out, mesh)
+    num_steps = math.ceil((config.probes.lag_tokens or 0) / target.per_step.tokens)
+    grow = jax.jit(functools.partial(enter_phase, phase, target, tx))
     compiled = functools.lru_cache(maxsize=1)(functools.partial(compile_step, config))
 
-    def probe(state: TrainState, counts: Counts) -> dict[str, Any]:
+    def loss(state: TrainState) -> float:
+        params = model_params(target, state)
+        return validation_loss(config, target.model, run.validation, mesh, params)
+
+    def probe(step: StepInfo) -> dict[str, Any]:
+        before = validation_loss(config, phase.model, run.validation, step.mesh, step.params)
+        state = step.state
         if target.optimizer_state == "reset":
             state = dataclasses.replace(state, opt_state=None)
         with jax.set_mesh(mesh):
-            copy = grow(move(state, mesh), key)
-            at_once = loss(copy)
-            train_step = compiled(_from(target, phase, counts))
-            for batch in run.batches(target, mesh, counts, lag):
+            copy = grow(move(state, mesh), growth_key(config, target))
+            grown = loss(copy)
+            train_step = compiled(_from(target, phase, step.counts))
+            for batch in run.batches(target, mesh, step.counts, num_steps):
                 copy, _ = train_step(copy, batch)
             return {
+                "loss_before": before,
                 "growth": str(target.growth),
-                "loss_grown": at_once,
+                "loss_grown": grown,
                 "loss_lagged": loss(copy),
-                "lag_tokens": lag * target.per_step.tokens,
-                # Not among what the run has spent: a probe decides nothing of it.
-                "lag_flops_6nd": lag * target.per_step.flops_6nd,
+                "lag_tokens": num_steps * target.per_step.tokens,
+                # Not part of the run's counts.
+                "lag_flops_6nd": num_steps * target.per_step.flops_6nd,
             }
 
-    return probe
+    return [Hook(kind="probe", when=_is_due, on_step=probe, describe=describe_probe)]
 
 
-def probe_is_due(config: Config, tokens_before: int, tokens: int) -> bool:
-    """Returns whether a step crosses a count of tokens at which a probe is asked for."""
-    return any(tokens_before < at <= tokens for at in config.probes.at_tokens)
+def _is_due(step: StepInfo) -> bool:
+    """Returns whether the step reaches the tokens of a probe."""
+    at_tokens = step.run.config.probes.at_tokens
+    return any(step.before.tokens < at <= step.counts.tokens for at in at_tokens)
 
 
 def _following(phases: Sequence[Phase], phase: Phase) -> Phase | None:

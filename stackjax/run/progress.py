@@ -10,7 +10,7 @@ import jax
 import rich.console
 import rich.progress
 
-from stackjax.run.metrics import Row
+from stackjax.run.sinks import Row
 from stackjax.runtime.numbers import short
 
 

@@ -1,4 +1,4 @@
-"""What all phases of a run share, and the rows it writes while it trains."""
+"""Data, outputs and position of a run: shared by all phases."""
 
 import dataclasses
 import itertools
@@ -15,14 +15,9 @@ from stackjax.data.batch import Batch
 from stackjax.data.device import local_rows, put
 from stackjax.data.loader import train_batches
 from stackjax.data.sources import TokenSource
-from stackjax.files.rows_file import Extent, read_rows
-from stackjax.inference.tasks import Tasks
-from stackjax.run.early_stop import Evaluation
-from stackjax.run.metrics import Row, Sink, flush_all
+from stackjax.files.rows_file import Extent
 from stackjax.run.progress import Progress
-from stackjax.run.summary import describe_probe
-from stackjax.runtime.agreement import from_process_0
-from stackjax.tokenizer.tokenization import Tokenization
+from stackjax.run.sinks import Row, Sink, flush_all
 from stackjax.training.expand import expand
 from stackjax.training.phase import Counts, Ending, Phase
 from stackjax.training.run_position import Marker, write_marker
@@ -30,52 +25,47 @@ from stackjax.training.run_position import Marker, write_marker
 
 @dataclasses.dataclass(kw_only=True)
 class Run:
-    """What all phases of a run share. Only its position changes, by `commit`."""
+    """Data, outputs and position of a run. Only `commit` changes a field."""
 
     config: Config
     workdir: epath.Path
     source: TokenSource
-    held_out: TokenSource
+    """Sequences for training."""
+    validation: TokenSource
+    """Sequences for validation."""
     sinks: list[Sink]
     progress: Progress
     stop: threading.Event
+    """Set by a signal to stop."""
     step_of: Callable[[Phase, Phase | None], jax.stages.Compiled | None]
-    """The compiled step of a phase, given the next one; None if told to stop before."""
+    """(phase, next phase) -> the phase's compiled step; None after a signal to stop."""
     marker: Marker
-    """The position of the run."""
+    """The position, as committed to the run directory."""
     phases: tuple[Phase, ...]
-    """All phases, as far as is known at this position."""
-    tasks: tuple[Tasks, Tokenization] | None
-    """What the model is scored on, and by which tokens; None if on nothing."""
+    """All phases, as far as currently known."""
 
     def commit(self, marker: Marker) -> None:
-        """Writes another position of the run to its directory, and goes on from there."""
+        """Writes a new position to the run directory, and derives the phases again."""
         write_marker(self.workdir, marker)
         self.marker, self.phases = marker, expand(self.config, marker)
 
+    def shorten_stage(self, stage: int, ending: Ending) -> None:
+        """Commits the early end of a stage."""
+        self.commit(
+            dataclasses.replace(self.marker, ended={**self.marker.ended, stage: ending})
+        )
+        self.progress.expect(self.phases[-1].end.tokens)
+
     def write(self, kind: str, phase: Phase, step: int, counts: Counts, **values: Any) -> Row:
-        """Writes a row of metrics and returns it."""
+        """Writes a row of metrics and returns the row."""
         where = {"kind": kind, "phase": phase.index, "stage": phase.stage, "step": step}
         row = where | dataclasses.asdict(counts) | values
         for sink in self.sinks:
             sink.write(row)
         return row
 
-    def write_layers(
-        self,
-        phase: Phase,
-        step: int,
-        counts: Counts,
-        found: dict[str, list[float]],
-        before: dict[str, list[float]] | None = None,
-    ) -> None:
-        """Writes a row of what layers are, and were before a growth, if that was measured."""
-        earlier = {f"{name}_before": values for name, values in (before or {}).items()}
-        if found:
-            self.write("layers", phase, step, counts, **found, **earlier)
-
     def write_changes(self, phase: Phase, step: int, counts: Counts) -> None:
-        """Writes and shows the changes that the user has made at this position."""
+        """Writes and shows the user's changes at this position."""
         here = (phase.index, step)
         changes = [str(c) for c in self.marker.changes if (c.phase, c.step) == here]
         for change in changes:
@@ -84,77 +74,13 @@ class Run:
             self.write("change", phase, step, counts, change="; ".join(changes))
 
     def flush(self) -> Extent:
-        """Brings all metrics to disk, and returns the rows there are."""
+        """Brings all metrics to disk, and returns the extent of the rows."""
         return flush_all(self.sinks)
-
-    def evaluations(self, phase: Phase, counts: Counts) -> list[Evaluation]:
-        """Returns the evaluations of a phase so far, as the file of metrics has them."""
-        if counts == phase.start:
-            return []  # and no file of a long run is read, from a bucket perhaps
-        rows = from_process_0(lambda: read_rows(self.workdir))
-        return [
-            (row["tokens"] - phase.start.tokens, row["held_out_loss"])
-            for row in rows
-            if (row["kind"], row["phase"]) == ("evaluation", phase.index)
-            and row["tokens"] <= counts.tokens
-            and row["held_out_loss"] is not None
-        ]
-
-    def write_evaluation(
-        self,
-        phase: Phase,
-        step: int,
-        counts: Counts,
-        loss: float,
-        layers: dict[str, list[float]],
-    ) -> None:
-        """Writes and shows an evaluation."""
-        self.write("evaluation", phase, step, counts, held_out_loss=loss)
-        self.write_layers(phase, step, counts, layers)
-        self.progress.note(f"{counts.tokens:,} tokens: held-out loss {loss:.4f}")
-
-    def write_probe(
-        self, phase: Phase, step: int, counts: Counts, before: float, found: dict[str, Any]
-    ) -> None:
-        """Writes and shows what a probe has found."""
-        row = {"loss_before": before} | found
-        self.write("probe", phase, step, counts, **row)
-        self.progress.note(f"{counts.tokens:,} tokens: {describe_probe(row)}")
-
-    def write_scores(
-        self, phase: Phase, step: int, counts: Counts, scores: dict[str, float | None]
-    ) -> None:
-        """Writes and shows what the model has scored on tasks."""
-        self.write("tasks", phase, step, counts, **scores)
-        shown = (
-            f"{name} {value:.4g}"
-            for name, value in scores.items()
-            if value is not None and "_stderr" not in name
-        )
-        self.progress.note(f"{counts.tokens:,} tokens: {', '.join(shown)}")
-
-    def end_stage(self, phase: Phase, step: int, reason: str) -> Phase:
-        """Commits that a stage is as long as it is now; returns the phase, which ends there.
-
-        A run that is killed before it has saved this step comes to the same end.
-        """
-        before = [p.num_steps for p in self.phases if p.stage == phase.stage and p != phase]
-        ending = Ending(steps=sum(before) + step, reason=reason)
-        ended = {**self.marker.ended, phase.stage: ending}
-        self.commit(dataclasses.replace(self.marker, ended=ended))
-        self.progress.expect(self.phases[-1].end.tokens)
-        return self.phases[phase.index]
-
-    def write_ending(self, phase: Phase, step: int, counts: Counts) -> None:
-        """Writes that a stage has ended early, and why."""
-        reason = self.marker.ended[phase.stage].reason
-        self.write("trigger", phase, step, counts, reason=reason)
-        self.progress.note(f"{counts.tokens:,} tokens: stage {phase.stage} ends, as {reason}")
 
     def batches(
         self, phase: Phase, mesh: Mesh, counts: Counts, num_steps: int
     ) -> Iterator[Batch]:
-        """Returns the batches of the next steps of a phase, on the devices."""
+        """Returns the batches for the next steps of a phase, on the devices."""
         num_rows = phase.batch_size // phase.accumulate
         batches = train_batches(
             self.source,

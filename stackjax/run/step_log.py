@@ -2,7 +2,7 @@
 
 import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
@@ -10,91 +10,96 @@ import jax
 from stackjax.checkpoint.save import Checkpoints
 from stackjax.files.rows_file import Extent
 from stackjax.model.flops import mfu
+from stackjax.run.hooks import StepInfo
 from stackjax.run.run import Run
+from stackjax.run.sinks import plain_values
 from stackjax.training.phase import Counts, Phase
 
+Metrics = Mapping[str, Any]
+"""Arrays by name, still being computed."""
 
-class LateRows:
-    """Rows of training. Each step is read as soon as that holds nothing up: while the devices
-    work on the step after it, or at once if it is done."""
+
+class StepLog:
+    """Writes rows of training metrics one step late, so reading never stalls the devices.
+
+    A step's metrics are read while the devices work on the next step, or at once if they are
+    ready. Every metric becomes a field of the row. Only loss and gradient norm must be finite.
+    """
 
     def __init__(self, run: Run, phase: Phase, checkpoints: Checkpoints, counts: Counts):
-        self._run = run
-        self._phase = phase
-        self._checkpoints = checkpoints
-        self._newest: tuple[int, Counts, dict[str, jax.Array]] | None = None
-        self._is_due = self._is_read = self._is_written = False
-        self._start = self._since = time.monotonic(), counts
+        self._run, self._phase, self._checkpoints = run, phase, checkpoints
+        self._newest: tuple[int, Counts, Metrics] | None = None
+        self._is_unread = self._is_due = False
+        self._start = self._last_row = time.monotonic(), counts
 
-    def add(
-        self, step: int, counts: Counts, metrics: dict[str, jax.Array], is_due: bool
-    ) -> None:
-        """Takes a step's metrics, which become a row if one is due; never waits."""
-        self._newest = step, counts, metrics
-        self._is_due, self._is_read, self._is_written = is_due, False, False
-        is_finite: Any = metrics["is_finite"]
-        if is_finite.is_ready():
+    def add(self, step: StepInfo, metrics: Metrics) -> None:
+        """Adds the metrics of a step; never waits for this step."""
+        self.catch_up()
+        self._newest = step.step, step.counts, metrics
+        # A row at an early end is written by `write_newest`, also after a restart.
+        is_full_length = step.ends_phase and not step.stopped_early
+        every = self._run.config.logging.every_tokens
+        self._is_unread, self._is_due = True, is_full_length or step.reaches_multiple(every)
+        if metrics["is_finite"].is_ready():
             self.catch_up()
 
     def catch_up(self) -> None:
-        """Reads the newest step and writes its row if one is due.
+        """Reads the newest step, and writes a row if due.
 
         Raises:
-          FloatingPointError: Its loss or gradient is not finite.
+          FloatingPointError: The loss or the gradient norm is not finite.
         """
-        if self._newest is not None and not self._is_read:
-            self._is_read = True
-            if not self._newest[2]["is_finite"]:
-                raise self._not_finite()
+        if self._newest is None or not self._is_unread:
+            return
+        self._is_unread = False
+        if not self._newest[2]["is_finite"]:
+            raise self._not_finite(*self._newest)
         if self._is_due:
             self.write_newest()
 
     def write_newest(self) -> None:
-        """Writes the row of the newest step, due or not."""
-        if self._newest is None or self._is_written:
+        """Writes the row of the newest step, if not written yet."""
+        if self._newest is None or self._newest[1] == self._last_row[1]:
             return
-        self._is_written = True
-        step, counts, _ = self._newest
-        (then, before), now = self._since, time.monotonic()
-        self._since = now, counts
-        per_token = self._phase.per_step.flops / self._phase.per_step.tokens
+        step, counts, metrics = self._newest
+        (then, before), now = self._last_row, time.monotonic()
+        self._last_row = now, counts
         rate = (counts.tokens - before.tokens) / (now - then)
-        measured = {
+        per_token = self._phase.per_step.flops / self._phase.per_step.tokens
+        speed = {
             "seconds": now - then,
             "tokens_per_second": rate,
             "num_devices": jax.device_count(),
             "mfu": mfu(rate * per_token, jax.devices()),
         }
-        values = self._values() | measured
-        row = self._run.write("train", self._phase, step, counts, **values)
+        row = self._run.write("train", self._phase, step, counts, **_values(metrics), **speed)
         self._run.progress.row(row, self._seconds_left(now, counts))
 
     def settle(self) -> Extent:
-        """Checks that all steps are finite, and brings their rows to disk.
-
-        Returns the rows there are.
-        """
+        """Brings all rows to disk and returns their extent, after a check of all steps."""
         self.catch_up()
         return self._run.flush()
 
-    def _values(self) -> dict[str, float]:
-        """Returns the metrics of the newest step, as numbers."""
-        assert self._newest is not None, "a step has been added"
-        metrics = jax.device_get(self._newest[2])
-        return {name: float(metrics[name]) for name in metrics if name != "is_finite"}
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Writes the row that is due, and excludes the time spent inside from tokens/s."""
+        self.catch_up()
+        start = time.monotonic()
+        yield
+        then, counts = self._last_row
+        self._last_row = then + time.monotonic() - start, counts
 
     def _seconds_left(self, now: float, counts: Counts) -> float:
-        """Returns the seconds to the end of the run, at the FLOP/s of this phase so far."""
+        """Returns the seconds to the end of the run, at the phase's FLOP/s so far."""
         then, before = self._start
         left = self._run.phases[-1].end.flops - counts.flops
         return left * (now - then) / (counts.flops - before.flops)
 
-    def _not_finite(self) -> FloatingPointError:
-        """Returns the error of a step whose loss or gradient is not finite."""
+    def _not_finite(self, step: int, counts: Counts, metrics: Metrics) -> FloatingPointError:
+        """Returns the error for a step with a loss or gradient norm that is not finite."""
         self._run.flush()
         self._checkpoints.wait()
-        assert self._newest is not None, "a step has been added"
-        (step, counts, _), values, stage = self._newest, self._values(), self._phase.stage
+        values, stage = _values(metrics), self._phase.stage
         newest, way_out = self._checkpoints.latest_step, "there is no checkpoint yet"
         if newest is not None:
             way_out = (
@@ -109,11 +114,7 @@ class LateRows:
             f"{counts.tokens:,} tokens; the step was not taken, and {way_out}."
         )
 
-    @contextlib.contextmanager
-    def paused(self) -> Iterator[None]:
-        """Writes the row that is due, and leaves the time inside out of the tokens/s."""
-        self.catch_up()
-        start = time.monotonic()
-        yield
-        then, counts = self._since
-        self._since = then + time.monotonic() - start, counts
+
+def _values(metrics: Metrics) -> dict[str, Any]:
+    """Returns a step's metrics as numbers or lists of numbers."""
+    return plain_values({name: metrics[name] for name in metrics if name != "is_finite"})

@@ -24,8 +24,8 @@ from stackjax.config_record import config_record, read_config_record
 from stackjax.files.json_file import seal
 from stackjax.files.rows_file import NO_ROWS, read_rows
 from stackjax.inference.provenance import read_kept, write_kept
-from stackjax.run.metrics import MetricsLog
 from stackjax.run.resume import read_or_go_back
+from stackjax.run.sinks import MetricsLog
 from stackjax.runtime.errors import UserError
 from stackjax.tokenizer.tokenizer import load_tokenizer
 from stackjax.training.expand import expand

@@ -12,7 +12,7 @@ from runs import assert_same_run, last_state, rows
 from stackjax.analysis.reading import read_record
 from stackjax.config import Schedule, Until
 from stackjax.growth import DepthRandom, Learn
-from stackjax.run.early_stop import settled, spent
+from stackjax.run.early_stop import budget_reason, loss_reason
 from stackjax.run.train import train
 from stackjax.training.expand import expand
 from stackjax.training.phase import Ending, Waypoint
@@ -31,16 +31,16 @@ SPENT = [
 
 
 @pytest.mark.parametrize(("until", "tokens", "flops", "reason"), SPENT)
-def test_a_stage_ends_at_what_the_run_has_spent(until, tokens, flops, reason):
-    assert spent(until, tokens, flops) == reason
+def test_a_stage_ends_at_what_the_run_has_budget_reason(until, tokens, flops, reason):
+    assert budget_reason(until, tokens, flops) == reason
 
 
 def test_a_stage_ends_at_a_loss():
     until = Until(loss=2.5)
-    assert settled(until, [(10, 2.6), (20, 2.5001)]) is None
-    assert settled(until, [(10, 2.6), (20, 2.5)]) == "the held-out loss is 2.5000, 2.5 or less"
+    assert loss_reason(until, [(10, 2.6), (20, 2.5001)]) is None
+    assert "loss is 2.5000" in (loss_reason(until, [(10, 2.6), (20, 2.5)]) or "")
     # It was lower once, and is not now.
-    assert settled(until, [(10, 2.4), (20, 2.6)]) is None
+    assert loss_reason(until, [(10, 2.4), (20, 2.6)]) is None
 
 
 def test_a_plateau_is_the_slope_over_the_logarithm_of_the_last_tokens():
@@ -49,13 +49,13 @@ def test_a_plateau_is_the_slope_over_the_logarithm_of_the_last_tokens():
     fall = -np.polyfit(np.log(tokens[9:]), losses[9:], 1)[0]
     seen = list(zip(tokens.tolist(), losses.tolist(), strict=True))
     window = {"slope_tokens": 10_000}
-    assert settled(Until(slope=fall * 0.999, **window), seen) is None
-    said = settled(Until(slope=fall * 1.001, **window), seen)
-    assert said is not None and "while tokens grow e-fold, less than" in said
+    assert loss_reason(Until(slope=fall * 0.999, **window), seen) is None
+    reason = loss_reason(Until(slope=fall * 1.001, **window), seen)
+    assert reason is not None and f"{fall:.3g} nats" in reason
     # It does not fire before the window is full, nor on two evaluations.
-    assert settled(Until(slope=99.0, **window), seen[:10]) is None
-    assert settled(Until(slope=99.0, **window), seen[:11]) is not None
-    assert settled(Until(slope=99.0, slope_tokens=1000), seen) is None
+    assert loss_reason(Until(slope=99.0, **window), seen[:10]) is None
+    assert loss_reason(Until(slope=99.0, **window), seen[:11]) is not None
+    assert loss_reason(Until(slope=99.0, slope_tokens=1000), seen) is None
 
 
 REFUSED = [

@@ -8,7 +8,7 @@ from runs import assert_same_run, rows
 FINALIZE = "orbax.checkpoint._src.path.atomicity:AtomicRenameTemporaryPath.finalize"
 SAVE = "stackjax.checkpoint.save:Checkpoints.save"
 
-FLUSH = "stackjax.run.metrics:MetricsLog.flush"
+FLUSH = "stackjax.run.sinks:MetricsLog.flush"
 
 # Each restart is killed later in the run than the one before it: where, and which
 # checkpoint may be the newest then. A save goes on in the background when it has returned.
@@ -67,7 +67,7 @@ def test_a_run_asked_to_stop_saves_and_resumes_to_the_same_bits(world, uncut, tm
     args = world.args(tmp_path)
     moments = [
         ("SIGTERM", "stackjax.run.compile_ahead:compile_step", 0),
-        ("SIGHUP", "stackjax.run.held_out:eval_batches", 5),
+        ("SIGHUP", "stackjax.run.validation:eval_batches", 5),
         ("SIGINT", "stackjax.run.train:enter_phase", 8),
     ]
     for number, point, step in moments:

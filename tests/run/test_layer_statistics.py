@@ -5,7 +5,6 @@ import functools
 import itertools
 
 import jax
-import jax.numpy as jnp
 import judge
 import numpy as np
 import pytest
@@ -36,11 +35,9 @@ COPIED = (0, 1, 1, 2, 1, 0)
 STATISTICS = jax.jit(layer_statistics, static_argnums=(0, 1))
 
 
-def measure(config, params, sources=None, batch=None, **fields):
-    """The statistics of parameters, by a phase of these fields, at its first step."""
+def measure(config, params, sources=None, batch=None):
     batch = random_batch() if batch is None else batch
-    phase = phase_of(config, **fields)
-    return jax.tree.map(np.asarray, STATISTICS(phase, sources, params, jnp.int32(0), batch))
+    return jax.tree.map(np.asarray, STATISTICS(config, sources, params, batch))
 
 
 def grown_params(growth, source):
@@ -118,7 +115,7 @@ def test_on_every_mesh_they_are_those_of_one_device(name):
         layout = jax.tree.map(lambda leaf: leaf.sharding, on_mesh(abstract, mesh))
         params = jax.device_put(random_params(WIDE), layout)
         batch = jax.device_put(random_batch(), batch_sharding(mesh))
-        found = STATISTICS(phase_of(WIDE), COPIED, params, jnp.int32(0), batch)
+        found = STATISTICS(WIDE, COPIED, params, batch)
     for key, expected in on_one_device().items():
         # So that every process can read them.
         assert found[key].is_fully_replicated
@@ -144,7 +141,8 @@ def test_new_layers_contribute_nothing_while_they_are_zero_or_masked():
         target, params = growth.target_config(source), grown_params(growth, source)
         masks = growth.reparameterisations(source)
         is_new = growth.axis_maps(source)["layers"].is_new
-        found = measure(target, params, reparameterisations=masks)["contribution"]
+        phase = phase_of(target, reparameterisations=masks)
+        found = measure(target, phase.model_params(params, 0))["contribution"]
         assert (found[is_new] == 0).all()
         assert (found[~is_new] > 0).all()
     # Without its masks the last of the two adds something.

@@ -8,7 +8,7 @@ import jax
 import lm_eval.tasks
 import numpy as np
 import pytest
-from conftest import MODELS, mesh_of, phase_of, random_params, tiny_run
+from conftest import MODELS, phase_of, random_params
 from runs import rows
 
 from stackjax.config import TasksConfig
@@ -16,9 +16,7 @@ from stackjax.growth import DepthRandom
 from stackjax.inference.pretrained import load_pretrained
 from stackjax.inference.tasks import load_tasks, measure
 from stackjax.run import train
-from stackjax.run.task_scores import task_scores
-from stackjax.tokenizer.tokenization import tokenization
-from stackjax.tokenizer.tokenizer import load_tokenizer
+from stackjax.run.validation import model_params
 from stackjax.training.train_state import TrainState
 
 TASK = {
@@ -71,26 +69,19 @@ def test_scores_come_at_intervals_and_at_the_end(world, task_dir, tmp_path):
     assert {name: found[-1][f"next_word/{name}"] for name in scores} == scores
 
 
-def test_what_is_scored_is_the_model_behind_its_masks(monkeypatch):
+def test_scored_params_have_masks_applied():
     growth, source = DepthRandom(2, mask_tokens=640), MODELS["gqa"]
-    config, target = tiny_run(), growth.target_config(source)
     phase = phase_of(
-        target,
+        growth.target_config(source),
         source=source,
         growth=growth,
         reparameterisations=growth.reparameterisations(source),
     )
-    seen = []
-    monkeypatch.setattr(
-        "stackjax.run.task_scores.measure",
-        lambda _, pretrained: seen.append(pretrained.params) or {},
-    )
-    state = TrainState(np.int32(5), random_params(target), None)
-    opened = None, tokenization(load_tokenizer("bytes"))
-    assert task_scores(config, phase, opened, mesh_of("one device"))(state) == {}
-    jax.tree.map(np.testing.assert_array_equal, seen[0], phase.model_params(state.params, 5))
+    state = TrainState(np.int32(5), random_params(phase.model), None)
+    params = model_params(phase, state)
+    jax.tree.map(np.testing.assert_array_equal, params, phase.model_params(state.params, 5))
     # Half open.
-    new, old = seen[0]["layers"]["out"][1], state.params["layers"]["out"][1]
+    new, old = params["layers"]["out"][1], state.params["layers"]["out"][1]
     np.testing.assert_allclose(new, old / 2)
 
 

@@ -21,7 +21,7 @@ from typing import Any, Protocol
 import jax
 from etils import epath
 
-from stackjax.files.rows_file import AXES, Extent, RowsFile
+from stackjax.files.rows_file import AXES, TEXT, Extent, RowsFile
 from stackjax.files.storage import is_remote
 from stackjax.runtime.errors import UserError
 
@@ -134,6 +134,26 @@ class MetricsLog:
         # Slow disks, and long files in a bucket, are written to less often: 1 % of the time.
         now = time.monotonic()
         self._next_append = now + max(_SECONDS, 100 * (now - start))
+
+
+def plain_values(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the values of a row as Python numbers, lists of numbers or None.
+
+    Raises:
+      UserError: A value is something else, such as text.
+    """
+    fetched = jax.device_get(dict(values))
+    plain = {
+        name: fetched[name].tolist() if hasattr(fetched[name], "tolist") else fetched[name]
+        for name in values
+    }
+    for name, value in plain.items():
+        if name not in TEXT and not isinstance(value, int | float | list | None):
+            raise UserError(
+                f"metric {name} is {value!r}; return a number, an array, a list of numbers or "
+                f"None."
+            )
+    return plain
 
 
 def flush_all(sinks: Sequence[Sink]) -> Extent:

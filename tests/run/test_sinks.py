@@ -17,7 +17,7 @@ from tensorboardX.proto import event_pb2
 
 from stackjax.files import rows_file
 from stackjax.files.rows_file import NO_ROWS, read_rows
-from stackjax.run import metrics
+from stackjax.run import sinks
 
 
 def build_row(phase, tokens, **numbers):
@@ -27,7 +27,7 @@ def build_row(phase, tokens, **numbers):
 
 def write_run(directory, rows, kept=NO_ROWS):
     """Writes rows after those that are kept; returns how far the file goes then."""
-    log = metrics.MetricsLog(directory, kept)
+    log = sinks.MetricsLog(directory, kept)
     for row in rows:
         log.write(row)
     log.close()
@@ -59,13 +59,13 @@ def test_a_run_killed_and_resumed_anywhere_has_every_row_once(
 def test_rows_past_the_restored_point_are_forgotten_on_opening(tmp_path):
     kept = write_run(tmp_path, RUN[:3])
     write_run(tmp_path, RUN[3:], kept)
-    metrics.MetricsLog(tmp_path, kept)
+    sinks.MetricsLog(tmp_path, kept)
     assert read_rows(tmp_path) == RUN[:3]
 
 
 def test_a_run_that_starts_afresh_has_no_rows_of_another(tmp_path):
     write_run(tmp_path, RUN)
-    metrics.MetricsLog(tmp_path, NO_ROWS)
+    sinks.MetricsLog(tmp_path, NO_ROWS)
     assert read_rows(tmp_path) == []
 
 
@@ -117,7 +117,7 @@ def test_so_do_those_in_a_list(tmp_path):
 
 
 def test_an_append_that_fails_leaves_the_old_rows_whole(tmp_path, monkeypatch):
-    log = metrics.MetricsLog(tmp_path, NO_ROWS)
+    log = sinks.MetricsLog(tmp_path, NO_ROWS)
     log.write(RUN[0])
     log.flush()
 
@@ -137,8 +137,8 @@ def test_an_append_that_fails_leaves_the_old_rows_whole(tmp_path, monkeypatch):
 
 def test_rows_reach_the_file_every_few_seconds_and_on_flush(tmp_path, monkeypatch):
     clock = types.SimpleNamespace(now=100.0)
-    monkeypatch.setattr(metrics, "time", types.SimpleNamespace(monotonic=lambda: clock.now))
-    log = metrics.MetricsLog(tmp_path, NO_ROWS)
+    monkeypatch.setattr(sinks, "time", types.SimpleNamespace(monotonic=lambda: clock.now))
+    log = sinks.MetricsLog(tmp_path, NO_ROWS)
     log.write(RUN[0])
     assert read_rows(tmp_path) == []
     clock.now += 5
@@ -176,7 +176,7 @@ def read_scalars(directory):
 
 
 def test_tensorboard_events_are_over_tokens_and_purge_stale_ones(tmp_path):
-    sink = metrics.TensorBoard(tmp_path, (1, 4))
+    sink = sinks.TensorBoard(tmp_path, (1, 4))
     sink.write(build_row(1, 2**40, loss=0.5, flops=2.0**70, operator="Stack(2)", norm=[1.0]))
     sink.write(build_row(1, 2**41, accuracy=0.25) | {"kind": "evaluation"})
     sink.flush()
@@ -191,7 +191,7 @@ def test_tensorboard_events_are_over_tokens_and_purge_stale_ones(tmp_path):
 
 
 def open_sinks(directory, resume_at=None, *, tensorboard=False, wandb_project=None):
-    return metrics.open_sinks(
+    return sinks.open_sinks(
         directory,
         resume_at,
         rows=NO_ROWS,
@@ -202,7 +202,7 @@ def open_sinks(directory, resume_at=None, *, tensorboard=False, wandb_project=No
 
 
 def test_weights_and_biases_has_to_be_installed(tmp_path, monkeypatch):
-    monkeypatch.setattr(metrics.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(sinks.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ValueError, match="pip install wandb"):
         open_sinks(tmp_path, wandb_project="growth")
 
@@ -212,13 +212,13 @@ def test_a_folder_named_wandb_is_not_the_package(tmp_path, monkeypatch):
     monkeypatch.delitem(sys.modules, "wandb", raising=False)
     monkeypatch.setattr(sys, "path", [str(tmp_path)])
     with pytest.raises(ValueError, match="pip install wandb"):
-        metrics.check_sinks(tmp_path, tensorboard=False, wandb_project="growth")
+        sinks.check_sinks(tmp_path, tensorboard=False, wandb_project="growth")
 
 
 def test_tensorboard_in_a_bucket_needs_its_client(monkeypatch):
     monkeypatch.setattr(record_writer, "GCS_ENABLED", False)
     with pytest.raises(ValueError, match="pip install google-cloud-storage"):
-        metrics.check_sinks("gs://bucket/run", tensorboard=True, wandb_project=None)
+        sinks.check_sinks("gs://bucket/run", tensorboard=True, wandb_project=None)
 
 
 class FakeWandb(types.ModuleType):
@@ -241,7 +241,7 @@ def test_a_resumed_run_continues_its_weights_and_biases_run(tmp_path, monkeypatc
     wandb = FakeWandb()
     monkeypatch.setitem(sys.modules, "wandb", wandb)
     for resume_at in (None, (0, 2), None):
-        sink = metrics.WeightsAndBiases(tmp_path, resume_at, "growth", {"seed": 0})
+        sink = sinks.WeightsAndBiases(tmp_path, resume_at, "growth", {"seed": 0})
         sink.write(build_row(0, 4, loss=0.5))
         sink.close()
     first, resumed, afresh = (run["id"] for run in wandb.runs)
@@ -256,7 +256,7 @@ def test_the_first_process_opens_all_sinks_and_others_none(tmp_path, monkeypatch
         sink.write(RUN[0])
         sink.flush()
         sink.close()
-    assert [type(sink) for sink in sinks] == [metrics.MetricsLog, metrics.TensorBoard]
+    assert [type(sink) for sink in sinks] == [sinks.MetricsLog, sinks.TensorBoard]
     assert read_rows(tmp_path / "new" / "run") == RUN[:1]
     monkeypatch.setattr(jax, "process_index", lambda: 1)
     assert open_sinks(tmp_path / "other", tensorboard=True) == []

@@ -1,0 +1,71 @@
+"""Hooks for evaluation rows and layer rows, at intervals and at the end of the run."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from stackjax.files.rows_file import read_rows
+from stackjax.run.early_stop import Evaluation, loss_reason
+from stackjax.run.hooks import Hook, StepInfo, describe_numbers
+from stackjax.run.run import Run
+from stackjax.run.validation import layer_metrics, validation_metrics
+from stackjax.runtime.agreement import from_process_0
+from stackjax.training.phase import Counts, Phase
+
+
+def evaluation_hooks(run: Run, phase: Phase, counts: Counts) -> list[Hook]:
+    """Returns the hooks for validation metrics and layer statistics.
+
+    A validation loss may end the stage early.
+
+    Args:
+      counts: The run's counts at the present step.
+    """
+    config, evaluations = run.config, _past_evaluations(run, phase, counts)
+
+    def evaluate(step: StepInfo) -> Mapping[str, Any]:
+        values = validation_metrics(config, phase.model, run.validation, step.mesh, step.params)
+        evaluations.append((step.counts.tokens - phase.start.tokens, values["held_out_loss"]))
+        reason = loss_reason(config.stages[phase.stage].until, evaluations)
+        if reason is not None:
+            step.end_stage(reason)
+        return values
+
+    def measure_layers(step: StepInfo) -> Mapping[str, Any]:
+        phases = run.phases[: phase.index + 1]
+        return layer_metrics(config, phases, run.validation, step.mesh, step.params)
+
+    return [
+        Hook(kind="evaluation", when=_is_due, on_step=evaluate, describe=_describe),
+        Hook(kind="layers", when=_is_due, on_step=measure_layers),
+    ]
+
+
+def _is_due(step: StepInfo) -> bool:
+    """Returns whether to evaluate after a step.
+
+    No evaluation at the full length of a phase before another: growth evaluates the model.
+    """
+    if step.ends_phase and not step.ends_run and not step.stopped_early:
+        return False
+    return step.ends_run or step.reaches_multiple(step.run.config.evaluation.every_tokens)
+
+
+def _describe(values: Mapping[str, Any]) -> str:
+    """Returns the validation loss, then any other metrics, as text."""
+    loss = f"held-out loss {values['held_out_loss']:.4f}"
+    others = {name: value for name, value in values.items() if name != "held_out_loss"}
+    return ", ".join(filter(None, (loss, describe_numbers(others))))
+
+
+def _past_evaluations(run: Run, phase: Phase, counts: Counts) -> list[Evaluation]:
+    """Returns the evaluations of a phase before the present step, from the file of metrics."""
+    if counts == phase.start:
+        return []  # without reading a long file, perhaps from a bucket
+    rows = from_process_0(lambda: read_rows(run.workdir))
+    return [
+        (row["tokens"] - phase.start.tokens, row["held_out_loss"])
+        for row in rows
+        if (row["kind"], row["phase"]) == ("evaluation", phase.index)
+        and row["tokens"] <= counts.tokens
+        and row["held_out_loss"] is not None
+    ]

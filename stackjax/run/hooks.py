@@ -1,0 +1,149 @@
+"""Hooks: functions called at chosen training steps. Each result becomes a row of metrics.
+
+A hook for the norm of the weights, measured every 10 million tokens:
+
+    def weight_norm(step):
+        return {"weight_norm": optax.tree.norm(step.params)}
+
+    train(config, hooks=[Hook(kind="weights", when=every(10_000_000), on_step=weight_norm)])
+
+Every process calls every hook at the same steps; process 0 alone writes the rows.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from typing import Any
+
+from jax.sharding import Mesh
+
+from stackjax.model import Params
+from stackjax.run.run import Run
+from stackjax.run.sinks import plain_values
+from stackjax.run.validation import model_params
+from stackjax.runtime.errors import UserError
+from stackjax.training.phase import Counts, Ending, Phase
+from stackjax.training.train_state import TrainState
+
+BUILT_IN_KINDS = (
+    *("train", "evaluation", "layers", "growth", "probe", "tasks", "trigger", "change"),
+)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class StepInfo:
+    """A finished training step, as hooks see it."""
+
+    run: Run
+    phase_index: int
+    mesh: Mesh
+    step: int
+    """Steps of the phase so far, this step included."""
+    before: Counts
+    """Tokens, examples and FLOPs of the run before the step."""
+    counts: Counts
+    """Tokens, examples and FLOPs of the run after the step."""
+    state: TrainState
+    """The state after the step; valid until the next step."""
+
+    @property
+    def phase(self) -> Phase:
+        """The phase, as long as currently known: early stopping shortens a phase."""
+        return self.run.phases[self.phase_index]
+
+    @property
+    def params(self) -> Params:
+        """The model's parameters after the step, with masks and learned maps applied."""
+        return model_params(self.phase, self.state)
+
+    @property
+    def stopped_early(self) -> bool:
+        """Whether early stopping has shortened this stage, now or before a restart."""
+        return self.phase.stage in self.run.marker.ended
+
+    @property
+    def ends_phase(self) -> bool:
+        """Whether this is the last step of the phase."""
+        return self.step == self.phase.num_steps
+
+    @property
+    def ends_run(self) -> bool:
+        """Whether this is the last step of the run."""
+        return self.ends_phase and self.phase_index == len(self.run.phases) - 1
+
+    def reaches_multiple(self, tokens: int) -> bool:
+        """Returns whether the run reached a multiple of `tokens` in this step."""
+        return self.counts.passes(tokens, self.before)
+
+    def write(self, kind: str, values: Mapping[str, Any], note: str = "") -> None:
+        """Writes a row of metrics, and shows a note on the terminal."""
+        self.run.write(kind, self.phase, self.step, self.counts, **values)
+        if note:
+            self.run.progress.note(f"{self.counts.tokens:,} tokens: {note}")
+
+    def end_stage(self, reason: str) -> None:
+        """Ends the stage after this step.
+
+        The decision is on disk before the step is saved, so a killed run ends the stage at the
+        same step. No effect while growth is fitted or masks open, or in a stage whose end is
+        already decided.
+        """
+        phase = self.phase
+        if self.stopped_early or self.ends_phase or not phase.trains_model(self.step):
+            return
+        fit_steps = sum(
+            p.num_steps for p in self.run.phases[: phase.index] if p.stage == phase.stage
+        )
+        self.run.shorten_stage(phase.stage, Ending(steps=fit_steps + self.step, reason=reason))
+
+
+def every(tokens: int) -> Callable[[StepInfo], bool]:
+    """Returns a condition that holds every `tokens` tokens, and at the end of the run."""
+    return lambda step: step.reaches_multiple(tokens) or step.ends_run
+
+
+def describe_numbers(values: Mapping[str, Any]) -> str:
+    """Returns the numbers of a row as text; standard errors are left out."""
+    numbers = {name: v for name, v in values.items() if isinstance(v, int | float)}
+    return ", ".join(f"{name} {v:.4g}" for name, v in numbers.items() if "_stderr" not in name)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Hook:
+    """A function that measures something after some training steps."""
+
+    kind: str
+    """The `kind` of the hook's rows."""
+    when: Callable[[StepInfo], bool]
+    """Whether to call the hook after a step, such as `every(10_000_000)`."""
+    on_step: Callable[[StepInfo], Mapping[str, Any]]
+    """Returns the values of a row: numbers, arrays, lists or None. Nothing: no row."""
+    describe: Callable[[Mapping[str, Any]], str] = describe_numbers
+    """Returns the row's values as text for the terminal."""
+
+
+def check_hooks(hooks: Sequence[Hook]) -> None:
+    """Raises UserError if two kinds of rows have the same name."""
+    kinds = list(BUILT_IN_KINDS)
+    for hook in hooks:
+        if hook.kind in kinds:
+            raise UserError(
+                f"kind of a hook is {hook.kind!r}, which other rows have too; rename it."
+            )
+        kinds.append(hook.kind)
+
+
+def run_hooks(
+    hooks: Sequence[Hook], step: StepInfo, paused: Callable[[], AbstractContextManager[None]]
+) -> None:
+    """Calls every hook that is due after a step, and writes the hooks' rows.
+
+    Args:
+      paused: Stops the clock of tokens per second.
+    """
+    for hook in hooks:
+        if hook.when(step):
+            with paused():
+                values = plain_values(hook.on_step(step))
+            if values:
+                step.write(hook.kind, values, hook.describe(values))

@@ -1,0 +1,144 @@
+"""Metrics of a model on validation sequences."""
+
+import collections
+import functools
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TypeVar
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from stackjax.config import Config, EvaluationConfig
+from stackjax.data.batch import Batch
+from stackjax.data.device import local_rows, put
+from stackjax.data.loader import eval_batches, open_source
+from stackjax.data.sources import TokenSource
+from stackjax.growth import Growth
+from stackjax.model import ModelConfig, Params
+from stackjax.model.module import compute_dtype
+from stackjax.run.layer_statistics import layer_sources, layer_statistics
+from stackjax.runtime.errors import UserError
+from stackjax.training.phase import Phase
+from stackjax.training.train_state import TrainState, eval_step
+
+T = TypeVar("T")
+
+_IN_FLIGHT = 8
+"""Batches sent to the devices before the first result is read."""
+_layer_statistics = jax.jit(layer_statistics, static_argnums=(0, 1))
+_model_params = jax.jit(Phase.model_params, static_argnums=0)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def batch_sums(
+    model: ModelConfig, params: Params, batch: Batch
+) -> tuple[dict[str, jax.Array], jax.Array]:
+    """Returns sums over the tokens of a batch `[1, B, T]`, and the tokens' total weight.
+
+    Each sum becomes a field of evaluation rows: its mean per token over all batches. To add a
+    validation metric, add a sum here.
+    """
+    sums, weight = eval_step(model, params, batch)
+    return {"held_out_loss": sums.nll}, weight
+
+
+def validation_metrics(
+    config: Config, model: ModelConfig, source: TokenSource, mesh: Mesh, params: Params
+) -> dict[str, float]:
+    """Returns the mean of every metric per token of the validation sequences.
+
+    Every call reads the same sequences. Losses are in nats.
+    """
+    totals: dict[str, float] = collections.defaultdict(float)
+    total_weight = 0.0
+    for sums, weight in _in_flight(
+        batch_sums(model, params, batch) for batch in _batches(config, source, mesh)
+    ):
+        total_weight += float(weight)
+        for name, value in sums.items():
+            totals[name] += float(value)
+    return {name: total / total_weight for name, total in totals.items()}
+
+
+def validation_loss(
+    config: Config, model: ModelConfig, source: TokenSource, mesh: Mesh, params: Params
+) -> float:
+    """Returns the validation loss of a model: nats per token."""
+    return validation_metrics(config, model, source, mesh, params)["held_out_loss"]
+
+
+def layer_metrics(
+    config: Config,
+    phases: Sequence[Phase],
+    source: TokenSource,
+    mesh: Mesh,
+    params: Params,
+) -> dict[str, jax.Array]:
+    """Returns `layer_statistics` on the first validation batch; nothing if they are off.
+
+    Args:
+      phases: The run's phases up to the present phase.
+    """
+    if not config.evaluation.layers:
+        return {}
+    batch = next(_batches(config, source, mesh))
+    return _layer_statistics(phases[-1].model, layer_sources(phases), params, batch)
+
+
+def model_params(phase: Phase, state: TrainState) -> Params:
+    """Returns the model's parameters in a state: with masks and learned maps applied."""
+    if not phase.reparameterisations:
+        return state.params
+    return _model_params(phase, state.params, state.step)
+
+
+def open_data(config: Config) -> tuple[TokenSource, TokenSource]:
+    """Returns the training sequences and the validation sequences."""
+    source = open_source(config.data, "train", config.model.vocab_size)
+    validation = open_source(config.data, "validation", config.model.vocab_size)
+    check_num_sequences(config.evaluation, validation)
+    return source, validation
+
+
+def check_num_sequences(config: EvaluationConfig, source: TokenSource) -> None:
+    """Raises UserError if there are fewer validation sequences than an evaluation reads."""
+    if config.num_sequences > len(source):
+        raise UserError(
+            f"evaluation.num_sequences is {config.num_sequences}, but the split "
+            f"{source.split!r} of {source.path!r} has {len(source)} sequences of "
+            f"{source.seq_len} tokens; give --evaluation.num-sequences {len(source)}."
+        )
+
+
+def check_promise(growth: Growth, model: ModelConfig, before: float, after: float) -> None:
+    """Raises UserError if a function-preserving growth changed the validation loss."""
+    tolerance = 1e-4 if compute_dtype(model) == jnp.float32 else 2e-2
+    if growth.promise != "no" and not abs(after - before) <= tolerance:
+        raise UserError(
+            f"{growth} promises to keep the function ({growth.promise}), but the held-out "
+            f"loss went from {before} to {after}; nothing was committed."
+        )
+
+
+def _in_flight(results: Iterable[T]) -> Iterator[T]:
+    """Yields results of device computations, of which only a few are started ahead."""
+    started: collections.deque[T] = collections.deque()
+    for result in results:
+        started.append(result)
+        if len(started) > _IN_FLIGHT:
+            yield started.popleft()
+    yield from started
+
+
+def _batches(config: Config, source: TokenSource, mesh: Mesh) -> Iterator[Batch]:
+    """Returns the batches of an evaluation, on the devices."""
+    num_rows = config.evaluation.batch_size
+    batches = eval_batches(
+        source,
+        config.data,
+        num_sequences=config.evaluation.num_sequences,
+        batch_size=num_rows,
+        rows=local_rows(mesh, num_rows),
+    )
+    return put(batches, mesh, num_rows)
