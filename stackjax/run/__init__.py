@@ -1,1 +1,1 @@
-"""A run from outside: callbacks, metrics, early stopping, resuming."""
+"""The training run: loop, hooks, metrics, early stopping, resuming."""

@@ -31,37 +31,37 @@ from stackjax.training.train_state import TrainState, enter_phase
 def check_probes(
     config: Config, estimates: Sequence[Estimate] = (), memory: int | None = None
 ) -> None:
-    """Raises UserError where a probe has no growth to try out, or not the memory.
+    """Raises UserError if a probe has no growth to try, or too little memory.
 
     Args:
-      estimates: What each phase holds on each device.
+      estimates: Memory of each phase on each device.
       memory: Bytes of each device, if known.
     """
     probes, phases = config.probes, expand(config)
     if probes.at_tokens and not probes.lag_tokens:
         raise UserError(
-            f"probes.at_tokens is set and probes.lag_tokens is {probes.lag_tokens}; say how "
-            f"many tokens a grown copy trains before its loss is measured."
+            f"probes.at_tokens is set and probes.lag_tokens is {probes.lag_tokens}; give "
+            f"the number of tokens that a grown copy trains before its loss is measured."
         )
     for at in probes.at_tokens:
         phase = next((p for p in phases if p.start.tokens < at < p.end.tokens), None)
         following = None if phase is None else _following(phases, phase)
         if following is None:
             raise UserError(
-                f"probes.at_tokens has {at:,}, which lies inside of no stage that another one "
-                f"grows out of; leave it out."
+                f"probes.at_tokens has {at:,}, which is not inside a stage with growth "
+                f"after it; leave it out."
             )
         if isinstance(following.growth, Learn):
             raise UserError(
                 f"probes.at_tokens has {at:,}, but stages.{following.stage} grows by "
-                f"{following.growth}, which has to be fitted first; probe other growths."
+                f"{following.growth}, which has to be fitted first; probe another growth."
             )
         both = estimates[following.index - 1 : following.index + 1]
         held = sum(each.state_bytes for each in both)
         held += max((each.gradient_bytes for each in both), default=0)
         if memory is not None and held > memory:
             raise UserError(
-                f"probes.at_tokens has {at:,}, where both models take {held / 2**30:.1f} GiB "
+                f"probes.at_tokens has {at:,}, but both models take {held / 2**30:.1f} GiB "
                 f"on each device, which has {memory / 2**30:.1f} GiB; leave the probes out."
             )
 
@@ -115,16 +115,13 @@ def _is_due(step: StepInfo) -> bool:
 
 
 def _following(phases: Sequence[Phase], phase: Phase) -> Phase | None:
-    """Returns the phase after another, if its model is a grown one."""
+    """Returns the next phase, if it begins with growth."""
     later = phases[phase.index + 1 :]
     return later[0] if later and later[0].growth is not None else None
 
 
 def _from(target: Phase, source: Phase, counts: Counts) -> Phase:
-    """Returns a phase as it would be if it began at some counts.
-
-    Its learning rates, and the births of moments, are others than at its own time.
-    """
+    """Returns a phase as if it began now, with the learning rates and births of now."""
     rate, births = target.learning_rate, target.births
     if births is not None:
         steps, rest = divmod(counts.tokens - source.start.tokens, source.per_step.tokens)

@@ -1,4 +1,4 @@
-"""The state at the start of a run: new, from a checkpoint, or from weights of elsewhere."""
+"""The state at the start of a run: new, from a checkpoint, or from other weights."""
 
 import functools
 from pathlib import Path
@@ -41,20 +41,20 @@ from stackjax.training.train_state import TrainState
 def check_start(path: str, config: ModelConfig, data_path: str) -> None:
     """Raises UserError if a run cannot start from the parameters at a path.
 
-    They are of another model, or of one that reads texts with another tokenizer than that of
-    the data; or a file that goes along is a link out of the folder.
+    The model or the tokenizer may differ from the run's, or a file may be a link out of the
+    folder.
     """
     if is_folder(path):
         found = huggingface.read_folder(Path(path)).model
     else:
         found = open_checkpoint(path)[1].model
-    # A folder has no padding of its vocabulary, and so takes any.
+    # The vocabulary in a folder is not padded, so any padding fits.
     besides = ("vocab_multiple",) if is_folder(path) else ()
     said = differences(config, found, besides=besides)
     if said:
         raise UserError(
-            f"init_from {path} holds another model than that of stage 0: {said}; a config may "
-            f"take it from there, with stackjax.pretrained.model_of."
+            f"init_from {path} holds a different model from stage 0: {said}; take the model "
+            f"from there in the config, with stackjax.inference.pretrained.model_of."
         )
     if is_folder(path):
         portable_files(epath.Path(path))
@@ -62,17 +62,17 @@ def check_start(path: str, config: ModelConfig, data_path: str) -> None:
 
 
 def _check_tokenizer(path: str, data_path: str) -> None:
-    """Raises UserError if the data was prepared with another tokenizer than the model's."""
+    """Raises UserError if data and model have different tokenizers."""
     source, of_data = _source_tokenization(path), data_tokenizer(data_path)
     if source is None:
         return
     again = f"prepare the data again, with --tokenizer {source.tokenizer.name}"
-    # Some folders have their tokenizer in two formats.
+    # Some folders contain the same tokenizer in two formats.
     other = Path(path) / (of_data.file or "")
     is_other_format = other.is_file() and other.read_bytes() == of_data.definition
     if of_data.digest != source.tokenizer.digest and not is_other_format:
         raise UserError(
-            f"init_from {path} has another tokenizer than the data in {data_path}, which was "
+            f"init_from {path} has a different tokenizer from the data in {data_path}, "
             f"prepared with {of_data.name}; {again}."
         )
     if of_data.begin_ids != source.begin_ids:
@@ -84,23 +84,23 @@ def _check_tokenizer(path: str, data_path: str) -> None:
 
 
 def _source_tokenization(path: str) -> Tokenization | None:
-    """Returns how the model at a path reads texts; None if no file says it."""
+    """Returns the tokenization of the model at a path; None if unknown."""
     if is_folder(path):
         return read_tokenization(Path(path))
     return known_tokenization(open_checkpoint(path)[0])
 
 
 def run_tokenization(config: Config) -> Tokenization:
-    """Returns how the model of a run reads texts, while it trains as afterwards."""
+    """Returns the tokenization of the run's model, during and after training."""
     carried = _carried(config)
     of_folder = None if carried is None else read_tokenization(carried)
     return trained_tokenization(data_tokenizer(config.data.path), of_folder)
 
 
 def _carried(config: Config) -> Path | None:
-    """Returns where the files of another library are, if the model comes from one."""
+    """Returns the directory of Hugging Face files, if the model comes from such a folder."""
     kept = absolute(config.workdir) / CARRIED
-    if kept.exists():  # The source may be gone by now.
+    if kept.exists():  # The source folder may be gone.
         return local_files(kept)
     if config.init_from is None:
         return None
@@ -112,10 +112,10 @@ def _carried(config: Config) -> Path | None:
 def state_at(
     config: Config, workdir: epath.Path, position: Position
 ) -> tuple[TrainState, Counts, Extent]:
-    """Returns the state at a position, the counts of the run, and its rows up to there.
+    """Returns the state at a position, the run's counts, and the extent of earlier rows.
 
     Raises:
-      UserError: The checkpoint is damaged, or of another run.
+      UserError: The checkpoint is damaged or belongs to another run.
     """
     phase, step, mesh = position.phase, position.step, build_mesh(position.phase.mesh)
     if step is None and config.init_from is not None:
@@ -137,10 +137,10 @@ def state_at(
     counts = phase.counts(step)
     if step != phase.waypoint.step and counts != contents.counts:
         raise UserError(
-            f"{workdir / phase.directory / str(step)} says that {contents.counts.tokens:,} "
-            f"tokens were trained on, and by the config and phase.json they are "
-            f"{counts.tokens:,}; phase.json is damaged, or of another run: bring the right one "
-            f"back, or start a new run with --workdir."
+            f"{workdir / phase.directory / str(step)} was saved at {contents.counts.tokens:,} "
+            f"tokens, but by the config and phase.json this step is at {counts.tokens:,} "
+            f"tokens; phase.json is damaged or belongs to another run: restore the right file, "
+            f"or start a new run with --workdir."
         )
     return state, counts, contents.rows
 
@@ -148,10 +148,9 @@ def state_at(
 def start_from(
     path: str, config: Config, workdir: epath.Path, phase: Phase, mesh: Mesh
 ) -> TrainState:
-    """Returns the first state of a run whose parameters come from elsewhere.
+    """Returns the first state of a run that starts from other parameters.
 
-    It is on disk, with the lineage of the model, before it is returned: the run no longer
-    needs what it came from.
+    State and lineage are saved to disk first, so the run no longer needs the source.
     """
     with jax.set_mesh(mesh):
         if is_folder(path):

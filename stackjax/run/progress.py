@@ -1,4 +1,4 @@
-"""What a run shows on its terminal."""
+"""Progress on the terminal: a bar, lines or nothing."""
 
 import contextlib
 import sys
@@ -15,26 +15,26 @@ from stackjax.runtime.numbers import short
 
 
 class Progress(Protocol):
-    """What a run shows on its terminal."""
+    """Progress on the terminal: a bar, lines or nothing."""
 
     def row(self, row: Row, seconds_left: float) -> None:
-        """Shows a row of training, and the time to the end of the run."""
+        """Shows a train row and the remaining time."""
 
     def note(self, text: str) -> None:
-        """Shows a line that stays: a growth, an evaluation, a checkpoint."""
+        """Shows a line of text."""
 
     def expect(self, total_tokens: int) -> None:
-        """Takes note of another length of the whole run."""
+        """Sets the total number of tokens."""
 
     def close(self) -> None:
-        """Gives the terminal back."""
+        """Stops the display."""
 
 
 def open_progress(total_tokens: int) -> Progress:
     """Returns a bar on a terminal, lines elsewhere, and silence outside process 0.
 
     Args:
-      total_tokens: Length of the whole run.
+      total_tokens: The run's total number of tokens.
     """
     if jax.process_index() != 0:
         return Silence()
@@ -46,7 +46,7 @@ def open_progress(total_tokens: int) -> Progress:
 
 @contextlib.contextmanager
 def timed(progress: Progress, task: str) -> Iterator[None]:
-    """Shows that a task begins, and the seconds that it took."""
+    """Shows the start of a task, then the seconds taken."""
     progress.note(f"{task} ...")
     start = time.monotonic()
     yield
@@ -76,7 +76,7 @@ class Lines:
         self._total_tokens = total_tokens
 
     def row(self, row: Row, seconds_left: float) -> None:
-        """Prints a row of training."""
+        """Prints a train row."""
         print("  ".join(_columns(row, self._total_tokens, seconds_left).values()), flush=True)
 
     def note(self, text: str) -> None:
@@ -84,7 +84,7 @@ class Lines:
         print(text, flush=True)
 
     def expect(self, total_tokens: int) -> None:
-        """Takes note of another length of the whole run."""
+        """Sets the total number of tokens."""
         self._total_tokens = total_tokens
 
     def close(self) -> None:
@@ -92,7 +92,7 @@ class Lines:
 
 
 class Bar:
-    """Shows the last row beside a bar, and notes above it."""
+    """Shows the last row beside a bar, and notes above the bar."""
 
     def __init__(self, total_tokens: int, console: rich.console.Console):
         self._total_tokens = total_tokens
@@ -103,13 +103,13 @@ class Bar:
             rich.progress.TextColumn("{task.fields[numbers]}", markup=False),
             console=console,
             expand=True,
-            auto_refresh=False,  # rows are all that moves it, so it needs no thread
+            auto_refresh=False,  # only rows move the bar, so no thread is needed
         )
         self._bar.start()
         self._task = self._bar.add_task("", total=total_tokens, stage="", numbers="")
 
     def row(self, row: Row, seconds_left: float) -> None:
-        """Moves the bar to a row of training."""
+        """Moves the bar to a train row."""
         columns = _columns(row, self._total_tokens, seconds_left)
         names = ("loss", "rate", "mfu", "eta")
         self._bar.update(
@@ -125,12 +125,12 @@ class Bar:
         self._bar.console.print(text, markup=False, highlight=False)
 
     def expect(self, total_tokens: int) -> None:
-        """Takes note of another length of the whole run."""
+        """Sets the total number of tokens."""
         self._total_tokens = total_tokens
         self._bar.update(self._task, total=total_tokens)
 
     def close(self) -> None:
-        """Leaves the bar as it is and gives the terminal back."""
+        """Stops the bar."""
         self._bar.stop()
 
 
@@ -151,7 +151,7 @@ def _columns(row: Row, total_tokens: int, seconds_left: float) -> dict[str, str]
 
 
 def _duration(seconds: float) -> str:
-    """Returns a duration as minutes and seconds, with hours where there are any."""
+    """Returns a duration as [hours:]minutes:seconds."""
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"

@@ -1,4 +1,4 @@
-"""The position that a run starts from: the beginning, its newest checkpoint or an older one."""
+"""The start position of a run: the beginning, the newest checkpoint or an older checkpoint."""
 
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -34,20 +34,20 @@ T = TypeVar("T")
 
 
 NEWEST = ResumeConfig()
-"""A run that goes on from its newest checkpoint."""
+"""Resume from the newest checkpoint."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Position:
-    """Where a run starts from."""
+    """The start position of a run."""
 
     marker: Marker
     phases: tuple[Phase, ...]
-    """All phases of the run, as far as is known here."""
+    """All phases of the run, as far as currently known."""
     step: int | None
-    """The checkpoint of the present phase to restore; None if the run is new."""
+    """The step of the present phase to restore; None for a new run."""
     changed: Mapping[str, str]
-    """By its name, a line for each field that differs from the recorded config."""
+    """Field name -> a line that describes the change from the recorded config."""
 
     @property
     def phase(self) -> Phase:
@@ -61,21 +61,21 @@ class Position:
 
 
 def find_position(workdir: epath.Path, config: Config, options: ResumeConfig) -> Position:
-    """Returns the position for the start of a run, and changes nothing.
+    """Returns the start position of a run, without changing any file.
 
     Raises:
-      UserError: The run cannot be resumed in this way, or a checkpoint is missing.
+      UserError: The run cannot be resumed like this, or a checkpoint is missing.
     """
     found = read_marker(workdir)
     phases = expand(config, found)
     if found.phase == 0 and newest_step(workdir, phases[0]) is None:
-        # A run that has saved nothing binds no other.
+        # A run without checkpoints does not constrain the next run.
         _check_is_resumed(options)
         marker = after_entering(NEW_RUN, None, phases[0])
         phases = phases if found in (NEW_RUN, marker) else expand(config)
         return Position(marker=marker, phases=phases, step=None, changed={})
     check_phase(workdir, found, phases)
-    # A run of which only the first stage is left has lost no more than the directory.
+    # If only the first stage is left, `directory` is all that is missing.
     marker = found if found.directory else after_entering(found, None, phases[0])
     phase = phases[marker.phase]
     changed = changed_fields(workdir, config, phase.stage)
@@ -103,19 +103,19 @@ def find_position(workdir: epath.Path, config: Config, options: ResumeConfig) ->
 def commit_position(
     workdir: epath.Path, config: Config, position: Position, manifest: Manifest
 ) -> None:
-    """Commits the position for the start of a run, and the config.
+    """Writes the start position of a run, and the config.
 
-    Going back, skipped examples and changed fields are part of the marker before anything is
-    trained, so that a run that is killed and started again comes to the same position.
+    All changes are in the marker before training begins, so a killed run resumes from the same
+    position.
 
     Raises:
-      UserError: The data is other than before.
+      UserError: The data has changed.
       OSError: A file could not be read or written.
     """
     if position.step is not None:
         check_same_data(workdir, manifest)
         discard_after(workdir, position.phase, position.step)
-    # First the marker: after a kill between the two, the same change is found again.
+    # The marker first: after a kill in between, the same change is found again.
     write_marker(workdir, position.marker)
     record_config(workdir, config, manifest)
 
@@ -123,15 +123,14 @@ def commit_position(
 def read_or_go_back(
     workdir: epath.Path, phases: Sequence[Phase], step: int, read: Callable[[epath.Path], T]
 ) -> T:
-    """Returns the result of a function for a checkpoint of a run.
+    """Returns the result of `read` for a checkpoint of a run.
 
     Args:
-      phases: The phases up to the one with this step.
+      phases: The phases up to the checkpoint's phase.
       read: Raises DamagedError for a damaged checkpoint.
 
     Raises:
-      UserError: The checkpoint is damaged; the message offers an older one, in the same phase
-        or in one before.
+      UserError: The checkpoint is damaged. The message names an older readable checkpoint.
     """
     checkpoint = workdir / phases[-1].directory / str(step)
 
@@ -154,18 +153,18 @@ def read_or_go_back(
 def _check_is_resumed(options: ResumeConfig) -> None:
     if options != NEWEST:
         raise UserError(
-            "--resume-from and --skip-examples are for a run that has saved a checkpoint, and "
-            "this one has not; leave them out."
+            "--resume-from and --skip-examples need a checkpoint, and this run has none; leave "
+            "both out."
         )
 
 
 def _lengths(stage: int) -> tuple[str, ...]:
-    """Returns the fields that decide when a stage ends."""
+    """Returns the fields that determine the end of a stage."""
     return tuple(f"stages.{stage}.{name}" for name in ("until.", "tokens", "fraction"))
 
 
 def _newest(workdir: epath.Path, phases: Sequence[Phase], phase: Phase) -> int:
-    """Returns the step of the newest checkpoint of a phase; UserError if it has none."""
+    """Returns the step of a phase's newest checkpoint; UserError without a checkpoint."""
     step = newest_step(workdir, phase)
     if step is not None:
         return step
@@ -174,7 +173,7 @@ def _newest(workdir: epath.Path, phases: Sequence[Phase], phase: Phase) -> int:
     way_back = f"go back with --resume-from {places[-1]}, " if places else ""
     raise UserError(
         f"{workdir / phase.directory} has no checkpoint, but the run is in stage "
-        f"{phase.stage}; bring it back, {way_back}or start a new run with --workdir."
+        f"{phase.stage}; restore the directory, {way_back}or start a new run with --workdir."
     )
 
 
@@ -186,14 +185,14 @@ def _with_change(
     fields: tuple[str, ...],
     options: ResumeConfig,
 ) -> Marker:
-    """Returns a marker with a change at a step, from where the run is counted anew.
+    """Returns a marker with a change at a step, and a waypoint with the counts there.
 
     Args:
-      counts: Of the checkpoint at this step.
+      counts: The counts of the checkpoint at this step.
     """
     known = marker.waypoints.get(phase.index)
     if known is not None and known.step == step and not options.resume_from:
-        counts = known.counts  # Examples may have been skipped there.
+        counts = known.counts  # with examples skipped earlier
     counts = dataclasses.replace(counts, examples=counts.examples + options.skip_examples)
     change = Change(
         phase=phase.index,
@@ -208,7 +207,7 @@ def _with_change(
 
 
 def _is_applied(options: ResumeConfig, marker: Marker) -> bool:
-    """Returns whether the newest change was these options: the same command came again."""
+    """Returns whether the newest change has the same options: the command is repeated."""
     return bool(marker.changes) and options == ResumeConfig(
         resume_from=marker.changes[-1].resume_from,
         skip_examples=marker.changes[-1].skip_examples,
@@ -218,21 +217,21 @@ def _is_applied(options: ResumeConfig, marker: Marker) -> bool:
 def _named_checkpoint(
     workdir: epath.Path, phases: tuple[Phase, ...], marker: Marker, options: ResumeConfig
 ) -> tuple[Phase, int]:
-    """Returns the phase and the step of the checkpoint that the user names."""
+    """Returns phase and step of the checkpoint in `--resume-from`."""
     directory, _, name = options.resume_from.rpartition("/")
     directory = directory or phases[marker.phase].directory
     phase = next((p for p in phases[: marker.phase + 1] if p.directory == directory), None)
     path = workdir / directory / name
     if phase is None or name not in map(str, saved_steps(path.parent)):
         raise UserError(
-            f"--resume-from is {options.resume_from!r}, and there is no checkpoint {path}; "
-            f"name the step of one, such as 400, or stage_0/train/400."
+            f"--resume-from is {options.resume_from!r}, but there is no checkpoint {path}; "
+            f"give a step such as 400, or stage_0/train/400."
         )
     return phase, int(name)
 
 
 def _gone_back(marker: Marker, phase: Phase) -> Marker:
-    """Returns the marker of a run that is in an earlier phase again, or in the same one."""
+    """Returns the marker of a run after going back to a phase."""
     waypoints = {i: each for i, each in marker.waypoints.items() if i < phase.index}
     ended = {stage: each for stage, each in marker.ended.items() if stage < phase.stage}
     back = dataclasses.replace(marker, waypoints=waypoints, ended=ended)

@@ -1,11 +1,13 @@
-"""Where numbers go: `metrics.jsonl`, TensorBoard, Weights & Biases.
+"""Metric sinks: `metrics.jsonl`, TensorBoard, Weights & Biases.
 
-A row is a plain dict. `kind` ("train", "evaluation", "growth", "probe", "tasks", "trigger" or
-"layers"), `phase`, `stage`, `step` and `tokens` say what and when, and the rest are numbers (or
-short text), or lists of them, which go into the file alone. Rows of layers carry what
-`layer_statistics` returns, a number for each layer, and at a growth the same `_before` it. Rows
-of training carry `loss`, `learning_rate`, `grad_norm`, `tokens_per_second` of all of
-`num_devices`, cumulative `flops`, and `mfu` where the peak of the devices is known.
+A row is a dict with the coordinates `kind`, `phase`, `stage`, `step` and `tokens`, the run's
+cumulative counts, and values: numbers, lists of numbers, or short text. Lists and text are
+written to `metrics.jsonl` alone. The kinds are "train", "evaluation", "layers", "growth",
+"probe", "tasks", "trigger", "change", and the kinds of hooks.
+
+Train rows have all metrics of `train_step`, `tokens_per_second` over all `num_devices`, and
+`mfu` if the peak FLOP/s is known. Layer rows have a list for each of `layer_statistics`; at
+growth, lists named `_before` describe the source.
 """
 
 import importlib
@@ -27,30 +29,30 @@ from stackjax.runtime.errors import UserError
 
 Row = Mapping[str, Any]
 Position = tuple[int, int]
-"""A point of a run: its phase, and the tokens trained on so far."""
+"""A point of a run: phase index and tokens."""
 
 _SECONDS = 5.0
-"""Between two appends to `metrics.jsonl`, at least."""
+"""Least time between two appends to `metrics.jsonl`."""
 
 
 class Sink(Protocol):
-    """Somewhere that rows are written to."""
+    """A destination of rows."""
 
     def write(self, row: Row) -> None:
-        """Takes one row; it may be kept in memory for some seconds."""
+        """Takes one row, and may keep the row in memory for some seconds."""
 
     def flush(self) -> None:
-        """Puts all rows so far where they outlive this process."""
+        """Stores all rows durably."""
 
     def close(self) -> None:
-        """Flushes, and frees what is held; nothing is written afterwards."""
+        """Flushes and releases all resources."""
 
 
 def check_sinks(
     directory: epath.PathLike, *, tensorboard: bool, wandb_project: str | None
 ) -> None:
     """Raises UserError if a package that the sinks need is not installed."""
-    # W&B leaves a folder of its name behind, which Python would take for the package.
+    # Python would take a folder named wandb for the package.
     package = importlib.util.find_spec("wandb")
     if wandb_project and (package is None or package.origin is None):
         raise UserError(
@@ -73,13 +75,13 @@ def open_sinks(
     wandb_project: str | None,
     settings: Mapping[str, Any],
 ) -> list[Sink]:
-    """Returns the sinks of a run; none in processes other than the first.
+    """Returns the sinks of a run in process 0, and no sinks in other processes.
 
     Args:
-      directory: The run directory, which may be on `gs://`.
-      resume_at: The point that training goes on from; None starts afresh.
-      rows: The rows of `metrics.jsonl` up to that point.
-      settings: What Weights & Biases shows as the config of the run.
+      directory: The run directory, on a disk or `gs://`.
+      resume_at: The start position; None for a new run.
+      rows: The extent of the rows before the start position.
+      settings: The run's config in Weights & Biases.
     """
     check_sinks(directory, tensorboard=tensorboard, wandb_project=wandb_project)
     if jax.process_index() != 0:
@@ -95,11 +97,11 @@ def open_sinks(
 class MetricsLog:
     """The rows of a run in `metrics.jsonl`.
 
-    Floats keep every bit; those that are not finite become null.
+    Finite floats keep every bit. Infinity and NaN become null.
 
     Args:
       directory: The run directory.
-      rows: The rows to keep; those past the point that a run resumes from are written again.
+      rows: The extent of the rows to keep; later rows are removed.
     """
 
     def __init__(self, directory: epath.PathLike, rows: Extent):
@@ -109,7 +111,7 @@ class MetricsLog:
         self._next_append = time.monotonic() + _SECONDS
 
     def write(self, row: Row) -> None:
-        """Adds a row; it reaches the file within seconds, or at the next flush."""
+        """Adds a row. The row is in the file within seconds, or after the next flush."""
         self._pending += _encode(row).encode()
         if time.monotonic() >= self._next_append:
             self._append(is_durable=False)
@@ -131,7 +133,7 @@ class MetricsLog:
         start = time.monotonic()
         self._file.append(self._pending, is_durable=is_durable)
         self._pending = b""
-        # Slow disks, and long files in a bucket, are written to less often: 1 % of the time.
+        # Appending takes at most 1 % of the time, also on slow disks and in buckets.
         now = time.monotonic()
         self._next_append = now + max(_SECONDS, 100 * (now - start))
 
@@ -157,10 +159,7 @@ def plain_values(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def flush_all(sinks: Sequence[Sink]) -> Extent:
-    """Flushes all sinks, and returns the rows that `metrics.jsonl` holds then.
-
-    It is empty in processes other than the first, which have no sinks.
-    """
+    """Flushes all sinks and returns the extent of `metrics.jsonl`; empty without sinks."""
     for sink in sinks:
         sink.flush()
     logs = [sink for sink in sinks if isinstance(sink, MetricsLog)]
@@ -168,18 +167,18 @@ def flush_all(sinks: Sequence[Sink]) -> Extent:
 
 
 def _tensorboardX() -> Any:
-    """Returns the package, which imports PyTorch where that is installed: for two seconds."""
+    """Returns tensorboardX, imported late: if PyTorch is installed, the import takes 2 s."""
     return importlib.import_module("tensorboardX")
 
 
 class TensorBoard:
-    """TensorBoard events in `tensorboard/`, over tokens; a restart hides stale ones."""
+    """TensorBoard events in `tensorboard/`, over tokens. A restart hides stale events."""
 
     def __init__(self, directory: epath.PathLike, resume_at: Position | None):
         self._writer = _tensorboardX().SummaryWriter(
             os.fspath(epath.Path(directory) / "tensorboard"),
             purge_step=0 if resume_at is None else resume_at[1] + 1,
-            max_queue=1000,  # so that a slow disk does not hold up training
+            max_queue=1000,  # a slow disk must not slow down training
         )
 
     def write(self, row: Row) -> None:
@@ -188,20 +187,19 @@ class TensorBoard:
             self._writer.add_scalar(name, value, row["tokens"])
 
     def flush(self) -> None:
-        """Writes out the events that have left the queue."""
+        """Writes the events that have left the queue."""
         self._writer.flush()
 
     def close(self) -> None:
-        """Writes out all events."""
+        """Writes all events."""
         self._writer.close()
 
 
 class WeightsAndBiases:
-    """A Weights & Biases run over tokens, which a resumed run continues.
+    """A Weights & Biases run over tokens, continued by a resumed run.
 
-    Its id lies in the run directory: one that is moved keeps it, one that is started
-    afresh gets another. The client drops rows that a resumed run repeats, because
-    it only takes steps that grow.
+    The id is in the run directory. The client drops repeated rows of a resumed run, because
+    steps must increase.
     """
 
     def __init__(
@@ -229,10 +227,10 @@ class WeightsAndBiases:
         self._run.log(_numbers(row), step=row["tokens"])
 
     def flush(self) -> None:
-        """Does nothing: rows are uploaded as they come."""
+        """Does nothing, because rows are uploaded at once."""
 
     def close(self) -> None:
-        """Uploads what is left."""
+        """Uploads the remaining rows."""
         self._run.finish()
 
 
@@ -247,7 +245,7 @@ def _finite(value: Any) -> Any:
 
 
 def _numbers(row: Row) -> dict[str, float]:
-    """Returns the numbers of a row that are no coordinates, named after its kind."""
+    """Returns the numbers of a row without coordinates, named `kind/name`."""
     return {
         f"{row['kind']}/{name}": value
         for name, value in row.items()

@@ -1,4 +1,4 @@
-"""What a person reads when a run has ended."""
+"""The summary printed at the end of a run."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -15,7 +15,7 @@ from stackjax.training.phase import Phase
 def summarize(
     workdir: epath.Path, phases: Sequence[Phase], rows: Sequence[Mapping[str, Any]]
 ) -> str:
-    """Returns the summary of a finished run: its stages, its seams, where its files are."""
+    """Returns the summary of a finished run: stages, growth, final loss and files."""
     lines = [
         "",
         f"{'stage':<6}{'layers':>7}{'params':>9}{'tokens':>10}{'6ND FLOPs':>11}  loss",
@@ -51,7 +51,7 @@ def summarize(
 
 
 def how_to_train_longer(config: Config) -> str:
-    """Returns the message for a finished run that is started again."""
+    """Returns the message after starting a finished run again."""
     stage = config.stages[-1]
     field, value = "tokens", f"{2 * (stage.tokens or 0)}"
     if stage.tokens is None:
@@ -64,15 +64,15 @@ def how_to_train_longer(config: Config) -> str:
 
 
 def describe_probe(row: Mapping[str, Any]) -> str:
-    """Returns what a probe of growth has found, in words."""
-    # A loss that is not finite is null in the file.
+    """Returns the result of a growth probe as text."""
+    # Infinity and NaN are null in the file.
     before, grown, lagged = (
         f"{math.nan if row[name] is None else row[name]:.4f}"
         for name in ("loss_before", "loss_grown", "loss_lagged")
     )
     return (
-        f"{row['growth']} tried out: held-out loss {before} -> {grown}, after "
-        f"{short(row['lag_tokens'])} tokens more {lagged}"
+        f"probe of {row['growth']}: held-out loss {before} -> {grown}, {lagged} after another "
+        f"{short(row['lag_tokens'])} tokens"
     )
 
 

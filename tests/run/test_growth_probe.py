@@ -65,12 +65,15 @@ def test_a_run_with_probes_is_the_run_without(world, tmp_path):
 
 
 REFUSED = {
-    "no lag": (ProbeConfig(at_tokens=(STEP,)), "probes.lag_tokens is None; say how many"),
+    "no lag": (ProbeConfig(at_tokens=(STEP,)), "probes.lag_tokens is None"),
     "after the growth": (
         ProbeConfig(at_tokens=(9 * STEP,), lag_tokens=STEP),
-        "has 1,152, which lies inside of no stage that another one grows out of",
+        "probes.at_tokens has 1,152",
     ),
-    "at the growth": (ProbeConfig(at_tokens=(8 * STEP,), lag_tokens=STEP), "lies inside of no"),
+    "at the growth": (
+        ProbeConfig(at_tokens=(8 * STEP,), lag_tokens=STEP),
+        "at_tokens has 1,024",
+    ),
 }
 
 
@@ -88,7 +91,7 @@ def test_a_growth_that_is_fitted_first_is_not_probed(world):
     stages = (small, dataclasses.replace(large, growth=Learn(2, fit_steps=2)))
     probes = ProbeConfig(at_tokens=(STEP,), lag_tokens=STEP)
     config = dataclasses.replace(config, stages=stages, probes=probes)
-    with pytest.raises(ValueError, match=r"stages.1 grows by learn\(.*has to be fitted first"):
+    with pytest.raises(ValueError, match=r"stages.1 grows by learn\("):
         check_probes(config)
 
 

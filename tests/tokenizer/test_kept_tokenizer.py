@@ -127,8 +127,8 @@ def test_damaged_copy_is_one_line(tmp_path):
         (True, "the same, written again", None),
         (False, "the folder", None),
         (True, "the same without a BOS", "begin with the tokens"),
-        (True, "bytes", "has another tokenizer than the data in"),
-        (True, "another", "has another tokenizer than the data in"),
+        (True, "bytes", "has a different tokenizer"),
+        (True, "another", "has a different tokenizer"),
     ],
 )
 def test_data_of_another_tokenizer_is_refused(begins, tokenizer, said, tmp_path):
