@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 import tyro
 
 from stackjax.data.config import DataConfig
-from stackjax.growth import Growth, parse_growth
+from stackjax.growth.base import Growth
 from stackjax.model.config import ModelConfig
 from stackjax.runtime.constraints import Checked, OnlyWith
 from stackjax.runtime.errors import UserError
@@ -23,14 +23,22 @@ from stackjax.runtime.numbers import (
     Tokens,
 )
 from stackjax.runtime.ranges import Length, Real, Whole
-from stackjax.sharding.mesh import MeshConfig
+from stackjax.sharding.config import MeshConfig
+
+
+def _parse_growth(text: str) -> Growth:
+    # Not at the top: the operators import JAX, and `--help` does without.
+    from stackjax.growth import parse_growth
+
+    return parse_growth(text)
+
 
 GrowthField = Annotated[
     Growth,
     tyro.constructors.PrimitiveConstructorSpec(
         nargs=1,
         metavar="GROWTH",
-        instance_from_str=lambda text: parse_growth(text[0]),
+        instance_from_str=lambda text: _parse_growth(text[0]),
         is_instance=lambda value: isinstance(value, Growth),
         str_from_instance=lambda value: [str(value)],
     ),

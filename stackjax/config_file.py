@@ -12,16 +12,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Any, Generic, TypeVar
 
-import jax
 import tyro
 from etils import epath
 
-from stackjax.config import Config
+from stackjax.config import Config, Stage
 from stackjax.config_record import RECORD, config_record, read_config_record
 from stackjax.data.manifest import Manifest
 from stackjax.files.storage import replace_text
-from stackjax.growth import Growth, parse_growth
-from stackjax.growth.text import replace_field
+from stackjax.growth.base import Growth
 from stackjax.runtime.command_line import parse
 from stackjax.runtime.errors import UserError
 
@@ -79,10 +77,28 @@ class NoOptions:
 
 @dataclasses.dataclass(frozen=True)
 class _Command(Generic[Options]):
-    """A config whose fields, and options whose fields, are flags without a prefix."""
+    """The config and the command's own options, with flags without a prefix."""
 
     config: Annotated[Config, tyro.conf.arg(name="")]
     options: Annotated[Options, tyro.conf.arg(name="")]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _OneStage(Config):
+    """A config with a single stage, for the help page."""
+
+    stages: tuple[Stage]  # type: ignore
+    """The stages of the run, counted from 0; the first is shown here."""
+
+
+@dataclasses.dataclass(frozen=True)
+class _Page(Generic[Options]):
+    """The help page without a config file."""
+
+    file: Annotated[Path, tyro.conf.arg(name="config", metavar="FILE")]
+    """Python file with get_config(); all other options override fields of its config."""
+    options: Annotated[Options, tyro.conf.arg(name="")]
+    config: Annotated[_OneStage, tyro.conf.arg(name="")]
 
 
 def load_config(prog: str, args: list[str]) -> Config:
@@ -108,10 +124,14 @@ def load_command(prog: str, args: list[str], options: Options) -> tuple[Config, 
 
     Raises:
       UserError: The file is missing, cannot be run, or returns no config.
+      SystemExit: The help was asked for, and is printed.
     """
     parser = argparse.ArgumentParser(prog=prog, add_help=False, allow_abbrev=False)
     parser.add_argument("--config", metavar="FILE", type=Path, nargs="?")
     known, overrides = parser.parse_known_args(args)
+    if known.config is None and {"-h", "--help"} & set(args):
+        page = tyro.conf.AvoidSubcommands[_Page[type(options)]]  # type: ignore
+        parse(page, prog=prog, description=Config.__doc__, args=["--help"])
     if known.config is None:
         raise UserError(
             f"no config given; try `{prog} --config configs/tiny.py`, and add --help for "
@@ -135,6 +155,9 @@ def _override_growths(config: Config, args: list[str]) -> tuple[Config, list[str
     A growth is one value to the command line; `--stages.1.growth.factor 2` is ours, after
     any `--stages.1.growth` that stands before it.
     """
+    # Not at the top: the operators import JAX, and `--help` does without.
+    from stackjax.growth.text import parse_growth, replace_field
+
     stages, rest = list(config.stages), []
     remaining = iter(args)
     for arg in remaining:
@@ -221,15 +244,10 @@ def flatten(value: Any, path: str = "") -> dict[str, Any]:
 
 
 def record_config(workdir: epath.Path, config: Config, manifest: Manifest) -> None:
-    """Writes every field of the config, and which data it reads, into the run directory."""
-    if jax.process_index() == 0:
-        tokenizer = f"{manifest.tokenizer.name} {manifest.tokenizer.digest[:12]}"
-        record = {
-            "config": flatten(config),
-            "data": manifest.digest,
-            "tokenizer": tokenizer,
-        }
-        replace_text(workdir / RECORD, config_record(record))
+    """Writes every config field, and the identity of the data, into the run directory."""
+    tokenizer = f"{manifest.tokenizer.name} {manifest.tokenizer.digest[:12]}"
+    record = {"config": flatten(config), "data": manifest.digest, "tokenizer": tokenizer}
+    replace_text(workdir / RECORD, config_record(record))
 
 
 def same_everywhere(config: Config) -> dict[str, Any]:

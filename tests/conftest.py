@@ -38,7 +38,8 @@ from stackjax.growth import (
 )
 from stackjax.model import ModelConfig
 from stackjax.model.config import RopeScaling
-from stackjax.sharding.mesh import MeshConfig, build_mesh
+from stackjax.sharding.config import MeshConfig
+from stackjax.sharding.mesh import build_mesh
 from stackjax.training.optimizer import LearningRate
 from stackjax.training.phase import Counts, Phase, Waypoint
 

@@ -19,7 +19,7 @@ from stackjax.config_file import (
 from stackjax.data.manifest import Manifest, Split
 from stackjax.growth import LayerMap, Stack
 from stackjax.runtime.errors import UserError
-from stackjax.sharding.mesh import MeshConfig
+from stackjax.sharding.config import MeshConfig
 from stackjax.tokenizer.tokenizer_info import TokenizerInfo
 from stackjax.training.stages import stage_models
 

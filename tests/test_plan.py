@@ -22,7 +22,7 @@ from stackjax.model.flops import flops_6nd, matmul_flops, num_params
 from stackjax.options import MeshSizes, PlanConfig
 from stackjax.plan import main
 from stackjax.runtime.errors import UserError
-from stackjax.sharding.mesh import MeshConfig
+from stackjax.sharding.config import MeshConfig
 from stackjax.training.expand import expand
 from stackjax.training.preflight import check
 

@@ -28,7 +28,7 @@ from stackjax.growth import (
 )
 from stackjax.run import train as run_module
 from stackjax.run.train import train
-from stackjax.sharding.mesh import MeshConfig
+from stackjax.sharding.config import MeshConfig
 from stackjax.train import main
 from stackjax.training.run_position import read_marker
 

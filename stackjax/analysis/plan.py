@@ -24,7 +24,8 @@ from stackjax.model.flops import num_params
 from stackjax.options import PlanConfig
 from stackjax.runtime.command_line import program
 from stackjax.runtime.errors import UserError
-from stackjax.sharding.mesh import MESH_AXES, MeshConfig, mesh_shape
+from stackjax.sharding.config import MESH_AXES, MeshConfig
+from stackjax.sharding.mesh import mesh_shape
 from stackjax.training.stages import stage_models
 
 

@@ -13,7 +13,8 @@ from stackjax.growth import Growth
 from stackjax.model.flops import describe
 from stackjax.runtime.numbers import short
 from stackjax.runtime.text_table import aligned
-from stackjax.sharding.mesh import MESH_AXES, mesh_shape
+from stackjax.sharding.config import MESH_AXES
+from stackjax.sharding.mesh import mesh_shape
 from stackjax.training.expand import expand
 
 _WIDTH = 96

@@ -1,25 +1,27 @@
 """What a growth operator is: a value that says how everything of a model grows."""
 
+from __future__ import annotations
+
 import abc
 import dataclasses
 import re
-import zlib
-from collections.abc import Callable, Mapping
-from typing import Any, Literal
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Literal
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
-from stackjax.growth.axis_map import AxisMap, is_new
 from stackjax.model.config import SIZES, ModelConfig
 from stackjax.runtime.constraints import check_fields
-from stackjax.sharding.axes import Axes
+
+if TYPE_CHECKING:
+    import jax
+
+    from stackjax.growth.axis_map import AxisMap
 
 Promise = Literal["no", "exact_at_start", "exact"]
 """Whether the grown model computes the source's function: not, until it trains, always."""
 
-FreshLayer = Callable[[ModelConfig, jax.Array | int], Any]
+FreshLayer = Callable[[ModelConfig, Any], Any]
 """Initialises the parameters of one layer of a model, [1, ...] each."""
 
 Order = Literal[0, 1, 2]
@@ -145,6 +147,8 @@ class Growth(abc.ABC):
           source: The config of the whole model.
           key: Randomness, the same for all layers.
         """
+        import jax
+
         return self.grow_params(
             params,
             axes,
@@ -167,53 +171,3 @@ class Growth(abc.ABC):
 
 def _snake_case(name: str) -> str:
     return re.sub(r"(?<!^)(?=[A-Z])", "_", name).lower()
-
-
-def map_params(
-    grow: Callable[..., jax.Array], params: Any, axes: Any, *rest: Any, key: jax.Array
-) -> Any:
-    """Returns `grow(parameter, its Axes, *rest, key)` for every parameter.
-
-    The keys differ, and depend on nothing but `key` and the parameter's name.
-    """
-
-    def grow_leaf(path: Any, leaf: jax.Array, *others: Any) -> jax.Array:
-        return grow(leaf, *others, fold_name(key, jax.tree_util.keystr(path)))
-
-    return jax.tree_util.tree_map_with_path(grow_leaf, params, axes, *rest)
-
-
-def fold_name(key: jax.Array, name: str) -> jax.Array:
-    """Returns a key that depends on nothing but `key` and the name."""
-    return jax.random.fold_in(key, zlib.crc32(name.encode()))
-
-
-def writes_residual(names: Axes) -> bool:
-    """Returns whether a parameter is a matrix that adds to the residual stream."""
-    return bool(names.reads) and names.writes == ("embed",)
-
-
-def fill_new(
-    grown: jax.Array,
-    names: Axes,
-    maps: Mapping[str, AxisMap],
-    fresh: jax.Array,
-    *,
-    zero_writers: bool,
-) -> jax.Array:
-    """Returns what `fill` makes of a grown parameter; one that does not grow is as it was."""
-    if not any(name in maps for name in names.names):
-        return grown
-    return fill(grown, names, is_new(names, maps), fresh, zero_writers=zero_writers)
-
-
-def fill(
-    grown: jax.Array, names: Axes, new: jax.Array, fresh: jax.Array, *, zero_writers: bool
-) -> jax.Array:
-    """Returns a grown parameter whose new entries are fresh.
-
-    With `zero_writers`, those that add to the residual stream are zero instead, so that
-    nothing that is new has an effect yet.
-    """
-    values = jnp.zeros_like(grown) if zero_writers and writes_residual(names) else fresh
-    return jnp.where(new, values, grown)

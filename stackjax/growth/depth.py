@@ -11,8 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from stackjax.growth.axis_map import AxisMap, gather_tree
-from stackjax.growth.base import FreshLayer, Growth, Order, Promise, fill
+from stackjax.growth.base import FreshLayer, Growth, Order, Promise
 from stackjax.growth.pattern import parse_pattern
+from stackjax.growth.values import fill
 from stackjax.model.config import MAX_LAYERS, ModelConfig
 from stackjax.runtime.errors import UserError
 from stackjax.runtime.numbers import Size

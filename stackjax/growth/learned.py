@@ -10,8 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from stackjax.growth.axis_map import AxisMap
-from stackjax.growth.base import Growth, Order, Promise, Reparameterisation, fold_name
+from stackjax.growth.base import Growth, Order, Promise, Reparameterisation
 from stackjax.growth.depth import Factor, Stack
+from stackjax.growth.values import fold_name
 from stackjax.growth.width import Ratio, WidthSplit
 from stackjax.model.config import ModelConfig, axis_size
 from stackjax.runtime.errors import UserError

@@ -14,15 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from stackjax.growth.axis_map import AxisMap, along, gather_tree, new_indices, zero_new
-from stackjax.growth.base import (
-    FreshLayer,
-    Growth,
-    Order,
-    Promise,
-    Reparameterisation,
-    fill_new,
-    writes_residual,
-)
+from stackjax.growth.base import FreshLayer, Growth, Order, Promise, Reparameterisation
 from stackjax.growth.depth import (
     Factor,
     LayerGather,
@@ -30,6 +22,7 @@ from stackjax.growth.depth import (
     fill_new_layer,
     sources_in_order,
 )
+from stackjax.growth.values import fill_new, writes_residual
 from stackjax.growth.width import WidthGrowth, check_new_heads
 from stackjax.model.config import ModelConfig
 from stackjax.runtime.numbers import Tokens

@@ -8,7 +8,8 @@ from typing import Any
 import jax
 
 from stackjax.growth.axis_map import AxisMap
-from stackjax.growth.base import Growth, Order, Promise, map_params, writes_residual
+from stackjax.growth.base import Growth, Order, Promise
+from stackjax.growth.values import map_params, writes_residual
 from stackjax.model.config import ModelConfig
 from stackjax.runtime.numbers import Share
 from stackjax.sharding.axes import Axes

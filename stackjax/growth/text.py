@@ -10,7 +10,7 @@ from fractions import Fraction
 from typing import Any, Literal
 
 from stackjax.growth.base import Growth
-from stackjax.growth.chain import MAX_LINKS, chain
+from stackjax.growth.composition import MAX_LINKS, chain
 from stackjax.growth.depth import DepthUpscale, InsertBlock, Interleave, LayerMap, Stack
 from stackjax.growth.learned import Learn
 from stackjax.growth.masked import DepthRandom, WidthRandom

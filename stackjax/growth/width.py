@@ -14,8 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from stackjax.growth.axis_map import AxisMap, along, gather, is_new
-from stackjax.growth.base import FreshLayer, Growth, Order, Promise, map_params
+from stackjax.growth.base import FreshLayer, Growth, Order, Promise
 from stackjax.growth.depth import Factor
+from stackjax.growth.values import map_params
 from stackjax.model.config import MAX_DIM, SIZES, ModelConfig
 from stackjax.runtime.errors import UserError
 from stackjax.runtime.numbers import NonNegative

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from stackjax.growth.axis_map import AxisMap, along, gather, new_indices, zero_new
-from stackjax.growth.base import FreshLayer, Order, Promise, fill_new
+from stackjax.growth.base import FreshLayer, Order, Promise
 from stackjax.growth.depth import (
     Factor,
     LayerGather,
@@ -16,6 +16,7 @@ from stackjax.growth.depth import (
     fill_new_layer,
     sources_in_order,
 )
+from stackjax.growth.values import fill_new
 from stackjax.growth.width import WidthGrowth, check_new_heads, residual_factor
 from stackjax.model.config import ModelConfig
 from stackjax.sharding.axes import Axes

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from stackjax.growth import Growth
-from stackjax.growth.base import fold_name
+from stackjax.growth.values import fold_name
 from stackjax.interop.huggingface import Folder, Slot, slots
 from stackjax.interop.tensors import TensorInfo, check_finite
 from stackjax.model import ModelConfig

@@ -1,18 +1,5 @@
 """The decoder as pure functions: `init`, `apply`, `logical_axes`. Only this room uses Flax."""
 
-from stackjax.model.config import ModelConfig
-from stackjax.model.layer_contributions import contributions
-from stackjax.model.loss import LossSums, next_token_loss
-from stackjax.model.transformer import LayerSpan, Params, apply, init, logical_axes
+from stackjax.runtime.lazy import lazy_exports
 
-__all__ = [
-    "LayerSpan",
-    "LossSums",
-    "ModelConfig",
-    "Params",
-    "apply",
-    "contributions",
-    "init",
-    "logical_axes",
-    "next_token_loss",
-]
+__getattr__, __dir__, __all__ = lazy_exports(__name__, __file__)

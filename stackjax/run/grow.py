@@ -26,7 +26,7 @@ from stackjax.data.loader import open_source
 from stackjax.files.new_directory import new_directory
 from stackjax.files.staging import refuse_existing, staging_directory
 from stackjax.growth import Growth, Learn
-from stackjax.growth.chain import Chain
+from stackjax.growth.composition import Chain
 from stackjax.inference.pretrained import is_folder, read_params
 from stackjax.inference.provenance import keep_origin
 from stackjax.interop.folder import carry, new_folder, read_lineage, write_folder

@@ -1,30 +1,14 @@
 """The device mesh."""
 
-import dataclasses
 import math
 from collections.abc import Sequence
-from typing import Literal
 
 import jax
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh
 
 from stackjax.runtime.errors import UserError
-from stackjax.runtime.numbers import Size
-
-MESH_AXES = ("replica", "fsdp", "tensor")
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class MeshConfig:
-    """Mesh axis sizes. A single size may be -1 and takes the remaining devices."""
-
-    replica: Literal[-1] | Size = 1
-    """Parameter copies (data parallelism)."""
-    fsdp: Literal[-1] | Size = -1
-    """Shards for batch, parameters and optimizer state (ZeRO-3)."""
-    tensor: Literal[-1] | Size = 1
-    """Shards for heads, mlp and vocabulary (tensor parallelism)."""
+from stackjax.sharding.config import MESH_AXES, MeshConfig
 
 
 def mesh_shape(config: MeshConfig, num_devices: int) -> tuple[int, ...]:

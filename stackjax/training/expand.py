@@ -8,7 +8,7 @@ from typing import Literal
 from stackjax.config import Config, Schedule, Stage
 from stackjax.growth import Growth, Learn
 from stackjax.growth.base import Reparameterisation
-from stackjax.growth.chain import Chain
+from stackjax.growth.composition import Chain
 from stackjax.growth.learned import Fit
 from stackjax.growth.masked import Mask
 from stackjax.model.config import ModelConfig

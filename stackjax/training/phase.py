@@ -15,7 +15,7 @@ from stackjax.growth.moment_starts import Births, learns
 from stackjax.model.config import ModelConfig
 from stackjax.model.transformer import LayerSpan, logical_axes
 from stackjax.sharding.axes import Axes
-from stackjax.sharding.mesh import MeshConfig
+from stackjax.sharding.config import MeshConfig
 from stackjax.sharding.partition import laid_out, partition
 from stackjax.training.optimizer import LearningRate, ParameterRates
 

@@ -12,7 +12,8 @@ from stackjax.config import Config
 from stackjax.model.attention import has_kernel
 from stackjax.model.config import axis_size
 from stackjax.runtime.errors import UserError
-from stackjax.sharding.mesh import MESH_AXES, mesh_shape
+from stackjax.sharding.config import MESH_AXES
+from stackjax.sharding.mesh import mesh_shape
 from stackjax.sharding.partition import RULES, num_shards, partition_of
 from stackjax.training.compile import abstract_state
 from stackjax.training.expand import expand

@@ -8,7 +8,7 @@ from scripts.bakeoff import load_runs
 from stackjax.config_file import load_config
 from stackjax.growth import Stack
 from stackjax.model.flops import flops_6nd, num_params
-from stackjax.sharding.mesh import MeshConfig
+from stackjax.sharding.config import MeshConfig
 from stackjax.sharding.partition import partition_of
 from stackjax.training.expand import expand
 from stackjax.training.preflight import check

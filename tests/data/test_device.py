@@ -9,7 +9,8 @@ import pytest
 
 from stackjax.data.batch import Batch
 from stackjax.data.device import batch_sharding, put
-from stackjax.sharding.mesh import MeshConfig, build_mesh
+from stackjax.sharding.config import MeshConfig
+from stackjax.sharding.mesh import build_mesh
 
 ROWS, T = 8, 4
 

@@ -13,7 +13,8 @@ from conftest import phase_of, random_batch, random_params, tiny_model
 from stackjax import model
 from stackjax.data.batch import Batch
 from stackjax.data.device import batch_sharding
-from stackjax.sharding.mesh import MeshConfig, build_mesh
+from stackjax.sharding.config import MeshConfig
+from stackjax.sharding.mesh import build_mesh
 from stackjax.sharding.partition import on_mesh
 from stackjax.training.train_state import TrainState, train_step
 

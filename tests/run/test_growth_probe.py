@@ -11,7 +11,7 @@ from stackjax.config import ProbeConfig, Schedule
 from stackjax.growth import Learn
 from stackjax.run.growth_probe import check_probes
 from stackjax.run.train import train
-from stackjax.sharding.mesh import MeshConfig
+from stackjax.sharding.config import MeshConfig
 
 STEP = 128
 

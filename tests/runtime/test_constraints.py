@@ -37,7 +37,7 @@ from stackjax.runtime.constraints import Checked, OnlyWith
 from stackjax.runtime.errors import UserError
 from stackjax.runtime.numbers import Decay, Positive, Share, Size, Text
 from stackjax.runtime.ranges import Length, Range, Rational, Real, Whole
-from stackjax.sharding.mesh import MeshConfig
+from stackjax.sharding.config import MeshConfig
 from stackjax.training.preflight import check
 
 COMMANDS = {

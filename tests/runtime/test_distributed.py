@@ -15,7 +15,7 @@ from runs import ROOT, cut, losses, places, rows
 from stackjax.run.train import train
 from stackjax.runtime.cluster import Job
 from stackjax.runtime.distributed import roll_call
-from stackjax.sharding.mesh import MeshConfig
+from stackjax.sharding.config import MeshConfig
 
 # Devices sum floats in another order; sixteen steps amplify the difference.
 RTOL = 1e-4

@@ -12,7 +12,8 @@ from jax.sharding import PartitionSpec as P
 from stackjax.runtime.errors import UserError
 from stackjax.sharding import mesh
 from stackjax.sharding.axes import Axes
-from stackjax.sharding.mesh import MeshConfig, build_mesh, mesh_shape, slices_along_axes
+from stackjax.sharding.config import MeshConfig
+from stackjax.sharding.mesh import build_mesh, mesh_shape, slices_along_axes
 from stackjax.sharding.partition import logical, num_shards, on_mesh, partition
 
 WEIGHT = Axes(("layers",), ("embed",), ("heads", "head_dim"))

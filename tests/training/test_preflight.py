@@ -17,7 +17,7 @@ from stackjax.config import (
     Stage,
 )
 from stackjax.growth import Stack
-from stackjax.sharding.mesh import MeshConfig
+from stackjax.sharding.config import MeshConfig
 from stackjax.sharding.partition import on_mesh
 from stackjax.training.compile import compile_step
 from stackjax.training.expand import expand

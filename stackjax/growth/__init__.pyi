@@ -1,0 +1,31 @@
+from stackjax.growth.base import Growth, Promise
+from stackjax.growth.composition import chain
+from stackjax.growth.depth import DepthUpscale, InsertBlock, Interleave, LayerMap, Stack
+from stackjax.growth.learned import Learn
+from stackjax.growth.masked import DepthRandom, WidthRandom
+from stackjax.growth.moments import grow_opt_state, zero_where
+from stackjax.growth.noise import Noise
+from stackjax.growth.text import parse_growth
+from stackjax.growth.width import WidthSplit
+from stackjax.growth.zero import DepthZero, WidthZero
+
+__all__ = [
+    "DepthRandom",
+    "DepthUpscale",
+    "DepthZero",
+    "Growth",
+    "InsertBlock",
+    "Interleave",
+    "LayerMap",
+    "Learn",
+    "Noise",
+    "Promise",
+    "Stack",
+    "WidthRandom",
+    "WidthSplit",
+    "WidthZero",
+    "chain",
+    "grow_opt_state",
+    "parse_growth",
+    "zero_where",
+]
