@@ -139,7 +139,7 @@ def test_help_lists_every_field_with_its_documentation(load, capsys):
             assert re.search(rf"--{field.replace('_', '-')}[ ,]", shown), field
     words = " ".join(re.sub(r"[│╭╮╰╯─]", " ", shown).split())
     for documentation in (
-        "Transformer blocks.",
+        "Number of transformer layers.",
         "Tokens between two checkpoints.",
         "--seed INT >= 0",
         "--optimizer.b1 FLOAT >= 0, < 1",
