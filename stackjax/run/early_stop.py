@@ -9,7 +9,7 @@ from stackjax.run.hooks import StepInfo
 from stackjax.run.step_log import StepLog
 
 Evaluation = tuple[int, float]
-"""Tokens of the phase so far, and the validation loss."""
+"""Tokens in the phase so far, and the validation loss."""
 
 
 def budget_reason(until: Until, tokens: int, flops_6nd: int) -> str | None:
@@ -36,7 +36,7 @@ def loss_reason(until: Until, evaluations: Sequence[Evaluation]) -> str | None:
 
 
 def end_at_budget(step: StepInfo) -> None:
-    """Ends the stage if the run has reached the stage's budget of tokens or FLOPs."""
+    """Ends the stage if the run has reached the stage's token or FLOP budget."""
     until = step.run.config.stages[step.phase.stage].until
     reason = budget_reason(until, step.counts.tokens, step.counts.flops_6nd)
     if reason is not None:
@@ -44,7 +44,7 @@ def end_at_budget(step: StepInfo) -> None:
 
 
 def log_early_end(step: StepInfo, log: StepLog) -> None:
-    """Writes the rows at the end of a stage, if the stage ended early."""
+    """Writes the last rows in a stage, if the stage ended early."""
     if step.stopped_early:
         log.write_newest()
         phase, reason = step.phase, step.run.marker.ended[step.phase.stage].reason
@@ -53,7 +53,7 @@ def log_early_end(step: StepInfo, log: StepLog) -> None:
 
 
 def _slope(evaluations: Sequence[Evaluation], window: int) -> float | None:
-    """Returns the fall of the loss per e-fold of tokens, by least squares over a window.
+    """Returns how far the loss falls per e-fold of tokens, by least squares over a window.
 
     None before the window is full.
     """

@@ -1,4 +1,4 @@
-"""Hooks for evaluation rows and layer rows, at intervals and at the end of the run."""
+"""Hooks for evaluation rows and layer rows, at intervals and when the run ends."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -43,7 +43,7 @@ def evaluation_hooks(run: Run, phase: Phase, counts: Counts) -> list[Hook]:
 def _is_due(step: StepInfo) -> bool:
     """Returns whether to evaluate after a step.
 
-    No evaluation at the full length of a phase before another: growth evaluates the model.
+    No evaluation when a phase ends at full length before growth: growth evaluates the model.
     """
     if step.ends_phase and not step.ends_run and not step.stopped_early:
         return False
@@ -58,7 +58,7 @@ def _describe(values: Mapping[str, Any]) -> str:
 
 
 def _past_evaluations(run: Run, phase: Phase, counts: Counts) -> list[Evaluation]:
-    """Returns the evaluations of a phase before the present step, from the file of metrics."""
+    """Returns the phase's earlier evaluations, from `metrics.jsonl`."""
     if counts == phase.start:
         return []  # without reading a long file, perhaps from a bucket
     rows = from_process_0(lambda: read_rows(run.workdir))

@@ -1,4 +1,4 @@
-"""Growth probes: the validation loss of a copy that grows now and trains for a short lag.
+"""Growth probes: a copy grows now, trains for a short lag, and is evaluated.
 
 The loss right after growth predicts little; the loss after a short lag predicts much
 (arXiv:2406.02469).
@@ -34,8 +34,8 @@ def check_probes(
     """Raises UserError if a probe has no growth to try, or too little memory.
 
     Args:
-      estimates: Memory of each phase on each device.
-      memory: Bytes of each device, if known.
+      estimates: The phases' memory on each device.
+      memory: Bytes on each device, if known.
     """
     probes, phases = config.probes, expand(config)
     if probes.at_tokens and not probes.lag_tokens:
@@ -69,8 +69,8 @@ def check_probes(
 def probe_hooks(run: Run, phase: Phase) -> list[Hook]:
     """Returns the hook that probes the growth after a phase; none without probes or growth.
 
-    A probe trains a grown copy on the next batches. State and counts of the run stay as they
-    are. Both models are in memory at once.
+    A probe trains a grown copy on the next batches. The run's state and counts do not
+    change. Both models are in memory at once.
     """
     config, target = run.config, _following(run.phases, phase)
     if target is None or not config.probes.at_tokens:
@@ -109,7 +109,7 @@ def probe_hooks(run: Run, phase: Phase) -> list[Hook]:
 
 
 def _is_due(step: StepInfo) -> bool:
-    """Returns whether the step reaches the tokens of a probe."""
+    """Returns whether a probe is due at this step."""
     at_tokens = step.run.config.probes.at_tokens
     return any(step.before.tokens < at <= step.counts.tokens for at in at_tokens)
 
@@ -121,7 +121,7 @@ def _following(phases: Sequence[Phase], phase: Phase) -> Phase | None:
 
 
 def _from(target: Phase, source: Phase, counts: Counts) -> Phase:
-    """Returns a phase as if it began now, with the learning rates and births of now."""
+    """Returns the target phase, as if growth happened now."""
     rate, births = target.learning_rate, target.births
     if births is not None:
         steps, rest = divmod(counts.tokens - source.start.tokens, source.per_step.tokens)

@@ -1,6 +1,6 @@
-"""Hooks: functions called at chosen training steps. Each result becomes a row of metrics.
+"""Hooks: functions called at chosen training steps. Each result becomes a metrics row.
 
-A hook for the norm of the weights, measured every 10 million tokens:
+A hook for the weights' norm, measured every 10 million tokens:
 
     def weight_norm(step):
         return {"weight_norm": optax.tree.norm(step.params)}
@@ -38,11 +38,11 @@ class StepInfo:
     phase_index: int
     mesh: Mesh
     step: int
-    """Steps of the phase so far, this step included."""
+    """Steps in the phase so far, including this step."""
     before: Counts
-    """Tokens, examples and FLOPs of the run before the step."""
+    """The run's tokens, examples and FLOPs before the step."""
     counts: Counts
-    """Tokens, examples and FLOPs of the run after the step."""
+    """The run's tokens, examples and FLOPs after the step."""
     state: TrainState
     """The state after the step; valid until the next step."""
 
@@ -63,20 +63,20 @@ class StepInfo:
 
     @property
     def ends_phase(self) -> bool:
-        """Whether this is the last step of the phase."""
+        """Whether this is the phase's last step."""
         return self.step == self.phase.num_steps
 
     @property
     def ends_run(self) -> bool:
-        """Whether this is the last step of the run."""
+        """Whether this is the run's last step."""
         return self.ends_phase and self.phase_index == len(self.run.phases) - 1
 
     def reaches_multiple(self, tokens: int) -> bool:
-        """Returns whether the run reached a multiple of `tokens` in this step."""
+        """Returns whether the run's tokens reached a multiple of `tokens` in this step."""
         return self.counts.passes(tokens, self.before)
 
     def write(self, kind: str, values: Mapping[str, Any], note: str = "") -> None:
-        """Writes a row of metrics, and shows a note on the terminal."""
+        """Writes a metrics row, and shows a note on the terminal."""
         self.run.write(kind, self.phase, self.step, self.counts, **values)
         if note:
             self.run.progress.note(f"{self.counts.tokens:,} tokens: {note}")
@@ -98,12 +98,12 @@ class StepInfo:
 
 
 def every(tokens: int) -> Callable[[StepInfo], bool]:
-    """Returns a condition that holds every `tokens` tokens, and at the end of the run."""
+    """Returns a condition that holds every `tokens` tokens, and when the run ends."""
     return lambda step: step.reaches_multiple(tokens) or step.ends_run
 
 
 def describe_numbers(values: Mapping[str, Any]) -> str:
-    """Returns the numbers of a row as text; standard errors are left out."""
+    """Returns a row's numbers as text, without standard errors."""
     numbers = {name: v for name, v in values.items() if isinstance(v, int | float)}
     return ", ".join(f"{name} {v:.4g}" for name, v in numbers.items() if "_stderr" not in name)
 
@@ -113,17 +113,17 @@ class Hook:
     """A function that measures something after some training steps."""
 
     kind: str
-    """The `kind` of the hook's rows."""
+    """The `kind` in the hook's rows."""
     when: Callable[[StepInfo], bool]
     """Whether to call the hook after a step, such as `every(10_000_000)`."""
     on_step: Callable[[StepInfo], Mapping[str, Any]]
-    """Returns the values of a row: numbers, arrays, lists or None. Nothing: no row."""
+    """Returns a row's values: numbers, arrays, lists or None. An empty result writes no row."""
     describe: Callable[[Mapping[str, Any]], str] = describe_numbers
     """Returns the row's values as text for the terminal."""
 
 
 def check_hooks(hooks: Sequence[Hook]) -> None:
-    """Raises UserError if two kinds of rows have the same name."""
+    """Raises UserError if a hook's kind is already in use."""
     kinds = list(BUILT_IN_KINDS)
     for hook in hooks:
         if hook.kind in kinds:
@@ -139,7 +139,7 @@ def run_hooks(
     """Calls every hook that is due after a step, and writes the hooks' rows.
 
     Args:
-      paused: Stops the clock of tokens per second.
+      paused: Stops the tokens/s clock.
     """
     for hook in hooks:
         if hook.when(step):

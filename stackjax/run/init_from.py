@@ -1,4 +1,4 @@
-"""The state at the start of a run: new, from a checkpoint, or from other weights."""
+"""The state when a run starts: new, from a checkpoint, or from other weights."""
 
 import functools
 from pathlib import Path
@@ -84,21 +84,21 @@ def _check_tokenizer(path: str, data_path: str) -> None:
 
 
 def _source_tokenization(path: str) -> Tokenization | None:
-    """Returns the tokenization of the model at a path; None if unknown."""
+    """Returns the tokenization for the model at a path; None if unknown."""
     if is_folder(path):
         return read_tokenization(Path(path))
     return known_tokenization(open_checkpoint(path)[0])
 
 
 def run_tokenization(config: Config) -> Tokenization:
-    """Returns the tokenization of the run's model, during and after training."""
+    """Returns the tokenization for the run's model, during and after training."""
     carried = _carried(config)
     of_folder = None if carried is None else read_tokenization(carried)
     return trained_tokenization(data_tokenizer(config.data.path), of_folder)
 
 
 def _carried(config: Config) -> Path | None:
-    """Returns the directory of Hugging Face files, if the model comes from such a folder."""
+    """Returns the directory with Hugging Face files, if the model comes from Hugging Face."""
     kept = absolute(config.workdir) / CARRIED
     if kept.exists():  # The source folder may be gone.
         return local_files(kept)
@@ -112,7 +112,7 @@ def _carried(config: Config) -> Path | None:
 def state_at(
     config: Config, workdir: epath.Path, position: Position
 ) -> tuple[TrainState, Counts, Extent]:
-    """Returns the state at a position, the run's counts, and the extent of earlier rows.
+    """Returns the state at a position, the run's counts, and the earlier rows' extent.
 
     Raises:
       UserError: The checkpoint is damaged or belongs to another run.
@@ -148,7 +148,7 @@ def state_at(
 def start_from(
     path: str, config: Config, workdir: epath.Path, phase: Phase, mesh: Mesh
 ) -> TrainState:
-    """Returns the first state of a run that starts from other parameters.
+    """Returns a run's first state, with parameters from elsewhere.
 
     State and lineage are saved to disk first, so the run no longer needs the source.
     """

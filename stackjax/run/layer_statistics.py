@@ -19,7 +19,7 @@ from stackjax.training.phase import Phase
 
 
 def layer_sources(phases: Sequence[Phase]) -> tuple[int, ...] | None:
-    """Returns the source of every layer in the last phase, or None without growth in depth.
+    """Returns every layer's source in the last phase, or None without growth in depth.
 
     The last growth in depth decides: later phases without growth in depth keep the copies.
     """
@@ -33,15 +33,15 @@ def layer_sources(phases: Sequence[Phase]) -> tuple[int, ...] | None:
 def layer_statistics(
     config: ModelConfig, sources: tuple[int, ...] | None, params: Params, batch: Batch
 ) -> dict[str, jax.Array]:
-    """Returns statistics of every layer, each [L] in float32.
+    """Returns statistics per layer, each [L] in float32.
 
     `contribution` is `model.contributions` on a batch `[1, B, T]`. `norm` is the root mean
     square of a layer's matrices. `similarity` compares a layer's matrices, flattened to one
-    vector, with the other copies of the same source layer: the mean cosine similarity, or NaN
+    vector, with other copies from the same source layer: the mean cosine similarity, or NaN
     for a layer without copies.
 
     Args:
-      sources: The source of every layer; without sources there is no similarity.
+      sources: Every layer's source; without sources there is no similarity.
     """
     microbatch = jax.tree.map(lambda field: field[0], batch)
     matrices = _matrices(params["layers"], model.logical_axes(config)["layers"])
@@ -60,13 +60,13 @@ def layer_statistics(
 
 
 def _matrices(layers: Params, axes: Any) -> list[jax.Array]:
-    """Returns the matrices of all layers, without the gains of norms."""
+    """Returns all layers' matrices, without norm gains."""
     stacked = zip(jax.tree.leaves(layers), jax.tree.leaves(axes), strict=True)
     return [leaf for leaf, names in stacked if names.reads]
 
 
 def _products(matrix: jax.Array) -> jax.Array:
-    """Returns the inner product of a matrix for every pair of layers [L, L]."""
+    """Returns a matrix's inner products for all pairs of layers [L, L]."""
     inner = tuple(range(1, matrix.ndim))
     return jnp.tensordot(
         matrix,
@@ -79,7 +79,7 @@ def _products(matrix: jax.Array) -> jax.Array:
 
 
 def _mean_over_copies(values_LL: jax.Array, sources: tuple[int, ...]) -> jax.Array:
-    """Returns each row's mean over the other copies of the same source [L]."""
+    """Returns each row's mean over other copies from the same source [L]."""
     is_other = np.equal.outer(sources, sources) & ~np.eye(len(sources), dtype=bool)
     sums_L = jnp.sum(jnp.where(is_other, values_LL, 0), axis=1)
     return sums_L / is_other.sum(axis=1)  # 0 / 0 without copies

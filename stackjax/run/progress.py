@@ -21,10 +21,10 @@ class Progress(Protocol):
         """Shows a train row and the remaining time."""
 
     def note(self, text: str) -> None:
-        """Shows a line of text."""
+        """Shows a line."""
 
     def expect(self, total_tokens: int) -> None:
-        """Sets the total number of tokens."""
+        """Sets the run's total tokens."""
 
     def close(self) -> None:
         """Stops the display."""
@@ -34,7 +34,7 @@ def open_progress(total_tokens: int) -> Progress:
     """Returns a bar on a terminal, lines elsewhere, and silence outside process 0.
 
     Args:
-      total_tokens: The run's total number of tokens.
+      total_tokens: The run's total tokens.
     """
     if jax.process_index() != 0:
         return Silence()
@@ -46,7 +46,7 @@ def open_progress(total_tokens: int) -> Progress:
 
 @contextlib.contextmanager
 def timed(progress: Progress, task: str) -> Iterator[None]:
-    """Shows the start of a task, then the seconds taken."""
+    """Shows that a task starts, then the seconds taken."""
     progress.note(f"{task} ...")
     start = time.monotonic()
     yield
@@ -70,7 +70,7 @@ class Silence:
 
 
 class Lines:
-    """Shows each row as a line of aligned columns."""
+    """Shows each row as a line with aligned columns."""
 
     def __init__(self, total_tokens: int):
         self._total_tokens = total_tokens
@@ -84,7 +84,7 @@ class Lines:
         print(text, flush=True)
 
     def expect(self, total_tokens: int) -> None:
-        """Sets the total number of tokens."""
+        """Sets the run's total tokens."""
         self._total_tokens = total_tokens
 
     def close(self) -> None:
@@ -125,7 +125,7 @@ class Bar:
         self._bar.console.print(text, markup=False, highlight=False)
 
     def expect(self, total_tokens: int) -> None:
-        """Sets the total number of tokens."""
+        """Sets the run's total tokens."""
         self._total_tokens = total_tokens
         self._bar.update(self._task, total=total_tokens)
 

@@ -1,4 +1,4 @@
-"""The start position of a run: the beginning, the newest checkpoint or an older checkpoint."""
+"""A run's start position: the beginning, the newest checkpoint or an older checkpoint."""
 
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -39,13 +39,13 @@ NEWEST = ResumeConfig()
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Position:
-    """The start position of a run."""
+    """A run's start position."""
 
     marker: Marker
     phases: tuple[Phase, ...]
-    """All phases of the run, as far as currently known."""
+    """The run's phases, as far as currently known."""
     step: int | None
-    """The step of the present phase to restore; None for a new run."""
+    """The present phase's step to restore; None for a new run."""
     changed: Mapping[str, str]
     """Field name -> a line that describes the change from the recorded config."""
 
@@ -61,7 +61,7 @@ class Position:
 
 
 def find_position(workdir: epath.Path, config: Config, options: ResumeConfig) -> Position:
-    """Returns the start position of a run, without changing any file.
+    """Returns a run's start position, without changing any file.
 
     Raises:
       UserError: The run cannot be resumed like this, or a checkpoint is missing.
@@ -103,7 +103,7 @@ def find_position(workdir: epath.Path, config: Config, options: ResumeConfig) ->
 def commit_position(
     workdir: epath.Path, config: Config, position: Position, manifest: Manifest
 ) -> None:
-    """Writes the start position of a run, and the config.
+    """Writes a run's start position and config.
 
     All changes are in the marker before training begins, so a killed run resumes from the same
     position.
@@ -123,7 +123,7 @@ def commit_position(
 def read_or_go_back(
     workdir: epath.Path, phases: Sequence[Phase], step: int, read: Callable[[epath.Path], T]
 ) -> T:
-    """Returns the result of `read` for a checkpoint of a run.
+    """Returns what `read` returns for a checkpoint.
 
     Args:
       phases: The phases up to the checkpoint's phase.
@@ -159,12 +159,12 @@ def _check_is_resumed(options: ResumeConfig) -> None:
 
 
 def _lengths(stage: int) -> tuple[str, ...]:
-    """Returns the fields that determine the end of a stage."""
+    """Returns the fields that determine when a stage ends."""
     return tuple(f"stages.{stage}.{name}" for name in ("until.", "tokens", "fraction"))
 
 
 def _newest(workdir: epath.Path, phases: Sequence[Phase], phase: Phase) -> int:
-    """Returns the step of a phase's newest checkpoint; UserError without a checkpoint."""
+    """Returns the newest checkpoint's step in a phase; UserError without a checkpoint."""
     step = newest_step(workdir, phase)
     if step is not None:
         return step
@@ -188,7 +188,7 @@ def _with_change(
     """Returns a marker with a change at a step, and a waypoint with the counts there.
 
     Args:
-      counts: The counts of the checkpoint at this step.
+      counts: The counts in the checkpoint at this step.
     """
     known = marker.waypoints.get(phase.index)
     if known is not None and known.step == step and not options.resume_from:
@@ -217,7 +217,7 @@ def _is_applied(options: ResumeConfig, marker: Marker) -> bool:
 def _named_checkpoint(
     workdir: epath.Path, phases: tuple[Phase, ...], marker: Marker, options: ResumeConfig
 ) -> tuple[Phase, int]:
-    """Returns phase and step of the checkpoint in `--resume-from`."""
+    """Returns phase and step for `--resume-from`."""
     directory, _, name = options.resume_from.rpartition("/")
     directory = directory or phases[marker.phase].directory
     phase = next((p for p in phases[: marker.phase + 1] if p.directory == directory), None)
@@ -231,7 +231,7 @@ def _named_checkpoint(
 
 
 def _gone_back(marker: Marker, phase: Phase) -> Marker:
-    """Returns the marker of a run after going back to a phase."""
+    """Returns a run's marker after going back to a phase."""
     waypoints = {i: each for i, each in marker.waypoints.items() if i < phase.index}
     ended = {stage: each for stage, each in marker.ended.items() if stage < phase.stage}
     back = dataclasses.replace(marker, waypoints=waypoints, ended=ended)

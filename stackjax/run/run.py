@@ -1,4 +1,4 @@
-"""Data, outputs and position of a run: shared by all phases."""
+"""A run's data, outputs and position, shared by all phases."""
 
 import dataclasses
 import itertools
@@ -25,7 +25,7 @@ from stackjax.training.run_position import Marker, write_marker
 
 @dataclasses.dataclass(kw_only=True)
 class Run:
-    """Data, outputs and position of a run. Only `commit` changes a field."""
+    """A run's data, outputs and position. Only `commit` changes a field."""
 
     config: Config
     workdir: epath.Path
@@ -50,14 +50,14 @@ class Run:
         self.marker, self.phases = marker, expand(self.config, marker)
 
     def shorten_stage(self, stage: int, ending: Ending) -> None:
-        """Commits the early end of a stage."""
+        """Commits an early end for a stage."""
         self.commit(
             dataclasses.replace(self.marker, ended={**self.marker.ended, stage: ending})
         )
         self.progress.expect(self.phases[-1].end.tokens)
 
     def write(self, kind: str, phase: Phase, step: int, counts: Counts, **values: Any) -> Row:
-        """Writes a row of metrics and returns the row."""
+        """Writes a metrics row and returns the row."""
         where = {"kind": kind, "phase": phase.index, "stage": phase.stage, "step": step}
         row = where | dataclasses.asdict(counts) | values
         for sink in self.sinks:
@@ -74,7 +74,7 @@ class Run:
             self.write("change", phase, step, counts, change="; ".join(changes))
 
     def flush(self) -> Extent:
-        """Brings all metrics to disk, and returns the extent of the rows."""
+        """Brings all metrics to disk, and returns the rows' extent."""
         return flush_all(self.sinks)
 
     def batches(

@@ -3,10 +3,10 @@
 A row is a dict with the coordinates `kind`, `phase`, `stage`, `step` and `tokens`, the run's
 cumulative counts, and values: numbers, lists of numbers, or short text. Lists and text are
 written to `metrics.jsonl` alone. The kinds are "train", "evaluation", "layers", "growth",
-"probe", "tasks", "trigger", "change", and the kinds of hooks.
+"probe", "tasks", "trigger", "change", and the hooks' kinds.
 
-Train rows have all metrics of `train_step`, `tokens_per_second` over all `num_devices`, and
-`mfu` if the peak FLOP/s is known. Layer rows have a list for each of `layer_statistics`; at
+Train rows have all metrics from `train_step`, `tokens_per_second` over all `num_devices`, and
+`mfu` if the peak FLOP/s is known. Layer rows have the lists from `layer_statistics`; at
 growth, lists named `_before` describe the source.
 """
 
@@ -29,14 +29,14 @@ from stackjax.runtime.errors import UserError
 
 Row = Mapping[str, Any]
 Position = tuple[int, int]
-"""A point of a run: phase index and tokens."""
+"""A point in a run: phase index and tokens."""
 
 _SECONDS = 5.0
 """Least time between two appends to `metrics.jsonl`."""
 
 
 class Sink(Protocol):
-    """A destination of rows."""
+    """A destination for rows."""
 
     def write(self, row: Row) -> None:
         """Takes one row, and may keep the row in memory for some seconds."""
@@ -75,12 +75,12 @@ def open_sinks(
     wandb_project: str | None,
     settings: Mapping[str, Any],
 ) -> list[Sink]:
-    """Returns the sinks of a run in process 0, and no sinks in other processes.
+    """Returns the run's sinks in process 0, and no sinks in other processes.
 
     Args:
       directory: The run directory, on a disk or `gs://`.
       resume_at: The start position; None for a new run.
-      rows: The extent of the rows before the start position.
+      rows: The extent up to the start position.
       settings: The run's config in Weights & Biases.
     """
     check_sinks(directory, tensorboard=tensorboard, wandb_project=wandb_project)
@@ -95,13 +95,13 @@ def open_sinks(
 
 
 class MetricsLog:
-    """The rows of a run in `metrics.jsonl`.
+    """A run's rows in `metrics.jsonl`.
 
     Finite floats keep every bit. Infinity and NaN become null.
 
     Args:
       directory: The run directory.
-      rows: The extent of the rows to keep; later rows are removed.
+      rows: The extent to keep; later rows are removed.
     """
 
     def __init__(self, directory: epath.PathLike, rows: Extent):
@@ -139,7 +139,7 @@ class MetricsLog:
 
 
 def plain_values(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the values of a row as Python numbers, lists of numbers or None.
+    """Returns a row's values as Python numbers, lists or None.
 
     Raises:
       UserError: A value is something else, such as text.
@@ -159,7 +159,7 @@ def plain_values(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def flush_all(sinks: Sequence[Sink]) -> Extent:
-    """Flushes all sinks and returns the extent of `metrics.jsonl`; empty without sinks."""
+    """Flushes all sinks and returns the extent in `metrics.jsonl`; empty without sinks."""
     for sink in sinks:
         sink.flush()
     logs = [sink for sink in sinks if isinstance(sink, MetricsLog)]
@@ -182,7 +182,7 @@ class TensorBoard:
         )
 
     def write(self, row: Row) -> None:
-        """Queues the numbers of a row."""
+        """Queues a row's numbers."""
         for name, value in _numbers(row).items():
             self._writer.add_scalar(name, value, row["tokens"])
 
@@ -198,7 +198,7 @@ class TensorBoard:
 class WeightsAndBiases:
     """A Weights & Biases run over tokens, continued by a resumed run.
 
-    The id is in the run directory. The client drops repeated rows of a resumed run, because
+    The id is in the run directory. The client drops rows repeated by a resumed run, because
     steps must increase.
     """
 
@@ -223,7 +223,7 @@ class WeightsAndBiases:
         )
 
     def write(self, row: Row) -> None:
-        """Queues the numbers of a row."""
+        """Queues a row's numbers."""
         self._run.log(_numbers(row), step=row["tokens"])
 
     def flush(self) -> None:
@@ -245,7 +245,7 @@ def _finite(value: Any) -> Any:
 
 
 def _numbers(row: Row) -> dict[str, float]:
-    """Returns the numbers of a row without coordinates, named `kind/name`."""
+    """Returns a row's numbers without coordinates, named `kind/name`."""
     return {
         f"{row['kind']}/{name}": value
         for name, value in row.items()

@@ -1,4 +1,4 @@
-"""Metrics of training steps, written one step late."""
+"""Training metrics, written one step late."""
 
 import contextlib
 import time
@@ -20,10 +20,10 @@ Metrics = Mapping[str, Any]
 
 
 class StepLog:
-    """Writes rows of training metrics one step late, so reading never stalls the devices.
+    """Writes train rows one step late, so reading never stalls the devices.
 
     A step's metrics are read while the devices work on the next step, or at once if they are
-    ready. Every metric becomes a field of the row. Only loss and gradient norm must be finite.
+    ready. Every metric becomes a field in the row. Only loss and gradient norm must be finite.
     """
 
     def __init__(self, run: Run, phase: Phase, checkpoints: Checkpoints, counts: Counts):
@@ -33,7 +33,7 @@ class StepLog:
         self._start = self._last_row = time.monotonic(), counts
 
     def add(self, step: StepInfo, metrics: Metrics) -> None:
-        """Adds the metrics of a step; never waits for this step."""
+        """Adds a step's metrics; never waits for this step."""
         self.catch_up()
         self._newest = step.step, step.counts, metrics
         # A row at an early end is written by `write_newest`, also after a restart.
@@ -58,7 +58,7 @@ class StepLog:
             self.write_newest()
 
     def write_newest(self) -> None:
-        """Writes the row of the newest step, if not written yet."""
+        """Writes the newest step's row, if not written yet."""
         if self._newest is None or self._newest[1] == self._last_row[1]:
             return
         step, counts, metrics = self._newest
@@ -76,7 +76,7 @@ class StepLog:
         self._run.progress.row(row, self._seconds_left(now, counts))
 
     def settle(self) -> Extent:
-        """Brings all rows to disk and returns their extent, after a check of all steps."""
+        """Brings all rows to disk and returns their extent, after checking all steps."""
         self.catch_up()
         return self._run.flush()
 
@@ -90,7 +90,7 @@ class StepLog:
         self._last_row = then + time.monotonic() - start, counts
 
     def _seconds_left(self, now: float, counts: Counts) -> float:
-        """Returns the seconds to the end of the run, at the phase's FLOP/s so far."""
+        """Returns the seconds until the run ends, at the phase's FLOP/s so far."""
         then, before = self._start
         left = self._run.phases[-1].end.flops - counts.flops
         return left * (now - then) / (counts.flops - before.flops)

@@ -1,4 +1,4 @@
-"""The summary printed at the end of a run."""
+"""The summary printed when a run ends."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -15,7 +15,7 @@ from stackjax.training.phase import Phase
 def summarize(
     workdir: epath.Path, phases: Sequence[Phase], rows: Sequence[Mapping[str, Any]]
 ) -> str:
-    """Returns the summary of a finished run: stages, growth, final loss and files."""
+    """Returns a finished run's summary: stages, growth, final loss and files."""
     lines = [
         "",
         f"{'stage':<6}{'layers':>7}{'params':>9}{'tokens':>10}{'6ND FLOPs':>11}  loss",
@@ -64,7 +64,7 @@ def how_to_train_longer(config: Config) -> str:
 
 
 def describe_probe(row: Mapping[str, Any]) -> str:
-    """Returns the result of a growth probe as text."""
+    """Returns a growth probe's result as text."""
     # Infinity and NaN are null in the file.
     before, grown, lagged = (
         f"{math.nan if row[name] is None else row[name]:.4f}"

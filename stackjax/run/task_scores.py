@@ -1,4 +1,4 @@
-"""Scores on tasks of lm-evaluation-harness, measured during training."""
+"""Scores on lm-evaluation-harness tasks, measured during training."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,11 +14,11 @@ from stackjax.runtime.errors import UserError
 def task_hooks(config: Config) -> list[Hook]:
     """Returns the hook that scores the model on the config's tasks; none without tasks.
 
-    Fields of a row have names such as `arc_easy/acc`.
+    Fields have names such as `arc_easy/acc`.
 
     Raises:
-      UserError: The harness is not installed, a task or the data of a task is missing, a field
-        is out of range, or the tokenizer is gone.
+      UserError: The harness is not installed, a task or a data file is missing, a field is
+        out of range, or the tokenizer is gone.
     """
     fields = config.tasks
     if not fields.names:

@@ -58,7 +58,7 @@ from stackjax.training.train_state import TrainState, enter_phase
 
 
 def train(config: Config, options: ResumeConfig = NEWEST, hooks: Sequence[Hook] = ()) -> None:
-    """Trains every phase of a run, from the position in the run directory.
+    """Trains a run from the position in the run directory.
 
     Args:
       hooks: Functions to call at chosen steps, besides evaluation, probes and tasks.
@@ -117,7 +117,7 @@ def train(config: Config, options: ResumeConfig = NEWEST, hooks: Sequence[Hook] 
 
 
 def _show_finished(config: Config, workdir: epath.Path, position: Position) -> None:
-    """Shows the summary of a finished run; UserError if rows are missing."""
+    """Shows a finished run's summary; UserError if rows are missing."""
     from_process_0(lambda: check_rows_of(workdir))
     if jax.process_index() == 0:
         print(summarize(workdir, position.phases, read_rows(workdir)))
@@ -144,7 +144,7 @@ def _check(config: Config, position: Position) -> None:
 
 
 def _outputs(config: Config) -> dict[str, Any]:
-    """Returns the sinks of metrics besides `metrics.jsonl`."""
+    """Returns the metric sinks besides `metrics.jsonl`."""
     logging = config.logging
     return {"tensorboard": logging.tensorboard, "wandb_project": logging.wandb_project}
 
@@ -152,7 +152,7 @@ def _outputs(config: Config) -> dict[str, Any]:
 def run_phase(
     run: Run, phase: Phase, state: TrainState, counts: Counts, hooks: Sequence[Hook] = ()
 ) -> tuple[TrainState, Counts]:
-    """Returns state and counts at the end of a phase, everything logged and saved."""
+    """Returns a phase's last state and counts, everything logged and saved."""
     config, step, mesh = run.config, int(state.step), build_mesh(phase.mesh)
     if step == phase.num_steps:
         return state, counts
@@ -199,7 +199,7 @@ def run_phase(
 
 
 def _compiled_step(run: Run, phase: Phase, step: int) -> jax.stages.Compiled | None:
-    """Returns the train step of a phase, compiled; None after a signal to stop."""
+    """Returns a phase's compiled train step; None after a signal to stop."""
     run.progress.note(
         f"stage {phase.stage}, {phase.name}: {describe(phase.model)}, "
         f"{num_params(phase.model) / 1e6:.3g}M parameters, {phase.num_steps - step} steps"
@@ -210,13 +210,13 @@ def _compiled_step(run: Run, phase: Phase, step: int) -> jax.stages.Compiled | N
 
 
 def enter(run: Run, source: Phase, target: Phase, state: TrainState) -> TrainState:
-    """Returns the first state of the target phase, committed to disk.
+    """Returns the target phase's first state, committed to disk.
 
     Until the marker is written the run is in the source phase, whose last checkpoint is
     complete. A run killed before then grows again, to the same bits.
     """
     before, old_layers = _evaluate(run, source, state)
-    release_memory()  # after the steps of the smaller model
+    release_memory()  # after the smaller model's steps
     if target.optimizer_state == "reset":
         jax.tree.map(lambda moment: moment.delete(), state.opt_state)
         state = dataclasses.replace(state, opt_state=None)
@@ -264,11 +264,11 @@ def _evaluate(
 
 
 def _grow(config: Config, source: Phase, target: Phase, state: TrainState) -> TrainState:
-    """Returns the first state of the target phase, on the target's mesh; deletes the source."""
+    """Returns the target phase's first state, on the target's mesh; deletes the source."""
     mesh = build_mesh(target.mesh)
     grow = functools.partial(enter_phase, source, target, phase_optimizer(config, target))
     with jax.set_mesh(mesh), warnings.catch_warnings():
-        # JAX can reuse only buffers of equal shapes.
+        # JAX can reuse only buffers with equal shapes.
         warnings.filterwarnings("ignore", "Some donated buffers were not usable")
         moved = move(state, mesh)
         entered = jax.jit(grow, donate_argnums=0)(moved, growth_key(config, target))
@@ -293,7 +293,7 @@ def _save_and_exit(
 
 
 def run_command(config: Config, options: ResumeConfig) -> None:
-    """Runs the command `train`, the only work of this process, after its command line."""
+    """Runs the command `train`, as this process's only work."""
     with ends_while_compiling(), one_line_errors(), distributed.errors_once():
         distributed.initialize()
         keep_memory()

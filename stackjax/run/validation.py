@@ -1,4 +1,4 @@
-"""Metrics of a model on validation sequences."""
+"""Metrics on validation sequences."""
 
 import collections
 import functools
@@ -36,8 +36,8 @@ def batch_sums(
 ) -> tuple[dict[str, jax.Array], jax.Array]:
     """Returns sums over the tokens of a batch `[1, B, T]`, and the tokens' total weight.
 
-    Each sum becomes a field of evaluation rows: its mean per token over all batches. To add a
-    validation metric, add a sum here.
+    The means per token over all batches become fields in evaluation rows. To add a validation
+    metric, add a sum here.
     """
     sums, weight = eval_step(model, params, batch)
     return {"held_out_loss": sums.nll}, weight
@@ -46,7 +46,7 @@ def batch_sums(
 def validation_metrics(
     config: Config, model: ModelConfig, source: TokenSource, mesh: Mesh, params: Params
 ) -> dict[str, float]:
-    """Returns the mean of every metric per token of the validation sequences.
+    """Returns every metric's mean per validation token.
 
     Every call reads the same sequences. Losses are in nats.
     """
@@ -64,7 +64,7 @@ def validation_metrics(
 def validation_loss(
     config: Config, model: ModelConfig, source: TokenSource, mesh: Mesh, params: Params
 ) -> float:
-    """Returns the validation loss of a model: nats per token."""
+    """Returns a model's validation loss, in nats per token."""
     return validation_metrics(config, model, source, mesh, params)["held_out_loss"]
 
 
@@ -122,7 +122,7 @@ def check_promise(growth: Growth, model: ModelConfig, before: float, after: floa
 
 
 def _in_flight(results: Iterable[T]) -> Iterator[T]:
-    """Yields results of device computations, of which only a few are started ahead."""
+    """Yields results from the devices, with only a few started ahead."""
     started: collections.deque[T] = collections.deque()
     for result in results:
         started.append(result)
@@ -132,7 +132,7 @@ def _in_flight(results: Iterable[T]) -> Iterator[T]:
 
 
 def _batches(config: Config, source: TokenSource, mesh: Mesh) -> Iterator[Batch]:
-    """Returns the batches of an evaluation, on the devices."""
+    """Returns the validation batches, on the devices."""
     num_rows = config.evaluation.batch_size
     batches = eval_batches(
         source,
