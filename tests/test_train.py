@@ -68,7 +68,7 @@ def adam(state):
     return state["opt_state"][1]
 
 
-def test_an_optimizer_state_grows_or_starts_afresh(at_the_seam, uncut, tmp_path, monkeypatch):
+def test_optimizer_state_grows_or_is_reset(at_the_seam, uncut, tmp_path, monkeypatch):
     train_until_compiling(with_stage_1(at_the_seam, optimizer_state="grow"), monkeypatch)
     source, grown = adam(last_state(uncut, 0)), adam(last_state(tmp_path, 1, step=0))
     afresh = adam(last_state(uncut, 1, step=0))
@@ -84,9 +84,7 @@ def test_an_optimizer_state_grows_or_starts_afresh(at_the_seam, uncut, tmp_path,
     assert (grown["count"], afresh["count"]) == (8, 0)
 
 
-def test_a_stage_without_growth_goes_on_with_the_model(
-    at_the_seam, uncut, tmp_path, monkeypatch
-):
+def test_stage_without_growth_keeps_the_model(at_the_seam, uncut, tmp_path, monkeypatch):
     model = dataclasses.replace(at_the_seam.model, num_layers=1)
     config = with_stage_1(dataclasses.replace(at_the_seam, model=model), growth=None)
     # In name the model is another one.
@@ -105,7 +103,7 @@ class Boastful(Stack):
     promise = "exact"
 
 
-def test_growth_that_breaks_its_promise_is_not_committed(at_the_seam, tmp_path):
+def test_broken_promise_is_not_committed(at_the_seam, tmp_path):
     with pytest.raises(ValueError, match="promises to keep the function"):
         train(with_stage_1(at_the_seam, growth=Boastful(factor=2)))
     assert read_marker(epath.Path(tmp_path)).phase == 0
@@ -116,7 +114,7 @@ def test_growth_that_breaks_its_promise_is_not_committed(at_the_seam, tmp_path):
 @pytest.mark.parametrize(
     "fields", [{}, {"optimizer_state": "grow", "mesh": MeshConfig(tensor=2)}]
 )
-def test_growth_frees_its_source(fields, at_the_seam, monkeypatch):
+def test_growth_frees_source(fields, at_the_seam, monkeypatch):
     def enter(run, source, target, state):
         leaves = jax.tree_util.tree_leaves_with_path(state)
         real_enter(run, source, target, state)
@@ -149,7 +147,7 @@ KEPT = {"optimizer_state": "keep", "rewarm": Rewarm(tokens=256), "scale_by_fan_i
     ],
     ids=["exact", "zero", "masked", "frozen"],
 )
-def test_models_grow_while_they_train_on_eight_devices(growth, fields, world, tmp_path):
+def test_growth_on_eight_devices(growth, fields, world, tmp_path):
     config = grown_run(world, tmp_path, growth, **fields)
     train(config)
     [seam] = [row for row in rows(tmp_path) if row["kind"] == "growth"]
@@ -166,9 +164,7 @@ def test_models_grow_while_they_train_on_eight_devices(growth, fields, world, tm
     assert moved == [False] * frozen + [True] * (target.num_layers - frozen)
 
 
-def test_a_learned_growth_is_fitted_then_trained_and_may_be_killed_between(
-    world, tmp_path, monkeypatch, capsys
-):
+def test_learned_growth_resumes_between_fit_and_training(world, tmp_path, monkeypatch, capsys):
     growth = Learn(2, **WIDE, fit_steps=3)
     whole, cut_short = (grown_run(world, tmp_path / name, growth) for name in ("a", "b"))
     train(whole)
@@ -196,7 +192,7 @@ def test_a_learned_growth_is_fitted_then_trained_and_may_be_killed_between(
     assert into_train["held_out_loss"] == same
 
 
-def test_copies_that_stay_equal_are_told_of(world, tmp_path, monkeypatch, capsys):
+def test_symmetric_copies_are_reported(world, tmp_path, monkeypatch, capsys):
     config = grown_run(world, tmp_path, WidthSplit(**WIDE))
     monkeypatch.setattr(
         run_module, "run_phase", lambda run, phase, state, counts: (state, counts)
@@ -206,9 +202,7 @@ def test_copies_that_stay_equal_are_told_of(world, tmp_path, monkeypatch, capsys
     assert "width_split" in said and "split=uneven or noise" in said
 
 
-def test_a_full_disk_ends_the_run_and_leaves_the_checkpoint_before(
-    world, uncut, tmp_path, monkeypatch, capsys
-):
+def test_full_disk_keeps_earlier_checkpoint(world, uncut, tmp_path, monkeypatch, capsys):
     async def finalize(self, *args, **kwargs):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
@@ -251,7 +245,7 @@ WRONG = {
 
 
 @pytest.mark.parametrize("override", WRONG)
-def test_wrong_input_is_one_line_and_leaves_nothing(
+def test_invalid_input_is_one_line_without_side_effects(
     override, world, tmp_path, monkeypatch, capsys
 ):
     workdir = tmp_path / "run"

@@ -36,7 +36,7 @@ def ended(monkeypatch):
     monkeypatch.setattr(os, "_exit", end)
 
 
-def test_a_signal_to_stop_does_not_wait_for_the_compiler(compiler):
+def test_stop_signal_does_not_wait_for_compiler(compiler):
     stop, phase = threading.Event(), phase_of(tiny_model())
     step_of = compile_ahead(tiny_run(), stop)
     threading.Timer(0.1, stop.set).start()
@@ -63,9 +63,7 @@ def is_a_bug():
         (lambda: None, 0, ""),
     ],
 )
-def test_the_process_ends_with_its_code_while_a_step_is_compiled(
-    compiler, ended, capsys, body, code, said
-):
+def test_process_exits_while_compiling(compiler, ended, capsys, body, code, said):
     stop = threading.Event()
     stop.set()
     compile_ahead(tiny_run(), stop)(phase_of(tiny_model()), None)
@@ -75,7 +73,7 @@ def test_the_process_ends_with_its_code_while_a_step_is_compiled(
     assert capsys.readouterr().err.endswith(said)
 
 
-def test_without_a_compiler_at_work_the_process_ends_as_ever(ended, capsys):
+def test_process_exits_normally_without_compilation(ended, capsys):
     with pytest.raises(SystemExit, match="2"), ends_while_compiling(), one_line_errors():
         fail()
     with pytest.raises(TypeError), ends_while_compiling(), one_line_errors():
@@ -85,7 +83,7 @@ def test_without_a_compiler_at_work_the_process_ends_as_ever(ended, capsys):
     assert capsys.readouterr().err == "error: the disk is full.\n"
 
 
-def test_an_error_of_the_compiler_is_raised_where_the_step_is_asked_for(monkeypatch):
+def test_compiler_errors_are_raised_to_the_caller(monkeypatch):
     monkeypatch.setattr(module, "compile_step", lambda config, phase: fail())
     with pytest.raises(UserError, match="the disk is full"):
         compile_ahead(tiny_run(), threading.Event())(phase_of(tiny_model()), None)

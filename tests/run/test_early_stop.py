@@ -31,12 +31,12 @@ SPENT = [
 
 
 @pytest.mark.parametrize(("until", "tokens", "flops", "reason"), SPENT)
-def test_a_stage_ends_at_what_the_run_has_budget_reason(until, tokens, flops, reason):
+def test_stage_ends_at_budget(until, tokens, flops, reason):
     found = budget_reason(until, tokens, flops)
     assert found is None if reason is None else reason in str(found)
 
 
-def test_a_stage_ends_at_a_loss():
+def test_stage_ends_at_loss():
     until = Until(loss=2.5)
     assert loss_reason(until, [(10, 2.6), (20, 2.5001)]) is None
     assert "loss is 2.5000" in (loss_reason(until, [(10, 2.6), (20, 2.5)]) or "")
@@ -44,7 +44,7 @@ def test_a_stage_ends_at_a_loss():
     assert loss_reason(until, [(10, 2.4), (20, 2.6)]) is None
 
 
-def test_a_plateau_is_the_slope_over_the_logarithm_of_the_last_tokens():
+def test_plateau_is_slope_over_log_tokens():
     tokens = np.arange(1, 21) * 1000
     losses = 3 - 0.4 * np.log(tokens) + 0.001 * np.random.default_rng(0).normal(size=20)
     fall = -np.polyfit(np.log(tokens[9:]), losses[9:], 1)[0]
@@ -67,7 +67,7 @@ REFUSED = [
 
 
 @pytest.mark.parametrize(("fields", "message"), REFUSED)
-def test_triggers_that_mean_nothing_are_refused(fields, message):
+def test_invalid_early_stopping_is_refused(fields, message):
     with pytest.raises(ValueError, match=message):
         with_until(tiny_run(), 0, **fields)
 
@@ -92,15 +92,13 @@ LATE = [
 
 
 @pytest.mark.parametrize(("stage", "fields", "message"), LATE)
-def test_triggers_that_would_fire_at_once_are_refused_at_launch(
-    tmp_path, stage, fields, message
-):
+def test_early_stopping_without_effect_is_refused_at_launch(tmp_path, stage, fields, message):
     config = with_until(tiny_run(tmp_path), stage, **fields)
     with pytest.raises(ValueError, match=message):
         check(config, 8)
 
 
-def test_a_stage_that_ended_early_is_that_long_and_learns_at_the_rates_that_were_planned(world):
+def test_early_end_keeps_planned_learning_rates(world):
     config = world.config()
     planned = expand(config)
     first, second = expand(config, Marker(ended={0: Ending(steps=3, reason="enough")}))
@@ -110,7 +108,7 @@ def test_a_stage_that_ended_early_is_that_long_and_learns_at_the_rates_that_were
     assert second == dataclasses.replace(planned[1], start=start, waypoint=waypoint)
 
 
-def test_steps_of_a_stage_count_those_of_a_fit(world):
+def test_stage_steps_include_fit_steps(world):
     config = world.config()
     small, large = config.stages
     learned = dataclasses.replace(large, growth=Learn(2, fit_steps=3))
@@ -135,7 +133,7 @@ def run(world, workdir, *, first=8, axis="stage", **until):
     return dataclasses.replace(config, stages=tuple(stages))
 
 
-def test_a_run_whose_stage_ends_at_a_loss_is_the_run_of_that_length(world, tmp_path):
+def test_stage_ended_early_equals_planned_stage_bit_for_bit(world, tmp_path):
     planned, early = tmp_path / "planned", tmp_path / "early"
     # The next stage's step is compiled with the rates of a later start, and again.
     train(run(world, planned, first=4, axis="run"))
@@ -157,7 +155,7 @@ def test_a_run_whose_stage_ends_at_a_loss_is_the_run_of_that_length(world, tmp_p
     assert len(of_kind(early, "trigger")) == 1
 
 
-def test_a_run_may_end_early_and_is_then_finished(world, tmp_path, capsys):
+def test_run_ended_early_is_finished(world, tmp_path, capsys):
     config = with_until(run(world, tmp_path), 1, tokens=10 * STEP + 1)
     train(config)
     [ending] = of_kind(tmp_path, "trigger")
@@ -171,7 +169,7 @@ def test_a_run_may_end_early_and_is_then_finished(world, tmp_path, capsys):
     assert "This run is finished" in said
 
 
-def test_a_stage_does_not_end_while_its_masks_open(world, tmp_path):
+def test_stage_does_not_end_before_masks_are_open(world, tmp_path):
     config = with_until(run(world, tmp_path), 1, tokens=9 * STEP)
     small, large = config.stages
     masked = dataclasses.replace(large, growth=DepthRandom(2, mask_tokens=4 * STEP))
@@ -195,7 +193,7 @@ PLATEAU = ["--stages.0.until.slope", "9", "--stages.0.until.slope-tokens", str(3
 PLATEAU += ["--evaluation.every-tokens", str(STEP)]
 
 
-def test_a_run_killed_as_a_stage_ends_comes_to_the_same_bits(world, tmp_path):
+def test_run_killed_at_early_end_resumes_bit_for_bit(world, tmp_path):
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     # What is due at the end of a whole stage is not due where this one ends. A save returns
     # when the one before it is whole, so that there is one before the stage ends.
@@ -216,7 +214,7 @@ def test_a_run_killed_as_a_stage_ends_comes_to_the_same_bits(world, tmp_path):
     jax.tree.map(np.testing.assert_array_equal, *states)
 
 
-def test_what_a_run_has_left_that_saved_nothing_binds_no_other(world, uncut, tmp_path):
+def test_run_without_checkpoint_does_not_constrain_the_next(world, uncut, tmp_path):
     early = world.args(tmp_path, "--stages.0.until.tokens", str(2 * STEP))
     assert world.run(early, "SIGKILL", MARK, "after", "1")[0] == -9
     args = world.args(tmp_path)
@@ -226,7 +224,7 @@ def test_what_a_run_has_left_that_saved_nothing_binds_no_other(world, uncut, tmp
     assert_same_run(tmp_path, uncut)
 
 
-def test_a_probe_that_was_planned_past_an_early_end_does_not_stop_the_run(world, tmp_path):
+def test_probe_after_early_end_is_skipped(world, tmp_path):
     probes = ["--probes.at-tokens", "256", "768", "--probes.lag-tokens", "128"]
     args = world.args(tmp_path, "--stages.0.until.tokens", str(4 * STEP), *probes)
     assert world.run(args, "SIGKILL", "stackjax.run.run:write_marker", "after", "2")[0] == -9
@@ -235,7 +233,7 @@ def test_a_probe_that_was_planned_past_an_early_end_does_not_stop_the_run(world,
     assert [row["tokens"] for row in of_kind(tmp_path, "probe")] == [2 * STEP]
 
 
-def test_a_run_that_ends_early_has_a_row_of_training_where_it_ends(world, tmp_path):
+def test_early_end_has_a_train_row(world, tmp_path):
     overrides = ["--stages.1.until.tokens", str(10 * STEP + 1)]
     for every, workdir in ((STEP, tmp_path / "all"), (3 * STEP, tmp_path / "some")):
         args = world.args(workdir, *overrides, "--logging.every-tokens", str(every))

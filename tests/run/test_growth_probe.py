@@ -35,7 +35,7 @@ def of_kind(workdir, kind):
     # Kept moments are corrected from the growth on, which is sooner in a probe.
     [("run", None, "keep"), ("stage", MeshConfig(tensor=2), "reset")],
 )
-def test_a_probe_finds_what_a_run_finds_that_grows_there(world, tmp_path, axis, mesh, moments):
+def test_probe_losses_equal_losses_of_real_growth(world, tmp_path, axis, mesh, moments):
     probing, growing = tmp_path / "probing", tmp_path / "growing"
     at = {"at_tokens": (4 * STEP,), "lag_tokens": 2 * STEP}
     alike = {"axis": axis, "mesh": mesh, "moments": moments}
@@ -50,7 +50,7 @@ def test_a_probe_finds_what_a_run_finds_that_grows_there(world, tmp_path, axis, 
     assert probe["lag_flops_6nd"] == lagged["flops_6nd"] - seam["flops_6nd"]
 
 
-def test_a_run_with_probes_is_the_run_without(world, tmp_path):
+def test_probes_do_not_change_the_run(world, tmp_path):
     plain, probing = tmp_path / "plain", tmp_path / "probing"
     train(run(world, plain))
     train(run(world, probing, at_tokens=(3 * STEP, 5 * STEP + 1), lag_tokens=STEP))
@@ -78,14 +78,14 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_probes_of_no_growth_are_refused(world, name):
+def test_probes_without_growth_are_refused(world, name):
     probes, message = REFUSED[name]
     config = dataclasses.replace(world.config(), probes=probes)
     with pytest.raises(ValueError, match=message):
         check_probes(config)
 
 
-def test_a_growth_that_is_fitted_first_is_not_probed(world):
+def test_learned_growth_is_not_probed(world):
     config = world.config()
     small, large = config.stages
     stages = (small, dataclasses.replace(large, growth=Learn(2, fit_steps=2)))
@@ -95,6 +95,6 @@ def test_a_growth_that_is_fitted_first_is_not_probed(world):
         check_probes(config)
 
 
-def test_a_command_line_may_ask_for_probes(world):
+def test_probes_on_the_command_line(world):
     args = ["--probes.at-tokens", "2.56e2", "512", "--probes.lag-tokens", "1e3"]
     assert world.config(*args).probes == ProbeConfig(at_tokens=(256, 512), lag_tokens=1000)

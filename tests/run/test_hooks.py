@@ -17,7 +17,7 @@ from stackjax.runtime.errors import UserError
 from stackjax.training.phase import Counts
 
 
-def test_rows_of_a_hook_are_written_once_also_after_a_restart(world, tmp_path):
+def test_hook_rows_are_written_once_across_a_restart(world, tmp_path):
     calls = []
 
     def weights(step: StepInfo):
@@ -39,7 +39,7 @@ def test_rows_of_a_hook_are_written_once_also_after_a_restart(world, tmp_path):
 
 
 @pytest.mark.parametrize("kind", BUILT_IN_KINDS)
-def test_kinds_of_built_in_rows_are_refused(kind):
+def test_built_in_kinds_are_refused(kind):
     with pytest.raises(UserError, match=kind):
         check_hooks([Hook(kind=kind, when=every(1), on_step=lambda step: {})])
 

@@ -46,7 +46,7 @@ def started(world, folder, tmp_path_factory):
     return path / "run", config
 
 
-def test_a_run_starts_from_the_weights_of_a_folder(folder, started):
+def test_run_starts_from_folder(folder, started):
     workdir, _ = started
     mesh = jax.make_mesh((1, 1, 1), ("replica", "fsdp", "tensor"))
     source = read_folder(folder)
@@ -58,14 +58,14 @@ def test_a_run_starts_from_the_weights_of_a_folder(folder, started):
     assert not first["opt_state"][1]["mu"]["head"].any()
 
 
-def test_the_lineage_of_a_folder_goes_on(started):
+def test_run_continues_lineage_of_folder(started):
     contents = read_contents(find_checkpoint(epath.Path(started[0])))
     assert [generation.growth for generation in contents.lineage] == [None, None, "stack(2)"]
     assert contents.lineage[0].code == "from folder"
     assert contents.counts.tokens == 2 * 8 * 128
 
 
-def test_the_folder_may_go_and_its_files_go_on_with_the_model(started, tmp_path):
+def test_files_of_folder_outlive_folder(started, tmp_path):
     workdir, config = started
     train.train(config)
     convert(ConvertConfig(source=str(workdir), target=str(tmp_path / "grown")))
@@ -73,7 +73,7 @@ def test_the_folder_may_go_and_its_files_go_on_with_the_model(started, tmp_path)
     assert read_folder(tmp_path / "grown").model.num_layers == 6
 
 
-def test_a_run_starts_from_a_checkpoint_and_goes_on_with_its_lineage(world, uncut, tmp_path):
+def test_run_from_checkpoint_continues_lineage(world, uncut, tmp_path):
     config = config_from(world, uncut, tmp_path / "run")
     train.train(config)
     first, last = last_state(tmp_path / "run", 0, step=0), last_state(uncut, 1)
@@ -85,7 +85,7 @@ def test_a_run_starts_from_a_checkpoint_and_goes_on_with_its_lineage(world, uncu
     assert (pretrained.tokenizer.name, pretrained.seq_len) == ("bytes", 16)
 
 
-def test_a_run_that_was_killed_before_it_had_saved_starts_again(
+def test_run_killed_before_first_save_starts_again(
     world, folder, started, tmp_path, monkeypatch
 ):
     config = config_from(world, folder, tmp_path / "run")
@@ -102,7 +102,7 @@ def test_a_run_that_was_killed_before_it_had_saved_starts_again(
     jax.tree.map(np.testing.assert_array_equal, found, expected)
 
 
-def test_another_model_is_refused_by_field_before_anything_is_made(world, folder, tmp_path):
+def test_different_model_is_refused_by_field(world, folder, tmp_path):
     config = config_from(world, folder, tmp_path / "run")
     wider = dataclasses.replace(config.model, mlp_dim=24, rope_theta=5.0)
     with pytest.raises(ValueError) as error:
@@ -113,7 +113,7 @@ def test_another_model_is_refused_by_field_before_anything_is_made(world, folder
     assert not (tmp_path / "run").exists()
 
 
-def test_a_damaged_folder_is_refused_before_anything_is_made(world, folder, tmp_path):
+def test_damaged_folder_is_refused_without_side_effects(world, folder, tmp_path):
     copy = shutil.copytree(folder, tmp_path / "folder")
     file = copy / "model.safetensors"
     file.write_bytes(file.read_bytes()[:-9])
@@ -122,13 +122,13 @@ def test_a_damaged_folder_is_refused_before_anything_is_made(world, folder, tmp_
     assert not (tmp_path / "run").exists()
 
 
-def test_a_source_that_is_not_there_is_refused(world, tmp_path):
+def test_missing_source_is_refused(world, tmp_path):
     config = world.config("--workdir", str(tmp_path / "run"), "--init-from", "nowhere")
     with pytest.raises(ValueError, match=r"there is no checkpoint in .*nowhere"):
         train.train(config)
 
 
-def test_what_a_run_starts_from_is_fixed_once_it_has_started(started, uncut):
+def test_init_from_cannot_change_on_resume(started, uncut):
     _, config = started
     with pytest.raises(ValueError, match=r"may not change when it is resumed: init_from: "):
         train.train(dataclasses.replace(config, init_from=str(uncut)))

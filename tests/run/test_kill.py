@@ -37,7 +37,7 @@ def newest(workdir) -> str | None:
     return str(order[-1].relative_to(workdir)) if order else None
 
 
-def test_a_run_killed_at_every_step_of_its_way_ends_in_the_same_bits(world, uncut, tmp_path):
+def test_killed_run_resumes_bit_for_bit(world, uncut, tmp_path):
     args = world.args(tmp_path)
     for point, when, nth, expected in KILLS:
         code, _, stderr = world.run(args, "SIGKILL", point, when, str(nth))
@@ -47,7 +47,7 @@ def test_a_run_killed_at_every_step_of_its_way_ends_in_the_same_bits(world, uncu
     assert_same_run(tmp_path, uncut)
 
 
-def test_a_run_killed_at_random_moments_ends_in_the_same_bits(world, uncut, tmp_path):
+def test_run_killed_at_random_moments_resumes_bit_for_bit(world, uncut, tmp_path):
     rng = random.Random(0)
     args = world.args(tmp_path)
     for _ in range(3):
@@ -63,7 +63,7 @@ def test_a_run_killed_at_random_moments_ends_in_the_same_bits(world, uncut, tmp_
     assert_same_run(tmp_path, uncut)
 
 
-def test_a_run_asked_to_stop_saves_and_resumes_to_the_same_bits(world, uncut, tmp_path):
+def test_stopped_run_resumes_bit_for_bit(world, uncut, tmp_path):
     args = world.args(tmp_path)
     moments = [
         ("SIGTERM", "stackjax.run.compile_ahead:compile_step", 0),
@@ -82,7 +82,7 @@ def test_a_run_asked_to_stop_saves_and_resumes_to_the_same_bits(world, uncut, tm
     assert_same_run(tmp_path, uncut)
 
 
-def test_a_finished_run_tells_how_it_went_and_does_not_train(world, uncut):
+def test_finished_run_prints_summary_without_training(world, uncut):
     before = {path: path.stat().st_mtime_ns for path in uncut.rglob("*")}
     code, stdout, stderr = world.run(world.args(uncut))
     assert (code, stderr) == (0, "")
@@ -92,7 +92,7 @@ def test_a_finished_run_tells_how_it_went_and_does_not_train(world, uncut):
     assert before == {path: path.stat().st_mtime_ns for path in uncut.rglob("*")}
 
 
-def test_each_row_of_a_run_is_there_once(uncut):
+def test_every_row_occurs_once(uncut):
     tokens = {"train": [], "evaluation": [], "growth": []}
     for row in rows(uncut):
         tokens[row["kind"]].append(row["tokens"])

@@ -68,7 +68,7 @@ def mean_cosine(values, sources, layer):
     return np.mean(cosines) if cosines else np.nan
 
 
-def test_contributions_are_those_of_transformers_in_float64(config):
+def test_contributions_match_transformers_in_float64(config):
     params, batch = random_params(config), random_batch()
     whole = np.broadcast_to(np.arange(8, dtype=np.int32), batch.tokens.shape)
     # Some tokens do not count, and some count less.
@@ -88,7 +88,7 @@ def test_contributions_are_those_of_transformers_in_float64(config):
     np.testing.assert_allclose(found, expected, rtol=2e-5)
 
 
-def test_norms_and_similarities_are_those_of_vectors_in_float64(config):
+def test_norms_and_similarities_match_float64(config):
     config = dataclasses.replace(config, num_layers=len(COPIED))
     params = random_params(config)
     found, values = measure(config, params, COPIED), vectors(params)
@@ -108,7 +108,7 @@ def on_one_device():
 
 
 @pytest.mark.parametrize("name", MESHES)
-def test_on_every_mesh_they_are_those_of_one_device(name):
+def test_statistics_are_equal_on_every_mesh(name):
     mesh = mesh_of(name)
     with jax.set_mesh(mesh):
         abstract = jax.eval_shape(lambda: model.init(WIDE, jax.random.key(0)))
@@ -124,7 +124,7 @@ def test_on_every_mesh_they_are_those_of_one_device(name):
 
 
 @pytest.mark.parametrize("name", COPIES)
-def test_right_after_growth_copies_are_the_same_and_noise_parts_them(name):
+def test_copies_are_equal_after_growth_without_noise(name):
     (growth, sources), source = COPIES[name], tiny_model()
     target = growth.target_config(source)
     has_copies = [sources.count(layer) > 1 for layer in sources]
@@ -135,7 +135,7 @@ def test_right_after_growth_copies_are_the_same_and_noise_parts_them(name):
     assert (parted["similarity"][has_copies] < 0.999).all()
 
 
-def test_new_layers_contribute_nothing_while_they_are_zero_or_masked():
+def test_zero_and_masked_layers_contribute_nothing():
     source = tiny_model()
     for growth in (DepthZero(2), DepthRandom(2, mask_tokens=128)):
         target, params = growth.target_config(source), grown_params(growth, source)
@@ -162,7 +162,7 @@ def test_new_layers_contribute_nothing_while_they_are_zero_or_masked():
     ],
     ids=str,
 )
-def test_copies_are_those_of_the_last_growth_in_depth(growths, expected):
+def test_last_growth_in_depth_defines_copies(growths, expected):
     stages = [Stage(tokens=640, batch_size=8, growth=growth) for growth in (None, *growths)]
     sizes = tiny_model(num_layers=2)
     config = tiny_run(model=sizes, model_is="source", stages=tuple(stages))
@@ -176,9 +176,7 @@ def layer_run(world, workdir, **fields):
     return dataclasses.replace(config, stages=(config.stages[0], stage))
 
 
-def test_rows_of_layers_are_at_every_evaluation_and_tell_both_sides_of_a_growth(
-    world, tmp_path, monkeypatch
-):
+def test_layer_rows_at_evaluations_and_growth(world, tmp_path, monkeypatch):
     config = layer_run(world, tmp_path)
 
     def clear(workdir, phase):
@@ -212,5 +210,5 @@ def test_rows_of_layers_are_at_every_evaluation_and_tell_both_sides_of_a_growth(
     assert all(max(row["similarity"]) < 1 - 1e-6 for row in after)
 
 
-def test_rows_of_layers_are_not_written_unless_they_are_asked_for(uncut):
+def test_layer_rows_are_off_by_default(uncut):
     assert {row["kind"] for row in rows(uncut)} == {"train", "evaluation", "growth"}

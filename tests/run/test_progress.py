@@ -25,7 +25,7 @@ ROW = {
 }
 
 
-def test_elsewhere_than_on_a_terminal_a_row_is_one_line(capsys):
+def test_row_is_one_line_without_terminal(capsys):
     shown = progress.open_progress(8_000_000)
     shown.row(ROW, 143.2)
     shown.note("stage 1: Stack(factor=4)")
@@ -38,7 +38,7 @@ def test_elsewhere_than_on_a_terminal_a_row_is_one_line(capsys):
 
 
 @pytest.mark.parametrize("unknown", [{}, {"mfu": None}])
-def test_an_unknown_utilisation_is_left_out(capsys, unknown):
+def test_unknown_mfu_is_omitted(capsys, unknown):
     row = {name: value for name, value in ROW.items() if name != "mfu"} | unknown
     progress.Lines(8_000_000).row(row, 5.0)
     assert "mfu" not in capsys.readouterr().out
@@ -63,7 +63,7 @@ def test_other_processes_show_nothing(capsys, monkeypatch):
 
 
 @pytest.mark.parametrize("width", [40, 80, 200])
-def test_the_bar_fits_the_terminal(width):
+def test_bar_fits_terminal(width):
     file = io.StringIO()
     console = rich.console.Console(
         file=file, width=width, force_terminal=True, color_system=None
@@ -106,5 +106,5 @@ def test_counts_have_three_digits(number, text):
     ("seconds", "text"),
     [(0, "0:00"), (83.4, "1:23"), (3599.9, "1:00:00"), (9e5, "250:00:00")],
 )
-def test_durations_have_hours_only_where_there_are_any(seconds, text):
+def test_durations_have_hours_if_needed(seconds, text):
     assert progress._duration(seconds) == text

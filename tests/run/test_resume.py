@@ -90,7 +90,7 @@ def lineage(config):
     return read_contents(workdir / phase.directory / str(step)).lineage
 
 
-def test_a_run_trains_on_at_another_rate_batch_size_and_length(config, monkeypatch, capsys):
+def test_resume_with_new_rate_batch_size_and_length(config, monkeypatch, capsys):
     train(config)
     longer = with_rate(with_stage(config, tokens=16 * STEP, batch_size=16), 1e-3)
     assert read_examples(longer, monkeypatch) == [(8 * 8, 16)]
@@ -118,7 +118,7 @@ def test_a_run_trains_on_at_another_rate_batch_size_and_length(config, monkeypat
     assert "--stages.0.tokens 4096" in capsys.readouterr().out
 
 
-def test_a_schedule_goes_on_over_tokens_when_the_batch_size_changes(config):
+def test_schedule_counts_tokens_across_batch_sizes(config):
     schedule = Schedule(shape="cosine", warmup_tokens=2 * STEP)
     optimizer = dataclasses.replace(config.optimizer, schedule=schedule)
     config = dataclasses.replace(config, optimizer=optimizer)
@@ -137,7 +137,7 @@ def test_a_schedule_goes_on_over_tokens_when_the_batch_size_changes(config):
     assert dataclasses.replace(same, waypoint=planned.waypoint) == planned
 
 
-def test_a_run_goes_back_once_and_leaves_examples_out(config, monkeypatch):
+def test_resume_from_and_skip_examples_happen_once(config, monkeypatch):
     train(config)
     workdir = epath.Path(config.workdir)
     back = ResumeConfig(resume_from="3", skip_examples=5)
@@ -157,9 +157,7 @@ def test_a_run_goes_back_once_and_leaves_examples_out(config, monkeypatch):
 
 
 @pytest.mark.parametrize("point", ["write_marker", "record_config", "discard_after"])
-def test_a_change_is_the_same_when_the_run_is_killed_while_it_is_made(
-    config, point, monkeypatch, world
-):
+def test_change_survives_a_kill(config, point, monkeypatch, world):
     train(config)
     workdir, manifest = epath.Path(config.workdir), read_manifest(config.data.path)
     whole = epath.Path(shutil.copytree(config.workdir, f"{config.workdir}-whole"))
@@ -184,7 +182,7 @@ def test_a_change_is_the_same_when_the_run_is_killed_while_it_is_made(
     assert (again.marker, again.changed) == (found.marker, {})
 
 
-def test_a_run_goes_back_to_the_stage_before_and_grows_again(world, tmp_path):
+def test_resume_from_earlier_stage_grows_again(world, tmp_path):
     config = world.config("--workdir", str(tmp_path / "run"))
     train(config)
     workdir, manifest = epath.Path(config.workdir), read_manifest(config.data.path)
@@ -197,7 +195,7 @@ def test_a_run_goes_back_to_the_stage_before_and_grows_again(world, tmp_path):
     jax.tree.map(np.testing.assert_array_equal, before, last_state(workdir, 1, step=0))
 
 
-def test_a_stage_without_checkpoints_names_the_newest_of_the_stage_before(world, tmp_path):
+def test_stage_without_checkpoints_names_earlier_checkpoint(world, tmp_path):
     config = world.config("--workdir", str(tmp_path / "run"))
     train(config)
     workdir, before = epath.Path(config.workdir), last_state(tmp_path / "run", 1, step=0)
@@ -217,7 +215,7 @@ REFUSED = [
 
 
 @pytest.mark.parametrize(("options", "message"), REFUSED)
-def test_a_checkpoint_that_is_not_there_is_refused(config, uncut, options, message, tmp_path):
+def test_missing_checkpoint_is_refused(config, uncut, options, message, tmp_path):
     train(config)
     manifest = read_manifest(config.data.path)
     with pytest.raises(UserError, match=message):
@@ -225,20 +223,20 @@ def test_a_checkpoint_that_is_not_there_is_refused(config, uncut, options, messa
     assert read_marker(epath.Path(config.workdir)).changes == ()
 
 
-def test_a_new_run_takes_no_options_of_resuming(config):
+def test_new_run_refuses_resume_options(config):
     workdir, manifest = epath.Path(config.workdir), read_manifest(config.data.path)
     with pytest.raises(UserError, match="--skip-examples"):
         start(workdir, config, ResumeConfig(skip_examples=3), manifest)
     assert find_position(workdir, config, NEWEST).step is None
 
 
-def test_a_stage_cannot_become_shorter_than_what_it_has_trained(config):
+def test_stage_cannot_end_before_present_step(config):
     train(config)
     with pytest.raises(UserError, match=r"come to 1,024 already; give the stage more tokens"):
         find_position(epath.Path(config.workdir), with_stage(config, tokens=3 * STEP), NEWEST)
 
 
-def test_a_change_reads_as_a_sentence():
+def test_change_as_text():
     change = Change(phase=0, step=3, tokens=9000, fields=("seed: 0 -> 1",), skip_examples=2000)
     assert str(change) == "at 9,000 tokens: seed: 0 -> 1; 2,000 examples skipped"
 
@@ -261,9 +259,7 @@ def poisoned(compile_step, at: int, value: float):
     return compile_poisoned
 
 
-def test_a_step_that_is_not_finite_is_not_taken_and_one_command_goes_on(
-    config, monkeypatch, capsys
-):
+def test_step_with_nan_is_not_taken(config, monkeypatch, capsys):
     workdir = epath.Path(config.workdir)
     with monkeypatch.context() as patch:
         patch.setattr(

@@ -45,7 +45,7 @@ RUN = [
 
 
 @given(killed_after=st.integers(0, len(RUN)), restored=st.integers(0, len(RUN) - 1))
-def test_a_run_killed_and_resumed_anywhere_has_every_row_once(
+def test_run_killed_and_resumed_anywhere_has_every_row_once(
     tmp_path_factory, killed_after, restored
 ):
     directory = tmp_path_factory.mktemp("run")
@@ -56,20 +56,20 @@ def test_a_run_killed_and_resumed_anywhere_has_every_row_once(
     assert read_rows(directory) == RUN
 
 
-def test_rows_past_the_restored_point_are_forgotten_on_opening(tmp_path):
+def test_rows_after_restored_position_are_removed(tmp_path):
     kept = write_run(tmp_path, RUN[:3])
     write_run(tmp_path, RUN[3:], kept)
     sinks.MetricsLog(tmp_path, kept)
     assert read_rows(tmp_path) == RUN[:3]
 
 
-def test_a_run_that_starts_afresh_has_no_rows_of_another(tmp_path):
+def test_new_run_has_no_old_rows(tmp_path):
     write_run(tmp_path, RUN)
     sinks.MetricsLog(tmp_path, NO_ROWS)
     assert read_rows(tmp_path) == []
 
 
-def test_a_last_line_that_is_cut_anywhere_is_dropped(tmp_path):
+def test_incomplete_last_line_is_ignored(tmp_path):
     kept = write_run(tmp_path, RUN[:-1])
     path = tmp_path / "metrics.jsonl"
     write_run(tmp_path, RUN[-1:], kept)
@@ -82,7 +82,7 @@ def test_a_last_line_that_is_cut_anywhere_is_dropped(tmp_path):
     assert path.read_bytes() == whole
 
 
-def test_a_damaged_line_elsewhere_is_an_error_that_names_it(tmp_path):
+def test_damaged_line_is_named(tmp_path):
     write_run(tmp_path, RUN)
     path = tmp_path / "metrics.jsonl"
     lines = path.read_text().splitlines()
@@ -101,7 +101,7 @@ def test_floats_keep_every_bit(tmp_path_factory, value):
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
-def test_floats_that_are_not_finite_become_null(tmp_path, value):
+def test_nonfinite_floats_become_null(tmp_path, value):
     write_run(tmp_path, [build_row(0, 2, loss=value)])
     text = (tmp_path / "metrics.jsonl").read_text()
 
@@ -111,12 +111,12 @@ def test_floats_that_are_not_finite_become_null(tmp_path, value):
     assert json.loads(text, parse_constant=refuse)["loss"] is None
 
 
-def test_so_do_those_in_a_list(tmp_path):
+def test_nonfinite_floats_in_lists_become_null(tmp_path):
     write_run(tmp_path, [build_row(0, 2, norm=[0.5, math.nan, math.inf])])
     assert read_rows(tmp_path)[0]["norm"] == [0.5, None, None]
 
 
-def test_an_append_that_fails_leaves_the_old_rows_whole(tmp_path, monkeypatch):
+def test_failed_append_keeps_old_rows(tmp_path, monkeypatch):
     log = sinks.MetricsLog(tmp_path, NO_ROWS)
     log.write(RUN[0])
     log.flush()
@@ -135,7 +135,7 @@ def test_an_append_that_fails_leaves_the_old_rows_whole(tmp_path, monkeypatch):
     assert [path.name for path in tmp_path.iterdir()] == ["metrics.jsonl"]
 
 
-def test_rows_reach_the_file_every_few_seconds_and_on_flush(tmp_path, monkeypatch):
+def test_rows_are_written_every_few_seconds_and_on_flush(tmp_path, monkeypatch):
     clock = types.SimpleNamespace(now=100.0)
     monkeypatch.setattr(sinks, "time", types.SimpleNamespace(monotonic=lambda: clock.now))
     log = sinks.MetricsLog(tmp_path, NO_ROWS)
@@ -150,7 +150,7 @@ def test_rows_reach_the_file_every_few_seconds_and_on_flush(tmp_path, monkeypatc
     assert read_rows(tmp_path) == RUN[:3]
 
 
-def test_a_bucket_gets_whole_objects(tmp_path, monkeypatch):
+def test_bucket_gets_whole_objects(tmp_path, monkeypatch):
     (tmp_path / "bucket").mkdir()
     local = epath.Path(tmp_path / "bucket")
     monkeypatch.setattr(rows_file, "is_remote", lambda path: True)
@@ -175,7 +175,7 @@ def read_scalars(directory):
     return scalars, purges
 
 
-def test_tensorboard_events_are_over_tokens_and_purge_stale_ones(tmp_path):
+def test_tensorboard_events_purge_stale_events(tmp_path):
     sink = sinks.TensorBoard(tmp_path, (1, 4))
     sink.write(build_row(1, 2**40, loss=0.5, flops=2.0**70, operator="Stack(2)", norm=[1.0]))
     sink.write(build_row(1, 2**41, accuracy=0.25) | {"kind": "evaluation"})
@@ -201,13 +201,13 @@ def open_sinks(directory, resume_at=None, *, tensorboard=False, wandb_project=No
     )
 
 
-def test_weights_and_biases_has_to_be_installed(tmp_path, monkeypatch):
+def test_missing_wandb_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(sinks.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ValueError, match="pip install wandb"):
         open_sinks(tmp_path, wandb_project="growth")
 
 
-def test_a_folder_named_wandb_is_not_the_package(tmp_path, monkeypatch):
+def test_folder_named_wandb_is_not_the_package(tmp_path, monkeypatch):
     (tmp_path / "wandb").mkdir()
     monkeypatch.delitem(sys.modules, "wandb", raising=False)
     monkeypatch.setattr(sys, "path", [str(tmp_path)])
@@ -215,7 +215,7 @@ def test_a_folder_named_wandb_is_not_the_package(tmp_path, monkeypatch):
         sinks.check_sinks(tmp_path, tensorboard=False, wandb_project="growth")
 
 
-def test_tensorboard_in_a_bucket_needs_its_client(monkeypatch):
+def test_tensorboard_in_bucket_needs_client(monkeypatch):
     monkeypatch.setattr(record_writer, "GCS_ENABLED", False)
     with pytest.raises(ValueError, match="pip install google-cloud-storage"):
         sinks.check_sinks("gs://bucket/run", tensorboard=True, wandb_project=None)
@@ -237,7 +237,7 @@ class FakeWandb(types.ModuleType):
         self.rows.append((numbers, step))
 
 
-def test_a_resumed_run_continues_its_weights_and_biases_run(tmp_path, monkeypatch):
+def test_resumed_run_continues_wandb_run(tmp_path, monkeypatch):
     wandb = FakeWandb()
     monkeypatch.setitem(sys.modules, "wandb", wandb)
     for resume_at in (None, (0, 2), None):
@@ -250,7 +250,7 @@ def test_a_resumed_run_continues_its_weights_and_biases_run(tmp_path, monkeypatc
     assert wandb.rows[0] == ({"train/loss": 0.5}, 4)
 
 
-def test_the_first_process_opens_all_sinks_and_others_none(tmp_path, monkeypatch):
+def test_only_process_0_opens_sinks(tmp_path, monkeypatch):
     sinks = open_sinks(tmp_path / "new" / "run", tensorboard=True)
     for sink in sinks:
         sink.write(RUN[0])

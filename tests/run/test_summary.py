@@ -29,7 +29,7 @@ def text():
     return summarize(epath.Path("/runs/a"), expand(tiny_run()), ROWS)
 
 
-def test_each_stage_has_a_line_with_its_depth_tokens_and_last_loss(text):
+def test_summary_has_a_line_per_stage(text):
     stages = [line.split() for line in text.splitlines() if line[:1] in ("0", "1")]
     assert [(s[0], s[1], s[3], s[-1]) for s in stages] == [
         ("0", "3", "640", "3.0000"),
@@ -37,21 +37,21 @@ def test_each_stage_has_a_line_with_its_depth_tokens_and_last_loss(text):
     ]
 
 
-def test_totals_are_those_of_all_stages(text):
+def test_totals_sum_over_stages(text):
     end = expand(tiny_run())[-1].end
     (total,) = (line.split() for line in text.splitlines() if line.startswith("total"))
     assert total == ["total", "1.92k", f"{end.flops_6nd:.2e}"]
     assert f"{end.flops:.3e} FLOPs of matrix products" in text
 
 
-def test_seams_the_final_loss_and_the_files_are_named(text):
+def test_summary_shows_growth_final_loss_and_files(text):
     assert "growth into stage 1 at 640 tokens: held-out loss 3.1250 -> 3.5000" in text
     assert "final held-out loss 2.8750 after 1,920 tokens" in text
     assert "/runs/a/metrics.jsonl" in text
     assert "/runs/a/stage_1/train/10" in text
 
 
-def test_a_stage_without_rows_shows_none():
+def test_stage_without_rows_has_no_loss():
     text = summarize(epath.Path("/runs/a"), expand(tiny_run()), ROWS[3:])
     (first,) = (line.split() for line in text.splitlines() if line.startswith("0"))
     assert first[-1] == "-"

@@ -60,7 +60,7 @@ def with_tasks(world, task_dir, workdir, **changes):
     return dataclasses.replace(config, tasks=dataclasses.replace(tasks, **changes))
 
 
-def test_scores_come_at_intervals_and_at_the_end(world, task_dir, tmp_path):
+def test_scores_at_intervals_and_at_the_end(world, task_dir, tmp_path):
     train.train(with_tasks(world, task_dir, tmp_path / "run"))
     found = [row for row in rows(tmp_path / "run") if row["kind"] == "tasks"]
     assert [row["tokens"] for row in found] == [5 * 128, 10 * 128, 15 * 128, 16 * 128]
@@ -94,7 +94,7 @@ def test_scored_params_have_masks_applied():
         ({"limit": 0}, "limit is 0"),
     ],
 )
-def test_wrong_tasks_are_refused_before_anything_is_made(
+def test_invalid_tasks_are_refused_without_side_effects(
     world, task_dir, tmp_path, changes, said
 ):
     with pytest.raises(ValueError, match=said):
