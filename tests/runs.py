@@ -1,7 +1,7 @@
-"""Whole runs, most of them `python -m stackjax.train` in a process of its own.
+"""Complete runs, mostly `python -m stackjax.train` in a separate process.
 
-`python runs.py SIGNAL POINT WHEN NTH ARG...` is the same command, which sends itself a
-signal `before` or `after` the nth call of a function, given as `module:name`.
+`python runs.py SIGNAL POINT WHEN NTH ARG...` runs the same command and sends a signal to
+itself `before` or `after` the nth call of the function POINT, given as `module:name`.
 """
 
 import dataclasses
@@ -64,7 +64,7 @@ def get_config():
 
 @dataclasses.dataclass(frozen=True)
 class World:
-    """A corpus, a config, and a compilation cache that all runs share."""
+    """Corpus, config and compilation cache, shared by all runs."""
 
     path: Path
 
@@ -78,7 +78,7 @@ class World:
         return load_config("test", ["--config", str(self.path / "config.py"), *overrides])
 
     def start(self, args: list[str], *signalled: str, **env: str) -> subprocess.Popen:
-        """Starts a run, which sends itself a signal if `signalled` says so."""
+        """Starts a run. `signalled`: SIGNAL POINT WHEN NTH."""
         script = [str(Path(__file__)), *signalled] if signalled else ["-m", "stackjax.train"]
         return subprocess.Popen(
             [sys.executable, *script, *args],
@@ -109,7 +109,7 @@ class World:
 def world(tmp_path_factory) -> World:
     path = tmp_path_factory.mktemp("world")
     data, text = str(path / "data"), path / "text.jsonl"
-    # Not the sources of the package: which documents are held out would change with them.
+    # Synthetic text: the validation split must not change with the code.
     rng = random.Random(0)
     documents = [" ".join(rng.choices(WORDS, k=200)) for _ in range(100)]
     text.write_text("".join(json.dumps({"text": d}) + "\n" for d in documents))
@@ -120,14 +120,14 @@ def world(tmp_path_factory) -> World:
 
 @pytest.fixture(scope="session")
 def uncut(world) -> Path:
-    """The directory of a run that nothing interrupted, on one device."""
-    code, _, stderr = world.run(world.args(Path("uncut")))  # relative, as people write it
+    """The directory of an uninterrupted run, on one device."""
+    code, _, stderr = world.run(world.args(Path("uncut")))  # relative
     assert (code, stderr) == (0, ""), stderr
     return world.path / "uncut"
 
 
 def rows(workdir: Path) -> list[dict]:
-    """The rows of a run, without the readings of the clock."""
+    """A run's rows, without times."""
     lines = (workdir / "metrics.jsonl").read_text().splitlines()
     return [
         {name: value for name, value in json.loads(line).items() if name not in CLOCK}
@@ -136,13 +136,13 @@ def rows(workdir: Path) -> list[dict]:
 
 
 def places(workdir: Path) -> list[tuple]:
-    """What each row is about."""
+    """Each row's coordinates."""
     names = ("kind", "phase", "stage", "step", "tokens", "examples", "flops")
     return [tuple(row[name] for name in names) for row in rows(workdir)]
 
 
 def losses(workdir: Path) -> list[float]:
-    """Every loss in the rows of a run."""
+    """Every loss in a run's rows."""
     return [value for row in rows(workdir) for name, value in row.items() if "loss" in name]
 
 
@@ -155,7 +155,7 @@ def last_state(workdir: Path, stage: int, step: int = 8, phase: str = "train"):
 
 
 def cut(uncut: Path, workdir: Path, step: int) -> None:
-    """Makes a run directory in which stage 0 has been saved at a step and no further."""
+    """Makes a run directory with a single checkpoint: stage 0 at a step."""
     kept = uncut / "stage_0" / "train" / str(step)
     shutil.copytree(kept, workdir / "stage_0" / "train" / str(step))
     for name in ("config.json", "metrics.jsonl"):
@@ -172,7 +172,7 @@ def assert_same_run(workdir: Path, expected: Path) -> None:
 
 
 def _main(number: str, point: str, when: str, nth: str, *args: str) -> None:
-    # Under nohup the tests ignore it, and a run that they start would go on.
+    # Under nohup SIGHUP is ignored, also in child processes.
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
     module, name = point.split(":")
     owner = functools.reduce(getattr, name.split(".")[:-1], importlib.import_module(module))

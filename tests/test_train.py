@@ -1,4 +1,4 @@
-"""The run from within: its seams, its faults, and what it says of wrong input."""
+"""The training run: growth, failures and invalid input."""
 
 import dataclasses
 import errno
@@ -40,17 +40,17 @@ def with_stage_1(config, **fields):
 
 @pytest.fixture
 def at_the_seam(world, uncut, tmp_path):
-    """The config of a run that has just ended its first stage."""
+    """A run at the end of the first stage."""
     cut(uncut, tmp_path, 8)
     return world.config("--workdir", str(tmp_path))
 
 
 class Compiling(Exception):
-    """The run has come to compiling a train step of this state."""
+    """The run is about to compile a train step."""
 
 
 def train_until_compiling(config, monkeypatch) -> int:
-    """Trains until a train step is to be compiled; returns the step of the state."""
+    """Trains until a train step is compiled; returns the state's step."""
 
     def run_phase(run, phase, state, counts):
         if int(state.step) < phase.num_steps:
@@ -87,7 +87,7 @@ def test_optimizer_state_grows_or_is_reset(at_the_seam, uncut, tmp_path, monkeyp
 def test_stage_without_growth_keeps_the_model(at_the_seam, uncut, tmp_path, monkeypatch):
     model = dataclasses.replace(at_the_seam.model, num_layers=1)
     config = with_stage_1(dataclasses.replace(at_the_seam, model=model), growth=None)
-    # In name the model is another one.
+    # Nominally a different model.
     record_config(epath.Path(tmp_path), config, read_manifest(config.data.path))
     train_until_compiling(config, monkeypatch)
     [seam] = [row for row in rows(tmp_path) if row["kind"] == "growth"]
@@ -98,7 +98,7 @@ def test_stage_without_growth_keeps_the_model(at_the_seam, uncut, tmp_path, monk
 
 
 class Boastful(Stack):
-    """Promises what stacking does not keep."""
+    """Promises too much for stacking."""
 
     promise = "exact"
 
@@ -128,7 +128,7 @@ def test_growth_frees_source(fields, at_the_seam, monkeypatch):
 
 
 def grown_run(world, workdir, growth, **fields):
-    """A run whose second stage, of eight steps, grows so, from 2 layers x 16 channels."""
+    """A run whose second stage has eight steps and grows from 2 layers x 16 channels."""
     config = with_stage_1(world.config(), growth=growth, **fields)
     return dataclasses.replace(config, model_is="source", workdir=str(workdir))
 
@@ -158,7 +158,7 @@ def test_growth_on_eight_devices(growth, fields, world, tmp_path):
     )
     target = growth.target_config(config.model)
     assert after.shape == (target.num_layers, target.mlp_dim, target.embed_dim)
-    # Layers below the first that learns are as they were, and all others are not.
+    # Only layers below the first trained layer are unchanged.
     frozen = 2 if "train_layers" in fields else 0
     moved = [(old != new).any() for old, new in zip(before, after, strict=True)]
     assert moved == [False] * frozen + [True] * (target.num_layers - frozen)
@@ -183,7 +183,7 @@ def test_learned_growth_resumes_between_fit_and_training(world, tmp_path, monkey
     assert rows(tmp_path / "a") == rows(tmp_path / "b")
     states = [last_state(tmp_path / name, 1, step=5) for name in ("a", "b")]
     jax.tree.map(np.testing.assert_array_equal, *states)
-    # The source is held, the maps learn, and what they make is what goes on.
+    # The source is frozen while the maps train.
     fits = [last_state(tmp_path / "a", 1, step, "fit")["params"] for step in (0, 3)]
     jax.tree.map(np.testing.assert_array_equal, *(fit["source"] for fit in fits))
     into_fit, into_train = [row for row in rows(tmp_path / "a") if row["kind"] == "growth"]
@@ -216,7 +216,7 @@ def test_full_disk_keeps_earlier_checkpoint(world, uncut, tmp_path, monkeypatch,
 
 
 def error_of(args, monkeypatch, capsys) -> str:
-    """Runs the command, which must fail with one line; returns it."""
+    """Runs the command and returns the error, which must be one line."""
     monkeypatch.setattr(sys, "argv", ["train", *args])
     with pytest.raises(SystemExit) as exit:
         main()

@@ -1,4 +1,4 @@
-"""Steps compiled in the background: neither a signal nor an exit waits for the compiler."""
+"""Background compilation: neither a signal nor an exit waits for the compiler."""
 
 import os
 import threading
@@ -14,7 +14,7 @@ from stackjax.runtime.errors import UserError, one_line_errors
 
 @pytest.fixture
 def compiler(monkeypatch):
-    """A compiler that works until this event is set."""
+    """A compiler that runs until the event is set."""
     finish = threading.Event()
     monkeypatch.setattr(module, "compile_step", lambda config, phase: finish.wait() and phase)
     yield finish
@@ -25,7 +25,7 @@ def compiler(monkeypatch):
 
 
 class Ended(BaseException):
-    """The process has ended, with this code."""
+    """The process has exited with a code."""
 
 
 @pytest.fixture

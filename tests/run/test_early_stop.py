@@ -1,4 +1,4 @@
-"""Stages that end early: when they do, and that a run which is killed then does not matter."""
+"""Early stopping: conditions, rows, and kills at the early end."""
 
 import dataclasses
 import json
@@ -40,7 +40,7 @@ def test_stage_ends_at_loss():
     until = Until(loss=2.5)
     assert loss_reason(until, [(10, 2.6), (20, 2.5001)]) is None
     assert "loss is 2.5000" in (loss_reason(until, [(10, 2.6), (20, 2.5)]) or "")
-    # It was lower once, and is not now.
+    # Only the last loss counts.
     assert loss_reason(until, [(10, 2.4), (20, 2.6)]) is None
 
 
@@ -53,7 +53,7 @@ def test_plateau_is_slope_over_log_tokens():
     assert loss_reason(Until(slope=fall * 0.999, **window), seen) is None
     reason = loss_reason(Until(slope=fall * 1.001, **window), seen)
     assert reason is not None and f"{fall:.3g} nats" in reason
-    # It does not fire before the window is full, nor on two evaluations.
+    # Not before the window is full, and not with two evaluations.
     assert loss_reason(Until(slope=99.0, **window), seen[:10]) is None
     assert loss_reason(Until(slope=99.0, **window), seen[:11]) is not None
     assert loss_reason(Until(slope=99.0, slope_tokens=1000), seen) is None
@@ -125,7 +125,7 @@ def of_kind(workdir, kind):
 
 
 def run(world, workdir, *, first=8, axis="stage", **until):
-    """A run of two stages, of which the first may end early; evaluated every two steps."""
+    """A run with two stages, evaluated every two steps; the first may end early."""
     config = world.config("--evaluation.every-tokens", str(2 * STEP), "--workdir", str(workdir))
     schedule = Schedule(horizon_tokens=32 * STEP, axis=axis)
     stages = [dataclasses.replace(stage, schedule=schedule) for stage in config.stages]
@@ -135,7 +135,7 @@ def run(world, workdir, *, first=8, axis="stage", **until):
 
 def test_stage_ended_early_equals_planned_stage_bit_for_bit(world, tmp_path):
     planned, early = tmp_path / "planned", tmp_path / "early"
-    # The next stage's step is compiled with the rates of a later start, and again.
+    # Both runs have the same learning rates.
     train(run(world, planned, first=4, axis="run"))
     [before] = of_kind(planned, "growth")
     earlier = of_kind(planned, "evaluation")[0]["held_out_loss"]
@@ -144,7 +144,7 @@ def test_stage_ended_early_equals_planned_stage_bit_for_bit(world, tmp_path):
     [ending] = of_kind(early, "trigger")
     assert (ending["tokens"], ending["step"], ending["stage"]) == (4 * STEP, 4, 0)
     assert ending["reason"].startswith("the held-out loss is")
-    # It has evaluated where it ended, and logged every step.
+    # The early end has an evaluation row besides.
     found = [row for row in rows(early) if row["kind"] != "trigger"]
     assert [row for row in found if row not in rows(planned)] == [
         row for row in found if row["kind"] == "evaluation" and row["tokens"] == 4 * STEP
@@ -160,7 +160,7 @@ def test_run_ended_early_is_finished(world, tmp_path, capsys):
     train(config)
     [ending] = of_kind(tmp_path, "trigger")
     assert ending["tokens"] == 11 * STEP
-    # Though no evaluation was due there.
+    # The run's end is evaluated also between intervals.
     assert of_kind(tmp_path, "evaluation")[-1]["tokens"] == 11 * STEP
     capsys.readouterr()
     train(config)
@@ -182,21 +182,21 @@ MARK, SAVE = "stackjax.run.run:write_marker", "stackjax.checkpoint.save:Checkpoi
 KILLS = [
     (MARK, "before", 1, False),
     (MARK, "after", 1, True),
-    # It is known where the stage ends, and there is no checkpoint yet.
+    # The early end is committed, without a checkpoint yet.
     (SAVE, "before", 1, True),
     ("stackjax.run.train:enter_phase", "before", 1, True),
 ]
 
 
-# Of the four evaluations that tell it, those before a kill are read from the rows.
+# After a kill, earlier evaluations are read from the rows.
 PLATEAU = ["--stages.0.until.slope", "9", "--stages.0.until.slope-tokens", str(3 * STEP)]
 PLATEAU += ["--evaluation.every-tokens", str(STEP)]
 
 
 def test_run_killed_at_early_end_resumes_bit_for_bit(world, tmp_path):
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    # What is due at the end of a whole stage is not due where this one ends. A save returns
-    # when the one before it is whole, so that there is one before the stage ends.
+    # Logging is not due at the early end. A save waits for the save before, so a checkpoint
+    # is complete before the stage ends.
     overrides = [*PLATEAU, "--logging.every-tokens", "384", "--checkpoints.every-tokens", "128"]
     assert world.run(world.args(whole, *overrides))[0] == 0
     args = world.args(killed, *overrides)
@@ -242,6 +242,6 @@ def test_early_end_has_a_train_row(world, tmp_path):
         expected = {*range(every, 11 * STEP, every), 8 * STEP, 11 * STEP}
         assert tokens == sorted(expected)
         assert rows(workdir)[-1]["kind"] == "trigger"
-        # Without it, what was trained since the row before would have taken no time.
+        # Every train row took some time.
         seconds = read_record(workdir).curve("held_out").costs["device_seconds"]
         assert (np.diff(seconds) > 0).all()

@@ -1,4 +1,4 @@
-"""A probe finds what a run that grows there finds, and leaves the run as it is."""
+"""Probes measure the losses of real growth and do not change the run."""
 
 import dataclasses
 
@@ -17,7 +17,7 @@ STEP = 128
 
 
 def run(world, workdir, *, first=8, axis="stage", mesh=None, moments="reset", **probes):
-    """A run whose first stage trains alike whatever its length, evaluated every two steps."""
+    """A run evaluated every two steps; rates do not depend on the first stage's length."""
     config = world.config("--evaluation.every-tokens", str(2 * STEP), "--workdir", str(workdir))
     small, large = config.stages
     of_small = Schedule(horizon_tokens=16 * STEP, axis=axis)
@@ -32,7 +32,7 @@ def of_kind(workdir, kind):
 
 @pytest.mark.parametrize(
     ("axis", "mesh", "moments"),
-    # Kept moments are corrected from the growth on, which is sooner in a probe.
+    # The bias correction of kept moments starts at growth.
     [("run", None, "keep"), ("stage", MeshConfig(tensor=2), "reset")],
 )
 def test_probe_losses_equal_losses_of_real_growth(world, tmp_path, axis, mesh, moments):
@@ -55,7 +55,7 @@ def test_probes_do_not_change_the_run(world, tmp_path):
     train(run(world, plain))
     train(run(world, probing, at_tokens=(3 * STEP, 5 * STEP + 1), lag_tokens=STEP))
     found = rows(probing)
-    # The second is not at the end of a step, and is due at the first after it.
+    # A probe inside a step is due after the step.
     tokens = [row["tokens"] for row in found if row["kind"] == "probe"]
     assert tokens == [3 * STEP, 6 * STEP]
     assert [row for row in found if row["kind"] != "probe"] == rows(plain)

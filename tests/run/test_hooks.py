@@ -61,7 +61,7 @@ class Recorder:
 
 
 def log_step(**metrics):
-    """Returns the values of the row of a step with these metrics."""
+    """Returns the row's values for a step with these metrics."""
     run, saved = Recorder(), types.SimpleNamespace(wait=lambda: None, latest_step=None)
     before, counts = Counts(), Counts(tokens=640, flops=1)
     log = StepLog(run, run.phases[0], saved, before)

@@ -1,4 +1,4 @@
-"""A run starts from a folder of transformers, or from a checkpoint, and needs it no longer."""
+"""Runs that start from a Hugging Face folder or a checkpoint."""
 
 import dataclasses
 import shutil
@@ -20,7 +20,7 @@ from stackjax.run import train
 
 
 def config_from(world, path, workdir, **changes):
-    """The config of a run that starts from a model, and then is twice as deep."""
+    """A run that starts from a model and doubles the depth."""
     config = world.config("--workdir", str(workdir))
     model = dataclasses.replace(model_of(str(path)), scan_unroll=1)
     return dataclasses.replace(
@@ -38,7 +38,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def started(world, folder, tmp_path_factory):
-    """The directory of a run that started from a folder, which is gone, and its config."""
+    """Directory and config of a run started from a folder; the folder is deleted."""
     path = tmp_path_factory.mktemp("started")
     config = config_from(world, shutil.copytree(folder, path / "folder"), path / "run")
     train.train(config)

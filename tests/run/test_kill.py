@@ -1,4 +1,4 @@
-"""A run that is killed, or asked to stop, and started again equals the uncut run."""
+"""Killed and stopped runs resume to the same bits."""
 
 import random
 import time
@@ -10,8 +10,8 @@ SAVE = "stackjax.checkpoint.save:Checkpoints.save"
 
 FLUSH = "stackjax.run.sinks:MetricsLog.flush"
 
-# Each restart is killed later in the run than the one before it: where, and which
-# checkpoint may be the newest then. A save goes on in the background when it has returned.
+# Each restart is killed later in the run: point, and the newest checkpoints possible then.
+# Saves continue in the background.
 KILLS = [
     ("stackjax.run.compile_ahead:compile_step", "after", 1, [None]),
     (SAVE, "after", 1, [None, "stage_0/train/3"]),
@@ -31,7 +31,7 @@ def truncate_cache(world) -> None:
 
 
 def newest(workdir) -> str | None:
-    """The newest whole checkpoint."""
+    """The newest complete checkpoint."""
     found = [path for path in workdir.glob("stage_*/train/*") if path.name.isdigit()]
     order = sorted(found, key=lambda path: (path.parts[-3], int(path.name)))
     return str(order[-1].relative_to(workdir)) if order else None

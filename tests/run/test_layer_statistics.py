@@ -1,4 +1,4 @@
-"""What is measured of layers is what judges in float64 find, and every row due is there."""
+"""Layer statistics match float64 references; layer rows are complete."""
 
 import dataclasses
 import functools
@@ -41,7 +41,7 @@ def measure(config, params, sources=None, batch=None):
 
 
 def grown_params(growth, source):
-    """Random parameters of a source after a growth."""
+    """Random source parameters after growth."""
     return growth.grow_params(
         random_params(source),
         model.logical_axes(source),
@@ -52,14 +52,14 @@ def grown_params(growth, source):
 
 
 def vectors(params):
-    """The matrices of every layer as one vector, in float64."""
+    """Each layer's matrices as a vector, in float64."""
     layers = params["layers"]
     parts = [np.float64(layers[name]) for name in MATRICES]
     return np.concatenate([part.reshape(len(part), -1) for part in parts], axis=1)
 
 
 def mean_cosine(values, sources, layer):
-    """Of a layer and the other copies of its source."""
+    """Mean cosine with the other copies of the same source."""
     cosines = [
         values[layer] @ other / np.linalg.norm(values[layer]) / np.linalg.norm(other)
         for i, other in enumerate(values)
@@ -71,7 +71,7 @@ def mean_cosine(values, sources, layer):
 def test_contributions_match_transformers_in_float64(config):
     params, batch = random_params(config), random_batch()
     whole = np.broadcast_to(np.arange(8, dtype=np.int32), batch.tokens.shape)
-    # Some tokens do not count, and some count less.
+    # Some tokens have weight zero or less than one.
     weights = batch.loss_weights * np.where(whole % 3, 1, np.float32(0.25))
     batch = batch._replace(segments=None, positions=whole, loss_weights=weights)
     streams = judge.streams(config, params, batch.tokens[0])
@@ -92,7 +92,7 @@ def test_norms_and_similarities_match_float64(config):
     config = dataclasses.replace(config, num_layers=len(COPIED))
     params = random_params(config)
     found, values = measure(config, params, COPIED), vectors(params)
-    # Sums of thousands of float32 products, which cancel in those of different layers.
+    # Sums of thousands of float32 products; products of different layers cancel.
     np.testing.assert_allclose(found["norm"], np.sqrt(np.mean(values**2, axis=1)), rtol=1e-5)
     expected = [mean_cosine(values, COPIED, layer) for layer in range(len(COPIED))]
     np.testing.assert_allclose(found["similarity"], expected, atol=1e-5)
@@ -117,7 +117,7 @@ def test_statistics_are_equal_on_every_mesh(name):
         batch = jax.device_put(random_batch(), batch_sharding(mesh))
         found = STATISTICS(WIDE, COPIED, params, batch)
     for key, expected in on_one_device().items():
-        # So that every process can read them.
+        # Every process can read the values.
         assert found[key].is_fully_replicated
         # The same float32 sums in another order, over up to eight devices.
         np.testing.assert_allclose(found[key], expected, rtol=1e-5, atol=1e-6)
@@ -128,7 +128,7 @@ def test_copies_are_equal_after_growth_without_noise(name):
     (growth, sources), source = COPIES[name], tiny_model()
     target = growth.target_config(source)
     has_copies = [sources.count(layer) > 1 for layer in sources]
-    # Float32 rounds the product of two layers and their lengths by turns.
+    # Rounding in float32.
     same = pytest.approx(np.where(has_copies, 1, np.nan), abs=1e-6, nan_ok=True)
     assert measure(target, grown_params(growth, source), sources)["similarity"] == same
     parted = measure(target, grown_params(chain(growth, Noise(0.2)), source), sources)
@@ -145,7 +145,7 @@ def test_zero_and_masked_layers_contribute_nothing():
         found = measure(target, phase.model_params(params, 0))["contribution"]
         assert (found[is_new] == 0).all()
         assert (found[~is_new] > 0).all()
-    # Without its masks the last of the two adds something.
+    # Without masks the last growth's layers contribute.
     assert (measure(target, params)["contribution"] > 0).all()
 
 
@@ -170,7 +170,7 @@ def test_last_growth_in_depth_defines_copies(growths, expected):
 
 
 def layer_run(world, workdir, **fields):
-    """A run that measures layers, whose second stage is of 8 steps and evaluated twice."""
+    """A run with layer statistics; the second stage has 8 steps."""
     config = world.config("--workdir", str(workdir), "--evaluation.layers")
     stage = dataclasses.replace(config.stages[1], **fields)
     return dataclasses.replace(config, stages=(config.stages[0], stage))
@@ -186,7 +186,7 @@ def test_layer_rows_at_evaluations_and_growth(world, tmp_path, monkeypatch):
         patch.setattr(run_module, "clear", clear)
         with pytest.raises(InterruptedError):
             train(config)
-    # The row is on disk, and is written again.
+    # The row is on disk, and is rewritten on resume.
     assert [row["phase"] for row in rows(tmp_path) if row["kind"] == "layers"] == [0, 1]
     train(config)
     found = rows(tmp_path)
@@ -205,7 +205,7 @@ def test_layer_rows_at_evaluations_and_growth(world, tmp_path, monkeypatch):
     assert "similarity_before" not in seam
     assert seam["norm"] == pytest.approx(2 * seam["norm_before"], rel=1e-6)
     assert seam["similarity"] == pytest.approx([1, 1], abs=1e-6)
-    # What the first copy reads is what the source's layer did.
+    # The first copy has the same input as the source's layer.
     assert seam["contribution"][0] == pytest.approx(seam["contribution_before"][0], rel=1e-6)
     assert all(max(row["similarity"]) < 1 - 1e-6 for row in after)
 

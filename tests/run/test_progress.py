@@ -1,4 +1,4 @@
-"""The terminal shows one line for each row, or one bar that never wraps."""
+"""The terminal shows a line for each row, or a bar that never wraps."""
 
 import io
 import itertools

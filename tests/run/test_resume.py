@@ -1,5 +1,4 @@
-"""A run goes back, skips data and goes on with other settings; each is recorded, and happens
-once however often the run is killed."""
+"""Resuming with changes: recorded, and applied once across kills."""
 
 import dataclasses
 import json
@@ -26,12 +25,12 @@ from stackjax.training.phase import Change, Waypoint
 from stackjax.training.run_position import Marker, read_marker
 
 STEP = 128
-"""Tokens of a step of the tests' run: 8 sequences of 16."""
+"""Tokens per step: 8 sequences of 16."""
 
 
 @pytest.fixture
 def config(world, tmp_path):
-    """A run of one stage of eight steps, which saves after steps 3 and 6."""
+    """A run with one stage of eight steps, saved after steps 3 and 6."""
     config = world.config("--workdir", str(tmp_path / "run"))
     constant = Schedule(shape="constant")
     return dataclasses.replace(
@@ -43,14 +42,14 @@ def config(world, tmp_path):
 
 
 def start(workdir, config, options, manifest):
-    """The position of a run, committed."""
+    """The committed position."""
     found = find_position(workdir, config, options)
     commit_position(workdir, config, found, manifest)
     return found
 
 
 def with_stage(config, **fields):
-    """The run with other fields of its last stage."""
+    """The run with changes in the last stage."""
     *before, last = config.stages
     return dataclasses.replace(config, stages=(*before, dataclasses.replace(last, **fields)))
 
@@ -61,7 +60,7 @@ def with_rate(config, rate):
 
 
 def read_examples(config, monkeypatch, options=NEWEST) -> list[tuple[int, int]]:
-    """Trains; returns the first example and the number of sequences of each loader."""
+    """Trains; returns first example and batch size for each loader."""
     from stackjax.run import run
 
     real, read = run.train_batches, []
@@ -83,7 +82,7 @@ def changes(config) -> list[str]:
 
 
 def lineage(config):
-    """The lineage in the newest checkpoint of a run."""
+    """The lineage in the run's newest checkpoint."""
     workdir = epath.Path(config.workdir)
     phase = expand(config, read_marker(workdir))[-1]
     step = newest_step(workdir, phase)
@@ -112,7 +111,7 @@ def test_resume_with_new_rate_batch_size_and_length(config, monkeypatch, capsys)
     [generation] = lineage(longer)
     assert generation.changes == (said,)
     assert (generation.spent.tokens, generation.spent.examples) == (16 * STEP, 128)
-    # The same command again finds a finished run, and says how to train on.
+    # The same command again finds a finished run.
     capsys.readouterr()
     train(longer)
     assert "--stages.0.tokens 4096" in capsys.readouterr().out
@@ -127,12 +126,12 @@ def test_schedule_counts_tokens_across_batch_sizes(config):
     marker = Marker(waypoints={0: Waypoint(step=4, counts=at)})
     [wide] = expand(with_stage(config, batch_size=16), marker)
     assert (wide.num_steps, wide.end.tokens) == (6, planned.end.tokens)
-    # The same tokens have the same rate, whatever the steps were.
+    # Equal tokens have equal rates.
     for steps, tokens in ((5, 6 * STEP), (6, 8 * STEP)):
         assert wide.counts(steps).tokens == tokens
         rate = float(planned.learning_rate(tokens // STEP - 1))
         assert float(wide.learning_rate(steps - 1)) == pytest.approx(rate)
-    # Without a change a known position changes nothing.
+    # A waypoint alone changes nothing.
     [same] = expand(config, marker)
     assert dataclasses.replace(same, waypoint=planned.waypoint) == planned
 
@@ -146,7 +145,7 @@ def test_resume_from_and_skip_examples_happen_once(config, monkeypatch):
     assert [row["step"] for row in trained] == list(range(1, 9))
     assert [row["examples"] for row in trained] == [8, 16, 24, 37, 45, 53, 61, 69]
     assert changes(config) == ["at 384 tokens: resumed from 3; 5 examples skipped"]
-    # The same command again does not go back again, and another one does.
+    # The same command again does not go back; a different command does.
     assert read_examples(config, monkeypatch, back) == []
     again = ResumeConfig(resume_from="stage_0/train/3", skip_examples=8)
     assert read_examples(config, monkeypatch, again) == [(32, 8)]
@@ -177,7 +176,7 @@ def test_change_survives_a_kill(config, point, monkeypatch, world):
     assert found.marker == dataclasses.replace(read_marker(whole))
     assert found.step == 3
     assert newest_step(workdir, expand(changed)[0]) == 3
-    # And once more: nothing is left to change.
+    # Repeated: no changes remain.
     again = start(workdir, changed, options, manifest)
     assert (again.marker, again.changed) == (found.marker, {})
 
@@ -191,7 +190,7 @@ def test_resume_from_earlier_stage_grows_again(world, tmp_path):
     assert (found.marker.phase, found.marker.directory, found.step) == (0, "stage_0/train", 6)
     assert set(found.marker.waypoints) == {0}
     train(config)
-    # With the same data the same model comes out.
+    # Same data, same model.
     jax.tree.map(np.testing.assert_array_equal, before, last_state(workdir, 1, step=0))
 
 
@@ -242,7 +241,7 @@ def test_change_as_text():
 
 
 def poisoned(compile_step, at: int, value: float):
-    """Steps whose parameters are spoilt before one of them."""
+    """Train steps; at step `at` the parameters are multiplied by `value`."""
 
     def compile_poisoned(config, phase):
         step = compile_step(config, phase)

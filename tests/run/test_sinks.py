@@ -1,4 +1,4 @@
-"""Rows survive restarts exactly once, and every sink gets them."""
+"""Rows occur once across restarts, in every sink."""
 
 import json
 import math
@@ -26,7 +26,7 @@ def build_row(phase, tokens, **numbers):
 
 
 def write_run(directory, rows, kept=NO_ROWS):
-    """Writes rows after those that are kept; returns how far the file goes then."""
+    """Writes rows after `kept`; returns the extent."""
     log = sinks.MetricsLog(directory, kept)
     for row in rows:
         log.write(row)
@@ -39,7 +39,7 @@ RUN = [
     build_row(0, 6, accuracy=0.5) | {"kind": "evaluation"},
     build_row(1, 6, loss_before=1.5) | {"kind": "growth"},
     *(build_row(1, tokens) for tokens in (8, 10, 12)),
-    # Tokens need not grow from phase to phase: fitting a mapping costs none.
+    # Tokens may be equal in two phases.
     *(build_row(2, tokens) for tokens in (12, 14)),
 ]
 
@@ -160,7 +160,7 @@ def test_bucket_gets_whole_objects(tmp_path, monkeypatch):
 
 
 def read_scalars(directory):
-    """Returns the scalars as (tag, step, value), and where stale ones are purged."""
+    """Returns the scalars as (tag, step, value), and the purged steps."""
     scalars, purges = [], []
     for path in sorted(directory.glob("events.*")):
         data = path.read_bytes()
@@ -222,7 +222,7 @@ def test_tensorboard_in_bucket_needs_client(monkeypatch):
 
 
 class FakeWandb(types.ModuleType):
-    """Records what a run of Weights & Biases is given."""
+    """Records calls to Weights & Biases."""
 
     def __init__(self):
         super().__init__("wandb")

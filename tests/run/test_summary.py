@@ -1,4 +1,4 @@
-"""The summary of a run says what its rows and its phases say."""
+"""The summary shows rows and phases."""
 
 import pytest
 from conftest import tiny_run

@@ -1,4 +1,4 @@
-"""A run scores its model on tasks at intervals, by what the command finds too."""
+"""Task scores during training equal scores from the command."""
 
 import dataclasses
 import functools
@@ -33,7 +33,7 @@ TASK = {
 
 @pytest.fixture(autouse=True)
 def only_local(monkeypatch):
-    """The tasks of the harness itself are thousands, which take seconds to find."""
+    """Finding the harness's own tasks takes seconds."""
     only = functools.partial(lm_eval.tasks.TaskManager, include_defaults=False)
     monkeypatch.setattr(lm_eval.tasks, "TaskManager", only)
 
