@@ -88,8 +88,4 @@ def _check_directory(config: Config) -> None:
     if marker.phase or newest_step(workdir, phases[0]) is not None:
         phase = phases[min(marker.phase, len(phases) - 1)]
         changed_fields(workdir, config, phase.stage)
-    check_sinks(
-        workdir,
-        tensorboard=config.logging.tensorboard,
-        wandb_project=config.logging.wandb_project,
-    )
+    check_sinks(config.logging, workdir)

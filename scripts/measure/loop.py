@@ -204,14 +204,7 @@ def _loop_seconds(config: Config, phase: Phase) -> tuple[float, TrainState]:
     source = write_synthetic(
         Path(config.data.path), config.model.vocab_size, config.data.seq_len
     )
-    sinks = open_sinks(
-        workdir,
-        None,
-        rows=NO_ROWS,
-        tensorboard=config.logging.tensorboard,
-        wandb_project=None,
-        settings={},
-    )
+    sinks = open_sinks(config, workdir, None, NO_ROWS)
     ticks = _Ticks()
     with contextlib.ExitStack() as stack:
         stack.enter_context(contextlib.redirect_stdout(io.StringIO()))

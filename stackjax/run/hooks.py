@@ -30,7 +30,7 @@ BUILT_IN_KINDS = (
 )
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@dataclasses.dataclass(frozen=True)
 class StepInfo:
     """A finished training step, as hooks see it."""
 
@@ -39,8 +39,6 @@ class StepInfo:
     mesh: Mesh
     step: int
     """Steps in the phase so far, including this step."""
-    before: Counts
-    """The run's tokens, examples and FLOPs before the step."""
     counts: Counts
     """The run's tokens, examples and FLOPs after the step."""
     state: TrainState
@@ -50,6 +48,11 @@ class StepInfo:
     def phase(self) -> Phase:
         """The phase, as long as currently known: early stopping shortens a phase."""
         return self.run.phases[self.phase_index]
+
+    @property
+    def before(self) -> Counts:
+        """The run's tokens, examples and FLOPs before the step."""
+        return self.counts.since(self.phase.per_step)
 
     @property
     def params(self) -> Params:

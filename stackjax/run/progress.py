@@ -4,7 +4,6 @@ import contextlib
 import sys
 import time
 from collections.abc import Iterator
-from typing import Protocol
 
 import jax
 import rich.console
@@ -14,8 +13,8 @@ from stackjax.run.sinks import Row
 from stackjax.runtime.numbers import short
 
 
-class Progress(Protocol):
-    """Progress on the terminal: a bar, lines or nothing."""
+class Progress:
+    """Shows nothing."""
 
     def row(self, row: Row, seconds_left: float) -> None:
         """Shows a train row and the remaining time."""
@@ -37,7 +36,7 @@ def open_progress(total_tokens: int) -> Progress:
       total_tokens: The run's total tokens.
     """
     if jax.process_index() != 0:
-        return Silence()
+        return Progress()
     console = rich.console.Console()
     if sys.stdout.isatty() and not console.is_dumb_terminal:
         return Bar(total_tokens, console)
@@ -53,23 +52,7 @@ def timed(progress: Progress, task: str) -> Iterator[None]:
     progress.note(f"{task} took {time.monotonic() - start:.1f} s")
 
 
-class Silence:
-    """Shows nothing."""
-
-    def row(self, row: Row, seconds_left: float) -> None:
-        """Shows nothing."""
-
-    def note(self, text: str) -> None:
-        """Shows nothing."""
-
-    def expect(self, total_tokens: int) -> None:
-        """Does nothing."""
-
-    def close(self) -> None:
-        """Does nothing."""
-
-
-class Lines:
+class Lines(Progress):
     """Shows each row as a line with aligned columns."""
 
     def __init__(self, total_tokens: int):
@@ -87,11 +70,8 @@ class Lines:
         """Sets the run's total tokens."""
         self._total_tokens = total_tokens
 
-    def close(self) -> None:
-        """Does nothing."""
 
-
-class Bar:
+class Bar(Progress):
     """Shows the last row beside a bar, and notes above the bar."""
 
     def __init__(self, total_tokens: int, console: rich.console.Console):

@@ -18,6 +18,7 @@ from stackjax.data.sources import TokenSource
 from stackjax.files.rows_file import Extent
 from stackjax.run.progress import Progress
 from stackjax.run.sinks import Row, Sink, flush_all
+from stackjax.runtime.errors import UserError
 from stackjax.training.expand import expand
 from stackjax.training.phase import Counts, Ending, Phase
 from stackjax.training.run_position import Marker, write_marker
@@ -59,7 +60,10 @@ class Run:
     def write(self, kind: str, phase: Phase, step: int, counts: Counts, **values: Any) -> Row:
         """Writes a metrics row and returns the row."""
         where = {"kind": kind, "phase": phase.index, "stage": phase.stage, "step": step}
-        row = where | dataclasses.asdict(counts) | values
+        row = where | dataclasses.asdict(counts)
+        if repeated := sorted(row.keys() & values.keys()):
+            raise UserError(f"metric {repeated[0]} of a {kind} row is taken; rename it.")
+        row |= values
         for sink in self.sinks:
             sink.write(row)
         return row

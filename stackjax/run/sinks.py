@@ -23,6 +23,8 @@ from typing import Any, Protocol
 import jax
 from etils import epath
 
+from stackjax.config import Config, LoggingConfig
+from stackjax.config_file import flatten
 from stackjax.files.rows_file import AXES, TEXT, Extent, RowsFile
 from stackjax.files.storage import is_remote
 from stackjax.runtime.errors import UserError
@@ -48,18 +50,17 @@ class Sink(Protocol):
         """Flushes and releases all resources."""
 
 
-def check_sinks(
-    directory: epath.PathLike, *, tensorboard: bool, wandb_project: str | None
-) -> None:
+def check_sinks(config: LoggingConfig, directory: epath.PathLike) -> None:
     """Raises UserError if a package that the sinks need is not installed."""
     # Python would take a folder named wandb for the package.
     package = importlib.util.find_spec("wandb")
-    if wandb_project and (package is None or package.origin is None):
+    if config.wandb_project and (package is None or package.origin is None):
         raise UserError(
-            f"logging.wandb_project is {wandb_project!r}, but Weights & Biases is not "
+            f"logging.wandb_project is {config.wandb_project!r}, but Weights & Biases is not "
             "installed; `pip install wandb`, or leave it out."
         )
-    if tensorboard and is_remote(directory) and not _tensorboardX().record_writer.GCS_ENABLED:
+    in_bucket = config.tensorboard and is_remote(directory)
+    if in_bucket and not _tensorboardX().record_writer.GCS_ENABLED:
         raise UserError(
             f"logging.tensorboard is on and the run directory is {directory}, which "
             "needs `pip install google-cloud-storage`; or turn it off."
@@ -67,13 +68,7 @@ def check_sinks(
 
 
 def open_sinks(
-    directory: epath.PathLike,
-    resume_at: Position | None,
-    *,
-    rows: Extent,
-    tensorboard: bool,
-    wandb_project: str | None,
-    settings: Mapping[str, Any],
+    config: Config, directory: epath.PathLike, resume_at: Position | None, rows: Extent
 ) -> list[Sink]:
     """Returns the run's sinks in process 0, and no sinks in other processes.
 
@@ -81,16 +76,14 @@ def open_sinks(
       directory: The run directory, on a disk or `gs://`.
       resume_at: The start position; None for a new run.
       rows: The extent up to the start position.
-      settings: The run's config in Weights & Biases.
     """
-    check_sinks(directory, tensorboard=tensorboard, wandb_project=wandb_project)
     if jax.process_index() != 0:
         return []
     sinks: list[Sink] = [MetricsLog(directory, rows)]
-    if tensorboard:
+    if config.logging.tensorboard:
         sinks.append(TensorBoard(directory, resume_at))
-    if wandb_project:
-        sinks.append(WeightsAndBiases(directory, resume_at, wandb_project, settings))
+    if project := config.logging.wandb_project:
+        sinks.append(WeightsAndBiases(directory, resume_at, project, flatten(config)))
     return sinks
 
 

@@ -7,7 +7,7 @@ import shlex
 import sys
 import warnings
 from collections.abc import Sequence
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import jax
 from etils import epath
@@ -16,7 +16,7 @@ from stackjax.checkpoint.directory import absolute, clear
 from stackjax.checkpoint.restore import check_rows_of, newest_lineage
 from stackjax.checkpoint.save import Checkpoints
 from stackjax.config import Config
-from stackjax.config_file import flatten, is_of_training, same_everywhere
+from stackjax.config_file import is_of_training, same_everywhere
 from stackjax.files.rows_file import read_rows
 from stackjax.files.run_lock import run_lock
 from stackjax.inference.provenance import keep_tokenizer
@@ -96,9 +96,7 @@ def train(config: Config, options: ResumeConfig = NEWEST, hooks: Sequence[Hook] 
             workdir=workdir,
             source=source,
             validation=validation,
-            sinks=open_sinks(
-                workdir, resume_at, rows=rows, settings=flatten(config), **_outputs(config)
-            ),
+            sinks=open_sinks(config, workdir, resume_at, rows),
             progress=open_progress(position.phases[-1].end.tokens),
             stop=stop,
             step_of=compile_ahead(config, stop),
@@ -140,13 +138,7 @@ def _check(config: Config, position: Position) -> None:
     check_backend(config)
     estimates = check(config, jax.device_count(), device_memory(), position.marker)
     check_probes(config, estimates, device_memory())
-    check_sinks(config.workdir, **_outputs(config))
-
-
-def _outputs(config: Config) -> dict[str, Any]:
-    """Returns the metric sinks besides `metrics.jsonl`."""
-    logging = config.logging
-    return {"tensorboard": logging.tensorboard, "wandb_project": logging.wandb_project}
+    check_sinks(config.logging, config.workdir)
 
 
 def run_phase(
@@ -175,16 +167,8 @@ def run_phase(
             if should_stop(run.stop, steps_before + step):
                 _save_and_exit(run, checkpoints, log, step, state, counts)
             state, metrics = train_step(state, batch)
-            step, before, counts = step + 1, counts, counts.after(phase.per_step)
-            info = StepInfo(
-                run=run,
-                phase_index=phase.index,
-                mesh=mesh,
-                step=step,
-                before=before,
-                counts=counts,
-                state=state,
-            )
+            step, counts = step + 1, counts.after(phase.per_step)
+            info = StepInfo(run, phase.index, mesh, step, counts, state)
             log.add(info, metrics)
             end_at_budget(info)
             run_hooks(hooks, info, log.paused)

@@ -63,11 +63,8 @@ class Recorder:
 def log_step(**metrics):
     """Returns the row's values for a step with these metrics."""
     run, saved = Recorder(), types.SimpleNamespace(wait=lambda: None, latest_step=None)
-    before, counts = Counts(), Counts(tokens=640, flops=1)
-    log = StepLog(run, run.phases[0], saved, before)
-    step = StepInfo(
-        run=run, phase_index=0, mesh=None, step=10, before=before, counts=counts, state=None
-    )
+    log = StepLog(run, run.phases[0], saved, Counts())
+    step = StepInfo(run, 0, None, 10, Counts(tokens=640, flops=1), None)
     loss, norm = metrics["loss"], metrics["grad_norm"]
     is_finite = np.isfinite(loss) and np.isfinite(norm)
     metrics |= {"learning_rate": 0.1, "is_finite": is_finite}

@@ -9,12 +9,14 @@ import types
 
 import jax
 import pytest
+from conftest import tiny_run
 from etils import epath
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from tensorboardX import record_writer
 from tensorboardX.proto import event_pb2
 
+from stackjax.config import LoggingConfig
 from stackjax.files import rows_file
 from stackjax.files.rows_file import NO_ROWS, read_rows
 from stackjax.run import sinks
@@ -44,6 +46,7 @@ RUN = [
 ]
 
 
+@settings(deadline=None, max_examples=30)  # disks may be slow
 @given(killed_after=st.integers(0, len(RUN)), restored=st.integers(0, len(RUN) - 1))
 def test_run_killed_and_resumed_anywhere_has_every_row_once(
     tmp_path_factory, killed_after, restored
@@ -91,6 +94,7 @@ def test_damaged_line_is_named(tmp_path):
         read_rows(tmp_path)
 
 
+@settings(deadline=None, max_examples=30)  # disks may be slow
 @given(value=st.floats(allow_nan=False, allow_infinity=False))
 def test_floats_keep_every_bit(tmp_path_factory, value):
     directory = tmp_path_factory.mktemp("run")
@@ -190,21 +194,14 @@ def test_tensorboard_events_purge_stale_events(tmp_path):
     assert purges == [5]
 
 
-def open_sinks(directory, resume_at=None, *, tensorboard=False, wandb_project=None):
-    return sinks.open_sinks(
-        directory,
-        resume_at,
-        rows=NO_ROWS,
-        tensorboard=tensorboard,
-        wandb_project=wandb_project,
-        settings={"seed": 0},
-    )
+def logging(*, tensorboard=False, wandb_project=None):
+    return LoggingConfig(every_tokens=64, tensorboard=tensorboard, wandb_project=wandb_project)
 
 
 def test_missing_wandb_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(sinks.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ValueError, match="pip install wandb"):
-        open_sinks(tmp_path, wandb_project="growth")
+        sinks.check_sinks(logging(wandb_project="growth"), tmp_path)
 
 
 def test_folder_named_wandb_is_not_the_package(tmp_path, monkeypatch):
@@ -212,13 +209,13 @@ def test_folder_named_wandb_is_not_the_package(tmp_path, monkeypatch):
     monkeypatch.delitem(sys.modules, "wandb", raising=False)
     monkeypatch.setattr(sys, "path", [str(tmp_path)])
     with pytest.raises(ValueError, match="pip install wandb"):
-        sinks.check_sinks(tmp_path, tensorboard=False, wandb_project="growth")
+        sinks.check_sinks(logging(wandb_project="growth"), tmp_path)
 
 
 def test_tensorboard_in_bucket_needs_client(monkeypatch):
     monkeypatch.setattr(record_writer, "GCS_ENABLED", False)
     with pytest.raises(ValueError, match="pip install google-cloud-storage"):
-        sinks.check_sinks("gs://bucket/run", tensorboard=True, wandb_project=None)
+        sinks.check_sinks(logging(tensorboard=True), "gs://bucket/run")
 
 
 class FakeWandb(types.ModuleType):
@@ -251,13 +248,15 @@ def test_resumed_run_continues_wandb_run(tmp_path, monkeypatch):
 
 
 def test_only_process_0_opens_sinks(tmp_path, monkeypatch):
-    sinks = open_sinks(tmp_path / "new" / "run", tensorboard=True)
-    for sink in sinks:
+    config = tiny_run(logging=logging(tensorboard=True))
+    first, other = tmp_path / "first", tmp_path / "other"
+    opened = sinks.open_sinks(config, first, None, NO_ROWS)
+    for sink in opened:
         sink.write(RUN[0])
         sink.flush()
         sink.close()
-    assert [type(sink) for sink in sinks] == [sinks.MetricsLog, sinks.TensorBoard]
-    assert read_rows(tmp_path / "new" / "run") == RUN[:1]
+    assert [type(sink) for sink in opened] == [sinks.MetricsLog, sinks.TensorBoard]
+    assert read_rows(first) == RUN[:1]
     monkeypatch.setattr(jax, "process_index", lambda: 1)
-    assert open_sinks(tmp_path / "other", tensorboard=True) == []
-    assert not (tmp_path / "other").exists()
+    assert sinks.open_sinks(config, other, None, NO_ROWS) == []
+    assert not other.exists()
