@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 import jax
 
 from stackjax.checkpoint.directory import absolute, newest_step
-from stackjax.config import Config, Until
+from stackjax.config import Config, EarlyStop
 from stackjax.config_file import changed_fields, flatten
 from stackjax.run.growth_probe import check_probes
 from stackjax.run.sinks import check_sinks
@@ -64,7 +64,7 @@ def named(label: str) -> Iterator[None]:
 
 
 def _check_config(config: Config) -> None:
-    if any(stage.until != Until() for stage in config.stages):
+    if any(stage.until != EarlyStop() for stage in config.stages):
         raise UserError(
             "a stage has `until`; runs that cost the same end where their FLOPs do, so leave "
             "it out."

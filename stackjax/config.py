@@ -105,20 +105,20 @@ class OptimizerConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Until:
-    """What ends a stage before its length is up: whichever comes first."""
+class EarlyStop:
+    """Early stopping: the first condition to hold ends the stage."""
 
     tokens: Tokens | None = None
-    """Tokens of the run, over all its stages."""
+    """Stop at this many tokens, counted over all stages."""
     flops_6nd: Positive | None = None
-    """FLOPs of the run by 6ND, over all its stages."""
+    """Stop at this many FLOPs (6ND), counted over all stages."""
     loss: Positive | None = None
-    """Held-out loss, or less, at an evaluation."""
+    """Stop at this validation loss or less."""
     slope: Annotated[Positive | None, OnlyWith("slope_tokens")] = None
-    """Held-out loss that falls by less than so many nats while the phase's tokens grow e-fold,
-    by least squares over their logarithm, over the last `slope_tokens`."""
+    """Stop when the validation loss falls by less than this many nats per e-fold increase in
+    tokens, by least squares over the last `slope_tokens`."""
     slope_tokens: Annotated[Tokens | None, OnlyWith("slope")] = None
-    """Tokens whose evaluations tell the slope: three of them, or more."""
+    """Window for the slope, in tokens, with at least three evaluations."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -143,8 +143,8 @@ class Stage:
     """Sequences in each optimizer step, over all devices and microbatches."""
     accumulate: Size = 1
     """Microbatches that each step's batch is cut into."""
-    until: Until = Until()
-    """What ends the stage sooner. Learning rates and checks are those of its whole length."""
+    until: EarlyStop = EarlyStop()
+    """Early stopping. Learning rates follow the planned length."""
     growth: GrowthField | None = None
     """How this stage's model grows out of the stage before; the first stage has none."""
     optimizer_state: Annotated[Literal["reset", "grow", "keep"], OnlyWith("growth")] = "reset"

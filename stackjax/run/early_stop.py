@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from stackjax.config import Until
+from stackjax.config import EarlyStop
 from stackjax.run.hooks import StepInfo
 from stackjax.run.step_log import StepLog
 
@@ -12,7 +12,7 @@ Evaluation = tuple[int, float]
 """Tokens in the phase so far, and the validation loss."""
 
 
-def budget_reason(until: Until, tokens: int, flops_6nd: int) -> str | None:
+def budget_reason(until: EarlyStop, tokens: int, flops_6nd: int) -> str | None:
     """Returns why a stage ends at the run's tokens or FLOPs; None if training continues."""
     if until.tokens is not None and tokens >= until.tokens:
         return f"the run has trained on {until.tokens:,} tokens"
@@ -21,7 +21,7 @@ def budget_reason(until: Until, tokens: int, flops_6nd: int) -> str | None:
     return None
 
 
-def loss_reason(until: Until, evaluations: Sequence[Evaluation]) -> str | None:
+def loss_reason(until: EarlyStop, evaluations: Sequence[Evaluation]) -> str | None:
     """Returns why a stage ends at the last evaluation; None if training continues."""
     loss = evaluations[-1][1]
     if until.loss is not None and loss <= until.loss:

@@ -10,7 +10,7 @@ from conftest import tiny_run
 from runs import assert_same_run, last_state, rows
 
 from stackjax.analysis.reading import read_record
-from stackjax.config import Schedule, Until
+from stackjax.config import EarlyStop, Schedule
 from stackjax.growth import DepthRandom, Learn
 from stackjax.run.early_stop import budget_reason, loss_reason
 from stackjax.run.train import train
@@ -22,11 +22,11 @@ from stackjax.training.run_position import Marker
 STEP = 128
 
 SPENT = [
-    (Until(), 10**12, 10**24, None),
-    (Until(tokens=100), 99, 0, None),
-    (Until(tokens=100), 100, 0, "100 tokens"),
-    (Until(tokens=100, flops_6nd=1e9), 50, 10**9, "1e+09 FLOPs"),
-    (Until(flops_6nd=1e9), 10**9, 10**9 - 1, None),
+    (EarlyStop(), 10**12, 10**24, None),
+    (EarlyStop(tokens=100), 99, 0, None),
+    (EarlyStop(tokens=100), 100, 0, "100 tokens"),
+    (EarlyStop(tokens=100, flops_6nd=1e9), 50, 10**9, "1e+09 FLOPs"),
+    (EarlyStop(flops_6nd=1e9), 10**9, 10**9 - 1, None),
 ]
 
 
@@ -37,7 +37,7 @@ def test_stage_ends_at_budget(until, tokens, flops, reason):
 
 
 def test_stage_ends_at_loss():
-    until = Until(loss=2.5)
+    until = EarlyStop(loss=2.5)
     assert loss_reason(until, [(10, 2.6), (20, 2.5001)]) is None
     assert "loss is 2.5000" in (loss_reason(until, [(10, 2.6), (20, 2.5)]) or "")
     # Only the last loss counts.
@@ -50,13 +50,13 @@ def test_plateau_is_slope_over_log_tokens():
     fall = -np.polyfit(np.log(tokens[9:]), losses[9:], 1)[0]
     seen = list(zip(tokens.tolist(), losses.tolist(), strict=True))
     window = {"slope_tokens": 10_000}
-    assert loss_reason(Until(slope=fall * 0.999, **window), seen) is None
-    reason = loss_reason(Until(slope=fall * 1.001, **window), seen)
+    assert loss_reason(EarlyStop(slope=fall * 0.999, **window), seen) is None
+    reason = loss_reason(EarlyStop(slope=fall * 1.001, **window), seen)
     assert reason is not None and f"{fall:.3g} nats" in reason
     # Not before the window is full, and not with two evaluations.
-    assert loss_reason(Until(slope=99.0, **window), seen[:10]) is None
-    assert loss_reason(Until(slope=99.0, **window), seen[:11]) is not None
-    assert loss_reason(Until(slope=99.0, slope_tokens=1000), seen) is None
+    assert loss_reason(EarlyStop(slope=99.0, **window), seen[:10]) is None
+    assert loss_reason(EarlyStop(slope=99.0, **window), seen[:11]) is not None
+    assert loss_reason(EarlyStop(slope=99.0, slope_tokens=1000), seen) is None
 
 
 REFUSED = [
@@ -74,7 +74,7 @@ def test_invalid_early_stopping_is_refused(fields, message):
 
 def with_until(config, stage, **fields):
     stages = list(config.stages)
-    stages[stage] = dataclasses.replace(stages[stage], until=Until(**fields))
+    stages[stage] = dataclasses.replace(stages[stage], until=EarlyStop(**fields))
     return dataclasses.replace(config, stages=tuple(stages))
 
 
@@ -129,7 +129,7 @@ def run(world, workdir, *, first=8, axis="stage", **until):
     config = world.config("--evaluation.every-tokens", str(2 * STEP), "--workdir", str(workdir))
     schedule = Schedule(horizon_tokens=32 * STEP, axis=axis)
     stages = [dataclasses.replace(stage, schedule=schedule) for stage in config.stages]
-    stages[0] = dataclasses.replace(stages[0], tokens=first * STEP, until=Until(**until))
+    stages[0] = dataclasses.replace(stages[0], tokens=first * STEP, until=EarlyStop(**until))
     return dataclasses.replace(config, stages=tuple(stages))
 
 

@@ -21,12 +21,12 @@ from conftest import tiny_model, tiny_run
 
 from stackjax.config import (
     Config,
+    EarlyStop,
     OptimizerConfig,
     ProbeConfig,
     Rewarm,
     Schedule,
     TasksConfig,
-    Until,
 )
 from stackjax.config_file import flatten
 from stackjax.growth import Growth, Stack, parse_growth
@@ -286,7 +286,7 @@ def config_with(field: str, fields: dict[str, Any]) -> Any:
     holder = field.rpartition(".")[0]
     if holder.startswith("stages"):
         stage = (
-            dataclasses.replace(STAGE, until=Until(**fields))
+            dataclasses.replace(STAGE, until=EarlyStop(**fields))
             if "until" in holder
             else (dataclasses.replace(STAGE, **fields))
         )
@@ -326,7 +326,7 @@ FULL = tiny_run(
         OPTIMIZER, name="muon", schedule=Schedule(shape="wsd", decay_tokens=64)
     ),
     stages=(
-        dataclasses.replace(STAGE, until=Until(slope=0.1, slope_tokens=5000)),
+        dataclasses.replace(STAGE, until=EarlyStop(slope=0.1, slope_tokens=5000)),
         dataclasses.replace(
             tiny_run().stages[1],
             growth=Stack(2),
