@@ -69,8 +69,6 @@ def pretrained(name, mesh="one device", end_id=NO_END) -> Pretrained:
             abstract,
         )
     return Pretrained(
-        path="a model",
-        lineage=(),
         config=config,
         params=params,
         mesh=mesh_of(mesh),

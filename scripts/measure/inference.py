@@ -50,13 +50,11 @@ def measure_inference(config: Config, phase: Phase, mesh: Mesh) -> Inference:
     check_memory("the logits of an evaluation", logits_bytes)
     init = functools.partial(model.init, phase.model)
     pretrained = Pretrained(
-        path=config.workdir,
         config=phase.model,
         params=jax.jit(init)(jax.random.key(0)),
         mesh=mesh,
         tokenization=tokenization(load_tokenizer("bytes")),
         seq_len=seq_len,
-        lineage=(),
     )
     shape = (BATCHES * num_rows, seq_len + 1)
     tokens = np.random.default_rng(0).integers(1, phase.model.vocab_size, shape, np.int32)

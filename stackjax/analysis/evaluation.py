@@ -13,7 +13,8 @@ from stackjax.analysis.scores import tell
 from stackjax.checkpoint.lineage import code_version, total
 from stackjax.files.output import check_writable
 from stackjax.files.storage import replace_text
-from stackjax.inference.pretrained import load_pretrained
+from stackjax.inference.pretrained import load_saved
+from stackjax.inference.saved_model import open_model
 from stackjax.inference.tasks import load_tasks, measure
 from stackjax.options import EvaluateConfig
 from stackjax.runtime.errors import UserError
@@ -39,14 +40,15 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
         limit=config.limit,
         batch_size=config.batch_size,
     )
-    pretrained = load_pretrained(config.model, config.tokenizer)
+    saved = open_model(config.model)
+    pretrained = load_saved(saved, config.tokenizer)
     # Fixed now, because stdout is redirected while the harness runs.
     console = rich.console.Console(file=sys.stdout)
     return {
         "model": config.model,
-        "checkpoint": pretrained.path,
+        "checkpoint": str(saved.path),
         # Unknown for some imported models.
-        "tokens": total(pretrained.lineage).tokens or None,
+        "tokens": total(saved.contents.lineage).tokens or None,
         "seq_len": pretrained.seq_len,
         "tokenizer": {
             "name": pretrained.tokenizer.name,

@@ -2,15 +2,10 @@
 
 import dataclasses
 import json
-from pathlib import Path
 
 from stackjax.checkpoint.contents import Contents
-from stackjax.checkpoint.directory import absolute, find_checkpoint
 from stackjax.checkpoint.lineage import Generation, total
-from stackjax.checkpoint.restore import read_contents
-from stackjax.inference.pretrained import is_folder
-from stackjax.interop.folder import read_lineage
-from stackjax.interop.huggingface import read_folder
+from stackjax.inference.saved_model import open_model
 from stackjax.model.flops import describe, num_params
 from stackjax.options import InspectConfig
 from stackjax.runtime.numbers import short
@@ -20,16 +15,10 @@ from stackjax.training.phase import Counts
 
 def inspect(config: InspectConfig) -> str:
     """Returns what a checkpoint or folder says of itself; UserError if there is none."""
-    if is_folder(config.run):
-        folder = read_folder(Path(config.run))
-        checkpoint, lineage = folder.path, read_lineage(folder)
-        contents = Contents(total(lineage), folder.model, is_model=True, lineage=lineage)
-    else:
-        checkpoint = find_checkpoint(absolute(config.run))
-        contents = read_contents(checkpoint)
+    saved = open_model(config.run)
     if config.json:
-        return json.dumps({"checkpoint": str(checkpoint)} | dataclasses.asdict(contents))
-    return f"{checkpoint}\n{tell(contents)}"
+        return json.dumps({"checkpoint": str(saved.path)} | dataclasses.asdict(saved.contents))
+    return f"{saved.path}\n{tell(saved.contents)}"
 
 
 def tell(contents: Contents) -> str:

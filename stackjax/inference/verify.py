@@ -12,7 +12,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from stackjax import model
-from stackjax.inference.pretrained import open_checkpoint, read_params
+from stackjax.inference.saved_model import open_model
 from stackjax.model import ModelConfig
 
 _ROWS, _TOKENS = 4, 64
@@ -20,12 +20,12 @@ _ROWS, _TOKENS = 4, 64
 
 def verify(folder: Path, checkpoint: str, mesh: Mesh) -> str:
     """Returns a one-line comparison of float32 logits on random tokens."""
-    path, contents = open_checkpoint(checkpoint)
-    vocab_size = contents.model.vocab_size
+    saved = open_model(checkpoint)
+    vocab_size = saved.model.vocab_size
     tokens_BT = np.random.default_rng(0).integers(0, vocab_size, (_ROWS, _TOKENS))
     theirs_BTV = _transformers_logits(folder, tokens_BT)
-    params = read_params(path, contents.model, mesh)
-    ours_BTV = _own_logits(contents.model, params, tokens_BT)
+    params = saved.load_params(saved.model, mesh)
+    ours_BTV = _own_logits(saved.model, params, tokens_BT)
     return describe(theirs_BTV, ours_BTV)
 
 

@@ -22,16 +22,14 @@ from stackjax.model.flops import flops_6nd, num_params
 from stackjax.runtime.errors import UserError
 from stackjax.runtime.numbers import short
 from stackjax.runtime.progress_bar import progress_bar
-from stackjax.tokenizer.special_tokens import TOKENIZER_FILES, read_tokenization
-from stackjax.tokenizer.tokenization import Tokenization
 from stackjax.tokenizer.tokenizer import Tokenizer
 from stackjax.tokenizer.tokenizer_info import write_file
 from stackjax.tokenizer.tokenizer_json import bytes_fields
 from stackjax.training.phase import Counts
 
-ORIGIN = "stackjax.json"
+LINEAGE_FILE = "stackjax.json"
 """File with the model's lineage."""
-CARRIED = "huggingface"
+HUGGINGFACE_DIR = "huggingface"
 """Directory next to a checkpoint with the original folder's files."""
 _PORTABLE = (
     "tokenizer.json",
@@ -83,7 +81,7 @@ def portable_files(source: epath.Path) -> list[str]:
     return names
 
 
-def carry(source: epath.Path, target: epath.Path) -> None:
+def copy_portable_files(source: epath.Path, target: epath.Path) -> None:
     """Copies the files still valid for a grown model.
 
     Raises:
@@ -94,20 +92,6 @@ def carry(source: epath.Path, target: epath.Path) -> None:
         file.parent.mkdir(parents=True, exist_ok=True)
         (source / name).copy(file, overwrite=True)
     target.mkdir(exist_ok=True)
-
-
-def folder_tokenization(path: Path) -> Tokenization:
-    """Returns a folder's tokenizer and special tokens.
-
-    Raises:
-      UserError: There is no tokenizer, or the tokenizer is damaged.
-    """
-    found = read_tokenization(path)
-    if found is None:
-        raise UserError(
-            f"{path} has no {' and no '.join(TOKENIZER_FILES)}; name one with --tokenizer."
-        )
-    return found
 
 
 def write_tokenizer(tokenizer: Tokenizer, target: Path) -> None:
@@ -143,7 +127,7 @@ def read_lineage(folder: Folder, tokens: int = 0) -> tuple[Generation, ...]:
     Raises:
       UserError: The recorded lineage belongs to another model.
     """
-    file = folder.path / ORIGIN
+    file = folder.path / LINEAGE_FILE
     if not file.exists():
         flops = tokens * flops_6nd(folder.model)
         return (
@@ -156,7 +140,7 @@ def read_lineage(folder: Folder, tokens: int = 0) -> tuple[Generation, ...]:
                 code=f"from {folder.name}",
             ),
         )
-    file = file_inside(folder.path, ORIGIN, str(folder.path))
+    file = file_inside(folder.path, LINEAGE_FILE, str(folder.path))
     lineage = read_object(file, "remove it", lambda fields: from_json(fields.get("lineage")))
     if num_params(lineage[-1].model) != num_params(folder.model):
         raise UserError(f"{file} tells of another model than {CONFIG}; remove it.")
@@ -179,7 +163,7 @@ def write_folder(
     write_tensors(staging, infos, _show_progress(infos, tensors))
     (staging / CONFIG).write_text(json.dumps(dict(fields), indent=2) + "\n")
     origin = {"lineage": [dataclasses.asdict(generation) for generation in lineage]}
-    (staging / ORIGIN).write_text(json.dumps(origin, indent=2) + "\n")
+    (staging / LINEAGE_FILE).write_text(json.dumps(origin, indent=2) + "\n")
     (staging / "README.md").write_text(_card(lineage))
 
 
@@ -223,7 +207,7 @@ tags:
 | **total** | | | | | **{short(spent.tokens)}** | **{spent.flops_6nd:.3e}** | |
 {unknown}
 FLOPs are 6 x parameters x tokens, those of every smaller model on the way included.
-`{ORIGIN}` has the same for machines.
+`{LINEAGE_FILE}` has the same for machines.
 """
 
 

@@ -57,7 +57,7 @@ _DAMAGES = (
 """Exceptions raised by torch.load for damaged or malicious files."""
 
 
-class _LitTensors(Mapping[str, TensorInfo]):
+class _Tensors(Mapping[str, TensorInfo]):
     """A lit-gpt state dict under the tensor names used by transformers."""
 
     def __init__(self, state: Mapping[str, Any], num_kv_heads: int, head_dim: int):
@@ -100,7 +100,12 @@ class _LitTensors(Mapping[str, TensorInfo]):
         return rows[:, parts[part]].reshape(-1, value.shape[-1])
 
 
-def read_checkpoint(path: Path, head_dim: int | None = None) -> Folder:
+def is_litgpt(path: str) -> bool:
+    """Returns whether a path is a lit-gpt file."""
+    return path.endswith(".pth")
+
+
+def read_litgpt(path: Path, head_dim: int | None = None) -> Folder:
     """Returns a `.pth` checkpoint as a Hugging Face folder.
 
     Args:
@@ -144,7 +149,7 @@ def read_checkpoint(path: Path, head_dim: int | None = None) -> Folder:
         "tie_word_embeddings": False,
         "torch_dtype": DTYPES[widest(map(_dtype, state.values()))].name,
     }
-    tensors: Any = _LitTensors(state, num_kv_heads, head_dim)
+    tensors: Any = _Tensors(state, num_kv_heads, head_dim)
     config = model_config(fields, str(path))
     check_tensors(tensors, config, str(path))
     return Folder(path.parent, path.name, fields, config, tensors)

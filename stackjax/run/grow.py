@@ -8,17 +8,16 @@ import dataclasses
 import functools
 import math
 import time
-from pathlib import Path
 from typing import Any
 
 import jax
 from etils import epath
 from jax.sharding import Mesh
 
-from stackjax.checkpoint.directory import absolute, find_checkpoint
+from stackjax.checkpoint.directory import absolute
 from stackjax.checkpoint.grow_state import check_finite, grow_by_parts, saved_optimizer
-from stackjax.checkpoint.lineage import begin_grown, total
-from stackjax.checkpoint.restore import check_is_model, load_part, read_contents, read_types
+from stackjax.checkpoint.lineage import begin_grown
+from stackjax.checkpoint.restore import load_part, read_types
 from stackjax.checkpoint.save import write_first
 from stackjax.config import Config
 from stackjax.config_file import read_config
@@ -27,11 +26,10 @@ from stackjax.files.new_directory import new_directory
 from stackjax.files.staging import refuse_existing, staging_directory
 from stackjax.growth import Growth, Learn
 from stackjax.growth.composition import Chain
-from stackjax.inference.pretrained import is_folder, read_params
-from stackjax.inference.provenance import keep_origin
-from stackjax.interop.folder import carry, new_folder, read_lineage, write_folder
+from stackjax.inference.saved_model import SavedFolder, open_model
+from stackjax.interop.folder import copy_portable_files, new_folder, write_folder
 from stackjax.interop.grow_folder import grown_infos, grown_tensors
-from stackjax.interop.huggingface import grown_fields, read_folder
+from stackjax.interop.huggingface import grown_fields
 from stackjax.model import ModelConfig, Params
 from stackjax.model.flops import describe, num_params
 from stackjax.options import GrowConfig
@@ -57,16 +55,15 @@ def grow(config: GrowConfig) -> epath.Path:
       UserError: SOURCE holds no model, or it cannot grow so.
       OSError: A file could not be read or written.
     """
-    if is_folder(config.source):
-        return grow_folder(config)
+    saved = open_model(config.source, source_tokens=config.source_tokens)
+    if isinstance(saved, SavedFolder):
+        return grow_folder(config, saved)
     check_unset(config, ["source_tokens"], "SOURCE is a checkpoint, which knows its own")
     start = time.monotonic()
     directory: Any = absolute(config.target)
     refuse_existing(directory)
-    checkpoint = find_checkpoint(absolute(config.source))
-    contents = read_contents(checkpoint)
-    check_is_model(checkpoint, contents)
-    growth, source = config.growth, contents.model
+    checkpoint, contents = saved.path, saved.contents
+    growth, source = config.growth, saved.model
     _check_growth(config, source)
     target = growth.target_config(source)
     optimizer = None
@@ -80,7 +77,7 @@ def grow(config: GrowConfig) -> epath.Path:
     with jax.set_mesh(mesh):
         before = math.nan
         if run is not None:
-            params = read_params(checkpoint, source, mesh)
+            params = saved.load_params(source, mesh)
             before = _held_out_loss(run, source, mesh, params)
             del params
         state = grow_by_parts(
@@ -98,7 +95,7 @@ def grow(config: GrowConfig) -> epath.Path:
         lineage = begin_grown(contents.lineage, growth, target)
         contents = dataclasses.replace(contents, model=target, lineage=lineage)
         with new_directory(directory) as staging:
-            keep_origin(checkpoint, staging)
+            saved.copy_files(staging)
             write_first(staging, state, contents)
     grown = directory / "0"
     num_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
@@ -116,7 +113,7 @@ def _load(
     return part
 
 
-def grow_folder(config: GrowConfig) -> epath.Path:
+def grow_folder(config: GrowConfig, saved: SavedFolder) -> epath.Path:
     """Writes the folder of a grown model, and returns where; raises as `grow` does."""
     start = time.monotonic()
     directory = new_folder(config.target)
@@ -125,17 +122,17 @@ def grow_folder(config: GrowConfig) -> epath.Path:
             f"{config.source} is a folder of transformers, which holds no optimizer state and "
             f"is not evaluated here: leave out --optimizer-state and --config."
         )
-    folder, growth = read_folder(Path(config.source)), config.growth
+    folder, growth = saved.folder, config.growth
     _check_growth(config, folder.model)
-    lineage = read_lineage(folder, config.source_tokens)
     target, infos = growth.target_config(folder.model), grown_infos(folder, growth)
     fields = grown_fields(folder, target)
-    print(_plan(config.source, folder.model, total(lineage).tokens, growth))
+    lineage = begin_grown(saved.contents.lineage, growth, target)
+    print(_plan(config.source, folder.model, saved.contents.counts.tokens, growth))
     key = jax.random.key(config.seed)
     tensors = grown_tensors(folder, growth, key, allow_nonfinite=config.allow_nonfinite)
     with staging_directory(directory) as staging:
-        carry(epath.Path(folder.path), epath.Path(staging))
-        write_folder(staging, fields, infos, tensors, begin_grown(lineage, growth, target))
+        copy_portable_files(epath.Path(folder.path), epath.Path(staging))
+        write_folder(staging, fields, infos, tensors, lineage)
     _tell_written(directory, sum(info.num_bytes for info in infos.values()), start)
     return directory
 

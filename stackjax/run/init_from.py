@@ -1,6 +1,5 @@
 """The state when a run starts: new, from a checkpoint, or from other weights."""
 
-import functools
 from pathlib import Path
 
 import jax
@@ -14,18 +13,9 @@ from stackjax.checkpoint.restore import load_whole
 from stackjax.checkpoint.save import Checkpoints
 from stackjax.config import Config
 from stackjax.files.rows_file import NO_ROWS, Extent
-from stackjax.inference.pretrained import is_folder, open_checkpoint, read_params
-from stackjax.inference.provenance import (
-    carried_files,
-    data_tokenizer,
-    keep_carried,
-    keep_folder,
-    known_tokenization,
-    local_files,
-    trained_tokenization,
-)
-from stackjax.interop import huggingface
-from stackjax.interop.folder import CARRIED, portable_files, read_lineage
+from stackjax.inference.run_tokenizer import data_tokenizer, merge_tokenization
+from stackjax.inference.saved_model import SavedFolder, local_files, open_model
+from stackjax.interop.folder import HUGGINGFACE_DIR, portable_files
 from stackjax.model import ModelConfig
 from stackjax.model.config import differences
 from stackjax.run.resume import Position, read_or_go_back
@@ -44,28 +34,25 @@ def check_start(path: str, config: ModelConfig, data_path: str) -> None:
     The model or the tokenizer may differ from the run's, or a file may be a link out of the
     folder.
     """
-    if is_folder(path):
-        found = huggingface.read_folder(Path(path)).model
-    else:
-        found = open_checkpoint(path)[1].model
+    source = open_model(path)
     # The vocabulary in a folder is not padded, so any padding fits.
-    besides = ("vocab_multiple",) if is_folder(path) else ()
-    said = differences(config, found, besides=besides)
-    if said:
+    besides = ("vocab_multiple",) if isinstance(source, SavedFolder) else ()
+    differing = differences(config, source.model, besides=besides)
+    if differing:
         raise UserError(
-            f"init_from {path} holds a different model from stage 0: {said}; take the model "
-            f"from there in the config, with stackjax.inference.pretrained.model_of."
+            f"init_from {path} holds a different model from stage 0: {differing}; take the "
+            f"model from there in the config, with "
+            f"stackjax.inference.saved_model.model_of."
         )
-    if is_folder(path):
-        portable_files(epath.Path(path))
-    _check_tokenizer(path, data_path)
+    if source.huggingface_files is not None:
+        portable_files(epath.Path(source.huggingface_files))
+    if source.tokenization is not None:
+        _check_tokenizer(path, source.tokenization, data_path)
 
 
-def _check_tokenizer(path: str, data_path: str) -> None:
+def _check_tokenizer(path: str, source: Tokenization, data_path: str) -> None:
     """Raises UserError if data and model have different tokenizers."""
-    source, of_data = _source_tokenization(path), data_tokenizer(data_path)
-    if source is None:
-        return
+    of_data = data_tokenizer(data_path)
     again = f"prepare the data again, with --tokenizer {source.tokenizer.name}"
     # Some folders contain the same tokenizer in two formats.
     other = Path(path) / (of_data.file or "")
@@ -83,30 +70,19 @@ def _check_tokenizer(path: str, data_path: str) -> None:
         )
 
 
-def _source_tokenization(path: str) -> Tokenization | None:
-    """Returns the tokenization for the model at a path; None if unknown."""
-    if is_folder(path):
-        return read_tokenization(Path(path))
-    return known_tokenization(open_checkpoint(path)[0])
-
-
 def run_tokenization(config: Config) -> Tokenization:
     """Returns the tokenization for the run's model, during and after training."""
-    carried = _carried(config)
-    of_folder = None if carried is None else read_tokenization(carried)
-    return trained_tokenization(data_tokenizer(config.data.path), of_folder)
+    files = _huggingface_files(config)
+    original = None if files is None else read_tokenization(files)
+    return merge_tokenization(data_tokenizer(config.data.path), original)
 
 
-def _carried(config: Config) -> Path | None:
-    """Returns the directory with Hugging Face files, if the model comes from Hugging Face."""
-    kept = absolute(config.workdir) / CARRIED
-    if kept.exists():  # The source folder may be gone.
-        return local_files(kept)
-    if config.init_from is None:
-        return None
-    if is_folder(config.init_from):
-        return Path(config.init_from)
-    return carried_files(open_checkpoint(config.init_from)[0])
+def _huggingface_files(config: Config) -> Path | None:
+    """Returns a local directory with the source model's Hugging Face files, if any."""
+    copied = absolute(config.workdir) / HUGGINGFACE_DIR
+    if copied.exists():  # The source may have been removed since.
+        return local_files(copied)
+    return None if config.init_from is None else open_model(config.init_from).huggingface_files
 
 
 def state_at(
@@ -153,18 +129,14 @@ def start_from(
     State and lineage are saved to disk first, so the run no longer needs the source.
     """
     with jax.set_mesh(mesh):
-        if is_folder(path):
-            folder = huggingface.read_folder(Path(path))
-            params = huggingface.load_params(folder, phase.model, mesh)
-            lineage, keep = read_lineage(folder), functools.partial(keep_folder, folder)
-        else:
-            checkpoint, contents = open_checkpoint(path)
-            params = read_params(checkpoint, phase.model, mesh)
-            lineage, keep = contents.lineage, functools.partial(keep_carried, checkpoint)
+        source = open_model(path)
+        params = source.load_params(phase.model, mesh)
         if jax.process_index() == 0:
-            keep(workdir)
+            source.copy_huggingface_files(workdir)
         opt_state = jax.jit(phase_optimizer(config, phase).init)(params)
         state = TrainState(jnp.zeros((), jnp.int32), params, opt_state)
-        with Checkpoints(workdir, phase, config.checkpoints, lineage) as checkpoints:
+        with Checkpoints(
+            workdir, phase, config.checkpoints, source.contents.lineage
+        ) as checkpoints:
             checkpoints.save(0, state, phase.start)
     return state

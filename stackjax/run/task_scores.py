@@ -39,13 +39,11 @@ def task_hooks(config: Config) -> list[Hook]:
 
     def scores(step: StepInfo) -> Mapping[str, float | None]:
         pretrained = Pretrained(
-            path=config.workdir,
             config=step.phase.model,
             params=step.params,
             mesh=step.mesh,
             tokenization=tokenization,
             seq_len=config.data.seq_len,
-            lineage=(),
         )
         return {
             f"{name}/{metric}": value

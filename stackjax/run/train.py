@@ -19,7 +19,7 @@ from stackjax.config import Config
 from stackjax.config_file import is_of_training, same_everywhere
 from stackjax.files.rows_file import read_rows
 from stackjax.files.run_lock import run_lock
-from stackjax.inference.provenance import keep_tokenizer
+from stackjax.inference.run_tokenizer import copy_data_tokenizer
 from stackjax.model.flops import describe, num_params, peak_flops
 from stackjax.options import ResumeConfig
 from stackjax.run.compile_ahead import compile_ahead, ends_while_compiling
@@ -87,7 +87,7 @@ def train(config: Config, options: ResumeConfig = NEWEST, hooks: Sequence[Hook] 
         hooks = (*task_hooks(config), *hooks)
         stop = stack.enter_context(stop_on_signals())
         from_process_0(lambda: commit_position(workdir, config, position, source.manifest))
-        keep_tokenizer(config.data.path, workdir)
+        copy_data_tokenizer(config.data.path, workdir)
         use_compilation_cache(workdir)
         state, counts, rows = state_at(config, workdir, position)
         resume_at = None if counts == Counts() else (position.phase.index, counts.tokens)

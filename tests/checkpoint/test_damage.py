@@ -23,7 +23,7 @@ from stackjax.config import CheckpointConfig, Stage
 from stackjax.config_record import config_record, read_config_record
 from stackjax.files.json_file import seal
 from stackjax.files.rows_file import NO_ROWS, read_rows
-from stackjax.inference.provenance import read_kept, write_kept
+from stackjax.inference.run_tokenizer import read_run_tokenizer, write_run_tokenizer
 from stackjax.run.resume import read_or_go_back
 from stackjax.run.sinks import MetricsLog
 from stackjax.runtime.errors import UserError
@@ -461,10 +461,10 @@ def test_a_flipped_bit_of_a_record_is_named_or_has_no_effect(tmp_path):
     record = {"config": {"seed": 0, "stages.0.tokens": 640}, "data": "a1", "tokenizer": "b"}
     (tmp_path / "config.json").write_text(config_record(record))
     config, info = tmp_path / "config.json", tmp_path / "tokenizer" / "info.json"
-    write_kept(load_tokenizer("bytes"), epath.Path(info.parent))
+    write_run_tokenizer(load_tokenizer("bytes"), epath.Path(info.parent))
     readers = {
         config: lambda: read_config_record(config),
-        info: lambda: read_kept(epath.Path(info.parent)),
+        info: lambda: read_run_tokenizer(epath.Path(info.parent)),
     }
     for path, read in readers.items():
         data, expected, seen = path.read_bytes(), read(), 0

@@ -15,6 +15,7 @@ from stackjax.files.new_directory import new_directory
 from stackjax.files.staging import UPLOADING
 from stackjax.growth import Stack
 from stackjax.inference import convert
+from stackjax.inference.saved_model import SavedCheckpoint, SavedFolder
 from stackjax.options import ConvertConfig, GrowConfig
 from stackjax.run import grow
 
@@ -42,10 +43,10 @@ def failing(owner, name, when, error):
         yield
 
 
-def place(command, keep, point):
-    """Returns a function and the side, before or after, of its failure."""
-    *owner, name_or_keep, when = POINTS[point]
-    return (*owner, name_or_keep, when) if owner else (command, keep, when)
+def place(owner, copy_files, point):
+    """Returns an owner, a function, and the side, before or after, of its failure."""
+    *checkpointer, name, when = POINTS[point]
+    return (*checkpointer, name, when) if checkpointer else (owner, copy_files, when)
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), FULL], ids=["killed", "full disk"])
@@ -53,7 +54,7 @@ def place(command, keep, point):
 def test_failed_growth_leaves_nothing_and_can_be_repeated(uncut, tmp_path, point, error):
     target = tmp_path / "grown"
     config = GrowConfig(source=str(uncut), target=str(target), growth=Stack(2))
-    owner, name, when = place(grow, "keep_origin", point)
+    owner, name, when = place(SavedCheckpoint, "copy_files", point)
     with failing(owner, name, when, error), pytest.raises((KeyboardInterrupt, OSError)):
         grow.grow(config)
     assert list(tmp_path.iterdir()) == []
@@ -66,7 +67,7 @@ def test_failed_conversion_leaves_nothing_and_can_be_repeated(tmp_path, point):
     folder = folders.write(tmp_path / "folder", "llama")
     target = tmp_path / "out" / "converted"
     config = ConvertConfig(source=str(folder), target=str(target))
-    owner, name, when = place(convert, "keep_folder", point)
+    owner, name, when = place(SavedFolder, "copy_huggingface_files", point)
     with failing(owner, name, when, FULL), pytest.raises(OSError, match="No space left"):
         convert.convert(config)
     assert list(target.parent.iterdir()) == []
@@ -81,7 +82,7 @@ def test_killed_upload_is_incomplete_and_repeated(uncut):
         for name, value in server.environ.items():
             patch.setenv(name, value)
         for point in POINTS:
-            owner, name, when = place(grow, "keep_origin", point)
+            owner, name, when = place(SavedCheckpoint, "copy_files", point)
             with (
                 failing(owner, name, when, KeyboardInterrupt()),
                 pytest.raises(KeyboardInterrupt),

@@ -13,7 +13,7 @@ from scripts.performance import write as write_page
 from stackjax.analysis.reading import read_record
 from stackjax.analysis.settings import provenance, settings
 from stackjax.analysis.throughput import read_benchmark
-from stackjax.inference.provenance import known_tokenization
+from stackjax.inference.saved_model import SavedCheckpoint
 from stackjax.runtime.errors import UserError
 
 GONE = object()
@@ -158,4 +158,4 @@ def test_damaged_tokenizer_info_is_named(tmp_path, text, said):
     (tmp_path / "tokenizer").mkdir()
     (tmp_path / "tokenizer" / "info.json").write_text(text)
     with pytest.raises(UserError, match=rf"info\.json is damaged: {said}.*--tokenizer"):
-        known_tokenization(checkpoint)
+        SavedCheckpoint(checkpoint, None).tokenization  # noqa: B018

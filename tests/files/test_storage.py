@@ -28,7 +28,8 @@ from stackjax.data.prepare import prepare
 from stackjax.data.shards import ShardWriter
 from stackjax.data.sources import TokenSource
 from stackjax.files.storage import check_bucket
-from stackjax.inference.provenance import keep_tokenizer, known_tokenization
+from stackjax.inference.run_tokenizer import copy_data_tokenizer
+from stackjax.inference.saved_model import SavedCheckpoint
 from stackjax.runtime.errors import UserError
 from stackjax.training.compile import use_compilation_cache
 from stackjax.training.expand import expand
@@ -130,8 +131,8 @@ def test_tokenizer_in_a_bucket_is_found(gcs, tmp_path):
     options = {"validation_fraction": 0.0, "num_processes": 1}
     manifest = prepare(PrepareConfig(paths=paths, tokenizer=name, **options))
     (tmp_path / "tokenizer.json").unlink()
-    keep_tokenizer("gs://bucket/kept", epath.Path("gs://bucket/keeper"))
-    kept = known_tokenization(epath.Path("gs://bucket/keeper/stage_0/train/8"))
+    copy_data_tokenizer("gs://bucket/kept", epath.Path("gs://bucket/keeper"))
+    kept = SavedCheckpoint(epath.Path("gs://bucket/keeper/stage_0/train/8"), None).tokenization
     assert kept is not None and kept.tokenizer.digest == manifest.tokenizer.digest
     assert kept.tokenizer.end_id == manifest.tokenizer.end_id
 

@@ -5,6 +5,7 @@ import json
 import os
 import re
 import sys
+import types
 
 import jax
 import judge
@@ -45,8 +46,6 @@ def params():
 @pytest.fixture(scope="module")
 def pretrained() -> Pretrained:
     return Pretrained(
-        path="a model",
-        lineage=(),
         config=CONFIG,
         params=jax.device_put(params()),
         mesh=mesh_of("one device"),
@@ -279,8 +278,9 @@ def only_local(monkeypatch):
 
 def run(monkeypatch, pretrained, *arguments) -> None:
     monkeypatch.setattr("sys.argv", ["evaluate", *map(str, arguments)])
-    load = lambda path, tokenizer: pretrained  # noqa: E731
-    monkeypatch.setattr(evaluation, "load_pretrained", load)
+    saved = types.SimpleNamespace(path="a model", contents=types.SimpleNamespace(lineage=()))
+    monkeypatch.setattr(evaluation, "open_model", lambda path: saved)
+    monkeypatch.setattr(evaluation, "load_saved", lambda saved, tokenizer: pretrained)
     main()
 
 

@@ -25,10 +25,11 @@ from stackjax.growth import Stack
 from stackjax.inference.convert import convert
 from stackjax.inference.generation import continuations
 from stackjax.inference.pretrained import load_pretrained
-from stackjax.inference.provenance import data_tokenizer
-from stackjax.interop.folder import folder_tokenization, write_tokenizer
+from stackjax.inference.run_tokenizer import data_tokenizer
+from stackjax.interop.folder import write_tokenizer
 from stackjax.options import ConvertConfig, GrowConfig, Sampling
 from stackjax.run.grow import grow
+from stackjax.tokenizer.special_tokens import read_tokenization
 from stackjax.tokenizer.tokenizer import load_tokenizer
 
 TEXT = "a model that grows while it trains"
@@ -77,7 +78,7 @@ def test_the_tokenizer_of_a_folder_is_found(name, tmp_path):
     settings = {"tokenizer_class": "PreTrainedTokenizerFast"} | settings
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
     (tmp_path / "generation_config.json").write_text(json.dumps(generation))
-    found = folder_tokenization(tmp_path)
+    found = read_tokenization(tmp_path)
     tokenizer = found.tokenizer
     assert (found.prefix_id, tokenizer.end_id) == (prefix, end)
     theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
@@ -109,13 +110,13 @@ def test_a_prompt_begins_as_the_tokenizer_of_its_folder_says(
 
 def test_a_folder_without_a_tokenizer_says_so(tmp_path):
     folder = folders.write(tmp_path / "folder", "llama")
-    with pytest.raises(ValueError, match=r"no tokenizer.json and no tokenizer.model; name one"):
+    with pytest.raises(ValueError, match=r"has no tokenizer .*--tokenizer"):
         load_pretrained(str(folder))
 
 
 def test_a_tokenizer_that_is_too_large_for_the_model_is_refused(tmp_path):
     folder = folders.write(tmp_path / "folder", "llama")
-    with pytest.raises(ValueError, match=r"bytes has 256 tokens, and the model of .* knows 61"):
+    with pytest.raises(ValueError, match=r"bytes has 256 tokens.* 61"):
         load_pretrained(str(folder), "bytes")
 
 
@@ -143,7 +144,7 @@ def test_a_tokenizer_of_a_file_goes_out_as_it_is(tmp_path):
     theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
     assert theirs(TEXT).input_ids == tokenizer.encode(TEXT).tolist()
     assert theirs.eos_token_id == tokenizer.end_id
-    assert folder_tokenization(tmp_path / "out").tokenizer.digest == tokenizer.digest
+    assert read_tokenization(tmp_path / "out").tokenizer.digest == tokenizer.digest
 
 
 @pytest.mark.parametrize("add_dummy_prefix", [False, True])
@@ -170,7 +171,7 @@ def test_a_sentencepiece_model_goes_out_as_transformers_reads_it(add_dummy_prefi
     for text in (TEXT, "two  spaces", "a line\nand déjà vu"):
         assert theirs(text).input_ids == tokenizer.encode(text).tolist()
     assert theirs.eos_token_id == tokenizer.end_id
-    found = folder_tokenization(tmp_path / "out")
+    found = read_tokenization(tmp_path / "out")
     assert (found.tokenizer.digest, found.begin_ids) == (tokenizer.digest, ())
 
 
@@ -201,9 +202,9 @@ def test_a_grown_checkpoint_knows_the_tokenizer_of_its_run(uncut, tmp_path):
 
 def test_a_checkpoint_that_lies_nowhere_says_what_it_lacks(uncut, tmp_path):
     shutil.copytree(uncut / "stage_1" / "train" / "8", tmp_path / "alone" / "8")
-    with pytest.raises(ValueError, match="does not say its tokenizer; name it"):
+    with pytest.raises(ValueError, match="has no tokenizer"):
         load_pretrained(str(tmp_path / "alone"))
-    with pytest.raises(ValueError, match="nothing is known of its tokenizer and of how long"):
+    with pytest.raises(ValueError, match="sequence length are unknown"):
         load_pretrained(str(tmp_path / "alone"), "bytes")
 
 

@@ -38,8 +38,6 @@ def pretrained_of(config: ModelConfig, mesh_name: str = "one device") -> Pretrai
         laid_out = jax.tree.map(lambda leaf: leaf.sharding, on_mesh(abstract, mesh))
         params = jax.device_put(random_params(config), laid_out)
     return Pretrained(
-        path="a model",
-        lineage=(),
         config=config,
         params=params,
         mesh=mesh,

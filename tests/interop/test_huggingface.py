@@ -23,7 +23,7 @@ from stackjax.checkpoint.lineage import Generation
 from stackjax.checkpoint.save import write_first
 from stackjax.convert import main
 from stackjax.inference import convert
-from stackjax.inference.pretrained import model_of, open_checkpoint, read_params
+from stackjax.inference.saved_model import SavedCheckpoint, model_of, open_model
 from stackjax.inference.verify import verify
 from stackjax.interop import config_json
 from stackjax.interop.huggingface import load_params, read_folder
@@ -266,18 +266,18 @@ OWN = {
 def test_a_checkpoint_becomes_a_folder_and_comes_back_as_it_was(name, tmp_path, monkeypatch):
     config, mesh = OWN[name], mesh_of("one device")
     params = random_params(config)
-    monkeypatch.setattr(convert, "trained_seq_len", lambda _: 40)
+    monkeypatch.setattr(SavedCheckpoint, "seq_len", 40)
     with jax.set_mesh(mesh):
         checkpoint = write_checkpoint(tmp_path / "first", config, params)
     run_convert(checkpoint, tmp_path / "folder", tokenizer="bytes")
     kind, *_ = name.split(",")
     assert transformers.AutoConfig.from_pretrained(tmp_path / "folder").model_type == kind
     run_convert(tmp_path / "folder", tmp_path / "second")
-    path, contents = open_checkpoint(str(tmp_path / "second"))
+    saved = open_model(str(tmp_path / "second"))
     expected = dataclasses.replace(config, scan_unroll=0, vocab_multiple=128)
-    assert contents.model == expected
+    assert saved.model == expected
     with jax.set_mesh(mesh):
-        found = read_params(path, contents.model, mesh)
+        found = saved.load_params(saved.model, mesh)
     for kind, table in params.items():
         if kind == "layers":
             jax.tree.map(np.testing.assert_array_equal, found[kind], table)

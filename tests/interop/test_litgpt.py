@@ -13,8 +13,8 @@ import torch
 from stackjax import model
 from stackjax.convert import main
 from stackjax.inference import convert
-from stackjax.inference.pretrained import open_checkpoint, read_params
-from stackjax.interop.litgpt import read_checkpoint
+from stackjax.inference.saved_model import open_model
+from stackjax.interop.litgpt import read_litgpt
 from stackjax.options import ConvertConfig
 
 CASES = {
@@ -71,21 +71,21 @@ def test_a_checkpoint_computes_what_the_same_weights_do_in_transformers(case, tm
     folder, file = case
     target = tmp_path / "checkpoint"
     convert.convert(ConvertConfig(source=str(file), target=str(target), head_dim=4))
-    path, contents = open_checkpoint(str(target))
+    saved = open_model(str(target))
     mesh = jax.make_mesh((1, 1, 1), ("replica", "fsdp", "tensor"))
     with jax.set_mesh(mesh):
-        params = jax.tree.map(np.asarray, read_params(path, contents.model, mesh))
+        params = jax.tree.map(np.asarray, saved.load_params(saved.model, mesh))
     tokens = folders.tokens()
     positions = np.broadcast_to(np.arange(tokens.shape[1], dtype=np.int32), tokens.shape)
     run = jax.jit(model.apply, static_argnums=0)
-    logits = run(contents.model, params, tokens, positions, None)[..., : folders.VOCAB]
+    logits = run(saved.model, params, tokens, positions, None)[..., : folders.VOCAB]
     np.testing.assert_allclose(logits, folders.logits(folder), rtol=0, atol=1e-5)
-    assert contents.lineage[0].code == f"from {file.name}"
+    assert saved.contents.lineage[0].code == f"from {file.name}"
 
 
 def test_every_tensor_is_that_of_transformers_bit_for_bit(case):
     folder, file = case
-    found, expected = read_checkpoint(file, head_dim=4).tensors, folders.weights(folder)
+    found, expected = read_litgpt(file, head_dim=4).tensors, folders.weights(folder)
     assert set(found) == set(expected)
     for name, tensor in expected.items():
         value = found.read(name)
@@ -179,7 +179,7 @@ def test_weights_that_are_not_finite_are_refused_unless_asked_for(tmp_path):
 def test_heads_that_do_not_fit_are_refused(case):
     _, file = case
     with pytest.raises(ValueError, match="heads of 3 channels do not fit 16 channels"):
-        read_checkpoint(file, head_dim=3)
+        read_litgpt(file, head_dim=3)
 
 
 def test_there_is_nothing_to_verify_a_file_of_lit_gpt_with(case, tmp_path):

@@ -13,7 +13,8 @@ from runs import last_state
 from stackjax.checkpoint.directory import find_checkpoint
 from stackjax.checkpoint.restore import read_contents
 from stackjax.inference.convert import convert
-from stackjax.inference.pretrained import load_pretrained, model_of
+from stackjax.inference.pretrained import load_pretrained
+from stackjax.inference.saved_model import SavedFolder, model_of
 from stackjax.interop.huggingface import load_params, read_folder
 from stackjax.options import ConvertConfig
 from stackjax.run import train
@@ -94,7 +95,7 @@ def test_run_killed_before_first_save_starts_again(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("stackjax.run.init_from.keep_folder", killed)
+        patch.setattr(SavedFolder, "copy_huggingface_files", killed)
         with pytest.raises(KeyboardInterrupt):
             train.train(config)
     train.train(config)

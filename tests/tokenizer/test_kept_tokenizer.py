@@ -16,13 +16,15 @@ from stackjax.data.prepare import prepare
 from stackjax.data.sources import TokenSource, read_manifest
 from stackjax.growth import Stack
 from stackjax.inference.convert import convert
-from stackjax.inference.pretrained import load_pretrained, model_of
-from stackjax.inference.provenance import data_tokenizer, keep_tokenizer, known_tokenization
-from stackjax.interop.folder import carry, folder_tokenization
+from stackjax.inference.pretrained import load_pretrained
+from stackjax.inference.run_tokenizer import copy_data_tokenizer, data_tokenizer
+from stackjax.inference.saved_model import SavedCheckpoint, model_of
+from stackjax.interop.folder import copy_portable_files
 from stackjax.options import ConvertConfig, GrowConfig
 from stackjax.run import train
 from stackjax.run.grow import grow
 from stackjax.run.init_from import check_start, run_tokenization
+from stackjax.tokenizer.special_tokens import read_tokenization
 
 TEXTS = ["a model that grows", "while it trains", f"it quotes {EOS} and {BOS}"] * 90
 KIND = "bpe_that_ignores_merges"
@@ -98,10 +100,12 @@ def test_tokenizer_file_is_stored_in_the_data_set(kind, tmp_path):
     shutil.move(data, tmp_path / "moved")
     after = data_tokenizer(str(tmp_path / "moved"))
     assert (after.name, after.digest, after.end_id) == (name, before.digest, before.end_id)
-    keep_tokenizer(str(tmp_path / "moved"), epath.Path(tmp_path / "run"))
+    copy_data_tokenizer(str(tmp_path / "moved"), epath.Path(tmp_path / "run"))
     shutil.rmtree(tmp_path / "moved")
     (tmp_path / "run" / "stage_0" / "train" / "8").mkdir(parents=True)
-    kept = known_tokenization(epath.Path(tmp_path / "run" / "stage_0" / "train" / "8"))
+    kept = SavedCheckpoint(
+        epath.Path(tmp_path / "run" / "stage_0" / "train" / "8"), None
+    ).tokenization
     assert kept is not None
     assert kept.tokenizer.encode(TURN).tolist() == before.encode(TURN).tolist()
     assert kept.end_ids == (before.end_id,)
@@ -157,7 +161,7 @@ def test_bytes_tokenizer_round_trips_through_export(uncut, world, tmp_path):
     check_start(
         str(tmp_path / "out"), model_of(str(tmp_path / "out")), str(world.path / "data")
     )
-    assert folder_tokenization(tmp_path / "out").prefix_id == 0
+    assert read_tokenization(tmp_path / "out").prefix_id == 0
 
 
 def test_chat_templates_are_copied_but_not_through_links(tmp_path):
@@ -174,11 +178,11 @@ def test_chat_templates_are_copied_but_not_through_links(tmp_path):
     ]
     for name in (*names, "modeling.py", "model.safetensors"):
         (source / name).write_text(name)
-    carry(epath.Path(source), target)
+    copy_portable_files(epath.Path(source), target)
     found = [path for path in tmp_path.joinpath("target").rglob("*") if path.is_file()]
     assert sorted(str(path.relative_to(target)) for path in found) == sorted(names)
     (tmp_path / "secret").write_text("secret")
     (source / "NOTICE").symlink_to(tmp_path / "secret")
     with pytest.raises(ValueError, match="is a link to"):
-        carry(epath.Path(source), epath.Path(tmp_path / "again"))
+        copy_portable_files(epath.Path(source), epath.Path(tmp_path / "again"))
     assert not (tmp_path / "again").exists()

@@ -10,9 +10,8 @@ import transformers
 from tokenizer_kinds import BOS, EOS, TURN, sentencepiece_model, write_kind
 from tokenizers import decoders, models, pre_tokenizers, processors
 
-from stackjax.interop.folder import folder_tokenization
 from stackjax.runtime.errors import UserError
-from stackjax.tokenizer.special_tokens import named_tokenization
+from stackjax.tokenizer.special_tokens import named_tokenization, read_tokenization
 
 ENDOFTEXT, BEGIN, END = "<|endoftext|>", "<|B|>", "<|E|>"
 TEXTS = ("ab", " a", "", f"a{EOS}b", f"{BOS}a", "日é", "a<unk>b", "x<|more|>y")
@@ -95,7 +94,7 @@ def write(path, kind="llama", cls=None, place="nowhere", template="none", flags=
 
 
 def assert_as_transformers(path) -> None:
-    theirs, ours = transformers.AutoTokenizer.from_pretrained(path), folder_tokenization(path)
+    theirs, ours = transformers.AutoTokenizer.from_pretrained(path), read_tokenization(path)
     tokenizer = ours.tokenizer
     if theirs.eos_token_id is not None:
         assert ours.end_ids[0] == theirs.eos_token_id
@@ -163,7 +162,7 @@ def test_added_tokens_get_the_ids_of_transformers(tmp_path):
     more = {"added_tokens_decoder": {"300": DECODER["256"] | {"content": "<|more|>"}}}
     write(tmp_path, cls="PreTrainedTokenizerFast", flags={"eos_token": "<|new|>"} | more)
     assert_as_transformers(tmp_path)
-    for found in (folder_tokenization(tmp_path), named_tokenization(str(tmp_path), EOS)):
+    for found in (read_tokenization(tmp_path), named_tokenization(str(tmp_path), EOS)):
         find = found.tokenizer.find
         assert (find("<|more|>"), find("<|new|>")) == (261, 262)
 
@@ -173,7 +172,7 @@ def test_invalid_template_is_one_line(tmp_path):
     model.post_processor = processors.Sequence([model.post_processor] * 2)
     model.save(str(tmp_path / "tokenizer.json"))
     with pytest.raises(UserError, match="cannot be read: not yet implemented"):
-        folder_tokenization(tmp_path)
+        read_tokenization(tmp_path)
 
 
 def test_documents_contain_no_stop_tokens(tmp_path):
@@ -182,7 +181,7 @@ def test_documents_contain_no_stop_tokens(tmp_path):
     model.save(str(tmp_path / "tokenizer.json"))
     (tmp_path / "tokenizer_config.json").write_text('{"bos_token": "<|begin|>"}')
     (tmp_path / "generation_config.json").write_text('{"eos_token_id": [257, 261]}')
-    found = folder_tokenization(tmp_path)
+    found = read_tokenization(tmp_path)
     assert found.end_ids == (257, 261)
     tokens = found.tokenizer.encode("a<|stop|>b<|begin|>")
     assert {257, 261, found.prefix_id}.isdisjoint(tokens.tolist())
@@ -205,7 +204,7 @@ def test_unsupported_settings_are_refused(settings, said, tmp_path):
         byte_level().save(str(tmp_path / "tokenizer.json"))
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
     with pytest.raises(UserError, match=said):
-        folder_tokenization(tmp_path)
+        read_tokenization(tmp_path)
 
 
 def with_ends(path, settings, generation, config=None):
@@ -213,7 +212,7 @@ def with_ends(path, settings, generation, config=None):
     (path / "tokenizer_config.json").write_text(json.dumps(settings))
     (path / "generation_config.json").write_text(json.dumps(generation))
     (path / "config.json").write_text(json.dumps({"model_type": "llama"} | (config or {})))
-    return folder_tokenization(path)
+    return read_tokenization(path)
 
 
 @pytest.mark.parametrize(
@@ -277,7 +276,7 @@ def test_damaged_file_is_one_line(name, text, said, tmp_path):
     byte_level().save(str(tmp_path / "tokenizer.json"))
     (tmp_path / name).write_text(text)
     with pytest.raises(ValueError, match=said) as error:
-        folder_tokenization(tmp_path)
+        read_tokenization(tmp_path)
     assert type(error.value).__name__ == "UserError"
     assert "\n" not in str(error.value)
 
@@ -346,7 +345,7 @@ def test_damaged_tokenizer_is_one_line(fields, said, tmp_path):
     byte_level().save(str(file))
     tokenizer_kinds.rewritten(file, **fields)
     with pytest.raises(ValueError, match=said) as error:
-        folder_tokenization(tmp_path)
+        read_tokenization(tmp_path)
     assert type(error.value).__name__ == "UserError"
 
 
@@ -355,7 +354,7 @@ def test_tokenizer_linked_from_outside_is_refused(tmp_path):
     byte_level().save(str(tmp_path / "secret.json"))
     (tmp_path / "folder" / "tokenizer.json").symlink_to(tmp_path / "secret.json")
     with pytest.raises(ValueError, match=re.escape("is a link to")):
-        folder_tokenization(tmp_path / "folder")
+        read_tokenization(tmp_path / "folder")
 
 
 def test_rewritten_file_has_the_same_digest(tmp_path):
@@ -370,9 +369,9 @@ def test_rewritten_file_has_the_same_digest(tmp_path):
     fields = json.loads((directories[0] / "tokenizer.json").read_text())
     fields["model"]["merges"] = [" ".join(pair) for pair in fields["model"]["merges"]]
     (directories[2] / "tokenizer.json").write_text(json.dumps(fields, indent=4))
-    digests = {folder_tokenization(each).tokenizer.digest for each in directories}
+    digests = {read_tokenization(each).tokenizer.digest for each in directories}
     assert len(digests) == 1
     fields["model"]["merges"] = fields["model"]["merges"][:-1]
     (directories[2] / "tokenizer.json").write_text(json.dumps(fields))
-    assert folder_tokenization(directories[2]).tokenizer.digest not in digests
+    assert read_tokenization(directories[2]).tokenizer.digest not in digests
     assert TURN in fields["model"]["vocab"]
