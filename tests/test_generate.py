@@ -1,4 +1,4 @@
-"""Text from a model: what a row continues by depends on nothing but the row."""
+"""Text generation: rows are independent and match transformers."""
 
 import functools
 import json
@@ -35,7 +35,7 @@ ALPHABET = sorted(set(TEXT.encode()))
 
 
 def tokenizer(end_id) -> Tokenizer:
-    """Tokens are bytes, of which any may end a text."""
+    """A byte tokenizer with a chosen end token."""
 
     def encode(text: str) -> np.ndarray:
         return np.array([ALPHABET.index(byte) for byte in text.encode()], np.int64)
@@ -88,7 +88,7 @@ def continued(name, texts, sampling=GREEDY, max_tokens=6, key=KEY, **fields):
 
 @functools.cache
 def expected(name):
-    """What transformers continues each prompt by."""
+    """Greedy continuations from transformers."""
     params = random_params(MODELS[name])
     return [greedy(MODELS[name], params, prompt, 6).tolist() for prompt in prompts()]
 
@@ -100,13 +100,13 @@ def expected(name):
         *(("gqa", mesh) for mesh in MESHES if mesh != "one device"),
     ],
 )
-def test_greedy_tokens_are_those_of_transformers_on_every_mesh(name, mesh):
+def test_greedy_tokens_match_transformers_on_every_mesh(name, mesh):
     found = continued(name, prompts(), mesh=mesh)
     assert [row.tolist() for row in found] == expected(name)
 
 
 def teacher_forced(config, text_T):
-    """The most likely token after every token of a text, without a cache."""
+    """Argmax after every token, without a KV cache."""
     text_1T = np.int32(text_T)[None]
     places_1T = np.arange(len(text_T), dtype=np.int32)[None]
     apply = jax.jit(functools.partial(model.apply, config))
@@ -114,7 +114,7 @@ def teacher_forced(config, text_T):
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_greedy_tokens_are_the_most_likely_of_the_whole_text(name):
+def test_greedy_tokens_match_teacher_forcing(name):
     # The longest prompt is read in three pieces, of which the others end in the first two.
     texts = prompts((600, 20, 300))
     for prompt, new in zip(texts, continued(name, texts, max_tokens=4), strict=True):
@@ -124,7 +124,7 @@ def test_greedy_tokens_are_the_most_likely_of_the_whole_text(name):
         assert new.tolist() == likely_T[len(prompt) - 1 :][: len(new)].tolist()
 
 
-def test_an_empty_prompt_begins_with_the_prefix():
+def test_empty_prompt_starts_from_the_prefix():
     empty, prefix = continued("gqa", [np.array([], int), np.array([5])])
     assert empty.tolist() == prefix.tolist()
 
@@ -134,7 +134,7 @@ WARM = Sampling(temperature=1.5, top_k=9, top_p=0.95)
 
 @pytest.mark.parametrize("sampling", [GREEDY, WARM], ids=["greedy", "warm"])
 @pytest.mark.parametrize("mesh", ["one device", "fsdp 8"])
-def test_a_row_depends_on_no_other_row(sampling, mesh):
+def test_rows_are_independent(sampling, mesh):
     texts = prompts()
     together = continued("gqa", texts, sampling, mesh=mesh)
     [alone] = continued("gqa", texts[:1], sampling, mesh=mesh)
@@ -142,7 +142,7 @@ def test_a_row_depends_on_no_other_row(sampling, mesh):
     assert alone.tolist() == together[0].tolist() == others[0].tolist()
 
 
-def test_the_same_is_drawn_on_every_mesh_and_by_the_same_key_alone():
+def test_draws_depend_on_key_and_row_but_not_on_the_mesh():
     found = {mesh: continued("gqa", prompts(), WARM, mesh=mesh) for mesh in MESHES}
     rows = {tuple(map(tuple, each)) for each in found.values()}
     assert len(rows) == 1
@@ -156,11 +156,11 @@ def test_the_same_is_drawn_on_every_mesh_and_by_the_same_key_alone():
 
 
 def until(end_id, row):
-    """A row up to its first end token."""
+    """A row truncated after the first end token."""
     return row[: row.index(end_id) + 1] if end_id in row else row
 
 
-def test_a_row_ends_at_its_end_token_and_all_when_the_last_one_has():
+def test_generation_stops_at_end_tokens():
     free = [row.tolist() for row in continued("gqa", prompts())]
     for end_id in sorted({token for row in free for token in row}):
         wanted = [until(end_id, row) for row in free]
@@ -174,14 +174,14 @@ def test_a_row_ends_at_its_end_token_and_all_when_the_last_one_has():
 
 @settings(deadline=None)
 @given(st.text(TEXT), st.text(TEXT, min_size=1))
-def test_text_comes_in_pieces_of_whole_characters_as_soon_as_they_are(prompt, text):
+def test_text_is_streamed_by_complete_characters(prompt, text):
     bytewise = tokenization(tokenizer(NO_END))
     tokens = bytewise.tokenizer.encode(text).tolist()
     pieces = list(new_text(bytewise, bytewise.encode_prompt(prompt).tolist(), tokens))
     assert [piece for piece in pieces if piece] == list(text)
 
 
-def test_what_is_never_a_character_comes_at_the_end():
+def test_incomplete_character_is_printed_at_the_end():
     bytewise = tokenization(tokenizer(NO_END))
     tokens = bytewise.tokenizer.encode("aé").tolist()
     assert "".join(new_text(bytewise, [], tokens[:2])) == "a\N{REPLACEMENT CHARACTER}"
@@ -189,7 +189,7 @@ def test_what_is_never_a_character_comes_at_the_end():
 
 @pytest.fixture
 def command(monkeypatch, capsys):
-    """Runs the command line on a model that is in memory; returns code, output and errors."""
+    """Runs the command on an in-memory model; returns exit code, stdout and stderr."""
     loaded = pretrained("gqa", end_id=3)
     load = "stackjax.inference.continue_prompts.load_pretrained"
     monkeypatch.setattr(load, lambda path, name: loaded)
@@ -206,7 +206,7 @@ def command(monkeypatch, capsys):
     return run
 
 
-def test_a_single_text_is_printed_with_its_prompt(command):
+def test_single_text_is_printed_with_its_prompt(command):
     code, out, err = command("--prompt", "aé", "--max-tokens", "5", "--seed", "1")
     assert (code, err) == (0, "")
     assert out.startswith("aé") and out.endswith("\n")
@@ -214,7 +214,7 @@ def test_a_single_text_is_printed_with_its_prompt(command):
     assert command("--prompt", "aé", "--max-tokens", "5", "--seed", "2")[1] != out
 
 
-def test_several_texts_are_printed_alike_for_people_and_for_machines(command, tmp_path):
+def test_json_output_equals_plain_output(command, tmp_path):
     file = tmp_path / "prompts.txt"
     file.write_text("é→\n\n")
     args = ("--prompt", "a", "--prompt-file", str(file), "--max-tokens", "4")
@@ -236,7 +236,7 @@ def test_several_texts_are_printed_alike_for_people_and_for_machines(command, tm
     assert [each["ended"] for each in found] == [3 in row for row in rows]
 
 
-def test_texts_longer_than_those_it_was_trained_on_are_noted(command):
+def test_text_longer_than_training_is_noted(command):
     code, out, err = command("--prompt", "a→", "--max-tokens", "13", "--temperature", "0")
     assert (code, err.count("\n")) == (0, 1)
     assert err.startswith(
@@ -246,7 +246,7 @@ def test_texts_longer_than_those_it_was_trained_on_are_noted(command):
     assert command("--prompt", "a→", "--max-tokens", "12", "--temperature", "0")[2] == ""
 
 
-def test_an_option_of_the_command_itself_is_refused_by_name(command):
+def test_invalid_max_tokens_is_refused(command):
     code, _, err = command("--max-tokens", "0")
     assert code == 2
     assert "max_tokens is 0; it must be at least 1" in err
@@ -261,7 +261,7 @@ def test_an_option_of_the_command_itself_is_refused_by_name(command):
         (("--prompt-file", "nowhere.txt"), "No such file or directory: 'nowhere.txt'"),
     ],
 )
-def test_mistakes_are_one_line(command, args, message):
+def test_user_errors_are_one_line(command, args, message):
     code, _, err = command(*args)
     assert (code, err.count("\n")) == (2, 1)
     assert err.startswith("error: ") and message in err
@@ -278,7 +278,7 @@ def test_mistakes_are_one_line(command, args, message):
         (b"\n", [""]),
     ],
 )
-def test_lines_of_a_prompt_file_end_with_any_line_break(data, lines, tmp_path):
+def test_prompt_file_lines_end_with_any_line_break(data, lines, tmp_path):
     (tmp_path / "prompts").write_bytes(data)
     assert read_prompts(tmp_path / "prompts") == lines
 
@@ -286,12 +286,12 @@ def test_lines_of_a_prompt_file_end_with_any_line_break(data, lines, tmp_path):
 @pytest.mark.parametrize(
     ("data", "said"), [(b"", "is empty"), (b"a\n\xff\n", "is not UTF-8 text at byte 2")]
 )
-def test_a_prompt_file_that_cannot_be_read_is_refused(data, said, tmp_path):
+def test_unreadable_prompt_file_is_refused(data, said, tmp_path):
     (tmp_path / "prompts").write_bytes(data)
     with pytest.raises(ValueError, match=said):
         read_prompts(tmp_path / "prompts")
 
 
-def test_no_prompts_are_refused():
+def test_empty_prompt_list_is_refused():
     with pytest.raises(ValueError, match="prompts is empty; give at least one"):
         generate(pretrained("gqa"), [], GREEDY, 1, KEY)

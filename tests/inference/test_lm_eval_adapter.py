@@ -1,4 +1,4 @@
-"""lm-evaluation-harness gets the same answers from a model here as from transformers."""
+"""Scores in lm-evaluation-harness equal those of the `hf` model on the same weights."""
 
 import functools
 import json
@@ -38,7 +38,7 @@ TASKS = ("choices", "rolling", "written")
 
 @functools.cache
 def params():
-    """Whose next tokens are uncertain enough for a perplexity of a word to be a number."""
+    """Parameters with high entropy, so that word perplexity is finite."""
     values = random_params(CONFIG)
     return values | {"head": values["head"] / 4}
 
@@ -60,7 +60,7 @@ def ours(pretrained) -> StackjaxLM:
 
 
 def byte_tokenizer() -> transformers.PreTrainedTokenizerFast:
-    """Whose tokens are bytes, and byte 0 ends texts, as for our tokenizer of that name."""
+    """A transformers tokenizer equal to our `bytes` tokenizer."""
     printed = bytes_to_unicode()
     merged = tokenizers.models.BPE({printed[byte]: byte for byte in range(256)}, [])
     tokenizer = tokenizers.Tokenizer(merged)
@@ -96,7 +96,7 @@ def random_text(rng: np.random.Generator, num_bytes: int) -> str:
 
 @pytest.fixture(scope="module")
 def task_dir(theirs, tmp_path_factory):
-    """Tasks of every kind; the model writes half of what the last of them wants."""
+    """Tasks of every output type; half of the generated answers are correct."""
     directory, rng = tmp_path_factory.mktemp("tasks"), np.random.default_rng(0)
     ending = {"until": ["a", "\n"], "max_gen_toks": NEW_TOKENS, "do_sample": False}
     # Some are longer than what the model reads.
@@ -168,7 +168,7 @@ def write_task(directory, name: str, documents: list[dict], **fields) -> None:
 
 @pytest.fixture(scope="module")
 def measured(task_dir, ours, theirs):
-    """What the harness finds with either model, ours first."""
+    """The harness's results for our model and the hf model."""
     index = lm_eval.tasks.TaskManager(include_path=task_dir, include_defaults=False)
     return [
         simple_evaluate(lm, tasks=list(TASKS), task_manager=index, bootstrap_iters=10)
@@ -176,7 +176,7 @@ def measured(task_dir, ours, theirs):
     ]
 
 
-def test_accuracies_and_exact_matches_are_those_of_transformers(measured):
+def test_accuracies_and_exact_matches_equal_hf(measured):
     for task, metric in (
         ("choices", "acc"),
         ("choices", "acc_norm"),
@@ -187,7 +187,7 @@ def test_accuracies_and_exact_matches_are_those_of_transformers(measured):
         assert 0 < mine < 1, "a score that no mistake would change"
 
 
-def test_perplexities_are_those_of_transformers(measured):
+def test_perplexities_match_hf(measured):
     for metric in ("word_perplexity", "byte_perplexity"):
         mine, wanted = (found["results"]["rolling"][f"{metric},none"] for found in measured)
         assert mine == pytest.approx(wanted, rel=1e-4)
@@ -195,7 +195,7 @@ def test_perplexities_are_those_of_transformers(measured):
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_every_answer_is_that_of_transformers(measured, task):
+def test_every_response_matches_hf(measured, task):
     mine, wanted = (
         [sample["filtered_resps"] for sample in found["samples"][task]] for found in measured
     )
@@ -208,7 +208,7 @@ def test_every_answer_is_that_of_transformers(measured, task):
         assert answer == of_theirs
 
 
-def test_long_and_empty_contexts_are_cut_and_begun_as_transformers_does(ours, theirs):
+def test_long_and_empty_contexts_match_hf(ours, theirs):
     text = random_text(np.random.default_rng(1), 3 * SEQ_LEN)
     requests = asked(
         "loglikelihood",
@@ -225,12 +225,12 @@ def test_long_and_empty_contexts_are_cut_and_begun_as_transformers_does(ours, th
     assert [answer[1] for answer in mine] == [answer[1] for answer in wanted]
 
 
-def test_a_context_without_tokens_begins_after_the_prefix(ours):
+def test_context_without_tokens_starts_from_the_prefix(ours):
     (of_spaces, of_none) = ours.loglikelihood(asked("loglikelihood", (" ", "a"), ("", " a")))
     assert of_spaces == of_none
 
 
-def test_texts_are_written_as_each_request_asks(pretrained, monkeypatch):
+def test_generation_uses_each_request_settings(pretrained, monkeypatch):
     calls = []
 
     def continuations(_, prompts, sampling, max_tokens, key, until, vocab_size):
@@ -259,19 +259,19 @@ def test_texts_are_written_as_each_request_asks(pretrained, monkeypatch):
         ({"max_gen_toks": 4, "do_sample": True}, "do_sample and no temperature above 0"),
     ],
 )
-def test_what_cannot_be_generated_is_refused(ours, kwargs, said):
+def test_invalid_generation_kwargs_are_refused(ours, kwargs, said):
     with pytest.raises(ValueError, match=said):
         ours.generate_until(asked("generate_until", ("a", kwargs)))
 
 
-def test_a_text_longer_than_the_model_reads_is_refused(ours):
+def test_text_longer_than_the_context_is_refused(ours):
     with pytest.raises(ValueError, match="has 41 tokens, but the model reads 40"):
         ours.loglikelihood(asked("loglikelihood", ("a", "b" * 41)))
 
 
 @pytest.fixture
 def only_local(monkeypatch):
-    """The tasks of the harness itself are thousands, which take seconds to find."""
+    """Skips indexing the harness's thousands of tasks, which takes seconds."""
     only = functools.partial(lm_eval.tasks.TaskManager, include_defaults=False)
     monkeypatch.setattr(lm_eval.tasks, "TaskManager", only)
 
@@ -285,7 +285,7 @@ def run(monkeypatch, pretrained, *arguments) -> None:
 
 
 @pytest.mark.usefixtures("only_local")
-def test_the_command_prints_and_writes_what_it_found(
+def test_command_prints_and_writes_scores(
     pretrained, measured, task_dir, tmp_path, monkeypatch, capsys
 ):
     output = tmp_path / "results.json"
@@ -320,7 +320,7 @@ def results_of(scores: dict[str, float]) -> dict:
     return {"model": "runs/mine", "tokens": 2_000_000, "limit": None, "tasks": tasks}
 
 
-def test_our_scores_stand_beside_the_published_ones():
+def test_table_includes_published_scores():
     accuracies = {name: (30 + i) / 100 for i, name in enumerate(ACCURACY_TASKS)}
     lines = tell(results_of(accuracies | {"wikitext": 17.123})).splitlines()
     assert lines[1].split() == [
@@ -333,13 +333,13 @@ def test_our_scores_stand_beside_the_published_ones():
     assert lines[2].endswith("81.10  56.03       52.80    16.73     Fig. 3")
 
 
-def test_there_is_no_average_of_some_tasks():
+def test_average_needs_all_tasks():
     printed = tell(results_of({"piqa": 0.5})).splitlines()[1]
     assert printed.split() == ["runs/mine", "2.00M", *"----", "50.00", *"----"]
 
 
 @pytest.mark.parametrize("row", PUBLISHED_SCORES, ids=lambda row: row.name)
-def test_published_averages_are_those_of_the_published_accuracies(row):
+def test_published_averages_match_published_accuracies(row):
     assert 40 < row.average < 60
     if row.accuracies:
         mean = sum(row.accuracies.values()) / len(ACCURACY_TASKS)
@@ -347,7 +347,7 @@ def test_published_averages_are_those_of_the_published_accuracies(row):
         assert row.average == pytest.approx(mean, abs=0.0101)
 
 
-def test_the_tasks_of_the_paper_are_the_harness_own():
+def test_paper_tasks_exist_in_the_harness():
     assert set(PAPER_TASKS) <= set(lm_eval.tasks.TaskManager().all_tasks)
 
 
@@ -369,9 +369,7 @@ def one_line(capsys) -> str:
         (("--tasks", "choices", "--output", "no/where.json"), "there is no directory .*/no;"),
     ],
 )
-def test_a_wrong_argument_is_one_line(
-    pretrained, task_dir, monkeypatch, capsys, arguments, said
-):
+def test_wrong_argument_is_one_line(pretrained, task_dir, monkeypatch, capsys, arguments, said):
     arguments = ("--task-dir", task_dir, *arguments)
     with pytest.raises(SystemExit, match="2"):
         run(monkeypatch, pretrained, "runs/mine", *arguments)
@@ -386,7 +384,7 @@ def test_a_wrong_argument_is_one_line(
         ("--num-fewshot", "-1", "num_fewshot is -1"),
     ],
 )
-def test_an_option_out_of_its_range_is_refused_by_name(
+def test_option_out_of_range_is_refused_by_name(
     pretrained, monkeypatch, capsys, option, value, said
 ):
     with pytest.raises(SystemExit, match="2"):
@@ -404,7 +402,7 @@ def test_an_option_out_of_its_range_is_refused_by_name(
         ("pipe.json", "exists already"),
     ],
 )
-def test_results_go_to_a_new_file_only(name, said, tmp_path):
+def test_results_need_a_new_file(name, said, tmp_path):
     (tmp_path / "directory").mkdir()
     (tmp_path / "results.json").write_text("results")
     (tmp_path / "link.json").symlink_to(tmp_path / "nowhere")
@@ -415,14 +413,14 @@ def test_results_go_to_a_new_file_only(name, said, tmp_path):
     assert (tmp_path / "results.json").read_text() == "results"
 
 
-def test_a_directory_that_may_not_be_written_to_is_named(tmp_path, monkeypatch):
+def test_read_only_output_directory_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr("os.access", lambda path, mode: False)
     with pytest.raises(ValueError, match="may not be written to"):
         evaluation.check_output(tmp_path / "new.json")
 
 
 @pytest.mark.usefixtures("only_local")
-def test_data_that_cannot_be_downloaded_are_one_line(pretrained, task_dir, monkeypatch, capsys):
+def test_failed_download_is_one_line(pretrained, task_dir, monkeypatch, capsys):
     def refuse(*args, **kwargs):
         raise ConnectionError("Couldn't reach 'a/set' on the Hub")
 
@@ -432,7 +430,7 @@ def test_data_that_cannot_be_downloaded_are_one_line(pretrained, task_dir, monke
     assert re.search("data of task 'choices' cannot be loaded: Couldn't", one_line(capsys))
 
 
-def test_a_harness_that_is_not_installed_is_one_line(pretrained, monkeypatch, capsys):
+def test_missing_harness_is_one_line(pretrained, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "lm_eval.tasks", None)
     with pytest.raises(SystemExit, match="2"):
         run(monkeypatch, pretrained, "runs/mine")

@@ -1,4 +1,4 @@
-"""Answers to the harness are those of its own hf model, whatever begins and ends texts."""
+"""Harness responses equal those of the hf model for all begin and end tokens."""
 
 import json
 
@@ -18,7 +18,7 @@ from stackjax.inference.pretrained import load_pretrained
 
 SEQ_LEN = 40
 WIDE = 20
-"""Ids of the model beyond those of the tokenizer."""
+"""Token ids beyond the tokenizer's vocabulary."""
 TOKENIZERS = {
     "BOS template": (BOS, "", {"bos_token": BOS}),
     "BOS and EOS template": (BOS, EOS, {"bos_token": BOS}),
@@ -54,7 +54,7 @@ def write_tokenizer(path, name) -> int:
 
 @pytest.fixture(scope="module", params=TOKENIZERS)
 def both(request, tmp_path_factory):
-    """The same folder behind either model, ours first."""
+    """Our model and the hf model for the same folder."""
     path = tmp_path_factory.mktemp("folder") / "folder"
     path.mkdir()
     size = write_tokenizer(path, request.param)
@@ -69,7 +69,7 @@ def both(request, tmp_path_factory):
 
 
 def ask(models, kind, *arguments):
-    """Returns the answers of both models."""
+    """Returns both models' responses."""
     requests = [Instance(kind, {}, each, i) for i, each in enumerate(arguments)]
     return [getattr(lm, kind)(requests, disable_tqdm=True) for lm in models]
 
@@ -119,7 +119,7 @@ def test_generated_texts(both, kwargs):
 
 
 @pytest.mark.parametrize("context", ["", "A context", "x "[:1]])
-def test_an_empty_text_cannot_be_scored_by_either(both, context):
+def test_empty_text_is_refused_by_both(both, context):
     ours, theirs = both
     request = [Instance("loglikelihood", {}, (context, ""), 0)]
     with pytest.raises(ValueError, match="likelihood of an empty text after"):

@@ -1,4 +1,4 @@
-"""A trained model is found with its tokenizer, whatever place it lies in."""
+"""Models and tokenizers are loaded from runs, checkpoints and folders."""
 
 import dataclasses
 import io
@@ -36,7 +36,7 @@ TEXT = "a model that grows while it trains"
 
 
 def write_tokenizer_json(path, special=("<|begin|>", "</s>"), begins=False):
-    """A small tokenizer of byte pairs, with special tokens."""
+    """Writes a small BPE tokenizer with special tokens."""
     model = tokenizers.Tokenizer(tokenizers.models.BPE())
     model.pre_tokenizer = ByteLevel(add_prefix_space=False)
     model.decoder = tokenizers.decoders.ByteLevel()
@@ -72,7 +72,7 @@ SETTINGS = {
 
 
 @pytest.mark.parametrize("name", SETTINGS)
-def test_the_tokenizer_of_a_folder_is_found(name, tmp_path):
+def test_folder_tokenizer_matches_transformers(name, tmp_path):
     settings, generation, (prefix, end) = SETTINGS[name]
     write_tokenizer_json(tmp_path)
     settings = {"tokenizer_class": "PreTrainedTokenizerFast"} | settings
@@ -87,9 +87,7 @@ def test_the_tokenizer_of_a_folder_is_found(name, tmp_path):
 
 
 @pytest.mark.parametrize("begins", [False, True])
-def test_a_prompt_begins_as_the_tokenizer_of_its_folder_says(
-    begins, tmp_path, capsys, monkeypatch
-):
+def test_prompt_starts_with_the_folder_begin_tokens(begins, tmp_path, capsys, monkeypatch):
     folder = folders.write(tmp_path / "folder", "llama", vocab_size=270)
     write_tokenizer_json(folder, begins=begins)
     settings = SETTINGS["written"][0] | {"tokenizer_class": "PreTrainedTokenizerFast"}
@@ -108,13 +106,13 @@ def test_a_prompt_begins_as_the_tokenizer_of_its_folder_says(
     assert found["prompt"] + found["text"] == expected
 
 
-def test_a_folder_without_a_tokenizer_says_so(tmp_path):
+def test_folder_without_tokenizer_is_refused(tmp_path):
     folder = folders.write(tmp_path / "folder", "llama")
     with pytest.raises(ValueError, match=r"has no tokenizer .*--tokenizer"):
         load_pretrained(str(folder))
 
 
-def test_a_tokenizer_that_is_too_large_for_the_model_is_refused(tmp_path):
+def test_tokenizer_larger_than_the_vocabulary_is_refused(tmp_path):
     folder = folders.write(tmp_path / "folder", "llama")
     with pytest.raises(ValueError, match=r"bytes has 256 tokens.* 61"):
         load_pretrained(str(folder), "bytes")
@@ -129,14 +127,14 @@ def bytes_tokenizer(tmp_path_factory):
 
 @hypothesis.settings(max_examples=50, deadline=None)
 @hypothesis.given(st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"])))
-def test_bytes_go_out_as_a_tokenizer_that_transformers_reads(bytes_tokenizer, text):
+def test_exported_bytes_tokenizer_matches_transformers(bytes_tokenizer, text):
     ids = bytes_tokenizer(text).input_ids
     assert ids == list(text.encode())
     assert bytes_tokenizer.decode(ids) == text
     assert bytes_tokenizer.eos_token_id == 0
 
 
-def test_a_tokenizer_of_a_file_goes_out_as_it_is(tmp_path):
+def test_tokenizer_json_is_exported_unchanged(tmp_path):
     write_tokenizer_json(tmp_path)
     tokenizer = load_tokenizer(str(tmp_path / "tokenizer.json"))
     (tmp_path / "out").mkdir()
@@ -148,7 +146,7 @@ def test_a_tokenizer_of_a_file_goes_out_as_it_is(tmp_path):
 
 
 @pytest.mark.parametrize("add_dummy_prefix", [False, True])
-def test_a_sentencepiece_model_goes_out_as_transformers_reads_it(add_dummy_prefix, tmp_path):
+def test_exported_sentencepiece_model_matches_transformers(add_dummy_prefix, tmp_path):
     data = io.BytesIO()
     sentencepiece.SentencePieceTrainer.Train(
         sentence_iterator=iter([TEXT] * 20),
@@ -175,7 +173,7 @@ def test_a_sentencepiece_model_goes_out_as_transformers_reads_it(add_dummy_prefi
     assert (found.tokenizer.digest, found.begin_ids) == (tokenizer.digest, ())
 
 
-def test_a_run_its_folder_and_transformers_write_the_same_text(uncut, tmp_path):
+def test_run_exported_folder_and_transformers_generate_the_same_text(uncut, tmp_path):
     convert(ConvertConfig(source=str(uncut), target=str(tmp_path / "folder"), verify=True))
     found, greedy = [], Sampling(temperature=0)
     for path in (uncut, tmp_path / "folder"):
@@ -193,14 +191,14 @@ def test_a_run_its_folder_and_transformers_write_the_same_text(uncut, tmp_path):
     assert found == [expected, expected]
 
 
-def test_a_grown_checkpoint_knows_the_tokenizer_of_its_run(uncut, tmp_path):
+def test_grown_checkpoint_keeps_the_run_tokenizer(uncut, tmp_path):
     grow(GrowConfig(source=str(uncut), target=str(tmp_path / "grown"), growth=Stack(2)))
     pretrained = load_pretrained(str(tmp_path / "grown"))
     assert (pretrained.tokenizer.name, pretrained.seq_len) == ("bytes", 16)
     assert pretrained.config.num_layers == 4
 
 
-def test_a_checkpoint_that_lies_nowhere_says_what_it_lacks(uncut, tmp_path):
+def test_checkpoint_outside_a_run_is_refused(uncut, tmp_path):
     shutil.copytree(uncut / "stage_1" / "train" / "8", tmp_path / "alone" / "8")
     with pytest.raises(ValueError, match="has no tokenizer"):
         load_pretrained(str(tmp_path / "alone"))
@@ -208,7 +206,7 @@ def test_a_checkpoint_that_lies_nowhere_says_what_it_lacks(uncut, tmp_path):
         load_pretrained(str(tmp_path / "alone"), "bytes")
 
 
-def test_nothing_but_the_commands_of_interop_needs_its_packages():
+def test_commands_import_without_optional_packages():
     code = """
 import sys
 
@@ -227,7 +225,7 @@ import stackjax.train, stackjax.grow, stackjax.convert, stackjax.generate, stack
 
 
 def set_of_tokens(world, tmp_path):
-    """A set of token shards that says it was made with a tokenizer in a file."""
+    """Token shards with a manifest that names a tokenizer file."""
     write_tokenizer_json(tmp_path)
     file = tmp_path / "tokenizer.json"
     tokenizer = load_tokenizer(str(file))
@@ -245,7 +243,7 @@ def set_of_tokens(world, tmp_path):
     return data, file.rename(data / "tokenizer.json")
 
 
-def test_the_tokenizer_of_a_set_is_the_one_that_made_it(world, tmp_path):
+def test_data_tokenizer_is_read_from_the_shards(world, tmp_path):
     data, file = set_of_tokens(world, tmp_path)
     # The manifest says which token ends documents.
     assert data_tokenizer(str(data)).end_id == 0
@@ -257,7 +255,7 @@ def test_the_tokenizer_of_a_set_is_the_one_that_made_it(world, tmp_path):
         data_tokenizer(str(data))
 
 
-def test_only_tokens_that_the_tokenizer_has_are_drawn(tmp_path):
+def test_only_tokens_in_the_tokenizer_are_drawn(tmp_path):
     folder = folders.write(tmp_path / "folder", "qwen3, tied, other base", vocab_size=300)
     found = load_pretrained(str(folder), "bytes")
     assert found.config.padded_vocab_size == 384

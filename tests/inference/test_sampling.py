@@ -1,4 +1,4 @@
-"""What may be drawn is what numpy keeps in float64, as often as its probability says."""
+"""Sampling matches a float64 numpy reference."""
 
 import jax
 import jax.numpy as jnp
@@ -31,7 +31,7 @@ def probabilities(logits_V, temperature):
 
 
 def num_kept(logits_V, sampling, top_p):
-    """How many of the most likely tokens may be drawn."""
+    """Number of candidates."""
     sorted_V = np.sort(np.float64(logits_V))[::-1][: sampling.top_k]
     mass_V = np.cumsum(probabilities(sorted_V, sampling.temperature))
     # The first count whose mass is enough; the last is all of it.
@@ -39,7 +39,7 @@ def num_kept(logits_V, sampling, top_p):
 
 
 def kept(logits_V, sampling):
-    """The logits and tokens that may be drawn."""
+    """Candidate logits and tokens."""
     logits_BK, tokens_BK = candidates(jnp.asarray(logits_V, jnp.float32)[None], sampling)
     is_kept_K = np.asarray(logits_BK[0]) > -np.inf
     return np.asarray(logits_BK[0])[is_kept_K], np.asarray(tokens_BK[0])[is_kept_K]
@@ -47,7 +47,7 @@ def kept(logits_V, sampling):
 
 @settings(max_examples=30, deadline=None)
 @given(ROWS, SAMPLINGS)
-def test_the_kept_are_the_fewest_most_likely_that_have_enough(logits_V, sampling):
+def test_top_p_keeps_the_smallest_sufficient_set(logits_V, sampling):
     found_K, tokens_K = kept(logits_V, sampling)
     # Sums of float32 may fall on the other side of what they are compared with.
     fewest, most = (num_kept(logits_V, sampling, sampling.top_p + e) for e in (-1e-5, 1e-5))
@@ -64,7 +64,7 @@ def test_the_kept_are_the_fewest_most_likely_that_have_enough(logits_V, sampling
 
 @settings(max_examples=15, deadline=None)
 @given(ROWS, SAMPLINGS, st.integers(0, 2**31))
-def test_what_is_drawn_is_among_the_kept(logits_V, sampling, seed):
+def test_sample_is_a_candidate(logits_V, sampling, seed):
     _, tokens_K = kept(logits_V, sampling)
     logits_BV = jnp.broadcast_to(jnp.asarray(logits_V, jnp.float32), (8, V))
     tokens_B = sample(logits_BV, sampling, jax.random.key(seed))
@@ -81,7 +81,7 @@ SETTINGS = {
 
 
 @pytest.mark.parametrize("name", SETTINGS)
-def test_tokens_are_kept_as_transformers_does_and_drawn_as_often_as_they_are_likely(name):
+def test_candidates_match_transformers_and_frequencies_match_probabilities(name):
     sampling, num_draws = SETTINGS[name], 20_000
     logits_V = np.random.default_rng(1).normal(size=V).astype(np.float32)
     warpers = [transformers.TemperatureLogitsWarper(sampling.temperature)]
@@ -111,7 +111,7 @@ GREEDY = {
 
 
 @pytest.mark.parametrize("name", GREEDY)
-def test_the_most_likely_token_is_taken(name):
+def test_zero_temperature_takes_the_argmax(name):
     tokens_B = sample(LOGITS_BV, GREEDY[name], KEY)
     np.testing.assert_array_equal(tokens_B, np.argmax(LOGITS_BV, axis=-1))
 
@@ -125,7 +125,7 @@ def test_padding_is_never_drawn(name):
     assert drawn == {3, 4, 5}
 
 
-def test_a_row_is_drawn_alike_whatever_the_others_are():
+def test_sample_does_not_depend_on_other_rows():
     tokens_B = sample(LOGITS_BV, Sampling(), KEY)
     others_BV = LOGITS_BV.at[1:].set(-LOGITS_BV[1:])
     assert sample(others_BV, Sampling(), KEY)[0] == tokens_B[0]
@@ -145,6 +145,6 @@ def test_a_row_is_drawn_alike_whatever_the_others_are():
         ("top_p", 1.5, "more than 0 and at most 1"),
     ],
 )
-def test_a_value_that_draws_nothing_is_refused_with_the_rule(field, value, rule):
+def test_invalid_sampling_value_is_refused(field, value, rule):
     with pytest.raises(ValueError, match=f"{field} is {value}; .*{rule}"):
         Sampling(**{field: value})

@@ -1,4 +1,4 @@
-"""Texts are scored as a log-softmax of the model's logits in float64 says."""
+"""Scores match a float64 log-softmax of the logits."""
 
 import dataclasses
 import functools
@@ -50,7 +50,7 @@ _apply = jax.jit(model.apply, static_argnums=0)
 
 
 def likely(config: ModelConfig, text: Sequence[int]) -> np.ndarray:
-    """Log-likelihoods of the token after each of a text, [T, V], in float64 from logits."""
+    """Float64 log-likelihoods of every next token, [T, V]."""
     tokens = np.zeros((1, SEQ_LEN + 1), np.int32)
     tokens[0, : len(text)] = text
     positions = np.arange(SEQ_LEN + 1, dtype=np.int32)[None]
@@ -60,7 +60,7 @@ def likely(config: ModelConfig, text: Sequence[int]) -> np.ndarray:
 
 
 def expected(config: ModelConfig, span: Span) -> tuple[float, bool]:
-    """The score of a span by itself."""
+    """Reference score for a single span."""
     labels = np.asarray(span.tokens[span.start : span.stop], int)
     likely_TV = likely(config, span.tokens)[span.start - 1 : span.stop - 1]
     is_greedy = bool(np.all(likely_TV.argmax(-1) == labels))
@@ -98,16 +98,16 @@ def assert_scored(pretrained: Pretrained, batch: list[Span], batch_size: int) ->
 @pytest.mark.parametrize("config", MODELS.values(), ids=MODELS)
 @settings(max_examples=15, deadline=None, derandomize=True)
 @given(batch=st.lists(spans(), max_size=9), batch_size=st.sampled_from([1, 4]))
-def test_any_spans_of_any_model_are_scored_as_one_by_one(config, batch, batch_size):
+def test_batched_scores_equal_single_scores(config, batch, batch_size):
     assert_scored(pretrained_of(config), batch, batch_size)
 
 
 @pytest.mark.parametrize("mesh_name", MESHES)
-def test_the_mesh_does_not_change_a_score(mesh_name):
+def test_scores_are_equal_on_every_mesh(mesh_name):
     assert_scored(pretrained_of(MODELS["gqa"], mesh_name), random_spans(), 5)
 
 
-def test_what_the_model_would_say_is_greedy_and_nothing_else_is():
+def test_only_the_greedy_continuation_is_greedy():
     config, text = MODELS["gqa"], [3]
     for _ in range(6):
         text.append(int(likely(config, text)[-1].argmax()))
@@ -117,7 +117,7 @@ def test_what_the_model_would_say_is_greedy_and_nothing_else_is():
     assert [each.is_greedy for each in found] == [True, False, True, True]
 
 
-def test_logits_are_held_for_a_few_positions_at_a_time():
+def test_logits_are_computed_in_chunks():
     config = dataclasses.replace(MODELS["gqa"], loss_chunk=8)
     assert_scored(pretrained_of(config), random_spans(), 4)
     rows = Rows(*(np.zeros((4, 32), dtype) for dtype in (int, int, int, bool)))
@@ -133,7 +133,7 @@ def test_logits_are_held_for_a_few_positions_at_a_time():
 
 
 @pytest.mark.parametrize("longest", [1, 20, 128, 512, 1000, 2048, 4096])
-def test_rows_have_few_lengths_and_the_longest_fits(longest):
+def test_padded_lengths_are_few_and_sufficient(longest):
     lengths = padded_lengths(longest)
     assert len(lengths) <= NUM_LENGTHS
     assert longest <= lengths[0] < longest + 128
@@ -142,6 +142,6 @@ def test_rows_have_few_lengths_and_the_longest_fits(longest):
 
 
 @pytest.mark.parametrize(("start", "stop"), [(0, 2), (2, 1), (1, 4)])
-def test_a_span_that_is_none_is_refused(start, stop):
+def test_invalid_span_is_refused(start, stop):
     with pytest.raises(ValueError, match=f"span from {start} to {stop} of 3 tokens"):
         Span([1, 2, 3], start, stop)

@@ -1,4 +1,4 @@
-"""Every field of config.json is read as transformers reads it, or refused."""
+"""Every config.json field is read as in transformers, or refused."""
 
 import dataclasses
 import itertools
@@ -28,10 +28,10 @@ OWN_FIELDS = {
 LENGTH = 12
 TOKENS = torch.tensor(folders.tokens(rows=1, length=LENGTH))
 PREFIX = LENGTH - 1
-"""Tokens that the judge reads at once, before it reads the last one with their cache."""
+"""Prefill length in the reference model; the last token uses the KV cache."""
 
 ANYTHING = (None, True, False, 0, 2, -3, 0.5, math.nan, math.inf, "x", [1], {"a": 1})
-"""Values that some field has and others do not."""
+"""Values of many types, tried for every field."""
 DEFAULT = {"rope_type": "default", "rope_theta": 1e4}
 LLAMA3 = folders.LLAMA3
 LLAMA3_OPEN = {k: v for k, v in LLAMA3.items() if k != "original_max_position_embeddings"}
@@ -107,7 +107,7 @@ CHANGES = {
     "decoder": [None, {}, 2],
     "scale_embedding": [True],
 }
-"""Values beside `ANYTHING`. Every field of the classes of transformers has `ANYTHING`."""
+"""Additional values per field; every field is also tried with `ANYTHING`."""
 TOGETHER = [
     {"rope_scaling": scaling} | others
     for scaling, others in itertools.product(
@@ -157,7 +157,7 @@ CAUTION = {
     "attention_dropout": "NaN and infinity are no rates",
     "initializer_range": "NaN and infinity are no ranges",
 }
-"""Fields of which stackjax refuses values that happen not to move the logits, and why."""
+"""Fields with values refused by stackjax although the logits do not change, and reasons."""
 INDULGENCE = {
     **dict.fromkeys(("output_hidden_states", "return_dict"), "what a call returns"),
     "id2label": "names of classes, which a language model does not have",
@@ -168,11 +168,11 @@ INDULGENCE = {
         "how transformers runs the model",
     ),
 }
-"""Fields of which stackjax reads values that transformers refuses, and why."""
+"""Fields with values accepted by stackjax but refused by transformers, and reasons."""
 
 
 def names_that_transformers_looks_for() -> set[str]:
-    """Every name that its shared code asks a config for, whatever its class."""
+    """Every attribute read by shared code in transformers, for any config class."""
     root = Path(transformers.__file__).parent
     files = ("cache_utils", "configuration_utils", "masking_utils", "modeling_rope_utils")
     files += ("modeling_utils", "integrations/sdpa_attention", "models/auto/auto_factory")
@@ -182,18 +182,18 @@ def names_that_transformers_looks_for() -> set[str]:
 
 @pytest.fixture(scope="module", params=KINDS)
 def kind(request):
-    """The families in turn."""
+    """Every family."""
     return request.param
 
 
 @pytest.fixture(scope="module")
 def folder(kind, tmp_path_factory):
-    """A folder of each family, and how it is read."""
+    """A reader for a folder of each family."""
     return Original(folders.write(tmp_path_factory.mktemp(kind), KINDS[kind]))
 
 
 class Original:
-    """A folder, its fields, its weights, its model and its logits."""
+    """A folder with fields, weights, model and logits."""
 
     def __init__(self, path):
         self.path = path
@@ -210,7 +210,7 @@ class Original:
 
 @torch.inference_mode()
 def judge(fields, weights):
-    """The logits of transformers, the last with a cache, or None if it refuses."""
+    """Logits from transformers, the last with a KV cache; None if refused."""
     try:
         fields = json.loads(json.dumps(fields))
         if fields.get("tie_word_embeddings") is True:
@@ -249,7 +249,7 @@ def own_logits(path):
 
 
 def fault(original, changes):
-    """How stackjax reads a change otherwise than transformers, in words, or None."""
+    """Describes a difference between stackjax and transformers after a change, or None."""
     fields = changed(original.fields, changes)
     (original.path / "config.json").write_text(json.dumps(fields))
     theirs = judge(fields, original.weights)
@@ -274,25 +274,25 @@ def faults(original, cases):
 
 
 def share(kind, values):
-    """A part of some values: each is tried in one family."""
+    """Splits values among the families, so that each is tried once."""
     return values[list(KINDS).index(kind) :: len(KINDS)]
 
 
-def test_every_field_of_its_class_means_what_it_means_to_transformers(kind, folder):
+def test_class_fields_are_read_as_in_transformers(kind, folder):
     cases = [{name: value} for name in OWN_FIELDS[kind] for value in share(kind, ANYTHING)]
     assert faults(folder, cases) == []
 
 
-def test_every_special_value_means_what_it_means_to_transformers(folder):
+def test_special_values_are_read_as_in_transformers(folder):
     cases = [{name: value} for name, values in CHANGES.items() for value in values]
     assert faults(folder, cases) == []
 
 
-def test_fields_together_mean_what_they_mean_to_transformers(folder):
+def test_field_pairs_are_read_as_in_transformers(folder):
     assert faults(folder, TOGETHER) == []
 
 
-def test_names_that_transformers_looks_for_in_every_config_are_known(kind, folder):
+def test_fields_common_to_all_configs_are_known(kind, folder):
     names = names_that_transformers_looks_for()
     assert {"is_causal", "layer_types", "sliding_window", "kv_sharing_modes"} <= names
     values = share(kind, (False, 4, "x", [1], {"a": 1}, True, 0.5, []))

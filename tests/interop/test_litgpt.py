@@ -1,4 +1,4 @@
-"""Checkpoints of the paper's code become the same models here."""
+"""Imported lit-gpt checkpoints match transformers."""
 
 import pickle
 import re
@@ -26,7 +26,7 @@ CASES = {
 
 
 def lit_state(folder: Path, num_heads: int, num_kv_heads: int) -> dict[str, torch.Tensor]:
-    """The weights of a LLaMA as lit-gpt has them: a fused matrix goes from group to group."""
+    """A LLaMA's weights in lit-gpt's layout, with a fused matrix grouped by key head."""
     state, tensors = {}, folders.weights(folder)
     state["transformer.wte.weight"] = tensors["model.embed_tokens.weight"]
     state["transformer.ln_f.weight"] = tensors["model.norm.weight"]
@@ -56,7 +56,7 @@ def lit_state(folder: Path, num_heads: int, num_kv_heads: int) -> dict[str, torc
 
 @pytest.fixture(scope="module", params=CASES)
 def case(request, tmp_path_factory):
-    """A folder of transformers, and the same weights in a `.pth` file."""
+    """A Hugging Face folder, and the same weights in a `.pth` file."""
     path = tmp_path_factory.mktemp("prts")
     kind = "llama, bfloat16" if request.param == "bfloat16" else "llama"
     fields = {"rms_norm_eps": 1e-5} | CASES[request.param]
@@ -67,7 +67,7 @@ def case(request, tmp_path_factory):
     return folder, path / "model.pth"
 
 
-def test_a_checkpoint_computes_what_the_same_weights_do_in_transformers(case, tmp_path):
+def test_converted_checkpoint_matches_transformers(case, tmp_path):
     folder, file = case
     target = tmp_path / "checkpoint"
     convert.convert(ConvertConfig(source=str(file), target=str(target), head_dim=4))
@@ -83,7 +83,7 @@ def test_a_checkpoint_computes_what_the_same_weights_do_in_transformers(case, tm
     assert saved.contents.lineage[0].code == f"from {file.name}"
 
 
-def test_every_tensor_is_that_of_transformers_bit_for_bit(case):
+def test_tensors_equal_transformers_exactly(case):
     folder, file = case
     found, expected = read_litgpt(file, head_dim=4).tensors, folders.weights(folder)
     assert set(found) == set(expected)
@@ -123,7 +123,7 @@ CHANGES = {
 
 
 class Bomb:
-    """What leaves a file when it is unpickled as code."""
+    """Creates a file when unpickled as code."""
 
     def __init__(self, path):
         self.path = path
@@ -150,7 +150,7 @@ LINES = {
 
 
 @pytest.mark.parametrize("name", LINES)
-def test_a_wrong_file_is_one_line_and_never_run(name, tmp_path, monkeypatch, capsys):
+def test_damaged_file_is_one_line_and_runs_no_code(name, tmp_path, monkeypatch, capsys):
     folder = folders.write(tmp_path / "folder", "llama")
     damaged(name, lit_state(folder, 4, 2), tmp_path / "model.pth")
     args = [str(tmp_path / "model.pth"), str(tmp_path / "target")]
@@ -165,7 +165,7 @@ def test_a_wrong_file_is_one_line_and_never_run(name, tmp_path, monkeypatch, cap
     assert not (tmp_path / "target").exists()
 
 
-def test_weights_that_are_not_finite_are_refused_unless_asked_for(tmp_path):
+def test_non_finite_weights_are_refused_by_default(tmp_path):
     state = lit_state(folders.write(tmp_path / "folder", "llama"), 4, 2)
     torch.save({"model": state | {NORM: torch.full((16,), torch.nan)}}, tmp_path / "model.pth")
     fields = {"source": str(tmp_path / "model.pth"), "head_dim": 4}
@@ -176,14 +176,14 @@ def test_weights_that_are_not_finite_are_refused_unless_asked_for(tmp_path):
     assert convert.convert(wanted).exists()
 
 
-def test_heads_that_do_not_fit_are_refused(case):
+def test_wrong_head_dim_is_refused(case):
     _, file = case
     with pytest.raises(ValueError, match="heads of 3 channels do not fit 16 channels"):
         read_litgpt(file, head_dim=3)
 
 
-def test_there_is_nothing_to_verify_a_file_of_lit_gpt_with(case, tmp_path):
+def test_verify_is_refused_for_litgpt_files(case, tmp_path):
     _, file = case
     config = ConvertConfig(source=str(file), target=str(tmp_path / "x"), verify=True)
-    with pytest.raises(ValueError, match="leave out --verify"):
+    with pytest.raises(ValueError, match="verify is set"):
         convert.convert(config)

@@ -1,4 +1,4 @@
-"""A malformed folder is refused in one line by every command, at once, and without a trace."""
+"""Every command refuses a malformed folder quickly, in one line, and writes nothing."""
 
 import json
 import os
@@ -139,7 +139,7 @@ HEADERS = {
 
 
 def set_one(**values):
-    """A change of some tensors of a folder: None takes one away."""
+    """Returns a function that replaces tensors in a folder; None removes a tensor."""
 
     def change(path):
         tensors = load_file(path / ONE_FILE)
@@ -201,7 +201,7 @@ STRANGERS = {
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    """A folder with a tokenizer of as many tokens as its model knows."""
+    """A valid folder, with a tokenizer as large as the vocabulary."""
     path = folders.write(tmp_path_factory.mktemp("whole"), "llama")
     vocabulary = {"</s>": 0} | {chr(64 + i): i for i in range(1, folders.VOCAB)}
     end = {"id": 0, "content": "</s>", "special": True, "normalized": False}
@@ -215,13 +215,13 @@ def whole(tmp_path_factory):
 
 @pytest.fixture
 def folder(whole, tmp_path):
-    """A copy of it."""
+    """A copy of the valid folder."""
     return shutil.copytree(whole, tmp_path / "folder")
 
 
 @pytest.fixture
 def outcomes(folder, run_main):
-    """What the four commands say of the folder: exit codes and error lines."""
+    """Runs four commands on the folder and returns exit codes and error lines."""
 
     def call():
         target = folder.parent / "target"
@@ -263,12 +263,12 @@ def change_config(path, changes):
     (path / "config.json").write_text(json.dumps(fields | changes))
 
 
-def test_a_whole_folder_is_taken(outcomes):
+def test_valid_folder_is_accepted(outcomes):
     assert_taken(outcomes())
 
 
 @pytest.mark.parametrize("field", FIELDS)
-def test_a_field_of_the_config_with_a_wrong_value(field, folder, outcomes):
+def test_config_field_with_wrong_value(field, folder, outcomes):
     config = (folder / "config.json").read_text()
     for value in WRONG[FIELDS[field]]:
         (folder / "config.json").write_text(config)
@@ -276,7 +276,7 @@ def test_a_field_of_the_config_with_a_wrong_value(field, folder, outcomes):
         assert_refused(outcomes())
 
 
-def test_a_config_that_claims_more_layers_than_there_are_tensors(folder, outcomes):
+def test_config_with_more_layers_than_tensors(folder, outcomes):
     change_config(folder, {"num_hidden_layers": 9000})
     assert_refused(outcomes(), "has no tensor model.layers.3.input_layernorm.weight")
     change_config(folder, {"num_hidden_layers": 2_000_000_000})
@@ -284,7 +284,7 @@ def test_a_config_that_claims_more_layers_than_there_are_tensors(folder, outcome
 
 
 @pytest.mark.parametrize("name", TEXTS)
-def test_a_config_that_is_none(name, folder, outcomes):
+def test_config_that_is_not_a_json_object(name, folder, outcomes):
     write(folder / "config.json", TEXTS[name])
     assert_refused(outcomes())
 
@@ -294,7 +294,7 @@ def write(file, text):
 
 
 @pytest.mark.parametrize("name", INDICES)
-def test_an_index_that_names_what_is_no_file_of_the_folder(name, folder, outcomes):
+def test_index_entry_outside_the_folder(name, folder, outcomes):
     tensors = load_file(folder / ONE_FILE)
     (folder / ONE_FILE).rename(folder.parent / "secret.safetensors")
     os.mkfifo(folder / "pipe")
@@ -307,19 +307,19 @@ def test_an_index_that_names_what_is_no_file_of_the_folder(name, folder, outcome
 
 
 @pytest.mark.parametrize("name", INDEX_TEXTS)
-def test_an_index_that_is_none(name, folder, outcomes):
+def test_index_without_weight_map(name, folder, outcomes):
     (folder / ONE_FILE).rename(folder / "model-1.safetensors")
     write(folder / INDEX, INDEX_TEXTS[name])
     assert_refused(outcomes())
 
 
-def test_an_index_beside_a_single_file_is_not_read(folder, outcomes):
+def test_index_next_to_a_single_file_is_ignored(folder, outcomes):
     write(folder / INDEX, '{"weight_map": ["../x"]}')
     assert_taken(outcomes())
 
 
 @pytest.mark.parametrize("name", HEADERS)
-def test_a_file_of_tensors_with_a_wrong_header(name, folder, outcomes):
+def test_damaged_safetensors_header(name, folder, outcomes):
     said, length, body = HEADERS[name]
     text = said if isinstance(said, bytes) else json.dumps(said).encode()
     length = len(text) if length is None else length
@@ -328,24 +328,24 @@ def test_a_file_of_tensors_with_a_wrong_header(name, folder, outcomes):
 
 
 @pytest.mark.parametrize("name", WEIGHTS)
-def test_tensors_that_are_not_those_of_the_model(name, folder, outcomes):
+def test_missing_unknown_or_misshapen_tensors(name, folder, outcomes):
     WEIGHTS[name](folder)
     assert_refused(outcomes())
 
 
 @pytest.mark.parametrize("name", NOT_FINITE)
-def test_weights_that_are_not_finite(name, folder, outcomes):
+def test_non_finite_weights(name, folder, outcomes):
     NOT_FINITE[name](folder)
     assert_refused(outcomes(), "holds NaN or infinity", by=("grow", "convert", "generate"))
 
 
 @pytest.mark.parametrize("name", STRANGERS)
-def test_files_that_are_missing_or_no_files(name, folder, outcomes):
+def test_missing_or_irregular_files(name, folder, outcomes):
     STRANGERS[name](folder)
     assert_refused(outcomes())
 
 
-def test_code_in_a_folder_does_not_run(folder, outcomes):
+def test_code_in_a_folder_is_not_run(folder, outcomes):
     change_config(folder, {"auto_map": {"AutoConfig": "evil.Evil", "AutoModel": "evil.Evil"}})
     (folder / "evil.py").write_text(f"open({str(folder / 'ran')!r}, 'w')\nclass Evil: pass\n")
     assert_taken(outcomes())

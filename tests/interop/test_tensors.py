@@ -1,4 +1,4 @@
-"""Files of tensors are those that the library of the format reads and writes."""
+"""Safetensors files are compatible with the safetensors library."""
 
 import json
 import tempfile
@@ -52,7 +52,7 @@ def assert_same(found, expected):
 
 @hypothesis.settings(max_examples=50, deadline=None)
 @hypothesis.given(INFOS, st.integers(1, 400), st.booleans())
-def test_what_is_written_is_read_by_the_library_and_here(infos, shard_bytes, in_parts):
+def test_written_tensors_are_readable_by_safetensors_and_by_us(infos, shard_bytes, in_parts):
     expected = values(infos)
     tensors = list(expected.values())
     if in_parts:
@@ -85,7 +85,7 @@ def test_what_is_written_is_read_by_the_library_and_here(infos, shard_bytes, in_
 
 @hypothesis.settings(max_examples=25, deadline=None)
 @hypothesis.given(INFOS)
-def test_what_the_library_writes_is_read_here(infos):
+def test_tensors_written_by_safetensors_are_readable(infos):
     expected = values(infos)
     with tempfile.TemporaryDirectory() as name:
         save_file(expected, Path(name) / "model.safetensors", {"format": "pt", "by": "another"})
@@ -95,7 +95,7 @@ def test_what_the_library_writes_is_read_here(infos):
             assert_same(found.read(key), tensor)
 
 
-def test_numbers_that_are_no_weights_are_refused(tmp_path):
+def test_integer_tensors_are_refused(tmp_path):
     save_file({"w": np.zeros((2, 2), np.int8)}, tmp_path / "model.safetensors")
     with pytest.raises(
         ValueError, match=r"w in .* is of type I8; weights of F64, F32, BF16, F16"
@@ -113,12 +113,12 @@ def test_numbers_that_are_no_weights_are_refused(tmp_path):
         (("F16", "F64"), "F64"),
     ],
 )
-def test_the_widest_type_holds_the_values_of_all(dtypes, expected):
+def test_widest_type(dtypes, expected):
     assert widest(dtypes) == expected
 
 
 def write_shards(folder, shards, weight_map):
-    """Files of tensors, and an index that names a file for each."""
+    """Writes safetensors files and an index."""
     for file, tensors in shards.items():
         save_file(tensors, folder / file, {"format": "pt"})
     index = {"metadata": {"total_size": 0}, "weight_map": weight_map}
@@ -129,7 +129,7 @@ OLD, NEW = np.zeros((2, 2), np.float32), np.ones((2, 2), np.float32)
 BASE, OVERLAY = "model-00001-of-00001.safetensors", "model-overlay.safetensors"
 
 
-def test_a_tensor_comes_from_the_file_that_the_index_names(tmp_path):
+def test_tensor_is_read_from_the_indexed_file(tmp_path):
     write_shards(
         tmp_path,
         {BASE: {"a": OLD, "b": OLD}, OVERLAY: {"a": NEW}},
@@ -140,7 +140,7 @@ def test_a_tensor_comes_from_the_file_that_the_index_names(tmp_path):
     assert_same(tensors.read("b"), OLD)
 
 
-def test_a_later_copy_than_the_one_that_the_index_names_is_refused(tmp_path):
+def test_later_duplicate_of_an_indexed_tensor_is_refused(tmp_path):
     # transformers takes it from the last file that has it.
     write_shards(
         tmp_path,
@@ -151,20 +151,20 @@ def test_a_later_copy_than_the_one_that_the_index_names_is_refused(tmp_path):
         Tensors(tmp_path)
 
 
-def test_an_index_names_safetensors_only(tmp_path):
+def test_index_with_other_file_types_is_refused(tmp_path):
     # transformers reads other files as pickles.
     write_shards(tmp_path, {"weights": {"a": NEW}}, {"a": "weights"})
     with pytest.raises(ValueError, match=r"a in 'weights', and only files named \*.safetens"):
         Tensors(tmp_path)
 
 
-def test_a_single_file_wins_over_an_index(tmp_path):
+def test_single_file_has_priority_over_an_index(tmp_path):
     write_shards(tmp_path, {BASE: {"a": OLD}}, {"a": BASE})
     save_file({"a": NEW}, tmp_path / ONE_FILE)
     assert_same(Tensors(tmp_path).read("a"), NEW)
 
 
-def test_a_file_that_the_index_does_not_name_is_not_opened(tmp_path):
+def test_unindexed_file_is_not_opened(tmp_path):
     write_shards(tmp_path, {BASE: {"a": NEW}}, {"a": BASE})
     (tmp_path / "model-zzz.safetensors").write_bytes(b"no tensors")
     assert_same(Tensors(tmp_path).read("a"), NEW)
@@ -173,7 +173,7 @@ def test_a_file_that_the_index_does_not_name_is_not_opened(tmp_path):
 @pytest.mark.parametrize("dtype", DTYPES.values(), ids=str)
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("place", [0, 2**21, -1])
-def test_one_number_that_is_not_finite_is_found(dtype, value, place):
+def test_single_non_finite_number_is_found(dtype, value, place):
     tensor = np.zeros(2**21 + 5, dtype)
     largest = np.array(np.inf, dtype).view(f"u{dtype.itemsize}") - 1
     tensor[1] = largest.view(dtype)
@@ -184,7 +184,7 @@ def test_one_number_that_is_not_finite_is_found(dtype, value, place):
 
 
 @pytest.mark.parametrize("dtype", DTYPES.values(), ids=str)
-def test_values_are_compared_whatever_their_types(dtype):
+def test_same_values_ignores_types(dtype):
     tensor = (np.arange(2**18) % 100).astype(dtype).reshape(2**16, 4)
     other = tensor.astype(np.float64)
     assert same_values(tensor, other)
