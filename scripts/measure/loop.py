@@ -214,7 +214,7 @@ def _loop_seconds(config: Config, phase: Phase) -> tuple[float, TrainState]:
             source=source,
             validation=source,
             sinks=sinks,
-            progress=open_progress(phase.end.tokens),
+            progress=open_progress(),
             stop=ticks,
             step_of=lambda phase, _: compile_step(config, phase),
             marker=NEW_RUN,

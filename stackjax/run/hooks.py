@@ -127,13 +127,10 @@ class Hook:
 
 def check_hooks(hooks: Sequence[Hook]) -> None:
     """Raises UserError if a hook's kind is already in use."""
-    kinds = list(BUILT_IN_KINDS)
-    for hook in hooks:
-        if hook.kind in kinds:
-            raise UserError(
-                f"kind of a hook is {hook.kind!r}, which other rows have too; rename it."
-            )
-        kinds.append(hook.kind)
+    kinds = [*BUILT_IN_KINDS, *(hook.kind for hook in hooks)]
+    for kind in kinds:
+        if kinds.count(kind) > 1:
+            raise UserError(f"kind of a hook is {kind!r}, as in other rows; rename the hook.")
 
 
 def run_hooks(

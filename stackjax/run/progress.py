@@ -16,31 +16,24 @@ from stackjax.runtime.numbers import short
 class Progress:
     """Shows nothing."""
 
-    def row(self, row: Row, seconds_left: float) -> None:
-        """Shows a train row and the remaining time."""
+    def row(self, row: Row, total_tokens: int, seconds_left: float) -> None:
+        """Shows a train row, the run's total tokens and the remaining time."""
 
     def note(self, text: str) -> None:
         """Shows a line."""
-
-    def expect(self, total_tokens: int) -> None:
-        """Sets the run's total tokens."""
 
     def close(self) -> None:
         """Stops the display."""
 
 
-def open_progress(total_tokens: int) -> Progress:
-    """Returns a bar on a terminal, lines elsewhere, and silence outside process 0.
-
-    Args:
-      total_tokens: The run's total tokens.
-    """
+def open_progress() -> Progress:
+    """Returns a bar on a terminal, lines elsewhere, and silence outside process 0."""
     if jax.process_index() != 0:
         return Progress()
     console = rich.console.Console()
     if sys.stdout.isatty() and not console.is_dumb_terminal:
-        return Bar(total_tokens, console)
-    return Lines(total_tokens)
+        return Bar(console)
+    return Lines()
 
 
 @contextlib.contextmanager
@@ -55,27 +48,19 @@ def timed(progress: Progress, task: str) -> Iterator[None]:
 class Lines(Progress):
     """Shows each row as a line with aligned columns."""
 
-    def __init__(self, total_tokens: int):
-        self._total_tokens = total_tokens
-
-    def row(self, row: Row, seconds_left: float) -> None:
+    def row(self, row: Row, total_tokens: int, seconds_left: float) -> None:
         """Prints a train row."""
-        print("  ".join(_columns(row, self._total_tokens, seconds_left).values()), flush=True)
+        print("  ".join(_columns(row, total_tokens, seconds_left).values()), flush=True)
 
     def note(self, text: str) -> None:
         """Prints a line."""
         print(text, flush=True)
 
-    def expect(self, total_tokens: int) -> None:
-        """Sets the run's total tokens."""
-        self._total_tokens = total_tokens
-
 
 class Bar(Progress):
     """Shows the last row beside a bar, and notes above the bar."""
 
-    def __init__(self, total_tokens: int, console: rich.console.Console):
-        self._total_tokens = total_tokens
+    def __init__(self, console: rich.console.Console):
         self._bar = rich.progress.Progress(
             rich.progress.TextColumn("{task.fields[stage]}", markup=False),
             rich.progress.BarColumn(bar_width=None),
@@ -86,14 +71,15 @@ class Bar(Progress):
             auto_refresh=False,  # only rows move the bar, so no thread is needed
         )
         self._bar.start()
-        self._task = self._bar.add_task("", total=total_tokens, stage="", numbers="")
+        self._task = self._bar.add_task("", total=None, stage="", numbers="")
 
-    def row(self, row: Row, seconds_left: float) -> None:
+    def row(self, row: Row, total_tokens: int, seconds_left: float) -> None:
         """Moves the bar to a train row."""
-        columns = _columns(row, self._total_tokens, seconds_left)
+        columns = _columns(row, total_tokens, seconds_left)
         names = ("loss", "rate", "mfu", "eta")
         self._bar.update(
             self._task,
+            total=total_tokens,
             completed=row["tokens"],
             stage=columns["stage"],
             numbers="  ".join(columns[name] for name in names if name in columns),
@@ -103,11 +89,6 @@ class Bar(Progress):
     def note(self, text: str) -> None:
         """Prints a line above the bar."""
         self._bar.console.print(text, markup=False, highlight=False)
-
-    def expect(self, total_tokens: int) -> None:
-        """Sets the run's total tokens."""
-        self._total_tokens = total_tokens
-        self._bar.update(self._task, total=total_tokens)
 
     def close(self) -> None:
         """Stops the bar."""

@@ -55,7 +55,6 @@ class Run:
         self.commit(
             dataclasses.replace(self.marker, ended={**self.marker.ended, stage: ending})
         )
-        self.progress.expect(self.phases[-1].end.tokens)
 
     def write(self, kind: str, phase: Phase, step: int, counts: Counts, **values: Any) -> Row:
         """Writes a metrics row and returns the row."""

@@ -73,7 +73,9 @@ class StepLog:
             "mfu": mfu(rate * per_token, jax.devices()),
         }
         row = self._run.write("train", self._phase, step, counts, **_values(metrics), **speed)
-        self._run.progress.row(row, self._seconds_left(now, counts))
+        end = self._run.phases[-1].end
+        seconds_left = self._seconds_left(now, counts, end)
+        self._run.progress.row(row, end.tokens, seconds_left)
 
     def settle(self) -> Extent:
         """Brings all rows to disk and returns their extent, after checking all steps."""
@@ -89,11 +91,10 @@ class StepLog:
         then, counts = self._last_row
         self._last_row = then + time.monotonic() - start, counts
 
-    def _seconds_left(self, now: float, counts: Counts) -> float:
+    def _seconds_left(self, now: float, counts: Counts, end: Counts) -> float:
         """Returns the seconds until the run ends, at the phase's FLOP/s so far."""
         then, before = self._start
-        left = self._run.phases[-1].end.flops - counts.flops
-        return left * (now - then) / (counts.flops - before.flops)
+        return (end.flops - counts.flops) * (now - then) / (counts.flops - before.flops)
 
     def _not_finite(self, step: int, counts: Counts, metrics: Metrics) -> FloatingPointError:
         """Returns the error for a step with a loss or gradient norm that is not finite."""

@@ -26,8 +26,8 @@ ROW = {
 
 
 def test_row_is_one_line_without_terminal(capsys):
-    shown = progress.open_progress(8_000_000)
-    shown.row(ROW, 143.2)
+    shown = progress.open_progress()
+    shown.row(ROW, 8_000_000, 143.2)
     shown.note("stage 1: Stack(factor=4)")
     shown.close()
     assert capsys.readouterr().out == (
@@ -40,7 +40,7 @@ def test_row_is_one_line_without_terminal(capsys):
 @pytest.mark.parametrize("unknown", [{}, {"mfu": None}])
 def test_unknown_mfu_is_omitted(capsys, unknown):
     row = {name: value for name, value in ROW.items() if name != "mfu"} | unknown
-    progress.Lines(8_000_000).row(row, 5.0)
+    progress.Lines().row(row, 8_000_000, 5.0)
     assert "mfu" not in capsys.readouterr().out
 
 
@@ -48,15 +48,15 @@ def test_columns_stay_aligned(capsys):
     tokens, losses, rates = (512, 99_999, 7_999_999), (11.2, 1.234), (999.6, 41_200)
     for count, loss, rate in itertools.product(tokens, losses, rates):
         numbers = {"tokens": count, "loss": loss, "tokens_per_second": rate}
-        progress.Lines(8_000_000).row(ROW | numbers, 5.0)
+        progress.Lines().row(ROW | numbers, 8_000_000, 5.0)
     lines = capsys.readouterr().out.splitlines()
     assert len({line.index("eta") for line in lines}) == 1
 
 
 def test_other_processes_show_nothing(capsys, monkeypatch):
     monkeypatch.setattr(jax, "process_index", lambda: 1)
-    shown = progress.open_progress(8_000_000)
-    shown.row(ROW, 5.0)
+    shown = progress.open_progress()
+    shown.row(ROW, 8_000_000, 5.0)
     shown.note("nothing")
     shown.close()
     assert capsys.readouterr().out == ""
@@ -68,8 +68,8 @@ def test_bar_fits_terminal(width):
     console = rich.console.Console(
         file=file, width=width, force_terminal=True, color_system=None
     )
-    bar = progress.Bar(8_000_000, console)
-    bar.row(ROW, 143.2)
+    bar = progress.Bar(console)
+    bar.row(ROW, 8_000_000, 143.2)
     bar.note("[embed] grew")
     bar.close()
     lines = file.getvalue().replace("\r", "\n").splitlines()
