@@ -47,8 +47,12 @@ def test_help_of_train_shows_every_kind_of_field(help_pages):
         assert option in page
 
 
-def test_every_root_module_is_a_command_or_part_of_the_schema():
-    modules = {path.stem for path in Path("stackjax").glob("*.py")} - {"__init__", "__main__"}
+def test_every_root_module_is_a_command_or_the_library_or_part_of_the_schema():
+    modules = {path.stem for path in Path("stackjax").glob("*.py")} - {
+        "__init__",
+        "__main__",
+        "library",
+    }
     schema = {"config", "config_file", "config_record", "options"}
     assert modules - schema == set(COMMANDS)
 
