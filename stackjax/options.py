@@ -1,4 +1,4 @@
-"""The options of every command, without JAX; those of `train` are fields of `Config` too."""
+"""Command options. Importing this module does not import JAX."""
 
 import dataclasses
 from pathlib import Path
@@ -37,45 +37,44 @@ ACCURACY_TASKS = (
 WIKITEXT = "wikitext"
 
 PAPER_TASKS = (*ACCURACY_TASKS, WIKITEXT)
-"""The tasks that arXiv:2405.15319 reports."""
+"""The tasks in arXiv:2405.15319."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ResumeConfig(Checked):
-    """How a run goes on after a bad loss or a damaged checkpoint."""
+    """Resuming after a bad loss or a damaged checkpoint."""
 
     resume_from: str = ""
-    """Checkpoint to go back to: its step in the present phase, such as `400`, or with its
-    phase, such as `stage_0/train/400`. Newer checkpoints and rows are discarded. The same
-    command run again does not go back twice."""
+    """Checkpoint to resume from: a step in the current phase, such as `400`, or a phase and a
+    step, such as `stage_0/train/400`. Newer checkpoints and rows are deleted. Running the same
+    command again does not go back twice."""
     skip_examples: Count = 0
-    """Examples of the data to leave out from there on."""
+    """Training examples to skip from there on."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class GrowConfig(Checked):
-    """Grows the model of a checkpoint, or of a folder of transformers, outside of a run."""
+    """Grows a checkpoint or a Hugging Face folder outside of a run."""
 
     source: Annotated[Text, tyro.conf.Positional, tyro.conf.arg(metavar="SOURCE")]
-    """A run, a directory of checkpoints, or one of them; of several the newest grows. Or a
-    folder of transformers: a Llama, Mistral, Qwen2 or Qwen3."""
+    """A run or a directory of checkpoints (the newest is used), a checkpoint, or a Hugging
+    Face folder (Llama, Mistral, Qwen2 or Qwen3)."""
     target: Annotated[Text, tyro.conf.Positional, tyro.conf.arg(metavar="TARGET")]
-    """Directory to write, as a checkpoint at step 0, or as a folder of transformers where
-    SOURCE is one; it must be new, or empty."""
+    """Directory to write, new or empty: a checkpoint at step 0 for a checkpoint, a folder for
+    a folder."""
     growth: GrowthField
-    """How the model grows: `stack(4)`."""
+    """Growth operator, such as `stack(4)`."""
     optimizer_state: Literal["drop", "grow", "keep"] = "drop"
-    """Whether the optimizer state is left out, its moments grow as the gradient does, or old
-    moments stay as they are and new ones are zero."""
+    """Drop the optimizer state, grow the moments with the gradients, or keep old moments and
+    zero new moments."""
     config: Path | None = None
-    """An experiment, whose held-out sequences are to be evaluated before and after."""
+    """Config file with validation data, to evaluate the model before and after growth."""
     seed: Seed = 0
-    """Seed of what is new and random."""
+    """Seed for new random parameters."""
     source_tokens: Count = 0
-    """Tokens that the model of a folder was trained on, for its model card, where the folder
-    does not say."""
+    """Training tokens of the source model, for a folder without stackjax's lineage."""
     allow_nonfinite: bool = False
-    """Whether weights and moments may be NaN or infinite."""
+    """Accept NaN and infinite weights and moments."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -162,18 +161,18 @@ class EvaluateConfig(Checked):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class InspectConfig(Checked):
-    """Tells where the model of a checkpoint comes from."""
+    """Shows the lineage of a checkpoint or a Hugging Face folder."""
 
     run: Annotated[Text, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
-    """A run, a directory of checkpoints, or one of them; of several the newest. Or a folder of
-    transformers."""
+    """A run or a directory of checkpoints (the newest is used), a checkpoint, or a Hugging
+    Face folder."""
     json: bool = False
-    """Whether to print it for machines."""
+    """Print JSON."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MeshSizes:
-    """Sizes of mesh axes; those that are not given are the config's."""
+    """Mesh axis sizes; by default as in the config."""
 
     replica: Literal[-1] | Size | None = None
     """Copies of the parameters."""
@@ -185,77 +184,76 @@ class MeshSizes:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PlanConfig(Checked):
-    """Plans a run that grows: when, what each stage costs, and what it is likely to save."""
+    """Plans a run with growth: timing, cost per stage and expected savings."""
 
     params: Positive | None = None
-    """Parameters of the target (N); an architecture is chosen for them."""
+    """Target parameters (N); the command chooses an architecture."""
     config: Path | None = None
-    """A config instead, whose last model, data, optimizer, batch and mesh are kept."""
+    """Config file instead of `params`: last model, data, optimizer, batch and mesh."""
     tokens: Positive | None = None
-    """Budget as tokens of a run from scratch (D)."""
+    """Budget in tokens for a run from scratch (D)."""
     flops: Positive | None = None
-    """Budget as FLOPs of a run from scratch (C = 6 N D)."""
+    """Budget in FLOPs for a run from scratch (C = 6 N D)."""
     device_hours: Positive | None = None
-    """Budget as device-hours of a run from scratch; the speed must be known."""
+    """Budget in device-hours for a run from scratch; needs a speed."""
     factor: Annotated[int, Whole(at_least=2, at_most=1000)] = 4
-    """Growth factor (g) of non-embedding parameters, and of layers."""
+    """Growth factor (g) in non-embedding parameters and layers."""
     tokens_per_second: Positive | None = None
-    """Speed of the target, over all devices."""
+    """Training speed of the target, over all devices."""
     benchmark: Path | None = None
-    """Speed as `python -m scripts.benchmark` wrote it; of the small model too, if it is in."""
+    """Training speeds in a file from `python -m scripts.benchmark`."""
     devices: Size | None = None
-    """Devices of the run; by default those of the mesh, or of the benchmark."""
+    """Number of devices; by default from the mesh or the benchmark."""
     mesh: MeshSizes = MeshSizes()
-    """Mesh of the run, for the memory on each device."""
+    """Mesh, for the memory per device."""
     write: Path | None = None
     """Config file to write."""
     json: bool = False
-    """Whether to print JSON, and nothing else."""
+    """Print JSON only."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CompareConfig(Checked):
-    """Compares grown runs with runs from scratch of the same model, on the same data."""
+    """Compares grown runs with runs from scratch: same model, same data."""
 
     runs: Annotated[tuple[Path, ...], tyro.conf.Positional, Length(at_most=10_000)]
-    """Run directories, of one or more seeds; they need not have finished."""
+    """Run directories, finished or not, with one or more seeds."""
     loss: LossName = "held_out"
-    """Held-out loss, or the training loss, as arXiv:2405.15319 has it."""
+    """Validation loss, or training loss as in arXiv:2405.15319."""
     losses: tuple[Positive, ...] = ()
-    """Losses to give the speed-up at; by default what all seeds of scratch have come down to
-    at a quarter, half, three quarters and all of its FLOPs, and the last of the grown runs."""
+    """Losses for the speed-ups; by default the highest loss over scratch seeds at a quarter,
+    half, three quarters and all of scratch's FLOPs, and the final loss of the grown runs."""
     budgets: tuple[Positive, ...] = ()
-    """FLOPs (6ND) to give the losses at; by default the same shares of what both have spent."""
+    """FLOPs (6ND) for the losses; by default the same fractions of the smaller spending."""
     output: Path = Path("runs/comparison")
-    """Directory for comparison.md, comparison.json, index.html and the pictures."""
+    """Directory for comparison.md, comparison.json, index.html and figures."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class IsoflopConfig(Checked):
-    """Finds the best timing and the best factor of growth among runs, at equal FLOPs."""
+    """Finds the best growth timing and factor among runs, at equal FLOPs."""
 
     runs: Annotated[tuple[Path, ...], tyro.conf.Positional, Length(at_most=10_000)]
-    """Run directories: grown at several times or by several factors, and from scratch; of one
-    or more sizes, and of one or more seeds."""
+    """Run directories: from scratch, and grown at several times or by several factors, with
+    one or more sizes and seeds."""
     loss: LossName = "held_out"
-    """Held-out loss, or the training loss."""
+    """Validation loss, or training loss."""
     budgets: tuple[Positive, ...] = ()
-    """FLOPs (6ND) to look at; by default half, and all, of what all runs of a size have
-    spent. Before the end, the learning rate of a run has not yet come down."""
+    """Budgets in FLOPs (6ND); by default half and all FLOPs that every run with a size has
+    spent. Before the end of a run, the learning rate has not decayed yet."""
     output: Path = Path("runs/isoflop")
-    """Directory for isoflop.md, isoflop.json, index.html and the pictures."""
+    """Directory for isoflop.md, isoflop.json, index.html and figures."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ScaleConfig(Checked):
-    """Fits laws to the ends of grown runs and of runs from scratch, and draws them out."""
+    """Fits scaling laws to final losses of grown runs and runs from scratch."""
 
     runs: Annotated[tuple[Path, ...], tyro.conf.Positional, Length(at_most=10_000)]
-    """Run directories, all finished: their last loss counts."""
+    """Finished run directories; the final loss counts."""
     loss: LossName = "held_out"
-    """Held-out loss, or the training loss."""
+    """Validation loss, or training loss."""
     flops: tuple[Positive, ...] = ()
-    """FLOPs (6ND) to foretell the speed-up at; by default 1 to 1000 times those of the largest
-    run."""
+    """FLOPs (6ND) for extrapolated speed-ups; by default 1 to 1000 times the largest run."""
     output: Path = Path("runs/scale")
-    """Directory for scale.md, scale.json, index.html and the pictures."""
+    """Directory for scale.md, scale.json, index.html and figures."""

@@ -1,6 +1,6 @@
 """Conversion of text to token shards.
 
-python -m stackjax.prepare INPUT... OUTPUT --tokenizer bytes
+    python -m stackjax.prepare INPUT... OUTPUT --tokenizer bytes
 """
 
 from stackjax.data.config import PrepareConfig
