@@ -1,7 +1,4 @@
-"""Text generation.
-
-python -m stackjax.generate MODEL --prompt 'def f('
-"""
+"""Text generation: `python -m stackjax.generate MODEL --prompt 'def f('`."""
 
 from stackjax.options import GenerateConfig
 from stackjax.runtime.command_line import parse, program, silence_absl

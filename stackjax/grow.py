@@ -1,7 +1,4 @@
-"""Growth of a checkpoint, or of a folder of transformers, outside of a run.
-
-python -m stackjax.grow SOURCE TARGET --growth 'stack(4)'
-"""
+"""Growth outside of a run: `python -m stackjax.grow SOURCE TARGET --growth 'stack(4)'`."""
 
 from stackjax.options import GrowConfig
 from stackjax.runtime.command_line import parse, program, silence_absl

@@ -1,7 +1,4 @@
-"""The lineage of a checkpoint: every growth, with tokens and FLOPs of each stage.
-
-python -m stackjax.inspect RUN
-"""
+"""Lineage of a checkpoint, with tokens and FLOPs: `python -m stackjax.inspect RUN`."""
 
 from stackjax.options import InspectConfig
 from stackjax.runtime.command_line import parse, program, silence_absl

@@ -1,6 +1,8 @@
-"""A plan for growing with G_stack (arXiv:2405.15319): timing, cost and expected savings.
+"""Timing, cost and expected savings of growth with G_stack (arXiv:2405.15319).
 
-python -m stackjax.plan --params 7e9 --tokens 2e12 --write gstack.py
+    python -m stackjax.plan --params 7e9 --tokens 2e12 --write gstack.py
+
+The command prints a plan, and writes a config file.
 """
 
 from stackjax.options import PlanConfig

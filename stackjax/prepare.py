@@ -1,7 +1,4 @@
-"""Conversion of text to token shards.
-
-    python -m stackjax.prepare INPUT... OUTPUT --tokenizer bytes
-"""
+"""Text to token shards: `python -m stackjax.prepare INPUT... OUTPUT --tokenizer bytes`."""
 
 from stackjax.data.config import PrepareConfig
 from stackjax.runtime.command_line import parse, program
