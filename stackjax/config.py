@@ -1,4 +1,4 @@
-"""The schema of a run: what a config file returns, what the command line overrides."""
+"""Run config: the return value of a config file, with every field that a command line sets."""
 
 import dataclasses
 from typing import Annotated, Literal
@@ -43,7 +43,7 @@ GrowthField = Annotated[
         str_from_instance=lambda value: [str(value)],
     ),
 ]
-"""A growth operator, which a command line writes as `stack(4)`."""
+"""A growth operator; on a command line a text such as `stack(4)`."""
 
 DECAYING = ("cosine", "wsd")
 """The shapes of a schedule that decay."""
@@ -123,40 +123,40 @@ class EarlyStop:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Rewarm:
-    """A warm-up of new parameters alone (SPARKLING, arXiv:2602.02472)."""
+    """Warm-up for new parameters only (SPARKLING, arXiv:2602.02472)."""
 
     tokens: Tokens
-    """Tokens since growth over which their rate rises from zero; there, 250 steps."""
+    """Tokens of linear warm-up from zero after growth; 250 steps in the paper."""
     ratio: Positive = 1.3
-    """What it rises to, and stays at, in learning rates of the parameters that are old."""
+    """Learning rate of new parameters after the warm-up, relative to old parameters."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Stage:
-    """One part of a run, trained with one model."""
+    """A stage: one model, trained for a number of tokens."""
 
     tokens: Tokens | None = None
     """Length in tokens, rounded up to whole steps."""
     fraction: Annotated[float, Real(more_than=0, less_than=1)] | None = None
-    """Length as a fraction of the whole run, instead of `tokens`."""
+    """Length as a fraction of the run, instead of `tokens`."""
     batch_size: Size
-    """Sequences in each optimizer step, over all devices and microbatches."""
+    """Sequences per optimizer step, over all devices and microbatches."""
     accumulate: Size = 1
-    """Microbatches that each step's batch is cut into."""
+    """Microbatches per step (gradient accumulation)."""
     until: EarlyStop = EarlyStop()
     """Early stopping. Learning rates follow the planned length."""
     growth: GrowthField | None = None
-    """How this stage's model grows out of the stage before; the first stage has none."""
+    """Growth at the start of the stage; None in the first stage."""
     optimizer_state: Annotated[Literal["reset", "grow", "keep"], OnlyWith("growth")] = "reset"
-    """What growth does to the optimizer: starts it afresh (arXiv:2405.15319), grows its
-    moments as the gradient grows, or keeps old moments as they are and zeroes new ones."""
+    """Optimizer state after growth: reset (arXiv:2405.15319), grow the moments with the
+    gradients, or keep old moments and zero new moments."""
     rewarm: Annotated[Rewarm | None, OnlyWith("growth")] = None
-    """Warm-up of the parameters that growth has added."""
+    """Warm-up for new parameters."""
     scale_by_fan_in: Annotated[bool, OnlyWith("growth")] = False
-    """Whether the learning rate of a matrix is divided by how many times its fan-in grew."""
+    """Divide the learning rate of each matrix by the growth factor of its fan-in."""
     train_layers: Text = "all"
-    """Layers that learn: `all`; `new`, those that growth has added; or their numbers from 1,
-    as in `(7..12)`. Unless all do, the embedding does not, and head and final norm do."""
+    """Trainable layers: `all`, `new` (added by growth), or numbers from 1 such as `(7..12)`.
+    With frozen layers the embedding is frozen too; head and final norm are trained."""
     peak_learning_rate: Rate | None = None
     """Peak learning rate; by default the optimizer's."""
     schedule: Schedule | None = None
@@ -167,69 +167,69 @@ class Stage:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EvaluationConfig:
-    """Held-out loss, measured at intervals, at the end, and on both sides of each growth."""
+    """Validation at intervals, at the end, and before and after each growth."""
 
     every_tokens: Tokens
-    """Tokens between two evaluations."""
+    """Tokens between evaluations."""
     num_sequences: Annotated[int, Whole(at_least=1, at_most=2**31 - 1)]
-    """Held-out sequences of each evaluation, always the same ones."""
+    """Validation sequences, the same in every evaluation."""
     batch_size: Size
-    """Sequences evaluated at a time, over all devices."""
+    """Sequences per evaluation batch, over all devices."""
     layers: bool = False
-    """Whether each evaluation, and each side of a growth, also measures every layer: how near
-    it is to the other copies of its source, what it adds, and how large its weights are."""
+    """Log layer statistics too: similarity to other copies of the source layer, contribution
+    to the residual stream, weight norm."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ProbeConfig:
-    """Growth tried out on a copy, while the model before it trains."""
+    """Growth probes: growth of a copy of the model, before the stage ends."""
 
     at_tokens: tuple[Tokens, ...] = ()
-    """Tokens of the run at which a copy grows as the next stage does, and trains for a lag."""
+    """Token counts of the run at which a copy grows as in the next stage, and then trains."""
     lag_tokens: Annotated[Tokens | None, OnlyWith("at_tokens")] = None
-    """Tokens of the lag, after which the copy's held-out loss is measured."""
+    """Training tokens of the copy before its validation loss is measured."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TasksConfig:
-    """Tasks of lm-evaluation-harness that the model is scored on while it trains."""
+    """Evaluation on lm-evaluation-harness tasks while training."""
 
     names: tuple[Text, ...] = ()
-    """Tasks, or groups of them; without any, lm-evaluation-harness need not be there."""
+    """Task or group names; lm-evaluation-harness is only needed if there are any."""
     every_tokens: Annotated[Tokens | None, OnlyWith("names")] = None
-    """Tokens between two rounds of them. One more comes at the end of the run."""
+    """Tokens between evaluations on tasks. The last one is at the end of the run."""
     directory: Annotated[Text | None, OnlyWith("names")] = None
-    """Directory of further tasks, as YAML files."""
+    """Directory with additional tasks (YAML files)."""
     num_fewshot: Annotated[Count | None, OnlyWith("names")] = None
-    """Solved examples before each question; by default as many as each task has."""
+    """Solved examples before each question; by default as each task says."""
     limit: Annotated[Tokens | None, OnlyWith("names")] = None
-    """Documents of each task, the first ones; by default all."""
+    """Use only this many documents per task; by default all."""
     batch_size: Annotated[Size, OnlyWith("names")] = 32
-    """Texts that are scored together."""
+    """Texts per batch."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CheckpointConfig:
-    """When to save, and what to keep."""
+    """Saving and retention of checkpoints."""
 
     every_tokens: Tokens
-    """Tokens between two checkpoints. The end of each stage is always saved."""
+    """Tokens between checkpoints. The end of each stage is always saved."""
     keep_last: Size = 2
-    """Most recent checkpoints of a stage that are kept; its last one always is."""
+    """Recent checkpoints to keep per stage; the last checkpoint of a stage is always kept."""
     keep_every_tokens: Tokens | None = None
-    """Checkpoints that are the first past a multiple of this are kept for good."""
+    """Keep the first checkpoint past every multiple of this many tokens."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LoggingConfig:
-    """When and where metrics are written; `metrics.jsonl` in the run directory always is."""
+    """Metrics, besides `metrics.jsonl` in the run directory."""
 
     every_tokens: Tokens
-    """Tokens between two rows of metrics."""
+    """Tokens between rows of metrics."""
     tensorboard: bool = True
-    """Whether TensorBoard events are written into the run directory."""
+    """Write TensorBoard events into the run directory."""
     wandb_project: Text | None = None
-    """Weights & Biases project to log to; needs `pip install wandb`."""
+    """Weights & Biases project; needs `pip install wandb`."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -237,36 +237,36 @@ class Config(Checked):
     """A run: one model that may grow from stage to stage."""
 
     model: ModelConfig
-    """The model that `model_is` says; the others follow from it and the growths."""
+    """The first or the last model, as `model_is` says; growth determines all other models."""
     model_is: Literal["source", "target"] = "target"
-    """Whether `model` is the model of the last stage (target) or of the first (source)."""
+    """`target`: `model` belongs to the last stage. `source`: `model` belongs to the first."""
     data: DataConfig
-    """Where sequences come from."""
+    """Training and validation data."""
     optimizer: OptimizerConfig
-    """How parameters are updated."""
+    """Optimizer and learning rate."""
     mesh: MeshConfig = MeshConfig()
-    """How arrays are laid out over devices."""
+    """Device mesh."""
     stages: Annotated[tuple[Stage, ...], Length(at_most=256)]
-    """The parts of the run, in order."""
+    """Stages, in order."""
     init_from: Text | None = None
-    """Where the first stage's parameters come from: a run, a checkpoint, or a folder of
-    transformers. The optimizer, the data and the counts start afresh."""
+    """Initial parameters: a run, a checkpoint, or a Hugging Face folder. Optimizer state, data
+    position and token counts start from zero."""
     evaluation: EvaluationConfig
-    """Held-out evaluation."""
+    """Validation."""
     probes: ProbeConfig = ProbeConfig()
-    """Growth tried out before its time."""
+    """Growth probes."""
     tasks: TasksConfig = TasksConfig()
-    """Scores on tasks."""
+    """Evaluation on tasks."""
     checkpoints: CheckpointConfig
     """Checkpoints."""
     logging: LoggingConfig
     """Metrics."""
     platform: Literal["any", "accelerator"] = "any"
-    """Where the run may start: wherever JAX does, or not on a CPU, which would crawl."""
+    """`accelerator` refuses to start on a CPU."""
     seed: Seed = 0
-    """Seed of the initial parameters and of the order of the data."""
+    """Seed for initial parameters and data order."""
     workdir: Text
-    """Directory of the run; starting the same command again resumes what is in it."""
+    """Run directory. The same command again resumes the run."""
 
     def __post_init__(self):
         super().__post_init__()

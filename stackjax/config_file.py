@@ -1,4 +1,4 @@
-"""Configs as files: loaded, overridden on the command line, recorded, and compared."""
+"""Config files: loading, command-line overrides, records in run directories, comparison."""
 
 import argparse
 import contextlib
@@ -36,20 +36,20 @@ _MAY_CHANGE = re.compile(
     r"|data\.(path|cache_dir|corpus|num_workers|prefetch)"
     r"|model\.(attention|remat|scan_unroll|loss_chunk)"
 )
-"""Fields that a run may be resumed with other values of. Those of the optimizer hold from the
-step where it resumes; the others do not change training, except for the order in which floats
-are added and for the moment when a loss or a plateau that ends a stage is seen."""
+"""Fields that may change when a run resumes. Changes in the optimizer apply from the resumed
+step on. Other fields do not change training, apart from the order of float additions and the
+steps with a check for early stopping."""
 
 _MAY_DIFFER = re.compile(r"data\.(path|cache_dir|num_workers|prefetch)")
-"""Fields that hosts may have values of their own of; the data themselves are compared."""
+"""Fields that may differ between hosts; the hosts compare the data itself."""
 
 _PLACE = re.compile(r"workdir|platform|(data|logging)\..*")
-"""Of the fields that may change, those of places, reading ahead and logs."""
+"""Fields without influence on training: paths, prefetching, logs."""
 
 _PRESENT_STAGE = re.compile(
     r"stages\.\d+\.(tokens|fraction|batch_size|until\..*|peak_learning_rate|schedule(\..*)?)"
 )
-"""Fields of the stage that a run is in which may change, from where it resumes."""
+"""Fields of the current stage that may change when a run resumes."""
 
 _WHY_NOT = {
     r"model(_is)?\b.*": "the parameters in the checkpoints are those of this model",
@@ -64,7 +64,7 @@ _WHY_NOT = {
     r"stages\.\d+\.(growth|optimizer_state)\b.*": "the model has already grown",
     r"stages\..*": "this part of the stage is already trained",
 }
-"""Why the other fields may not change, by a pattern of their names; the first that fits."""
+"""Reason why a field may not change, by name pattern; the first match counts."""
 
 
 Options = TypeVar("Options")
@@ -72,7 +72,7 @@ Options = TypeVar("Options")
 
 @dataclasses.dataclass(frozen=True)
 class NoOptions:
-    """The options of a command that has none beside its config."""
+    """Options of a command without options."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,10 +102,10 @@ class _Page(Generic[Options]):
 
 
 def load_config(prog: str, args: list[str]) -> Config:
-    """Returns the config that a command line names, with its overrides.
+    """Returns the config of a command line, with overrides.
 
     Args:
-      prog: How the command is called, for its help.
+      prog: The command, for the help page.
       args: `--config FILE` and any field of `Config`, such as `--stages.1.tokens 2e6`.
 
     Raises:
@@ -115,11 +115,11 @@ def load_config(prog: str, args: list[str]) -> Config:
 
 
 def load_command(prog: str, args: list[str], options: Options) -> tuple[Config, Options]:
-    """Returns the config that a command line names, and the command's own options.
+    """Returns the config and the options of a command line.
 
     Args:
-      prog: How the command is called, for its help.
-      args: As above, and any field of `options`.
+      prog: The command, for the help page.
+      args: As for `load_config`, and any field of `options`.
       options: A dataclass of defaults.
 
     Raises:
@@ -150,10 +150,10 @@ def load_command(prog: str, args: list[str], options: Options) -> tuple[Config, 
 
 
 def _override_growths(config: Config, args: list[str]) -> tuple[Config, list[str]]:
-    """Returns a config with its growths, or fields of them, replaced, and other overrides.
+    """Returns a config with new growths, and all other overrides.
 
-    A growth is one value to the command line; `--stages.1.growth.factor 2` is ours, after
-    any `--stages.1.growth` that stands before it.
+    tyro reads a growth as a single value. `--stages.1.growth.factor 2` is handled here, after
+    any earlier `--stages.1.growth`.
     """
     # Not at the top: the operators import JAX, and `--help` does without.
     from stackjax.growth.text import parse_growth, replace_field
@@ -177,7 +177,7 @@ def _override_growths(config: Config, args: list[str]) -> tuple[Config, list[str
 
 
 def read_config(path: Path) -> Config:
-    """Returns the config that a file defines; UserError if it defines none."""
+    """Returns the config of a file; UserError if there is none."""
     get_config = load_function(path, "get_config")
     config = get_config() if get_config else None
     if not isinstance(config, Config):
@@ -188,10 +188,10 @@ def read_config(path: Path) -> Config:
 
 
 def load_function(path: Path, name: str) -> Callable[..., Any] | None:
-    """Returns a function that a file of the user defines; None if it defines none.
+    """Returns a function of a user's file, or None.
 
     Raises:
-      UserError: The file is missing, or fails. The function raises it too when it fails.
+      UserError: The file is missing or fails. The function raises UserError for any failure.
     """
     if not path.is_file():
         raise UserError(
@@ -210,7 +210,7 @@ def load_function(path: Path, name: str) -> Callable[..., Any] | None:
 
 @contextlib.contextmanager
 def _errors_of(path: Path) -> Iterator[None]:
-    """Turns every error of a user's file into a UserError with file, line and reason."""
+    """Turns every error in a user's file into a UserError with file, line and reason."""
     # Configs build on each other: `import tiny` works from beside it.
     sys.path.insert(0, str(path.parent))
     try:
@@ -229,7 +229,7 @@ def _errors_of(path: Path) -> Iterator[None]:
 
 
 def flatten(value: Any, path: str = "") -> dict[str, Any]:
-    """Returns every field of a config by the name that the command line gives it."""
+    """Returns every config field by command-line name."""
     if dataclasses.is_dataclass(value) and not isinstance(value, Growth):
         fields = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
     elif isinstance(value, tuple):
@@ -251,13 +251,13 @@ def record_config(workdir: epath.Path, config: Config, manifest: Manifest) -> No
 
 
 def same_everywhere(config: Config) -> dict[str, Any]:
-    """Returns the fields that have to be the same on every host."""
+    """Returns the fields that must be equal on all hosts."""
     flat = flatten(config)
     return {name: flat[name] for name in flat if not _MAY_DIFFER.fullmatch(name)}
 
 
 def check_same_data(workdir: epath.Path, manifest: Manifest) -> None:
-    """Raises UserError if a run that is resumed would read other data than it did."""
+    """Raises UserError if the data has changed since the run began."""
     if read_config_record(workdir / RECORD)["data"] != manifest.digest:
         raise UserError(
             f"{workdir} was trained on another set of token shards than data.path now holds "
@@ -267,13 +267,13 @@ def check_same_data(workdir: epath.Path, manifest: Manifest) -> None:
 
 
 def changed_fields(workdir: epath.Path, config: Config, stage: int) -> dict[str, str]:
-    """Returns a line for each field that differs from the config that a run has recorded.
+    """Returns a line for each field that differs from the recorded config.
 
     Args:
-      stage: The stage that the run is in. Later stages may change in every field.
+      stage: The current stage. Later stages may change in every field.
 
     Raises:
-      UserError: A field differs that a run cannot be resumed with.
+      UserError: A field has changed that must not change.
     """
     old = read_config_record(workdir / RECORD)["config"]
     new = json.loads(json.dumps(flatten(config)))
@@ -293,7 +293,7 @@ def changed_fields(workdir: epath.Path, config: Config, stage: int) -> dict[str,
 
 
 def is_of_training(field: str) -> bool:
-    """Returns whether a field has a part in training, and not only in where a run lies."""
+    """Returns whether a field influences training."""
     return _PLACE.fullmatch(field) is None
 
 

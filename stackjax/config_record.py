@@ -1,4 +1,4 @@
-"""The record of a run's config, `config.json`: every field by its name on the command line."""
+"""Config record in a run directory, `config.json`: every field by command-line name."""
 
 import json
 from typing import Any

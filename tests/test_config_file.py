@@ -140,7 +140,7 @@ def test_help_lists_every_field_with_its_documentation(load, capsys):
     words = " ".join(re.sub(r"[│╭╮╰╯─]", " ", shown).split())
     for documentation in (
         "Number of transformer layers.",
-        "Tokens between two checkpoints.",
+        "Tokens between checkpoints.",
         "--seed INT >= 0",
         "--optimizer.b1 FLOAT >= 0, < 1",
         "--optimizer.epsilon FLOAT > 0",
