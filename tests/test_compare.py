@@ -588,7 +588,7 @@ DAMAGED = {
     "no config": (lambda run: (run / "config.json").write_text(""), "config.json is damaged"),
     "a list": (
         lambda run: (run / "config.json").write_text("[]"),
-        "it is no JSON object, but []",
+        "it is []",
     ),
     "no seed": (
         lambda run: (run / "config.json").write_text(

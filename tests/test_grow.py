@@ -194,7 +194,7 @@ def test_arrays_that_are_not_finite_are_refused_unless_asked_for(tmp_path, run, 
     args += ("--optimizer-state", "grow")
     code, _, err = run(*args)
     assert (code, err.count("\n")) == (2, 1)
-    assert f"{array} in {checkpoints.directory}/4 holds NaN or infinity as float32" in err
+    assert f"{array} in {checkpoints.directory}/4 has NaN or infinity as float32" in err
     assert not (tmp_path / "x").exists()
     assert run(*args, "--allow-nonfinite")[0] == 0
 

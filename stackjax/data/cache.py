@@ -63,9 +63,9 @@ def _check_room(directory: Path, path: str, num_bytes: int) -> None:
     free = shutil.disk_usage(directory).free
     if num_bytes > free:
         raise UserError(
-            f"the shards of {path!r} take {num_bytes / 1e9:.1f} GB, but the disk of "
-            f"data.cache_dir {str(directory.parent)!r} has {free / 1e9:.1f} GB left; name "
-            f"another, or leave it out and they are read where they are."
+            f"data.cache_dir is {str(directory.parent)!r}, with {free / 1e9:.1f} GB of free "
+            f"space, but the shards in {path!r} take {num_bytes / 1e9:.1f} GB; name another "
+            f"directory, or leave data.cache_dir out to read the shards directly."
         )
 
 
@@ -88,13 +88,13 @@ def _copy(source: epath.Path, directory: Path, shard: Shard) -> int:
         size = unfinished.stat().st_size
         if size != shard.bytes:
             raise OSError(
-                f"shard {str(file)!r} has {size} bytes where the manifest says {shard.bytes}; "
+                f"shard {str(file)!r} has {size} bytes, not {shard.bytes} as in the manifest; "
                 f"upload it again."
             )
         if hash_file(unfinished) != shard.hash:
             raise OSError(
-                f"shard {str(file)!r} has other tokens than the manifest says, or was damaged "
-                f"on its way to {str(directory)!r}; try again, or upload it again."
+                f"shard {str(file)!r} has other tokens than in the manifest, or was damaged "
+                f"while copying to {str(directory)!r}; try again, or upload it again."
             )
         unfinished.rename(directory / shard.file)
     finally:

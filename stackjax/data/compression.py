@@ -27,14 +27,14 @@ def open_compressed(path: str) -> Iterator[io.BufferedReader]:
       UserError: The file is damaged or truncated.
     """
     if os.path.getsize(path) == 0:
-        raise UserError(f"{path!r} was cut short: it is empty, as no compressed file is.")
+        raise UserError(f"{path!r} is truncated: it is empty; copy it again.")
     is_gzip = path.lower().endswith((".gz", ".gzip"))
     try:
         with open(path, "rb") as file:
             raw: Any = gzip.GzipFile(fileobj=file) if is_gzip else _Stream(_zstd_chunks(file))
             yield io.BufferedReader(raw, BUFFER_BYTES)
     except EOFError as error:
-        raise UserError(f"{path!r} was cut short: {error}; copy it again.") from error
+        raise UserError(f"{path!r} is truncated: {error}; copy it again.") from error
     except (gzip.BadGzipFile, zlib.error, zstandard.ZstdError) as error:
         raise UserError(f"{path!r} cannot be read: {error}.") from error
 

@@ -130,7 +130,7 @@ def _list_file(path: str, text_field: str, null_texts: NullTexts) -> list[Piece]
     """Returns the pieces in a file, after all quick checks."""
     status = os.stat(path)
     if not stat.S_ISREG(status.st_mode):
-        raise UserError(f"input {path!r} is no regular file but a device, pipe or socket.")
+        raise UserError(f"input {path!r} is a device, pipe or socket; name a regular file.")
     if _PARQUET.search(path):
         pieces = list(list_parquet(path, text_field, null_texts))
     elif match := _JSON.search(path):
@@ -158,13 +158,13 @@ def _check_ending(path: str) -> None:
     *inner, last = ["", *(suffix.lower() for suffix in Path(path).suffixes)]
     if last in _NO_TEXT:
         raise UserError(
-            f"{path!r} ends in {last}, which is not read; make JSON lines (.jsonl, .jsonl.gz, "
-            f".jsonl.zst), Parquet or plain text of it, or leave it out."
+            f"{path!r} ends in {last}, an unsupported format; convert it to JSON lines "
+            f"(.jsonl, .jsonl.gz, .jsonl.zst), Parquet or plain text, or leave it out."
         )
     if rows := _ROWS.intersection(inner):
         raise UserError(
-            f"{path!r} is named as {rows.pop()} but ends in {last}; rename it, so that one "
-            f"ending says how it is read."
+            f"{path!r} contains {rows.pop()} but ends in {last}; rename it, so that its name "
+            f"has the suffix of its format alone."
         )
 
 
@@ -181,11 +181,11 @@ def _read_text(path: str) -> str:
     return text
 
 
-_CONVERT = "convert it with iconv if it is text of another encoding, or leave it out"
+_CONVERT = "convert it with iconv if it is text in another encoding, or leave it out"
 
 
 def _check_unchanged(piece: Piece) -> None:
     if piece.stamp is not None:
         status = os.stat(piece.source)
         if (status.st_size, status.st_mtime_ns) != piece.stamp:
-            raise UserError(f"{piece.source!r} was changed while it was read; start again.")
+            raise UserError(f"{piece.source!r} has changed while being read; start again.")

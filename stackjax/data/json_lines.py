@@ -123,4 +123,4 @@ def _refuse_twice(line: bytes, text_field: str) -> None:
     decoder = json.JSONDecoder(parse_int=float, object_pairs_hook=count)
     times = decoder.decode(line.removeprefix(_BYTE_ORDER_MARK).decode("utf-8"))
     if times > 1:
-        raise UserError(f"the field {text_field!r} is there {times} times.")
+        raise UserError(f"the field {text_field!r} occurs {times} times.")

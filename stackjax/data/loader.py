@@ -51,11 +51,11 @@ def open_source(config: DataConfig, split: SplitName, vocab_size: int) -> TokenS
     path, remedy = config.path, None
     if config.cache_dir is not None:
         path = local_copy(path, split, config.cache_dir)
-        remedy = f"remove {path!r}, and it is copied anew from {config.path!r}"
+        remedy = f"remove {path!r} to copy it again from {config.path!r}"
     elif is_remote(path) and not path.startswith("gs://"):
         raise UserError(
-            f"data.path is {path}, but shards are read from disks and from gs:// only; give "
-            f"--data.cache-dir DIRECTORY, which they are copied to first."
+            f"data.path is {path}, but shards are read only from disks and gs://; give "
+            f"--data.cache-dir DIRECTORY to copy them to a disk first."
         )
     source = TokenSource(path, split, config.seq_len, remedy=remedy)
     tokenizer = source.manifest.tokenizer
@@ -161,7 +161,7 @@ def _report_killed(batches: Iterator[Batch]) -> Iterator[Batch]:
         if "terminated unexpectedly" not in str(error):
             raise
         raise OSError(
-            f"a process that reads data was killed, perhaps for want of memory; try a smaller "
+            f"a data worker process was killed, perhaps for lack of memory; try a smaller "
             f"data.num_workers or data.prefetch. ({error})"
         ) from error
 

@@ -166,4 +166,4 @@ def _faults_of_shard(shard: Shard, record_tokens: int, num_bytes: int) -> Iterat
     if "/" in shard.file:
         yield "a name with a slash"
     if not all(re.fullmatch("[0-9a-f]{64}", text) for text in (shard.hash, shard.ends)):
-        yield "a hash that is none"
+        yield "an invalid hash"

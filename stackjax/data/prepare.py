@@ -133,7 +133,7 @@ def _load_once(name: str, end_token: str | None, digest: str) -> Tokenizer:
     """Returns a tokenizer; UserError if the file no longer matches `digest`."""
     tokenizer = read_tokenizer(name, end_token)
     if tokenizer.digest != digest:
-        raise UserError(f"tokenizer {name!r} was changed while it was in use.")
+        raise UserError(f"tokenizer {name!r} has changed while in use; start again.")
     return tokenizer
 
 
@@ -179,7 +179,7 @@ def _join_results(results: list[ShardsOfPart], staging: Path) -> dict[SplitName,
 
 def _build_manifest(tokenizer: Tokenizer, splits: dict[SplitName, Split]) -> Manifest:
     if not splits["train"].tokens:
-        raise UserError("the inputs have no text for the split 'train'.")
+        raise UserError("the inputs have no text for the split 'train'; give more text.")
     return Manifest(
         tokenizer=tokenizer_info(tokenizer),
         dtype=token_dtype(tokenizer),

@@ -95,15 +95,16 @@ class TokenSource:
         except FileNotFoundError as error:
             raise self._refused(index, "is missing") from error
         if size != shard.bytes:
-            said = f"where the manifest says {shard.bytes}"
-            raise self._refused(index, f"has {size} bytes {said}")
+            raise self._refused(
+                index, f"has {size} bytes, not {shard.bytes} as in the manifest"
+            )
         records = self._reader(index).num_records()
         if records != shard.records:
-            said = f"where the manifest says {shard.records}"
-            raise self._refused(index, f"has {records} readable records {said}")
+            reason = f"has {records} readable records, not {shard.records} as in the manifest"
+            raise self._refused(index, reason)
         first, last = (self._read_record(index, record) for record in (0, records - 1))
         if hash_ends(first, last) != shard.ends:
-            raise self._refused(index, "holds other tokens than the manifest says")
+            raise self._refused(index, "has other tokens than in the manifest")
 
     def _reader(self, index: int) -> ArrayRecordReader:
         if index not in self._readers:

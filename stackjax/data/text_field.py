@@ -13,8 +13,8 @@ def check_names(names: Iterable[str], text_field: str) -> None:
     if text_field not in names:
         found = ", ".join(map(repr, names)) or "none"
         raise UserError(
-            f"no field {text_field!r} (there are: {found:.300}); name the one that holds the "
-            f"text with --text-field."
+            f"no field {text_field!r}, only {found:.300}; name the field with the text with "
+            f"--text-field."
         )
 
 

@@ -72,18 +72,18 @@ def parse_object(text: bytes) -> Fields:
     except RecursionError as error:
         raise UserError("it is nested too deeply") from error
     except UnicodeDecodeError as error:
-        raise UserError(f"byte {error.start} is no UTF-8") from error
+        raise UserError(f"byte {error.start} is not UTF-8") from error
     except json.JSONDecodeError as error:
-        raise UserError(f"it is no JSON ({error})") from error
+        raise UserError(f"it is not JSON ({error})") from error
     if not isinstance(found, dict):
-        raise UserError(f"it is no JSON object, but {_shown(found)}")
+        raise UserError(f"it is {_shown(found)}, not a JSON object")
     return found
 
 
 def _once(pairs: list[tuple[str, Any]]) -> Fields:
     found = dict(pairs)
     if len(found) < len(pairs):
-        raise UserError("a name occurs twice in it")
+        raise UserError("it has the same name twice")
     return found
 
 
@@ -96,7 +96,7 @@ def _whole(digits: str) -> int:
 
 
 def _refuse(constant: str) -> NoReturn:
-    raise UserError(f"it holds the number {constant[:60]}")
+    raise UserError(f"it has the number {constant[:60]}")
 
 
 def seal(fields: Mapping[str, Any], name: str = _SEAL) -> Fields:

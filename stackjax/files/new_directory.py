@@ -26,7 +26,7 @@ def new_directory(output: epath.Path) -> Iterator[epath.Path]:
         return
     refuse_existing(output)
     marker = output / UPLOADING
-    marker.write_text("Incomplete: it is being written, or its writer was killed.\n")
+    marker.write_text("Incomplete: the writer is running or was killed.\n")
     for path in output.iterdir():
         if path.name != UPLOADING:
             path.rmtree() if path.is_dir() else path.unlink()

@@ -28,8 +28,8 @@ def file_inside(directory: epath.PathLike, name: object, named_by: str) -> epath
     """
     if not isinstance(name, str) or not _is_relative(name):
         raise UserError(
-            f"{named_by} names the file {str(name)[:_MAX_NAME]!r}, which is no plain name of "
-            f"a file in {os.fspath(directory)}; nothing outside this directory is read."
+            f"{named_by} names the file {str(name)[:_MAX_NAME]!r}, which is not a file name "
+            f"inside {os.fspath(directory)}; no file outside this directory is read."
         )
     path = epath.Path(directory) / name
     if not is_remote(path):
@@ -46,8 +46,8 @@ def check_inside(directory: Path, path: Path, named_by: str) -> None:
         raise UserError(f"{path}, named by {named_by}, is a broken link: {error}.") from error
     if not any(target.is_relative_to(place) for place in (root, *_hub_blobs(root))):
         raise UserError(
-            f"{path}, named by {named_by}, is a link to {target}, outside {root}; nothing "
-            f"outside this directory is read: copy the file into it."
+            f"{path}, named by {named_by}, is a link to {target}, outside {root}; copy the "
+            f"file into this directory."
         )
     if target.exists() and not target.is_file():
         raise UserError(f"{path}, named by {named_by}, is not a regular file.")

@@ -20,8 +20,8 @@ AXES = ("kind", "phase", "stage", "step", "tokens")
 TEXT = ("kind", "reason", "change", "growth")
 """The fields that hold text."""
 _WAY_OUT = (
-    "bring the file back from a copy of the run, or go back to a checkpoint before the damage "
-    "with --resume-from STEP, which writes later rows again"
+    "restore the file from a backup, or resume from a checkpoint before the damage with "
+    "--resume-from STEP"
 )
 
 
@@ -110,12 +110,12 @@ def _read_kept(path: epath.Path, extent: Extent) -> bytes:
     kept = data[: extent.num_bytes]
     if len(kept) < extent.num_bytes:
         raise UserError(
-            f"{path} has {len(kept):,} bytes, and had {extent.num_bytes:,} when the checkpoint "
+            f"{path} has {len(kept):,} bytes, but had {extent.num_bytes:,} when the checkpoint "
             f"was saved, so rows are missing; {_WAY_OUT}."
         )
     if hashlib.sha256(kept).hexdigest() != extent.sha256:
         raise UserError(
-            f"{path} is damaged: its first {extent.num_bytes:,} bytes are others than when the "
+            f"{path} is damaged: its first {extent.num_bytes:,} bytes have changed since the "
             f"checkpoint was saved; {_WAY_OUT}."
         )
     return kept
@@ -163,7 +163,7 @@ def _row(line: bytes, needs: Mapping[str, tuple[str, ...]]) -> dict[str, Any]:
             raise UserError(f"{name} is {str(value)[:60]!r}")
     for name in needs.get(row["kind"], ()):
         if not isinstance(row.get(name), int | float):
-            raise UserError(f"{name} of a row of {row['kind']} is no number")
+            raise UserError(f"{name} in a row of kind {row['kind']} is not a number")
     return row
 
 

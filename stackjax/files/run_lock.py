@@ -116,8 +116,8 @@ def _locked_file(path: Path) -> IO[bytes]:
             if error.errno not in (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS):
                 raise
             print(
-                f"note: {path.parent} lies on a file system without locks, so that nothing "
-                f"keeps a second run out of it",
+                f"note: {path.parent} is on a file system without locks, so a second run in "
+                f"this directory would not be refused",
                 file=sys.stderr,
             )
         with contextlib.suppress(FileNotFoundError):

@@ -60,7 +60,7 @@ def upload(directory: Path, output: epath.Path, last: str) -> None:
       FileExistsError: The output has any other files.
     """
     refuse_existing(output)
-    (output / UPLOADING).write_text("Incomplete: the upload goes on, or was killed.\n")
+    (output / UPLOADING).write_text("Incomplete: the upload is running or was killed.\n")
     names = sorted(path.name for path in directory.iterdir())
 
     def send(name: str) -> None:

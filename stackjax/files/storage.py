@@ -57,13 +57,13 @@ def check_bucket(path: epath.PathLike, *, for_checkpoints: bool = False) -> None
     except Exception as error:  # Each bucket package raises different errors.
         reason = " ".join(str(error).split())
         raise OSError(
-            f"{bucket} cannot be used: {reason}; log in, or see to it that this account may "
-            f"read the bucket's metadata and list, read and write its objects."
+            f"{bucket} cannot be used: {reason}; log in, or grant this account read access to "
+            f"the bucket's metadata and list, read and write access to its objects."
         ) from error
     if not exists:
         raise FileNotFoundError(
-            f"there is no bucket {bucket}, or this account may not see it; create it, or name "
-            f"another."
+            f"bucket {bucket} does not exist, or this account has no access; create it, or "
+            f"name another bucket."
         )
 
 
@@ -77,7 +77,7 @@ def _check_network(bucket: epath.Path) -> None:
         socket.create_connection((url.hostname, port), _NETWORK_SECONDS).close()
     except OSError as error:
         raise OSError(
-            f"{bucket} cannot be used: {url.hostname} cannot be reached ({error}); mend the "
+            f"{bucket} cannot be used: {url.hostname} is unreachable ({error}); fix the "
             f"network, or name a path on a disk."
         ) from error
 

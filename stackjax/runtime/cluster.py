@@ -99,17 +99,17 @@ def _detected_job(launcher: str, timeout: int) -> Job | None:
         package = "kubernetes"
     if package is not None and importlib.util.find_spec(package) is None:
         raise UserError(
-            f"{launcher} has started several processes, and to find them JAX needs a package "
-            f"that is not installed: pip install {package}, or {_SET_THEM}; "
-            f"JAX_NUM_PROCESSES=1 alone says that there are no others."
+            f"{launcher} has started several processes, and JAX needs the package {package} to "
+            f"find them: pip install {package}, or {_SET_THEM}, or set only "
+            f"JAX_NUM_PROCESSES=1 for a single process."
         )
     try:
         detect = clusters.ClusterEnv.auto_detect_unset_distributed_params
         found = detect(None, None, None, None, method, timeout)
     except RuntimeError as error:
         raise UserError(
-            f"JAX cannot find the other processes of {launcher}; {_SET_THEM}, or mend this: "
-            f"{error}"
+            f"JAX cannot find the other processes of {launcher}: {error}; fix the cause, or "
+            f"{_SET_THEM}."
         ) from error
     address, num_processes, process_id, local_device_ids = found
     if num_processes == 1 or (launcher == "TPU" and num_processes is None):

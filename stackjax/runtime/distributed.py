@@ -94,8 +94,8 @@ def _listen(job: Job) -> socket.socket:
         )
     except OSError as error:
         raise OSError(
-            f"process 0 cannot listen at {job.address} ({error}); end what uses the port, or "
-            f"choose another, with JAX_COORDINATOR_PORT if the address is not set by hand."
+            f"process 0 cannot listen at {job.address} ({error}); free the port, or choose "
+            f"another port, with JAX_COORDINATOR_PORT if a launcher sets the address."
         ) from error
 
 
@@ -108,11 +108,11 @@ def _absence(job: Job, timeout: float, missing: list[int], arrived: set[str]) ->
     several = "es" if len(missing) > 1 else ""
     numbers = ", ".join(map(str, missing[:16])) + (", ..." if len(missing) > 16 else "")
     silent = [host for host in all_hosts() if host not in arrived]
-    where = f"; nothing came from {', '.join(silent)}" if silent else ""
+    where = f"; hosts without a process: {', '.join(silent)}" if silent else ""
     return (
         f"process{several} {numbers} of {job.num_processes} did not arrive at {job.address} "
-        f"within {timeout} s{where}. Their logs may say why; if they are only slow, set "
-        f"{_INITIALIZATION_TIMEOUT} to more seconds."
+        f"within {timeout} s{where}; see their logs, or set {_INITIALIZATION_TIMEOUT} to more "
+        f"seconds if they are slow."
     )
 
 
@@ -133,14 +133,14 @@ def _report(job: Job, timeout: float) -> None:
             return
         if answer == b"stop\n":
             raise TimeoutError(
-                f"process {job.process_id} on {this_host()} has reached process 0 at "
-                f"{job.address}, which names the processes that have not."
+                f"process {job.process_id} on {this_host()} reached process 0 at "
+                f"{job.address}, but other processes are missing; process 0 names them."
             )
         time.sleep(0.2)
     raise TimeoutError(
         f"process {job.process_id} on {this_host()} could not reach process 0 at "
-        f"{job.address} for {timeout} s ({reason}); see whether that host is up, has started, "
-        f"and can be reached at this port, or set {_INITIALIZATION_TIMEOUT} to more seconds."
+        f"{job.address} within {timeout} s ({reason}); check that the host is running and "
+        f"reachable at this port, or set {_INITIALIZATION_TIMEOUT} to more seconds."
     )
 
 
@@ -175,5 +175,5 @@ def errors_once() -> Iterator[None]:
 def _describe(error: BaseException) -> tuple[str, int]:
     if isinstance(error, jax.errors.JaxRuntimeError) and "Gloo" in str(error):
         reason = str(error).splitlines()[0]
-        return f"error: another process has ended, its log may say why ({reason}).", 1
+        return f"error: another process has ended; see its log ({reason}).", 1
     return describe(error)

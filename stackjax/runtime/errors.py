@@ -9,8 +9,8 @@ from pathlib import Path
 
 _OUT_OF_MEMORY = "out of memory in "
 _LESS_MEMORY = (
-    "a run takes less with a larger stages.N.accumulate or mesh.fsdp, model.remat 'full', or a "
-    "smaller batch_size; any command takes less of each device where there are more"
+    "use more devices, or for a run a larger stages.N.accumulate or mesh.fsdp, model.remat "
+    "'full', or a smaller batch_size"
 )
 
 
@@ -70,8 +70,8 @@ def describe(error: BaseException) -> tuple[str, int]:
         return f"error: {_lack_of_memory(error)}", 2
     if isinstance(error, BrokenProcessPool):
         return (
-            "error: a worker process was killed, perhaps for its memory; use fewer processes "
-            "at a time, or see the log of the machine.",
+            "error: a worker process was killed, perhaps for lack of memory; use fewer "
+            "processes, or see the system log.",
             2,
         )
     if isinstance(error, UserError | OSError | FloatingPointError):
@@ -93,6 +93,6 @@ def _lack_of_memory(error: BaseException) -> str:
 def not_finite(name: str, where: str, dtype: str) -> UserError:
     """Returns the error for an array with NaN or infinity."""
     return UserError(
-        f"{name} in {where} holds NaN or infinity as {dtype}; choose a model without, or let "
-        f"it pass with --allow-nonfinite in grow and convert."
+        f"{name} in {where} has NaN or infinity as {dtype}; choose another model, or pass "
+        f"--allow-nonfinite to grow and convert."
     )

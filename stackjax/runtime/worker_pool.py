@@ -34,7 +34,7 @@ def run_in_processes(
                 yield running[call], call.result()
         except futures.process.BrokenProcessPool as error:
             raise OSError(
-                "a worker process was killed, perhaps for want of memory; "
+                "a worker process was killed, perhaps for lack of memory; "
                 "try a smaller --num-processes."
             ) from error
 

@@ -190,8 +190,8 @@ def _check_split(path: Path, settings: Mapping[str, Any]) -> None:
     """Raises UserError if the tokenizer splits special tokens in prompts."""
     if _flag(settings, "split_special_tokens"):
         raise UserError(
-            f"{path}: split_special_tokens is true, and then special tokens in a prompt are "
-            f"plain text, which stackjax cannot represent; set it to false."
+            f"{path}: split_special_tokens is true, which stackjax does not support; set it "
+            f"to false."
         )
 
 
@@ -210,7 +210,7 @@ def _written(path: Path, name: str, token: Any) -> str | None:
     if content is None and token is None:
         return None
     if not isinstance(content, str) or not content:
-        raise UserError(f"{path}: {name} is {token!r}; it must be a token as it is written.")
+        raise UserError(f"{path}: {name} is {token!r}; it must be the name of a token.")
     return content
 
 

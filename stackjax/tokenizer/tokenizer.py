@@ -78,8 +78,8 @@ def load_tokenizer(
     if name == "bytes":
         if end_token is not None:
             raise UserError(
-                f"end token {end_token!r} does not go with the tokenizer 'bytes', which "
-                f"ends documents with byte 0; leave it out."
+                f"end token is {end_token!r}, but the tokenizer 'bytes' always ends documents "
+                f"with byte 0; leave it out."
             )
         return _bytes_tokenizer()
     check_bucket(name)
@@ -92,7 +92,7 @@ def load_tokenizer(
     if path.suffix not in (".json", ".model"):
         raise UserError(
             f"tokenizer {name!r} ends in neither .json (Hugging Face) nor .model "
-            f"(SentencePiece), so its format is not known."
+            f"(SentencePiece), so its format is unknown; rename the file."
         )
     try:
         if path.suffix == ".json":
@@ -240,8 +240,8 @@ def _of_unicode(encode: Callable[[str], np.ndarray]) -> Callable[[str], np.ndarr
             if half is None:
                 raise
             raise UserError(
-                f"a text has U+{ord(half[0]):04X} at character {half.start()}, which is half "
-                f"a character and not Unicode text (a byte that is not UTF-8, perhaps)."
+                f"a text has U+{ord(half[0]):04X} at character {half.start()}, an unpaired "
+                f"surrogate, perhaps from a byte that is not UTF-8; fix the text."
             ) from error
 
     return checked
@@ -338,8 +338,8 @@ def _find_end(
     if end_token is not None:
         raise UserError(f"tokenizer {name!r} has no token {end_token!r}.")
     raise UserError(
-        f"tokenizer {name!r} has none of the usual end tokens ({', '.join(END_TOKENS)}); "
-        f"name the one it has with --end-token."
+        f"tokenizer {name!r} has none of the common end tokens ({', '.join(END_TOKENS)}); "
+        f"name its end token with --end-token."
     )
 
 

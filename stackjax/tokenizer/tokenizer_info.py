@@ -60,8 +60,8 @@ def kept_tokenizer(directory: epath.Path, info: TokenizerInfo, named_by: str) ->
     tokenizer = load_tokenizer(file, None if info.file is None else info.end_id)
     if (tokenizer.digest, tokenizer.vocab_size) != (info.digest, info.vocab_size):
         raise UserError(
-            f"{file} is another tokenizer than {named_by} says; bring that one back, or name "
-            f"it with --tokenizer if the command has this option."
+            f"{file} is not the tokenizer recorded in {named_by}; restore the recorded file, "
+            f"or name it with --tokenizer if the command has this option."
         )
     if not all(0 <= index < info.vocab_size for index in info.begin_ids):
         raise UserError(

@@ -57,7 +57,7 @@ def load(fields: Fields) -> tokenizers.Tokenizer:
             raise ValueError(f"its vocabulary lacks unk_token {unknown!r}")
     size = vocab_size(model)
     if not 0 < size <= MAX_VOCAB:
-        raise ValueError(f"its ids reach {size - 1}; they may reach {MAX_VOCAB - 1}")
+        raise ValueError(f"its largest id is {size - 1}; it may be at most {MAX_VOCAB - 1}")
     model.no_truncation()
     model.no_padding()
     return model

@@ -291,7 +291,7 @@ class DeadlySource(TokenSource):
 def test_killed_worker_is_one_line(config):
     source = DeadlySource(config.path, "train", T)
     config = dataclasses.replace(config, num_workers=2)
-    with pytest.raises(OSError, match=r"a process that reads data was killed"):
+    with pytest.raises(OSError, match=r"data worker process was killed"):
         take(source, config, 9)
 
 

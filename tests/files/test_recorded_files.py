@@ -139,8 +139,8 @@ def test_damaged_benchmark_is_named_or_harmless(tmp_path):
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("{", "it is no JSON"),
-        ("[]", "it is no JSON object"),
+        ("{", "it is not JSON"),
+        ("[]", r"it is \[\]"),
         ('{"name": "bytes"}', "digest is missing"),
         (
             '{"name": 3, "digest": "", "vocab_size": 1, "end_id": 1}',

@@ -248,7 +248,7 @@ def test_data_tokenizer_is_read_from_the_shards(world, tmp_path):
     # The manifest says which token ends documents.
     assert data_tokenizer(str(data)).end_id == 0
     write_tokenizer_json(data, special=("</s>",))
-    with pytest.raises(ValueError, match=r"is another tokenizer than .*manifest.json says"):
+    with pytest.raises(ValueError, match=r"is not the tokenizer recorded in .*manifest.json"):
         data_tokenizer(str(data))
     file.unlink()
     with pytest.raises(ValueError, match=r"tokenizer.json' is not a file"):

@@ -163,9 +163,7 @@ def test_overflow_of_the_export_type_is_refused_by_default(tmp_path):
     norm = "model.norm.weight"
     change_tensors(folder, lambda tensors: tensors | {norm: tensors[norm] * 0 + 1e6})
     run_convert(folder, tmp_path / "checkpoint")
-    with pytest.raises(
-        ValueError, match=r"norm\.weight in .* holds NaN or infinity as float16"
-    ):
+    with pytest.raises(ValueError, match=r"norm\.weight in .* has NaN or infinity as float16"):
         run_convert(tmp_path / "checkpoint", tmp_path / "half", dtype="float16")
     assert not (tmp_path / "half").exists()
     run_convert(
@@ -173,9 +171,7 @@ def test_overflow_of_the_export_type_is_refused_by_default(tmp_path):
     )
     assert folders.weights(tmp_path / "half")[norm].isinf().all()
     change_tensors(folder, lambda tensors: tensors | {norm: tensors[norm].double() * 1e300})
-    with pytest.raises(
-        ValueError, match=r"norm\.weight in .* holds NaN or infinity as float32"
-    ):
+    with pytest.raises(ValueError, match=r"norm\.weight in .* has NaN or infinity as float32"):
         run_convert(folder, tmp_path / "second")
 
 

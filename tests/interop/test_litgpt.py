@@ -169,7 +169,7 @@ def test_non_finite_weights_are_refused_by_default(tmp_path):
     state = lit_state(folders.write(tmp_path / "folder", "llama"), 4, 2)
     torch.save({"model": state | {NORM: torch.full((16,), torch.nan)}}, tmp_path / "model.pth")
     fields = {"source": str(tmp_path / "model.pth"), "head_dim": 4}
-    with pytest.raises(ValueError, match=r"model\.norm\.weight in .* holds NaN or infinity"):
+    with pytest.raises(ValueError, match=r"model\.norm\.weight in .* has NaN or infinity"):
         convert.convert(ConvertConfig(target=str(tmp_path / "target"), **fields))
     assert not (tmp_path / "target").exists()
     wanted = ConvertConfig(target=str(tmp_path / "b"), allow_nonfinite=True, **fields)

@@ -336,7 +336,7 @@ def test_missing_unknown_or_misshapen_tensors(name, folder, outcomes):
 @pytest.mark.parametrize("name", NOT_FINITE)
 def test_non_finite_weights(name, folder, outcomes):
     NOT_FINITE[name](folder)
-    assert_refused(outcomes(), "holds NaN or infinity", by=("grow", "convert", "generate"))
+    assert_refused(outcomes(), "has NaN or infinity", by=("grow", "convert", "generate"))
 
 
 @pytest.mark.parametrize("name", STRANGERS)

@@ -179,7 +179,7 @@ def test_single_non_finite_number_is_found(dtype, value, place):
     tensor[1] = largest.view(dtype)
     check_finite(tensor, "a", "here")
     tensor[place] = value
-    with pytest.raises(ValueError, match="a in here holds NaN or infinity"):
+    with pytest.raises(ValueError, match="a in here has NaN or infinity"):
         check_finite(tensor, "a", "here")
 
 

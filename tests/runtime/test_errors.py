@@ -73,8 +73,8 @@ def out_of_memory(fail, capsys) -> str:
 def test_out_of_memory_is_one_line_with_place_and_remedy(fail, said, capsys):
     line = out_of_memory(fail, capsys)
     assert line.startswith(f"error: out of memory in stage 1, step 3 ({said}")
-    assert line.endswith("any command takes less of each device where there are more.")
-    assert "stages.N.accumulate or mesh.fsdp, model.remat 'full', or a smaller batch_" in line
+    for field in ("stages.N.accumulate", "mesh.fsdp", "model.remat", "batch_size"):
+        assert field in line
 
 
 def test_other_jax_errors_keep_the_traceback():
@@ -100,7 +100,7 @@ def in_a_worker(fail):
     ("fail", "line"),
     [
         (fail_as_a_user, "error: data.path is 'x'; it must exist.\n"),
-        (die, "error: a worker process was killed, perhaps for its memory; use fewer "),
+        (die, "error: a worker process was killed"),
     ],
 )
 def test_worker_process_errors_are_one_line(fail, line, capsys):

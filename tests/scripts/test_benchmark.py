@@ -301,8 +301,8 @@ def test_accelerators_have_a_table_of_their_own(measured, page, tmp_path):
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("", "it is no JSON"),
-        ("[]", "it is no JSON object"),
+        ("", "it is not JSON"),
+        ("[]", r"it is \[\]"),
         ('{"row": []}', "command is None, which is not a text"),
     ],
 )

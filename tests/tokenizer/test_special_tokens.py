@@ -193,7 +193,7 @@ def test_documents_contain_no_stop_tokens(tmp_path):
     [
         ({"split_special_tokens": True}, "split_special_tokens is true"),
         ({"additional_special_tokens": 5}, "it must be a list or an object"),
-        ({"extra_special_tokens": [5]}, "it must be a token as it is written"),
+        ({"extra_special_tokens": [5]}, "the name of a token"),
         ({"bos_token": "<|new|>"}, r"has no token '<\|new\|>', the bos_token"),
     ],
     ids=str,
@@ -294,7 +294,10 @@ def added(**fields):
         ({"model": {"type": "BPE", "vocab": {}, "merges": []}}, "vocabulary is empty"),
         ({"model": {"type": "BPE", "vocab": {"a": -1}, "merges": []}}, "-1"),
         ({"model": {"type": "BPE", "vocab": {"a": "x"}, "merges": []}}, "cannot be read"),
-        ({"model": {"type": "BPE", "vocab": {"a": 4294967295}, "merges": []}}, "ids reach"),
+        (
+            {"model": {"type": "BPE", "vocab": {"a": 4294967295}, "merges": []}},
+            "largest id is 4294967295",
+        ),
         ({"model": {"type": "BPE", "vocab": {"a": 0}, "merges": ["a b"]}}, "cannot be read"),
         ({"model": {"type": "Unigram", "vocab": [["a", 0.0]], "unk_id": 7}}, "UnkId"),
         (
@@ -304,7 +307,7 @@ def added(**fields):
         ({"added_tokens": 5}, "expected a sequence"),
         ({"added_tokens": [added(id=-1)]}, "-1"),
         ({"added_tokens": [{"id": 256}]}, "missing field"),
-        ({"added_tokens": []}, "none of the usual end tokens"),
+        ({"added_tokens": []}, "none of the common end tokens"),
         (
             {"pre_tokenizer": {"type": "Split", "pattern": {"Regex": "(("}, "invert": False}},
             "cannot be read",
