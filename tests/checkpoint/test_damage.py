@@ -348,7 +348,7 @@ MALFORMED = {
     "too deep": (b"[" * 100_000 + b"\n", "nested too deeply"),
     "too many digits": (b'{"tokens": ' + b"1" * 5000 + b"}\n", "the number 1111"),
     "a name twice": (b'{"kind": 1, "kind": 2}\n', "same name twice"),
-    "no number where one is needed": (json.dumps(ROWS[0]).encode() + b"\n", "flops of a row"),
+    "no number where one is needed": (json.dumps(ROWS[0]).encode() + b"\n", "flops in a row"),
     "a repetition": (2 * (json.dumps(ROWS[0] | {"flops": 1}).encode() + b"\n"), "it repeats"),
 }
 
@@ -430,9 +430,9 @@ def test_a_phase_that_the_config_does_not_have_is_refused(tmp_path):
 
 
 RECORDS = {
-    "empty": (b"", "no JSON"),
-    "cut": (b'{"config": {"seed": 0', "no JSON"),
-    "a list": (b"[]", "no JSON object"),
+    "empty": (b"", "not JSON"),
+    "cut": (b'{"config": {"seed": 0', "not JSON"),
+    "a list": (b"[]", r"it is \[\]"),
     "no config": (b'{"data": "a", "tokenizer": "b"}', "config is missing"),
     "config of another type": (b'{"config": 3, "data": "a", "tokenizer": "b"}', "config is"),
     "an object in it": (b'{"config": {"seed": {}}, "data": "a", "tokenizer": "b"}', "seed is"),
@@ -443,7 +443,7 @@ RECORDS = {
     ),
     "no tokenizer": (b'{"config": {"seed": 0}, "data": "b"}', "tokenizer is missing"),
     "no UTF-8": (b'{"config": {"seed": "\xff"}}', "not UTF-8"),
-    "NUL": (bytes(9), "no JSON"),
+    "NUL": (bytes(9), "not JSON"),
 }
 
 

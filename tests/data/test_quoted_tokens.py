@@ -119,5 +119,5 @@ def test_data_set_has_one_end_token_per_document(kind, begins, tmp_path):
 @pytest.mark.parametrize("kind", KINDS)
 def test_unpaired_surrogate_is_refused(kind):
     for encode in (loaded(kind).encode, loaded(kind).encode_marked):
-        with pytest.raises(ValueError, match=r"U\+DCFF at character 2, which is half a"):
+        with pytest.raises(ValueError, match=r"U\+DCFF at character 2"):
             encode("ab\udcff")

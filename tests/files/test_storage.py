@@ -163,7 +163,7 @@ def test_shards_are_copied_once_and_incomplete_copies_again(world, gcs, tmp_path
 
 def test_failed_copy_leaves_no_shard(world, tmp_path, monkeypatch):
     data = shutil.copytree(world.path / "data", tmp_path / "data")
-    with monkeypatch.context() as patch, pytest.raises(ValueError, match=r"take 0\.0 GB, but"):
+    with monkeypatch.context() as patch, pytest.raises(ValueError, match=r"take 0\.0 GB"):
         patch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(9, 8, 1))
         local_copy(str(data), "train", str(tmp_path / "full"))
     (shard,) = data.glob("train-*")
@@ -292,7 +292,7 @@ def test_unusable_bucket_is_named_with_the_reason(
 def test_network_failure_is_one_line_within_seconds(monkeypatch, call):
     monkeypatch.setenv("STORAGE_EMULATOR_HOST", "http://localhost:1")
     start = time.monotonic()
-    with pytest.raises(OSError, match=r"gs://bucket cannot be used: localhost .* reached") as e:
+    with pytest.raises(OSError, match=r"gs://bucket cannot be used: localhost is") as e:
         call("gs://bucket/run")
     assert "\n" not in str(e.value)
     assert time.monotonic() - start < 10

@@ -247,7 +247,7 @@ def test_requested_end_token_separates_documents(tmp_path):
 WRONG = {
     "tokenizer_config.json": [
         ("[1]", "is not a JSON object"),
-        ('{"eos_token": 5}', "eos_token is 5; it must be a token"),
+        ('{"eos_token": 5}', "eos_token is 5; "),
         ('{"eos_token": {"x": 1}}', "eos_token is"),
         ('{"bos_token": ["a"]}', "bos_token is"),
         ('{"bos_token": ""}', "bos_token is ''"),

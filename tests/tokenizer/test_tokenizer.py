@@ -134,7 +134,7 @@ def test_sentencepiece_without_eos_needs_an_end_token(tmp_path):
     ("file", "content", "says"),
     [
         ("absent.json", None, "is not a file"),
-        ("a.txt", b"", "format is not known"),
+        ("a.txt", b"", "format is unknown"),
         ("a.json", b"{}", "cannot be read"),
         ("a.json", b"\xff", "cannot be read"),
         ("a.model", b"junk", "cannot be read"),
