@@ -13,13 +13,13 @@ from stackjax.config import (
     Config,
     EvaluationConfig,
     LoggingConfig,
-    OptimizerConfig,
     Schedule,
     Stage,
 )
 from stackjax.data.config import DataConfig
 from stackjax.growth import Stack
 from stackjax.model import ModelConfig
+from stackjax.optimizers import AdamW
 
 
 def get_config() -> Config:
@@ -35,9 +35,7 @@ def get_config() -> Config:
             head_dim=32,
         ),
         data=DataConfig(path="data/stdlib", seq_len=128, corpus="stdlib"),
-        optimizer=OptimizerConfig(
-            peak_learning_rate=4e-3, schedule=Schedule(warmup_tokens=80_000)
-        ),
+        optimizer=AdamW(peak_learning_rate=4e-3, schedule=Schedule(warmup_tokens=80_000)),
         stages=(
             Stage(tokens=600_000, batch_size=16),
             Stage(tokens=800_000, batch_size=16, growth=Stack(factor=4)),

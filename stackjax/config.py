@@ -8,16 +8,14 @@ import tyro
 from stackjax.data.config import DataConfig
 from stackjax.growth.base import Growth
 from stackjax.model.config import ModelConfig
+from stackjax.optimizers import Optimizer, Schedule
 from stackjax.runtime.constraints import Checked, OnlyWith
 from stackjax.runtime.errors import UserError
 from stackjax.runtime.numbers import (
     Count,
-    Decay,
-    Epsilon,
     Positive,
     Rate,
     Seed,
-    Share,
     Size,
     Text,
     Tokens,
@@ -44,64 +42,6 @@ GrowthField = Annotated[
     ),
 ]
 """A growth operator; on a command line a text such as `stack(4)`."""
-
-DECAYING = ("cosine", "wsd")
-"""The shapes of a schedule that decay."""
-
-MAX_BFLOAT16_DECAY = 0.98
-"""The slowest decay of moments that are stored in bfloat16."""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Schedule:
-    """The course of the learning rate, as a fraction of its peak, over tokens."""
-
-    shape: Literal["cosine", "constant", "wsd"] = "cosine"
-    """Decay by half a cosine; none; or none until the last `decay_tokens`, then linear."""
-    warmup_tokens: Count = 0
-    """Tokens over which the rate rises linearly from zero to its peak."""
-    horizon_tokens: Annotated[Tokens | None, OnlyWith(shape=DECAYING)] = None
-    """Tokens after which the decay has ended, counted from the start of the axis, warm-up
-    included; by default the length of the stage (or of the run). May lie past the end."""
-    decay_tokens: Annotated[Tokens | None, OnlyWith(shape="wsd")] = None
-    """Tokens of linear decay at the end of the horizon (WSD only)."""
-    final_fraction: Annotated[Share, OnlyWith(shape=DECAYING)] = 0.1
-    """Rate at the horizon and after it, as a fraction of the peak."""
-    axis: Annotated[Literal["stage", "run"], OnlyWith("warmup_tokens", shape=DECAYING)] = (
-        "stage"
-    )
-    """Whether tokens are counted from the start of the stage, or of the run (which lets a
-    stage continue where the one before it stopped)."""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class OptimizerConfig:
-    """AdamW or Muon with decoupled weight decay, after clipping by the global norm."""
-
-    name: Literal["adamw", "muon"] = "adamw"
-    """AdamW (arXiv:1711.05101), or Muon (arXiv:2502.16982) for the matrices of layers, with
-    updates as large as those of AdamW, and AdamW for the rest."""
-    peak_learning_rate: Rate
-    """Peak of the schedule of every stage that names none of its own."""
-    schedule: Schedule = Schedule()
-    """Schedule of every stage that names none of its own."""
-    b1: Decay = 0.9
-    """Decay of the first moment."""
-    b2: Decay = 0.95
-    """Decay of the second moment."""
-    epsilon: Epsilon = 1e-8
-    """Added to the root of the second moment."""
-    momentum: Annotated[Decay, OnlyWith(name="muon")] = 0.95
-    """Decay of Muon's momentum."""
-    weight_decay: Annotated[float, Real(at_least=0, at_most=100)] = 0.1
-    """Decoupled weight decay, times the learning rate; norms have none."""
-    clip_norm: Positive = 1.0
-    """Largest global norm of a gradient."""
-    z_loss: Share = 0.0
-    """Weight of the squared log-normaliser of the logits (0 is off; PaLM uses 1e-4)."""
-    moments_dtype: Literal["float32", "bfloat16"] = "float32"
-    """Type that moments and momentum are stored in; `bfloat16` saves half of the optimizer
-    state and rounds them to 8 bits at every step, so no decay may be more than 0.98."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -162,7 +102,7 @@ class Stage:
     schedule: Schedule | None = None
     """Learning-rate schedule; by default the optimizer's."""
     mesh: MeshConfig | None = None
-    """Mesh of this stage; by default the run's."""
+    """Mesh for this stage; by default the run's mesh."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -234,7 +174,7 @@ class LoggingConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config(Checked):
-    """A run: one model that may grow from stage to stage."""
+    """A run: a model that may grow between stages."""
 
     model: ModelConfig
     """The first or the last model, as `model_is` says; growth determines all other models."""
@@ -242,7 +182,7 @@ class Config(Checked):
     """`target`: `model` belongs to the last stage. `source`: `model` belongs to the first."""
     data: DataConfig
     """Training and validation data."""
-    optimizer: OptimizerConfig
+    optimizer: Optimizer
     """Optimizer and learning rate."""
     mesh: MeshConfig = MeshConfig()
     """Device mesh."""
@@ -275,26 +215,4 @@ class Config(Checked):
             raise UserError(
                 f"checkpoints.keep_every_tokens is {keep}; it must be a multiple of "
                 f"checkpoints.every_tokens {every}."
-            )
-        _check_moments(self.optimizer)
-
-
-def _check_moments(optimizer: OptimizerConfig) -> None:
-    """Raises UserError where bfloat16 would round away what a step does to a moment.
-
-    A moment stays where it is as long as steps change it by less than half of its last bit,
-    2**-8 of it: up to 2**-8 / (1 - decay) from where it belongs, a fifth at 0.98. From 0.996
-    on, the second moment cannot fall at all.
-    """
-    if optimizer.moments_dtype == "float32":
-        return
-    decays = {"b1": optimizer.b1, "b2": optimizer.b2}
-    if optimizer.name == "muon":
-        decays["momentum"] = optimizer.momentum
-    for field, decay in decays.items():
-        if decay > MAX_BFLOAT16_DECAY:
-            raise UserError(
-                f"optimizer.{field} is {decay}, and optimizer.moments_dtype is 'bfloat16', "
-                f"whose 8 bits lose changes as small as {1 - decay:.2g} of a moment; use at "
-                f"most {MAX_BFLOAT16_DECAY}, or float32."
             )

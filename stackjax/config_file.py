@@ -20,6 +20,7 @@ from stackjax.config_record import RECORD, config_record, read_config_record
 from stackjax.data.manifest import Manifest
 from stackjax.files.storage import replace_text
 from stackjax.growth.base import Growth
+from stackjax.optimizers import AdamW, Optimizer, find_optimizer
 from stackjax.runtime.command_line import parse
 from stackjax.runtime.errors import UserError
 
@@ -54,7 +55,7 @@ _PRESENT_STAGE = re.compile(
 _WHY_NOT = {
     r"model(_is)?\b.*": "the parameters in the checkpoints are those of this model",
     r"optimizer\.(name|moments_dtype)": "the optimizer state in the checkpoints has this form",
-    r"optimizer\.(b1|b2|momentum)": "the moments in the checkpoints are averages with it",
+    r"optimizer\..*": "the moments in the checkpoints are averages with it",
     r"data\.seq_len": "the order of the data counts sequences of this length",
     r"data\.mask_documents": "losses before and after would not compare",
     r"evaluation\.num_sequences": "one curve has one set of held-out sequences",
@@ -85,8 +86,10 @@ class _Command(Generic[Options]):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _OneStage(Config):
-    """A config with a single stage, for the help page."""
+    """A config with AdamW and a single stage, for the help page."""
 
+    optimizer: AdamW  # type: ignore
+    """How parameters are updated; `--optimizer muon` takes another optimizer."""
     stages: tuple[Stage]  # type: ignore
     """The stages of the run, counted from 0; the first is shown here."""
 
@@ -124,7 +127,7 @@ def load_command(prog: str, args: list[str], options: Options) -> tuple[Config, 
 
     Raises:
       UserError: The file is missing, cannot be run, or returns no config.
-      SystemExit: The help was asked for, and is printed.
+      SystemExit: The help page was requested and printed.
     """
     parser = argparse.ArgumentParser(prog=prog, add_help=False, allow_abbrev=False)
     parser.add_argument("--config", metavar="FILE", type=Path, nargs="?")
@@ -138,6 +141,7 @@ def load_command(prog: str, args: list[str], options: Options) -> tuple[Config, 
             f"every field that can be overridden."
         )
     config, overrides = _override_growths(read_config(known.config), overrides)
+    config, overrides = _override_optimizer(config, overrides)
     command = _Command[type(options)](config, options)  # type: ignore
     found = parse(
         tyro.conf.AvoidSubcommands[_Command[type(options)]],  # type: ignore
@@ -155,7 +159,7 @@ def _override_growths(config: Config, args: list[str]) -> tuple[Config, list[str
     tyro reads a growth as a single value. `--stages.1.growth.factor 2` is handled here, after
     any earlier `--stages.1.growth`.
     """
-    # Not at the top: the operators import JAX, and `--help` does without.
+    # Not at the top: the operators import JAX, and `--help` does not.
     from stackjax.growth.text import parse_growth, replace_field
 
     stages, rest = list(config.stages), []
@@ -174,6 +178,22 @@ def _override_growths(config: Config, args: list[str]) -> tuple[Config, list[str
             growth = None if text.lower() == "none" else parse_growth(text)
         stages[stage] = dataclasses.replace(stages[stage], growth=growth)
     return dataclasses.replace(config, stages=tuple(stages)), rest
+
+
+def _override_optimizer(config: Config, args: list[str]) -> tuple[Config, list[str]]:
+    """Returns a config with the optimizer of `--optimizer NAME`, and other overrides.
+
+    The new optimizer keeps all fields that both optimizers have.
+    """
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--optimizer", "--optimizer.name", nargs="?", const="", type=str.lower)
+    known, rest = parser.parse_known_args(args)
+    if known.optimizer is None:
+        return config, args
+    kind = find_optimizer(known.optimizer)
+    names = {field.name for field in dataclasses.fields(kind)}
+    values = {name: value for name, value in vars(config.optimizer).items() if name in names}
+    return dataclasses.replace(config, optimizer=kind(**values)), rest
 
 
 def read_config(path: Path) -> Config:
@@ -232,6 +252,8 @@ def flatten(value: Any, path: str = "") -> dict[str, Any]:
     """Returns every config field by command-line name."""
     if dataclasses.is_dataclass(value) and not isinstance(value, Growth):
         fields = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+        if isinstance(value, Optimizer):
+            fields = {"name": value.name} | fields
     elif isinstance(value, tuple):
         fields = {str(i): item for i, item in enumerate(value)}
     else:
@@ -286,8 +308,8 @@ def changed_fields(workdir: epath.Path, config: Config, stage: int) -> dict[str,
     if forbidden:
         said = "; ".join(f"{changed[field]} ({_why_not(field)})" for field in forbidden)
         raise UserError(
-            f"{workdir} was trained with another config. These fields may not change when it "
-            f"is resumed: {said}. Take the old values, or start a new run with --workdir."
+            f"{workdir} was trained with another config. These fields may not change at a "
+            f"resume: {said}. Use the old values, or start a new run with --workdir."
         )
     return changed
 

@@ -13,7 +13,7 @@ _WAY_OUT = "bring the file back from a copy of the run"
 
 
 def read_config_record(path: epath.PathLike) -> Fields:
-    """Returns the fields `config`, `data` and `tokenizer` of a record.
+    """Returns the fields `config`, `data` and `tokenizer` in a record.
 
     Raises:
       UserError: The file is missing or damaged.
@@ -22,18 +22,20 @@ def read_config_record(path: epath.PathLike) -> Fields:
 
 
 def config_record(fields: Fields) -> str:
-    """Returns the text of a record, sealed."""
+    """Returns a record as JSON, with a hash."""
     return json.dumps(seal(fields), indent=2) + "\n"
 
 
 def _check(sealed: Fields) -> Fields:
-    # Records of older runs have no seal.
+    # Older records have no hash, and a momentum without effect beside AdamW.
     fields = unseal_if_sealed(sealed)
     for name in fields.keys() - {"config", "data", "tokenizer"}:
         raise UserError(f"{dotted('', name)} is not a known field")
     config = fields.get("config")
     if not isinstance(config, dict) or not config:
         raise UserError("config is missing, or no object")
+    if config.get("optimizer.name") == "adamw":
+        config.pop("optimizer.momentum", None)
     for name, value in config.items():
         if not _is_plain(value):
             raise UserError(f"{dotted('config', name)} is {str(value)[:60]!r}")

@@ -16,7 +16,7 @@ from stackjax import config_file
 from stackjax.analysis import comparison
 from stackjax.analysis.comparison import Comparison
 from stackjax.analysis.reading import read_record
-from stackjax.config import Config, Schedule
+from stackjax.config import Config
 from stackjax.data.batch import Batch
 from stackjax.data.device import local_rows, put
 from stackjax.data.loader import open_source, train_batches
@@ -30,7 +30,7 @@ from stackjax.run.train import train
 from stackjax.sharding.mesh import build_mesh
 from stackjax.sharding.partition import move
 from stackjax.training import train_state
-from stackjax.training.compile import growth_key, new_state, phase_optimizer
+from stackjax.training.compile import growth_key, new_state, phase_optimizer, step_inputs
 from stackjax.training.phase import Phase
 from stackjax.training.train_state import TrainState
 
@@ -96,24 +96,25 @@ def make_step(
     else:
         tx, phase = _negated(tx), _at_rate_1(phase)
     step = functools.partial(train_state.train_step, phase, tx, config.optimizer.z_loss)
-    jitted, mesh = jax.jit(step, donate_argnums=0), build_mesh(phase.mesh)
+    jitted, mesh = jax.jit(step, donate_argnums=1), build_mesh(phase.mesh)
+    inputs = step_inputs(phase)
 
     def call(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
         with jax.set_mesh(mesh):
-            return jitted(state, batch)
+            return jitted(inputs, state, batch)
 
     return call
 
 
-def _negated(tx: optax.GradientTransformation) -> optax.GradientTransformation:
+def _negated(tx: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
     """Returns an optimizer for the train step, which subtracts updates; optax adds updates."""
-    return optax.chain(tx, optax.scale(-1.0))
+    return optax.with_extra_args_support(optax.chain(tx, optax.scale(-1.0)))
 
 
 def _at_rate_1(phase: Phase) -> Phase:
     """Returns a phase with learning rate 1 at every step."""
-    schedule = Schedule(shape="constant")
-    rate = dataclasses.replace(phase.learning_rate, peak=1.0, schedule=schedule)
+    rate = phase.learning_rate
+    rate = dataclasses.replace(rate, shape="constant", peak=1.0, warmup_tokens=0.0)
     return dataclasses.replace(phase, learning_rate=rate)
 
 

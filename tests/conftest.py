@@ -15,8 +15,6 @@ from stackjax.config import (
     Config,
     EvaluationConfig,
     LoggingConfig,
-    OptimizerConfig,
-    Schedule,
     Stage,
 )
 from stackjax.data.batch import Batch
@@ -38,9 +36,10 @@ from stackjax.growth import (
 )
 from stackjax.model import ModelConfig
 from stackjax.model.config import RopeScaling
+from stackjax.optimizers import AdamW
 from stackjax.sharding.config import MeshConfig
 from stackjax.sharding.mesh import build_mesh
-from stackjax.training.optimizer import LearningRate
+from stackjax.training.learning_rate import LearningRate
 from stackjax.training.phase import Counts, Phase, Waypoint
 
 jax.config.update("jax_num_cpu_devices", 8)
@@ -200,7 +199,7 @@ def tiny_run(workdir="runs/test", **fields) -> Config:
     values = {
         "model": tiny_model(num_layers=6),
         "data": DataConfig(path="data/test", seq_len=8),
-        "optimizer": OptimizerConfig(peak_learning_rate=1e-2),
+        "optimizer": AdamW(peak_learning_rate=1e-2),
         "stages": (
             Stage(tokens=640, batch_size=8),
             Stage(tokens=1280, batch_size=16, accumulate=2, growth=Stack(factor=2)),
@@ -222,6 +221,7 @@ def phase_of(config: ModelConfig, rate=1e-2, **fields) -> Phase:
         "source": config,
         "model": config,
         "growth": None,
+        "optimizer": AdamW(peak_learning_rate=rate),
         "optimizer_state": "reset",
         "reparameterisations": (),
         "trained_layers": None,
@@ -230,14 +230,17 @@ def phase_of(config: ModelConfig, rate=1e-2, **fields) -> Phase:
         "accumulate": 1,
         "num_steps": 10,
         "learning_rate": LearningRate(
+            shape="constant",
             peak=rate,
-            schedule=Schedule(shape="constant"),
-            horizon_tokens=640,
-            first_tokens=0,
-            tokens_per_step=64,
+            warmup_tokens=0.0,
+            decay_start=640.0,
+            decay_tokens=0.0,
+            final_fraction=0.1,
+            first_tokens=0.0,
+            tokens_per_step=64.0,
         ),
         "parameter_rates": None,
-        "births": None,
+        "moment_starts": None,
         "start": Counts(),
         "per_step": Counts(tokens=64, examples=8),
         "waypoint": Waypoint(step=0, counts=Counts()),

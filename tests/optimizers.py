@@ -7,7 +7,6 @@ import numpy as np
 
 from stackjax import model
 from stackjax.sharding.axes import Axes
-from stackjax.training.optimizer import build_optimizer
 
 
 def random_like(tree, seed):
@@ -18,7 +17,7 @@ def random_like(tree, seed):
 @functools.cache
 def compiled_optimizer(config, optimizer):
     """What makes the state of a model's parameters, and the step."""
-    tx = build_optimizer(optimizer, model.logical_axes(config))
+    tx = optimizer.build(model.logical_axes(config))
     return jax.jit(tx.init), jax.jit(tx.update)
 
 

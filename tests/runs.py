@@ -48,7 +48,7 @@ def get_config():
             head_dim=4,
         ),
         data=DataConfig(path="{data}", seq_len=16),
-        optimizer=OptimizerConfig(peak_learning_rate=1e-2),
+        optimizer=AdamW(peak_learning_rate=1e-2),
         stages=(
             Stage(tokens=8 * 128, batch_size=8),
             Stage(tokens=8 * 128, batch_size=8, growth=Stack(factor=2)),

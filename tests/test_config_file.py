@@ -4,6 +4,7 @@ import dataclasses
 import json
 import re
 
+import jax
 import pytest
 from conftest import tiny_run
 from etils import epath
@@ -18,9 +19,11 @@ from stackjax.config_file import (
 )
 from stackjax.data.manifest import Manifest, Split
 from stackjax.growth import LayerMap, Stack
+from stackjax.optimizers import Muon
 from stackjax.runtime.errors import UserError
 from stackjax.sharding.config import MeshConfig
 from stackjax.tokenizer.tokenizer_info import TokenizerInfo
+from stackjax.training.preflight import check
 from stackjax.training.stages import stage_models
 
 # Beside the tests, so that the file shares their tiny run.
@@ -135,7 +138,7 @@ def test_help_lists_every_field_with_its_documentation(load, capsys):
     # Fields that are None have fields of their own, for when they are set.
     unset = ("rewarm", "schedule", "mesh", "rope_scaling")
     for field in flatten(tiny_run()):
-        if field.split(".")[-1] not in unset:
+        if field.split(".")[-1] not in unset and field != "optimizer.name":
             assert re.search(rf"--{field.replace('_', '-')}[ ,]", shown), field
     words = " ".join(re.sub(r"[│╭╮╰╯─]", " ", shown).split())
     for documentation in (
@@ -195,6 +198,43 @@ def test_a_missing_file_and_a_missing_flag_are_refused(tmp_path):
         load_config("train", ["--config", str(tmp_path / "config.yaml")])
 
 
+def test_optimizer_is_replaced_by_name_and_keeps_common_fields(load):
+    b1 = ("--optimizer.b1", "0.8")
+    muon = load(*b1, "--optimizer", "muon", "--optimizer.momentum", "0.9").optimizer
+    assert muon == Muon(**vars(load(*b1).optimizer), momentum=0.9)
+    assert load(*b1, "--optimizer=adamw") == load(*b1)
+    with pytest.raises(UserError, match=r"optimizer is 'sgd'.*adamw.*muon"):
+        load("--optimizer", "sgd")
+
+
+OWN_OPTIMIZER = """
+import dataclasses
+import optax
+from conftest import tiny_run
+from stackjax.optimizers import Optimizer
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Sign(Optimizer):
+    b1: float = 0.9
+
+    def build(self, axes):
+        return optax.scale_by_lion(b1=self.b1)
+
+def get_config():
+    return tiny_run(optimizer=Sign(peak_learning_rate=1e-3))
+"""
+
+
+def test_config_file_may_define_an_optimizer(path, load):
+    path.write_text(OWN_OPTIMIZER)
+    config = load("--optimizer.b1", "0.5")
+    flat = flatten(config)
+    assert (flat["optimizer.name"], flat["optimizer.b1"]) == ("sign", 0.5)
+    estimate, _ = check(config, 1)
+    params = sum(leaf.size for leaf in jax.tree.leaves(estimate.state.params))
+    assert estimate.state_bytes == 4 * (2 * params + 2)
+
+
 def test_flat_names_are_those_of_the_command_line_and_survive_json():
     flat = flatten(tiny_run())
     assert flat["stages.1.tokens"] == 1280
@@ -226,6 +266,14 @@ def recorded(tmp_path):
     workdir = epath.Path(tmp_path)
     record_config(workdir, tiny_run(), MANIFEST)
     return workdir
+
+
+def test_older_record_of_adamw_with_a_momentum_is_the_same_config(recorded):
+    record = json.loads((recorded / "config.json").read_text())
+    record["config"]["optimizer.momentum"] = 0.95
+    del record["sha256"]
+    (recorded / "config.json").write_text(json.dumps(record))
+    assert changed_fields(recorded, tiny_run(), stage=0) == {}
 
 
 MAY_CHANGE = [

@@ -309,7 +309,9 @@ def test_a_warm_up_that_is_longer_than_its_stage_is_cut_and_warned_of():
     refusal, warning = found.warnings
     assert refusal == found.timing.refused
     assert "warm-up of stage 0, 6.29e+09 tokens, is not shorter than the stage" in warning
-    small, target = (phase.learning_rate.schedule for phase in expand(found.config))
+    small, target = (
+        stage.schedule or found.config.optimizer.schedule for stage in found.config.stages
+    )
     assert small.warmup_tokens == found.stages[0].tokens // 10
     assert dataclasses.replace(small, warmup_tokens=target.warmup_tokens) == target
     # Whose horizon is its own length, which the warm-up is longer than.
@@ -326,7 +328,7 @@ def test_the_papers_recipe_is_cut_to_runs_of_few_tokens(tokens):
         assert target.batch_size == 1024
     for phase in (small, target):
         length = phase.num_steps * phase.per_step.tokens
-        warmup = phase.learning_rate.schedule.warmup_tokens
+        warmup = phase.learning_rate.warmup_tokens
         assert warmup <= 0.1 * length
         assert warmup == 3000 * phase.per_step.tokens or warmup > 0.08 * length
     # The small model's rate has not decayed when it grows.

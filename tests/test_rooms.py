@@ -9,8 +9,9 @@ PACKAGE = Path("stackjax")
 CONFIG = {"config", "config_file", "config_record", "options"}
 # From the lowest to the highest. Commands lie at the top of the package.
 ROOMS = (
-    *("runtime", "files", "sharding", "tokenizer", "data", "model", "growth", "config"),
-    *("training", "checkpoint", "interop", "inference", "run", "analysis", "commands"),
+    *("runtime", "files", "sharding", "tokenizer", "data", "model", "growth", "optimizers"),
+    *("config", "training", "checkpoint", "interop", "inference", "run", "analysis"),
+    "commands",
 )
 
 

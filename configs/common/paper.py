@@ -14,13 +14,13 @@ from stackjax.config import (
     Config,
     EvaluationConfig,
     LoggingConfig,
-    OptimizerConfig,
     Schedule,
     Stage,
 )
 from stackjax.data.config import DataConfig
 from stackjax.growth import Stack
 from stackjax.model import ModelConfig
+from stackjax.optimizers import AdamW
 
 SEQ_LEN = 2048
 BATCH_SIZE = 1024
@@ -76,7 +76,7 @@ def gstack(
         model=model,
         # SlimPajama-627B, the tokenizer of LLaMA; see docs/data.md.
         data=DataConfig(path="data/slimpajama", seq_len=SEQ_LEN, num_workers=4),
-        optimizer=OptimizerConfig(peak_learning_rate=peak_learning_rate, schedule=schedule),
+        optimizer=AdamW(peak_learning_rate=peak_learning_rate, schedule=schedule),
         stages=(
             base,
             dataclasses.replace(

@@ -1,6 +1,7 @@
 """The next step, compiled while a phase trains: what that costs the training."""
 
 import dataclasses
+import functools
 import time
 from concurrent import futures
 
@@ -11,7 +12,7 @@ from scripts.measure.result import CannotMeasure, seconds_of
 from scripts.measure.step import WARMUP_STEPS, random_batch, run_steps
 from stackjax.config import Config
 from stackjax.sharding.mesh import build_mesh
-from stackjax.training.compile import compile_step, new_state
+from stackjax.training.compile import compile_step, new_state, step_inputs
 from stackjax.training.phase import Phase
 
 
@@ -44,7 +45,7 @@ def measure_ahead(
     mesh = build_mesh(source.mesh)
     with jax.set_mesh(mesh):
         state, batch = new_state(config, source), random_batch(config, source, mesh)
-        step = compile_step(config, source)
+        step = functools.partial(compile_step(config, source), step_inputs(source))
         warm_up, state = run_steps(step, state, batch, WARMUP_STEPS)
         check_time(num_steps, warm_up / WARMUP_STEPS, limit_seconds)
         together, state = run_steps(step, state, batch, num_steps)

@@ -13,6 +13,7 @@ from scripts.measure.result import CannotMeasure, NotMeasured, attempt, median
 from scripts.measure.step import (
     WARMUP_STEPS,
     Program,
+    Step,
     compile_phase,
     least_seconds,
     random_batch,
@@ -95,7 +96,7 @@ def _take_turns(
     config: Config,
     phase: Phase,
     mesh: Mesh,
-    steps: Mapping[str, jax.stages.Compiled],
+    steps: Mapping[str, Step],
     num_turns: int,
     limit_seconds: float,
 ) -> dict[str, list[float]]:
@@ -116,7 +117,7 @@ def _take_turns(
     return seconds
 
 
-def _compile(config: Config, phase: Phase, mesh: Mesh) -> tuple[jax.stages.Compiled, Program]:
+def _compile(config: Config, phase: Phase, mesh: Mesh) -> tuple[Step, Program]:
     try:
         step, program = compile_phase(config, phase, mesh)
     except (ValueError, NotImplementedError) as error:  # No such kernel on this backend.

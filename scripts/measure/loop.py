@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import io
 import itertools
@@ -32,7 +33,7 @@ from stackjax.run.sinks import open_sinks
 from stackjax.run.train import run_phase
 from stackjax.sharding.partition import num_shards
 from stackjax.tokenizer.tokenizer_info import TokenizerInfo
-from stackjax.training.compile import compile_step, new_state
+from stackjax.training.compile import compile_step, new_state, step_inputs
 from stackjax.training.expand import expand
 from stackjax.training.phase import Phase
 from stackjax.training.run_position import NEW_RUN
@@ -229,7 +230,7 @@ def _loop_seconds(config: Config, phase: Phase) -> tuple[float, TrainState]:
 
 def _bare_seconds(config: Config, phase: Phase, mesh: Mesh, state: TrainState) -> float:
     """Returns the same without a loop around the step."""
-    step, blocks = compile_step(config, phase), []
+    step, blocks = functools.partial(compile_step(config, phase), step_inputs(phase)), []
     batch = random_batch(config, phase, mesh)
     for _ in range(1 + NUM_BLOCKS):
         seconds, state = run_steps(step, state, batch, BLOCK_STEPS)

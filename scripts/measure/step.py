@@ -1,7 +1,9 @@
 """The train step of a phase: what it costs by formula, to compile, and to run."""
 
 import dataclasses
+import functools
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +20,18 @@ from stackjax.data.device import local_rows, put
 from stackjax.model.flops import flops_6nd, matmul_flops, mfu, num_params
 from stackjax.model.module import compute_dtype
 from stackjax.sharding.partition import on_mesh
-from stackjax.training.compile import abstract_state, compile_step, jit_step, new_state
+from stackjax.training.compile import (
+    abstract_state,
+    compile_step,
+    jit_step,
+    new_state,
+    step_inputs,
+)
 from stackjax.training.phase import Phase
 from stackjax.training.train_state import TrainState
+
+Step = Callable[[TrainState, Batch], tuple[TrainState, Any]]
+"""A compiled train step with the inputs of its phase."""
 
 WARMUP_STEPS = 3
 PROFILED_STEPS = 5
@@ -151,7 +162,8 @@ def _unrolled_flops(config: Config, phase: Phase, mesh: Mesh) -> Number:
     unrolled = dataclasses.replace(phase, model=model, accumulate=1, batch_size=rows)
     state = on_mesh(abstract_state(config, phase), mesh)
     step = jit_step(config, unrolled)
-    counted: Any = step.lower(state, random_batch(config, unrolled, mesh)).cost_analysis()
+    batch = random_batch(config, unrolled, mesh)
+    counted: Any = step.lower(phase.step_inputs, state, batch).cost_analysis()
     if counted is None:
         return NotMeasured("XLA counts what it has not optimised with JAX_PLATFORMS=cpu alone")
     return phase.accumulate * counted["flops"]
@@ -167,9 +179,7 @@ def least_seconds(config: Config, phase: Phase, mesh: Mesh) -> float:
     return palm_flops(config, phase)[1] / matmul_rate(phase, mesh)
 
 
-def compile_phase(
-    config: Config, phase: Phase, mesh: Mesh
-) -> tuple[jax.stages.Compiled, Program]:
+def compile_phase(config: Config, phase: Phase, mesh: Mesh) -> tuple[Step, Program]:
     """Returns the train step of a phase, compiled without allocating a state."""
     start = time.perf_counter()
     step = compile_step(config, phase)
@@ -177,7 +187,7 @@ def compile_phase(
     memory: Any = step.memory_analysis()
     results = memory.output_size_in_bytes - memory.alias_size_in_bytes
     arguments, temporaries = memory.argument_size_in_bytes, memory.temp_size_in_bytes
-    return step, Program(
+    return functools.partial(step, step_inputs(phase)), Program(
         compile_seconds=seconds,
         argument_bytes=arguments,
         temporary_bytes=temporaries,
@@ -218,7 +228,7 @@ def measure_times(
     phase: Phase,
     mesh: Mesh,
     *,
-    step: jax.stages.Compiled,
+    step: Step,
     program: Program,
     num_steps: int,
     limit_seconds: float,
@@ -265,7 +275,7 @@ def measure_times(
 
 
 def run_steps(
-    step: jax.stages.Compiled, state: TrainState, batch: Batch, num_steps: int
+    step: Step, state: TrainState, batch: Batch, num_steps: int
 ) -> tuple[float, TrainState]:
     """Returns how long steps take together, the last of them waited for, and the state."""
     start = time.perf_counter()
@@ -276,7 +286,7 @@ def run_steps(
 
 
 def step_seconds(
-    step: jax.stages.Compiled, state: TrainState, batch: Batch, num_steps: int
+    step: Step, state: TrainState, batch: Batch, num_steps: int
 ) -> tuple[list[float], TrainState]:
     """Returns how long each of some steps takes, and the state after them."""
     seconds = []

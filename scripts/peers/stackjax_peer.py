@@ -11,7 +11,6 @@ from stackjax.config import (
     Config,
     EvaluationConfig,
     LoggingConfig,
-    OptimizerConfig,
     Schedule,
     Stage,
 )
@@ -19,9 +18,10 @@ from stackjax.data.batch import Batch
 from stackjax.data.config import DataConfig
 from stackjax.data.device import put
 from stackjax.model import ModelConfig
+from stackjax.optimizers import AdamW
 from stackjax.runtime.cpu_memory import keep_memory
 from stackjax.sharding.mesh import build_mesh
-from stackjax.training.compile import compile_step, new_state
+from stackjax.training.compile import compile_step, new_state, step_inputs
 from stackjax.training.expand import expand
 
 
@@ -33,11 +33,11 @@ def build(shape: Shape) -> Peer:
     mesh = build_mesh(phase.mesh)
     jax.set_mesh(mesh)
     state = new_state(config, phase)
-    compiled = compile_step(config, phase)
+    compiled, inputs = compile_step(config, phase), step_inputs(phase)
     [batch] = put([get_batch(shape)], mesh, shape.batch_size)
 
     def step(state: Any, batch: Batch) -> tuple[Any, jax.Array]:
-        state, metrics = compiled(state, batch)
+        state, metrics = compiled(inputs, state, batch)
         return state, metrics["loss"]
 
     return Peer(
@@ -63,9 +63,7 @@ def get_config(shape: Shape) -> Config:
             head_dim=shape.head_dim,
         ),
         data=DataConfig(path="nowhere", seq_len=shape.seq_len),
-        optimizer=OptimizerConfig(
-            peak_learning_rate=LEARNING_RATE, schedule=Schedule(shape="constant")
-        ),
+        optimizer=AdamW(peak_learning_rate=LEARNING_RATE, schedule=Schedule(shape="constant")),
         stages=(Stage(tokens=every, batch_size=shape.batch_size),),
         evaluation=EvaluationConfig(every_tokens=every, num_sequences=1, batch_size=1),
         checkpoints=CheckpointConfig(every_tokens=every),

@@ -9,7 +9,6 @@ from stackjax.config import (
     Config,
     EvaluationConfig,
     LoggingConfig,
-    OptimizerConfig,
     Schedule,
     Stage,
 )
@@ -17,6 +16,7 @@ from stackjax.data.config import DataConfig
 from stackjax.growth import Stack
 from stackjax.model import ModelConfig
 from stackjax.model.flops import num_params
+from stackjax.optimizers import AdamW
 from stackjax.runtime.errors import UserError
 
 SEQ_LEN = 2048
@@ -188,7 +188,7 @@ def paper_run(
     return Config(
         model=model,
         data=DataConfig(path="data/slimpajama", seq_len=SEQ_LEN, num_workers=4),
-        optimizer=OptimizerConfig(
+        optimizer=AdamW(
             peak_learning_rate=rates.target, schedule=schedule(tokens - small_tokens)
         ),
         stages=(small, target),

@@ -1,7 +1,7 @@
-"""A checksum of every array of a tree, computed on the devices that hold the arrays.
+"""Checksums for arrays, computed on the arrays' devices.
 
-It depends on the bits of an array and their positions alone, so it is the same on any mesh and
-for any number of processes. Each array is read once and never copied.
+A checksum depends only on the bits and their positions, not on the mesh or the number of
+processes. Each array is read once and never copied.
 """
 
 from typing import Any
@@ -15,14 +15,14 @@ from jax.sharding import PartitionSpec as P
 from stackjax.sharding.partition import laid_out
 
 WORDS = 2
-"""Words of 32 bits in the checksum of an array."""
+"""32-bit words per checksum."""
 
 _U32 = np.uint32
 _GOLDEN, _START = 0x9E3779B1, 0x85EBCA6B
 
 
 def by_path(tree: Any) -> dict[str, Any]:
-    """Returns the leaves of a tree by path, such as `params.head`, in alphabetical order."""
+    """Returns a tree's leaves by path, such as `params.head`, in alphabetical order."""
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     named = {
         jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in leaves
@@ -32,10 +32,10 @@ def by_path(tree: Any) -> dict[str, Any]:
 
 @jax.jit
 def checksums(tree: Any) -> jax.Array:
-    """Returns the checksum of each array in the order of `by_path`: uint32 `[arrays, WORDS]`.
+    """Returns each array's checksum, in the order of `by_path`: uint32 `[arrays, WORDS]`.
 
-    The first word of a checksum changes with any single word of 32 bits of the array. Other
-    damage, such as blocks that are zeroed or swapped, goes unseen about once in 2^64 times.
+    A change in a single 32-bit word always changes the first word of a checksum. Other damage,
+    such as zeroed or swapped blocks, is missed about once in 2^64 cases.
     """
 
     def rows(tree: Any) -> jax.Array:
@@ -46,14 +46,14 @@ def checksums(tree: Any) -> jax.Array:
 
 
 def _checksum(array: jax.Array) -> jax.Array:
-    """Returns two sums, modulo 2^32, of the array's words, mixed with their positions."""
+    """Returns two sums modulo 2^32 over the array's words, mixed with positions."""
     words = _words(array)
     places = _places(words)
-    # One-to-one for each place, and every bit reaches all others ("lowbias32", C. Wellons).
+    # A bijection per position, with full avalanche ("lowbias32", C. Wellons).
     mixed = _times(_folded(words ^ places, 16), 0x7FEB352D)
     mixed = _folded(_times(_folded(mixed, 15), 0x846CA68B), 16)
     weighted = lax.mul(mixed, lax.bitwise_or(places, lax.full_like(places, 1)))
-    # Of both in one pass. XLA:CPU takes ten times as long for a sum of unsigned integers.
+    # Both in a single pass. `jnp.sum` over uint32 takes ten times as long in XLA:CPU.
     sums = lax.reduce(
         (mixed, weighted), (_U32(0), _U32(0)), _add_each, tuple(range(words.ndim))
     )
@@ -61,23 +61,23 @@ def _checksum(array: jax.Array) -> jax.Array:
 
 
 def _words(array: jax.Array) -> jax.Array:
-    """Returns the bits of every element as uint32."""
+    """Returns all bits as uint32."""
     if jnp.issubdtype(array.dtype, jax.dtypes.prng_key):
         array = jax.random.key_data(array)
     if array.dtype == np.bool_:
         return lax.convert_element_type(array, _U32)
-    # Elements of 64 bits become pairs of words, along a new last axis.
+    # 64-bit elements become pairs on a new last axis.
     bits = min(8 * array.dtype.itemsize, 32)
     return lax.convert_element_type(lax.bitcast_convert_type(array, f"uint{bits}"), _U32)
 
 
 def _places(words: jax.Array) -> jax.Array:
-    """Returns a number for the position of each word in the whole array."""
+    """Returns a number for each word's position in the whole array."""
     places, stride = lax.full_like(words, _START), _GOLDEN
     for axis in reversed(range(words.ndim)):
         along = lax.broadcasted_iota(_U32, words.shape, axis)
         places = lax.add(places, _times(along, stride))
-        # Not a multiple of the one before: past 2^32 words no row of places comes again.
+        # Not a multiple of the previous stride, so that rows differ beyond 2^32 words.
         stride = stride * words.shape[axis] + 2
     return places
 

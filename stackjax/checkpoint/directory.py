@@ -1,4 +1,4 @@
-"""Checkpoint directories: saved steps, and how checkpoints are found and removed."""
+"""Checkpoint directories: find, list and remove checkpoints."""
 
 import re
 
@@ -13,17 +13,17 @@ from stackjax.training.run_position import read_marker
 
 _STEP = re.compile("0|[1-9][0-9]*")
 _TEMPORARY = ".orbax-checkpoint-tmp"
-"""Name ending for incomplete checkpoints; Orbax removes them later."""
+"""Suffix for incomplete checkpoints; Orbax removes these later."""
 _COMMITTED = "commit_success.txt"
-"""Last file to be written in a bucket; without this file a checkpoint is incomplete."""
+"""The last file written to a bucket; a checkpoint without this file is incomplete."""
 
 
 def absolute(path: str) -> epath.Path:
     """Returns an absolute path, or a `gs://` path, for Orbax.
 
     Raises:
-      UserError: The path lies in another kind of bucket, or a package is not installed.
-      OSError: There is no such bucket, or no permission.
+      UserError: Another kind of bucket, or a missing package.
+      OSError: The bucket is missing, or permission is denied.
     """
     if is_remote(path) and not path.startswith("gs://"):
         raise UserError(f"{path}: checkpoints are kept on disks and on gs:// only.")
@@ -33,7 +33,7 @@ def absolute(path: str) -> epath.Path:
 
 
 def saved_steps(directory: epath.Path) -> list[int]:
-    """Returns the steps with complete checkpoints in a directory, in order.
+    """Returns the steps with a complete checkpoint, in order.
 
     Only names are read: Orbax would stop at the first damaged checkpoint.
     """
@@ -44,22 +44,22 @@ def saved_steps(directory: epath.Path) -> list[int]:
 
 
 def newest_step(workdir: epath.Path, phase: Phase) -> int | None:
-    """Returns the newest step with a complete checkpoint in a phase; None if there is none."""
+    """Returns a phase's newest step with a complete checkpoint; None without checkpoints."""
     return max(saved_steps(workdir / phase.directory), default=None)
 
 
 def older_checkpoints(checkpoint: epath.Path) -> list[epath.Path]:
-    """Returns the earlier checkpoints in the same directory, the newest first."""
+    """Returns earlier checkpoints in the same directory, the newest first."""
     steps = [step for step in saved_steps(checkpoint.parent) if step < int(checkpoint.name)]
     return [checkpoint.parent / str(step) for step in reversed(steps)]
 
 
 def find_checkpoint(path: epath.Path) -> epath.Path:
-    """Returns the newest checkpoint under a path, touching nothing.
+    """Returns the newest checkpoint under a path; changes nothing.
 
     Args:
-      path: A run, for the present phase; a directory of checkpoints; or a checkpoint, with
-        the step as its name.
+      path: A run directory, meaning the present phase; a directory with checkpoints; or a
+        checkpoint, named by step.
     """
     marker, directory = read_marker(path), path
     if marker.directory:
@@ -78,9 +78,9 @@ def find_checkpoint(path: epath.Path) -> epath.Path:
 
 
 def discard_after(workdir: epath.Path, phase: Phase, step: int) -> None:
-    """Removes all checkpoints in a phase after a step.
+    """Removes a phase's checkpoints after a step, the newest first.
 
-    The newest goes first. After a kill, each is there as a whole or counts as none.
+    After a kill, each checkpoint is either complete or ignored.
     """
     directory = workdir / phase.directory
     for newer in reversed([each for each in saved_steps(directory) if each > step]):
@@ -88,7 +88,7 @@ def discard_after(workdir: epath.Path, phase: Phase, step: int) -> None:
 
 
 def clear(workdir: epath.Path, phase: Phase) -> None:
-    """Removes the remains of a phase without a commit, left by a killed run."""
+    """Removes remains of an uncommitted phase after a kill."""
     directory = workdir / phase.directory
     if jax.process_index() == 0 and directory.exists():
         directory.rmtree()

@@ -1,22 +1,18 @@
 """Growth of a state, one parameter after another."""
 
 import functools
-import itertools
-import typing
 from collections.abc import Callable
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
-from etils import epath
 
 from stackjax import model
 from stackjax.checkpoint.checksums import by_path
-from stackjax.checkpoint.saved_state import array_types
-from stackjax.config import OptimizerConfig
 from stackjax.growth import Growth, grow_opt_state
 from stackjax.model import ModelConfig, Params
-from stackjax.runtime.errors import UserError, not_finite
+from stackjax.optimizers import Optimizer
+from stackjax.runtime.errors import not_finite
 from stackjax.sharding.partition import laid_out, partition_of
 from stackjax.training.compile import abstract_part
 from stackjax.training.train_state import TrainState
@@ -25,7 +21,7 @@ from stackjax.training.train_state import TrainState
 def grow_by_parts(
     growth: Growth,
     source: ModelConfig,
-    optimizer: OptimizerConfig | None,
+    optimizer: Optimizer | None,
     load: Callable[[TrainState], TrainState],
     key: jax.Array,
     moments: Literal["grow", "keep"] = "grow",
@@ -109,29 +105,6 @@ def grow_part(
     if opt_state is not None:
         opt_state = laid_out(grow_moments, layout.opt_state)(opt_state)
     return TrainState(jnp.zeros((), jnp.int32), params, opt_state)
-
-
-def saved_optimizer(
-    checkpoint: epath.Path, config: ModelConfig, saved: dict[str, str]
-) -> OptimizerConfig:
-    """Returns an optimizer whose state has the arrays that a checkpoint holds.
-
-    Nothing that grows depends on its numbers, so these may be others than it had.
-
-    Args:
-      saved: The `array_types` of the checkpoint.
-    """
-    hints = typing.get_type_hints(OptimizerConfig)
-    names, dtypes = (typing.get_args(hints[field]) for field in ("name", "moments_dtype"))
-    axes = model.logical_axes(config)
-    for name, dtype in itertools.product(names, dtypes):
-        optimizer = OptimizerConfig(name=name, peak_learning_rate=1.0, moments_dtype=dtype)
-        if array_types(abstract_part(config, optimizer, axes)) == saved:
-            return optimizer
-    raise UserError(
-        f"{checkpoint} holds no optimizer state of {' or '.join(names)} to grow; leave "
-        f"--optimizer-state at drop."
-    )
 
 
 def _only(tree: Any, path: Any) -> Any:

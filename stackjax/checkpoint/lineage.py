@@ -1,4 +1,4 @@
-"""Where a model comes from: every growth, and all that was spent on the way."""
+"""Lineage: all growth steps before a model, with their tokens and FLOPs."""
 
 import dataclasses
 import functools
@@ -17,31 +17,31 @@ from stackjax.training.phase import Change, Counts, Phase
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Generation:
-    """A model for as long as it trained as it was."""
+    """A model between two growth steps."""
 
     stage: int
     name: Literal["fit", "train"]
-    """Whether it trained, or the maps of the growth into it did."""
+    """Training, or a fit of the maps of a learned growth."""
     growth: str | None
-    """How it came out of the generation before; None where it is as before, or the first."""
+    """Growth from the previous generation; None for the first or an unchanged model."""
     model: ModelConfig
     spent: Counts
-    """On this generation alone."""
+    """Consumption in this generation only."""
     code: str
-    """Version of the code that began it."""
+    """Code version at the start."""
     changes: tuple[str, ...] = ()
-    """Changes of its config, and examples skipped, when its run was resumed."""
+    """Changes of config and skipped examples at resumes."""
 
 
 def begin(lineage: Sequence[Generation], phase: Phase) -> tuple[Generation, ...]:
-    """Returns a lineage that goes on with a phase, on which nothing is spent yet."""
+    """Returns a lineage with a new phase, without consumption yet."""
     return _append(lineage, phase.stage, phase.name, phase.growth, phase.model)
 
 
 def begin_grown(
     lineage: Sequence[Generation], growth: Growth, model: ModelConfig
 ) -> tuple[Generation, ...]:
-    """Returns a lineage that goes on with a model that was grown outside of a run."""
+    """Returns a lineage with a model grown outside of a run."""
     return _append(lineage, lineage[-1].stage + 1, "train", growth, model)
 
 
@@ -66,10 +66,10 @@ def _append(
 def spend(
     lineage: Sequence[Generation], phase: Phase, step: int, changes: Sequence[Change] = ()
 ) -> tuple[Generation, ...]:
-    """Returns a lineage whose last generation is a phase at a step.
+    """Returns a lineage with the last generation at a step of a phase.
 
     Args:
-      changes: Those of the run; the ones of the phase up to the step become part of it.
+      changes: All changes in the run. Changes in this phase up to the step are recorded.
     """
     last = dataclasses.replace(
         lineage[-1],
@@ -82,15 +82,15 @@ def spend(
 
 
 def total(lineage: Sequence[Generation]) -> Counts:
-    """Returns what was spent on all generations."""
+    """Returns the consumption of all generations."""
     return functools.reduce(lambda sum_, each: sum_.after(each.spent), lineage, Counts())
 
 
 def from_json(generations: Any) -> tuple[Generation, ...]:
-    """Returns the lineage that `dataclasses.asdict` has made plain.
+    """Returns a lineage from the plain values of `dataclasses.asdict`.
 
     Raises:
-      UserError: It is none, or empty.
+      UserError: The lineage is malformed or empty.
     """
     lineage = decode(tuple[Generation, ...], generations, "lineage")
     if not lineage:

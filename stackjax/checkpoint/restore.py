@@ -1,4 +1,4 @@
-"""States and their descriptions, read from checkpoints; damage is named with a way out."""
+"""Restore of states and descriptions, with advice for damaged checkpoints."""
 
 from collections.abc import Callable, Iterable
 from typing import TypeVar
@@ -32,16 +32,16 @@ def read_or_advise(
     offer: Callable[[epath.Path], str],
     otherwise: str,
 ) -> T:
-    """Returns the result of a function for a checkpoint.
+    """Returns `read(checkpoint)`.
 
     Args:
-      read: Raises DamagedError for a damaged checkpoint.
-      older: Checkpoints to offer instead, the newest first.
-      offer: Returns the way to such a checkpoint, in words.
-      otherwise: The way out if every older checkpoint is damaged.
+      read: A function; raises DamagedError for a damaged checkpoint.
+      older: Alternative checkpoints, the newest first.
+      offer: Returns the advice to use an alternative.
+      otherwise: Advice if all alternatives are damaged.
 
     Raises:
-      UserError: The checkpoint is damaged; the message offers the newest readable one.
+      UserError: The checkpoint is damaged. The message names the newest readable alternative.
     """
     try:
         return read(checkpoint)
@@ -57,7 +57,7 @@ def _advice(
 ) -> str:
     for each in older:
         if jax.process_count() > 1:
-            # Another process may have found no damage, and takes no part in a search.
+            # Other processes may have found no damage, and would not join a search.
             return f"{offer(each)}, the one before it"
         try:
             read(each)
@@ -68,34 +68,32 @@ def _advice(
 
 
 def _read_beside(checkpoint: epath.Path, read: Callable[[epath.Path], T]) -> T:
-    """Returns the result of a function for a checkpoint; after damage offers a neighbor."""
+    """Returns `read(checkpoint)`; a UserError names an older checkpoint after damage."""
     older = older_checkpoints(checkpoint)
     return read_or_advise(checkpoint, read, older, "name {}".format, "name another checkpoint")
 
 
 def read_contents(checkpoint: epath.Path) -> Contents:
-    """Returns the description in a checkpoint; UserError if it is damaged."""
+    """Returns a checkpoint's description; UserError after damage."""
     return _read_beside(checkpoint, saved_state.read_contents)
 
 
 def read_types(checkpoint: epath.Path) -> dict[str, str]:
-    """Returns the `array_types` of a checkpoint; UserError if it is damaged."""
+    """Returns a checkpoint's `array_types`; UserError after damage."""
     return _read_beside(checkpoint, read_array_types)
 
 
 def load_whole(
     checkpoint: epath.Path, abstract: TrainState, mesh: jax.sharding.Mesh
 ) -> tuple[TrainState, Contents]:
-    """Returns the state in a checkpoint, laid out over `mesh`, and its description.
-
-    The checksum of every array is verified.
+    """Returns a checkpoint's state on `mesh` and description, after checks of all checksums.
 
     Args:
-      abstract: Shapes, types and partitions of the state.
+      abstract: The state's shapes, types and partitions.
 
     Raises:
       DamagedError: The checkpoint is damaged.
-      UserError: The checkpoint holds another model.
+      UserError: The checkpoint has another model.
     """
     contents, saved = saved_state.read_contents(checkpoint), read_array_types(checkpoint)
     _check_same_model(checkpoint, saved, array_types(abstract))
@@ -105,15 +103,13 @@ def load_whole(
 def load_part(
     checkpoint: epath.Path, abstract: TrainState, mesh: jax.sharding.Mesh
 ) -> TrainState:
-    """Returns a part of the state in a checkpoint, laid out over `mesh`.
-
-    The checksums of these arrays are verified.
+    """Returns a part of a checkpoint's state on `mesh`, after checks of its checksums.
 
     Args:
       abstract: Shapes, types and partitions; the optimizer state may be None.
 
     Raises:
-      UserError: The checkpoint is damaged, or holds other arrays.
+      UserError: The checkpoint is damaged, or has other arrays.
     """
 
     def load(checkpoint: epath.Path) -> TrainState:
@@ -125,23 +121,23 @@ def load_part(
 
 
 def check_is_model(checkpoint: epath.Path, contents: Contents) -> None:
-    """Raises UserError for parameters that no model runs yet."""
+    """Raises UserError for a checkpoint during a fit, or before masks are open."""
     if not contents.is_model:
         raise UserError(
-            f"{checkpoint} holds a model that is not done growing: its maps are still being "
-            f"fitted, or its masks are not open; name a later checkpoint."
+            f"{checkpoint} holds a model in the middle of growth: during a fit, or with closed "
+            f"masks; name a later checkpoint."
         )
 
 
 def check_rows_of(workdir: epath.Path) -> None:
-    """Raises UserError if rows are missing that a run had at its newest checkpoint."""
+    """Raises UserError if metric rows up to the newest checkpoint are missing."""
     directory = workdir / (read_marker(workdir).directory or "stage_0/train")
     if steps := saved_steps(directory):
         check_rows(workdir, read_contents(directory / str(max(steps))).rows)
 
 
 def newest_lineage(workdir: epath.Path, source: Phase) -> tuple[Generation, ...]:
-    """Returns the lineage in the newest checkpoint of a phase; empty if there is none."""
+    """Returns the lineage in a phase's newest checkpoint; empty without checkpoints."""
     step = newest_step(workdir, source)
     if step is None:
         return ()
@@ -151,7 +147,7 @@ def newest_lineage(workdir: epath.Path, source: Phase) -> tuple[Generation, ...]
 def _check_same_model(
     checkpoint: epath.Path, found: dict[str, str], wanted: dict[str, str]
 ) -> None:
-    """Raises UserError if arrays in a checkpoint do not have the types and shapes wanted."""
+    """Raises UserError if a checkpoint's arrays differ in type or shape."""
     differing = sorted(path for path in found | wanted if found.get(path) != wanted.get(path))
     params = [path for path in differing if path.startswith("params.")]
     if differing:
@@ -160,5 +156,5 @@ def _check_same_model(
             f"{checkpoint} is a checkpoint of another {of}: "
             f"{path.removeprefix('params.')} is {found.get(path) or 'not there'}, and the "
             f"config's {of} has {wanted.get(path, 'none')} ({len(params or differing)} such "
-            f"arrays); use the config it was trained with, or another --workdir."
+            f"arrays); use the checkpoint's own config, or another --workdir."
         )

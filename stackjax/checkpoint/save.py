@@ -1,4 +1,4 @@
-"""Checkpoints for a phase, saved in the background."""
+"""Background checkpoints for a phase."""
 
 import contextlib
 import dataclasses
@@ -9,7 +9,7 @@ from typing import Any
 from etils import epath
 from orbax.checkpoint import v1 as ocp
 
-from stackjax.checkpoint.contents import Contents, to_json
+from stackjax.checkpoint.contents import Contents, form_of, to_json
 from stackjax.checkpoint.directory import saved_steps
 from stackjax.checkpoint.lineage import Generation, begin, spend
 from stackjax.checkpoint.restore import read_contents
@@ -25,7 +25,7 @@ _RESUMES = "those before it are whole, and the same command resumes from the new
 
 @dataclasses.dataclass(frozen=True)
 class _KeepEvery:
-    """Keeps the checkpoints that are the first past a multiple of so many tokens."""
+    """Keeps the first checkpoint past each multiple of `keep_every_tokens`."""
 
     phase: Phase
     keep_every_tokens: int
@@ -41,13 +41,13 @@ class _KeepEvery:
 
 
 class Checkpoints:
-    """The checkpoints for a single phase, saved in the background; a context manager.
+    """Checkpoints for a single phase, saved in the background; a context manager.
 
     Args:
       workdir: The run directory.
       phase: The phase.
-      config: Says which checkpoints are kept.
-      lineage: Earlier models, for the first checkpoint in the phase.
+      config: Number of kept checkpoints.
+      lineage: Earlier models, for the phase's first checkpoint.
       changes: Changes by the user.
     """
 
@@ -64,7 +64,7 @@ class Checkpoints:
         self._first_lineage = tuple(lineage)
         self.directory = workdir / phase.directory
         self.latest_step: int | None = max(saved_steps(self.directory), default=None)
-        """The step of the newest checkpoint, which may still be on its way to disk."""
+        """Step for the newest checkpoint, perhaps not yet complete on disk."""
 
     def __enter__(self) -> "Checkpoints":
         self._checkpointer = _open(self.directory, self._preservation_policy())
@@ -84,7 +84,7 @@ class Checkpoints:
 
     @functools.cached_property
     def _lineage(self) -> tuple[Generation, ...]:
-        """The models up to this phase, the present model last."""
+        """All models so far, the present model last."""
         if self.latest_step is None:
             return begin(self._first_lineage, self._phase)
         return read_contents(self.directory / str(self.latest_step)).lineage
@@ -95,16 +95,17 @@ class Checkpoints:
         """Starts saving; the state may be donated as soon as this returns.
 
         Args:
-          rows: The rows of metrics so far, which are on disk.
+          rows: Metric rows so far, already on disk.
 
         Raises:
-          OSError: This checkpoint, or the one before it, could not be written.
+          OSError: This checkpoint or the previous checkpoint could not be written.
         """
         if step == self.latest_step:
             return
         lineage = spend(self._lineage, self._phase, step, self._changes)
         model, is_model = self._phase.model, self._phase.trains_model(step)
-        metadata = to_json(Contents(counts, model, is_model, lineage, rows))
+        form = form_of(self._phase.optimizer)
+        metadata = to_json(Contents(counts, model, is_model, lineage, rows, form))
         with _as_os_error(self.directory, _RESUMES):
             self._checkpointer.save_async(
                 step, to_save(state), force=True, custom_metadata=metadata
@@ -112,16 +113,15 @@ class Checkpoints:
         self.latest_step = step
 
     def wait(self) -> None:
-        """Waits until what was saved is whole on disk; OSError if it cannot be."""
+        """Waits until all checkpoints are complete on disk; OSError after a failure."""
         with _as_os_error(self.directory, _RESUMES):
             self._checkpointer.wait()
 
 
 def _open(directory: epath.Path, keep: Any) -> ocp.training.Checkpointer:
-    """Returns the checkpointer of a directory, rid of incomplete checkpoints.
+    """Returns a checkpointer for a directory, after removal of incomplete checkpoints.
 
-    Orbax reads a file from every checkpoint here, so older damage is named at the start of a
-    run, not at the first save.
+    Orbax reads a file in every checkpoint, so damage is reported at the start of a run.
 
     Raises:
       UserError: A checkpoint is damaged.
@@ -130,7 +130,7 @@ def _open(directory: epath.Path, keep: Any) -> ocp.training.Checkpointer:
         return ocp.training.Checkpointer(
             directory, preservation_policy=keep, cleanup_tmp_directories=True
         )
-    except Exception:  # Orbax raises all kinds, and does not say for which checkpoint.
+    except Exception:  # Orbax raises various types, without the checkpoint.
         for step in saved_steps(directory):
             try:
                 read_array_types(directory / str(step))
@@ -140,10 +140,10 @@ def _open(directory: epath.Path, keep: Any) -> ocp.training.Checkpointer:
 
 
 def write_first(directory: epath.Path, state: TrainState, contents: Contents) -> epath.Path:
-    """Writes a state as the first checkpoint of a directory, whole or not at all.
+    """Writes a state as a directory's first checkpoint, atomically.
 
     Raises:
-      OSError: It could not be written.
+      OSError: The checkpoint could not be written.
     """
     with (
         _as_os_error(directory, "nothing there is whole"),

@@ -1,4 +1,4 @@
-"""The state in one checkpoint: written with a checksum of each array, and read with it."""
+"""The state in a checkpoint, with a checksum per array."""
 
 import contextlib
 import functools
@@ -29,33 +29,30 @@ T = TypeVar("T")
 
 _CHECKSUMS = "checksums"
 _DESCRIPTION = "_CHECKPOINT_METADATA"
-"""File by Orbax with the description of a checkpoint."""
+"""Orbax's file with the checkpoint description."""
 _MAX_REASON = 300
 
 
 class DamagedError(UserError):
-    """A checkpoint cannot be read, or holds other bits than were saved."""
+    """A checkpoint is unreadable, or differs from the saved bits."""
 
 
 def to_save(state: TrainState) -> dict[str, Any]:
-    """Returns the tree that a checkpoint holds: the state, and the checksums of its arrays.
+    """Returns the tree for a checkpoint: the state and its checksums.
 
-    These are enqueued when this returns, so that the state may be donated.
+    The state may be donated afterwards, because the checksums are already enqueued.
     """
     tree = saved_tree(state)
     return tree | {_CHECKSUMS: checksums(tree)}
 
 
 def saved_tree(state: TrainState) -> dict[str, Any]:
-    """Returns the parts of a state by name; a part that is left out has none."""
+    """Returns the parts of a state by name, without parts that are None."""
     return {name: value for name, value in vars(state).items() if value is not None}
 
 
 def array_types(tree: Any) -> dict[str, str]:
-    """Returns type and shape of every array of a tree, such as `float32[64, 256]`.
-
-    By its path, such as `params.head`.
-    """
+    """Returns types and shapes such as `float32[64, 256]`, by paths such as `params.head`."""
     return {path: f"{leaf.dtype}{[*leaf.shape]}" for path, leaf in by_path(tree).items()}
 
 
@@ -143,9 +140,9 @@ def _read(checkpoint: epath.Path, read: Callable[[], T]) -> T:
 
 @contextlib.contextmanager
 def _quiet_tasks() -> Iterator[None]:
-    """Keeps tasks quiet that fail beside the one whose error is raised.
+    """Silences the tracebacks of further failed reads.
 
-    All arrays are read at the same time, and each that fails would print a traceback.
+    All arrays are read at once, and every failed read would print a traceback.
     """
     disabled, hook = logging.root.manager.disable, sys.unraisablehook
     logging.disable(logging.CRITICAL)
@@ -160,9 +157,9 @@ def _quiet_tasks() -> Iterator[None]:
 
 
 def _ignore_late_reads() -> None:
-    """Keeps reads quiet that end after the loop of a failed read was closed.
+    """Silences reads that end after the event loop was closed by a failed read.
 
-    TensorStore goes on reading the other arrays, and reports each to a loop that is gone.
+    TensorStore continues other reads, and reports each to the closed loop.
     """
     hook = sys.unraisablehook
     if getattr(hook, "func", None) is not _without_late_reads:
@@ -175,7 +172,7 @@ def _without_late_reads(hook: Callable[[Any], Any], unraisable: Any) -> None:
 
 
 def _reason(error: BaseException) -> str:
-    """Returns the cause of an error in one short line."""
+    """Returns an error's cause as a short line."""
     while error.__cause__ is not None:
         error = error.__cause__
     text = " ".join(str(error).split()) or type(error).__name__
@@ -183,7 +180,7 @@ def _reason(error: BaseException) -> str:
 
 
 def compile_checksums(config: Config, phase: Phase) -> None:
-    """Compiles the checksums of a phase's state; the first save then finds the program."""
+    """Compiles the checksums for a phase's state, for the first save."""
     mesh = build_mesh(phase.mesh)
     with jax.set_mesh(mesh):
         checksums.lower(saved_tree(on_mesh(abstract_state(config, phase), mesh))).compile()

@@ -1,13 +1,14 @@
-"""Births of moments: the update after which each entry begins to average gradients.
+"""Moment starts: the update after which each entry of a moment begins to average gradients.
 
 Adam and Muon divide a moment by 1 - decay^k after k updates. Growth and the release of frozen
-layers set moments to zero while the optimizer counts on. Its count is too large a k for such
-entries: at b2 0.999 their steps would be up to 6.6 times too long.
+layers set moments to zero, while the optimizer continues to count. Its count is too large a k
+for such entries: at b2 0.999 their steps would be up to 6.6 times too long.
 """
 
 import dataclasses
 import functools
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,46 +20,53 @@ from stackjax.model.config import ModelConfig
 from stackjax.sharding.axes import Axes
 
 
+@jax.tree_util.register_pytree_node_class
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Births:
-    """Counts of the optimizer at the birth of each entry.
+class MomentStarts:
+    """The optimizer's update count at the start of each entry's moments.
 
-    An entry is as young as its youngest index. Axes without numbers begin with the optimizer.
+    An entry starts with its latest index. Axes without counts start with the optimizer. A
+    pytree: all counts are inputs of a compiled step.
     """
 
-    axes: tuple[tuple[str, tuple[int, ...]], ...] = ()
-    """A count for each index, by the name of the axis."""
-    embedding: int = 0
+    axes: tuple[tuple[str, Sequence[int] | jax.Array], ...] = ()
+    """A count for each index, by axis name."""
+    embedding: int | jax.Array = 0
     """The count for the whole embedding, which can be frozen alone."""
-    now: int = 0
-    """The count at the start of the phase."""
+
+    def tree_flatten(self) -> tuple[tuple[Any, ...], tuple[str, ...]]:
+        """Returns the counts as arrays, and the axis names."""
+        counts = (*(numbers for _, numbers in self.axes), self.embedding)
+        return tuple(map(_int32, counts)), tuple(axis for axis, _ in self.axes)
+
+    @classmethod
+    def tree_unflatten(cls, axes: tuple[str, ...], counts: Sequence[Any]) -> "MomentStarts":
+        """Returns the moment starts with these axis names and counts."""
+        return cls(axes=tuple(zip(axes, counts[:-1], strict=True)), embedding=counts[-1])
 
     def correction(self, names: Axes, decay: float, count: jax.Array) -> jax.Array:
-        """Returns 1 - decay^k for each entry of a parameter, k updates after birth.
+        """Returns 1 - decay^k for each entry of a parameter, k updates after its start.
 
         Args:
           count: Updates by the optimizer; an int32 scalar.
         """
-        # The youngest index has the smallest correction. Vectors are enough: an array as large
-        # as the parameter would become a constant in the program.
-        corrections = [1 - decay ** (count - birth) for birth in self._of(names)]
+        # The latest index has the smallest correction. Vectors are enough, and broadcast.
+        corrections = [1 - decay ** (count - start) for start in self._of(names)]
         return functools.reduce(jnp.minimum, corrections)
 
-    def _of(self, names: Axes) -> list[np.ndarray]:
+    def _of(self, names: Axes) -> list[jax.Array]:
         rank = len(names.names)
         whole = self.embedding if names.reads == ("vocab",) else 0
-        births = [np.full((1,) * rank, whole, np.int32)]
+        starts = [jnp.reshape(_int32(whole), (1,) * rank)]
         for axis, numbers in self.axes:
             if axis in names.names:
-                place = names.names.index(axis)
-                shape = [-1 if i == place else 1 for i in range(rank)]
-                births.append(np.array(numbers, np.int32).reshape(shape))
-        return births
+                starts.append(along(_int32(numbers), names.names.index(axis), rank))
+        return starts
 
     def after_growth(
         self, growth: Growth, source: ModelConfig, now: int, *, keeps: bool
-    ) -> "Births":
-        """Returns the births after growth.
+    ) -> "MomentStarts":
+        """Returns the moment starts after growth.
 
         Args:
           source: The model before growth.
@@ -77,22 +85,13 @@ class Births:
 
     def after_freezing(
         self, trained_layers: Sequence[bool], now: int, *, has_frozen_embedding: bool
-    ) -> "Births":
-        """Returns the births after frozen layers have lost their moments."""
+    ) -> "MomentStarts":
+        """Returns the moment starts after frozen layers have lost their moments."""
         known = dict(self.axes)
         before = known.get("layers", (0,) * len(trained_layers))
         known["layers"] = tuple(np.where(trained_layers, before, now).tolist())
         embedding = now if has_frozen_embedding else self.embedding
-        return Births(axes=_sorted(known), embedding=embedding)
-
-    def begun_at(self, now: int) -> "Births":
-        """Returns the births if the phase begins at another count of updates."""
-
-        def move(birth: int) -> int:
-            return now if birth == self.now else birth
-
-        axes = tuple((axis, tuple(map(move, numbers))) for axis, numbers in self.axes)
-        return Births(axes=axes, embedding=move(self.embedding), now=now)
+        return MomentStarts(axes=_sorted(known), embedding=embedding)
 
 
 def learns(
@@ -105,5 +104,9 @@ def learns(
     return 0.0 if names.reads == ("vocab",) and not has_tied_head else 1.0
 
 
-def _sorted(known: Mapping[str, tuple[int, ...]]) -> tuple[tuple[str, tuple[int, ...]], ...]:
+def _int32(counts: Any) -> Any:
+    return np.asarray(counts, np.int32) if isinstance(counts, int | tuple) else counts
+
+
+def _sorted(known: Mapping[str, Any]) -> tuple[tuple[str, Any], ...]:
     return tuple(sorted((axis, numbers) for axis, numbers in known.items() if any(numbers)))

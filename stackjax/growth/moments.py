@@ -1,4 +1,4 @@
-"""How the state of an optimizer grows with the parameters."""
+"""Growth of optimizer states."""
 
 from collections.abc import Callable
 from typing import Any, Literal
@@ -11,7 +11,17 @@ import optax.contrib
 from stackjax.growth.axis_map import zero_new
 from stackjax.growth.base import Growth, Order
 from stackjax.model.config import ModelConfig, axis_size
+from stackjax.runtime.errors import UserError
 from stackjax.sharding.axes import Axes
+
+_ORDERS: dict[type, dict[str, Order]] = {
+    optax.ScaleByAdamState: {"mu": 1, "nu": 2},
+    optax.contrib.MuonState: {"mu": 1},
+    optax.ScaleByLionState: {"mu": 1},
+    optax.ScaleByRmsState: {"nu": 2},
+    optax.TraceState: {"trace": 1},
+}
+"""The order of the moments in each field of a known state."""
 
 
 def grow_opt_state(
@@ -21,13 +31,16 @@ def grow_opt_state(
     source: ModelConfig,
     mode: Literal["grow", "keep"] = "grow",
 ) -> Any:
-    """Returns an optax state whose moments have grown; types and step counts are kept.
+    """Returns an optax state with grown moments; types, counts and other scalars are kept.
 
     Args:
       axes: The `Axes` of each parameter.
       source: The config of the model that is growing.
-      mode: `grow` multiplies moments by the gradient's factor and its square; `keep` leaves
-        those of old entries as they are, and zeroes those of new ones.
+      mode: `grow` multiplies moments by the gradient's factor and its square; `keep` keeps the
+        moments of old entries, and zeroes the moments of new entries.
+
+    Raises:
+      UserError: The state has an array of unknown growth.
     """
 
     def grow_whole(moment: Any, order: Order) -> Any:
@@ -37,7 +50,7 @@ def grow_opt_state(
         return zero_new(copies, axes, growth.axis_maps(source))
 
     def grow_present(moment: Any, order: Order) -> Any:
-        # A tree leaves out what another optimizer takes care of.
+        # A parameter of another optimizer has no moment here.
         def whole(leaf: Any, names: Axes) -> Any:
             shape = tuple(axis_size(source, name) for name in names.names)
             return jnp.zeros(shape) if _is_absent(leaf) else _widened(leaf)
@@ -54,7 +67,7 @@ def grow_opt_state(
 
 
 def zero_where(is_zeroed: Any, opt_state: Any) -> Any:
-    """Returns an optax state whose moments begin at zero in some entries.
+    """Returns an optax state with some entries of its moments set to zero.
 
     Args:
       is_zeroed: Booleans for each parameter, which broadcast against it.
@@ -71,33 +84,63 @@ def zero_where(is_zeroed: Any, opt_state: Any) -> Any:
     return _map_moments(zero, opt_state)
 
 
+def register_moments(state: type, **orders: Order) -> None:
+    """Adds a type of optax state to the known types.
+
+        register_moments(optax.ScaleByBeliefState, mu=1, nu=2)
+
+    Args:
+      state: The type, a NamedTuple.
+      orders: The order of the moments in each of its fields: 1 for averages of gradients, 2 for
+        averages of squared gradients.
+    """
+    _ORDERS[state] = orders
+
+
+def check_moments(opt_state: Any) -> None:
+    """Raises UserError if a state, which may be abstract, has an array of unknown growth."""
+    _map_moments(lambda moment, _: moment, opt_state)
+
+
 def _map_moments(function: Callable[[Any, Order], Any], opt_state: Any) -> Any:
     """Returns a state with `function(moments, order)` in place of each tree of moments.
 
     Raises:
-      TypeError: The state has other arrays, and nothing says how they grow.
+      UserError: The state has an array that is no known moment.
     """
 
-    def apply(node: Any) -> Any:
-        if isinstance(node, optax.ScaleByAdamState):
-            return node._replace(mu=function(node.mu, 1), nu=function(node.nu, 2))
-        if isinstance(node, optax.contrib.MuonState):
-            return node._replace(mu=function(node.mu, 1))
-        raise TypeError(
-            f"the state of an optimizer holds {node}, which is neither Adam's nor Muon's; "
-            f"stackjax.growth.moments has to say what becomes of it."
+    def apply(path: Any, node: Any) -> Any:
+        if orders := _ORDERS.get(type(node)):
+            return node._replace(
+                **{field: function(getattr(node, field), orders[field]) for field in orders}
+            )
+        if not node.shape:
+            return node
+        raise UserError(
+            f"the optimizer state has an array {jax.tree_util.keystr(path)} in "
+            f"{_owner(opt_state, path)}, whose growth is unknown; name its moments with "
+            f"stackjax.growth.moments.register_moments, or set optimizer_state to 'reset'."
         )
 
-    return jax.tree.map(apply, opt_state, is_leaf=_has_moments)
+    return jax.tree_util.tree_map_with_path(
+        apply, opt_state, is_leaf=lambda node: type(node) in _ORDERS
+    )
+
+
+def _owner(node: Any, path: Any) -> str:
+    """Returns the type of the innermost NamedTuple on a path in a tree."""
+    owner = type(node)
+    for key in path:
+        if isinstance(key, jax.tree_util.GetAttrKey):
+            owner, node = type(node), getattr(node, key.name)
+        else:
+            node = node[key.key if isinstance(key, jax.tree_util.DictKey) else key.idx]
+    return owner.__name__
 
 
 def _widened(moment: jax.Array) -> jax.Array:
     """Returns a moment in a type to compute in."""
     return moment.astype(jnp.promote_types(moment.dtype, jnp.float32))
-
-
-def _has_moments(node: Any) -> bool:
-    return isinstance(node, optax.ScaleByAdamState | optax.contrib.MuonState)
 
 
 def _is_absent(node: Any) -> bool:

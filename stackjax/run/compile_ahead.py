@@ -1,7 +1,6 @@
 """Compilation in the background, and an exit that does not wait for the compiler."""
 
 import contextlib
-import dataclasses
 import multiprocessing
 import os
 import sys
@@ -16,7 +15,7 @@ import jax
 from stackjax.checkpoint.saved_state import compile_checksums
 from stackjax.config import Config
 from stackjax.training.compile import compile_step
-from stackjax.training.phase import Counts, Phase, Waypoint
+from stackjax.training.phase import Phase
 
 T = TypeVar("T")
 
@@ -36,7 +35,8 @@ def compile_ahead(
     On a CPU, checkpoint checksums and the next phase's step are compiled while a phase trains.
     This does not slow down training, as measured.
     """
-    ahead: dict[Phase, futures.Future[jax.stages.Compiled]] = {}
+    # By phase index: after an early end, the next phase needs other inputs, not another step.
+    ahead: dict[int, futures.Future[jax.stages.Compiled]] = {}
     # Several processes stop together, so a single process cannot stop here.
     seconds = _SECONDS_TO_NOTICE if jax.process_count() == 1 else None
 
@@ -48,13 +48,13 @@ def compile_ahead(
         return step
 
     def step_of(phase: Phase, following: Phase | None) -> jax.stages.Compiled | None:
-        compiling = ahead.get(_as_compiled(phase)) or start(phase)
+        compiling = ahead.get(phase.index) or start(phase)
         while not futures.wait([compiling], seconds).done:
             if stop.is_set():
                 return None
         ahead.clear()
         if jax.default_backend() == "cpu" and following is not None:
-            ahead[_as_compiled(following)] = start(following)
+            ahead[following.index] = start(following)
         return compiling.result()
 
     return step_of
@@ -106,9 +106,3 @@ def _leave_if_compiling(code: Any) -> None:
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code or 0)
-
-
-def _as_compiled(phase: Phase) -> Phase:
-    """Returns a phase without start and end, because the step depends on neither."""
-    waypoint = Waypoint(step=0, counts=Counts(tokens=phase.first_tokens))
-    return dataclasses.replace(phase, start=Counts(), waypoint=waypoint, num_steps=0)

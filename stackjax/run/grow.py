@@ -14,8 +14,9 @@ import jax
 from etils import epath
 from jax.sharding import Mesh
 
+from stackjax.checkpoint.contents import form_of, saved_optimizer
 from stackjax.checkpoint.directory import absolute
-from stackjax.checkpoint.grow_state import check_finite, grow_by_parts, saved_optimizer
+from stackjax.checkpoint.grow_state import check_finite, grow_by_parts
 from stackjax.checkpoint.lineage import begin_grown
 from stackjax.checkpoint.restore import load_part, read_types
 from stackjax.checkpoint.save import write_first
@@ -68,7 +69,7 @@ def grow(config: GrowConfig) -> epath.Path:
     target = growth.target_config(source)
     optimizer = None
     if config.optimizer_state != "drop":
-        optimizer = saved_optimizer(checkpoint, source, read_types(checkpoint))
+        optimizer = saved_optimizer(checkpoint, contents, read_types(checkpoint))
     run = None if config.config is None else read_config(config.config)
     print(_plan(str(checkpoint), source, contents.counts.tokens, growth))
 
@@ -93,7 +94,8 @@ def grow(config: GrowConfig) -> epath.Path:
             print(f"loss    held-out {before:.4f} -> {after:.4f}")
             check_promise(growth, target, before, after)
         lineage = begin_grown(contents.lineage, growth, target)
-        contents = dataclasses.replace(contents, model=target, lineage=lineage)
+        form = None if optimizer is None else form_of(optimizer)
+        contents = dataclasses.replace(contents, model=target, lineage=lineage, optimizer=form)
         with new_directory(directory) as staging:
             saved.copy_files(staging)
             write_first(staging, state, contents)

@@ -21,9 +21,9 @@ from stackjax.run.validation import model_params, validation_loss
 from stackjax.runtime.errors import UserError
 from stackjax.sharding.mesh import build_mesh
 from stackjax.sharding.partition import move
-from stackjax.training.compile import compile_step, growth_key, phase_optimizer
+from stackjax.training.compile import compile_step, growth_key, phase_optimizer, step_inputs
 from stackjax.training.expand import expand
-from stackjax.training.phase import Counts, Phase
+from stackjax.training.phase import Ending, Phase, StepInputs
 from stackjax.training.preflight import Estimate
 from stackjax.training.train_state import TrainState, enter_phase
 
@@ -78,7 +78,7 @@ def probe_hooks(run: Run, phase: Phase) -> list[Hook]:
     mesh, tx = build_mesh(target.mesh), phase_optimizer(config, target)
     num_steps = math.ceil((config.probes.lag_tokens or 0) / target.per_step.tokens)
     grow = jax.jit(functools.partial(enter_phase, phase, target, tx))
-    compiled = functools.lru_cache(maxsize=1)(functools.partial(compile_step, config))
+    compiled = functools.cache(lambda: compile_step(config, target))
 
     def loss(state: TrainState) -> float:
         params = model_params(target, state)
@@ -92,9 +92,9 @@ def probe_hooks(run: Run, phase: Phase) -> list[Hook]:
         with jax.set_mesh(mesh):
             copy = grow(move(state, mesh), growth_key(config, target))
             grown = loss(copy)
-            train_step = compiled(_from(target, phase, step.counts))
+            train_step, inputs = compiled(), _inputs(run, phase, target, step.step)
             for batch in run.batches(target, mesh, step.counts, num_steps):
-                copy, _ = train_step(copy, batch)
+                copy, _ = train_step(inputs, copy, batch)
             return {
                 "loss_before": before,
                 "growth": str(target.growth),
@@ -120,13 +120,11 @@ def _following(phases: Sequence[Phase], phase: Phase) -> Phase | None:
     return later[0] if later and later[0].growth is not None else None
 
 
-def _from(target: Phase, source: Phase, counts: Counts) -> Phase:
-    """Returns the target phase, as if growth happened now."""
-    rate, births = target.learning_rate, target.births
-    if births is not None:
-        steps, rest = divmod(counts.tokens - source.start.tokens, source.per_step.tokens)
-        assert rest == 0, "a probe begins after a whole step"
-        births = births.begun_at(births.now - source.num_steps + steps)
-    if rate.schedule.axis == "run":
-        rate = dataclasses.replace(rate, first_tokens=counts.tokens)
-    return dataclasses.replace(target, learning_rate=rate, births=births)
+def _inputs(run: Run, source: Phase, target: Phase, step: int) -> StepInputs:
+    """Returns the inputs of the target's step if the source ends at a step."""
+    fitted = sum(
+        phase.num_steps for phase in run.phases[: source.index] if phase.stage == source.stage
+    )
+    ending = Ending(steps=fitted + step, reason="")
+    marker = dataclasses.replace(run.marker, ended={**run.marker.ended, source.stage: ending})
+    return step_inputs(expand(run.config, marker)[target.index])

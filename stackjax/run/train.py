@@ -50,7 +50,12 @@ from stackjax.runtime.errors import memory_used_by, one_line_errors
 from stackjax.runtime.preemption import EXIT_CODE, should_stop, stop_on_signals
 from stackjax.sharding.mesh import build_mesh
 from stackjax.sharding.partition import move
-from stackjax.training.compile import growth_key, phase_optimizer, use_compilation_cache
+from stackjax.training.compile import (
+    growth_key,
+    phase_optimizer,
+    step_inputs,
+    use_compilation_cache,
+)
 from stackjax.training.phase import Counts, Phase
 from stackjax.training.preflight import check, check_backend, device_memory
 from stackjax.training.run_position import after_entering
@@ -156,7 +161,7 @@ def run_phase(
         ) as checkpoints,
         memory_used_by(lambda: f"stage {phase.stage}, step {step}"),
     ):
-        train_step = _compiled_step(run, phase, step)
+        train_step, inputs = _compiled_step(run, phase, step), step_inputs(phase)
         log = StepLog(run, phase, checkpoints, counts)
         # A step's rows are written in this order.
         evaluation = evaluation_hooks(run, phase, counts)
@@ -166,7 +171,7 @@ def run_phase(
         for batch in run.batches(phase, mesh, counts, phase.num_steps - step):
             if should_stop(run.stop, steps_before + step):
                 _save_and_exit(run, checkpoints, log, step, state, counts)
-            state, metrics = train_step(state, batch)
+            state, metrics = train_step(inputs, state, batch)
             step, counts = step + 1, counts.after(phase.per_step)
             info = StepInfo(run, phase.index, mesh, step, counts, state)
             log.add(info, metrics)

@@ -90,7 +90,7 @@ def model_params(phase: Phase, state: TrainState) -> Params:
     """Returns the model's parameters in a state: with masks and learned maps applied."""
     if not phase.reparameterisations:
         return state.params
-    return _model_params(phase, state.params, state.step)
+    return _model_params(phase, state.params, phase.tokens(state.step))
 
 
 def open_data(config: Config) -> tuple[TokenSource, TokenSource]:

@@ -1,4 +1,4 @@
-"""Compiling what a phase runs, and keeping what was compiled for the next start."""
+"""Compilation of train steps, and the compilation cache."""
 
 import functools
 import os
@@ -9,46 +9,56 @@ import jax.numpy as jnp
 import optax
 import zstandard
 from etils import epath
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from stackjax import model
-from stackjax.config import Config, OptimizerConfig
+from stackjax.config import Config
 from stackjax.data.batch import Batch
 from stackjax.data.device import batch_sharding
 from stackjax.files.storage import check_bucket, is_remote
 from stackjax.model import ModelConfig
 from stackjax.model.config import axis_size
+from stackjax.optimizers import Optimizer
 from stackjax.sharding.mesh import build_mesh
 from stackjax.sharding.partition import on_mesh, partition
 from stackjax.training.compiler_options import COMPILER_OPTIONS
-from stackjax.training.optimizer import build_fit_optimizer, build_optimizer
-from stackjax.training.phase import Phase
+from stackjax.training.phase import Phase, StepInputs
 from stackjax.training.train_state import TrainState, fit_state, init_state, train_step
 
 
-def phase_optimizer(config: Config, phase: Phase) -> optax.GradientTransformation:
-    """Returns the optimizer of a phase, without its learning rate."""
+def phase_optimizer(config: Config, phase: Phase) -> optax.GradientTransformationExtraArgs:
+    """Returns a phase's optimizer, without learning rate."""
     if phase.name == "fit":
-        return build_fit_optimizer(config.optimizer)
-    return build_optimizer(config.optimizer, model.logical_axes(phase.model), phase.births)
+        return fit_transformation(config.optimizer)
+    tx = config.optimizer.build(model.logical_axes(phase.model))
+    return optax.with_extra_args_support(tx)
+
+
+def fit_transformation(optimizer: Optimizer) -> optax.GradientTransformationExtraArgs:
+    """Returns the optimizer for the maps of a learned growth; the source stays fixed."""
+    labels = {"maps": "fitted", "source": "fixed"}
+    return optax.partition(
+        {"fitted": optimizer.build_fit(), "fixed": optax.set_to_zero()}, labels
+    )
 
 
 def growth_key(config: Config, phase: Phase) -> jax.Array:
-    """Returns the randomness of the growth into a phase."""
+    """Returns the random key for the growth into a phase."""
     return jax.random.fold_in(jax.random.key(config.seed), phase.index)
 
 
 def new_state(config: Config, phase: Phase) -> TrainState:
-    """Returns the state of a new model on the current mesh."""
+    """Returns a new model's state on the current mesh."""
     init = functools.partial(init_state, phase.model, phase_optimizer(config, phase))
-    # It runs once. On a CPU the compiler takes 11 s over optimising the random numbers of
-    # a tiny model, and 2 s without.
+    # This runs once. On a CPU, compilation for a tiny model takes 11 s with optimization of
+    # the random numbers, and 2 s without.
     options = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
     return jax.jit(init, compiler_options=options)(jax.random.key(config.seed))
 
 
 def abstract_state(config: Config, phase: Phase) -> TrainState:
-    """Returns shapes, types and partitions of a phase's state on the current mesh."""
+    """Returns a phase's state on the current mesh, abstract: shapes, types and partitions."""
     tx = phase_optimizer(config, phase)
 
     def state() -> TrainState:
@@ -60,14 +70,12 @@ def abstract_state(config: Config, phase: Phase) -> TrainState:
     return jax.eval_shape(state)
 
 
-def abstract_part(
-    config: ModelConfig, optimizer: OptimizerConfig | None, axes: Any
-) -> TrainState:
-    """Returns shapes, types and partitions of the state of some parameters of a model.
+def abstract_part(config: ModelConfig, optimizer: Optimizer | None, axes: Any) -> TrainState:
+    """Returns an abstract state for some parameters: shapes, types and partitions.
 
     Args:
-      optimizer: None leaves its state out.
-      axes: The `Axes` of the parameters.
+      optimizer: None for a state without optimizer.
+      axes: The `Axes` of these parameters.
     """
 
     def state() -> TrainState:
@@ -78,24 +86,25 @@ def abstract_part(
             ),
             axes,
         )
-        opt_state = None if optimizer is None else build_optimizer(optimizer, axes).init(params)
+        opt_state = None if optimizer is None else optimizer.build(axes).init(params)
         return TrainState(jnp.zeros((), jnp.int32), params, opt_state)
 
     return jax.eval_shape(state)
 
 
 def jit_step(config: Config, phase: Phase) -> Any:
-    """Returns a phase's train step, jitted: (state, batch) -> (state, metrics).
+    """Returns a phase's train step, jitted: (inputs, state, batch) -> (state, metrics).
 
-    The state is donated.
+    The state is donated. Phases with equal shapes share the step: learning rate, tokens and
+    moment starts are inputs.
     """
     tx = phase_optimizer(config, phase)
     step = functools.partial(train_step, phase, tx, config.optimizer.z_loss)
-    return jax.jit(step, donate_argnums=0)
+    return jax.jit(step, donate_argnums=1)
 
 
 def abstract_batch(config: Config, phase: Phase, mesh: Mesh) -> Batch:
-    """Returns shapes, types and layout of what the step of a phase reads."""
+    """Returns the abstract batch for a phase's step: shapes, types and layout."""
     rows = phase.batch_size // phase.accumulate
     shape = (phase.accumulate, rows, config.data.seq_len)
     sharding = batch_sharding(mesh)
@@ -104,32 +113,39 @@ def abstract_batch(config: Config, phase: Phase, mesh: Mesh) -> Batch:
     return jax.tree.map(lambda d: jax.ShapeDtypeStruct(shape, d, sharding=sharding), dtypes)
 
 
+def step_inputs(phase: Phase) -> StepInputs:
+    """Returns a phase's step inputs, on every device of the mesh."""
+    return jax.device_put(phase.step_inputs, NamedSharding(build_mesh(phase.mesh), P()))
+
+
 def compile_step(config: Config, phase: Phase) -> jax.stages.Compiled:
-    """Returns `jit_step`, compiled for the mesh of the phase."""
+    """Returns `jit_step`, compiled for the phase's mesh."""
     mesh = build_mesh(phase.mesh)
     # Threads do not inherit the mesh.
     with jax.set_mesh(mesh):
+        inputs = on_mesh(jax.eval_shape(lambda: phase.step_inputs), mesh)
         state = on_mesh(abstract_state(config, phase), mesh)
-        lowered = jit_step(config, phase).lower(state, abstract_batch(config, phase, mesh))
+        batch = abstract_batch(config, phase, mesh)
+        lowered = jit_step(config, phase).lower(inputs, state, batch)
         return lowered.compile(COMPILER_OPTIONS.get(jax.default_backend()))
 
 
 def use_compilation_cache(workdir: epath.Path) -> None:
-    """Keeps compiled programs in the run directory, or where JAX is already told to.
+    """Turns on the compilation cache, in the run directory or JAX's configured directory.
 
-    On a disk JAX writes entries in place, so a killed run may leave half of one, which it
-    would warn of at every start and never write again: such entries are removed.
+    JAX writes cache entries in place. An entry cut off by a kill would cause a warning at every
+    start and never be rewritten, so incomplete entries are removed.
 
     Raises:
-      UserError: The environment names a place of an unknown kind.
-      OSError: The directory cannot be written.
+      UserError: The environment names an unsupported kind of path.
+      OSError: The directory is not writable.
     """
     stated = jax.config.jax_compilation_cache_dir  # type: ignore
-    check_bucket(stated or "")  # that of the run is checked already
+    check_bucket(stated or "")  # the run directory was checked before
     directory = epath.Path(stated or workdir / "compilation_cache")
     jax.config.update("jax_compilation_cache_dir", str(directory))
     if is_remote(directory):
-        # XLA would put its cache of autotuning there too, which it cannot.
+        # XLA cannot write an autotuning cache to a bucket.
         jax.config.update("jax_persistent_cache_enable_xla_caches", "none")
         return
     _make_writable(directory)
@@ -139,11 +155,11 @@ def use_compilation_cache(workdir: epath.Path) -> None:
 
 
 def _make_writable(directory: epath.Path) -> None:
-    """Makes the directory of the cache; OSError if nothing can be written there."""
+    """Creates the cache directory; OSError if the directory is not writable."""
     try:
         directory.mkdir(parents=True, exist_ok=True)
         if not os.access(directory, os.W_OK):
-            raise PermissionError("it may not be written to")
+            raise PermissionError("no write permission")
     except OSError as error:
         raise OSError(
             f"the compilation cache {directory} cannot be used ({error}); name another "

@@ -1,4 +1,4 @@
-"""The phases that a run consists of: the stages of its config, with every number settled."""
+"""Expansion of a config's stages into phases."""
 
 import dataclasses
 import math
@@ -15,8 +15,8 @@ from stackjax.model.config import ModelConfig
 from stackjax.model.flops import flops_6nd, matmul_flops
 from stackjax.model.transformer import logical_axes
 from stackjax.runtime.errors import UserError
-from stackjax.training.optimizer import LearningRate
-from stackjax.training.phase import Counts, Phase, Waypoint, with_births
+from stackjax.training.learning_rate import LearningRate
+from stackjax.training.phase import Counts, Phase, Waypoint, with_moment_starts
 from stackjax.training.run_position import NEW_RUN, Marker
 from stackjax.training.stages import (
     parameter_rates,
@@ -28,15 +28,14 @@ from stackjax.training.stages import (
 
 
 def expand(config: Config, marker: Marker = NEW_RUN) -> tuple[Phase, ...]:
-    """Returns the phases of a run.
+    """Returns a run's phases.
 
     Args:
-      marker: What the run has done that its config does not say. A stage that has ended early
-        only brings the later ones forward: lengths, and the horizons of learning rates, are
-        those of the config.
+      marker: The run's position. After an early end, later stages start sooner; lengths and
+        learning-rate horizons stay as in the config.
 
     Raises:
-      UserError: The stages do not fit together, or with what the run has done.
+      UserError: The stages contradict each other or the run's position.
     """
     if config.stages[0].growth is not None:
         raise UserError(
@@ -58,24 +57,24 @@ def expand(config: Config, marker: Marker = NEW_RUN) -> tuple[Phase, ...]:
             phase = _build_phase(parts, len(phases), course, run_tokens)
             phases.append(_shortened(phase, phases, marker))
             start = phases[-1].end
-    return with_births(phases)
+    return with_moment_starts(phases)
 
 
 def _phase_names(config: Config, stage: int) -> tuple[Literal["fit", "train"], ...]:
-    """Returns the names of the phases of a stage, in order."""
+    """Returns the phase names in a stage, in order."""
     return ("fit", "train") if isinstance(config.stages[stage].growth, Learn) else ("train",)
 
 
 @dataclasses.dataclass(frozen=True)
 class _Parts:
-    """What the config says of a phase."""
+    """The config's part of a phase."""
 
     config: Config
     index: int
-    """Of the stage."""
+    """Stage index."""
     name: Literal["fit", "train"]
     before: ModelConfig
-    """The model of the stage before, or of this one if it is the first."""
+    """Model in the previous stage; for the first stage, the same model."""
     model: ModelConfig
 
     @property
@@ -84,13 +83,13 @@ class _Parts:
 
     @property
     def growth(self) -> Growth | None:
-        """The growth into the phase; a learned growth ends with its fit."""
+        """Growth at the start of the phase; a learned growth belongs to the fit."""
         growth = self.stage.growth
         return None if isinstance(growth, Learn) and self.name == "train" else growth
 
     @property
     def fit(self) -> Learn | None:
-        """The learned growth that the phase fits, if it does."""
+        """Learned growth for a fit; None otherwise."""
         return self.growth if isinstance(self.growth, Learn) else None
 
     @property
@@ -103,11 +102,11 @@ class _Parts:
 
     @property
     def per_step(self) -> Counts:
-        """What a step consumes."""
+        """Counts per step."""
         stage, seq_len, trained = self.stage, self.config.data.seq_len, self.trained_layers
         tokens, making = stage.batch_size * seq_len, 0
         if self.fit is not None:
-            # Every microbatch makes the target's parameters for itself.
+            # Every microbatch computes the target's parameters again.
             axes = logical_axes(self.before)
             making = stage.accumulate * self.fit.flops(axes, self.before)
         return Counts(
@@ -120,7 +119,7 @@ class _Parts:
 
 @dataclasses.dataclass(frozen=True)
 class _Course:
-    """Where a phase begins, where it is known to have been, and how many steps it has."""
+    """Start, known waypoint and number of steps."""
 
     start: Counts
     waypoint: Waypoint
@@ -130,16 +129,16 @@ class _Course:
 def _course(
     parts: _Parts, index: int, start: Counts, end_tokens: float, marker: Marker
 ) -> _Course:
-    """Returns the course of a phase.
+    """Returns a phase's course.
 
     Args:
-      index: Position among the phases of the run.
-      start: What the run has consumed before the phase.
-      end_tokens: Tokens of the run at the end of the stage.
+      index: Position among all phases.
+      start: Counts at the start of the phase.
+      end_tokens: The run's tokens at the end of the stage.
     """
     waypoint = marker.waypoints.get(index, Waypoint(step=0, counts=start))
     if index < marker.phase and index in marker.waypoints:
-        return _Course(start, waypoint, waypoint.step)  # It has ended there.
+        return _Course(start, waypoint, waypoint.step)  # the end of an earlier phase
     left = math.ceil((end_tokens - waypoint.counts.tokens) / parts.per_step.tokens)
     if parts.fit is not None:
         _check_fit(parts, parts.fit, left)
@@ -153,7 +152,7 @@ def _course(
 
 
 def _build_phase(parts: _Parts, index: int, course: _Course, run_tokens: int) -> Phase:
-    """Returns a phase in its whole length."""
+    """Returns a phase with its planned length."""
     stage, trained = parts.stage, parts.trained_layers
     phase = Phase(
         index=index,
@@ -162,6 +161,7 @@ def _build_phase(parts: _Parts, index: int, course: _Course, run_tokens: int) ->
         source=parts.source,
         model=parts.model,
         growth=parts.growth,
+        optimizer=parts.config.optimizer,
         optimizer_state=_optimizer_state(parts),
         reparameterisations=_reparameterisations(parts),
         trained_layers=trained,
@@ -171,7 +171,7 @@ def _build_phase(parts: _Parts, index: int, course: _Course, run_tokens: int) ->
         num_steps=course.num_steps,
         learning_rate=_learning_rate(parts, course, run_tokens),
         parameter_rates=parameter_rates(stage, parts.before, trained),
-        births=None,
+        moment_starts=None,
         start=course.start,
         per_step=parts.per_step,
         waypoint=course.waypoint,
@@ -190,12 +190,12 @@ def _reparameterisations(parts: _Parts) -> tuple[Reparameterisation, ...]:
 def _optimizer_state(parts: _Parts) -> Literal["reset", "grow", "keep"]:
     if isinstance(parts.stage.growth, Learn):
         return "reset"
-    # A model that does not grow keeps its optimizer state.
+    # Without growth the optimizer state is kept.
     return parts.stage.optimizer_state if parts.growth is not None else "keep"
 
 
 def _shortened(phase: Phase, before: Sequence[Phase], marker: Marker) -> Phase:
-    """Returns a phase as long as it was, if its stage has ended early."""
+    """Returns a phase, shortened after an early end of its stage."""
     if phase.stage not in marker.ended or phase.name == "fit":
         return phase
     fitted = sum(each.num_steps for each in before if each.stage == phase.stage)
@@ -203,7 +203,7 @@ def _shortened(phase: Phase, before: Sequence[Phase], marker: Marker) -> Phase:
 
 
 def _check_fit(parts: _Parts, growth: Learn, num_steps: int) -> None:
-    """Raises UserError if a learned growth does not fit into its stage of so many steps."""
+    """Raises UserError if a learned growth does not fit into a stage with `num_steps`."""
     stage, field = parts.stage, f"stages.{parts.index}"
     if stage.optimizer_state != "reset":
         raise UserError(
@@ -223,7 +223,7 @@ def _check_fit(parts: _Parts, growth: Learn, num_steps: int) -> None:
 
 
 def _check_growth(phase: Phase) -> None:
-    """Raises UserError where a growth does not fit into its stage."""
+    """Raises UserError if a growth does not fit into its stage."""
     if isinstance(phase.growth, Chain):
         for link in phase.growth.growths:
             if isinstance(link, Learn):
@@ -254,40 +254,43 @@ def _check_growth(phase: Phase) -> None:
 
 
 def _learning_rate(parts: _Parts, course: _Course, run_tokens: int) -> LearningRate:
-    stage, index, tokens_per_step = parts.stage, parts.index, parts.per_step.tokens
-    # At step 0, if every step had the present size.
+    stage, config = parts.stage, parts.config
+    tokens_per_step = parts.per_step.tokens
+    # Extrapolated to step 0 at the present batch size.
     first = course.waypoint.counts.tokens - course.waypoint.step * tokens_per_step
     first_of_phase = first - course.start.tokens
-    length = first_of_phase + course.num_steps * tokens_per_step
+    schedule, peak = stage.schedule or config.optimizer.schedule, stage.peak_learning_rate
     if parts.fit is not None:
-        return LearningRate(
-            peak=parts.fit.learning_rate,
-            schedule=Schedule(shape="constant"),
-            horizon_tokens=length,
-            first_tokens=first_of_phase,
-            tokens_per_step=tokens_per_step,
-        )
-    schedule = stage.schedule or parts.config.optimizer.schedule
-    of_run = schedule.axis == "run"
+        schedule, peak = Schedule(shape="constant"), parts.fit.learning_rate
     horizon = schedule.horizon_tokens
     if horizon is None:
-        horizon = run_tokens if of_run else length
+        length = first_of_phase + course.num_steps * tokens_per_step
+        horizon = run_tokens if schedule.axis == "run" else length
+    _check_schedule(parts.index, schedule, horizon)
+    warmup, decay = schedule.warmup_tokens, schedule.decay_tokens or 0
+    decay_start = warmup if schedule.shape == "cosine" else horizon - decay
+    return LearningRate(
+        shape=schedule.shape,
+        peak=config.optimizer.peak_learning_rate if peak is None else peak,
+        warmup_tokens=float(warmup),
+        decay_start=float(decay_start),
+        decay_tokens=float(horizon - decay_start),
+        final_fraction=schedule.final_fraction,
+        first_tokens=float(first if schedule.axis == "run" else first_of_phase),
+        tokens_per_step=float(tokens_per_step),
+    )
+
+
+def _check_schedule(stage: int, schedule: Schedule, horizon: int) -> None:
+    """Raises UserError for a schedule without decay, or longer than the horizon."""
     if schedule.shape == "wsd" and schedule.decay_tokens is None:
         raise UserError(
-            f"the schedule of stages.{index} is wsd without decay_tokens; say how many "
+            f"the schedule of stages.{stage} is wsd without decay_tokens; say how many "
             f"tokens its decay takes."
         )
     if schedule.warmup_tokens + (schedule.decay_tokens or 0) > horizon:
         raise UserError(
-            f"the schedule of stages.{index} warms up over {schedule.warmup_tokens} and "
+            f"the schedule of stages.{stage} warms up over {schedule.warmup_tokens} and "
             f"decays over {schedule.decay_tokens or 0} tokens, which is more than its "
             f"horizon of {horizon}."
         )
-    peak = stage.peak_learning_rate
-    return LearningRate(
-        peak=parts.config.optimizer.peak_learning_rate if peak is None else peak,
-        schedule=schedule,
-        horizon_tokens=horizon,
-        first_tokens=first if of_run else first_of_phase,
-        tokens_per_step=tokens_per_step,
-    )

@@ -1,54 +1,56 @@
-"""A phase of a run: which model runs, what of it trains, for how long, and how fast."""
+"""One phase of a run: model, trainable layers, number of steps and learning rates."""
 
 import dataclasses
 import itertools
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from stackjax.growth import Growth
 from stackjax.growth.base import Reparameterisation
 from stackjax.growth.masked import Mask
-from stackjax.growth.moment_starts import Births, learns
+from stackjax.growth.moment_starts import MomentStarts, learns
 from stackjax.model.config import ModelConfig
 from stackjax.model.transformer import LayerSpan, logical_axes
+from stackjax.optimizers import Optimizer
 from stackjax.sharding.axes import Axes
 from stackjax.sharding.config import MeshConfig
 from stackjax.sharding.partition import laid_out, partition
-from stackjax.training.optimizer import LearningRate, ParameterRates
+from stackjax.training.learning_rate import LearningRate, ParameterRates
 
 
 @dataclasses.dataclass(frozen=True)
 class Counts:
-    """What a run has consumed, over all its stages; whole numbers of any size."""
+    """Tokens, sequences and FLOPs consumed since the start of the run."""
 
     tokens: int = 0
     examples: int = 0
-    """Sequences; the index of the next one in the order of the data."""
+    """Sequences; also the index of the next sequence in the data order."""
     flops_6nd: int = 0
-    """FLOPs by 6 x parameters x tokens, as arXiv:2405.15319 counts."""
+    """FLOPs as 6 x parameters x tokens (arXiv:2405.15319)."""
     flops: int = 0
-    """FLOPs of the matrix products."""
+    """FLOPs in matrix products."""
 
     def after(self, per_step: "Counts", steps: int = 1) -> "Counts":
-        """Returns the counts after `steps` steps of `per_step` each."""
+        """Returns the counts after more steps, with `per_step` counts each."""
         mine, theirs = vars(self), vars(per_step)
         return Counts(**{name: mine[name] + steps * theirs[name] for name in mine})
 
     def since(self, before: "Counts") -> "Counts":
-        """Returns what was consumed between two counts."""
+        """Returns the difference from earlier counts."""
         return Counts(**{name: vars(self)[name] - vars(before)[name] for name in vars(self)})
 
     def passes(self, every_tokens: int, before: "Counts") -> bool:
-        """Returns whether a multiple of `every_tokens` was reached since `before`."""
+        """Returns whether the tokens reached a multiple of `every_tokens` since `before`."""
         return self.tokens // every_tokens > before.tokens // every_tokens
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Waypoint:
-    """A step of a phase, and the counts of the run there."""
+    """A step and the run's counts after this step."""
 
     step: int
     counts: Counts
@@ -56,102 +58,112 @@ class Waypoint:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Change:
-    """What a user changed of a run when resuming it."""
+    """A change by the user at a resume."""
 
     phase: int
     step: int
-    """The step of the phase from which the change holds."""
+    """First step of the phase with the change."""
     tokens: int
-    """Tokens of the run there."""
+    """The run's tokens at this step."""
     fields: tuple[str, ...]
-    """Name, old and new value of each field of the config."""
+    """Name, old value and new value for each changed config field."""
     resume_from: str = ""
-    """The checkpoint that the run went back to; empty for its newest."""
+    """Checkpoint to which the run went back; empty for the newest."""
     skip_examples: int = 0
-    """Examples that were left out of the data."""
+    """Examples left out."""
 
     def __str__(self) -> str:
-        said = list(self.fields)
+        parts = list(self.fields)
         if self.resume_from:
-            said.append(f"resumed from {self.resume_from}")
+            parts.append(f"resumed from {self.resume_from}")
         if self.skip_examples:
-            said.append(f"{self.skip_examples:,} examples skipped")
-        return f"at {self.tokens:,} tokens: {'; '.join(said)}"
+            parts.append(f"{self.skip_examples:,} examples skipped")
+        return f"at {self.tokens:,} tokens: {'; '.join(parts)}"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Ending:
-    """How a stage has ended before its length was up."""
+    """Early end of a stage."""
 
     steps: int
-    """Of the stage, those of a fit included."""
+    """Steps in the stage, fit included."""
     reason: str
+
+
+class StepInputs(NamedTuple):
+    """Inputs of a compiled train step besides state and batch, fixed over a phase."""
+
+    learning_rate: LearningRate
+    first_tokens: Any
+    """`Phase.first_tokens`, a float32 scalar."""
+    moment_starts: MomentStarts | None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Phase:
-    """A part of a stage with one tree of trainable parameters and one compiled step."""
+    """A part of a stage with a single tree of trainable parameters and a single train step."""
 
     index: int
-    """Position among the phases of the run."""
+    """Position among all phases."""
     stage: int
-    """Index of the stage that it belongs to."""
+    """Index of the stage."""
     name: Literal["fit", "train"]
-    """What the phase does in its stage: fit the maps of a learned growth, or train."""
+    """Fit the maps of a learned growth, or train."""
     source: ModelConfig
-    """The model of the phase before, or the phase's own if it is the first."""
+    """Model in the previous phase; for the first phase, the same model."""
     model: ModelConfig
     growth: Growth | None
-    """How the model grows out of the phase before."""
+    """Growth at the start of the phase."""
+    optimizer: Optimizer
     optimizer_state: Literal["reset", "grow", "keep"]
-    """Whether the optimizer starts afresh, grows its moments, or keeps old ones."""
+    """A fresh optimizer state, grown moments, or kept moments."""
     reparameterisations: tuple[Reparameterisation, ...]
-    """What lies between the parameters that train and those that the model runs."""
+    """Functions from trained parameters to the model's parameters, such as masks."""
     trained_layers: tuple[bool, ...] | None
-    """Which layers learn; None if everything does."""
+    """Trained layers; None for all parameters."""
     mesh: MeshConfig
     batch_size: int
     accumulate: int
     num_steps: int
     learning_rate: LearningRate
     parameter_rates: ParameterRates | None
-    """Factors of the learning rate of each parameter; None if all are 1."""
-    births: Births | None
-    """When moments begin that are younger than the optimizer; None if none are."""
+    """Learning-rate factors per parameter; None if all are 1."""
+    moment_starts: MomentStarts | None
+    """Starts of moments younger than the optimizer; None if there are none."""
     start: Counts
-    """What the run has consumed before the phase."""
+    """Counts at the start of the phase."""
     per_step: Counts
-    """What each step consumes, from `waypoint` on."""
+    """Counts per step, from `waypoint` on."""
     waypoint: Waypoint
-    """A step whose counts are known: step 0, or the step where a resumed run changed its
-    batch size or skipped examples."""
+    """A step with known counts: step 0, or the newest change of batch size or skipped examples
+    at a resume."""
 
     @property
     def directory(self) -> str:
-        """Where its checkpoints lie in the run directory."""
+        """Checkpoint directory, relative to the run directory."""
         return f"stage_{self.stage}/{self.name}"
 
     def counts(self, step: int) -> Counts:
-        """Returns what the run has consumed after a step, from the waypoint on."""
+        """Returns the run's counts after a step; valid from the waypoint on."""
         return self.waypoint.counts.after(self.per_step, step - self.waypoint.step)
 
     @property
     def end(self) -> Counts:
-        """What the run has consumed after the phase."""
+        """Counts at the end of the phase."""
         return self.counts(self.num_steps)
 
     @property
     def first_tokens(self) -> int:
-        """The tokens of the phase at step 0, if every step had the size of the present ones.
+        """The phase's tokens, extrapolated to step 0 at the present batch size.
 
-        The tokens after a step are this plus `step * per_step.tokens`. It is 0 unless the
-        batch size has changed within the phase, and may be negative.
+        After a step, the phase has `first_tokens + step * per_step.tokens` tokens. Not 0, and
+        perhaps negative, after a change of batch size within the phase.
         """
         return self.counts(0).tokens - self.start.tokens
 
     @property
     def stays_symmetric(self) -> bool:
-        """Whether copies in the model are equal and have equal gradients for ever."""
+        """Whether copied units stay equal because their gradients are always equal."""
         if self.growth is None or self.optimizer_state == "keep":
             return False
         rates = self.parameter_rates
@@ -160,7 +172,7 @@ class Phase:
 
     @property
     def spans(self) -> list[LayerSpan] | None:
-        """How the layers run where only some learn: one scan for each run of them."""
+        """Scans over consecutive frozen or trained layers; None if all layers learn."""
         if self.trained_layers is None:
             return None
         return [
@@ -174,9 +186,9 @@ class Phase:
         ]
 
     def trains_model(self, step: int) -> bool:
-        """Returns whether what trains is, after a step, what the model runs.
+        """Returns whether the trained parameters are the model's parameters after a step.
 
-        It is once every mask is open, and never while the maps of a growth are fitted.
+        True after all masks are open; never true during a fit.
         """
         tokens = self.first_tokens + step * self.per_step.tokens
         return all(
@@ -184,12 +196,32 @@ class Phase:
             for mask in self.reparameterisations
         )
 
-    def model_params(self, params: Any, step: jax.Array | int) -> Any:
-        """Returns the parameters that the model runs, of those that train."""
+    @property
+    def step_inputs(self) -> StepInputs:
+        """Inputs for the compiled step, as NumPy arrays."""
+        return StepInputs(
+            learning_rate=jax.tree.map(np.float32, self.learning_rate),
+            first_tokens=np.float32(self.first_tokens),
+            moment_starts=self.moment_starts,
+        )
+
+    def tokens(
+        self, step: jax.Array | int, first_tokens: jax.Array | float | None = None
+    ) -> jax.Array:
+        """Returns the phase's tokens after a step, a float32 scalar."""
+        if first_tokens is None:
+            first_tokens = float(self.first_tokens)
+        return first_tokens + jnp.asarray(step, jnp.float32) * float(self.per_step.tokens)
+
+    def model_params(self, params: Any, tokens: jax.Array) -> Any:
+        """Returns the model's parameters, made from the trained parameters.
+
+        Args:
+          tokens: Tokens in the phase so far.
+        """
         if not self.reparameterisations:
             return params
         axes = logical_axes(self.model)
-        tokens = self._tokens(step)
 
         def apply(params: Any, tokens: jax.Array) -> Any:
             for reparameterisation in self.reparameterisations:
@@ -200,7 +232,7 @@ class Phase:
         return laid_out(apply, layout)(params, tokens)
 
     def frozen(self) -> Any:
-        """Returns which entries of each parameter do not learn; booleans that broadcast."""
+        """Returns the frozen entries per parameter, as booleans for broadcasting."""
         assert self.trained_layers is not None, "some layers do not learn"
         trained, has_tied_head = self.trained_layers, self.model.tie_head
         return jax.tree.map(
@@ -209,36 +241,35 @@ class Phase:
             is_leaf=lambda node: isinstance(node, Axes),
         )
 
-    def step_params(self, params: Any, updates: Any, step: jax.Array) -> Any:
-        """Returns parameters after a step along the optimizer's updates."""
-        rate = self.learning_rate(step)
+    def step_params(self, params: Any, updates: Any, rate: jax.Array, tokens: jax.Array) -> Any:
+        """Returns the parameters after a step along the updates.
+
+        Args:
+          rate: The learning rate.
+          tokens: Tokens in the phase after the step.
+        """
         if self.parameter_rates is None:
             return jax.tree.map(lambda p, update: p - rate * update, params, updates)
-        tokens = self._tokens(step + 1)
         factors = self.parameter_rates(logical_axes(self.model), tokens)
         return jax.tree.map(
             lambda p, update, factor: p - rate * factor * update, params, updates, factors
         )
 
-    def _tokens(self, step: jax.Array | int) -> jax.Array:
-        """Returns the tokens of the phase after a step, a float32 scalar."""
-        return self.first_tokens + jnp.asarray(step, jnp.float32) * float(self.per_step.tokens)
 
-
-def with_births(phases: Sequence[Phase]) -> tuple[Phase, ...]:
-    """Returns the phases of a run, which know when the moments of each parameter begin."""
-    births, updates, found = Births(), 0, [*phases[:1]]
+def with_moment_starts(phases: Sequence[Phase]) -> tuple[Phase, ...]:
+    """Returns the phases with their moment starts."""
+    starts, updates, found = MomentStarts(), 0, [*phases[:1]]
     for before, phase in itertools.pairwise(phases):
         updates += before.num_steps
         if phase.optimizer_state == "reset":
-            births, updates = Births(), 0
+            starts, updates = MomentStarts(), 0
         elif before.trained_layers is not None:
-            births = births.after_freezing(
+            starts = starts.after_freezing(
                 before.trained_layers, updates, has_frozen_embedding=not before.model.tie_head
             )
         if phase.optimizer_state != "reset" and phase.growth is not None:
             keeps = phase.optimizer_state == "keep"
-            births = births.after_growth(phase.growth, phase.source, updates, keeps=keeps)
-        known = None if births == Births() else dataclasses.replace(births, now=updates)
-        found.append(dataclasses.replace(phase, births=known))
+            starts = starts.after_growth(phase.growth, phase.source, updates, keeps=keeps)
+        known = None if starts == MomentStarts() else starts
+        found.append(dataclasses.replace(phase, moment_starts=known))
     return tuple(found)

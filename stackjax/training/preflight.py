@@ -1,4 +1,4 @@
-"""What can be known to fail before the first token: every phase, evaluated abstractly."""
+"""Checks before the first token: every phase, evaluated abstractly."""
 
 import dataclasses
 import math
@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jax.sharding import AbstractMesh, AxisType
 
 from stackjax.config import Config
+from stackjax.growth.moments import check_moments
 from stackjax.model.attention import has_kernel
 from stackjax.model.config import axis_size
 from stackjax.runtime.errors import UserError
@@ -35,7 +36,7 @@ _KERNEL_DEVICES = {"cudnn": "an NVIDIA GPU", "splash": "a TPU"}
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Estimate:
-    """What a phase will hold on each device."""
+    """A phase's memory on each device."""
 
     phase: Phase
     state: TrainState
@@ -43,11 +44,11 @@ class Estimate:
     state_bytes: int
     """Parameters and optimizer state on one device."""
     gradient_bytes: int
-    """Gradients on one device: of a microbatch and, where several accumulate, their sum."""
+    """Gradients on one device: a microbatch's gradient, and the sum over microbatches."""
 
 
 def check_backend(config: Config) -> None:
-    """Raises UserError where a run needs other devices than those that JAX has."""
+    """Raises UserError if JAX lacks the devices for a run."""
     if config.platform == "accelerator" and jax.default_backend() == "cpu":
         raise UserError(
             "platform is 'accelerator', but JAX has only the CPU here, on which this run would "
@@ -68,7 +69,7 @@ def check_backend(config: Config) -> None:
 
 
 def device_memory() -> int | None:
-    """Returns the bytes of memory of a device of this process, if they are known."""
+    """Returns the memory per device in bytes, if known."""
     statistics = jax.local_devices()[0].memory_stats() or {}
     return statistics.get("bytes_limit")
 
@@ -79,15 +80,15 @@ def check(
     memory: int | None = None,
     marker: Marker = NEW_RUN,
 ) -> list[Estimate]:
-    """Returns an estimate for each phase of a run, allocating nothing.
+    """Returns an estimate for each phase, without allocation.
 
     Args:
-      num_devices: How many devices the run will have.
-      memory: Bytes of each device, if known.
-      marker: What the run has done.
+      num_devices: Number of devices for the run.
+      memory: Memory per device in bytes, if known.
+      marker: The run's position.
 
     Raises:
-      UserError: A stage does not fit its mesh, its batch or its devices.
+      UserError: A stage does not fit its mesh, batch or devices.
     """
     phases = expand(config, marker)
     if marker == NEW_RUN:
@@ -106,6 +107,8 @@ def _check_phase(
         _check_until(config, phase)
         _check_divides(phase)
         state = abstract_state(config, phase)
+        if phase.growth is not None and phase.optimizer_state != "reset":
+            check_moments(state.opt_state)
     state_bytes = bytes_per_device(state, mesh)
     gradient_bytes = bytes_per_device(state.params, mesh) * (2 if phase.accumulate > 1 else 1)
     if memory is not None and state_bytes + gradient_bytes > memory:
@@ -187,7 +190,7 @@ def _check_divides(phase: Phase) -> None:
 
 
 def bytes_per_device(tree: object, mesh: AbstractMesh) -> int:
-    """Returns the bytes of a tree of abstract arrays on each device of a mesh."""
+    """Returns the bytes per device for a tree of abstract arrays."""
 
     def leaf_bytes(leaf: jax.ShapeDtypeStruct) -> int:
         axes = jax.tree.leaves(tuple(partition_of(leaf)))

@@ -1,4 +1,4 @@
-"""The position of a run: its phase, where earlier phases ended, and which ended early."""
+"""Run position: the present phase, the ends of earlier phases, and the user's changes."""
 
 import dataclasses
 import json
@@ -23,29 +23,29 @@ _WAY_OUT = (
 
 @dataclasses.dataclass(frozen=True)
 class Marker:
-    """The position of a run, and how it came there."""
+    """A run's position and history."""
 
     phase: int = 0
-    """The index of the present phase."""
+    """Index of the present phase."""
     directory: str = ""
-    """Checkpoints of the present phase, in the run directory; empty for a new run."""
+    """Checkpoint directory of the present phase; empty for a new run."""
     ended: Mapping[int, Ending] = dataclasses.field(default_factory=dict)
-    """The stages that have ended early."""
+    """Stages with an early end."""
     waypoints: Mapping[int, Waypoint] = dataclasses.field(default_factory=dict)
-    """By the index of a phase: the end of an earlier phase, and the newest step of the present
-    one where a resumed run has changed the config or skipped examples."""
+    """By phase index: the end of each earlier phase, and the newest change of the config or
+    skipped examples in the present phase."""
     changes: tuple[Change, ...] = ()
-    """Every such change, the newest last."""
+    """All changes at resumes, the newest last."""
 
 
 NEW_RUN = Marker()
 
 
 def read_marker(workdir: epath.Path) -> Marker:
-    """Returns the position of a run; the beginning if it is new.
+    """Returns a run's position; `NEW_RUN` for a new run.
 
     Raises:
-      UserError: The file is damaged, or is gone from a run that has come past its first stage.
+      UserError: The file is damaged, or missing from a run beyond the first stage.
     """
     path = workdir / _MARKER
     if not path.exists():
@@ -58,32 +58,32 @@ def read_marker(workdir: epath.Path) -> Marker:
 def _from_fields(fields: Fields) -> Marker:
     marker = decode(Marker, unseal(fields))
     if not _DIRECTORY.fullmatch(marker.directory):
-        raise UserError(f"directory {marker.directory!r} is not that of a phase")
+        raise UserError(f"directory {marker.directory!r} is no phase directory")
     return marker
 
 
 def check_phase(workdir: epath.Path, marker: Marker, phases: Sequence[Phase]) -> None:
-    """Raises UserError if a run is in a phase that its config does not have."""
+    """Raises UserError if the config does not have the present phase."""
     places = [phase.directory for phase in phases]
     if marker.directory and places[marker.phase : marker.phase + 1] != [marker.directory]:
         raise UserError(
-            f"{workdir} is in {marker.directory}, but the config has {', '.join(places)}; take "
-            f"the config that it was started with, or start a new run with --workdir."
+            f"{workdir} is in {marker.directory}, but the config has {', '.join(places)}; use "
+            f"the run's own config, or start a new run with --workdir."
         )
 
 
 def write_marker(workdir: epath.Path, marker: Marker) -> None:
-    """Commits the position of a run; all or nothing."""
+    """Commits a run's position, atomically."""
     if jax.process_index() == 0:
         text = json.dumps(seal(dataclasses.asdict(marker)))
         replace_text(workdir / _MARKER, text + "\n")
 
 
 def after_entering(marker: Marker, source: Phase | None, phase: Phase) -> Marker:
-    """Returns the marker of a run that goes on with a phase.
+    """Returns the marker at the start of a phase.
 
     Args:
-      source: The phase before, which has ended; None for the first.
+      source: The previous phase, at its end; None for the first phase.
     """
     waypoints = dict(marker.waypoints)
     if source is not None:

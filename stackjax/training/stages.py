@@ -1,4 +1,4 @@
-"""The stages of a config: models, lengths, trained layers and rates."""
+"""Stages: models, lengths, trained layers and learning-rate factors."""
 
 import math
 from collections.abc import Sequence
@@ -7,11 +7,11 @@ from stackjax.config import Config, Stage
 from stackjax.growth.pattern import parse_pattern
 from stackjax.model.config import ModelConfig
 from stackjax.runtime.errors import UserError
-from stackjax.training.optimizer import ParameterRates
+from stackjax.training.learning_rate import ParameterRates
 
 
 def stage_models(config: Config) -> list[ModelConfig]:
-    """Returns the model of each stage, from the one that the config names."""
+    """Returns each stage's model, derived from the config's model and the growths."""
     growths = [stage.growth for stage in config.stages[1:]]
     models = [config.model]
     if config.model_is == "source":
@@ -30,7 +30,7 @@ def stage_models(config: Config) -> list[ModelConfig]:
 
 
 def stage_steps(config: Config) -> list[int]:
-    """Returns the optimizer steps of each stage: its length, rounded up."""
+    """Returns the optimizer steps per stage: the length, rounded up."""
     seq_len = config.data.seq_len
     return [
         math.ceil(length / (stage.batch_size * seq_len))
@@ -39,18 +39,18 @@ def stage_steps(config: Config) -> list[int]:
 
 
 def stage_lengths(stages: Sequence[Stage]) -> list[float]:
-    """Returns the tokens of the stages of a run, not yet rounded to whole steps."""
+    """Returns the tokens per stage, before rounding to whole steps."""
     for i, stage in enumerate(stages):
         if (stage.tokens is None) == (stage.fraction is None):
             raise UserError(
                 f"stages.{i} has tokens {stage.tokens} and fraction {stage.fraction}; set "
-                f"one of the two."
+                f"exactly one."
             )
     fraction = sum(stage.fraction or 0 for stage in stages)
     if fraction >= 1:
         raise UserError(
             f"the stages' fractions add up to {fraction}; they must leave room for a "
-            f"stage whose length is in tokens, which settles that of the run."
+            f"stage with a length in tokens, to define the length of the run."
         )
     run_tokens = sum(stage.tokens or 0 for stage in stages) / (1 - fraction)
     return [
@@ -62,7 +62,7 @@ def stage_lengths(stages: Sequence[Stage]) -> list[float]:
 def trained_layers(
     index: int, stage: Stage, source: ModelConfig, model: ModelConfig
 ) -> tuple[bool, ...] | None:
-    """Returns for each layer of a stage whether it learns; None if everything does."""
+    """Returns whether each layer learns; None if all parameters learn."""
     if stage.train_layers == "all":
         return None
     field = f"stages.{index}.train_layers"
@@ -89,7 +89,7 @@ def trained_layers(
 def parameter_rates(
     stage: Stage, source: ModelConfig, trained: tuple[bool, ...] | None
 ) -> ParameterRates | None:
-    """Returns the factors of the learning rates of a stage; None if all are 1."""
+    """Returns a stage's learning-rate factors; None if all are 1."""
     grows = stage.rewarm is not None or stage.scale_by_fan_in
     if not grows and trained is None:
         return None

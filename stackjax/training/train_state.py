@@ -1,4 +1,4 @@
-"""The state of training, and the pure functions that make, step, grow and judge it."""
+"""The training state, and pure functions to create, step, grow and evaluate a state."""
 
 import dataclasses
 import functools
@@ -14,16 +14,16 @@ from stackjax.data.batch import Batch
 from stackjax.growth import Growth, Learn, grow_opt_state, zero_where
 from stackjax.model import LossSums, ModelConfig, Params
 from stackjax.sharding.partition import laid_out, partition_of
-from stackjax.training.phase import Phase
+from stackjax.training.phase import Phase, StepInputs
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class TrainState:
-    """What a train step reads and returns, and what a checkpoint holds."""
+    """Input and output of a train step, and content of a checkpoint."""
 
     step: jax.Array
-    """int32: optimizer steps of the phase."""
+    """int32: optimizer steps in the phase."""
     params: Params
     opt_state: Any
 
@@ -31,36 +31,38 @@ class TrainState:
 def init_state(
     config: ModelConfig, tx: optax.GradientTransformation, key: jax.Array
 ) -> TrainState:
-    """Returns the state of a new model, sharded by axis names on the current mesh."""
+    """Returns a new model's state, sharded by axis names on the current mesh."""
     params = model.init(config, key)
     return TrainState(jnp.zeros((), jnp.int32), params, tx.init(params))
 
 
 def train_step(
     phase: Phase,
-    tx: optax.GradientTransformation,
+    tx: optax.GradientTransformationExtraArgs,
     z_loss: float,
+    inputs: StepInputs,
     state: TrainState,
     batch: Batch,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
-    """Returns the state after one optimizer step, and that step's metrics.
+    """Returns the state after an optimizer step, and the step's metrics.
 
-    If the loss or the gradient norm is not finite, the parameters stay as they are, and the
-    metric `is_finite` is false; the moments of the optimizer are then spoilt.
+    If the loss or the gradient norm is not finite, the parameters do not change, the optimizer
+    moments are not finite, and the metric `is_finite` is false.
 
     Args:
-      phase: Says which model runs, what trains of it, and how fast.
-      z_loss: Weight of the squared log-normaliser in what is minimised; the reported loss
-        is without it.
-      batch: Microbatches `[accumulate, B, T]`, whose gradients add up to those of the
-        whole.
+      phase: The model and the trained layers.
+      tx: The optimizer without learning rate. Moment starts are an extra argument.
+      z_loss: Weight of the squared log-normalizer in the minimized loss; the reported loss is
+        without it.
+      inputs: The phase's learning rate, tokens and moment starts.
+      batch: Microbatches `[accumulate, B, T]`; their gradients are added.
     """
-    # Of the weights, as dividing the loss would take a pass over the gradient of the head.
+    # Division of the loss instead would take a pass over the gradient of the head.
     shares = batch.loss_weights / jnp.sum(batch.loss_weights)
     batch = batch._replace(loss_weights=shares)
 
     def objective(params: Params, microbatch: Batch) -> tuple[jax.Array, jax.Array]:
-        run = phase.model_params(params, state.step)
+        run = phase.model_params(params, phase.tokens(state.step, inputs.first_tokens))
         sums = model.next_token_loss(
             phase.model, run, microbatch, z_loss=z_loss, spans=phase.spans
         )
@@ -69,14 +71,18 @@ def train_step(
     loss, grads = _accumulate(jax.grad(objective, has_aux=True), state.params, batch)
     grad_norm = optax.tree.norm(grads)
     is_finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
-    updates, opt_state = tx.update(grads, state.opt_state, state.params)
-    stepped = phase.step_params(state.params, updates, state.step)
-    # Of the parameters alone: to choose moments as well would keep two copies of them.
+    updates, opt_state = tx.update(
+        grads, state.opt_state, state.params, moment_starts=inputs.moment_starts
+    )
+    rate = inputs.learning_rate(state.step)
+    tokens = phase.tokens(state.step + 1, inputs.first_tokens)
+    stepped = phase.step_params(state.params, updates, rate, tokens)
+    # Only parameters: a choice between moments would store two copies.
     params = jax.tree.map(lambda new, p: jnp.where(is_finite, new, p), stepped, state.params)
     metrics = {
         "loss": loss,
         "grad_norm": grad_norm,
-        "learning_rate": phase.learning_rate(state.step),
+        "learning_rate": rate,
         "is_finite": is_finite,
     }
     return TrainState(state.step + 1, params, opt_state), metrics
@@ -87,7 +93,7 @@ def _accumulate(
     params: Params,
     batch: Batch,
 ) -> tuple[jax.Array, Params]:
-    """Returns loss and gradient, summed over the microbatches."""
+    """Returns loss and gradient, summed over microbatches."""
     first = jax.tree.map(lambda field: field[0], batch)
     grads, loss = gradient(params, first)
     if batch.tokens.shape[0] == 1:
@@ -105,7 +111,7 @@ def _accumulate(
 
 
 def eval_step(config: ModelConfig, params: Params, batch: Batch) -> tuple[LossSums, jax.Array]:
-    """Returns the loss sums of one batch `[1, B, T]` and its total weight."""
+    """Returns the loss sums and the total weight for a batch `[1, B, T]`."""
     microbatch = jax.tree.map(lambda field: field[0], batch)
     sums = model.next_token_loss(config, params, microbatch)
     return sums, jnp.sum(batch.loss_weights)
@@ -118,16 +124,16 @@ def enter_phase(
     state: TrainState,
     key: jax.Array,
 ) -> TrainState:
-    """Returns the state at step 0 of a phase.
+    """Returns a phase's state at step 0.
 
     Args:
-      source: The phase before.
-      phase: Its growth may be None, which keeps the model as it is.
-      tx: The optimizer.
-      state: The source's; where its optimizer state is None, the optimizer starts afresh.
-      key: Randomness of the growth.
+      source: The previous phase.
+      phase: The phase, with or without growth.
+      tx: The phase's optimizer.
+      state: The source's last state; an optimizer state of None means a fresh optimizer.
+      key: Random key for growth.
     """
-    params = source.model_params(state.params, state.step)
+    params = source.model_params(state.params, source.tokens(state.step))
     if phase.name == "fit":
         return fit_state(phase, tx, params, key)
     opt_state = state.opt_state

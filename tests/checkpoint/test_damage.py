@@ -388,9 +388,9 @@ def test_every_flipped_bit_of_a_marker_is_seen_or_has_no_effect(run):
 @pytest.mark.parametrize(
     ("marker", "message"),
     [
-        ({"phase": 1, "directory": "../x"}, "not that of a phase"),
-        ({"phase": 1, "directory": "/etc"}, "not that of a phase"),
-        ({"phase": 1, "directory": "stage_1/train/../../.."}, "not that of a phase"),
+        ({"phase": 1, "directory": "../x"}, "no phase directory"),
+        ({"phase": 1, "directory": "/etc"}, "no phase directory"),
+        ({"phase": 1, "directory": "stage_1/train/../../.."}, "no phase directory"),
         ({"phase": "1", "directory": "stage_1/train"}, "phase is '1', which is not an integer"),
         ({"phase": 1, "directory": 3}, "directory is 3, which is not a text"),
         ({"phase": 1, "directory": "stage_1/train", "ended": []}, "ended is .*not an object"),

@@ -13,7 +13,7 @@ from etils import epath
 from orbax.checkpoint import v1 as ocp
 
 from stackjax import model
-from stackjax.checkpoint.contents import Contents, to_json
+from stackjax.checkpoint.contents import Contents, OptimizerForm, to_json
 from stackjax.checkpoint.directory import clear, find_checkpoint, newest_step
 from stackjax.checkpoint.lineage import begin, spend
 from stackjax.checkpoint.restore import load_whole, read_contents, read_types
@@ -25,7 +25,6 @@ from stackjax.runtime.errors import UserError
 from stackjax.sharding.partition import on_mesh
 from stackjax.training.compile import abstract_state
 from stackjax.training.expand import expand
-from stackjax.training.optimizer import build_optimizer
 from stackjax.training.phase import Change, Counts, Ending, Waypoint
 from stackjax.training.run_position import Marker, after_entering, read_marker, write_marker
 from stackjax.training.train_state import TrainState
@@ -45,7 +44,7 @@ def workdir(tmp_path):
 def host_state() -> TrainState:
     """A state whose moments and counts are not zero."""
     params = random_params(PHASE.model)
-    tx = build_optimizer(RUN.optimizer, model.logical_axes(PHASE.model))
+    tx = RUN.optimizer.build(model.logical_axes(PHASE.model))
     opt_state = jax.tree.map(lambda leaf: np.asarray(leaf + 3), tx.init(params))
     return TrainState(np.asarray(4, np.int32), params, opt_state)
 
@@ -231,7 +230,13 @@ def test_a_checkpoint_says_which_model_it_holds_and_is_found_by_its_run(workdir)
     assert find_checkpoint(workdir) == second / "3"
     contents = read_contents(second / "3")
     lineage = spend(begin((), phases[1]), phases[1], 3)
-    assert contents == Contents(COUNTS, phases[1].model, is_model=True, lineage=lineage)
+    assert contents == Contents(
+        COUNTS,
+        phases[1].model,
+        is_model=True,
+        lineage=lineage,
+        optimizer=OptimizerForm("adamw"),
+    )
     assert read_types(second / "3")["params.w"] == "float32[3]"
     # As Orbax reads it, which takes longer.
     assert to_json(contents) == ocp.metadata(second / "3").custom_metadata

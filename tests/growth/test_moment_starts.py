@@ -24,22 +24,23 @@ from conftest import (
 from optimizers import by_name, compiled_optimizer, orthogonalised, random_like
 
 from stackjax import model
-from stackjax.config import OptimizerConfig, Stage
+from stackjax.config import Stage
 from stackjax.growth import Learn, Stack, WidthZero, grow_opt_state
 from stackjax.growth.axis_map import is_new
-from stackjax.growth.moment_starts import Births
+from stackjax.growth.moment_starts import MomentStarts
 from stackjax.model.config import axis_size
+from stackjax.optimizers import AdamW, Muon
+from stackjax.runtime.errors import UserError
 from stackjax.sharding.axes import Axes
 from stackjax.sharding.partition import partition_of
 from stackjax.training.expand import expand
-from stackjax.training.optimizer import build_optimizer
 from stackjax.training.train_state import TrainState, enter_phase, init_state, train_step
 
 SOURCE = MODELS["gqa"]
-ADAMW = OptimizerConfig(
+ADAMW = AdamW(
     peak_learning_rate=1.0, b2=0.999, weight_decay=0.0, clip_norm=1e9, moments_dtype="float32"
 )
-MUON = dataclasses.replace(ADAMW, name="muon")
+MUON = Muon(**vars(ADAMW))
 STEPS_BEFORE = 40
 STEPS_AFTER = 8
 KEPT = ["stack", "width zero", "chain of both"]
@@ -67,22 +68,22 @@ def state_before(config):
 
 
 @functools.cache
-def kept(config, growth, births):
+def kept(config, growth, starts):
     """The updates after a growth that keeps moments, and the gradients that they come of."""
     axes, target = model.logical_axes(SOURCE), growth.target_config(SOURCE)
     state = grow_opt_state(growth, state_before(config), axes, SOURCE, "keep")
     params = random_params(target)
-    update = jax.jit(build_optimizer(config, model.logical_axes(target), births).update)
+    update = jax.jit(config.build(model.logical_axes(target)).update)
     gradients = [random_like(params, 100 + seed) for seed in range(STEPS_AFTER)]
     updates = []
     for grads in gradients:
-        found, state = update(grads, state, params)
+        found, state = update(grads, state, params, moment_starts=starts)
         updates.append(found)
     return updates, gradients
 
 
-def born(growth):
-    return Births().after_growth(growth, SOURCE, STEPS_BEFORE, keeps=True)
+def starts_of(growth):
+    return MomentStarts().after_growth(growth, SOURCE, STEPS_BEFORE, keeps=True)
 
 
 @pytest.mark.parametrize(
@@ -92,7 +93,7 @@ def test_the_first_updates_of_new_entries_are_those_of_a_fresh_adam(name, dtype)
     growth = GROWTHS[name]
     b2 = 0.999 if dtype == "float32" else 0.95
     config = dataclasses.replace(ADAMW, moments_dtype=dtype, b2=b2)
-    updates, gradients = kept(config, growth, born(growth))
+    updates, gradients = kept(config, growth, starts_of(growth))
     target, maps = growth.target_config(SOURCE), growth.axis_maps(SOURCE)
     for leaf, names in by_name(model.logical_axes(target)).items():
         fresh = list(adam([by_name(grads)[leaf] for grads in gradients], config))
@@ -104,7 +105,7 @@ def test_the_first_updates_of_new_entries_are_those_of_a_fresh_adam(name, dtype)
             np.testing.assert_allclose(ours[new], expected[new], rtol=0, atol=tolerance)
 
 
-def test_without_their_births_updates_of_new_entries_are_several_times_too_long():
+def test_updates_of_new_entries_are_too_long_without_moment_starts():
     growth = GROWTHS["stack"]
     wrong, _ = kept(ADAMW, growth, None)
     # (1 - b1) g / sqrt((1 - b2) g^2), over the corrections of the old count.
@@ -112,20 +113,20 @@ def test_without_their_births_updates_of_new_entries_are_several_times_too_long(
     first = np.abs(by_name(wrong[0])["query"][SOURCE.num_layers :])
     expected = 0.1 / (1 - 0.9 ** (STEPS_BEFORE + 1)) / np.sqrt(0.001 / old)
     np.testing.assert_allclose(first, expected, rtol=1e-3)
-    right, _ = kept(ADAMW, growth, born(growth))
+    right, _ = kept(ADAMW, growth, starts_of(growth))
     first = np.abs(by_name(right[0])["query"][SOURCE.num_layers :])
     np.testing.assert_allclose(first, 1, rtol=1e-3)
 
 
 @pytest.mark.parametrize("name", KEPT)
-def test_old_entries_go_on_as_they_would_without_births(name):
+def test_moment_starts_do_not_change_updates_of_old_entries(name):
     growth = GROWTHS[name]
-    with_births, _ = kept(ADAMW, growth, born(growth))
+    with_starts, _ = kept(ADAMW, growth, starts_of(growth))
     without, _ = kept(ADAMW, growth, None)
     maps = growth.axis_maps(SOURCE)
     for leaf, names in by_name(model.logical_axes(growth.target_config(SOURCE))).items():
         ours, theirs = (
-            np.asarray(by_name(found[-1])[leaf]) for found in (with_births, without)
+            np.asarray(by_name(found[-1])[leaf]) for found in (with_starts, without)
         )
         old = ~np.broadcast_to(is_new(names, maps), ours.shape)
         np.testing.assert_allclose(ours[old], theirs[old], rtol=1e-6)
@@ -133,7 +134,7 @@ def test_old_entries_go_on_as_they_would_without_births(name):
 
 def test_new_layers_under_muon_are_updated_as_by_a_fresh_muon():
     growth = GROWTHS["stack"]
-    updates, gradients = kept(MUON, growth, born(growth))
+    updates, gradients = kept(MUON, growth, starts_of(growth))
     for layer in range(SOURCE.num_layers, 2 * SOURCE.num_layers):
         momentum = 0.0
         for k, (grads, found) in enumerate(zip(gradients, updates, strict=True), 1):
@@ -147,7 +148,7 @@ def test_new_layers_under_muon_are_updated_as_by_a_fresh_muon():
 
 def test_in_a_widened_matrix_muon_weighs_new_entries_as_if_they_were_as_old_as_the_rest():
     growth = WidthZero(mlp=2)
-    updates, gradients = kept(MUON, growth, born(growth))
+    updates, gradients = kept(MUON, growth, starts_of(growth))
     expected_momentum = 0.0
     grad = np.float64(gradients[0]["layers"]["down"][0])
     old_units = SOURCE.mlp_dim
@@ -168,7 +169,7 @@ LINEAR = {name: g for name, g in GROWTHS.items() if not isinstance(g, Learn)}
 
 @pytest.mark.parametrize("name", LINEAR)
 @pytest.mark.parametrize("mode", ["grow", "keep"])
-def test_entries_are_born_at_growth_exactly_where_their_moments_are_zero(name, mode):
+def test_moments_start_at_growth_exactly_where_they_are_zero(name, mode):
     growth, every = LINEAR[name], model.logical_axes(SOURCE)
     # Every parameter grows by itself: one of each kind will do.
     axes = {
@@ -182,12 +183,12 @@ def test_entries_are_born_at_growth_exactly_where_their_moments_are_zero(name, m
     )
     state = optax.ScaleByAdamState(count=jnp.int32(7), mu=ones, nu=ones)
     grown = grow_opt_state(growth, state, axes, SOURCE, mode)
-    births = Births().after_growth(growth, SOURCE, 7, keeps=mode == "keep")
+    starts = MomentStarts().after_growth(growth, SOURCE, 7, keeps=mode == "keep")
     for leaf, names in by_name(axes).items():
-        correction = births.correction(names, 0.5, jnp.int32(7))
+        correction = starts.correction(names, 0.5, jnp.int32(7))
         moment = np.asarray(by_name(grown.nu)[leaf])
-        is_born = np.broadcast_to(correction == 0, moment.shape)
-        np.testing.assert_array_equal(moment == 0, is_born, err_msg=leaf)
+        starts_now = np.broadcast_to(correction == 0, moment.shape)
+        np.testing.assert_array_equal(moment == 0, starts_now, err_msg=leaf)
 
 
 def stages(*, first=(), **last):
@@ -198,48 +199,45 @@ def stages(*, first=(), **last):
     )
 
 
-def test_a_run_knows_the_births_of_every_phase():
+def test_expand_finds_the_moment_starts_of_every_phase():
     run = functools.partial(tiny_run, model=tiny_model(num_layers=6))
-    births = [phase.births for phase in expand(run(stages=stages()))]
-    assert births == [None, None, None]
+    starts = [phase.moment_starts for phase in expand(run(stages=stages()))]
+    assert starts == [None, None, None]
     layers = ("layers", (0, 0, 0, 10, 10, 10))
-    births = [phase.births for phase in expand(run(stages=stages(optimizer_state="keep")))]
-    assert births == [
-        None,
-        Births(axes=(layers,), now=10),
-        Births(axes=(layers,), now=20),
+    starts = [
+        phase.moment_starts for phase in expand(run(stages=stages(optimizer_state="keep")))
     ]
-    births = [phase.births for phase in expand(run(stages=stages(train_layers="new")))]
+    assert starts == [
+        None,
+        MomentStarts(axes=(layers,)),
+        MomentStarts(axes=(layers,)),
+    ]
+    starts = [phase.moment_starts for phase in expand(run(stages=stages(train_layers="new")))]
     released = ("layers", (10, 10, 10, 0, 0, 0))
-    assert births == [None, None, Births(axes=(released,), embedding=10, now=10)]
-
-
-def test_a_phase_may_begin_at_another_count_than_it_was_planned_for():
-    births = Births(axes=(("layers", (0, 3, 10)),), embedding=10, now=10)
-    assert births.begun_at(6) == Births(axes=(("layers", (0, 3, 6)),), embedding=6, now=6)
+    assert starts == [None, None, MomentStarts(axes=(released,), embedding=10)]
 
 
 @pytest.mark.parametrize("optimizer", [ADAMW, MUON], ids=lambda config: config.name)
-def test_layers_that_were_frozen_begin_afresh_when_they_are_released(optimizer):
+def test_released_layers_start_with_fresh_moments(optimizer):
     config, trained = SOURCE, (False, True, True)
-    tx = build_optimizer(optimizer, model.logical_axes(config))
+    tx = optimizer.build(model.logical_axes(config))
     frozen = dataclasses.replace(
         phase_of(config, rate=0.0), trained_layers=trained, num_steps=STEPS_BEFORE
     )
-    births = Births().after_freezing(trained, STEPS_BEFORE, has_frozen_embedding=True)
+    starts = MomentStarts().after_freezing(trained, STEPS_BEFORE, has_frozen_embedding=True)
     released = dataclasses.replace(
-        frozen, trained_layers=None, births=births, optimizer_state="keep", index=1
+        frozen, trained_layers=None, moment_starts=starts, optimizer_state="keep", index=1
     )
     params = random_params(config)
     state = TrainState(jnp.int32(0), params, tx.init(params))
     _, update = compiled_optimizer(SOURCE, optimizer)
     state = dataclasses.replace(state, opt_state=state_before(optimizer))
     entered = enter_phase(frozen, released, tx, state, jax.random.key(0))
-    born_update = jax.jit(build_optimizer(optimizer, model.logical_axes(config), births).update)
+    late_update = jax.jit(functools.partial(tx.update, moment_starts=starts))
     fresh_state, opt_state = tx.init(params), entered.opt_state
     for seed in range(3):
         grads = random_like(params, 100 + seed)
-        found, opt_state = born_update(grads, opt_state, params)
+        found, opt_state = late_update(grads, opt_state, params)
         expected, fresh_state = update(grads, fresh_state, params)
         for leaf in ("query", "down", "attention_norm"):
             if leaf in found["layers"]:
@@ -250,23 +248,39 @@ def test_layers_that_were_frozen_begin_afresh_when_they_are_released(optimizer):
 
 
 @pytest.mark.parametrize("optimizer", [ADAMW, MUON], ids=lambda config: config.name)
-def test_a_step_with_births_has_the_layout_of_one_without(optimizer):
+def test_a_step_with_starts_has_the_layout_of_one_without(optimizer):
     growth = GROWTHS["chain of both"]
     target = growth.target_config(SOURCE)
 
-    def layout(births):
-        tx = build_optimizer(optimizer, model.logical_axes(target), births)
+    def layout(starts):
+        tx = optimizer.build(model.logical_axes(target))
         with jax.set_mesh(mesh_of("replica 2, fsdp 2, tensor 2")):
             state = jax.eval_shape(lambda: init_state(target, tx, jax.random.key(0)))
-            step = functools.partial(train_step, phase_of(target), tx, 0.0)
-            after, _ = jax.eval_shape(step, state, random_batch())
+            phase = dataclasses.replace(phase_of(target), moment_starts=starts)
+            step = functools.partial(train_step, phase, tx, 0.0)
+            after, _ = jax.eval_shape(step, phase.step_inputs, state, random_batch())
         return jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype, partition_of(leaf)), after)
 
-    assert layout(born(growth)) == layout(None)
+    assert layout(starts_of(growth)) == layout(None)
 
 
-def test_an_optimizer_state_that_nothing_is_known_of_does_not_grow():
+OTHER_STATES = [(optax.scale_by_lion(), 1), (optax.scale_by_rms(), 2), (optax.trace(0.9), 1)]
+
+
+@pytest.mark.parametrize(("tx", "order"), OTHER_STATES)
+def test_moments_of_other_optax_states_grow(tx, order):
+    growth, axes = GROWTHS["stack"], model.logical_axes(SOURCE)
     params = random_params(SOURCE)
-    state = optax.adafactor(1e-3).init(params)
-    with pytest.raises(TypeError, match="neither Adam's nor Muon's"):
+    _, state = tx.update(params, tx.init(params))
+    moments = getattr(state, "mu", getattr(state, "nu", getattr(state, "trace", None)))
+    grown = grow_opt_state(growth, (state, optax.EmptyState()), axes, SOURCE)[0]
+    expected = growth.grow_moment(moments, axes, SOURCE, order=order)
+    found = getattr(grown, "mu", getattr(grown, "nu", getattr(grown, "trace", None)))
+    jax.tree.map(np.testing.assert_array_equal, found, expected)
+
+
+def test_unknown_optimizer_state_is_refused_by_its_type():
+    params = random_params(SOURCE)
+    state = optax.chain(optax.clip(1.0), optax.adafactor(1e-3)).init(params)
+    with pytest.raises(UserError, match="FactoredState"):
         grow_opt_state(GROWTHS["stack"], state, model.logical_axes(SOURCE), SOURCE, "grow")

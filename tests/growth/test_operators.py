@@ -23,7 +23,6 @@ from conftest import (
 )
 
 from stackjax import model
-from stackjax.config import OptimizerConfig
 from stackjax.growth import (
     DepthRandom,
     DepthUpscale,
@@ -41,9 +40,10 @@ from stackjax.growth import (
 )
 from stackjax.growth.axis_map import is_new
 from stackjax.growth.learned import Fit
+from stackjax.optimizers import AdamW
 from stackjax.sharding.axes import Axes
 from stackjax.sharding.partition import on_mesh
-from stackjax.training.optimizer import build_fit_optimizer, build_optimizer
+from stackjax.training.compile import fit_transformation
 from stackjax.training.train_state import (
     TrainState,
     fit_state,
@@ -55,7 +55,7 @@ from stackjax.training.train_state import (
 SOURCE = tiny_model()
 KEY = jax.random.key(0)
 # Without decay, a parameter that changes has a gradient.
-OPTIMIZER = OptimizerConfig(peak_learning_rate=1e-2, weight_decay=0.0)
+OPTIMIZER = AdamW(peak_learning_rate=1e-2, weight_decay=0.0)
 # Those whose moments can grow; learned growth mixes parameters.
 LINEAR = [name for name in GROWTHS if not name.startswith("learn")]
 
@@ -74,7 +74,7 @@ def grow_params(growth, params, config, fresh=random_params):
 
 
 def optimizer_of(config):
-    return build_optimizer(OPTIMIZER, model.logical_axes(config))
+    return OPTIMIZER.build(model.logical_axes(config))
 
 
 def shapes(tree):
@@ -299,7 +299,7 @@ def gradient_of(phase):
     """The gradient of the loss of the parameters that train."""
 
     def loss(params, step, batch):
-        run = phase.model_params(params, step)
+        run = phase.model_params(params, phase.tokens(step))
         sums = model.next_token_loss(phase.model, run, jax.tree.map(lambda x: x[0], batch))
         return sums.objective / jnp.sum(batch.loss_weights)
 
@@ -523,7 +523,7 @@ def test_copies_part_where_the_split_is_uneven_or_noisy_and_only_there(growth, p
     assert growth.is_symmetric() == (not parts)
     phase = grown_phase(growth)
     tx = optimizer_of(phase.model)
-    step = jax.jit(functools.partial(train_step, phase, tx, 0.0))
+    step = jax.jit(functools.partial(train_step, phase, tx, 0.0, phase.step_inputs))
     state = grow_jitted(growth, tx, trained_source(), "grow")
     for seed in range(3):
         state, _ = step(state, random_batch(seed))
@@ -603,16 +603,16 @@ def test_a_fit_lowers_the_loss_and_holds_the_source_fixed():
         growth=growth,
         reparameterisations=(Fit(growth, SOURCE),),
     )
-    tx = build_fit_optimizer(OPTIMIZER)
+    tx = fit_transformation(OPTIMIZER)
     source = trained_source().params
     state, losses = fit_state(phase, tx, source, KEY), []
-    step = jax.jit(functools.partial(train_step, phase, tx, 0.0))
+    step = jax.jit(functools.partial(train_step, phase, tx, 0.0, phase.step_inputs))
     for _ in range(12):
         state, metrics = step(state, random_batch())
         losses.append(float(metrics["loss"]))
     assert losses[-1] < losses[0] - 0.1
     assert_same_tree(state.params["source"], jax.tree.map(np.asarray, source))
-    grown = phase.model_params(state.params, state.step)
+    grown = phase.model_params(state.params, phase.tokens(state.step))
     assert shapes(grown) == shapes(jax.eval_shape(lambda: model.init(phase.model, KEY)))
 
 

@@ -246,12 +246,12 @@ def poisoned(compile_step, at: int, value: float):
     def compile_poisoned(config, phase):
         step = compile_step(config, phase)
 
-        def run(state, batch):
+        def run(inputs, state, batch):
             if int(state.step) == at:
                 norm = state.params["final_norm"]
                 spoilt = {**state.params, "final_norm": norm * jnp.float32(value)}
                 state = dataclasses.replace(state, params=spoilt)
-            return step(state, batch)
+            return step(inputs, state, batch)
 
         return run
 

@@ -79,7 +79,9 @@ def test_scored_params_have_masks_applied():
     )
     state = TrainState(np.int32(5), random_params(phase.model), None)
     params = model_params(phase, state)
-    jax.tree.map(np.testing.assert_array_equal, params, phase.model_params(state.params, 5))
+    jax.tree.map(
+        np.testing.assert_array_equal, params, phase.model_params(state.params, phase.tokens(5))
+    )
     # Half open.
     new, old = params["layers"]["out"][1], state.params["layers"]["out"][1]
     np.testing.assert_allclose(new, old / 2)

@@ -22,7 +22,6 @@ from conftest import tiny_model, tiny_run
 from stackjax.config import (
     Config,
     EarlyStop,
-    OptimizerConfig,
     ProbeConfig,
     Rewarm,
     Schedule,
@@ -32,6 +31,7 @@ from stackjax.config_file import flatten
 from stackjax.growth import Growth, Stack, parse_growth
 from stackjax.growth.text import OPERATORS
 from stackjax.model.config import RopeScaling
+from stackjax.optimizers import AdamW, Muon
 from stackjax.options import Sampling
 from stackjax.runtime.constraints import Checked, OnlyWith
 from stackjax.runtime.errors import UserError
@@ -248,7 +248,7 @@ def test_texts_without_an_integer_are_refused(text):
 
 # --- fields without effect ------------------------------------------------------------------
 
-OPTIMIZER = OptimizerConfig(peak_learning_rate=1e-2)
+OPTIMIZER = AdamW(peak_learning_rate=1e-2)
 STAGE = tiny_run().stages[0]
 
 IDLE = {
@@ -262,7 +262,6 @@ IDLE = {
         {"shape": "cosine"},
     ),
     "optimizer.schedule.axis": ({"shape": "constant", "axis": "run"}, {"warmup_tokens": 64}),
-    "optimizer.momentum": ({"momentum": 0.5}, {"name": "muon"}),
     "stages.0.optimizer_state": ({"optimizer_state": "grow"}, {"growth": Stack(2)}),
     "stages.0.rewarm": ({"rewarm": Rewarm(tokens=64)}, {"growth": Stack(2)}),
     "stages.0.scale_by_fan_in": ({"scale_by_fan_in": True}, {"growth": Stack(2)}),
@@ -322,9 +321,7 @@ NASTY = [
 
 FULL = tiny_run(
     model=tiny_model(num_layers=6, rope_scaling=RopeScaling()),
-    optimizer=dataclasses.replace(
-        OPTIMIZER, name="muon", schedule=Schedule(shape="wsd", decay_tokens=64)
-    ),
+    optimizer=Muon(peak_learning_rate=1e-2, schedule=Schedule(shape="wsd", decay_tokens=64)),
     stages=(
         dataclasses.replace(STAGE, until=EarlyStop(slope=0.1, slope_tokens=5000)),
         dataclasses.replace(

@@ -9,7 +9,7 @@ import pytest
 from stackjax.config_file import load_config
 from stackjax.sharding.mesh import build_mesh
 from stackjax.sharding.partition import on_mesh
-from stackjax.training.compile import abstract_batch, abstract_state, jit_step
+from stackjax.training.compile import abstract_batch, abstract_state, jit_step, step_inputs
 from stackjax.training.compiler_options import COMPILER_OPTIONS
 from stackjax.training.expand import expand
 
@@ -59,7 +59,7 @@ def lowered(platform: str, stage: int, overrides: list[str]) -> jax.export.Expor
         export = jax.export.export(
             jit_step(config, phase), platforms=[platform], disabled_checks=ALLOWED
         )
-        return export(state, abstract_batch(config, phase, mesh))
+        return export(step_inputs(phase), state, abstract_batch(config, phase, mesh))
 
 
 # One stage of six layers and one of 24, the latter with rows of several documents.

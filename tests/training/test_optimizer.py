@@ -23,17 +23,14 @@ from conftest import (
 from optimizers import by_name, compiled_optimizer, orthogonalised, random_like
 
 from stackjax import model
-from stackjax.config import OptimizerConfig, Rewarm, Schedule
+from stackjax.config import Rewarm, Schedule
 from stackjax.growth import Learn, grow_opt_state
 from stackjax.model.config import axis_size
+from stackjax.optimizers import AdamW, Muon
 from stackjax.sharding.axes import Axes
 from stackjax.sharding.partition import on_mesh
-from stackjax.training.optimizer import (
-    LearningRate,
-    ParameterRates,
-    build_fit_optimizer,
-    build_optimizer,
-)
+from stackjax.training.compile import fit_transformation
+from stackjax.training.learning_rate import LearningRate, ParameterRates
 
 AXES = {
     "matrix": Axes(reads=("embed",), writes=("mlp",)),
@@ -58,12 +55,17 @@ def rate_by_hand(peak, schedule, horizon, tokens):
 
 
 def learning_rate(schedule, horizon, *, first=0, per_step=100) -> LearningRate:
+    decay = schedule.decay_tokens or 0
+    start = schedule.warmup_tokens if schedule.shape == "cosine" else horizon - decay
     return LearningRate(
+        shape=schedule.shape,
         peak=3e-4,
-        schedule=schedule,
-        horizon_tokens=horizon,
-        first_tokens=first,
-        tokens_per_step=per_step,
+        warmup_tokens=float(schedule.warmup_tokens),
+        decay_start=float(start),
+        decay_tokens=float(horizon - start),
+        final_fraction=schedule.final_fraction,
+        first_tokens=float(first),
+        tokens_per_step=float(per_step),
     )
 
 
@@ -128,8 +130,8 @@ def random_trees(seed, count):
 
 @pytest.mark.parametrize("clip_norm", [0.5, 1e3])
 def test_steps_are_those_of_optax_adamw(clip_norm):
-    config = OptimizerConfig(peak_learning_rate=0.1, clip_norm=clip_norm)
-    ours = build_optimizer(config, AXES)
+    config = AdamW(peak_learning_rate=0.1, clip_norm=clip_norm)
+    ours = config.build(AXES)
     theirs = optax.chain(
         optax.clip_by_global_norm(clip_norm),
         optax.adamw(0.1, b1=0.9, b2=0.95, eps=1e-8, weight_decay=0.1, mask=IS_MATRIX),
@@ -147,8 +149,8 @@ def test_steps_are_those_of_optax_adamw(clip_norm):
 
 
 def test_without_gradients_matrices_decay_and_norms_stay():
-    config = OptimizerConfig(peak_learning_rate=0.1, weight_decay=0.5)
-    tx = build_optimizer(config, AXES)
+    config = AdamW(peak_learning_rate=0.1, weight_decay=0.5)
+    tx = config.build(AXES)
     (params,) = random_trees(1, 1)
     zeros = jax.tree.map(jnp.zeros_like, params)
     updates, _ = tx.update(zeros, tx.init(params), params)
@@ -157,8 +159,8 @@ def test_without_gradients_matrices_decay_and_norms_stay():
 
 
 def test_gradients_are_clipped_together_by_their_global_norm():
-    config = OptimizerConfig(peak_learning_rate=0.1, clip_norm=1.0, b1=0.0)
-    tx = build_optimizer(config, AXES)
+    config = AdamW(peak_learning_rate=0.1, clip_norm=1.0, b1=0.0)
+    tx = config.build(AXES)
     params, grads = random_trees(2, 2)
     _, state = tx.update(grads, tx.init(params), params)
     norm = math.sqrt(sum(np.sum(np.square(leaf)) for leaf in grads.values()))
@@ -168,7 +170,7 @@ def test_gradients_are_clipped_together_by_their_global_norm():
         np.testing.assert_allclose(moments.mu[name], grad / np.float32(norm), rtol=1e-5)
 
 
-MUON = OptimizerConfig(name="muon", peak_learning_rate=0.1, weight_decay=0.3, clip_norm=1e3)
+MUON = Muon(peak_learning_rate=0.1, weight_decay=0.3, clip_norm=1e3)
 
 # The matrices of one layer, as rows that are read and columns that are written.
 LAYER_MATRICES = {
@@ -283,7 +285,7 @@ def test_muon_is_the_same_on_eight_devices_and_keeps_the_sharding():
     config, gradients = MODELS["gqa"], gradients_of(MODELS["gqa"], 2)
     expected = directions(config, MUON, gradients)
     mesh = mesh_of("replica 2, fsdp 2, tensor 2")
-    tx = build_optimizer(MUON, model.logical_axes(config))
+    tx = MUON.build(model.logical_axes(config))
     with jax.set_mesh(mesh):
         abstract = jax.eval_shape(lambda: model.init(config, jax.random.key(0)))
         layout = jax.tree.map(lambda leaf: leaf.sharding, on_mesh(abstract, mesh))
@@ -348,7 +350,7 @@ GROWN = [
 def test_muons_state_grows_into_that_of_the_grown_model(name, mode):
     growth, target = GROWTHS[name], GROWTHS[name].target_config(SOURCE)
     grown = grow_opt_state(growth, muon_state(), SOURCE_AXES, SOURCE, mode)
-    tx = build_optimizer(MUON, model.logical_axes(target))
+    tx = MUON.build(model.logical_axes(target))
     fresh = jax.eval_shape(lambda: tx.init(model.init(target, jax.random.key(0))))
     assert jax.tree.structure(grown) == jax.tree.structure(fresh)
     assert [(x.shape, x.dtype) for x in jax.tree.leaves(grown)] == [
@@ -401,7 +403,7 @@ def shapes_and_types(tree):
 
 
 def abstract_state(config, optimizer):
-    tx = build_optimizer(optimizer, model.logical_axes(config))
+    tx = optimizer.build(model.logical_axes(config))
     return jax.eval_shape(lambda: tx.init(model.init(config, jax.random.key(0))))
 
 
@@ -490,7 +492,7 @@ def test_moments_in_bfloat16_grow_in_float32_and_are_rounded_once():
 
 def test_the_fit_stores_moments_in_bfloat16_too():
     params = {"maps": {"embed": jnp.ones((2, 3))}, "source": random_params(SOURCE)}
-    state = jax.eval_shape(build_fit_optimizer(NARROW[ADAMW]).init, params)
+    state = jax.eval_shape(fit_transformation(NARROW[ADAMW]).init, params)
     dtypes = [leaf.dtype.name for leaf in jax.tree.leaves(state)]
     assert sorted(dtypes) == ["bfloat16", "bfloat16", "int32"]
 
@@ -624,11 +626,11 @@ def test_factors_multiply(name, tokens, rewarm, fan_in, data):
 
 
 def test_the_fit_updates_maps_by_adam_and_the_source_not_at_all():
-    config = OptimizerConfig(peak_learning_rate=0.1, weight_decay=0.5, clip_norm=0.5)
+    config = AdamW(peak_learning_rate=0.1, weight_decay=0.5, clip_norm=0.5)
     growth = Learn(2, embed=2)
     maps = growth.init_maps(SOURCE_AXES, SOURCE, key=jax.random.key(0))
     params = {"maps": maps, "source": random_params(SOURCE)}
-    tx = build_fit_optimizer(config)
+    tx = fit_transformation(config)
     adam = optax.chain(optax.clip_by_global_norm(0.5), optax.scale_by_adam(0.9, 0.95, 1e-8))
     state, expected_state = tx.init(params), adam.init(maps)
     # Two moments of the maps, a count, and nothing of the source.

@@ -13,15 +13,14 @@ from stackjax.config import (
     CheckpointConfig,
     EvaluationConfig,
     LoggingConfig,
-    OptimizerConfig,
     Stage,
 )
 from stackjax.growth import Stack
+from stackjax.optimizers import AdamW, Muon
 from stackjax.sharding.config import MeshConfig
 from stackjax.sharding.partition import on_mesh
 from stackjax.training.compile import compile_step
 from stackjax.training.expand import expand
-from stackjax.training.optimizer import build_optimizer
 from stackjax.training.preflight import check, check_backend
 from stackjax.training.train_state import init_state
 
@@ -39,9 +38,9 @@ def checkpoints(**fields):
     return {"checkpoints": CheckpointConfig(**({"every_tokens": 128} | fields))}
 
 
-def optimizer(**fields):
+def optimizer(kind=AdamW, **fields):
     values = {"peak_learning_rate": 1e-2, "moments_dtype": "bfloat16"} | fields
-    return {"optimizer": OptimizerConfig(**values)}
+    return {"optimizer": kind(**values)}
 
 
 TENSOR = {"mesh": MeshConfig(tensor=4)}
@@ -115,7 +114,7 @@ ERRORS = {
     ),
     "first moment that it cannot": (optimizer(b1=0.985), "optimizer.b1 is 0.985, and"),
     "momentum that it cannot": (
-        optimizer(name="muon", momentum=0.99),
+        optimizer(Muon, momentum=0.99),
         "optimizer.momentum is 0.99, and",
     ),
     "never evaluated": (
@@ -229,7 +228,7 @@ def test_moments_in_bfloat16_take_half_of_the_bytes_on_every_device():
 
 def test_decays_that_no_moment_has_may_be_as_slow_as_they_like():
     tiny_run(**optimizer(b2=0.999, moments_dtype="float32"))
-    tiny_run(**optimizer(name="muon", momentum=0.999, moments_dtype="float32"))
+    tiny_run(**optimizer(Muon, momentum=0.999, moments_dtype="float32"))
 
 
 @pytest.mark.parametrize("name", MESHES)
@@ -240,7 +239,7 @@ def test_estimated_bytes_are_those_of_arrays_on_the_devices(name):
     for estimate in check(run, num_devices):
         config = estimate.phase.model
         with jax.set_mesh(mesh):
-            tx = build_optimizer(run.optimizer, model.logical_axes(config))
+            tx = run.optimizer.build(model.logical_axes(config))
             abstract = jax.eval_shape(lambda: init_state(config, tx, jax.random.key(0)))  # noqa: B023
             layout = on_mesh(abstract, mesh)
             state = jax.jit(

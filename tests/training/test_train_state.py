@@ -1,5 +1,6 @@
 """A train step is one step of the optimizer on the whole batch, wherever it runs."""
 
+import dataclasses
 import functools
 
 import jax
@@ -10,20 +11,20 @@ import pytest
 from conftest import MODELS, mesh_of, phase_of, random_batch, random_params
 
 from stackjax import model
-from stackjax.config import OptimizerConfig
 from stackjax.data.batch import Batch
 from stackjax.data.device import batch_sharding
+from stackjax.growth.moment_starts import MomentStarts
+from stackjax.optimizers import AdamW, Muon
 from stackjax.sharding.partition import on_mesh
-from stackjax.training.optimizer import ParameterRates, build_optimizer
+from stackjax.training.learning_rate import ParameterRates
+from stackjax.training.phase import Counts, Waypoint
 from stackjax.training.train_state import TrainState, eval_step, init_state, train_step
 
 CONFIG = MODELS["gqa"]
 RATE = 1e-2
 # Adam divides by the gradient's size, which would blow up the rounding of gradients near
 # zero; a large epsilon makes its update smooth in the gradient.
-TX = build_optimizer(
-    OptimizerConfig(peak_learning_rate=RATE, epsilon=1e-2), model.logical_axes(CONFIG)
-)
+TX = AdamW(peak_learning_rate=RATE, epsilon=1e-2).build(model.logical_axes(CONFIG))
 
 
 def initial_state(params=None) -> TrainState:
@@ -31,11 +32,16 @@ def initial_state(params=None) -> TrainState:
     return TrainState(jnp.int32(0), params, TX.init(params))
 
 
-PHASE = phase_of(CONFIG, learning_rate=lambda step: RATE * (step + 1))
+# The rate of step k is k * RATE.
+PHASE = phase_of(CONFIG)
+RISING = dataclasses.replace(
+    PHASE.learning_rate, peak=25 * RATE, warmup_tokens=25.0, tokens_per_step=1.0
+)
+INPUTS = PHASE.step_inputs._replace(learning_rate=RISING)
 
 
 def step_with(z_loss, state, batch):
-    return train_step(PHASE, TX, z_loss, state, batch)
+    return train_step(PHASE, TX, z_loss, INPUTS, state, batch)
 
 
 compiled = jax.jit(step_with, static_argnums=0)
@@ -130,6 +136,39 @@ def test_steps_are_the_same_on_every_mesh_and_compile_once(name, accumulate):
     assert_same_params(state.params, expected.params, tolerance=1e-5)
 
 
+def test_phases_that_differ_in_rates_tokens_and_starts_share_one_program():
+    traces = []
+    late = MomentStarts(axes=(("layers", (0, 5, 5)),), embedding=5)
+    early = MomentStarts(axes=(("layers", (0, 2, 2)),), embedding=2)
+    phase = dataclasses.replace(PHASE, moment_starts=late)
+    other_rate = dataclasses.replace(
+        PHASE.learning_rate, peak=0.5, decay_start=1e11, first_tokens=9e10
+    )
+    other = dataclasses.replace(
+        phase,
+        learning_rate=other_rate,
+        moment_starts=early,
+        start=Counts(tokens=9 * 10**10),
+        num_steps=11,
+        waypoint=Waypoint(step=4, counts=Counts(tokens=9 * 10**10 + 640)),
+    )
+
+    def step(inputs, state, batch):
+        traces.append(inputs)
+        return train_step(phase, TX, 0.0, inputs, state, batch)
+
+    compiled = jax.jit(step)
+    found = [
+        compiled(each.step_inputs, initial_state(), random_batch()) for each in (phase, other)
+    ]
+    assert len(traces) == 1
+    rates = [float(metrics["learning_rate"]) for _, metrics in found]
+    assert rates == pytest.approx([RATE, 0.5])
+    alone = jax.jit(functools.partial(train_step, other, TX, 0.0))
+    expected, _ = alone(other.step_inputs, initial_state(), random_batch())
+    assert_same_params(found[1][0].params, expected.params, tolerance=0)
+
+
 def test_evaluation_sums_the_loss_that_training_reports():
     batch = random_batch(5)
     _, metrics = compiled(0.0, initial_state(), batch)
@@ -154,16 +193,17 @@ def frozen_phase(config, trained):
 @pytest.mark.parametrize(
     ("name", "trained", "optimizer"),
     [
-        ("gqa", (False, False, True), "adamw"),
-        ("gqa, tied, qk_norm", (True, False, True), "adamw"),
-        ("gqa", (True, False, True), "muon"),
+        ("gqa", (False, False, True), AdamW),
+        ("gqa, tied, qk_norm", (True, False, True), AdamW),
+        ("gqa", (True, False, True), Muon),
     ],
 )
 def test_frozen_layers_stay_bit_by_bit_and_the_rest_learns(name, trained, optimizer):
     config = MODELS[name]
-    fields = OptimizerConfig(name=optimizer, peak_learning_rate=RATE, weight_decay=0.5)
-    tx = build_optimizer(fields, model.logical_axes(config))
-    step = jax.jit(functools.partial(train_step, frozen_phase(config, trained), tx, 1e-4))
+    values = optimizer(peak_learning_rate=RATE, weight_decay=0.5)
+    tx = values.build(model.logical_axes(config))
+    phase = frozen_phase(config, trained)
+    step = jax.jit(functools.partial(train_step, phase, tx, 1e-4, phase.step_inputs))
     params = random_params(config)
     state = TrainState(jnp.int32(0), params, tx.init(params))
     for seed in range(3):
@@ -183,7 +223,8 @@ def test_frozen_layers_stay_bit_by_bit_and_the_rest_learns(name, trained, optimi
 
 
 MIDDLE = (False, True, False)
-compiled_frozen = jax.jit(functools.partial(train_step, frozen_phase(CONFIG, MIDDLE), TX, 0.0))
+FROZEN = frozen_phase(CONFIG, MIDDLE)
+compiled_frozen = jax.jit(functools.partial(train_step, FROZEN, TX, 0.0, FROZEN.step_inputs))
 
 
 def test_a_frozen_step_is_that_of_a_model_whose_gradient_has_holes():
