@@ -1,1 +1,1 @@
-"""Checkpoints: saved, restored, described, and grown outside of a run."""
+"""Checkpoints: save, restore, describe, and grow outside a run."""

@@ -1,7 +1,7 @@
 """Checksums for arrays, computed on the arrays' devices.
 
-A checksum depends only on the bits and their positions, not on the mesh or the number of
-processes. Each array is read once and never copied.
+A checksum depends only on the bits and their positions, not on the mesh or the process
+count. Each array is read once and never copied.
 """
 
 from typing import Any
@@ -32,9 +32,9 @@ def by_path(tree: Any) -> dict[str, Any]:
 
 @jax.jit
 def checksums(tree: Any) -> jax.Array:
-    """Returns each array's checksum, in the order of `by_path`: uint32 `[arrays, WORDS]`.
+    """Returns each array's checksum, ordered as in `by_path`: uint32 `[arrays, WORDS]`.
 
-    A change in a single 32-bit word always changes the first word of a checksum. Other damage,
+    A change in a single 32-bit word always changes the first checksum word. Other damage,
     such as zeroed or swapped blocks, is missed about once in 2^64 cases.
     """
 
@@ -77,7 +77,7 @@ def _places(words: jax.Array) -> jax.Array:
     for axis in reversed(range(words.ndim)):
         along = lax.broadcasted_iota(_U32, words.shape, axis)
         places = lax.add(places, _times(along, stride))
-        # Not a multiple of the previous stride, so that rows differ beyond 2^32 words.
+        # No multiple of the previous stride, so rows differ beyond 2^32 words.
         stride = stride * words.shape[axis] + 2
     return places
 

@@ -1,4 +1,4 @@
-"""The description of the state in a checkpoint."""
+"""Checkpoint descriptions."""
 
 import dataclasses
 from typing import Any
@@ -17,7 +17,7 @@ from stackjax.training.phase import Counts
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerForm:
-    """Optimizer fields that define the form of the optimizer state."""
+    """Optimizer fields with influence on the optimizer state's form."""
 
     name: str
     moments_dtype: str = "float32"
@@ -25,20 +25,19 @@ class OptimizerForm:
 
 @dataclasses.dataclass(frozen=True)
 class Contents:
-    """The description of the state in a checkpoint."""
+    """A checkpoint's description of the state."""
 
     counts: Counts
     """Consumed tokens, sequences and FLOPs."""
     model: ModelConfig
     is_model: bool
-    """Are the parameters a model? Not during the fit of a learned growth, and not before all
-    masks are open."""
+    """Are the parameters a model? Not during a fit, and not before all masks are open."""
     lineage: tuple[Generation, ...]
     """All generations, the newest last."""
     rows: Extent = dataclasses.field(default_factory=Extent)
     """The run's metric rows up to this state."""
     optimizer: OptimizerForm | None = None
-    """None without optimizer state, and in checkpoints of older versions."""
+    """None without optimizer state, and in older checkpoints."""
 
 
 def form_of(optimizer: Optimizer) -> OptimizerForm:

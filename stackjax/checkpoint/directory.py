@@ -22,7 +22,7 @@ def absolute(path: str) -> epath.Path:
     """Returns an absolute path, or a `gs://` path, for Orbax.
 
     Raises:
-      UserError: Another kind of bucket, or a missing package.
+      UserError: An unsupported bucket, or a missing package.
       OSError: The bucket is missing, or permission is denied.
     """
     if is_remote(path) and not path.startswith("gs://"):
@@ -88,7 +88,7 @@ def discard_after(workdir: epath.Path, phase: Phase, step: int) -> None:
 
 
 def clear(workdir: epath.Path, phase: Phase) -> None:
-    """Removes remains of an uncommitted phase after a kill."""
+    """Removes an uncommitted phase's remains after a kill."""
     directory = workdir / phase.directory
     if jax.process_index() == 0 and directory.exists():
         directory.rmtree()

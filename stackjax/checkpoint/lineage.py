@@ -21,7 +21,7 @@ class Generation:
 
     stage: int
     name: Literal["fit", "train"]
-    """Training, or a fit of the maps of a learned growth."""
+    """Training, or a fit for a learned growth."""
     growth: str | None
     """Growth from the previous generation; None for the first or an unchanged model."""
     model: ModelConfig
@@ -30,7 +30,7 @@ class Generation:
     code: str
     """Code version at the start."""
     changes: tuple[str, ...] = ()
-    """Changes of config and skipped examples at resumes."""
+    """Config changes and skipped examples at resumes."""
 
 
 def begin(lineage: Sequence[Generation], phase: Phase) -> tuple[Generation, ...]:
@@ -41,7 +41,7 @@ def begin(lineage: Sequence[Generation], phase: Phase) -> tuple[Generation, ...]
 def begin_grown(
     lineage: Sequence[Generation], growth: Growth, model: ModelConfig
 ) -> tuple[Generation, ...]:
-    """Returns a lineage with a model grown outside of a run."""
+    """Returns a lineage with a model grown outside a run."""
     return _append(lineage, lineage[-1].stage + 1, "train", growth, model)
 
 
@@ -66,7 +66,7 @@ def _append(
 def spend(
     lineage: Sequence[Generation], phase: Phase, step: int, changes: Sequence[Change] = ()
 ) -> tuple[Generation, ...]:
-    """Returns a lineage with the last generation at a step of a phase.
+    """Returns a lineage with the last generation at a step.
 
     Args:
       changes: All changes in the run. Changes in this phase up to the step are recorded.
@@ -82,12 +82,12 @@ def spend(
 
 
 def total(lineage: Sequence[Generation]) -> Counts:
-    """Returns the consumption of all generations."""
+    """Returns the consumption over all generations."""
     return functools.reduce(lambda sum_, each: sum_.after(each.spent), lineage, Counts())
 
 
 def from_json(generations: Any) -> tuple[Generation, ...]:
-    """Returns a lineage from the plain values of `dataclasses.asdict`.
+    """Returns a lineage from plain values (`dataclasses.asdict`).
 
     Raises:
       UserError: The lineage is malformed or empty.
@@ -119,7 +119,7 @@ def code_version() -> str:
 
 
 def _git(directory: Path, *arguments: str) -> str | None:
-    """Returns the output of a git command; None if git fails or is not installed."""
+    """Returns a git command's output; None if git fails or is not installed."""
     command = ["git", "-C", str(directory), *arguments]
     try:
         found = subprocess.run(command, capture_output=True, text=True, check=True)

@@ -1,4 +1,4 @@
-"""Restore of states and descriptions, with advice for damaged checkpoints."""
+"""Restored states and descriptions, with advice for damaged checkpoints."""
 
 from collections.abc import Callable, Iterable
 from typing import TypeVar
@@ -86,7 +86,7 @@ def read_types(checkpoint: epath.Path) -> dict[str, str]:
 def load_whole(
     checkpoint: epath.Path, abstract: TrainState, mesh: jax.sharding.Mesh
 ) -> tuple[TrainState, Contents]:
-    """Returns a checkpoint's state on `mesh` and description, after checks of all checksums.
+    """Returns a checkpoint's state on `mesh` and description, with verified checksums.
 
     Args:
       abstract: The state's shapes, types and partitions.
@@ -103,7 +103,7 @@ def load_whole(
 def load_part(
     checkpoint: epath.Path, abstract: TrainState, mesh: jax.sharding.Mesh
 ) -> TrainState:
-    """Returns a part of a checkpoint's state on `mesh`, after checks of its checksums.
+    """Returns a part of a checkpoint's state on `mesh`, with verified checksums.
 
     Args:
       abstract: Shapes, types and partitions; the optimizer state may be None.

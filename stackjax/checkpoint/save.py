@@ -25,7 +25,7 @@ _RESUMES = "those before it are whole, and the same command resumes from the new
 
 @dataclasses.dataclass(frozen=True)
 class _KeepEvery:
-    """Keeps the first checkpoint past each multiple of `keep_every_tokens`."""
+    """Keeps the first checkpoint past every `keep_every_tokens` tokens."""
 
     phase: Phase
     keep_every_tokens: int
@@ -46,7 +46,7 @@ class Checkpoints:
     Args:
       workdir: The run directory.
       phase: The phase.
-      config: Number of kept checkpoints.
+      config: How many checkpoints to keep.
       lineage: Earlier models, for the phase's first checkpoint.
       changes: Changes by the user.
     """
@@ -119,9 +119,9 @@ class Checkpoints:
 
 
 def _open(directory: epath.Path, keep: Any) -> ocp.training.Checkpointer:
-    """Returns a checkpointer for a directory, after removal of incomplete checkpoints.
+    """Returns a checkpointer for a directory, without incomplete checkpoints.
 
-    Orbax reads a file in every checkpoint, so damage is reported at the start of a run.
+    Orbax reads a file in every checkpoint, so a run reports damage at the start.
 
     Raises:
       UserError: A checkpoint is damaged.

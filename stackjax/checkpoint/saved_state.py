@@ -38,7 +38,7 @@ class DamagedError(UserError):
 
 
 def to_save(state: TrainState) -> dict[str, Any]:
-    """Returns the tree for a checkpoint: the state and its checksums.
+    """Returns the tree for a checkpoint: the state and the checksums.
 
     The state may be donated afterwards, because the checksums are already enqueued.
     """
@@ -47,7 +47,7 @@ def to_save(state: TrainState) -> dict[str, Any]:
 
 
 def saved_tree(state: TrainState) -> dict[str, Any]:
-    """Returns the parts of a state by name, without parts that are None."""
+    """Returns a state's parts by name, without None."""
     return {name: value for name, value in vars(state).items() if value is not None}
 
 
@@ -60,7 +60,7 @@ def read_contents(checkpoint: epath.Path) -> Contents:
     """Returns the description of the state in a checkpoint.
 
     Raises:
-      DamagedError: It cannot be read.
+      DamagedError: The checkpoint is unreadable.
     """
 
     def read() -> Contents:
@@ -75,7 +75,7 @@ def read_array_types(checkpoint: epath.Path) -> dict[str, str]:
     """Returns the `array_types` of the state in a checkpoint; opens every array.
 
     Raises:
-      DamagedError: It cannot be read.
+      DamagedError: The checkpoint is unreadable.
     """
 
     def read() -> dict[str, str]:
@@ -100,7 +100,7 @@ def load_state(
       abstract: Shapes, types and partitions; the optimizer state may be None.
 
     Raises:
-      DamagedError: It cannot be read, or the checksum of an array is another than was saved.
+      DamagedError: The checkpoint is unreadable, or a checksum differs.
     """
     tree = saved_tree(abstract)
     table = jax.ShapeDtypeStruct((len(saved), WORDS), np.uint32)
@@ -125,22 +125,22 @@ def load_state(
 
 
 def _read(checkpoint: epath.Path, read: Callable[[], T]) -> T:
-    """Returns what a function reads of a checkpoint; DamagedError if it cannot."""
+    """Returns `read()`; DamagedError after a failure."""
     with _quiet_tasks():
         try:
             return read()
         except (MemoryError, jax.errors.JaxRuntimeError):
             raise
-        except Exception as error:  # Orbax raises all kinds, and `Exception` itself.
+        except Exception as error:  # Orbax raises various types, even `Exception` itself.
             reason = _reason(error)
-        gc.collect()  # Tasks that nobody waits for complain when they are freed.
+        gc.collect()  # Forgotten tasks complain when freed.
     _ignore_late_reads()
     raise DamagedError(f"{checkpoint} is damaged: {reason}")
 
 
 @contextlib.contextmanager
 def _quiet_tasks() -> Iterator[None]:
-    """Silences the tracebacks of further failed reads.
+    """Silences tracebacks from further failed reads.
 
     All arrays are read at once, and every failed read would print a traceback.
     """

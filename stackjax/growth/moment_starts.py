@@ -1,8 +1,8 @@
-"""Moment starts: the update after which each entry of a moment begins to average gradients.
+"""Moment starts: update counts at which moment entries begin to average gradients.
 
-Adam and Muon divide a moment by 1 - decay^k after k updates. Growth and the release of frozen
-layers set moments to zero, while the optimizer continues to count. Its count is too large a k
-for such entries: at b2 0.999 their steps would be up to 6.6 times too long.
+Adam and Muon divide a moment by 1 - decay^k after k updates. Growth and released layers set
+moments to zero, but the optimizer continues to count. Without moment starts, k would be too
+large: at b2 0.999, steps would be up to 6.6 times too long.
 """
 
 import dataclasses
@@ -23,16 +23,16 @@ from stackjax.sharding.axes import Axes
 @jax.tree_util.register_pytree_node_class
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MomentStarts:
-    """The optimizer's update count at the start of each entry's moments.
+    """The optimizer's update count when each entry's moments start.
 
-    An entry starts with its latest index. Axes without counts start with the optimizer. A
-    pytree: all counts are inputs of a compiled step.
+    An entry starts with the latest index. Axes without counts start with the optimizer. A
+    pytree: all counts are inputs to a compiled step.
     """
 
     axes: tuple[tuple[str, Sequence[int] | jax.Array], ...] = ()
     """A count for each index, by axis name."""
     embedding: int | jax.Array = 0
-    """The count for the whole embedding, which can be frozen alone."""
+    """The count for the whole embedding, because only the embedding may be frozen."""
 
     def tree_flatten(self) -> tuple[tuple[Any, ...], tuple[str, ...]]:
         """Returns the counts as arrays, and the axis names."""
@@ -45,7 +45,7 @@ class MomentStarts:
         return cls(axes=tuple(zip(axes, counts[:-1], strict=True)), embedding=counts[-1])
 
     def correction(self, names: Axes, decay: float, count: jax.Array) -> jax.Array:
-        """Returns 1 - decay^k for each entry of a parameter, k updates after its start.
+        """Returns 1 - decay^k for each entry in a parameter, k updates after the start.
 
         Args:
           count: Updates by the optimizer; an int32 scalar.

@@ -1,4 +1,4 @@
-"""Growth of optimizer states."""
+"""Growth for optimizer states."""
 
 from collections.abc import Callable
 from typing import Any, Literal
@@ -21,7 +21,7 @@ _ORDERS: dict[type, dict[str, Order]] = {
     optax.ScaleByRmsState: {"nu": 2},
     optax.TraceState: {"trace": 1},
 }
-"""The order of the moments in each field of a known state."""
+"""The moments' order in each field, by known state."""
 
 
 def grow_opt_state(
@@ -35,12 +35,12 @@ def grow_opt_state(
 
     Args:
       axes: The `Axes` of each parameter.
-      source: The config of the model that is growing.
-      mode: `grow` multiplies moments by the gradient's factor and its square; `keep` keeps the
-        moments of old entries, and zeroes the moments of new entries.
+      source: The model before growth.
+      mode: `grow` multiplies moments by the gradient's factor, or the squared factor; `keep`
+        keeps old moments, and zeroes new moments.
 
     Raises:
-      UserError: The state has an array of unknown growth.
+      UserError: The state has an array with unknown growth.
     """
 
     def grow_whole(moment: Any, order: Order) -> Any:
@@ -50,7 +50,7 @@ def grow_opt_state(
         return zero_new(copies, axes, growth.axis_maps(source))
 
     def grow_present(moment: Any, order: Order) -> Any:
-        # A parameter of another optimizer has no moment here.
+        # Another optimizer updates this parameter.
         def whole(leaf: Any, names: Axes) -> Any:
             shape = tuple(axis_size(source, name) for name in names.names)
             return jnp.zeros(shape) if _is_absent(leaf) else _widened(leaf)
@@ -67,7 +67,7 @@ def grow_opt_state(
 
 
 def zero_where(is_zeroed: Any, opt_state: Any) -> Any:
-    """Returns an optax state with some entries of its moments set to zero.
+    """Returns an optax state with some moment entries set to zero.
 
     Args:
       is_zeroed: Booleans for each parameter, which broadcast against it.
@@ -85,25 +85,25 @@ def zero_where(is_zeroed: Any, opt_state: Any) -> Any:
 
 
 def register_moments(state: type, **orders: Order) -> None:
-    """Adds a type of optax state to the known types.
+    """Adds an optax state to the known types.
 
         register_moments(optax.ScaleByBeliefState, mu=1, nu=2)
 
     Args:
       state: The type, a NamedTuple.
-      orders: The order of the moments in each of its fields: 1 for averages of gradients, 2 for
-        averages of squared gradients.
+      orders: The moments' order in each field: 1 for averaged gradients, 2 for averaged squared
+        gradients.
     """
     _ORDERS[state] = orders
 
 
 def check_moments(opt_state: Any) -> None:
-    """Raises UserError if a state, which may be abstract, has an array of unknown growth."""
+    """Raises UserError if a state, perhaps abstract, has an array with unknown growth."""
     _map_moments(lambda moment, _: moment, opt_state)
 
 
 def _map_moments(function: Callable[[Any, Order], Any], opt_state: Any) -> Any:
-    """Returns a state with `function(moments, order)` in place of each tree of moments.
+    """Returns a state with `function(moments, order)` in place of all moments.
 
     Raises:
       UserError: The state has an array that is no known moment.

@@ -1,4 +1,4 @@
-"""Base class of optimizers, and learning-rate schedules."""
+"""Base class for optimizers, and learning-rate schedules."""
 
 import abc
 import dataclasses
@@ -36,13 +36,13 @@ class Schedule:
     axis: Annotated[Literal["stage", "run"], OnlyWith("warmup_tokens", shape=DECAYING)] = (
         "stage"
     )
-    """Start of the token count: the stage, or the run. With `run`, a stage continues the
-    schedule of the previous stage."""
+    """Count tokens from the start of the stage or the run. With `run`, a stage continues the
+    previous schedule."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Optimizer(abc.ABC):
-    """An optimizer and its learning-rate schedule.
+    """An optimizer with a learning-rate schedule.
 
     A subclass adds fields and `build`, for example in a config file:
 

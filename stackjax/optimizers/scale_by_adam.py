@@ -80,7 +80,7 @@ def store_moments(
         return tx
 
     def cast(state: Any, to: str) -> Any:
-        # By name: Muon's state also has the coefficients of its polynomial.
+        # By name, because Muon's state also has polynomial coefficients.
         trees = {name: getattr(state, name) for name in ("mu", "nu") if hasattr(state, name)}
         return state._replace(**jax.tree.map(lambda moment: moment.astype(to), trees))
 

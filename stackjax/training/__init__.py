@@ -1,1 +1,1 @@
-"""The pure core of a run: phases, train state, optimizer, compiled step."""
+"""The pure core: phases, train state, learning rates, compiled step."""

@@ -6,8 +6,8 @@ set further options. docs/performance.md lists measurements.
 
 COMPILER_OPTIONS: dict[str, dict[str, bool | str]] = {
     # Overlaps communication with computation. Without pipelined collectives: jax 0.10 and 0.11
-    # name these options differently, 0.10 doubles activation memory, and double unrolling of
-    # loops breaks the scheduler (docs/performance.md).
+    # name these options differently, 0.10 doubles activation memory, and double loop
+    # unrolling breaks the scheduler (docs/performance.md).
     "gpu": {"xla_gpu_enable_latency_hiding_scheduler": True},
     # Fusions with asynchronous communication. The latency-hiding scheduler is on by default.
     "tpu": {

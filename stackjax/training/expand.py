@@ -1,4 +1,4 @@
-"""Expansion of a config's stages into phases."""
+"""Phases from a config's stages."""
 
 import dataclasses
 import math
@@ -67,7 +67,7 @@ def _phase_names(config: Config, stage: int) -> tuple[Literal["fit", "train"], .
 
 @dataclasses.dataclass(frozen=True)
 class _Parts:
-    """The config's part of a phase."""
+    """A phase in the config."""
 
     config: Config
     index: int
@@ -83,7 +83,7 @@ class _Parts:
 
     @property
     def growth(self) -> Growth | None:
-        """Growth at the start of the phase; a learned growth belongs to the fit."""
+        """Growth before the phase; learned growth belongs to the fit."""
         growth = self.stage.growth
         return None if isinstance(growth, Learn) and self.name == "train" else growth
 
@@ -119,7 +119,7 @@ class _Parts:
 
 @dataclasses.dataclass(frozen=True)
 class _Course:
-    """Start, known waypoint and number of steps."""
+    """Start, known waypoint and step count."""
 
     start: Counts
     waypoint: Waypoint
@@ -133,12 +133,12 @@ def _course(
 
     Args:
       index: Position among all phases.
-      start: Counts at the start of the phase.
-      end_tokens: The run's tokens at the end of the stage.
+      start: Counts before the phase.
+      end_tokens: The run's tokens after the stage.
     """
     waypoint = marker.waypoints.get(index, Waypoint(step=0, counts=start))
     if index < marker.phase and index in marker.waypoints:
-        return _Course(start, waypoint, waypoint.step)  # the end of an earlier phase
+        return _Course(start, waypoint, waypoint.step)  # where an earlier phase ended
     left = math.ceil((end_tokens - waypoint.counts.tokens) / parts.per_step.tokens)
     if parts.fit is not None:
         _check_fit(parts, parts.fit, left)
@@ -152,7 +152,7 @@ def _course(
 
 
 def _build_phase(parts: _Parts, index: int, course: _Course, run_tokens: int) -> Phase:
-    """Returns a phase with its planned length."""
+    """Returns a phase with the planned length."""
     stage, trained = parts.stage, parts.trained_layers
     phase = Phase(
         index=index,
@@ -195,7 +195,7 @@ def _optimizer_state(parts: _Parts) -> Literal["reset", "grow", "keep"]:
 
 
 def _shortened(phase: Phase, before: Sequence[Phase], marker: Marker) -> Phase:
-    """Returns a phase, shortened after an early end of its stage."""
+    """Returns a phase, shortened if the stage ended early."""
     if phase.stage not in marker.ended or phase.name == "fit":
         return phase
     fitted = sum(each.num_steps for each in before if each.stage == phase.stage)
@@ -223,7 +223,7 @@ def _check_fit(parts: _Parts, growth: Learn, num_steps: int) -> None:
 
 
 def _check_growth(phase: Phase) -> None:
-    """Raises UserError if a growth does not fit into its stage."""
+    """Raises UserError if a growth does not fit into the stage."""
     if isinstance(phase.growth, Chain):
         for link in phase.growth.growths:
             if isinstance(link, Learn):

@@ -20,7 +20,7 @@ from stackjax.sharding.axes import Axes
 class LearningRate:
     """A phase's learning-rate schedule, over tokens.
 
-    A pytree: all numbers are inputs of a compiled step, so no number needs a new program. Token
+    A pytree: all numbers are inputs to a compiled step, so no number needs a new program. Token
     counts are floats, because an int32 is too small for long runs.
     """
 
@@ -30,23 +30,23 @@ class LearningRate:
     decay_start: float
     """Tokens before the decay."""
     decay_tokens: float
-    """Tokens from the start of the decay to its end."""
+    """Tokens during the decay."""
     final_fraction: float
-    """Rate after the decay, as a fraction of the peak."""
+    """Rate after the decay, as a fraction."""
     first_tokens: float
     """Tokens before the phase's first step."""
     tokens_per_step: float
 
     @property
     def horizon_tokens(self) -> float:
-        """Tokens at the end of the decay."""
+        """Tokens until the decay ends."""
         return self.decay_start + self.decay_tokens
 
     def __call__(self, step: jax.Array | int) -> jax.Array:
-        """Returns the rate for a step of the phase, counted from 0."""
+        """Returns the rate for a step in the phase, counted from 0."""
         steps_done = jnp.asarray(step, jnp.float32) + 1
         tokens = self.first_tokens + self.tokens_per_step * steps_done
-        # Reciprocals, because XLA makes them of constants: the same bits either way.
+        # Reciprocals, as XLA computes for constants: equal bits either way.
         warmup = jnp.minimum(1.0, tokens * (1.0 / jnp.maximum(self.warmup_tokens, 1.0)))
         return self.peak * warmup * self._decay(tokens)
 

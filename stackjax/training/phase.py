@@ -1,4 +1,4 @@
-"""One phase of a run: model, trainable layers, number of steps and learning rates."""
+"""A phase: model, trained layers, step count and learning rates."""
 
 import dataclasses
 import itertools
@@ -24,11 +24,11 @@ from stackjax.training.learning_rate import LearningRate, ParameterRates
 
 @dataclasses.dataclass(frozen=True)
 class Counts:
-    """Tokens, sequences and FLOPs consumed since the start of the run."""
+    """Tokens, sequences and FLOPs consumed by a run so far."""
 
     tokens: int = 0
     examples: int = 0
-    """Sequences; also the index of the next sequence in the data order."""
+    """Sequences; also the next sequence's index in the data order."""
     flops_6nd: int = 0
     """FLOPs as 6 x parameters x tokens (arXiv:2405.15319)."""
     flops: int = 0
@@ -62,7 +62,7 @@ class Change:
 
     phase: int
     step: int
-    """First step of the phase with the change."""
+    """First step with the change."""
     tokens: int
     """The run's tokens at this step."""
     fields: tuple[str, ...]
@@ -83,7 +83,7 @@ class Change:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Ending:
-    """Early end of a stage."""
+    """A stage's early end."""
 
     steps: int
     """Steps in the stage, fit included."""
@@ -91,7 +91,7 @@ class Ending:
 
 
 class StepInputs(NamedTuple):
-    """Inputs of a compiled train step besides state and batch, fixed over a phase."""
+    """Inputs to a compiled train step besides state and batch, fixed over a phase."""
 
     learning_rate: LearningRate
     first_tokens: Any
@@ -101,19 +101,19 @@ class StepInputs(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Phase:
-    """A part of a stage with a single tree of trainable parameters and a single train step."""
+    """A stage, or the fit before: one tree with trained parameters and one train step."""
 
     index: int
     """Position among all phases."""
     stage: int
-    """Index of the stage."""
+    """Stage index."""
     name: Literal["fit", "train"]
-    """Fit the maps of a learned growth, or train."""
+    """Fit a learned growth's maps, or train."""
     source: ModelConfig
     """Model in the previous phase; for the first phase, the same model."""
     model: ModelConfig
     growth: Growth | None
-    """Growth at the start of the phase."""
+    """Growth before step 0."""
     optimizer: Optimizer
     optimizer_state: Literal["reset", "grow", "keep"]
     """A fresh optimizer state, grown moments, or kept moments."""
@@ -129,14 +129,14 @@ class Phase:
     parameter_rates: ParameterRates | None
     """Learning-rate factors per parameter; None if all are 1."""
     moment_starts: MomentStarts | None
-    """Starts of moments younger than the optimizer; None if there are none."""
+    """Starts for moments younger than the optimizer; None if there are none."""
     start: Counts
-    """Counts at the start of the phase."""
+    """Counts before step 0."""
     per_step: Counts
     """Counts per step, from `waypoint` on."""
     waypoint: Waypoint
-    """A step with known counts: step 0, or the newest change of batch size or skipped examples
-    at a resume."""
+    """A step with known counts: step 0, or the newest resume with another batch size or skipped
+    examples."""
 
     @property
     def directory(self) -> str:
@@ -149,7 +149,7 @@ class Phase:
 
     @property
     def end(self) -> Counts:
-        """Counts at the end of the phase."""
+        """Counts after the last step."""
         return self.counts(self.num_steps)
 
     @property
@@ -157,7 +157,7 @@ class Phase:
         """The phase's tokens, extrapolated to step 0 at the present batch size.
 
         After a step, the phase has `first_tokens + step * per_step.tokens` tokens. Not 0, and
-        perhaps negative, after a change of batch size within the phase.
+        perhaps negative, if the batch size changed within the phase.
         """
         return self.counts(0).tokens - self.start.tokens
 

@@ -83,12 +83,12 @@ def check(
     """Returns an estimate for each phase, without allocation.
 
     Args:
-      num_devices: Number of devices for the run.
+      num_devices: Device count for the run.
       memory: Memory per device in bytes, if known.
       marker: The run's position.
 
     Raises:
-      UserError: A stage does not fit its mesh, batch or devices.
+      UserError: A stage does not fit the mesh, batch or devices.
     """
     phases = expand(config, marker)
     if marker == NEW_RUN:
@@ -168,7 +168,7 @@ def _check_until(config: Config, phase: Phase) -> None:
 
 
 def _check_reached(config: Config, phases: Sequence[Phase]) -> None:
-    """Raises UserError if a trigger lies past the end of its stage, where it has no effect."""
+    """Raises UserError for an early stop without effect, after the stage's end."""
     for stage, end in {phase.stage: phase.end for phase in phases}.items():
         for field in ("tokens", "flops_6nd"):
             limit, last = getattr(config.stages[stage].until, field), getattr(end, field)
@@ -190,7 +190,7 @@ def _check_divides(phase: Phase) -> None:
 
 
 def bytes_per_device(tree: object, mesh: AbstractMesh) -> int:
-    """Returns the bytes per device for a tree of abstract arrays."""
+    """Returns the bytes per device for a tree with abstract arrays."""
 
     def leaf_bytes(leaf: jax.ShapeDtypeStruct) -> int:
         axes = jax.tree.leaves(tuple(partition_of(leaf)))

@@ -1,4 +1,4 @@
-"""Run position: the present phase, the ends of earlier phases, and the user's changes."""
+"""Run position: the present phase, earlier phases' ends, and the user's changes."""
 
 import dataclasses
 import json
@@ -26,14 +26,13 @@ class Marker:
     """A run's position and history."""
 
     phase: int = 0
-    """Index of the present phase."""
+    """The present phase's index."""
     directory: str = ""
-    """Checkpoint directory of the present phase; empty for a new run."""
+    """The present phase's checkpoint directory; empty for a new run."""
     ended: Mapping[int, Ending] = dataclasses.field(default_factory=dict)
     """Stages with an early end."""
     waypoints: Mapping[int, Waypoint] = dataclasses.field(default_factory=dict)
-    """By phase index: the end of each earlier phase, and the newest change of the config or
-    skipped examples in the present phase."""
+    """By phase index: each earlier phase's end, and the present phase's newest change."""
     changes: tuple[Change, ...] = ()
     """All changes at resumes, the newest last."""
 
@@ -80,10 +79,10 @@ def write_marker(workdir: epath.Path, marker: Marker) -> None:
 
 
 def after_entering(marker: Marker, source: Phase | None, phase: Phase) -> Marker:
-    """Returns the marker at the start of a phase.
+    """Returns the marker for a phase without steps yet.
 
     Args:
-      source: The previous phase, at its end; None for the first phase.
+      source: The finished previous phase; None for the first phase.
     """
     waypoints = dict(marker.waypoints)
     if source is not None:

@@ -20,7 +20,7 @@ from stackjax.training.phase import Phase, StepInputs
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class TrainState:
-    """Input and output of a train step, and content of a checkpoint."""
+    """A train step's input and output, saved in checkpoints."""
 
     step: jax.Array
     """int32: optimizer steps in the phase."""
@@ -57,7 +57,7 @@ def train_step(
       inputs: The phase's learning rate, tokens and moment starts.
       batch: Microbatches `[accumulate, B, T]`; their gradients are added.
     """
-    # Division of the loss instead would take a pass over the gradient of the head.
+    # To divide the loss instead would take a pass over the head's gradient.
     shares = batch.loss_weights / jnp.sum(batch.loss_weights)
     batch = batch._replace(loss_weights=shares)
 
@@ -130,7 +130,7 @@ def enter_phase(
       source: The previous phase.
       phase: The phase, with or without growth.
       tx: The phase's optimizer.
-      state: The source's last state; an optimizer state of None means a fresh optimizer.
+      state: The source's last state; optimizer state None means a fresh optimizer.
       key: Random key for growth.
     """
     params = source.model_params(state.params, source.tokens(state.step))
