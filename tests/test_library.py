@@ -1,5 +1,6 @@
 """The library: its names, and the notebook in docs/library.md."""
 
+import dataclasses
 import re
 import subprocess
 import sys
@@ -8,6 +9,8 @@ from pathlib import Path
 import numpy as np
 import optax
 import pytest
+from conftest import tiny_model, tiny_run
+from recorded import record_run, row, seam
 from runs import rows
 
 import stackjax as sj
@@ -94,6 +97,23 @@ def test_texts_are_generated_and_scored_alone_as_in_a_batch(uncut):
     alone = [sj.score_texts(model, [text])[0].log_likelihood for text in texts]
     np.testing.assert_allclose(scores, alone, rtol=1e-4)
     assert max(scores) < 0
+
+
+def test_compared_runs_give_the_speed_up_of_the_grown_run(tmp_path):
+    def write(name, stages, speedup):
+        found = [row("train", 0, 1e14, 5.0)] + ([seam(1, 5e14)] if len(stages) > 1 else [])
+        for flops in np.geomspace(1e15, 1e17, 40):
+            loss = float(3 * ((1 + speedup) * flops / 1e16) ** -0.05)
+            found.append(row("evaluation", len(stages) - 1, flops, loss))
+        tiny = tiny_run(tmp_path / name, model=tiny_model(num_layers=6))
+        config = dataclasses.replace(tiny, stages=stages)
+        return record_run(tmp_path / name, config, found)
+
+    stages = tiny_run().stages
+    paths = [write("scratch", stages[:1], 0.0), write("grown", stages, 0.5)]
+    (comparison,) = sj.compare_runs(paths)
+    speedups = [each["flops_6nd"].estimate.value for each in comparison.at_losses.values()]
+    assert speedups == [pytest.approx(0.5, abs=0.02)] * len(speedups)
 
 
 def test_mistake_in_an_override_is_a_user_error(world):
