@@ -49,7 +49,7 @@ def tokenizer(end_id) -> Tokenizer:
         end_id=end_id,
         digest="",
         encode=encode,
-        encode_marked=encode,
+        encode_special=encode,
         decode=decode,
         find=lambda _: None,
         written=lambda _: "<end>",

@@ -12,7 +12,7 @@ import numpy as np
 from jax import lax
 from jax.sharding import PartitionSpec as P
 
-from stackjax.sharding.partition import laid_out
+from stackjax.sharding.partition import auto_sharded
 
 WORDS = 2
 """32-bit words per checksum."""
@@ -42,7 +42,7 @@ def checksums(tree: Any) -> jax.Array:
         return lax.concatenate([_checksum(leaf) for leaf in by_path(tree).values()], 0)
 
     has_mesh = not jax.sharding.get_abstract_mesh().empty
-    return laid_out(rows, P())(tree) if has_mesh else rows(tree)
+    return auto_sharded(rows, P())(tree) if has_mesh else rows(tree)
 
 
 def _checksum(array: jax.Array) -> jax.Array:

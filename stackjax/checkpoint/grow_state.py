@@ -13,7 +13,7 @@ from stackjax.growth import Growth, grow_opt_state
 from stackjax.model import ModelConfig, Params
 from stackjax.optimizers import Optimizer
 from stackjax.runtime.errors import not_finite
-from stackjax.sharding.partition import laid_out, partition_of
+from stackjax.sharding.partition import auto_sharded, partition_of
 from stackjax.training.compile import abstract_part
 from stackjax.training.train_state import TrainState
 
@@ -100,10 +100,10 @@ def grow_part(
         return grow_opt_state(growth, opt_state, axes, source, mode=moments)
 
     # Operators are free of layouts: inside, the compiler finds them.
-    params = laid_out(grow_params, layout.params)(state.params, key)
+    params = auto_sharded(grow_params, layout.params)(state.params, key)
     opt_state = state.opt_state
     if opt_state is not None:
-        opt_state = laid_out(grow_moments, layout.opt_state)(opt_state)
+        opt_state = auto_sharded(grow_moments, layout.opt_state)(opt_state)
     return TrainState(jnp.zeros((), jnp.int32), params, opt_state)
 
 

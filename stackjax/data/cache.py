@@ -37,7 +37,7 @@ def local_copy(path: str, split: SplitName, cache_dir: str) -> str:
     manifest, source = read_manifest(path), epath.Path(path)
     with _locked(Path(cache_dir) / manifest.digest[:16]) as directory:
         shards = manifest.splits[split].shards if split in manifest.splits else ()
-        missing = [shard for shard in shards if not _is_there(directory, shard)]
+        missing = [shard for shard in shards if not _is_complete(directory, shard)]
         _check_room(directory, path, sum(shard.bytes for shard in missing))
         _copy_all(source, directory, missing)
         replace_text(epath.Path(directory / MANIFEST), (source / MANIFEST).read_text())
@@ -54,7 +54,7 @@ def _locked(directory: Path) -> Iterator[Path]:
         os.close(lock)
 
 
-def _is_there(directory: Path, shard: Shard) -> bool:
+def _is_complete(directory: Path, shard: Shard) -> bool:
     file = directory / shard.file
     return file.exists() and file.stat().st_size == shard.bytes
 

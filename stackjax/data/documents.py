@@ -57,7 +57,7 @@ def list_pieces(
     first: dict[str, str] = {}
     for name in inputs:
         paths = [name] if name.startswith("tfds:") else _expand(name)
-        _refuse_named_twice(name, paths, first)
+        _check_named_once(name, paths, first)
         if name.startswith("tfds:"):
             yield from list_tfds(name.removeprefix("tfds:"), scratch, text_field, null_texts)
             continue
@@ -110,7 +110,7 @@ def _expand(name: str) -> list[str]:
     return paths
 
 
-def _refuse_named_twice(name: str, paths: list[str], first: dict[str, str]) -> None:
+def _check_named_once(name: str, paths: list[str], first: dict[str, str]) -> None:
     """Raises UserError if a path also belongs to an earlier input.
 
     Args:

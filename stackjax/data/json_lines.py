@@ -89,7 +89,7 @@ def _text_of_line(line: bytes, text_field: str, null_texts: NullTexts) -> str | 
         raise UserError(f"not a JSON object but {type(row).__name__}.")
     check_names(row, text_field)
     if line.count(f'"{text_field}"'.encode()) > 1:
-        _refuse_twice(line, text_field)
+        _check_field_once(line, text_field)
     return text_of(row[text_field], text_field, null_texts)
 
 
@@ -114,7 +114,7 @@ def _hint(line: bytes) -> str:
     return ""
 
 
-def _refuse_twice(line: bytes, text_field: str) -> None:
+def _check_field_once(line: bytes, text_field: str) -> None:
     """Raises UserError if a line has the text field twice (Python would use the last)."""
 
     def count(pairs: list[tuple[str, object]]) -> int:

@@ -69,7 +69,7 @@ def show_progress(
             advance(parts[index].num_bytes)
 
 
-def warn_of_a_full_disk(
+def warn_if_disk_is_small(
     parts: list[Part], staging: Path, written: Iterable[tuple[int, WrittenPart]]
 ) -> Iterator[tuple[int, WrittenPart]]:
     """Yields the parts; warns once if the disk is too small for the remaining parts."""

@@ -25,7 +25,7 @@ from stackjax.data.parts import (
     WrittenPart,
     group_pieces,
     show_progress,
-    warn_of_a_full_disk,
+    warn_if_disk_is_small,
 )
 from stackjax.data.shards import ShardsOfPart, token_dtype, write_shards
 from stackjax.files.staging import refuse_existing, staging_directory, upload
@@ -53,7 +53,7 @@ def prepare(config: PrepareConfig) -> Manifest:
     tokenizer = read_tokenizer(config.tokenizer, config.end_token)
     check_bucket(config.output)
     output = epath.Path(config.output)
-    _refuse_a_file(config.output)
+    _check_not_a_file(config.output)
     refuse_existing(output)
     if is_remote(output):
         return _prepare_and_upload(config, output)
@@ -71,7 +71,7 @@ def prepare(config: PrepareConfig) -> Manifest:
     return manifest
 
 
-def _refuse_a_file(output: str) -> None:
+def _check_not_a_file(output: str) -> None:
     if not is_remote(output) and Path(output).is_file():
         raise UserError(
             f"the last path, {output!r}, is the OUTPUT, but a file with this name exists "
@@ -155,7 +155,7 @@ def _write_parts(
     num_processes = min(config.num_processes or os.cpu_count() or 1, len(parts))
     write = functools.partial(write_part, config, digest, str(staging))
     written = show_progress(parts, run_in_processes(write, parts, num_processes))
-    found = dict(warn_of_a_full_disk(parts, staging, written))
+    found = dict(warn_if_disk_is_small(parts, staging, written))
     return [found[index] for index in range(len(parts))]
 
 

@@ -22,11 +22,11 @@ class ShardHash:
         self._first = record if self._first is None else self._first
         self._last = record
 
-    def of_all(self) -> str:
+    def digest(self) -> str:
         """Returns the hash over all tokens; record borders have no effect."""
         return self._all.hexdigest()
 
-    def of_ends(self) -> str:
+    def ends_digest(self) -> str:
         """Returns the hash over the first and the last record."""
         return hash_ends(self._first or b"", self._last)
 
@@ -51,4 +51,4 @@ def hash_file(path: Path) -> str:
                 found.update(record)
     except RuntimeError as error:  # From ArrayRecord, for damaged records.
         raise OSError(f"{str(path)!r} is damaged: {error}") from error
-    return found.of_all()
+    return found.digest()

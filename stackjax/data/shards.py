@@ -51,8 +51,8 @@ class ShardWriter:
             bytes=self._path.stat().st_size,
             records=self._records,
             tokens=self._tokens,
-            hash=self._hash.of_all(),
-            ends=self._hash.of_ends(),
+            hash=self._hash.digest(),
+            ends=self._hash.ends_digest(),
         )
 
     def _write_record(self, record: np.ndarray) -> None:

@@ -64,10 +64,10 @@ def parse_object(text: bytes) -> Fields:
     try:
         found = json.loads(
             text.decode(),
-            object_pairs_hook=_once,
+            object_pairs_hook=_without_repeats,
             parse_constant=_refuse,
             parse_float=_finite,
-            parse_int=_whole,
+            parse_int=_integer,
         )
     except RecursionError as error:
         raise UserError("it is nested too deeply") from error
@@ -76,11 +76,11 @@ def parse_object(text: bytes) -> Fields:
     except json.JSONDecodeError as error:
         raise UserError(f"it is not JSON ({error})") from error
     if not isinstance(found, dict):
-        raise UserError(f"it is {_shown(found)}, not a JSON object")
+        raise UserError(f"it is {_shorten(found)}, not a JSON object")
     return found
 
 
-def _once(pairs: list[tuple[str, Any]]) -> Fields:
+def _without_repeats(pairs: list[tuple[str, Any]]) -> Fields:
     found = dict(pairs)
     if len(found) < len(pairs):
         raise UserError("it has the same name twice")
@@ -91,7 +91,7 @@ def _finite(number: str) -> float:
     return float(number) if math.isfinite(float(number)) else _refuse(number)
 
 
-def _whole(digits: str) -> int:
+def _integer(digits: str) -> int:
     return int(digits) if len(digits) <= _MAX_DIGITS else _refuse(f"{digits[:20]}...")
 
 
@@ -140,16 +140,16 @@ def decode(kind: Any, value: Any, name: str = "") -> Any:
     """
     arguments = typing.get_args(kind)
     if typing.get_origin(kind) in (typing.Union, types.UnionType):
-        chosen = next((each for each in arguments if _has_form(each, value)), arguments[0])
+        chosen = next((each for each in arguments if _has_json_type(each, value)), arguments[0])
         return decode(chosen, value, name)
-    if not _has_form(kind, value):
-        raise UserError(f"{name or 'it'} is {_shown(value)}, which is not {_describe(kind)}")
+    if not _has_json_type(kind, value):
+        raise UserError(f"{name or 'it'} is {_shorten(value)}, which is not {_describe(kind)}")
     if dataclasses.is_dataclass(kind):
         return _decode_fields(kind, value, name)
-    if _form(kind) is list:
+    if _json_type(kind) is list:
         item = arguments[0]
         return tuple(decode(item, each, dotted(name, str(i))) for i, each in enumerate(value))
-    if _form(kind) is Mapping and arguments:
+    if _json_type(kind) is Mapping and arguments:
         return {
             _decode_key(arguments[0], key, name): decode(arguments[1], each, dotted(name, key))
             for key, each in value.items()
@@ -187,10 +187,10 @@ def _fields(kind: Any) -> tuple[dict[str, Any], list[str]]:
 def _decode_key(kind: Any, key: str, name: str) -> Any:
     """Returns a JSON name as a mapping key of type `kind`."""
     found = int(key) if kind is int and _INDEX.fullmatch(key) else key
-    return decode(kind, found, f"the key {_shown(key)} of {name}")
+    return decode(kind, found, f"the key {_shorten(key)} of {name}")
 
 
-def _form(kind: Any) -> Any:
+def _json_type(kind: Any) -> Any:
     """Returns the JSON form for a type: list, Mapping or a scalar type."""
     origin = typing.get_origin(kind) or kind
     if dataclasses.is_dataclass(kind) or origin in (dict, Mapping):
@@ -198,9 +198,9 @@ def _form(kind: Any) -> Any:
     return list if origin is tuple else origin
 
 
-def _has_form(kind: Any, value: Any) -> bool:
+def _has_json_type(kind: Any, value: Any) -> bool:
     """Returns whether a value has the JSON form for a type, without checks of its items."""
-    form = _form(kind)
+    form = _json_type(kind)
     if form is Literal:
         return isinstance(value, str) and value in typing.get_args(kind)
     if form is Mapping:
@@ -213,7 +213,7 @@ def _has_form(kind: Any, value: Any) -> bool:
 
 
 def _describe(kind: Any) -> str:
-    form = _form(kind)
+    form = _json_type(kind)
     if form is Literal:
         return " or ".join(map(repr, typing.get_args(kind)))
     return _NAMES[form]
@@ -221,9 +221,9 @@ def _describe(kind: Any) -> str:
 
 def dotted(name: str, field: str) -> str:
     """Returns the dotted name of a field, shortened to a single line."""
-    shown = field if field.isprintable() and len(field) <= _MAX_SHOWN else _shown(field)
+    shown = field if field.isprintable() and len(field) <= _MAX_SHOWN else _shorten(field)
     return f"{name}.{shown}".removeprefix(".")
 
 
-def _shown(value: Any) -> str:
+def _shorten(value: Any) -> str:
     return repr(value)[:_MAX_SHOWN]

@@ -51,7 +51,7 @@ class RowsFile:
 
     def __init__(self, directory: epath.PathLike, extent: Extent):
         self._path = epath.Path(directory) / NAME
-        kept = _read_kept(self._path, extent)
+        kept = _read_extent(self._path, extent)
         self._hash, self._num_bytes = hashlib.sha256(kept), extent.num_bytes
         self._object: bytes | None = kept if is_remote(self._path) else None
         if self._object is None:
@@ -98,10 +98,10 @@ class RowsFile:
 
 def check_rows(directory: epath.PathLike, extent: Extent) -> None:
     """Raises UserError if a run's metrics file does not begin with the rows of an extent."""
-    _read_kept(epath.Path(directory) / NAME, extent)
+    _read_extent(epath.Path(directory) / NAME, extent)
 
 
-def _read_kept(path: epath.Path, extent: Extent) -> bytes:
+def _read_extent(path: epath.Path, extent: Extent) -> bytes:
     """Returns the bytes of an extent; UserError if bytes are missing or changed."""
     try:
         data = path.read_bytes() if path.exists() else b""

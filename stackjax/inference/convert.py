@@ -43,7 +43,7 @@ from stackjax.options import ConvertConfig
 from stackjax.runtime.constraints import check_unset
 from stackjax.runtime.errors import UserError
 from stackjax.runtime.numbers import short
-from stackjax.sharding.mesh import mesh_that_divides
+from stackjax.sharding.mesh import largest_mesh
 from stackjax.tokenizer.special_tokens import read_tokenizer
 from stackjax.training.train_state import TrainState
 
@@ -69,7 +69,7 @@ def convert(config: ConvertConfig) -> epath.Path:
     )
     _check_unset(config, source)
     print(f"source  {source.path}: {_sizes(source.model)}")
-    with jax.set_mesh(mesh_that_divides(1)):
+    with jax.set_mesh(largest_mesh(1)):
         if isinstance(source, SavedFolder):
             written = import_model(config, source)
             folder, checkpoint = source.path, written
@@ -78,7 +78,7 @@ def convert(config: ConvertConfig) -> epath.Path:
             folder, checkpoint = written, source.path
         print(f"wrote   {written}")
         if config.verify:
-            print(verify(Path(folder), str(checkpoint), mesh_that_divides(1)))
+            print(verify(Path(folder), str(checkpoint), largest_mesh(1)))
     return written
 
 
@@ -100,7 +100,7 @@ def import_model(config: ConvertConfig, source: SavedFolder) -> epath.Path:
     if "F64" in source.folder.dtypes.values():
         print("note    float64 weights are rounded to float32")
     params = source.load_params(
-        source.model, mesh_that_divides(1), allow_nonfinite=config.allow_nonfinite
+        source.model, largest_mesh(1), allow_nonfinite=config.allow_nonfinite
     )
     with new_directory(directory) as staging:
         source.copy_huggingface_files(staging)
@@ -169,7 +169,7 @@ def _tensors(
     axes = model.logical_axes(config)
     for kind, group in itertools.groupby((by_name[name] for name in infos), lambda s: s.kind):
         keys = ("layers", kind) if kind in axes["layers"] else (kind,)
-        parameter = np.asarray(source.load_parameter(keys, mesh_that_divides(1)))
+        parameter = np.asarray(source.load_parameter(keys, largest_mesh(1)))
         for slot in group:
             part = slot.to_tensor(slot.cut(parameter, axes), config)
             with np.errstate(over="ignore"):  # checked below

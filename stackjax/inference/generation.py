@@ -17,7 +17,7 @@ from stackjax.model import ModelConfig, Params
 from stackjax.model.decoding import Cache, empty_cache, extend, next_logits
 from stackjax.options import Sampling
 from stackjax.runtime.errors import UserError
-from stackjax.sharding.partition import laid_out, logical, num_shards
+from stackjax.sharding.partition import auto_sharded, logical, num_shards
 from stackjax.tokenizer.tokenization import Tokenization
 
 _PIECE = 256
@@ -255,4 +255,4 @@ def _draw(
         return sample(jnp.where(token_BV < vocab_size, logits_BV, -jnp.inf), sampling, key)
 
     # Sampling needs all logits of a row, and every process needs all rows: replicate.
-    return laid_out(draw, logical(None))(logits_BV, jax.random.fold_in(key, count))
+    return auto_sharded(draw, logical(None))(logits_BV, jax.random.fold_in(key, count))

@@ -71,9 +71,9 @@ class StackjaxLM(TemplateLM):
             starts with the begin token already.
         """
         tokenization = self._pretrained.tokenization
-        tokens = tokenization.tokenizer.encode_marked(string).tolist()
+        tokens = tokenization.tokenizer.encode_special(string).tolist()
         if add_special_tokens is None:
-            add_special_tokens = not tokenization.is_begun(string)
+            add_special_tokens = not tokenization.begins_with_prefix(string)
         if not add_special_tokens:
             return tokens
         return [*tokenization.begin_ids, *tokens, *tokenization.tokenizer.suffix_ids]

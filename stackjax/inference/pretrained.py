@@ -8,8 +8,8 @@ from jax.sharding import Mesh
 from stackjax.inference.saved_model import SavedModel, open_model
 from stackjax.model import ModelConfig, Params
 from stackjax.runtime.errors import UserError
-from stackjax.sharding.mesh import mesh_that_divides
-from stackjax.tokenizer.special_tokens import TOKENIZER_FILES, named_tokenization
+from stackjax.sharding.mesh import largest_mesh
+from stackjax.tokenizer.special_tokens import TOKENIZER_FILES, tokenization_by_name
 from stackjax.tokenizer.tokenization import Tokenization
 from stackjax.tokenizer.tokenizer import Tokenizer
 
@@ -49,7 +49,7 @@ def load_saved(saved: SavedModel, tokenizer: str | None = None) -> Pretrained:
     """Loads a model returned by `open_model`; see `load_pretrained`."""
     config = saved.model
     tokenization = (
-        required_tokenization(saved) if tokenizer is None else named_tokenization(tokenizer)
+        required_tokenization(saved) if tokenizer is None else tokenization_by_name(tokenizer)
     )
     num_tokens = tokenization.tokenizer.vocab_size
     if num_tokens > config.vocab_size:
@@ -57,7 +57,7 @@ def load_saved(saved: SavedModel, tokenizer: str | None = None) -> Pretrained:
             f"the tokenizer {tokenization.tokenizer.name} has {num_tokens} tokens, and the "
             f"model {saved.path} has {config.vocab_size}; name another one with --tokenizer."
         )
-    seq_len, mesh = saved.seq_len, mesh_that_divides(config.embed_dim)
+    seq_len, mesh = saved.seq_len, largest_mesh(config.embed_dim)
     with jax.set_mesh(mesh):
         params = saved.load_params(config, mesh)
     return Pretrained(

@@ -13,7 +13,7 @@ from stackjax.tokenizer.tokenization import Tokenization, tokenization
 from stackjax.tokenizer.tokenizer import Tokenizer
 from stackjax.tokenizer.tokenizer_info import (
     TokenizerInfo,
-    kept_tokenizer,
+    stored_tokenizer,
     tokenizer_info,
     write_file,
 )
@@ -44,7 +44,7 @@ def data_tokenizer(path: str) -> Tokenizer:
       UserError: The file is missing or was replaced.
     """
     info = read_manifest(path).tokenizer
-    return kept_tokenizer(epath.Path(path), info, f"{path}/{MANIFEST}")
+    return stored_tokenizer(epath.Path(path), info, f"{path}/{MANIFEST}")
 
 
 def copy_data_tokenizer(path: str, workdir: epath.Path) -> None:
@@ -64,7 +64,7 @@ def read_run_tokenizer(directory: epath.Path) -> Tokenizer:
     info = read_object(
         file, way_out, lambda fields: decode(TokenizerInfo, unseal_if_sealed(fields))
     )
-    return kept_tokenizer(directory, info, str(file))
+    return stored_tokenizer(directory, info, str(file))
 
 
 def write_run_tokenizer(tokenizer: Tokenizer, directory: epath.Path) -> None:

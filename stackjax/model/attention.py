@@ -31,13 +31,13 @@ def rotation(
     """Returns cosine and sine for rotary positions (arXiv:2104.09864), [B, T, 1, H / 2]."""
     frequencies = theta ** (-jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
     if scaling is not None:
-        frequencies *= _slowing(scaling, frequencies)
+        frequencies *= _frequency_scale(scaling, frequencies)
     frequencies = jnp.expand_dims(frequencies, (0, 1, 2))
     angles = positions_BT[:, :, None, None].astype(jnp.float32) * frequencies
     return jnp.cos(angles), jnp.sin(angles)
 
 
-def _slowing(scaling: RopeScaling, frequencies: jax.Array) -> jax.Array:
+def _frequency_scale(scaling: RopeScaling, frequencies: jax.Array) -> jax.Array:
     """Returns the factors on the rotary frequencies, [H / 2]."""
     turns = scaling.original_seq_len * frequencies / (2 * math.pi)
     low, high = scaling.low_freq_factor, scaling.high_freq_factor

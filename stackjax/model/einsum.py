@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import PartitionSpec as P
 
-from stackjax.sharding.partition import layout, num_shards, whole_along
+from stackjax.sharding.partition import layout, num_shards, unsharded_along
 
 PRODUCT = "product"
 """Checkpoint name of matrix products, for remat policies."""
@@ -22,7 +22,7 @@ def gathered(w: jax.Array, dtype: jnp.dtype) -> jax.Array:
     """Returns a weight in the dtype of the product, all-gathered along `embed`."""
     stored = layout(w)
     w = w.astype(dtype)
-    return w if stored is None else jax.reshard(w, whole_along("embed", stored))
+    return w if stored is None else jax.reshard(w, unsharded_along("embed", stored))
 
 
 def contract(spec: str, x: jax.Array, w: jax.Array, out_sharding: P | None) -> jax.Array:

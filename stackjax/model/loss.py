@@ -125,16 +125,16 @@ def _chunk_loss(
 ) -> tuple[LossSums, jax.Array]:
     """Returns a chunk's sums, and the gradient of the objective for the chunk's logits."""
     logits_BTV = logits(config, w, x_BTD)
-    normaliser_BT = jax.nn.logsumexp(logits_BTV, axis=-1)
+    normalizer_BT = jax.nn.logsumexp(logits_BTV, axis=-1)
     # A gather of the label's logit would fail for a sharded vocabulary.
     token_V = jax.lax.broadcasted_iota(jnp.int32, (1, 1, logits_BTV.shape[-1]), 2)
     is_label_BTV = token_V == labels_BT[:, :, None]
     label_BT = jnp.sum(jnp.where(is_label_BTV, logits_BTV, 0.0), axis=-1)
-    nll = jnp.sum((normaliser_BT - label_BT) * weights_BT)
-    squares = jnp.sum(jnp.square(normaliser_BT) * weights_BT)
-    likely_BTV = jnp.exp(logits_BTV - normaliser_BT[:, :, None])
-    pull_BT = weights_BT * (1 + 2 * z_loss * normaliser_BT)
-    gradient_BTV = likely_BTV * pull_BT[:, :, None] - jnp.where(
+    nll = jnp.sum((normalizer_BT - label_BT) * weights_BT)
+    squares = jnp.sum(jnp.square(normalizer_BT) * weights_BT)
+    probabilities_BTV = jnp.exp(logits_BTV - normalizer_BT[:, :, None])
+    pull_BT = weights_BT * (1 + 2 * z_loss * normalizer_BT)
+    gradient_BTV = probabilities_BTV * pull_BT[:, :, None] - jnp.where(
         is_label_BTV, weights_BT[:, :, None], 0.0
     )
     return LossSums(nll, nll + z_loss * squares), gradient_BTV

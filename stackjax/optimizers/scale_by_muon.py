@@ -17,7 +17,7 @@ from stackjax.optimizers.scale_by_adam import (
     with_clip_and_decay,
 )
 from stackjax.sharding.axes import Axes
-from stackjax.sharding.partition import laid_out, partition_of
+from stackjax.sharding.partition import auto_sharded, partition_of
 
 
 def muon(config: Muon, axes: Any) -> optax.GradientTransformation:
@@ -59,7 +59,7 @@ def _scale_by_muon(config: Muon, axes: Any) -> optax.GradientTransformationExtra
 
         # Muon reshapes arrays to matrices, and only the compiler can find their layout.
         layout = jax.tree.map(lambda x: partition_of(jax.typeof(x)), (updates, state))
-        return laid_out(step, layout)(updates, state, params, moment_starts)
+        return auto_sharded(step, layout)(updates, state, params, moment_starts)
 
     return optax.GradientTransformationExtraArgs(tx.init, update)
 

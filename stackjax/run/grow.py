@@ -37,7 +37,7 @@ from stackjax.options import GrowConfig
 from stackjax.run.validation import check_num_sequences, check_promise, validation_loss
 from stackjax.runtime.constraints import check_unset
 from stackjax.runtime.errors import UserError
-from stackjax.sharding.mesh import mesh_that_divides
+from stackjax.sharding.mesh import largest_mesh
 from stackjax.training.train_state import TrainState
 
 _KEEPS = "keeps the function: the loss is the same, up to rounding"
@@ -74,7 +74,7 @@ def grow(config: GrowConfig) -> epath.Path:
     print(_plan(str(checkpoint), source, contents.counts.tokens, growth))
 
     rows = [] if run is None else [run.evaluation.batch_size]
-    mesh = mesh_that_divides(source.embed_dim, target.embed_dim, *rows)
+    mesh = largest_mesh(source.embed_dim, target.embed_dim, *rows)
     with jax.set_mesh(mesh):
         before = math.nan
         if run is not None:

@@ -73,10 +73,10 @@ def check_agreement(settings: Mapping[str, Any]) -> None:
         return
     expected, reference = from_process_0(lambda: (dict(settings), this_host()))
     key = f"stackjax/agreement/{next(_calls)}"
-    said = _differences(expected, settings)
-    if said:
-        said = f"process {this.process_id} on {this_host()} has {said}"
-    client.key_value_set(f"{key}/{this.process_id}", said)
+    differences = _differences(expected, settings)
+    if differences:
+        differences = f"process {this.process_id} on {this_host()} has {differences}"
+    client.key_value_set(f"{key}/{this.process_id}", differences)
 
     def collect() -> list[str]:
         keys = [f"{key}/{process}" for process in range(this.num_processes or 1)]

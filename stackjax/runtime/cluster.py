@@ -59,12 +59,12 @@ def _explicit_job() -> Job | None:
             f"JAX_COORDINATOR_ADDRESS is {address!r}, but has to be host:port, the same in "
             f"every process: a name or address of process 0's host, and a free port there."
         )
-    num_processes = whole_number("JAX_NUM_PROCESSES", 1)
-    process_id = whole_number("JAX_PROCESS_ID", 0, num_processes - 1)
+    num_processes = env_int("JAX_NUM_PROCESSES", 1)
+    process_id = env_int("JAX_PROCESS_ID", 0, num_processes - 1)
     return Job(address, num_processes, process_id) if num_processes > 1 else None
 
 
-def whole_number(name: str, least: int, most: int | None = None, default: str = "") -> int:
+def env_int(name: str, least: int, most: int | None = None, default: str = "") -> int:
     """Returns the value of an environment variable; UserError for a value out of range."""
     text = os.environ.get(name, default)
     if not text.isdecimal() or int(text) < least or (most is not None and int(text) > most):
@@ -120,13 +120,13 @@ def _detected_job(launcher: str, timeout: int) -> Job | None:
             f"index of them in the environment; {_SET_THEM}."
         )
     # JAX gives each task of Slurm and Open MPI one device, even a host's only task.
-    if "JAX_LOCAL_DEVICE_IDS" in os.environ or _is_one_per_host(launcher):
+    if "JAX_LOCAL_DEVICE_IDS" in os.environ or _has_one_task_per_host(launcher):
         local_device_ids = None
     devices = None if local_device_ids is None else list(local_device_ids)
     return Job(address, num_processes, process_id, devices)
 
 
-def _is_one_per_host(launcher: str) -> bool:
+def _has_one_task_per_host(launcher: str) -> bool:
     if launcher == "Open MPI":
         return os.environ.get("OMPI_COMM_WORLD_LOCAL_SIZE") == "1"
     tasks = os.environ.get("SLURM_STEP_TASKS_PER_NODE", "")  # such as 1(x4) or 8(x3),4
@@ -137,7 +137,7 @@ def all_hosts() -> list[str]:
     """Returns the job's host names, or an empty list if the environment has none."""
     if "TPU_WORKER_HOSTNAMES" in os.environ:
         return os.environ["TPU_WORKER_HOSTNAMES"].split(",")
-    return _expand(os.environ.get("SLURM_STEP_NODELIST", ""))
+    return _expand_node_list(os.environ.get("SLURM_STEP_NODELIST", ""))
 
 
 def this_host() -> str:
@@ -147,19 +147,19 @@ def this_host() -> str:
     return os.environ.get("SLURMD_NODENAME", socket.gethostname())
 
 
-def _expand(nodes: str) -> list[str]:
+def _expand_node_list(nodes: str) -> list[str]:
     """Returns the names in a Slurm node list: gpu[08-09,12],cpu1 is gpu08 gpu09 gpu12 cpu1."""
     names = []
     for item in re.findall(r"(?:[^,\[]|\[[^\]]*\])+", nodes):
         parts = [
-            [part] if not part.startswith("[") else _numbers(part[1:-1])
+            [part] if not part.startswith("[") else _expand_ranges(part[1:-1])
             for part in re.findall(r"[^\[]+|\[[^\]]*\]", item)
         ]
         names += ["".join(choice) for choice in itertools.product(*parts)]
     return names
 
 
-def _numbers(ranges: str) -> list[str]:
+def _expand_ranges(ranges: str) -> list[str]:
     """Returns the numbers in a text such as 08-09,12, with leading zeros."""
     numbers = []
     for text in ranges.split(","):

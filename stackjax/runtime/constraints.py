@@ -22,7 +22,7 @@ from stackjax.runtime.ranges import Length, Range, show
 
 _UNWRITABLE = re.compile("[\0\ud800-\udfff]")
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:/")
-_Arm = tuple[Any, tuple["Range | Length", ...]]
+_Alternative = tuple[Any, tuple["Range | Length", ...]]
 
 
 class Checked:
@@ -76,7 +76,7 @@ def check_fields(value: Any, path: str = "") -> None:
     for field, hint in fields:
         item = getattr(value, field.name)
         _check(item, hint, join(path, field.name))
-        if type(item) is int and any(kind is float for kind, _ in _arms(hint)):
+        if type(item) is int and any(kind is float for kind, _ in _alternatives(hint)):
             # An integer in JAX stays an integer, with at most 32 bits.
             object.__setattr__(value, field.name, float(item))
     for field, hint in fields:
@@ -114,26 +114,27 @@ def _fields(kind: type) -> list[tuple[dataclasses.Field[Any], Any]]:
 
 
 @functools.cache
-def _arms(hint: Any) -> list[_Arm]:
+def _alternatives(hint: Any) -> list[_Alternative]:
     """Returns the types in a union, each with ranges."""
     args = typing.get_args(hint)
     if typing.get_origin(hint) is Annotated:
         own = tuple(rule for rule in args[1:] if isinstance(rule, Range | Length))
-        return [(kind, rules + own) for kind, rules in _arms(args[0])]
+        return [(kind, rules + own) for kind, rules in _alternatives(args[0])]
     if typing.get_origin(hint) in (typing.Union, types.UnionType):
-        return [arm for each in args for arm in _arms(each)]
+        return [alternative for each in args for alternative in _alternatives(each)]
     return [(hint, ())]
 
 
 def _check(value: Any, hint: Any, path: str) -> None:
     """Raises UserError for a value outside the field's types and ranges."""
-    arms = _arms(hint)
-    for kind, rules in arms:
-        if _is_a(value, kind) and _is_choice(value, kind) and _obeys(value, rules):
+    alternatives = _alternatives(hint)
+    for kind, rules in alternatives:
+        if _is_a(value, kind) and _is_choice(value, kind) and _is_in_range(value, rules):
             _check_inside(value, kind, path)
             return
-    wanted = ", or ".join(dict.fromkeys(_wanted(value, *arm) for arm in arms))
-    has_type = any(_is_a(value, kind) for kind, _ in arms)
+    rules = (_rule_for(value, *alternative) for alternative in alternatives)
+    wanted = ", or ".join(dict.fromkeys(rules))
+    has_type = any(_is_a(value, kind) for kind, _ in alternatives)
     of_type = "" if has_type else f", of type {type(value).__name__}"
     raise UserError(f"{path} is {show(value)}{of_type}; it must be {wanted}.")
 
@@ -153,7 +154,7 @@ def _is_choice(value: Any, kind: Any) -> bool:
     return typing.get_origin(kind) is not Literal or value in typing.get_args(kind)
 
 
-def _obeys(value: Any, rules: tuple[Range | Length, ...]) -> bool:
+def _is_in_range(value: Any, rules: tuple[Range | Length, ...]) -> bool:
     return value is None or all(rule.accepts(value) for rule in rules)
 
 
@@ -172,7 +173,7 @@ def _check_inside(value: Any, kind: Any, path: str) -> None:
         raise UserError(f"{path} is {show(str(value))}; it must be a path on a disk.")
 
 
-def _wanted(value: Any, kind: Any, rules: tuple[Range | Length, ...]) -> str:
+def _rule_for(value: Any, kind: Any, rules: tuple[Range | Length, ...]) -> str:
     """Returns the rule for a wrong value, for a single type in a union."""
     if rules and (isinstance(rules[0], Range) or _is_a(value, kind)):
         return rules[0].rule(value)

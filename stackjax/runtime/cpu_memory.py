@@ -24,7 +24,7 @@ def keep_memory() -> None:
     jax.config.update("jax_cpu_enable_async_dispatch", False)
     if jax.default_backend() != "cpu" or "GLIBC_TUNABLES" in os.environ:
         return
-    mallopt = _of_glibc("mallopt")
+    mallopt = _glibc_function("mallopt")
     if mallopt is not None:
         mallopt(_M_MMAP_MAX, 0)
         mallopt(_M_TRIM_THRESHOLD, -1)
@@ -32,10 +32,10 @@ def keep_memory() -> None:
 
 def release_memory() -> None:
     """Returns unused memory to the system."""
-    malloc_trim = _of_glibc("malloc_trim")
+    malloc_trim = _glibc_function("malloc_trim")
     if malloc_trim is not None:
         malloc_trim(0)
 
 
-def _of_glibc(name: str) -> Any:
+def _glibc_function(name: str) -> Any:
     return getattr(ctypes.CDLL(None), name, None)

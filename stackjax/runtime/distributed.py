@@ -2,21 +2,21 @@
 
 import contextlib
 import os
-import socket
 import sys
-import time
 from collections.abc import Iterator
 
 import jax
 from jax._src import distributed  # JAX's barriers have no public name
 
-from stackjax.runtime.cluster import Job, all_hosts, find_job, this_host, whole_number
+from stackjax.runtime.cluster import env_int, find_job, this_host
 from stackjax.runtime.errors import describe
+from stackjax.runtime.rendezvous import (
+    INITIALIZATION_TIMEOUT,
+    REPLY_SECONDS,
+    wait_for_all_processes,
+)
 
-_INITIALIZATION_TIMEOUT = "JAX_INITIALIZATION_TIMEOUT"
 _HEARTBEAT_TIMEOUT = "JAX_HEARTBEAT_TIMEOUT"
-_REPLY_SECONDS = 5
-"""Timeout for replies: a healthy process replies at once."""
 
 
 def initialize() -> None:
@@ -26,12 +26,12 @@ def initialize() -> None:
       UserError: Some environment variables are missing or invalid.
       TimeoutError: Some processes did not start in time.
     """
-    timeout = whole_number(_INITIALIZATION_TIMEOUT, 1, default="300")
-    heartbeat_timeout = whole_number(_HEARTBEAT_TIMEOUT, 1, default="100")
+    timeout = env_int(INITIALIZATION_TIMEOUT, 1, default="300")
+    heartbeat_timeout = env_int(_HEARTBEAT_TIMEOUT, 1, default="100")
     job = find_job(timeout)
     if job is None:
         return
-    roll_call(job, timeout)
+    wait_for_all_processes(job, timeout)
     jax.distributed.initialize(
         job.address,
         job.num_processes,
@@ -40,107 +40,6 @@ def initialize() -> None:
         cluster_detection_method="deactivate",
         initialization_timeout=timeout,
         heartbeat_timeout_seconds=heartbeat_timeout,
-    )
-
-
-def roll_call(job: Job, timeout: float) -> None:
-    """Waits until all processes of the job have started.
-
-    If a process is missing, JAX itself aborts without naming the process.
-
-    Args:
-      timeout: Seconds.
-
-    Raises:
-      TimeoutError: Some processes did not start. Process 0 names them.
-    """
-    if job.process_id == 0:
-        _wait_for_all(job, timeout)
-    else:
-        _report(job, timeout)
-
-
-def _wait_for_all(job: Job, timeout: float) -> None:
-    deadline = time.monotonic() + timeout
-    missing, arrived = set(range(1, job.num_processes)), {this_host()}
-    with contextlib.ExitStack() as stack:
-        server = stack.enter_context(_listen(job))
-        connections = []
-        while missing and (left := deadline - time.monotonic()) > 0:
-            server.settimeout(left)
-            # Ignore other connections, such as a port scanner.
-            with contextlib.suppress(OSError, ValueError):
-                connection = stack.enter_context(server.accept()[0])
-                connection.settimeout(_REPLY_SECONDS)
-                process, host = connection.makefile().readline(300).split()
-                connections.append(connection)
-                missing.discard(int(process))
-                arrived.add(host)
-        for connection in connections:
-            with contextlib.suppress(OSError):
-                connection.sendall(b"stop\n" if missing else b"go\n")
-    if missing:
-        raise TimeoutError(_absence(job, timeout, sorted(missing), arrived))
-
-
-def _listen(job: Job) -> socket.socket:
-    both = socket.has_dualstack_ipv6()
-    try:
-        return socket.create_server(
-            ("", int(job.address.rpartition(":")[2])),
-            family=socket.AF_INET6 if both else socket.AF_INET,
-            dualstack_ipv6=both,
-            backlog=job.num_processes,
-        )
-    except OSError as error:
-        raise OSError(
-            f"process 0 cannot listen at {job.address} ({error}); free the port, or choose "
-            f"another port, with JAX_COORDINATOR_PORT if a launcher sets the address."
-        ) from error
-
-
-def _absence(job: Job, timeout: float, missing: list[int], arrived: set[str]) -> str:
-    """Returns the message about missing processes.
-
-    Args:
-      arrived: Hosts with a process present.
-    """
-    several = "es" if len(missing) > 1 else ""
-    numbers = ", ".join(map(str, missing[:16])) + (", ..." if len(missing) > 16 else "")
-    silent = [host for host in all_hosts() if host not in arrived]
-    where = f"; hosts without a process: {', '.join(silent)}" if silent else ""
-    return (
-        f"process{several} {numbers} of {job.num_processes} did not arrive at {job.address} "
-        f"within {timeout} s{where}; see their logs, or set {_INITIALIZATION_TIMEOUT} to more "
-        f"seconds if they are slow."
-    )
-
-
-def _report(job: Job, timeout: float) -> None:
-    """Reports this process to process 0, and waits until all processes have reported."""
-    host, _, port = job.address.rpartition(":")
-    deadline, reason = time.monotonic() + timeout, ""
-    while (left := deadline - time.monotonic()) > 0:
-        try:
-            with socket.create_connection((host.strip("[]"), int(port)), left) as connection:
-                connection.sendall(f"{job.process_id} {this_host()}\n".encode())
-                # Process 0 may have started later, with a later deadline than this process.
-                connection.settimeout(timeout + _REPLY_SECONDS)
-                answer, reason = connection.makefile("rb").readline(300), "no answer"
-        except OSError as error:
-            answer, reason = b"", str(error)
-        if answer == b"go\n":
-            return
-        if answer == b"stop\n":
-            raise TimeoutError(
-                f"process {job.process_id} on {this_host()} reached process 0 at "
-                f"{job.address}, but other processes are missing; process 0 names them."
-            )
-        time.sleep(0.2)
-    raise TimeoutError(
-        f"process {job.process_id} on {this_host()} could not reach process 0 at "
-        f"{job.address} within {timeout} s ({reason}); check that the host is running and "
-        f"reachable at this port, or set {_INITIALIZATION_TIMEOUT} to more seconds."
     )
 
 
@@ -162,7 +61,7 @@ def errors_once() -> Iterator[None]:
             print(text, file=sys.stderr, flush=True)
         try:
             assert this.client is not None
-            this.client.wait_at_barrier(text.splitlines()[-1], 1000 * _REPLY_SECONDS)
+            this.client.wait_at_barrier(text.splitlines()[-1], 1000 * REPLY_SECONDS)
         except jax.errors.JaxRuntimeError:
             if this.process_id != 0:
                 name = f"process {this.process_id} of {this.num_processes} on {this_host()}"

@@ -67,7 +67,7 @@ def describe(error: BaseException) -> tuple[str, int]:
     if isinstance(error, KeyboardInterrupt):
         return "error: interrupted.", 130
     if is_out_of_memory(error):
-        return f"error: {_lack_of_memory(error)}", 2
+        return f"error: {_out_of_memory_message(error)}", 2
     if isinstance(error, BrokenProcessPool):
         return (
             "error: a worker process was killed, perhaps for lack of memory; use fewer "
@@ -80,7 +80,7 @@ def describe(error: BaseException) -> tuple[str, int]:
     return "".join(traceback.format_exception(error)).rstrip(), 1
 
 
-def _lack_of_memory(error: BaseException) -> str:
+def _out_of_memory_message(error: BaseException) -> str:
     """Returns the out-of-memory message: place, size, way out."""
     said = str(error).removeprefix("RESOURCE_EXHAUSTED: ").splitlines()
     notes = getattr(error, "__notes__", ())  # JAX adds notes too

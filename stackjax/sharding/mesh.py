@@ -65,7 +65,7 @@ def slices_along_axes(shape: Sequence[int], num_slices: int) -> tuple[int, ...]:
     return (replica, fsdp, 1)
 
 
-def mesh_that_divides(*sizes: int) -> Mesh:
+def largest_mesh(*sizes: int) -> Mesh:
     """Returns an `fsdp` mesh with the most local devices that divide all sizes."""
     devices = jax.local_devices()
     return build_mesh(MeshConfig(), devices[: math.gcd(len(devices), *sizes)])

@@ -50,7 +50,7 @@ def layout(x: jax.Array) -> P | None:
     return jax.typeof(x).sharding.spec if is_explicit else None
 
 
-def whole_along(name: str, spec: P) -> P:
+def unsharded_along(name: str, spec: P) -> P:
     """Returns a partition spec without sharding along a logical axis."""
     return P(*(None if axis == RULES[name] else axis for axis in spec))
 
@@ -75,7 +75,7 @@ def move(tree: Any, mesh: Mesh) -> Any:
     )
 
 
-def laid_out(function: Callable[..., Any], layout: Any) -> Callable[..., Any]:
+def auto_sharded(function: Callable[..., Any], layout: Any) -> Callable[..., Any]:
     """Returns a function with automatic sharding inside.
 
     Args:

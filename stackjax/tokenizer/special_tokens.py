@@ -82,10 +82,10 @@ def read_tokenizer(name: str, end_token: str | None = None) -> Tokenizer:
     Raises:
       UserError: The file is damaged or lacks the end token.
     """
-    return named_tokenization(name, end_token).tokenizer
+    return tokenization_by_name(name, end_token).tokenizer
 
 
-def named_tokenization(name: str, end_token: str | None = None) -> Tokenization:
+def tokenization_by_name(name: str, end_token: str | None = None) -> Tokenization:
     """Returns the tokenization for a tokenizer name; arguments as for `read_tokenizer`."""
     if not Path(name).is_dir():
         return tokenization(load_tokenizer(name, end_token))

@@ -41,10 +41,10 @@ class Tokenization(NamedTuple):
         `</s>` in the text becomes the special token. If the text begins with the BOS, no
         second BOS is added.
         """
-        begin_ids = () if self.is_begun(text) else self.begin_ids
-        return np.array([*begin_ids, *self.tokenizer.encode_marked(text)], np.int64)
+        begin_ids = () if self.begins_with_prefix(text) else self.begin_ids
+        return np.array([*begin_ids, *self.tokenizer.encode_special(text)], np.int64)
 
-    def is_begun(self, text: str) -> bool:
+    def begins_with_prefix(self, text: str) -> bool:
         """Returns whether a text begins with the name of `prefix_id`."""
         return text.startswith(self.tokenizer.written(self.prefix_id))
 

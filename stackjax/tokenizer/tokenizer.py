@@ -46,7 +46,7 @@ class Tokenizer:
     """Contents of this file."""
     encode: Callable[[str], np.ndarray]
     """Returns the tokens of a document's text, integers [T] without special tokens."""
-    encode_marked: Callable[[str], np.ndarray]
+    encode_special: Callable[[str], np.ndarray]
     """Returns the tokens of a prompt; `</s>` becomes the special token."""
     decode: Callable[[Sequence[int]], str]
     """Returns the text of tokens, without special tokens and unknown ids."""
@@ -120,8 +120,8 @@ def _bytes_tokenizer() -> Tokenizer:
         vocab_size=256,
         end_id=0,
         digest=_bytes_digest(),
-        encode=_of_unicode(encode),
-        encode_marked=_of_unicode(encode),
+        encode=_with_unicode_check(encode),
+        encode_special=_with_unicode_check(encode),
         decode=decode,
         find={tokenizer_json.BYTES_END: 0}.get,
         written=lambda _: tokenizer_json.BYTES_END,
@@ -171,7 +171,7 @@ def _load_json(
         file="tokenizer.json",
         definition=data,
         encode=_encode_documents(fields, names, _mask(ids, size)),
-        encode_marked=_of_unicode(functools.partial(_encode, model)),
+        encode_special=_with_unicode_check(functools.partial(_encode, model)),
         decode=lambda tokens: model.decode(np.asarray(tokens).tolist()),
         find=model.token_to_id,
         written=written,
@@ -212,7 +212,7 @@ def _encode_documents(
         # The unknown token cannot be renamed, so remove its id if the token is special too.
         return _without(_encode(load(), text), is_special_V)
 
-    return _of_unicode(encode)
+    return _with_unicode_check(encode)
 
 
 def _mask(ids: Iterable[int], vocab_size: int) -> np.ndarray:
@@ -228,7 +228,7 @@ def _without(tokens_T: np.ndarray, is_special_V: np.ndarray) -> np.ndarray:
     return tokens_T[~is_special_T] if is_special_T.any() else tokens_T
 
 
-def _of_unicode(encode: Callable[[str], np.ndarray]) -> Callable[[str], np.ndarray]:
+def _with_unicode_check(encode: Callable[[str], np.ndarray]) -> Callable[[str], np.ndarray]:
     """Returns an encoder that raises UserError for text with unpaired surrogates."""
 
     def checked(text: str) -> np.ndarray:
@@ -284,8 +284,8 @@ def _load_sentencepiece(
         digest=hashlib.sha256(data).hexdigest(),
         file="tokenizer.model",
         definition=data,
-        encode=_of_unicode(encode),
-        encode_marked=_of_unicode(_encode_pieces(model, data, special_ids)),
+        encode=_with_unicode_check(encode),
+        encode_special=_with_unicode_check(_encode_pieces(model, data, special_ids)),
         decode=decode,
         find=find,
         written=model.IdToPiece,

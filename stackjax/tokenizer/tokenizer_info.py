@@ -45,7 +45,7 @@ def write_file(tokenizer: Tokenizer, directory: epath.Path) -> None:
         (directory / tokenizer.file).write_bytes(tokenizer.definition)
 
 
-def kept_tokenizer(directory: epath.Path, info: TokenizerInfo, named_by: str) -> Tokenizer:
+def stored_tokenizer(directory: epath.Path, info: TokenizerInfo, named_by: str) -> Tokenizer:
     """Returns the tokenizer stored in a directory.
 
     Args:

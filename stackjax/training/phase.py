@@ -18,7 +18,7 @@ from stackjax.model.transformer import LayerSpan, logical_axes
 from stackjax.optimizers import Optimizer
 from stackjax.sharding.axes import Axes
 from stackjax.sharding.config import MeshConfig
-from stackjax.sharding.partition import laid_out, partition
+from stackjax.sharding.partition import auto_sharded, partition
 from stackjax.training.learning_rate import LearningRate, ParameterRates
 
 
@@ -229,7 +229,7 @@ class Phase:
             return params
 
         layout = jax.tree.map(partition, axes, is_leaf=lambda node: isinstance(node, Axes))
-        return laid_out(apply, layout)(params, tokens)
+        return auto_sharded(apply, layout)(params, tokens)
 
     def frozen(self) -> Any:
         """Returns the frozen entries per parameter, as booleans for broadcasting."""

@@ -13,7 +13,7 @@ from stackjax import model
 from stackjax.data.batch import Batch
 from stackjax.growth import Growth, Learn, grow_opt_state, zero_where
 from stackjax.model import LossSums, ModelConfig, Params
-from stackjax.sharding.partition import laid_out, partition_of
+from stackjax.sharding.partition import auto_sharded, partition_of
 from stackjax.training.phase import Phase, StepInputs
 
 
@@ -186,12 +186,12 @@ def grow_state(
             return growth.grow_params(params, axes, source, key=grow_key, fresh=fresh)
 
         # Operators are free of layouts: inside, the compiler finds them.
-        params = laid_out(grow_params, layout.params)(params, key)
+        params = auto_sharded(grow_params, layout.params)(params, key)
         if moments != "reset":
             grow_moments = functools.partial(
                 grow_opt_state, growth, axes=axes, source=source, mode=moments
             )
-            opt_state = laid_out(grow_moments, layout.opt_state)(opt_state)
+            opt_state = auto_sharded(grow_moments, layout.opt_state)(opt_state)
     if moments == "reset":
         opt_state = tx.init(params)
     return TrainState(jnp.zeros((), jnp.int32), params, opt_state)

@@ -72,7 +72,7 @@ def test_unspellable_quoted_token_is_unknown_or_dropped(kind, spelled):
 )
 def test_text_without_quotes_is_encoded_by_the_library(kind):
     tokenizer, text = loaded(kind), "a model that grows while it trains"
-    assert tokenizer.encode(text).tolist() == tokenizer.encode_marked(text).tolist()
+    assert tokenizer.encode(text).tolist() == tokenizer.encode_special(text).tolist()
 
 
 @pytest.mark.parametrize(
@@ -80,7 +80,7 @@ def test_text_without_quotes_is_encoded_by_the_library(kind):
 )
 def test_prompts_may_contain_special_tokens(kind):
     tokenizer = loaded(kind)
-    tokens = tokenizer.encode_marked(f"a {BOS} a{EOS}").tolist()
+    tokens = tokenizer.encode_special(f"a {BOS} a{EOS}").tolist()
     assert tokens.count(tokenizer.find(BOS)) == 1
     assert tokens[-1] == tokenizer.find(EOS)
 
@@ -118,6 +118,6 @@ def test_data_set_has_one_end_token_per_document(kind, begins, tmp_path):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_unpaired_surrogate_is_refused(kind):
-    for encode in (loaded(kind).encode, loaded(kind).encode_marked):
+    for encode in (loaded(kind).encode, loaded(kind).encode_special):
         with pytest.raises(ValueError, match=r"U\+DCFF at character 2"):
             encode("ab\udcff")

@@ -35,8 +35,8 @@ def pretrained_of(config: ModelConfig, mesh_name: str = "one device") -> Pretrai
     mesh = mesh_of(mesh_name)
     with jax.set_mesh(mesh):
         abstract = jax.eval_shape(functools.partial(model.init, config), jax.random.key(0))
-        laid_out = jax.tree.map(lambda leaf: leaf.sharding, on_mesh(abstract, mesh))
-        params = jax.device_put(random_params(config), laid_out)
+        auto_sharded = jax.tree.map(lambda leaf: leaf.sharding, on_mesh(abstract, mesh))
+        params = jax.device_put(random_params(config), auto_sharded)
     return Pretrained(
         config=config,
         params=params,

@@ -14,7 +14,7 @@ from runs import ROOT, cut, losses, places, rows
 
 from stackjax.run.train import train
 from stackjax.runtime.cluster import Job
-from stackjax.runtime.distributed import roll_call
+from stackjax.runtime.rendezvous import wait_for_all_processes
 from stackjax.sharding.config import MeshConfig
 
 # Devices sum floats in another order; sixteen steps amplify the difference.
@@ -139,13 +139,13 @@ def test_two_processes_probe_measure_and_stop_early_like_one(world, uncut, tmp_p
         np.testing.assert_allclose(found, expected, rtol=RTOL)
 
 
-def call_roll(processes: list[int], num_processes: int, timeout: float) -> list[str | None]:
+def start_job(processes: list[int], num_processes: int, timeout: float) -> list[str | None]:
     """Returns the error of each process, or None."""
     address = f"localhost:{free_port()}"
 
     def one(process: int):
         try:
-            return roll_call(Job(address, num_processes, process), timeout)
+            return wait_for_all_processes(Job(address, num_processes, process), timeout)
         except OSError as error:
             return str(error).replace(address, "ADDRESS")
 
@@ -154,13 +154,13 @@ def call_roll(processes: list[int], num_processes: int, timeout: float) -> list[
 
 
 def test_job_starts_when_all_processes_have_arrived():
-    assert call_roll([2, 0, 1], 3, 60) == [None, None, None]
+    assert start_job([2, 0, 1], 3, 60) == [None, None, None]
 
 
 def test_missing_process_is_named_with_host(monkeypatch):
     monkeypatch.setenv("SLURM_STEP_NODELIST", "gpu[008-010,12]")
     monkeypatch.setenv("SLURMD_NODENAME", "gpu009")
-    zero, three = call_roll([0, 3], 5, 1)
+    zero, three = start_job([0, 3], 5, 1)
     assert zero.startswith("processes 1, 2, 4 of 5 did not arrive at ADDRESS within 1 s;")
     assert "gpu008, gpu010, gpu12" in zero and "JAX_INITIALIZATION_TIMEOUT" in zero
     assert three.startswith("process 3 on gpu009 reached process 0 at ADDRESS")
@@ -168,7 +168,7 @@ def test_missing_process_is_named_with_host(monkeypatch):
 
 def test_unreachable_process_0_is_named_with_address(monkeypatch):
     monkeypatch.setenv("SLURMD_NODENAME", "gpu009")
-    (one,) = call_roll([1], 2, 0.5)
+    (one,) = start_job([1], 2, 0.5)
     pattern = (
         r"process 1 on gpu009 could not reach process 0 at ADDRESS within 0.5 s \(.*refused\);"
     )
@@ -179,7 +179,7 @@ def test_foreign_connections_are_ignored():
     port = free_port()
     with ThreadPoolExecutor() as pool:
         jobs = [Job(f"localhost:{port}", 2, process) for process in range(2)]
-        zero = pool.submit(roll_call, jobs[0], 60)
+        zero = pool.submit(wait_for_all_processes, jobs[0], 60)
         while True:
             try:
                 stranger = socket.create_connection(("localhost", port))
@@ -188,7 +188,7 @@ def test_foreign_connections_are_ignored():
                 continue
         with stranger:
             stranger.sendall(b"GET / HTTP/1.1\r\n\r\n")
-            assert roll_call(jobs[1], 60) is None
+            assert wait_for_all_processes(jobs[1], 60) is None
         assert zero.result() is None
 
 
@@ -196,7 +196,7 @@ def test_port_in_use_is_named():
     with socket.create_server(("", 0)) as taken:
         address = f"localhost:{taken.getsockname()[1]}"
         with pytest.raises(OSError, match=f"cannot listen at {address} .*in use"):
-            roll_call(Job(address, 2, 0), 1)
+            wait_for_all_processes(Job(address, 2, 0), 1)
 
 
 FAIL = """
@@ -206,7 +206,7 @@ import threading
 from stackjax.runtime import distributed, errors
 
 _, who, seconds = sys.argv
-distributed._REPLY_SECONDS = int(seconds)
+distributed.REPLY_SECONDS = int(seconds)
 with errors.one_line_errors(), distributed.errors_once():
     distributed.initialize()
     if who in ("both", str(distributed.distributed.global_state.process_id)):

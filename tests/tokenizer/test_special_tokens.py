@@ -11,7 +11,7 @@ from tokenizer_kinds import BOS, EOS, TURN, sentencepiece_model, write_kind
 from tokenizers import decoders, models, pre_tokenizers, processors
 
 from stackjax.runtime.errors import UserError
-from stackjax.tokenizer.special_tokens import named_tokenization, read_tokenization
+from stackjax.tokenizer.special_tokens import read_tokenization, tokenization_by_name
 
 ENDOFTEXT, BEGIN, END = "<|endoftext|>", "<|B|>", "<|E|>"
 TEXTS = ("ab", " a", "", f"a{EOS}b", f"{BOS}a", "日é", "a<unk>b", "x<|more|>y")
@@ -102,7 +102,7 @@ def assert_as_transformers(path) -> None:
     if prefix is not None:
         assert ours.prefix_id == prefix
     for text in TEXTS:
-        tokens = tokenizer.encode_marked(text).tolist()
+        tokens = tokenizer.encode_special(text).tolist()
         assert tokens == theirs(text, add_special_tokens=False).input_ids
         framed = [*tokenizer.begin_ids, *tokens, *tokenizer.suffix_ids]
         assert framed == theirs(text).input_ids
@@ -162,7 +162,7 @@ def test_added_tokens_get_the_ids_of_transformers(tmp_path):
     more = {"added_tokens_decoder": {"300": DECODER["256"] | {"content": "<|more|>"}}}
     write(tmp_path, cls="PreTrainedTokenizerFast", flags={"eos_token": "<|new|>"} | more)
     assert_as_transformers(tmp_path)
-    for found in (read_tokenization(tmp_path), named_tokenization(str(tmp_path), EOS)):
+    for found in (read_tokenization(tmp_path), tokenization_by_name(str(tmp_path), EOS)):
         find = found.tokenizer.find
         assert (find("<|more|>"), find("<|new|>")) == (261, 262)
 
@@ -233,13 +233,13 @@ def test_all_end_tokens_end_texts_and_one_separates_documents(
 ):
     found = with_ends(tmp_path, settings, generation, config)
     assert (found.end_ids, found.tokenizer.end_id) == (end_ids, separator)
-    by_name = named_tokenization(str(tmp_path))
+    by_name = tokenization_by_name(str(tmp_path))
     assert (by_name.end_ids, by_name.tokenizer.end_id) == (end_ids, separator)
 
 
 def test_requested_end_token_separates_documents(tmp_path):
     with_ends(tmp_path, {"eos_token": END}, {"eos_token_id": [260, 258]})
-    found = named_tokenization(str(tmp_path), EOS)
+    found = tokenization_by_name(str(tmp_path), EOS)
     assert (found.end_ids, found.tokenizer.end_id) == ((257, 260, 258), 257)
     assert found.tokenizer.encode(EOS).tolist() == [*(s for s in (27, 14, 82, 29))]
 
