@@ -34,6 +34,7 @@ CONFIG = """
 from stackjax.config import *
 from stackjax.growth import Stack
 from stackjax.model import ModelConfig
+from stackjax.optimizers import AdamW
 
 
 def get_config():
