@@ -2,6 +2,7 @@
 
 import functools
 import json
+import re
 import sys
 
 import jax
@@ -239,9 +240,7 @@ def test_json_output_equals_plain_output(command, tmp_path):
 def test_text_longer_than_training_is_noted(command):
     code, out, err = command("--prompt", "a→", "--max-tokens", "13", "--temperature", "0")
     assert (code, err.count("\n")) == (0, 1)
-    assert err.startswith(
-        "note: texts may become 17 tokens long, and the model was trained on 16"
-    )
+    assert re.search("17 tokens.* 16", err)
     assert out.startswith("a→")
     assert command("--prompt", "a→", "--max-tokens", "12", "--temperature", "0")[2] == ""
 
@@ -249,7 +248,7 @@ def test_text_longer_than_training_is_noted(command):
 def test_invalid_max_tokens_is_refused(command):
     code, _, err = command("--max-tokens", "0")
     assert code == 2
-    assert "max_tokens is 0; it must be at least 1" in err
+    assert "max_tokens is 0" in err
 
 
 @pytest.mark.parametrize(
@@ -293,5 +292,5 @@ def test_unreadable_prompt_file_is_refused(data, said, tmp_path):
 
 
 def test_empty_prompt_list_is_refused():
-    with pytest.raises(ValueError, match="prompts is empty; give at least one"):
+    with pytest.raises(ValueError, match="prompts is empty"):
         generate(pretrained("gqa"), [], GREEDY, 1, KEY)

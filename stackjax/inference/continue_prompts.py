@@ -63,7 +63,7 @@ def read_prompts(file: Path) -> list[str]:
             f"prompt_file {file} is not UTF-8 text at byte {error.start}; save it as UTF-8."
         ) from error
     if not text:
-        raise UserError(f"prompt_file {file} is empty; write one prompt a line.")
+        raise UserError(f"prompt_file {file} is empty; write one prompt per line.")
     # Other separators, such as U+2028, belong to the prompt.
     lines = re.split("\r\n|\r|\n", text)
     return lines if lines[-1] else lines[:-1]
@@ -75,7 +75,7 @@ def _note_length(
     length = max(len(prompt) for prompt in prompts) + max_tokens
     if length > pretrained.seq_len:
         print(
-            f"note: texts may become {length} tokens long, and the model was trained on "
-            f"{pretrained.seq_len}; what comes after them may be poor.",
+            f"note: texts may reach {length} tokens, but the model was trained on "
+            f"{pretrained.seq_len}; longer text may be poor.",
             file=sys.stderr,
         )

@@ -51,7 +51,7 @@ def generate(
       UserError: There are no prompts, or `max_tokens` is below 1.
     """
     if not prompts:
-        raise UserError("prompts is empty; give at least one, which may be an empty text.")
+        raise UserError("prompts is empty; give at least one prompt; it may be empty.")
     if max_tokens < 1:
         raise UserError(f"max_tokens is {max_tokens}; it must be at least 1.")
     num_known = pretrained.tokenizer.vocab_size if vocab_size is None else vocab_size

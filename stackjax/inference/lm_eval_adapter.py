@@ -158,9 +158,8 @@ class StackjaxLM(TemplateLM):
         seq_len = self._pretrained.seq_len
         if not 0 < max_tokens < seq_len:
             raise UserError(
-                f"generation_kwargs.max_gen_toks of a task is {max_tokens}; it must be at "
-                f"least 1 and leave room for a prompt in the {seq_len} tokens of the model; "
-                f"set it to less than {seq_len}."
+                f"generation_kwargs.max_gen_toks of a task is {max_tokens}; it must be "
+                f"at least 1 and less than {seq_len}, the model's context."
             )
         prompts = [
             prompt[max_tokens - seq_len :] or [self.prefix_token_id] for prompt in prompts
@@ -202,13 +201,13 @@ def _settings(wanted: dict[str, Any], end: str) -> tuple[list[str], int, Samplin
     if unknown:
         raise UserError(
             f"generation_kwargs of a task has {', '.join(sorted(unknown))}; only until, "
-            f"max_gen_toks, {', '.join(_SAMPLING)} are known, so leave it out."
+            f"max_gen_toks, {', '.join(_SAMPLING)} are supported: leave it out."
         )
     if not kwargs["do_sample"]:
         return until, max_tokens, Sampling(temperature=0.0)
     if not kwargs.get("temperature"):
         raise UserError(
-            "generation_kwargs of a task has do_sample and no temperature above 0; give one, "
+            "generation_kwargs of a task has do_sample without a temperature above 0; set one, "
             "or leave do_sample out."
         )
     sampling = Sampling(
@@ -226,8 +225,8 @@ def _neutral(kwargs: dict[str, Any]) -> set[str]:
 
 def _nothing_to_score(context: object) -> UserError:
     return UserError(
-        f"a task asks for the likelihood of an empty text after {str(context)[-40:]!r}; no "
-        f"model can give it, so mend its documents, or leave the task out."
+        f"a task asks for the likelihood of an empty text after {str(context)[-40:]!r}; fix "
+        f"the documents, or leave the task out."
     )
 
 
@@ -235,8 +234,8 @@ def _span(context: list[int], target: list[int], seq_len: int) -> Span:
     """Returns the span for a continuation; the context is truncated on the left."""
     if len(target) > seq_len:
         raise UserError(
-            f"a text to be scored has {len(target)} tokens, but the model reads {seq_len}; "
-            f"leave its task out."
+            f"a continuation has {len(target)} tokens, but the model's context is {seq_len}; "
+            f"leave this task out."
         )
     tokens = (context + target)[-(seq_len + 1) :]
     return Span(tokens, len(tokens) - len(target), len(tokens))

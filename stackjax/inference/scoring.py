@@ -44,9 +44,9 @@ class Span:
     def __post_init__(self):
         if not 1 <= self.start <= self.stop <= len(self.tokens):
             raise UserError(
-                f"the span from {self.start} to {self.stop} of {len(self.tokens)} tokens is "
-                f"none: start must be at least 1, stop at least start and at most the number "
-                f"of tokens; put a prefix before a text that is scored from its first token."
+                f"span from {self.start} to {self.stop} of {len(self.tokens)} tokens: it must "
+                f"be 1 <= start <= stop <= tokens; to score a whole text, put a prefix token "
+                f"before the text."
             )
 
 

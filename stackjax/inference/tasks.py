@@ -61,7 +61,9 @@ def load_tasks(
         if value is not None and value < least:
             raise UserError(f"{name} is {value}; it must be at least {least}.")
     if directory is not None and not directory.is_dir():
-        raise UserError(f"the directory of tasks {directory} is not one of YAML files.")
+        raise UserError(
+            f"task directory {directory} is not a directory; name one with YAML files."
+        )
     try:
         with _quiet():
             from lm_eval.tasks import TaskManager
@@ -76,8 +78,8 @@ def load_tasks(
         if name not in index.all_tasks:
             near = difflib.get_close_matches(name, index.all_tasks)
             raise UserError(
-                f"there is no task {name!r} in lm_eval or in the directory of tasks"
-                f"{'; near it are ' + ', '.join(near) if near else ''}."
+                f"there is no task {name!r} in lm_eval or in the task directory"
+                f"{'; similar: ' + ', '.join(near) if near else ''}."
             )
     return Tasks(
         index=index,
@@ -99,9 +101,9 @@ def _load(index: Any, name: str) -> list[Any]:
             loaded = index.load([name])
     except (OSError, ValueError) as error:
         raise UserError(
-            f"the data of task {name!r} cannot be loaded: {error}. Those of the harness's own "
-            f"tasks come from Hugging Face's Hub: load them once where it is reached (they are "
-            f"kept in HF_HOME), or leave the task out."
+            f"the data of task {name!r} cannot be loaded: {error}. The harness's tasks "
+            f"come from the Hugging Face Hub: load them once with network access (they are "
+            f"cached in HF_HOME), or leave the task out."
         ) from error
     group = loaded.get("groups", {}).get(name)
     return list(loaded["tasks"].values()) if group is None else [group]

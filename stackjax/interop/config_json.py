@@ -25,13 +25,12 @@ def read_json(file: Path) -> Any:
     size = file.stat().st_size
     if size > _MAX_JSON_BYTES:
         raise UserError(
-            f"{file} has {size:,} bytes, and JSON of a model has at most {_MAX_JSON_BYTES:,}; "
-            f"download it again."
+            f"{file} has {size:,} bytes; the limit is {_MAX_JSON_BYTES:,}: download it again."
         )
     try:
         return json.loads(file.read_text(encoding="utf-8"))
     except RecursionError as error:
-        raise UserError(f"{file} is nested too deep; download it again.") from error
+        raise UserError(f"{file} is nested too deeply; download it again.") from error
     except ValueError as error:
         raise UserError(f"{file} is not JSON ({error}); download it again.") from error
 
@@ -44,10 +43,10 @@ def read_fields(path: Path) -> Mapping[str, Any]:
     """
     file = Path(file_inside(path, CONFIG, str(path)))
     if not file.is_file():
-        raise UserError(f"{path} has no {CONFIG}; name a folder of transformers.")
+        raise UserError(f"{path} has no {CONFIG}; name a Hugging Face folder.")
     fields = read_json(file)
     if not isinstance(fields, dict) or "model_type" not in fields:
-        raise UserError(f"{file} has no model_type; name a folder of transformers.")
+        raise UserError(f"{file} has no model_type; name a Hugging Face folder.")
     return fields
 
 
@@ -63,7 +62,7 @@ def model_config(fields: Mapping[str, Any], name: str = CONFIG) -> ModelConfig:
     family = _family(fields, name)
     missing = [field for field in SIZES.values() if field not in fields]
     if missing:
-        raise UserError(f"{name} lacks {', '.join(missing)}.")
+        raise UserError(f"{name} lacks {', '.join(missing)}; download it again.")
     check_fields(fields, {**RULES, **family.rules}, name)
     sizes = {ours: fields[theirs] for ours, theirs in SIZES.items()}
     _check_layer_types(fields, name)
@@ -92,7 +91,9 @@ def model_config(fields: Mapping[str, Any], name: str = CONFIG) -> ModelConfig:
 def _family(fields: Mapping[str, Any], name: str) -> Family:
     kind = fields["model_type"]
     if not isinstance(kind, str) or kind not in FAMILIES:
-        raise UserError(f"{name}: model_type {shown(kind)} is none of {', '.join(FAMILIES)}.")
+        raise UserError(
+            f"{name}: model_type is {shown(kind)}; it must be {', '.join(FAMILIES)}."
+        )
     return FAMILIES[kind]
 
 
@@ -101,8 +102,7 @@ def _check_heads(fields: Mapping[str, Any], name: str) -> None:
     channels, heads = fields["hidden_size"], fields["num_attention_heads"]
     if fields["model_type"] == "llama" and channels % heads:
         raise UserError(
-            f"{name}: num_attention_heads is {heads}, which does not divide hidden_size "
-            f"{channels}."
+            f"{name}: num_attention_heads is {heads}; it must divide hidden_size {channels}."
         )
 
 
@@ -111,8 +111,7 @@ def _check_padding(fields: Mapping[str, Any], name: str) -> None:
     padding, size = fields.get("pad_token_id"), fields["vocab_size"]
     if padding is not None and not -size <= padding < size:
         raise UserError(
-            f"{name}: pad_token_id is {padding}, outside of the vocabulary of {size} tokens; "
-            f"set it to null, or to one of them."
+            f"{name}: pad_token_id is {padding}; it must be below vocab_size {size}, or null."
         )
 
 
@@ -123,14 +122,13 @@ def _check_layer_types(fields: Mapping[str, Any], name: str) -> None:
         return
     if len(kinds) != num_layers:
         raise UserError(
-            f"{name}: layer_types has {len(kinds)} entries, and num_hidden_layers is "
-            f"{num_layers}."
+            f"{name}: layer_types has {len(kinds)} entries; num_hidden_layers is {num_layers}."
         )
     known = ("full_attention", "attention", "sliding_attention")
     for kind in kinds:
         if kind not in known:
             raise UserError(
-                f"{name} has layers of the type {shown(kind)}, which stackjax cannot represent."
+                f"{name}: layer_types has {shown(kind)}, which stackjax cannot represent."
             )
 
 
@@ -140,11 +138,12 @@ def _check_windows(fields: Mapping[str, Any], family: Family, name: str) -> None
     if not _slides(fields, family):
         return
     if window is None:
-        raise UserError(f"{name} has layers of the type 'sliding_attention', and no window.")
+        raise UserError(
+            f"{name}: layer_types has 'sliding_attention', but sliding_window is null."
+        )
     if window < seq_len(fields):
         raise UserError(
-            f"{name} has attention over a sliding_window of {window}, which stackjax cannot "
-            f"represent."
+            f"{name} has a sliding_window of {window}, which stackjax cannot represent."
         )
 
 
@@ -178,8 +177,7 @@ def _rope(fields: Mapping[str, Any], family: Family, name: str) -> Mapping[str, 
     nested = [key for key, value in rope.items() if isinstance(value, dict)]
     if nested:
         raise UserError(
-            f"{name} has {source} for {shown(nested[0])} alone, which stackjax cannot "
-            f"represent."
+            f"{name} has {source} for {shown(nested[0])} only, which stackjax cannot represent."
         )
     rope.setdefault("rope_type", rope.get("type", "default"))
     rope.setdefault("rope_theta", fields.get("rope_theta", 1e4))
@@ -247,13 +245,13 @@ def _check_family(config: ModelConfig, kind: str) -> None:
     family = FAMILIES[kind]
     if (config.qkv_bias, config.qk_norm) != (family.qkv_bias, family.qk_norm):
         raise UserError(
-            f"model.qkv_bias is {config.qkv_bias} and model.qk_norm {config.qk_norm}, and no "
-            f"model of the kind {kind} is like that."
+            f"model.qkv_bias is {config.qkv_bias} and model.qk_norm {config.qk_norm}, which "
+            f"model_type {kind} does not support."
         )
     if kind == "llama" and config.embed_dim % config.num_heads:
         raise UserError(
-            f"model.embed_dim is {config.embed_dim}, which model.num_heads "
-            f"{config.num_heads} does not divide, as transformers wants it of a Llama."
+            f"model.num_heads {config.num_heads} does not divide model.embed_dim "
+            f"{config.embed_dim}, as transformers requires for Llama."
         )
 
 

@@ -63,7 +63,7 @@ def new_folder(path: str) -> epath.Path:
       FileExistsError: The path is not empty.
     """
     if is_remote(path):
-        raise UserError(f"{path}: folders of transformers are written to disks only.")
+        raise UserError(f"{path}: Hugging Face folders can only be written to a disk.")
     refuse_existing(epath.Path(path))
     return epath.Path(path)
 
@@ -143,7 +143,7 @@ def read_lineage(folder: Folder, tokens: int = 0) -> tuple[Generation, ...]:
     file = file_inside(folder.path, LINEAGE_FILE, str(folder.path))
     lineage = read_object(file, "remove it", lambda fields: from_json(fields.get("lineage")))
     if num_params(lineage[-1].model) != num_params(folder.model):
-        raise UserError(f"{file} tells of another model than {CONFIG}; remove it.")
+        raise UserError(f"{file} describes another model than {CONFIG}; remove this file.")
     return lineage
 
 

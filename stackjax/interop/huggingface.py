@@ -192,8 +192,8 @@ def read_folder(path: Path) -> Folder:
     config = model_config(fields, str(path / CONFIG))
     if (path / _ADAPTER).exists():
         raise UserError(
-            f"{path} has {_ADAPTER}, and transformers may add an adapter to the weights; merge "
-            f"the adapter into them, or remove this file."
+            f"{path} has {_ADAPTER}, and transformers would load the adapter; merge the "
+            f"adapter into the weights, or remove this file."
         )
     tensors = Tensors(path)
     config = dataclasses.replace(config, tie_head=_is_tied(config, tensors))
@@ -225,19 +225,19 @@ def check_tensors(tensors: Mapping[str, TensorInfo], config: ModelConfig, where:
         name, shape = slot.name, slot.shape(config)
         expected.add(name)
         if name not in tensors:
-            raise UserError(f"{where} has no tensor {name}, which its model needs.")
+            raise UserError(f"{where} has no tensor {name}, required by its config.")
         if tensors[name].shape != shape:
             raise UserError(
-                f"{name} in {where} has shape {list(tensors[name].shape)}, and its model needs "
-                f"{list(shape)}; the two belong to different models."
+                f"{name} in {where} has shape {list(tensors[name].shape)}; by the config it "
+                f"must be {list(shape)}."
             )
     # Older versions also stored RoPE frequencies and a tied head.
     ignored = ("rotary_emb.inv_freq", *((_HEAD,) if config.tie_head else ()))
     extra = [n for n in tensors if n not in expected and not n.endswith(ignored)]
     if extra:
         raise UserError(
-            f"{where} holds {min(extra)} ({len(extra)} such tensors), which its model does not "
-            f"have; nothing is left out silently."
+            f"{where} holds {min(extra)} ({len(extra)} such tensors), unknown to stackjax; "
+            f"remove the tensors, or use another model."
         )
 
 

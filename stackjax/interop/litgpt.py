@@ -122,8 +122,8 @@ def read_litgpt(path: Path, head_dim: int | None = None) -> Folder:
     head_dim = head_dim or _HEAD_DIMS.get(embed_dim)
     if head_dim is None:
         raise UserError(
-            f"{path} has {embed_dim} channels, and no model of arXiv:2405.15319 has; say how "
-            f"many each head has, with --head-dim."
+            f"{path} has {embed_dim} channels, unlike any model in arXiv:2405.15319; give the "
+            f"channels per head with --head-dim."
         )
     num_heads, num_kv_heads = embed_dim // head_dim, (len(fused) - embed_dim) // (2 * head_dim)
     rows = (num_heads * head_dim, num_kv_heads * 2 * head_dim)
@@ -163,7 +163,7 @@ def _matrix(state: Mapping[str, Any], name: str, path: Path) -> Any:
     """
     found = state.get(name)
     if found is None or found.dim() != 2:
-        raise UserError(f"{path} is no checkpoint of a LLaMA in lit-gpt: no matrix {name}.")
+        raise UserError(f"{path} is not a lit-gpt LLaMA checkpoint: it has no matrix {name}.")
     return found
 
 
@@ -178,7 +178,7 @@ def _load(path: Path) -> Mapping[str, Any]:
         raise
     except _DAMAGES as error:
         raise UserError(
-            f"{path} is damaged, or holds more than tensors, and nothing in it was run: "
+            f"{path} is damaged, or holds more than tensors; no code was run: "
             f"{shown(str(error).partition(chr(10))[0])}"
         ) from error
     state = found.get("model", found) if isinstance(found, dict) else {}
@@ -192,18 +192,22 @@ def _load(path: Path) -> Mapping[str, Any]:
 def _check(name: Any, tensor: Any, path: Path) -> None:
     """Raises UserError unless a tensor has a name, a supported type and a valid size."""
     if not isinstance(name, str):
-        raise UserError(f"{path} has a tensor with the name {shown(name)}, which is no text.")
+        raise UserError(
+            f"{path} has a tensor with the name {shown(name)}; it must be a string."
+        )
     if str(tensor.layout) != "torch.strided" or str(tensor.device) != "cpu":
-        raise UserError(f"{name} in {path} is {tensor.layout} on {tensor.device}, no weights.")
+        raise UserError(
+            f"{name} in {path} is {tensor.layout} on {tensor.device}; only dense CPU tensors load."
+        )
     if _torch_dtype(tensor) not in {dtype.name for dtype in DTYPES.values()}:
         raise UserError(
-            f"{name} in {path} is of type {_torch_dtype(tensor)}; weights of "
-            f"{', '.join(DTYPES)} can be read, and quantised ones cannot."
+            f"{name} in {path} is of type {_torch_dtype(tensor)}; it must be "
+            f"{', '.join(DTYPES)}: quantized weights are not supported."
         )
     if math.prod(tensor.shape) * tensor.element_size() > path.stat().st_size:
         raise UserError(
-            f"{name} in {path} claims the shape {list(tensor.shape)}, which is larger than the "
-            f"file."
+            f"{name} in {path} has shape {list(tensor.shape)}, larger than the file; "
+            f"download it again."
         )
 
 

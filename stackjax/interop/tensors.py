@@ -101,10 +101,10 @@ def _files(folder: Path) -> dict[Path, set[str]]:
     pickles = sorted(path.name for path in folder.glob("*") if path.suffix in (".bin", ".pth"))
     if pickles:
         raise UserError(
-            f"{folder} has its weights in {pickles[0]}, a pickle, which can run code and is "
-            f"not read; save the model as safetensors."
+            f"{folder} has its weights in {pickles[0]}, a pickle, which could run code; save "
+            f"the model as safetensors."
         )
-    raise UserError(f"{folder} has no {ONE_FILE} and no {INDEX}; it holds no weights.")
+    raise UserError(f"{folder} has no weights: neither {ONE_FILE} nor {INDEX}.")
 
 
 def _indexed_files(folder: Path) -> dict[Path, set[str]]:
@@ -114,22 +114,22 @@ def _indexed_files(folder: Path) -> dict[Path, set[str]]:
     weight_map = contents.get("weight_map") if isinstance(contents, dict) else None
     if not isinstance(weight_map, dict) or not weight_map:
         raise UserError(
-            f"{index} is not an index of tensors: its weight_map is {shown(weight_map)}; "
+            f"{index} is not a tensor index: weight_map is {shown(weight_map)}; "
             f"download it again."
         )
     named: dict[object, set[str]] = {}
     for tensor, file in weight_map.items():
         if isinstance(file, str) and not file.endswith(_SUFFIX):
             raise UserError(
-                f"{index} has {tensor} in {shown(file)}, and only files named *{_SUFFIX} are "
-                f"read; save the model as safetensors."
+                f"{index} has {tensor} in {shown(file)}, not in a file named *{_SUFFIX}; save "
+                f"the model as safetensors."
             )
         named.setdefault(file if isinstance(file, str) else repr(file), set()).add(tensor)
     paths = {Path(file_inside(folder, file, INDEX)): found for file, found in named.items()}
     absent = [path.name for path in paths if not path.exists()]
     if absent:
         raise UserError(
-            f"{folder} lacks {', '.join(sorted(absent))}, which {INDEX} names; download "
+            f"{folder} lacks {', '.join(sorted(absent))}, listed in {INDEX}; download "
             f"{'it' if len(absent) == 1 else 'them'} too."
         )
     return paths
@@ -148,13 +148,13 @@ def _check_index(
     missing = named[file.path] - file.infos.keys()
     if missing:
         raise UserError(
-            f"{file.path} has no tensor {min(missing)}, which {INDEX} says it has; "
+            f"{file.path} has no tensor {min(missing)}, listed in {INDEX}; "
             f"download the folder again."
         )
     for name in file.infos.keys() & before.keys():
         if name in named[before[name].path]:
             raise UserError(
-                f"{file.path} has another copy of {name}, which {INDEX} names in "
+                f"{file.path} has another copy of {name}, listed in {INDEX} for "
                 f"{before[name].path.name}; transformers would take this copy: remove it."
             )
 
@@ -173,8 +173,8 @@ def _open(path: Path) -> _File:
     for name, info in infos.items():
         if info.dtype not in DTYPES:
             raise UserError(
-                f"{name} in {path} is of type {info.dtype}; weights of {', '.join(DTYPES)} can "
-                f"be read, and quantised ones cannot."
+                f"{name} in {path} is of type {info.dtype}; it must be {', '.join(DTYPES)}: "
+                f"quantized weights are not supported."
             )
     # Tensors are contiguous up to the end.
     ends = list(itertools.accumulate(info.num_bytes for info in infos.values()))

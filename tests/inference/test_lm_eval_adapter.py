@@ -253,10 +253,10 @@ def test_generation_uses_each_request_settings(pretrained, monkeypatch):
 @pytest.mark.parametrize(
     ("kwargs", "said"),
     [
-        ({"until": ["."]}, "max_gen_toks of a task is 256; .* less than 40"),
-        ({"until": ["."], "max_gen_toks": 4, "num_beams": 4}, "has num_beams; only until"),
+        ({"until": ["."]}, "max_gen_toks of a task is 256;.* less than 40"),
+        ({"until": ["."], "max_gen_toks": 4, "num_beams": 4}, "has num_beams"),
         ({"max_gen_toks": "x"}, "generation_kwargs of a task are"),
-        ({"max_gen_toks": 4, "do_sample": True}, "do_sample and no temperature above 0"),
+        ({"max_gen_toks": 4, "do_sample": True}, "do_sample without a temperature"),
     ],
 )
 def test_invalid_generation_kwargs_are_refused(ours, kwargs, said):
@@ -265,7 +265,7 @@ def test_invalid_generation_kwargs_are_refused(ours, kwargs, said):
 
 
 def test_text_longer_than_the_context_is_refused(ours):
-    with pytest.raises(ValueError, match="has 41 tokens, but the model reads 40"):
+    with pytest.raises(ValueError, match=r"has 41 tokens.* 40"):
         ours.loglikelihood(asked("loglikelihood", ("a", "b" * 41)))
 
 
@@ -361,10 +361,10 @@ def one_line(capsys) -> str:
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (("--tasks", "choices,chioces"), "no task 'chioces' .* near it are choices"),
+        (("--tasks", "choices,chioces"), "no task 'chioces' .* choices"),
         (
             ("--tasks", "choices", "--task-dir", "no/where"),
-            "tasks no/where is not one of",
+            "no/where is not a directory",
         ),
         (("--tasks", "choices", "--output", "no/where.json"), "there is no directory .*/no;"),
     ],

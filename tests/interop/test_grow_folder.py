@@ -168,7 +168,7 @@ def test_a_folder_is_not_written_into_a_bucket(run, tmp_path):
     folder = folders.write(tmp_path / "folder", "llama")
     code, _, err = run(folder, "gs://bucket/grown", "--growth", "stack(2)")
     assert (code, err.count("\n")) == (2, 1)
-    assert "gs://bucket/grown: folders of transformers are written to disks only" in err
+    assert "gs://bucket/grown: Hugging Face folders" in err
 
 
 def test_a_folder_that_tells_of_another_model_is_not_believed(run, tmp_path):
@@ -177,7 +177,7 @@ def test_a_folder_that_tells_of_another_model_is_not_believed(run, tmp_path):
     (tmp_path / "grown" / "stackjax.json").replace(folder / "stackjax.json")
     code, _, err = run(folder, tmp_path / "again", "--growth", "stack(2)")
     assert code == 2
-    assert "tells of another model than config.json; remove it" in err
+    assert "describes another model than config.json" in err
 
 
 MEASURE = """

@@ -319,19 +319,19 @@ def test_verify_detects_different_weights(tmp_path, capsys):
 
 
 CONFIGS = {
-    "unknown": ({"model_type": "gpt2"}, "model_type 'gpt2' is none of llama, mistral"),
+    "unknown": ({"model_type": "gpt2"}, "model_type is 'gpt2'"),
     "no sizes": ({"hidden_size": None}, "hidden_size is None; it must be an integer from 1"),
     "activation": ({"hidden_act": "gelu"}, "hidden_act 'gelu', which stackjax cannot"),
-    "biases": ({"attention_bias": True}, "attention_bias True, which stackjax cannot"),
+    "biases": ({"attention_bias": True}, "attention_bias True"),
     "biases of the mlp": ({"mlp_bias": True}, "mlp_bias True"),
-    "quantised": ({"quantization_config": {"bits": 4}}, "quantization_config"),
+    "quantized": ({"quantization_config": {"bits": 4}}, "quantization_config"),
     "yarn": (
         {"rope_parameters": {"rope_type": "yarn", "factor": 4.0}},
-        "rope_type 'yarn', which stackjax cannot",
+        "rope_type 'yarn'",
     ),
     "older yarn": (
         {"rope_parameters": None, "rope_scaling": {"type": "yarn", "factor": 4.0}},
-        "rope_type 'yarn', which stackjax cannot",
+        "rope_type 'yarn'",
     ),
     "half a rotation": (
         {"rope_parameters": folders.LLAMA3 | {"partial_rotary_factor": 0.5}},
@@ -370,14 +370,18 @@ def test_unsupported_models_are_refused_by_field(changes, said, copy):
 @pytest.mark.parametrize(
     ("name", "changes", "said"),
     [
-        ("mistral, wide heads", {"sliding_window": 8}, "a sliding_window of 8"),
+        ("mistral, wide heads", {"sliding_window": 8}, "sliding_window of 8"),
         (
             "qwen2",
             {"use_sliding_window": True, "sliding_window": 8, "layer_types": None}
             | {"max_window_layers": 2},
-            "a sliding_window of 8",
+            "sliding_window of 8",
         ),
-        ("qwen3", {"layer_types": ["sliding_attention"] * 3}, "the type 'sliding_attention'"),
+        (
+            "qwen3",
+            {"layer_types": ["sliding_attention"] * 3},
+            "layer_types has 'sliding_attention'",
+        ),
     ],
 )
 def test_sliding_window_is_refused(name, changes, said, tmp_path):
@@ -389,7 +393,7 @@ def test_sliding_window_is_refused(name, changes, said, tmp_path):
 
 def test_mistral_without_window_field_has_the_default_window():
     fields = {"model_type": "mistral", "max_position_embeddings": 32768} | folders.SIZES
-    with pytest.raises(ValueError, match="a sliding_window of 4096"):
+    with pytest.raises(ValueError, match="sliding_window of 4096"):
         config_json.model_config(fields)
 
 
@@ -450,16 +454,16 @@ def broken_config(path):
 
 
 DAMAGES = {
-    lose_shard: r"lacks model-00001-of-0000\d.safetensors, which .*index.json names",
+    lose_shard: r"lacks model-00001-of-0000\d.safetensors.*index.json",
     cut_shard: r"model-00001-of-0000\d.safetensors is damaged",
     cut_header: r"model-00001-of-0000\d.safetensors is damaged",
-    wrong_index: r"has no tensor lm_head.weight, which model.safetensors.index.json says",
-    broken_index: r"is not an index of tensors",
-    pickles: r"pytorch_model.bin, a pickle, which can run code and is not read",
-    empty: r"it holds no weights",
+    wrong_index: r"has no tensor lm_head.weight.*model.safetensors.index.json",
+    broken_index: r"weight_map is None",
+    pickles: r"pytorch_model.bin, a pickle",
+    empty: r"has no weights",
     more_layers: r"has no tensor model.layers.3.input_layernorm.weight",
-    fewer_layers: r"holds model.layers.2.* \(9 such tensors\).*nothing is left out silently",
-    wider: r"gate_proj.weight in .* has shape \[20, 16\], and its model needs \[24, 16\]",
+    fewer_layers: r"holds model.layers.2.* \(9 such tensors\)",
+    wider: r"gate_proj.weight in .* has shape \[20, 16\].* \[24, 16\]",
     no_config: r"has no config.json",
     broken_config: r"config.json is not JSON",
 }
@@ -479,7 +483,7 @@ def test_damaged_folder_is_one_line(damage, copy, tmp_path, monkeypatch, capsys)
 
 def test_export_of_unsupported_architectures_is_refused():
     biased = dataclasses.replace(MODELS["gqa"], qkv_bias=True, qk_norm=True)
-    with pytest.raises(ValueError, match=r"qkv_bias is True and model\.qk_norm True, and"):
+    with pytest.raises(ValueError, match=r"qkv_bias is True and model\.qk_norm True"):
         config_json.config_fields(biased, "float32", None, 8)
     odd = dataclasses.replace(MODELS["gqa"], embed_dim=18)
     with pytest.raises(ValueError, match=r"model\.num_heads 4 does not divide"):

@@ -133,19 +133,19 @@ class Bomb:
 
 
 LINES = {
-    "code": "holds more than tensors, and nothing in it was run",
-    "code in a state": "holds more than tensors, and nothing in it was run",
+    "code": "holds more than tensors; no code was run",
+    "code in a state": "holds more than tensors; no code was run",
     "no file of torch": "is damaged, or holds more than tensors",
     "cut": "is damaged, or holds more than tensors",
-    "another model": "is no checkpoint of a LLaMA in lit-gpt",
-    "larger than the file": r"wte\.weight .* claims the shape \[1099511627776, 16\]",
-    "bytes": r"ln_f\.weight in .* is of type int8; weights of F64, F32, BF16, F16",
+    "another model": "is not a lit-gpt LLaMA checkpoint",
+    "larger than the file": r"wte\.weight .* has shape \[1099511627776, 16\]",
+    "bytes": r"ln_f\.weight in .* is of type int8",
     "sparse": r"ln_f\.weight in .* is torch\.sparse_coo on cpu",
     "a vector": r"no matrix transformer\.wte\.weight",
-    "a number as name": "has a tensor with the name 5, which is no text",
+    "a number as name": "has a tensor with the name 5",
     "a far layer": "model.pth",
     "no number of a layer": "model.pth",
-    "unknown width": r"has 16 channels, and no model .* say how many each head has",
+    "unknown width": r"has 16 channels.* --head-dim",
 }
 
 

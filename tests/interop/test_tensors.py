@@ -97,9 +97,7 @@ def test_tensors_written_by_safetensors_are_readable(infos):
 
 def test_integer_tensors_are_refused(tmp_path):
     save_file({"w": np.zeros((2, 2), np.int8)}, tmp_path / "model.safetensors")
-    with pytest.raises(
-        ValueError, match=r"w in .* is of type I8; weights of F64, F32, BF16, F16"
-    ):
+    with pytest.raises(ValueError, match=r"w in .* is of type I8; .*F64, F32, BF16, F16"):
         Tensors(tmp_path)
 
 
@@ -147,14 +145,14 @@ def test_later_duplicate_of_an_indexed_tensor_is_refused(tmp_path):
         {BASE: {"a": NEW, "b": OLD}, OVERLAY: {"a": OLD, "c": OLD}},
         {"a": BASE, "b": BASE, "c": OVERLAY},
     )
-    with pytest.raises(ValueError, match=r"overlay.* has another copy of a, which .*names in"):
+    with pytest.raises(ValueError, match=r"overlay.* has another copy of a, listed in "):
         Tensors(tmp_path)
 
 
 def test_index_with_other_file_types_is_refused(tmp_path):
     # transformers reads other files as pickles.
     write_shards(tmp_path, {"weights": {"a": NEW}}, {"a": "weights"})
-    with pytest.raises(ValueError, match=r"a in 'weights', and only files named \*.safetens"):
+    with pytest.raises(ValueError, match=r"a in 'weights', .*\*.safetens"):
         Tensors(tmp_path)
 
 

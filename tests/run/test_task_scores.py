@@ -91,7 +91,7 @@ def test_scored_params_have_masks_applied():
     ("changes", "said"),
     [
         ({"every_tokens": None}, "tasks.every_tokens is None"),
-        ({"names": ("next_wrod",)}, "no task 'next_wrod' .* near it are next_word"),
+        ({"names": ("next_wrod",)}, "no task 'next_wrod' .* next_word"),
         ({"directory": "no/where"}, "directory of tasks no/where is not"),
         ({"limit": 0}, "limit is 0"),
     ],
