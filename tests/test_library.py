@@ -113,7 +113,8 @@ def test_compared_runs_give_the_speed_up_of_the_grown_run(tmp_path):
     paths = [write("scratch", stages[:1], 0.0), write("grown", stages, 0.5)]
     (comparison,) = sj.compare_runs(paths)
     speedups = [each["flops_6nd"].estimate.value for each in comparison.at_losses.values()]
-    assert speedups == [pytest.approx(0.5, abs=0.02)] * len(speedups)
+    # Scratch never reaches the final loss of the grown run.
+    assert speedups[:-1] == [pytest.approx(0.5, abs=0.02)] * 4
 
 
 def test_mistake_in_an_override_is_a_user_error(world):
