@@ -1,15 +1,15 @@
-"""The operators of arXiv:2405.15319, figure 3, on a CPU: 8 layers x 64, from a fourth.
+"""The operators in figure 3 (arXiv:2405.15319) on a CPU: 8 layers x 64 channels.
 
     python -m scripts.bakeoff configs/bakeoff_tiny.py --jobs 2
 
-runs all eight at two growth timings and the target from scratch, every run for the FLOPs of 1M
-bytes from scratch, in less than an hour on two cores. One operator alone:
+trains all eight operators at two growth timings, and the target from scratch, in less than an hour
+on two cores. Every run has the FLOPs of 1M bytes from scratch. A single operator:
 
     python -m stackjax.train --config configs/bakeoff_tiny.py --stages.1.growth 'depth_zero(factor=4)'
 
-As in the paper, the small model sees a tenth of that (d) or half (5d), its learning rate is still
-at its peak when it grows, and the target warms up again. A mask opens over a tenth; a fit takes
-25 steps of about 490.
+As in the paper, the small model sees a tenth (d) or half (5d) of these bytes, grows at its peak
+learning rate, and the target warms up again. Masks open over a tenth; a fit takes 25 of about 490
+steps.
 """
 
 import dataclasses
@@ -25,7 +25,7 @@ TOKENS = 1_000_000
 
 
 def get_config() -> Config:
-    """Returns the run that stacks."""
+    """Returns the run with stacking."""
     config = tiny.get_config()
     model = dataclasses.replace(
         config.model, num_layers=8, num_heads=4, num_kv_heads=4, head_dim=16
@@ -49,7 +49,7 @@ def get_config() -> Config:
 
 
 def get_runs(seed: int) -> dict[str, Config]:
-    """Returns every run of the bake-off."""
+    """Returns all runs."""
     config = get_config()
     return bakeoff.runs(
         config,

@@ -1,10 +1,9 @@
-"""Three sizes up to 1.1B, grown in depth and width as FLM-101B was (arXiv:2309.03852).
+"""Three sizes up to 1.1B, grown in depth and width like FLM-101B (arXiv:2309.03852).
 
     python -m stackjax.train --config configs/flm_1b.py
 
-6 layers x 512 channels, then 12 x 1024, then 24 x 2048. FLM-101B gave its sizes of 16B, 51B and 101B
-79 %, 13 % and 8 % of the tokens; here it is 25, 25 and 50 billion. A mask opens over 2500
-steps.
+6 layers x 512 channels, then 12 x 1024, then 24 x 2048, with 25, 25 and 50 billion tokens. FLM-101B
+trained 16B, 51B and 101B parameters on 79, 13 and 8 % of its tokens. Masks open over 2500 steps.
 """
 
 import dataclasses

@@ -1,9 +1,9 @@
-"""Three sizes on a CPU, grown in depth and width as FLM-101B was (arXiv:2309.03852).
+"""Three sizes on a CPU, grown in depth and width like FLM-101B (arXiv:2309.03852).
 
     python -m stackjax.train --config configs/flm_tiny.py
 
-3 layers x 32 channels, then 6 x 64, then 12 x 128. All that is new comes in behind masks, so that
-neither growth moves the loss; the optimizer keeps its moments.
+3 layers x 32 channels, then 6 x 64, then 12 x 128. New parameters are masked, so growth preserves
+the loss. The optimizer keeps its moments.
 """
 
 import dataclasses

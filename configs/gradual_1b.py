@@ -2,9 +2,9 @@
 
     python -m scripts.bakeoff configs/gradual_1b.py --dry-run
 
-lists a command for it, for a hop from 6 layers to 24, early or late, and for 24 layers from
-scratch, all for the FLOPs of the paper's 1.1B run. 10 billion tokens for each of the smaller
-models, as the text of the paper says. The gradual run alone:
+prints a command for the gradual run, for a single growth from 6 to 24 layers (early or late), and for
+24 layers from scratch, all for the FLOPs of the paper's 1.1B run. Smaller models train on 10
+billion tokens each, as stated in the paper. The gradual run alone:
 
     python -m stackjax.train --config configs/gradual_1b.py
 """
@@ -29,6 +29,6 @@ def get_config() -> Config:
 
 
 def get_runs(seed: int) -> dict[str, Config]:
-    """Returns the gradual run, one hop early and one late, and scratch."""
+    """Returns the gradual run, single growths early and late, and scratch."""
     flops = expand(gstack_1b.get_config())[-1].end.flops_6nd
     return bakeoff.gradual(get_config(), flops=flops, seed=seed)

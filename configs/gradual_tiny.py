@@ -1,12 +1,12 @@
-"""Gradual stacking on a CPU (StackedBERT): 6 layers, then 12, then 24, against one hop.
+"""Gradual stacking on a CPU (StackedBERT): 6, 12, then 24 layers, against a single growth.
 
     python -m scripts.bakeoff configs/gradual_tiny.py --jobs 2
 
-Every run costs what 400,000 bytes of the 24 layers do. The gradual one alone:
+Every run has the FLOPs of 400,000 bytes from scratch. The gradual run alone:
 
     python -m stackjax.train --config configs/gradual_tiny.py
 
-The paper finds one growth from 6 to 24 better (arXiv:2405.15319, figure 33).
+In arXiv:2405.15319, figure 33, a single growth from 6 to 24 layers is better.
 """
 
 import dataclasses
@@ -35,6 +35,6 @@ def get_config() -> Config:
 
 
 def get_runs(seed: int) -> dict[str, Config]:
-    """Returns the gradual run, one hop early and one late, and scratch."""
+    """Returns the gradual run, single growths early and late, and scratch."""
     config = get_config()
     return bakeoff.gradual(config, flops=flops_6nd(config.model) * TOKENS, seed=seed)

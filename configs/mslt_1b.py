@@ -2,7 +2,7 @@
 
     python -m stackjax.train --config configs/mslt_1b.py
 
-10 billion tokens for each stage that trains only the layers that are new, then all of them.
+Stages with only the new layers train on 10 billion tokens each; the last stage trains all layers.
 """
 
 import dataclasses

@@ -2,9 +2,8 @@
 
     python -m stackjax.train --config configs/mslt_tiny.py
 
-6 layers train, then the upper 6 of 12, then the upper 12 of 24, with head and final norm, and
-at last all of them. What lies below the first layer that learns only runs forward, and is
-charged for that alone.
+6 layers train, then the upper 6 of 12, then the upper 12 of 24 (with head and final norm), then all
+24. Frozen layers below the first trained layer only run forward, and cost only forward FLOPs.
 """
 
 import dataclasses

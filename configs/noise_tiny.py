@@ -1,8 +1,8 @@
-"""The noise ablation of arXiv:2405.15319, figure 39, on a CPU: 0, 20 and 50 %.
+"""The noise ablation in figure 39 (arXiv:2405.15319) on a CPU: 0, 20 and 50 %.
 
     python -m scripts.bakeoff configs/noise_tiny.py
 
-after stacking and after an uneven split, each otherwise as in bakeoff_tiny.py.
+trains with noise after stacking and after an uneven split; other settings are from bakeoff_tiny.py.
 """
 
 import dataclasses
@@ -15,12 +15,12 @@ from stackjax.model.flops import flops_6nd
 
 
 def get_config() -> Config:
-    """Returns the run that stacks, without noise."""
+    """Returns the run with stacking, without noise."""
     return dataclasses.replace(bakeoff_tiny.get_config(), workdir="runs/noise_tiny")
 
 
 def get_runs(seed: int) -> dict[str, Config]:
-    """Returns the run of every amount of noise."""
+    """Returns a run for every noise level."""
     config = get_config()
     return bakeoff.runs(
         config,

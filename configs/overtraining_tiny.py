@@ -1,9 +1,9 @@
-"""The data scaling of arXiv:2405.15319, figure 6, on a CPU: one size, ever more bytes.
+"""Data scaling (arXiv:2405.15319, figure 6) on a CPU: a fixed size, up to 8M bytes.
 
     python -m scripts.scale configs/overtraining_tiny.py --jobs 2
 
-8 layers x 32, grown and from scratch, for the FLOPs of 2 to 70 bytes a parameter; as in the
-paper the small model has always seen the same number. One run:
+trains 8 layers x 32 channels, grown and from scratch, for the FLOPs of 2 to 70 bytes per parameter.
+As in the paper, the small model always sees the same number of bytes. A single run:
 
     python -m stackjax.train --config configs/overtraining_tiny.py
 """
@@ -22,7 +22,7 @@ def get_config() -> Config:
 
 
 def get_runs(seed: int) -> dict[str, Config]:
-    """Returns the runs of every length."""
+    """Returns the runs for every length."""
     found = {}
     for tokens in TOKENS:
         found |= sizes.pair(_grown(tokens), tokens, seed)

@@ -1,9 +1,9 @@
-"""The scaling law of arXiv:2405.15319, figure 7, on a CPU: four sizes, grown and from scratch.
+"""The scaling law (arXiv:2405.15319, figure 7) on a CPU: four sizes, grown and from scratch.
 
     python -m scripts.scale configs/scaling_tiny.py --jobs 2
 
-8 layers of 32, 48, 64 and 80 channels, each for the FLOPs of 2.5 bytes a parameter from
-scratch. The small model, of 2 layers, has seen a tenth of these bytes. One grown run:
+trains 8 layers x 32, 48, 64 and 80 channels, for the FLOPs of 2.5 bytes per parameter from scratch.
+The small model has 2 layers and sees a tenth of these bytes. A single grown run:
 
     python -m stackjax.train --config configs/scaling_tiny.py
 """
@@ -18,12 +18,12 @@ TOKENS_PER_PARAM = 2.5
 
 
 def get_config() -> Config:
-    """Returns the grown run of 64 channels."""
+    """Returns the grown run with 64 channels."""
     return _grown(64)
 
 
 def get_runs(seed: int) -> dict[str, Config]:
-    """Returns the runs of every size."""
+    """Returns the runs for every size."""
     found = {}
     for width in WIDTHS:
         grown = _grown(width)

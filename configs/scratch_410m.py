@@ -1,4 +1,4 @@
-"""The target of gstack_410m.py from scratch, for the FLOPs of the whole grown run (6ND).
+"""The target of gstack_410m.py from scratch, for the total FLOPs (6ND) of the grown run.
 
 python -m stackjax.train --config configs/scratch_410m.py
 """

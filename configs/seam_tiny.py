@@ -1,9 +1,9 @@
-"""The optimizer state and the learning rate after growth, on a CPU: what docs/growth.md tables.
+"""Optimizer state and learning rate after growth, on a CPU, for the table in docs/growth.md.
 
     python -m scripts.bakeoff configs/seam_tiny.py --jobs 2 --seeds 1
 
-Stacking and an uneven split, otherwise as in bakeoff_tiny.py, for the FLOPs of 400,000 bytes from
-scratch and with a small model that has seen half of that.
+trains with stacking and with an uneven split, for the FLOPs of 400,000 bytes from scratch. The small
+model sees half of these bytes; other settings are from bakeoff_tiny.py.
 """
 
 import dataclasses
@@ -29,12 +29,12 @@ SEAMS = {
 
 
 def get_config() -> Config:
-    """Returns the run that stacks, with the defaults of the seam."""
+    """Returns the run with stacking and default growth settings."""
     return dataclasses.replace(bakeoff_tiny.get_config(), workdir="runs/seam_tiny")
 
 
 def get_runs(seed: int) -> dict[str, Config]:
-    """Returns the run of every combination."""
+    """Returns a run for every combination."""
     config = get_config()
     base, last = config.stages
     flops = flops_6nd(config.model) * TOKENS
@@ -42,7 +42,7 @@ def get_runs(seed: int) -> dict[str, Config]:
     for growth, text in GROWTHS.items():
         for (state, rate), fields in SEAMS.items():
             if growth == "stack" and rate == "by fan-in":
-                continue  # stacking leaves every fan-in as it is
+                continue  # stacking keeps every fan-in
             stage = dataclasses.replace(last, optimizer_state=state, **fields)
             found |= bakeoff.grown_runs(
                 dataclasses.replace(config, stages=(base, stage)),

@@ -2,9 +2,9 @@
 
     python -m stackjax.train --config configs/table5_1b.py --stages.1.growth 'layer_map(12-3456*5-56)'
 
-In the paper's order, best first: 123456*4, 12-3456*5-56, 12-345*7-6 and 123-456*7; 1234-56*10,
-12-34*10-56 and 1-234*7-56; and worse than from scratch, 123*7-456.
-`python -m scripts.bakeoff configs/table5_1b.py --dry-run` lists a command for each.
+The paper's ranking, best first: 123456*4, 12-3456*5-56, 12-345*7-6 and 123-456*7; then 1234-56*10,
+12-34*10-56 and 1-234*7-56; then scratch; then 123*7-456.
+`python -m scripts.bakeoff configs/table5_1b.py --dry-run` prints a command for each.
 """
 
 import dataclasses
@@ -17,7 +17,7 @@ from stackjax.growth import LayerMap
 
 
 def get_config() -> Config:
-    """Returns the run that stacks all of the layers."""
+    """Returns the run with the whole stack repeated."""
     config = gstack_1b.get_config()
     base, last = config.stages
     last = dataclasses.replace(last, growth=LayerMap("123456*4"))
@@ -25,7 +25,7 @@ def get_config() -> Config:
 
 
 def get_runs(seed: int) -> dict[str, Config]:
-    """Returns the run of every pattern."""
+    """Returns a run for every pattern."""
     return bakeoff.runs(
         get_config(),
         bakeoff.PATTERNS,

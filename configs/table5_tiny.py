@@ -2,7 +2,7 @@
 
     python -m scripts.bakeoff configs/table5_tiny.py
 
-One pattern alone:
+A single pattern:
 
     python -m stackjax.train --config configs/table5_tiny.py --stages.1.growth 'layer_map(12-3456*5-56)'
 """
@@ -20,7 +20,7 @@ TOKENS = 400_000
 
 
 def get_config() -> Config:
-    """Returns the run that stacks all of the layers."""
+    """Returns the run with the whole stack repeated."""
     config = gradual_tiny.get_config()
     base, _, last = config.stages
     stages = (
@@ -31,7 +31,7 @@ def get_config() -> Config:
 
 
 def get_runs(seed: int) -> dict[str, Config]:
-    """Returns the run of every pattern."""
+    """Returns a run for every pattern."""
     config = get_config()
     return bakeoff.runs(
         config,

@@ -1,9 +1,9 @@
-"""The target of tiny.py from scratch, for the FLOPs of the whole grown run (6ND).
+"""The target of tiny.py from scratch, with the grown run's total FLOPs (6ND).
 
     python -m stackjax.train --config configs/tiny_scratch.py
 
-The learning rate is the best of three, by held-out loss: 1.700 with 2e-3, 1.653 with 4e-3,
-1.673 with 8e-3 (512 held-out sequences, seed 0). Its cosine ends with the run.
+The learning rate is tuned: held-out loss is 1.700 with 2e-3, 1.653 with 4e-3, and 1.673 with 8e-3
+(512 held-out sequences, seed 0). The cosine ends with the run.
 """
 
 import dataclasses

@@ -1,10 +1,9 @@
-"""Runs what a config file compares, and tables and draws the held-out losses.
+"""Trains the runs of a config file, and writes a table and a figure of held-out losses.
 
     python -m scripts.bakeoff configs/bakeoff_tiny.py
 
-Runs that start with the same first stage share it. What is finished is not run again, so the
-same command goes on where it was stopped. The best three and the run from scratch are then run
-with more seeds.
+Runs with equal first stages share them. Finished runs are skipped, so the same command resumes.
+The best three runs and scratch are then repeated with more seeds.
 """
 
 import contextlib
@@ -48,22 +47,22 @@ Jobs = Annotated[int, Whole(at_least=1, at_most=1000)]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class BakeoffConfig(Checked):
-    """Runs what a config file compares, and tables and draws the held-out losses."""
+    """Trains the runs of a config file, and writes a table and a figure of held-out losses."""
 
     config: Annotated[Path, tyro.conf.Positional]
     """A config file with `get_runs(seed)`, such as configs/bakeoff_tiny.py."""
     seeds: Size = 3
-    """Seeds of the best three, and of the run from scratch."""
+    """Seeds for the best three runs and scratch."""
     jobs: Jobs = 1
-    """Runs at a time, which share the cores; two on two cores take a quarter less time."""
+    """Concurrent runs; they share the cores. Two runs on two cores take a quarter less time."""
     output: Path | None = None
-    """Table (.md) to write, and picture beside it; by default in the directory of the runs."""
+    """Table (.md), with a figure next to it. The default is next to the run directories."""
     only: Text | None = None
-    """Run by this name alone, with neither table nor picture."""
+    """Train only the run with this name; no table or figure."""
     seed: Annotated[Seed, OnlyWith("only")] = 0
-    """Seed of the one run."""
+    """Seed for `only`."""
     dry_run: bool = False
-    """Whether to print a command for each run instead of running it."""
+    """Print a command for each run instead of training."""
 
 
 def main() -> None:
@@ -73,7 +72,7 @@ def main() -> None:
 
 
 def bake(options: BakeoffConfig) -> None:
-    """Runs everything and writes table and picture."""
+    """Trains all runs, and writes table and figure."""
     get_runs = load_runs(options.config)
     runs = {(name, 0): config for name, config in get_runs(0).items()}
     check_phases(runs)
@@ -85,7 +84,7 @@ def bake(options: BakeoffConfig) -> None:
     if options.only is not None:
         if (options.only, 0) not in runs:
             known = "; ".join(name for name, _ in runs)
-            raise UserError(f"--only {options.only!r} is none of the runs: {known}.")
+            raise UserError(f"--only is {options.only!r}; it must be a run: {known}.")
         of_seed = get_runs(options.seed)
         _check_same(options.config, runs, {options.seed: of_seed})
         run_all({(options.only, options.seed): of_seed[options.only]}, options.jobs)
@@ -114,15 +113,15 @@ def _check_same(file: Path, runs: Cells, others: Mapping[int, Mapping[str, Confi
     for seed, of_seed in others.items():
         if missing := [name for name, _ in runs if name not in of_seed]:
             raise UserError(
-                f"{file}: get_runs({seed}) has no {missing[0]!r}, which get_runs(0) has."
+                f"{file}: get_runs({seed}) lacks {missing[0]!r}, a run of get_runs(0)."
             )
 
 
 def load_runs(path: Path) -> Callable[[int], dict[str, Config]]:
-    """Returns the function from a seed to its runs; UserError if the file has none."""
+    """Returns a function from seed to runs; UserError if the file has none."""
     get_runs = load_function(path, "get_runs")
     if get_runs is None:
-        raise UserError(f"{path} has no get_runs(seed); it is one run: stackjax.train it.")
+        raise UserError(f"{path} has no get_runs(seed); use stackjax.train for a single run.")
 
     def runs_of(seed: int) -> dict[str, Config]:
         runs = get_runs(seed)
@@ -131,8 +130,8 @@ def load_runs(path: Path) -> Callable[[int], dict[str, Config]]:
         for name, config in runs.items():
             if not isinstance(name, str) or not isinstance(config, Config):
                 raise UserError(
-                    f"{path}: get_runs({seed}) has {show(name)}: {show(config)}, which must be "
-                    f"a name and a stackjax.config.Config."
+                    f"{path}: get_runs({seed}) has {show(name)}: {show(config)}; it must "
+                    f"map names to stackjax.config.Config."
                 )
         return runs
 
@@ -140,15 +139,15 @@ def load_runs(path: Path) -> Callable[[int], dict[str, Config]]:
 
 
 def run_all(runs: Cells, jobs: int) -> None:
-    """Trains every run, by name and seed, that is not finished.
+    """Trains every unfinished run, by name and seed.
 
-    Stages that runs begin with alike, up to their first growth, are trained once: of stages
-    that go on with each other, the longest row.
+    Equal first stages, up to the first growth, are trained only once. If a run's first stages
+    continue another run's, the longer sequence is trained.
 
     Raises:
-      UserError: A run could not start or go on, and so none has; or some have failed.
+      UserError: A run cannot start or resume, and nothing was trained; or some runs failed.
     """
-    # Named by its source, a run differs from its first stages alone in later stages only.
+    # With a source model, a run and its first stages differ only in later stages.
     runs = {
         label: dataclasses.replace(config, model=stage_models(config)[0], model_is="source")
         for label, config in runs.items()
@@ -170,7 +169,7 @@ def run_all(runs: Cells, jobs: int) -> None:
 
 
 def _base(config: Config) -> Config:
-    """Returns the run of the stages before the first growth."""
+    """Returns a run with only the stages before the first growth."""
     stages = tuple(itertools.takewhile(lambda stage: stage.growth is None, config.stages))
     size = f"{config.model.num_layers}x{config.model.embed_dim}"
     lengths = "-".join(str(stage.tokens) for stage in stages)
@@ -179,32 +178,32 @@ def _base(config: Config) -> Config:
 
 
 def _begins(trunk: Config, config: Config) -> bool:
-    """Returns whether a run goes through what another begins with."""
+    """Returns whether a trunk includes a run's first stages."""
     base = _base(config)
     cut = dataclasses.replace(trunk, stages=trunk.stages[: len(base.stages)])
     return dataclasses.replace(cut, workdir=base.workdir) == base
 
 
 def _branch(trunk: Config, config: Config) -> None:
-    """Makes a run directory whose stages before the first growth are those of a trunk."""
+    """Makes a run directory with the first stages copied from a trunk."""
     last = len(_base(config).stages) - 1
     source, workdir = epath.Path(trunk.workdir), epath.Path(config.workdir)
     partial = workdir.with_name(f"{workdir.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     (source / "metrics.jsonl").copy(partial / "metrics.jsonl")
-    # The shared stages are those of this run's own config.
+    # Shared stages are equal in this run's config.
     record = {**read_config_record(source / RECORD), "config": flatten(config)}
     (partial / RECORD).write_text(config_record(record))
     for stage in range(last + 1):
         shutil.copytree(source / f"stage_{stage}", partial / f"stage_{stage}")
-    # Rows past it are dropped when the run goes on.
+    # A resumed run drops later rows.
     write_marker(partial, after_entering(NEW_RUN, None, expand(trunk)[last]))
     partial.rename(workdir)
 
 
 def _train_each(configs: Mapping[str, Config], jobs: int) -> None:
-    """Trains runs, as many at a time as there are jobs, each with cores of its own."""
+    """Trains runs in parallel jobs, each on separate cores."""
     cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
     context = multiprocessing.get_context("spawn")
     shares = context.Queue()
@@ -223,12 +222,12 @@ def _train_each(configs: Mapping[str, Config], jobs: int) -> None:
     if failed:
         raise UserError(
             f"{len(failed)} of {len(ends)} runs failed, for the reasons above: "
-            f"{'; '.join(failed)}. The others are kept, and the same command goes on."
+            f"{'; '.join(failed)}. Finished runs are kept; the same command resumes."
         )
 
 
 def _outcome(end: "Future[float]") -> tuple[bool, str]:
-    """Returns whether a run has failed, and its loss or the reason; a bug is raised."""
+    """Returns whether a run has failed, and the loss or the reason; bugs are raised."""
     try:
         return False, f"held-out loss {end.result():.4f}"
     except (UserError, OSError, FloatingPointError) as error:
@@ -236,21 +235,21 @@ def _outcome(end: "Future[float]") -> tuple[bool, str]:
 
 
 def _check_apart(runs: Cells) -> None:
-    """Checks every run, in a process that gives the devices back."""
+    """Checks every run in a separate process, which then releases the devices."""
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, context) as pool:
         pool.submit(check_cells, dict(runs)).result()
 
 
 def _take_cores(shares: "multiprocessing.Queue[list[int]]") -> None:
-    # Before JAX starts its threads, of which there is one for each core.
+    # Before JAX starts a thread per core.
     share = shares.get()
     if share:
         os.sched_setaffinity(0, share)
 
 
 def _train(config: Config) -> float:
-    """Returns the final held-out loss of a run, whose output goes into a file beside it."""
+    """Trains a run with output in a log file; returns the final held-out loss."""
     workdir = Path(config.workdir)
     workdir.parent.mkdir(parents=True, exist_ok=True)
     keep_memory()

@@ -1,8 +1,8 @@
-"""Measures what a config costs on this machine: a table, and a JSON file of the same.
+"""Measures a config's cost on this machine, and writes a JSON file.
 
     python -m scripts.benchmark configs/gstack_1b.py --stages.1.mesh.fsdp 8
 
-Any field of the config may be overridden, as for `python -m stackjax.train`.
+Any config field may be overridden, as with `python -m stackjax.train`.
 """
 
 import dataclasses
@@ -54,28 +54,28 @@ from stackjax.training.phase import Phase
 from stackjax.training.preflight import check
 
 SECTIONS = ("loader", "growth", "checkpoint", "step", "ahead", "host", "inference")
-"""In an order in which each is likely to need more memory than those before it."""
+"""Ordered by memory, smallest first."""
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class BenchmarkConfig(Checked):
-    """Measures what a config costs on this machine; takes any field of the config too."""
+    """Measures a config's cost on this machine; accepts any config field."""
 
     config: Annotated[Path, tyro.conf.Positional]
     """A config file, such as configs/tiny.py."""
     sections: tuple[Text, ...] = SECTIONS
-    """What to measure."""
+    """Measurements to make."""
     phases: tuple[Count, ...] = ()
-    """Indices of the phases to measure; by default all of them."""
+    """Indices of phases to measure; by default all."""
     steps: Size = 20
-    """Steps that are timed, one by one and then together."""
+    """Timed steps, first singly, then back to back."""
     limit_seconds: Positive = 600
-    """A measurement of steps that would take longer is not made."""
+    """Skip measurements with a longer expected time."""
     ablate: bool = False
-    """Whether to measure the step with each choice of its execution changed."""
+    """Measure the step with each execution option changed."""
     profile: Path | None = None
-    """Directory for a trace of a few steps of each phase, for XProf."""
+    """Directory for an XProf trace of a few steps per phase."""
     out: Path = Path("benchmark.json")
     """JSON file to write."""
 
@@ -83,7 +83,7 @@ class BenchmarkConfig(Checked):
 def main() -> None:
     """Runs the command line."""
     logging.set_verbosity(logging.FATAL)
-    # Compile times are those of a first start.
+    # Compile times are for a first start.
     jax.config.update("jax_enable_compilation_cache", False)
     with one_line_errors():
         prog = "python -m scripts.benchmark"
@@ -95,10 +95,10 @@ def main() -> None:
 
 
 def benchmark(options: BenchmarkConfig, config: Config) -> None:
-    """Measures, prints what it finds as it goes, and writes the JSON file.
+    """Measures and prints, and writes the JSON file.
 
     Raises:
-      UserError: The options name what is not there, or the config does not fit the devices.
+      UserError: A section or phase does not exist, or the config does not fit the devices.
     """
     phases = expand(config)
     _check_options(options, phases)
@@ -122,7 +122,7 @@ def benchmark(options: BenchmarkConfig, config: Config) -> None:
 
 
 def environment() -> dict[str, Any]:
-    """Returns what the numbers depend on besides the config."""
+    """Returns software versions, hardware and environment variables."""
     devices = jax.devices()
     return {
         "command": shlex.join(["python", "-m", "scripts.benchmark", *sys.argv[1:]]),
@@ -157,7 +157,7 @@ def _measure_phase(
     phase: Phase,
     add: Callable[[Row], None],
 ) -> None:
-    """Adds a row for each measurement of a phase.
+    """Adds a row for each measurement in a phase.
 
     Args:
       source: The phase before.
@@ -203,7 +203,7 @@ def _measure_step(
     mesh: Mesh,
     add: Callable[[Row], None],
 ) -> Times | NotMeasured:
-    """Adds what a step costs, and returns how long it takes."""
+    """Adds a step's cost; returns the step times."""
     row = functools.partial(Row, phase=phase.directory)
     add(row(section="flops", values=measure_flops(config, phase, mesh)))
     compiled = attempt(lambda: compile_phase(config, phase, mesh))

@@ -22,7 +22,7 @@ Cells = Mapping[tuple[str, int], Config]
 
 
 def check_cells(cells: Cells) -> None:
-    """Raises UserError, with the name of the run, if a run could not start or resume.
+    """Raises UserError, with the run's name, if a run cannot start or resume.
 
     Takes seconds: nothing is allocated, and replicates are checked once.
     """
@@ -33,8 +33,8 @@ def check_cells(cells: Cells) -> None:
         with named(label):
             if config.workdir in places:
                 raise UserError(
-                    f"workdir is {config.workdir}, which is that of {places[config.workdir]} "
-                    f"too; give each run a directory."
+                    f"workdir is {config.workdir}, also the directory of "
+                    f"{places[config.workdir]}; give each run its own."
                 )
             places[config.workdir] = label
             _check_directory(config)
@@ -45,9 +45,9 @@ def check_cells(cells: Cells) -> None:
 
 
 def check_phases(cells: Cells) -> None:
-    """Raises UserError, with the name of the run, if its stages do not fit together.
+    """Raises UserError, with the run's name, if stages do not fit together.
 
-    Needs no device: a login node can do so before it hands out commands.
+    Needs no device, so a login node can print commands.
     """
     for (name, seed), config in cells.items():
         with named(f"{name}, seed {seed}"):
@@ -56,7 +56,7 @@ def check_phases(cells: Cells) -> None:
 
 @contextlib.contextmanager
 def named(label: str) -> Iterator[None]:
-    """Puts the name of a run before a UserError."""
+    """Adds a run's name to a UserError."""
     try:
         yield
     except UserError as error:
@@ -66,13 +66,12 @@ def named(label: str) -> Iterator[None]:
 def _check_config(config: Config) -> None:
     if any(stage.until != EarlyStop() for stage in config.stages):
         raise UserError(
-            "a stage has `until`; runs that cost the same end where their FLOPs do, so leave "
-            "it out."
+            "a stage has `until`, but runs with equal FLOPs need fixed lengths; remove it."
         )
     if config.init_from is not None:
         raise UserError(
-            f"init_from is {config.init_from}; runs that cost the same begin with new models, "
-            f"so leave it out."
+            f"init_from is {config.init_from}, but runs with equal FLOPs need new models; "
+            f"remove it."
         )
     check_backend(config)
     memory = device_memory()

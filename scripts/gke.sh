@@ -8,20 +8,20 @@ usage() {
 Usage: scripts/gke.sh --cluster NAME --zone ZONE --workload NAME --type TYPE --image IMAGE
                       [OPTION...] -- ARG...
 
-Creates a workload by XPK (https://github.com/AI-Hypercomputer/xpk) that runs
-`python -m stackjax.train ARG...` on every host of a TPU slice of a GKE cluster.
+Creates an XPK workload (https://github.com/AI-Hypercomputer/xpk) with
+`python -m stackjax.train ARG...` on every host of a TPU slice in a GKE cluster.
 
-  --cluster NAME       cluster, which `xpk cluster create` made
+  --cluster NAME       cluster made by `xpk cluster create`
   --zone ZONE          zone of the cluster
-  --workload NAME      name of the run in the cluster
-  --type TYPE          its accelerators, for example v5litepod-64
-  --image IMAGE        container image with this directory and what it requires
-  --restarts N         how often it is started again, where it stopped, if a host is lost (10)
-  --grace SECONDS      what the run has to stop and save, when a host is taken away (300)
-  --dry-run            print what would be run, and run nothing
+  --workload NAME      name of the workload
+  --type TYPE          accelerator type, such as v5litepod-64
+  --image IMAGE        container image with this directory and its requirements
+  --restarts N         restarts after a lost host; each resumes the run (10)
+  --grace SECONDS      time to save when a host is preempted (300)
+  --dry-run            print the command without running it
   --help               print this
 
-The project is that of `gcloud config`. Data and --workdir have to be on gs://.
+The project comes from `gcloud config`. Data and --workdir must be on gs://.
 EOF
 }
 

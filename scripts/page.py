@@ -1,4 +1,4 @@
-"""Tables of a Markdown page that measurements write."""
+"""Generated tables in Markdown pages."""
 
 from pathlib import Path
 
@@ -6,7 +6,7 @@ from stackjax.runtime.errors import UserError
 
 
 def replace_table(page: Path, name: str, table: str) -> None:
-    """Replaces what stands between the markers of a name; UserError if they are not there."""
+    """Replaces the table between a name's markers; UserError if markers are missing."""
     text = page.read_text()
     begin, end = f"<!-- begin {name} -->", f"<!-- end {name} -->"
     if text.count(begin) != 1 or text.count(end) != 1:

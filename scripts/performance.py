@@ -1,8 +1,8 @@
-"""Writes the tables of docs/performance.md, of what scripts.benchmark has measured.
+"""Writes the tables in docs/performance.md from files of scripts.benchmark.
 
     python -m scripts.performance runs/performance/*.json
 
-`scripts/performance.sh` measures it all and then does this.
+`scripts/performance.sh` makes all measurements first.
 """
 
 import dataclasses
@@ -24,33 +24,33 @@ from stackjax.runtime.ranges import Length
 from stackjax.runtime.text_table import markdown_table
 
 Report = Mapping[str, Any]
-"""What one JSON file holds, and its name without the ending as `name`."""
+"""A JSON file's content, with the stem as `name`."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PerformanceConfig(Checked):
-    """Writes the tables of a page, of what scripts.benchmark has measured."""
+    """Writes a page's tables from files of scripts.benchmark."""
 
     results: Annotated[tuple[Path, ...], tyro.conf.Positional, Length(at_most=1000)]
-    """JSON files of scripts.benchmark; each is named by its file in the tables."""
+    """JSON files of scripts.benchmark; the tables use the file names."""
     page: Path = Path("docs/performance.md")
     """Page whose tables are replaced."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Table:
-    """A table with a line for each row of one section."""
+    """A table with a line for each row in a section."""
 
     section: str
     columns: Mapping[str, str]
-    """By heading, `section.field` of the same phase."""
+    """By heading, `section.field` in the same phase."""
     on: Callable[[Report], bool] = lambda report: True
-    """Which reports it is about."""
+    """Filter for reports."""
 
 
 _FIELDS = dict.fromkeys(("command", "date", "platform", "device_kind", "cpu", *VARIABLES), str)
 _FIELDS |= {"versions": dict, "num_devices": int}
-"""The fields of a report, besides its rows, and their types."""
+"""A report's fields besides rows, with types."""
 
 
 def _on_cpu(report: Report) -> bool:
@@ -180,7 +180,7 @@ def main() -> None:
 
 
 def write(options: PerformanceConfig) -> None:
-    """Replaces every table of the page; UserError where a file is not what it should be."""
+    """Replaces every table of the page; UserError if a file is damaged."""
     reports = [_read(path) for path in options.results]
     texts = {name: _text(table, reports) for name, table in TABLES.items()}
     for name, table in {"machines": machines(reports), **texts}.items():
@@ -195,7 +195,7 @@ def _read(path: Path) -> Report:
 
 
 def _report(fields: Fields) -> Fields:
-    """Returns the fields of a report; UserError if some are missing, or of another type."""
+    """Returns a report's fields; UserError if fields are missing or have wrong types."""
     for name, kind in _FIELDS.items():
         decode(kind, fields.get(name), name)
     machine = [row.values for row in read_rows(fields) if row.section == "machine"]
@@ -205,7 +205,7 @@ def _report(fields: Fields) -> Fields:
 
 
 def machines(reports: Sequence[Report]) -> str:
-    """Returns what was run where, with which versions."""
+    """Returns commands, machines and versions."""
     lines = []
     for report in reports:
         versions = ", ".join(f"{name} {of}" for name, of in report["versions"].items())
@@ -241,7 +241,7 @@ def _label(report: Report, row: Mapping[str, Any]) -> str:
 
 
 def _cells(table: Table, report: Report, row: Mapping[str, Any]) -> Iterator[str]:
-    """Yields the cells of a line; the same reason for having no number is given once."""
+    """Yields a line's cells; repeated reasons for missing numbers are left out."""
     given = set()
     for path in table.columns.values():
         section, field = path.split(".")
@@ -249,7 +249,7 @@ def _cells(table: Table, report: Report, row: Mapping[str, Any]) -> Iterator[str
         value = of["values"].get(field, of["values"])
         if isinstance(value, Mapping) and "not_measured" not in value:
             raise UserError(
-                f"{report['path']} is damaged: it has no {path} of {row['phase']!r}; measure "
+                f"{report['path']} is damaged: {path} is missing for {row['phase']!r}; measure "
                 f"again with scripts.benchmark."
             )
         text = show(field, value)
@@ -259,7 +259,7 @@ def _cells(table: Table, report: Report, row: Mapping[str, Any]) -> Iterator[str
 
 
 def _find(report: Report, section: str, phase: str) -> Mapping[str, Any]:
-    """Returns the row of a section and phase."""
+    """Returns the row for a section and phase."""
     reason = {"not_measured": f"{section} was not among the sections"}
     found = (r for r in report["rows"] if (r["section"], r["phase"]) == (section, phase))
     return next(found, {"values": reason})

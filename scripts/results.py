@@ -1,4 +1,4 @@
-"""The held-out losses of a comparison, as a table and as a picture."""
+"""A table and a figure of held-out losses."""
 
 import statistics
 from pathlib import Path
@@ -30,19 +30,19 @@ def _losses(config: Config) -> list[tuple[float, float]]:
 
 
 def final_loss(config: Config) -> float:
-    """Returns the last held-out loss of a run."""
+    """Returns a run's last held-out loss."""
     return _losses(config)[-1][1]
 
 
 def best(runs: Cells, count: int) -> list[str]:
-    """Returns the names of the best grown runs, then scratch."""
+    """Returns the best grown runs, then scratch."""
     grown = [(name, seed) for name, seed in runs if name != "scratch"]
     ranked = sorted(grown, key=lambda label: final_loss(runs[label]))
     return [name for name, _ in ranked[:count]] + ["scratch"]
 
 
 def table(runs: Cells) -> str:
-    """Returns final losses in Markdown, best first, and where the runs lie."""
+    """Returns final losses in Markdown, best first, and the provenance."""
     finals: dict[str, list[float]] = {}
     for (name, _), config in runs.items():
         finals.setdefault(name, []).append(final_loss(config))
@@ -74,7 +74,7 @@ def _trace(runs: Cells) -> list[str]:
 
 @matplotlib.rc_context({"text.parse_math": False})
 def draw(runs: Cells, output: Path) -> None:
-    """Draws seed 0 of every run, one plot for each timing; scratch stands in all."""
+    """Draws every run with seed 0, with a plot per timing; scratch is in all plots."""
     names = [name for name, seed in runs if seed == 0 and name != "scratch"]
     timings = list(dict.fromkeys(name.split(", ")[-1] for name in names))
     figure, plots = plt.subplots(

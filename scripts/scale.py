@@ -1,9 +1,9 @@
-"""Runs what a config file lists at several sizes or lengths, and fits the laws.
+"""Trains the runs of a config file at several sizes or lengths, and fits scaling laws.
 
     python -m scripts.scale configs/scaling_tiny.py --jobs 2
 
-What is finished is not run again, so the same command goes on where it was stopped. It ends in
-what `python -m stackjax.scale` writes.
+Finished runs are skipped, so the same command resumes. The output is the report of
+`python -m stackjax.scale`.
 """
 
 import dataclasses
@@ -23,16 +23,16 @@ from stackjax.runtime.numbers import Size
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options(Checked):
-    """Runs what a config file lists at several sizes or lengths, and fits the laws."""
+    """Trains the runs of a config file at several sizes or lengths, and fits scaling laws."""
 
     config: Annotated[Path, tyro.conf.Positional]
     """A config file with `get_runs(seed)`, such as configs/scaling_tiny.py."""
     seeds: Size = 2
-    """Seeds of every run."""
+    """Seeds per run."""
     jobs: Jobs = 1
-    """Runs at a time, which share the cores."""
+    """Concurrent runs; they share the cores."""
     output: Path | None = None
-    """Directory of what is written; by default beside the directories of the runs."""
+    """Directory for the report. The default is next to the run directories."""
 
 
 def main() -> None:
@@ -42,7 +42,7 @@ def main() -> None:
 
 
 def scale(options: Options) -> str:
-    """Runs everything and writes the laws, which it returns as Markdown."""
+    """Trains all runs and writes the report; returns its Markdown."""
     get_runs = load_runs(options.config)
     runs = {
         (name, seed): config

@@ -7,23 +7,23 @@ usage() {
   cat <<'EOF'
 Usage: scripts/slurm.sh --nodes N --gpus N --time LIMIT [OPTION...] -- ARG...
 
-Submits a job that runs `python -m stackjax.train ARG...` with a process for each GPU. Before
-the time is up the run saves; it is then queued again, and goes on where it stopped.
+Submits a job with `python -m stackjax.train ARG...` and a process per GPU. The run saves before
+the time limit; the job is then requeued and resumes.
 
-  --nodes N            nodes of the job
-  --gpus N             GPUs of each node
-  --time LIMIT         time until it is queued again, as sbatch takes it: 24:00:00
-  --cpus N             CPU cores of each process (8)
-  --grace SECONDS      what the run has to stop and save, before the time is up (300)
-  --name NAME          name of the job (stackjax)
-  --partition NAME     partition of the nodes (that of the cluster)
-  --account NAME       account that is charged (that of the user)
-  --setup COMMAND      runs before the processes start, for example '. .venv/bin/activate'
-  --dry-run            print what would be run, and run nothing
+  --nodes N            nodes
+  --gpus N             GPUs per node
+  --time LIMIT         time limit in the format of sbatch: 24:00:00
+  --cpus N             CPU cores per process (8)
+  --grace SECONDS      time to save before the time limit (300)
+  --name NAME          job name (stackjax)
+  --partition NAME     partition (default of the cluster)
+  --account NAME       account to charge (default of the user)
+  --setup COMMAND      command before the processes start, such as '. .venv/bin/activate'
+  --dry-run            print the command without running it
   --help               print this
 
-Other options of sbatch go by its own variables, such as SBATCH_QOS or SBATCH_CONSTRAINT. Paths
-are relative to the repository, in which the job runs.
+Set other sbatch options by environment variables, such as SBATCH_QOS or SBATCH_CONSTRAINT. The
+job runs in the repository, so paths are relative to it.
 EOF
 }
 
@@ -52,9 +52,9 @@ for option in nodes gpus time; do
 done
 (($# > 1)) || fail "nothing to train; end with -- --config FILE"
 
-# In JAX the nth process of a node has the nth of all the GPUs that it sees, and --gpus-per-task
-# would hide all but one. srun has to be told --cpus-per-task again. SIGTERM is sent to the
-# processes and not to this shell; when they exit with 143 the run has been saved.
+# JAX gives the nth process on a node the nth visible GPU; --gpus-per-task would hide the other
+# GPUs. srun needs --cpus-per-task again. SIGTERM goes to the processes and not to this shell; exit
+# code 143 means the run is saved.
 batch="#!/usr/bin/env bash
 #SBATCH --job-name=$name
 #SBATCH --nodes=$nodes

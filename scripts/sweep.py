@@ -1,10 +1,10 @@
-"""Runs a grid over growth timing, operator, factor and seed, and compares what came out.
+"""Trains a grid over growth timing, operator, factor and seed, and compares the runs.
 
     python -m scripts.sweep configs/bakeoff_tiny.py --tokens 1e5 2e5 4e5 --growths 'stack(4)'
 
-All cells of a seed that start from the same small model branch off one run of it, and all cost
-the same FLOPs, the small model included. What is finished is not run again, so the same command
-goes on where it was stopped. `--dry-run` prints a command for each cell, for a job array.
+All cells with the same seed and small model branch off the same run. All cells have
+equal FLOPs, including the small model. Finished runs are skipped, so the same command
+resumes. `--dry-run` prints a command for each cell, for a job array.
 """
 
 import dataclasses
@@ -38,24 +38,24 @@ from stackjax.training.stages import stage_models
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SweepConfig(Checked):
-    """Runs a grid over growth timing, operator, factor and seed, and compares the cells."""
+    """Trains a grid over growth timing, operator, factor and seed, and compares the runs."""
 
     config: Annotated[Path, tyro.conf.Positional]
-    """A run of two stages, such as configs/bakeoff_tiny.py, whose last model is the target."""
+    """A two-stage run, such as configs/bakeoff_tiny.py; the last model is the target."""
     tokens: Annotated[tuple[Tokens, ...], Length(at_most=1000)]
-    """Growth timings (d): tokens of the small model."""
+    """Growth timings: tokens before growth (d)."""
     growths: Annotated[tuple[Text, ...], Length(at_most=1000)] = ("stack(4)",)
-    """Operators, each with its factor."""
+    """Operators with factors."""
     seeds: Annotated[tuple[Seed, ...], Length(at_most=1000)] = (0, 1, 2)
-    """Seeds of every cell, and of the run from scratch."""
+    """Seeds for every cell and scratch."""
     flops: Positive | None = None
-    """FLOPs (6ND) of every run; by default those of the config's."""
+    """FLOPs (6ND) per run; by default the config's."""
     jobs: Jobs = 1
-    """Runs at a time, which share the cores."""
+    """Concurrent runs; they share the cores."""
     cell: Count | None = None
-    """Run one cell alone, by its place in the grid."""
+    """Train only this cell, by index."""
     dry_run: bool = False
-    """Whether to print a command for each cell instead of running it."""
+    """Print a command for each cell instead of training."""
 
 
 def main() -> None:
@@ -65,7 +65,7 @@ def main() -> None:
 
 
 def sweep(options: SweepConfig) -> None:
-    """Runs every cell and writes the comparison beside them.
+    """Trains every cell, and writes the comparison.
 
     Raises:
       UserError: The grid and the config do not fit together.
@@ -88,13 +88,13 @@ def sweep(options: SweepConfig) -> None:
 
 
 def grid(options: SweepConfig) -> dict[tuple[str, int], Config]:
-    """Returns the config of every cell and of scratch, by name and seed."""
+    """Returns the configs of all cells and scratch, by name and seed."""
     config = read_config(options.config)
     _check(options, config)
     flops = options.flops or float(expand(config)[-1].end.flops_6nd)
     growths = {text: parse_growth(text) for text in options.growths}
     step_tokens = config.stages[0].batch_size * config.data.seq_len
-    # Whole steps, so that a small model that goes on has seen what a shorter one has.
+    # Whole steps, so all timings share a prefix of the data.
     steps = sorted({math.ceil(tokens / step_tokens) for tokens in options.tokens})
     timings = [count * step_tokens for count in steps]
     runs = {}
@@ -110,20 +110,19 @@ def grid(options: SweepConfig) -> dict[tuple[str, int], Config]:
 def _check(options: SweepConfig, config: Config) -> None:
     if len(config.stages) != 2:
         raise UserError(
-            f"{options.config} has {len(config.stages)} stages; a sweep needs two, the small "
-            f"model's and the target's."
+            f"{options.config} has {len(config.stages)} stages; a sweep needs 2: small model "
+            f"and target."
         )
     schedule = config.stages[0].schedule or config.optimizer.schedule
     if schedule.shape != "constant" and schedule.horizon_tokens is None:
         raise UserError(
-            f"the schedule of stages.0 is {schedule.shape} and ends with its stage, so that a "
-            f"small model would train otherwise for each timing; make it constant, or give it "
-            f"horizon_tokens."
+            f"the schedule of stages.0 is {schedule.shape} without horizon_tokens, so it "
+            f"depends on the growth timing; make it constant, or set horizon_tokens."
         )
 
 
 def _small_stages(base: Stage, timings: Sequence[int]) -> list[Stage]:
-    """Returns the stages of a small model up to the last timing, cut at each."""
+    """Returns the small model's stages, cut at each timing."""
     cuts = itertools.pairwise([0, *timings])
     return [dataclasses.replace(base, tokens=stop - start) for start, stop in cuts]
 
@@ -135,10 +134,10 @@ def _last(config: Config, growth: Growth | None) -> Stage:
 def _cell(
     config: Config, name: str, stages: tuple[Stage, ...], flops: float, seed: int
 ) -> Config:
-    """Returns the run of a cell, whose last stage is as long as the FLOPs allow."""
+    """Returns a cell's run, with the last stage cut to the budget."""
     target = stage_models(config)[-1]
     first = config.stages[0].schedule or config.optimizer.schedule
-    # The small model's schedule does not begin again where its stages are cut.
+    # The small model's schedule continues across its stages.
     is_constant = first.shape == "constant" and not first.warmup_tokens
     of_run = first if is_constant else dataclasses.replace(first, axis="run")
     small = tuple(dataclasses.replace(stage, schedule=of_run) for stage in stages[:-1])
@@ -149,7 +148,7 @@ def _cell(
 
 
 def report(runs: Mapping[tuple[str, int], Config], output: Path) -> str:
-    """Writes the comparison of all cells, and the best timings and factors; returns both."""
+    """Writes and returns the comparison, and the best timings and factors."""
     paths = tuple(Path(config.workdir) for config in runs.values())
     compared = write_comparison(CompareConfig(runs=paths, output=output))
     found = write_isoflop(IsoflopConfig(runs=paths, output=output / "isoflop"))

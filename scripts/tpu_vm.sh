@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Creates a slice of TPU VMs and runs on all its hosts; --help has all options.
+# Creates a TPU VM slice and trains on all hosts; --help has all options.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -7,26 +7,26 @@ usage() {
   cat <<'EOF'
 Usage: scripts/tpu_vm.sh ACTION --name NAME --zone ZONE [OPTION...] [-- ARG...]
 
-Runs `python -m stackjax.train ARG...` on every host of a slice of Cloud TPU VMs. The actions, in
-the order in which a run needs them:
+Runs `python -m stackjax.train ARG...` on every host of a Cloud TPU VM slice. Actions, in the
+order of use:
 
-  create     asks for the slice, which stands in a queue until there is one
-  install    copies this directory to every host, and installs what it requires
-  run        starts the run on every host; the same command again resumes it
-  log        follows what the run prints, until Ctrl-C
-  stop       asks the run to save and to stop
-  delete     gives the slice back
+  create     requests the slice; the request is queued until a slice is available
+  install    copies this directory to every host, and installs the requirements
+  run        starts or resumes the run on every host
+  log        follows the output of the run, until Ctrl-C
+  stop       saves and stops the run
+  delete     deletes the slice
 
   --name NAME          name of the slice
   --zone ZONE          zone of the slice
-  --type TYPE          for create: its accelerators, for example v5litepod-64
-  --version VERSION    for create: software of the hosts, for example v2-alpha-tpuv5-lite
-  --spot               for create: cheaper, and may be taken away at any time
-  --dry-run            print what would be run, and run nothing
+  --type TYPE          for create: accelerator type, such as v5litepod-64
+  --version VERSION    for create: host software, such as v2-alpha-tpuv5-lite
+  --spot               for create: cheaper, but preemptible
+  --dry-run            print the commands without running them
   --help               print this
 
-The project is that of `gcloud config`. Data and --workdir have to be on gs://, where every host
-sees them and a slice that is taken away does not take them with it.
+The project comes from `gcloud config`. Data and --workdir must be on gs://, so every host sees
+the files and they survive the slice.
 EOF
 }
 
@@ -93,7 +93,7 @@ case "$action" in
     run tar -czf "$archive" --exclude=./.git --exclude=./.venv --exclude=./data --exclude=./runs .
     run gcloud compute tpus tpu-vm scp "$archive" "$name:stackjax.tar.gz" --zone="$zone" \
       --worker=all
-    # The hosts' own Python may be too old; uv brings one. Without huge pages TPUs start slowly.
+    # The system Python may be too old; uv installs 3.11. Without huge pages TPUs start slowly.
     on all 'set -e
 mkdir -p stackjax
 tar -xzf stackjax.tar.gz -C stackjax

@@ -3,7 +3,7 @@
     python -m stackjax.compare runs/scratch-* runs/gstack-*
 
 Runs with different seeds and otherwise equal settings form a group with confidence intervals.
-The command writes a table, a JSON file, pictures and an HTML page.
+The command writes a table, a JSON file, figures and an HTML page.
 """
 
 from stackjax.options import CompareConfig

@@ -4,7 +4,7 @@
 
 The command fits parabolas over the timing d and the factor g for each model size and budget.
 From enough optima it fits the timing law of arXiv:2405.15319 again. It writes a table, a JSON
-file, pictures and an HTML page.
+file, figures and an HTML page.
 """
 
 from stackjax.options import IsoflopConfig

@@ -5,7 +5,7 @@
 With three or more model sizes the command fits L = a C^b and extrapolates the speed-up to
 more compute (arXiv:2405.15319, figure 7). With one size and several lengths it fits the gap in
 loss over tokens (figure 6). The end of each run is a point. The command writes a table, a JSON
-file, pictures and an HTML page.
+file, figures and an HTML page.
 """
 
 from stackjax.options import ScaleConfig

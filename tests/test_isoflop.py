@@ -1,4 +1,4 @@
-"""Best timings and factors, and the law of the timings, are those that runs were made with."""
+"""Planted best timings, best factors and timing laws are recovered."""
 
 import dataclasses
 import itertools
@@ -9,7 +9,8 @@ import pytest
 from conftest import tiny_model, tiny_run
 from recorded import record_run, row, seam
 
-from stackjax.analysis.isoflop_report import find, write
+from stackjax.analysis.isoflop import find_optima
+from stackjax.analysis.isoflop_report import write
 from stackjax.analysis.reading import read_record
 from stackjax.analysis.timing import TimingLaw
 from stackjax.config import Stage
@@ -68,8 +69,8 @@ def cells(tmp_path_factory):
     return found
 
 
-def test_the_best_timing_of_every_size_and_budget_is_the_planted_one(cells):
-    found = find([read_record(path) for path in cells], "held_out")
+def test_planted_best_timing_is_found_for_every_size_and_budget(cells):
+    found = find_optima([read_record(path) for path in cells], "held_out")
     of_three = [each for each in found.timings if each.fixed == "stack(3)"]
     assert len(of_three) == len(DIMS) * 2
     for each in of_three:
@@ -79,8 +80,8 @@ def test_the_best_timing_of_every_size_and_budget_is_the_planted_one(cells):
         assert each.parabola.is_extrapolated == (not 7.5 <= planted <= 9)
 
 
-def test_the_best_factor_is_the_planted_one(cells):
-    found = find([read_record(path) for path in cells], "held_out", [BUDGET])
+def test_three_points_are_too_few_for_a_best_factor(cells):
+    found = find_optima([read_record(path) for path in cells], "held_out", [BUDGET])
     assert [each.fixed for each in found.factors] == ["stack(g) at 100,000,000 tokens"] * len(
         DIMS
     )
@@ -88,25 +89,25 @@ def test_the_best_factor_is_the_planted_one(cells):
     assert all(each.why_none == "too few runs for a parabola" for each in found.factors)
 
 
-def test_with_two_seeds_three_factors_make_a_parabola(tmp_path):
+def test_two_seeds_and_three_factors_give_a_parabola(tmp_path):
     paths = [write_cell(tmp_path / f"scratch-{seed}", 16, 0, 1, seed) for seed in (0, 1)]
     for factor, seed in itertools.product(FACTORS, (0, 1)):
         paths.append(write_cell(tmp_path / f"{factor}-{seed}", 16, 1e8, factor, seed))
-    [best] = find([read_record(path) for path in paths], "held_out", [BUDGET]).factors
+    [best] = find_optima([read_record(path) for path in paths], "held_out", [BUDGET]).factors
     assert 10**best.parabola.optimum == pytest.approx(BEST_FACTOR, rel=1e-6)
     assert [len(losses) for _, losses in best.points] == [2, 2, 2]
 
 
-def test_the_timing_law_is_fitted_again(cells):
-    found = find([read_record(path) for path in cells], "held_out", [BUDGET / 4, BUDGET])
+def test_planted_timing_law_is_refitted(cells):
+    found = find_optima([read_record(path) for path in cells], "held_out", [BUDGET / 4, BUDGET])
     law = found.laws["stack(3)"].law
     for name, value in dataclasses.asdict(PLANTED).items():
         assert getattr(law, name) == pytest.approx(value, rel=1e-4), name
 
 
-def test_everything_is_written(cells, tmp_path):
+def test_report_files(cells, tmp_path):
     printed = write(IsoflopConfig(runs=tuple(cells), output=tmp_path / "out"))
-    assert "the paper has log10 d = 0.88 log10 N + 163.27 / log10 C -5.74" in printed
+    assert "log10 d = 0.88 log10 N + 163.27 / log10 C -5.74" in printed
     sizes = [num_params(model_of(dim)) for dim in DIMS]
     names = {path.name for path in (tmp_path / "out").iterdir()}
     pictures = {f"loss_over_{x}-{n}.png" for x in "dg" for n in sizes}
@@ -116,47 +117,45 @@ def test_everything_is_written(cells, tmp_path):
     assert len(found["timings"]) == 2 * len(DIMS)
 
 
-def test_a_best_timing_that_is_not_there_says_why_and_no_law_comes_of_it(tmp_path):
+def test_missing_best_timing_has_a_reason_and_gives_no_law(tmp_path):
     paths = [write_cell(tmp_path / "scratch", 16, 0, 1)]
     paths += [write_cell(tmp_path / f"{d:.0f}", 16, d, 3) for d in TIMINGS[:2]]
-    found = find([read_record(path) for path in paths], "held_out")
+    found = find_optima([read_record(path) for path in paths], "held_out")
     assert all(each.parabola is None for each in found.timings)
-    assert found.laws["stack(3)"].startswith("0 best timings lie among those tried")
+    assert found.laws["stack(3)"].startswith("0 best timings")
     printed = write(IsoflopConfig(runs=tuple(paths), output=tmp_path / "out"))
-    assert "too few runs for a parabola; of those tried " in printed
+    assert "too few runs for a parabola; best tested " in printed
 
 
-def test_growths_of_one_factor_stay_apart_and_two_trainings_of_one_are_refused(tmp_path):
+def test_different_growths_stay_separate_and_ambiguous_cells_are_refused(tmp_path):
     paths = [write_cell(tmp_path / "scratch", 16, 0, 1)]
     noisy = chain(Stack(3), Noise(0.2))
     for factor, growth in ((2, None), (3, None), (3, noisy)):
         path = tmp_path / f"{factor}-{growth is None}"
         paths.append(write_cell(path, 16, 1e8, factor, growth=growth))
-    found = find([read_record(path) for path in paths], "held_out", [BUDGET])
+    found = find_optima([read_record(path) for path in paths], "held_out", [BUDGET])
     assert [(each.fixed, len(each.points)) for each in found.factors] == [
         ("stack(g) at 100,000,000 tokens", 2)
     ]
     again = {"optimizer.peak_learning_rate": 0.5}
     paths.append(write_cell(tmp_path / "again", 16, 1e8, 3, **again))
-    with pytest.raises(ValueError, match="differ in something else, so name one"):
-        find([read_record(path) for path in paths], "held_out", [BUDGET])
+    with pytest.raises(ValueError, match="other settings; leave one out"):
+        find_optima([read_record(path) for path in paths], "held_out", [BUDGET])
 
 
-def test_cells_of_a_row_that_are_not_alike_are_named_with_the_field(tmp_path):
+def test_unequal_cells_are_reported_with_the_field(tmp_path):
     paths = [write_cell(tmp_path / "scratch", 16, 0, 1)]
     for d in TIMINGS:
         other = {"optimizer.b2": 0.9} if d == TIMINGS[0] else {}
         paths.append(write_cell(tmp_path / f"{d:.0f}", 16, d, 3, **other))
     printed = write(IsoflopConfig(runs=tuple(paths), output=tmp_path / "out"))
-    assert (
-        "Not alike: optimizer.b2 is 0.95 in scratch and 3 more; 0.9 in stack(3) at" in printed
-    )
+    assert "optimizer.b2 is 0.95 in scratch and 3 more; 0.9 in stack(3) at" in printed
     found = json.loads((tmp_path / "out" / "isoflop.json").read_text())
     assert any("optimizer.b2" in note for note in found["notes"])
     assert str(paths[1]) in found["provenance"]["runs"]
 
 
-def test_an_interval_without_an_end_is_written(tmp_path):
+def test_infinite_interval_is_written_as_null(tmp_path):
     # Nearly flat: nothing is known of the lowest point.
     paths = [write_cell(tmp_path / "scratch", 16, 0, 1)]
     for d, bump in zip(TIMINGS, (1e-3, -1e-3, 1e-3, -0.999e-3), strict=True):
@@ -174,13 +173,13 @@ def test_an_interval_without_an_end_is_written(tmp_path):
     assert "inf" in (out / "isoflop.md").read_text()
 
 
-def test_how_a_model_is_executed_does_not_part_sizes(tmp_path):
+def test_execution_fields_do_not_separate_sizes(tmp_path):
     paths = [write_cell(tmp_path / "scratch", 16, 0, 1, **{"model.remat": "full"})]
     paths += [write_cell(tmp_path / f"{d:.0f}", 16, d, 3) for d in TIMINGS]
-    assert len(find([read_record(path) for path in paths], "held_out").sizes) == 1
+    assert len(find_optima([read_record(path) for path in paths], "held_out").sizes) == 1
 
 
-def test_runs_without_a_single_growth_are_refused_in_one_line(tmp_path, monkeypatch, capsys):
+def test_runs_without_growth_are_refused_in_one_line(tmp_path, monkeypatch, capsys):
     paths = [write_cell(tmp_path / "scratch", 16, 0, 1)]
     monkeypatch.setattr("sys.argv", ["isoflop", *map(str, paths)])
     with pytest.raises(SystemExit) as ended:

@@ -1,4 +1,4 @@
-"""Plans have the numbers of the paper, cost what their runs cost, and say what is not known."""
+"""Plans match the paper and the cost of their runs."""
 
 import dataclasses
 import json
@@ -48,36 +48,35 @@ def run_main(monkeypatch, *args):
 
 
 @pytest.mark.parametrize("name", TABLE_4)
-def test_timings_are_those_of_the_papers_table_and_each_is_warned_of(name):
+def test_timings_match_the_papers_table_and_warn(name):
     params, tokens, billions = TABLE_4[name]
     found = plan(PlanConfig(params=params, tokens=tokens))
     assert round(found.timing.tokens / 1e9, 2) == billions
     assert found.timing.rule == "law"
     assert found.factor == 4
     of_params, of_flops = found.warnings
-    assert f"N is {params:.3g} parameters, {params / 3e9:.3g} times the most" in of_params
+    assert f"N is {params:.3g} parameters, {params / 3e9:.3g} times the largest" in of_params
     assert f"C is {6 * params * tokens:.3g} FLOPs" in of_flops
-    assert "times the most that the timing law was fitted on" in of_flops
 
 
-def test_inside_the_fitted_range_there_is_a_timing_and_no_warning(inside):
+def test_no_warning_inside_the_fitted_range(inside):
     assert round(inside.timing.tokens / 1e9, 1) == 11.4
     assert inside.warnings == ()
 
 
-def test_a_law_that_asks_for_more_than_there_is_is_refused_as_advice():
+def test_law_beyond_the_budget_is_refused():
     found = plan(TINY)
     timing = found.timing
     assert timing.law_tokens > 10 * found.tokens
     assert (timing.rule, timing.tokens) == ("scale-free", 0.15 * 2e9)
     refusal, of_params, of_flops = found.warnings
-    assert "no advice here: its d is 2.14e+10 tokens, 10.7 x D" in refusal
-    assert "The plan takes 15 % of D instead" in refusal
-    assert "N is 1e+08 parameters, 1/4.1 of the least" in of_params
-    assert "C is 1.2e+18 FLOPs, 1/83.3 of the least" in of_flops
+    assert "d is 2.14e+10 tokens, 10.7 x D" in refusal
+    assert "15 % of D" in refusal
+    assert "N is 1e+08 parameters, 1/4.1 of" in of_params
+    assert "C is 1.2e+18 FLOPs, 1/83.3 of" in of_flops
 
 
-def test_the_law_is_refused_inside_its_range_too_once_it_asks_for_over_half_of_the_tokens():
+def test_law_beyond_half_of_the_tokens_is_refused():
     # N = 3e9 and C = 2.2e20 are inside; d is 43 billion tokens, and D 12.
     timing = choose_timing(3e9, 12e9)
     assert timing.outside == ()
@@ -91,7 +90,7 @@ def test_the_law_is_refused_inside_its_range_too_once_it_asks_for_over_half_of_t
 
 
 @pytest.mark.parametrize("options", [TINY, PlanConfig(params=7e9, tokens=2e12)])
-def test_the_run_costs_what_scratch_costs_up_to_a_step(options):
+def test_run_and_scratch_have_equal_cost_up_to_a_step(options):
     found = plan(options)
     small, target = expand(found.config)
     cost = flops_6nd(target.model) * found.tokens
@@ -108,7 +107,7 @@ def test_the_run_costs_what_scratch_costs_up_to_a_step(options):
     assert scratch_tokens(found.config) == pytest.approx(found.tokens, rel=5e-3)
 
 
-def test_the_small_model_pays_at_the_break_even(inside):
+def test_break_even(inside):
     _, target = inside.stages
     # Scratch takes D tokens; at the break-even the target's stage takes D less these.
     sooner = inside.tokens - inside.break_even.tokens
@@ -125,9 +124,7 @@ def test_the_small_model_pays_at_the_break_even(inside):
         (1e8, 2e9, {"410M", "7B"}, 0.310, 0.531),
     ],
 )
-def test_savings_are_those_of_the_nearest_size_and_of_the_nearest_length(
-    params, tokens, sizes, low, high
-):
+def test_savings_come_from_the_nearest_size_and_length(params, tokens, sizes, low, high):
     found = plan(PlanConfig(params=params, tokens=tokens))
     assert {each.name for each in found.saving.published} == sizes
     assert found.saving.fewer_flops == (1 - 1 / (1 + low), 1 - 1 / (1 + high))
@@ -135,11 +132,11 @@ def test_savings_are_those_of_the_nearest_size_and_of_the_nearest_length(
 
 
 @pytest.mark.parametrize("row", PUBLISHED, ids=str)
-def test_every_published_speed_up_is_nearest_to_itself(row):
+def test_published_speedup_is_nearest_to_itself(row):
     assert row in nearest_published(row.params, row.tokens)
 
 
-def test_a_speed_up_of_half_is_a_third_of_the_flops():
+def test_speedup_of_a_half_saves_a_third_of_the_flops():
     row = dataclasses.replace(PUBLISHED[0], speedup=0.5)
     assert row.fewer_flops == pytest.approx(1 / 3)
 
@@ -148,7 +145,7 @@ def sources(found):
     return [advice.source for advice in found.advice]
 
 
-def test_advice_stands_beside_the_plan_where_it_disagrees(inside):
+def test_conflicting_advice_is_listed(inside):
     late, safest = "arXiv:2511.04981", "arXiv:2605.13405"
     # 11.4 % of D is by the scale-free rule too, but 26 tokens for each small parameter.
     assert sources(inside) == ["arXiv:2510.08008", late, safest]
@@ -160,7 +157,7 @@ def test_advice_stands_beside_the_plan_where_it_disagrees(inside):
     assert sources(plan(dataclasses.replace(TINY, factor=8)))[-1] == "arXiv:2405.15319"
 
 
-def test_the_growth_factor_is_of_non_embedding_parameters(inside):
+def test_growth_factor_counts_non_embedding_parameters(inside):
     small, target = inside.stages
     # All but the final norm is a multiple.
     assert target.non_embedding_params / small.non_embedding_params == pytest.approx(
@@ -169,7 +166,7 @@ def test_the_growth_factor_is_of_non_embedding_parameters(inside):
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: shape.name)
-def test_sizes_that_have_a_name_get_the_architecture_of_that_name(shape):
+def test_nominal_size_gives_the_named_architecture(shape):
     model, name = choose_model(shape.params)
     assert (model, name) == (shape.model(), shape.name)
     # The paper's names are up to a quarter off, LLaMA's are not.
@@ -178,10 +175,10 @@ def test_sizes_that_have_a_name_get_the_architecture_of_that_name(shape):
 
 
 @pytest.mark.parametrize("params", [4e7, 1e8, 2.2e8, 7e8, 1.7e9, 5e9, 1e10, 3.4e10, 4e11])
-def test_other_sizes_get_an_architecture_with_about_as_many_parameters(params):
+def test_other_sizes_give_a_resized_architecture(params):
     model, name = choose_model(params)
     assert num_params(model) == pytest.approx(params, rel=0.02)
-    assert name.endswith(", made to fit")
+    assert name.endswith(", resized")
     assert model.embed_dim % 128 == model.mlp_dim % 128 == model.num_layers % 4 == 0
     assert model.embed_dim == model.num_heads * model.head_dim
     assert model.num_kv_heads >= 4
@@ -190,7 +187,7 @@ def test_other_sizes_get_an_architecture_with_about_as_many_parameters(params):
 @pytest.mark.parametrize(
     "budget", [{"flops": 6 * 1.1e9 * 1e11}, {"device_hours": 1e11 / 3.6e6}]
 )
-def test_budgets_of_flops_and_of_device_hours_are_tokens_in_other_words(inside, budget):
+def test_budgets_are_equivalent(inside, budget):
     found = plan(PlanConfig(params=1.1e9, tokens_per_second=8e3, devices=8, **budget))
     assert found.tokens == pytest.approx(1e11)
     assert found.timing.tokens == pytest.approx(inside.timing.tokens)
@@ -230,7 +227,7 @@ TARGET_ROWS = (
 )
 
 
-def test_hours_are_tokens_over_the_measured_speeds(tmp_path):
+def test_device_hours_use_measured_speeds(tmp_path):
     path = benchmark(tmp_path, *SMALL_ROWS, *TARGET_ROWS)
     found = plan(PlanConfig(params=1.1e9, tokens=1e11, benchmark=path))
     small, target = found.stages
@@ -247,7 +244,7 @@ def test_hours_are_tokens_over_the_measured_speeds(tmp_path):
         assert hours == pytest.approx(found.scratch.device_hours - spent)
 
 
-def test_a_small_model_that_was_not_timed_is_estimated_by_its_flops(tmp_path):
+def test_unmeasured_small_model_is_estimated_from_flops(tmp_path):
     path = benchmark(
         tmp_path,
         SMALL_ROWS[0],
@@ -263,7 +260,7 @@ def test_a_small_model_that_was_not_timed_is_estimated_by_its_flops(tmp_path):
 
 
 @pytest.mark.parametrize("tensor", [1, 2])
-def test_memory_is_what_the_preflight_of_the_run_estimates(tensor):
+def test_memory_matches_the_preflight_estimate(tensor):
     mesh = MeshSizes(fsdp=4, tensor=tensor)
     found = plan(PlanConfig(params=1.1e9, tokens=1e11, mesh=mesh))
     assert found.config.mesh == MeshConfig(fsdp=4, tensor=tensor)
@@ -274,7 +271,7 @@ def test_memory_is_what_the_preflight_of_the_run_estimates(tensor):
     ]
 
 
-def test_a_plan_of_a_config_keeps_all_but_its_stages_and_its_workdir():
+def test_plan_of_a_config_changes_only_stages_and_workdir():
     path = Path("configs/gstack_1b.py")
     before, found = read_config(path), plan(PlanConfig(config=path, tokens=1e11))
     assert found.params == num_params(before.model)
@@ -287,7 +284,7 @@ def test_a_plan_of_a_config_keeps_all_but_its_stages_and_its_workdir():
     assert found.warnings == ()
 
 
-def test_a_config_that_names_its_first_model_is_planned_for_its_last():
+def test_config_with_source_model_is_planned_for_its_target():
     config = tiny_run(model_is="source", stages=tiny_run().stages)
     template = dataclasses.replace(config, mesh=MeshConfig(fsdp=2))
     planned = grown_run(template, 3, 640, 6400)
@@ -297,18 +294,18 @@ def test_a_config_that_names_its_first_model_is_planned_for_its_last():
     assert planned.mesh == MeshConfig(fsdp=2)
 
 
-def test_a_run_from_scratch_is_planned_with_its_own_rate_in_both_stages():
+def test_scratch_config_gives_its_rate_to_both_stages():
     path = Path("configs/scratch_1b.py")
     found = plan(PlanConfig(config=path, tokens=1e11))
     peaks = [phase.learning_rate.peak for phase in expand(found.config)]
     assert peaks == [3e-4, 3e-4]
 
 
-def test_a_warm_up_that_is_longer_than_its_stage_is_cut_and_warned_of():
+def test_warmup_longer_than_its_stage_is_cut_with_a_warning():
     found = plan(PlanConfig(config=Path("configs/gstack_1b.py"), tokens=3e10))
     refusal, warning = found.warnings
     assert refusal == found.timing.refused
-    assert "warm-up of stage 0, 6.29e+09 tokens, is not shorter than the stage" in warning
+    assert "warm-up of stage 0 is 6.29e+09 tokens" in warning
     small, target = (
         stage.schedule or found.config.optimizer.schedule for stage in found.config.stages
     )
@@ -319,7 +316,7 @@ def test_a_warm_up_that_is_longer_than_its_stage_is_cut_and_warned_of():
 
 
 @pytest.mark.parametrize("tokens", [2e8, 2e9, 1e11, 2e12])
-def test_the_papers_recipe_is_cut_to_runs_of_few_tokens(tokens):
+def test_recipe_is_adapted_to_few_tokens(tokens):
     found = plan(PlanConfig(params=1.1e9, tokens=tokens))
     small, target = expand(found.config)
     assert target.batch_size == small.batch_size <= 1024
@@ -337,7 +334,7 @@ def test_the_papers_recipe_is_cut_to_runs_of_few_tokens(tokens):
 
 
 @pytest.mark.parametrize(("fsdp", "tokens"), [(64, 1e11), (512, 1e11), (8, 2e9)])
-def test_batches_divide_over_the_devices_that_a_plan_is_for(fsdp, tokens):
+def test_batches_divide_over_the_devices(fsdp, tokens):
     found = plan(PlanConfig(params=3e9, tokens=tokens, mesh=MeshSizes(fsdp=fsdp)))
     assert found.num_devices == fsdp
     for stage in found.config.stages:
@@ -355,9 +352,7 @@ def test_batches_divide_over_the_devices_that_a_plan_is_for(fsdp, tokens):
     ],
     ids=" ".join,
 )
-def test_the_config_that_is_written_is_the_run_that_was_planned(
-    monkeypatch, tmp_path, capsys, args
-):
+def test_written_config_is_the_planned_run(monkeypatch, tmp_path, capsys, args):
     path = tmp_path / "planned.py"
     run_main(monkeypatch, *args, "--write", path, "--json")
     printed, config = json.loads(capsys.readouterr().out), read_config(path)
@@ -376,14 +371,18 @@ def test_the_config_that_is_written_is_the_run_that_was_planned(
     ]
     text = path.read_text()
     assert f"# Written by: python -m stackjax.plan {' '.join(args)}" in text
-    assert set(re.findall(r"^(?:from|import) (\w+)", text, re.MULTILINE)) == {"stackjax"}
+    assert set(re.findall(r"^(?:from|import) (\w+)", text, re.MULTILINE)) == {
+        "dataclasses",
+        "pathlib",
+        "stackjax",
+    } - ({"pathlib"} if "--params" in args else set())
     assert max(len(line) for line in text.splitlines() if not line.startswith("#")) <= 96
     ruff = [sys.executable, "-m", "ruff", "format", "--check", "--isolated"]
     subprocess.run([*ruff, "--line-length", "96", path], check=True, capture_output=True)
-    assert text.count("to be tuned") == (2 if "--params" in args else 0)
+    assert ("Rates(" in text) == ("--params" in args)
 
 
-def test_json_holds_all_of_a_plan(monkeypatch, capsys, inside):
+def test_json_has_all_fields(monkeypatch, capsys, inside):
     run_main(monkeypatch, "--params", 1.1e9, "--tokens", 1e11, "--json")
     printed = json.loads(capsys.readouterr().out)
     assert printed == json.loads(json.dumps(report(inside)))
@@ -392,7 +391,7 @@ def test_json_holds_all_of_a_plan(monkeypatch, capsys, inside):
     assert printed["speed"] is None
 
 
-def test_a_screen_shows_the_plan(monkeypatch, capsys):
+def test_text_fits_a_screen(monkeypatch, capsys):
     args = ("--params", 7e9, "--tokens", 2e12, "--devices", 64, "--tokens-per-second", 5e5)
     run_main(monkeypatch, *args)
     text = capsys.readouterr().out
@@ -402,27 +401,28 @@ def test_a_screen_shows_the_plan(monkeypatch, capsys):
     assert "d = 11.1B tokens, 0.556 % of D" in text
     rows = {line.split()[0]: line.split() for line in lines if line.strip()}
     assert rows["1"][:3] == ["1", "32", "5.93B"]
-    assert "The small model's speed is an estimate" in text
+    assert "small model's speed is an estimate" in text.replace("\n", " ")
     assert text.count("warning") == 2
 
 
-# Fields of a command line, and what its error must say: field, value, rule, way out.
+# Options, and the expected error.
 ERRORS = {
     "no model": (
         {"params": None},
-        "--params is None and --config is None; give one of the two.",
+        "--params is None and --config is None; give exactly one",
     ),
     "two models": (
         {"config": Path("configs/tiny.py")},
-        "--params is 1100000000.0 and --config is configs/tiny.py; give one of the two.",
+        "--params is 1100000000.0 and --config is configs/tiny.py; give exactly one",
     ),
     "no budget": (
         {"tokens": None},
-        "there is no budget; give exactly one of --tokens, --flops, --device-hours.",
+        "--tokens is None and --flops is None and --device-hours is None; give exactly one of "
+        "--tokens, --flops, --device-hours.",
     ),
     "two budgets": (
         {"flops": 1e20},
-        "--tokens is 100000000000.0 and --flops is 1e+20; give exactly one of",
+        "--tokens is 100000000000.0 and --flops is 1e+20 and --device-hours is None; give",
     ),
     "negative": ({"tokens": -1.0}, "tokens is -1.0; it must be more than 0, or None."),
     "infinite": (
@@ -433,27 +433,25 @@ ERRORS = {
     "no devices": ({"devices": 0}, "devices is 0; it must be at least 1"),
     "small": (
         {"params": 1e6},
-        "--params is 1e+06, for which embedding, head and attention of 24 layers are too "
-        "large already; name a --config instead.",
+        "--params is 1e+06, too small for a model with 24 layers; use --config",
     ),
     "factor": (
         {"factor": 5},
-        "--factor is 5; it must be more than 1 and divide the 24 layers of the target, so "
-        "take one of [2, 3, 4, 6, 8, 12, 24].",
+        "--factor is 5; it must divide the target's 24 layers, so take one of [2, 3, 4, 6, 8, "
+        "12, 24].",
     ),
     "no growth": ({"factor": 1}, "factor is 1; it must be at least 2"),
     "hours without a speed": (
         {"tokens": None, "device_hours": 100.0},
-        "--device-hours is 100.0, and nothing says how fast the target trains; give "
-        "--benchmark, or --tokens-per-second and --devices.",
+        "--device-hours is 100.0, but the target's speed is unknown; add --benchmark",
     ),
     "speed of an unknown number of devices": (
         {"tokens_per_second": 1e5},
-        "--tokens-per-second is 100000.0, over all devices; say with --devices how many",
+        "--tokens-per-second is 100000.0 over an unknown number of devices; add --devices",
     ),
     "two speeds": (
         {"tokens_per_second": 1e5, "benchmark": Path("benchmark.json")},
-        "--tokens-per-second is 100000.0 and --benchmark is benchmark.json; give one of",
+        "--tokens-per-second is 100000.0 and --benchmark is benchmark.json; give exactly one",
     ),
     "no benchmark": (
         {"benchmark": Path("nowhere.json")},
@@ -461,7 +459,7 @@ ERRORS = {
     ),
     "no config": (
         {"params": None, "config": Path("nowhere.py")},
-        "--config nowhere.py: there is no such file.",
+        "--config nowhere.py: there is no such file",
     ),
     "mesh": (
         {"devices": 8, "mesh": MeshSizes(fsdp=3)},
@@ -473,15 +471,15 @@ ERRORS = {
     ),
     "few tokens": (
         {"tokens": 2.5e3},
-        "grow sooner, or give it more FLOPs",
+        "grow earlier, or increase the budget",
     ),
     "hardly a FLOP": (
         {"tokens": None, "flops": 2.0},
-        "the budget is 3.03e-10 tokens, which is less than a sequence of 2048; give it more.",
+        "the budget is 3.03e-10 tokens, but a sequence has 2048; increase it.",
     ),
     "suffix": (
         {"write": Path("plan.txt")},
-        "--write is plan.txt; it must be a new file, named *.py, in a directory that exists.",
+        "--write is plan.txt; it must be a new file, named *.py, in an existing directory.",
     ),
     "file that exists": ({"write": Path("configs/tiny.py")}, "--write is configs/tiny.py; it"),
     "no directory": ({"write": Path("nowhere/plan.py")}, "--write is nowhere/plan.py; it must"),
@@ -489,39 +487,39 @@ ERRORS = {
 
 
 @pytest.mark.parametrize("name", ERRORS)
-def test_what_cannot_be_planned_is_refused_with_the_way_out(name):
+def test_impossible_plan_is_refused_with_field_and_value(name):
     fields, message = ERRORS[name]
     with pytest.raises(ValueError, match=re.escape(message)):
         plan(PlanConfig(**({"params": 1.1e9, "tokens": 1e11} | fields)))
 
 
-def test_a_benchmark_of_another_model_is_refused_with_what_it_has(tmp_path):
+def test_benchmark_of_another_model_is_refused(tmp_path):
     longer = ("model", "stage_1/train", sizes(TARGET, seq_len=4096))
     path = benchmark(tmp_path, *SMALL_ROWS, longer, TARGET_ROWS[1])
     message = (
-        f"in which no steps of the target were timed: {num_params(TARGET):,} parameters in 24 "
-        f"layers, sequences of 2048. It has {num_params(SMALL):,} parameters in 6 layers, "
-        f"sequences of 2048; {num_params(TARGET):,} parameters in 24 layers, sequences of 4096."
+        f"without the target: {num_params(TARGET):,} parameters, 24 layers, sequences of 2048. "
+        f"It has {num_params(SMALL):,} parameters, 6 layers, sequences of 2048; "
+        f"{num_params(TARGET):,} parameters, 24 layers, sequences of 4096."
     )
     with pytest.raises(ValueError, match=re.escape(message)):
         plan(PlanConfig(params=1.1e9, tokens=1e11, benchmark=path))
 
 
 @pytest.mark.parametrize("text", ["", "[]", '{"rows": []}'])
-def test_a_file_that_is_no_benchmark_is_refused(tmp_path, text):
+def test_damaged_benchmark_is_refused(tmp_path, text):
     path = tmp_path / "other.json"
     path.write_text(text)
     with pytest.raises(UserError, match=r"other\.json is damaged: .*; name a benchmark\.json"):
         plan(PlanConfig(params=1.1e9, tokens=1e11, benchmark=path))
 
 
-def test_a_mistake_is_one_line_and_nothing_is_written(monkeypatch, tmp_path, capsys):
+def test_error_is_one_line_and_writes_nothing(monkeypatch, tmp_path, capsys):
     path = tmp_path / "planned.py"
     with pytest.raises(SystemExit) as exit:
         run_main(monkeypatch, "--params", 1e9, "--tokens", 2500, "--write", path)
     assert exit.value.code == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith("error: a run of 1.5e+13 FLOPs (6ND) has spent 4.13e+12 ")
+    assert "1.5e+13 FLOPs (6ND)" in line
     assert not path.exists()
 
 
@@ -536,7 +534,7 @@ HOSTILE = [
 
 
 @pytest.mark.parametrize("name", HOSTILE, ids=ascii)
-def test_names_that_reach_a_written_config_are_only_text(monkeypatch, tmp_path, capsys, name):
+def test_names_in_a_written_config_are_escaped(monkeypatch, tmp_path, capsys, name):
     path, source = tmp_path / f"{name}.py", tmp_path / "source.py"
     text = f"""
 import dataclasses

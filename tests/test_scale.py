@@ -1,4 +1,4 @@
-"""Laws over the ends of runs are those that the runs were made with."""
+"""Planted scaling laws are recovered."""
 
 import dataclasses
 import json
@@ -8,8 +8,9 @@ import pytest
 from conftest import tiny_model, tiny_run
 from recorded import record_run, row, seam
 
-from stackjax.analysis.run_ends import gap_points
-from stackjax.analysis.scaling_report import find, write
+from stackjax.analysis.reading import read_record
+from stackjax.analysis.run_ends import fit_laws, gap_points
+from stackjax.analysis.scaling_report import write
 from stackjax.config import Stage
 from stackjax.growth import Stack
 from stackjax.options import ScaleConfig
@@ -35,6 +36,10 @@ def write_end(path, *, dim=16, grown, flops, loss, seed=0, **fields):
     return record_run(path, config, rows, **fields)
 
 
+def laws_of(*paths):
+    return fit_laws([read_record(path) for path in paths], "held_out")
+
+
 def law(flops, speedup=0.0):
     return A * (flops * (1 + speedup)) ** B
 
@@ -51,7 +56,7 @@ def sizes(tmp_path):
 
 @pytest.fixture
 def lengths(tmp_path):
-    """One size, ever longer, whose gap closes by 0.02 for each tenfold of tokens."""
+    """Several lengths; the gap closes by 0.02 per tenfold tokens."""
     found = []
     for tokens in LENGTHS:
         flops = tokens * 1e6
@@ -62,9 +67,9 @@ def lengths(tmp_path):
     return found
 
 
-def test_laws_of_several_sizes_and_what_they_foretell_are_the_planted_ones(sizes, tmp_path):
+def test_planted_power_laws_and_their_predictions_are_recovered(sizes, tmp_path):
     printed = write(ScaleConfig(runs=tuple(sizes), flops=(1e21,), output=tmp_path / "out"))
-    assert "Not fitted: no growth has runs of three lengths for one size" in printed
+    assert "no growth has runs of 3 lengths" in printed
     found = json.loads((tmp_path / "out" / "scale.json").read_text())
     scratch, grown = found["laws"]["scratch"], found["laws"]["stack(2)"]
     assert (scratch["a"], scratch["b"]) == pytest.approx((A, B), rel=1e-6)
@@ -79,9 +84,9 @@ def test_laws_of_several_sizes_and_what_they_foretell_are_the_planted_ones(sizes
     }
 
 
-def test_the_gap_of_one_size_goes_on_as_planted(lengths, tmp_path):
+def test_planted_gap_law_is_extrapolated(lengths, tmp_path):
     printed = write(ScaleConfig(runs=tuple(lengths), output=tmp_path / "out"))
-    assert "Not fitted: of sizes, scratch is of 1, stack(2) is of 1; a law of loss" in printed
+    assert "model sizes: scratch has 1, stack(2) has 1" in printed
     found = json.loads((tmp_path / "out" / "scale.json").read_text())
     assert found["gaps"]["stack(2)"]["q"] == pytest.approx(-0.02, rel=1e-6)
     last = found["gaps_foretold"][-1]
@@ -90,33 +95,32 @@ def test_the_gap_of_one_size_goes_on_as_planted(lengths, tmp_path):
     assert (tmp_path / "out" / "gap.png").exists()
 
 
-def test_pairs_are_of_one_seed_and_of_equal_flops(lengths, tmp_path):
+def test_pairs_have_equal_seed_and_flops(lengths, tmp_path):
     more = [
         # Scratch of another seed, and one that cost a tenth more.
         write_end(tmp_path / "other", grown=False, flops=LENGTHS[0] * 1e6, loss=1.0, seed=1),
         write_end(tmp_path / "longer", grown=False, flops=1.1e6 * LENGTHS[0], loss=1.0),
     ]
-    found = find(ScaleConfig(runs=(*lengths, *more)))
+    found = laws_of(*lengths, *more)
     assert len(found.pairs) == len(LENGTHS)
     for pair in found.pairs:
         assert pair.gap == pytest.approx(0.3 - 0.02 * math.log10(pair.scratch.tokens))
 
 
-def test_growths_that_lack_sizes_or_lengths_do_not_take_the_others_their_law(sizes, tmp_path):
+def test_extra_runs_do_not_prevent_a_law(sizes, tmp_path):
     stray = write_end(tmp_path / "stray", grown=True, flops=1e15, loss=3.0, seed=1)
-    stray = dict(runs=(*sizes, stray))
-    assert set(find(ScaleConfig(**stray)).laws) == {"scratch", "stack(2)"}
+    assert set(laws_of(*sizes, stray).power_laws) == {"scratch", "stack(2)"}
 
 
-def test_grown_runs_that_share_a_run_from_scratch_are_one_point(lengths, tmp_path):
+def test_grown_runs_with_shared_scratch_are_one_point(lengths, tmp_path):
     flops = LENGTHS[0] * 1e6
     again = write_end(tmp_path / "again", grown=True, flops=flops, loss=1.9)
-    found = find(ScaleConfig(runs=(*lengths, again)))
+    found = laws_of(*lengths, again)
     assert len(found.pairs) == len(LENGTHS) + 1
     assert len(gap_points(found.pairs)["stack(2)"]) == len(LENGTHS)
 
 
-def test_runs_of_one_law_that_are_not_alike_are_named_with_the_field(sizes, lengths, tmp_path):
+def test_unequal_runs_are_reported_with_the_field(sizes, lengths, tmp_path):
     other = {"stages.1.peak_learning_rate": 0.02}
     paths = [
         *sizes,
@@ -125,28 +129,26 @@ def test_runs_of_one_law_that_are_not_alike_are_named_with_the_field(sizes, leng
     out = tmp_path / "out"
     printed = write(ScaleConfig(runs=tuple(paths), output=out))
     field = "last stage's peak_learning_rate is 0.01 in"
-    assert f"Not alike: {field} {sizes[0]} and 7 more; 0.02 in {paths[-1]}." in printed
+    assert f"{field} {sizes[0]} and 7 more; 0.02 in {paths[-1]}." in printed
     # Ever larger runs have ever more tokens for each parameter here.
-    assert "scratch: Not alike: tokens per parameter is" in printed
+    assert "tokens per parameter is" in printed
     found = json.loads((out / "scale.json").read_text())
     assert any(field in note for note in found["notes"])
     assert str(paths[-1]) in (out / "index.html").read_text()
 
 
-def test_runs_that_follow_neither_law_or_do_not_compare_are_refused_in_one_line(
-    sizes, tmp_path, monkeypatch, capsys
-):
+def test_unusable_runs_are_refused_in_one_line(sizes, tmp_path, monkeypatch, capsys):
     other = write_end(tmp_path / "other", grown=True, flops=1e15, loss=3.0, data="others")
     longer = {"stages.1.tokens": 10**10}
     unfinished = write_end(tmp_path / "short", grown=True, flops=1e15, loss=3.0, **longer)
     cases = [
-        (sizes[:4], "scratch is of 2, stack(2) is of 2"),
+        (sizes[:4], "scratch has 2, stack(2) has 2"),
         (
             sizes[1::2],
-            "of sizes, stack(2) is of 4; a law of loss over compute needs",
+            "model sizes: stack(2) has 4",
         ),
-        ([*sizes, sizes[0]], "is the same run as another"),
-        ([*sizes, unfinished], "has not come to the end of its last stage"),
+        ([*sizes, sizes[0]], "is listed twice"),
+        ([*sizes, unfinished], "is unfinished"),
         ([*sizes, other], "data is others in "),
     ]
     for paths, message in cases:

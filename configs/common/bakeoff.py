@@ -1,7 +1,6 @@
-"""What comparisons of growths share: runs of one target that all cost the same FLOPs.
+"""Shared code for comparisons of growths: runs of the same target with equal FLOPs.
 
-Not an experiment: the files beside it are. Those with a `get_runs` are run, tabled and drawn
-by `python -m scripts.bakeoff configs/NAME.py`.
+For `python -m scripts.bakeoff configs/NAME.py`.
 """
 
 import dataclasses
@@ -24,11 +23,11 @@ PATTERNS = {
         "123*7-456",
     )
 }
-"""Table 5 of arXiv:2405.15319, 6 layers to 24, in its order: best first."""
+"""Table 5 in arXiv:2405.15319, 6 to 24 layers, best first."""
 
 
 def noisy() -> dict[str, str]:
-    """Returns stacking and an uneven split, each with 0, 20 and 50 % of noise."""
+    """Returns stacking and an uneven split, with 0, 20 and 50 % noise."""
     growths = {
         "stack": "stack(4)",
         "split": "width_split(embed=2, mlp=2, heads=2, split=uneven)",
@@ -41,9 +40,9 @@ def noisy() -> dict[str, str]:
 
 
 def operators(*, mask_tokens: int, fit_steps: int) -> dict[str, str]:
-    """Returns the eight operators of figure 3 of arXiv:2405.15319, to four times the size.
+    """Returns the eight operators of arXiv:2405.15319, figure 3, with growth factor 4.
 
-    In depth four times the layers, in width twice the channels, units and heads.
+    Depth: 4 times the layers. Width: twice the channels, units and heads.
     """
     wide = "embed=2, mlp=2, heads=2"
     return {
@@ -66,13 +65,13 @@ def runs(
     flops: float,
     seed: int,
 ) -> dict[str, Config]:
-    """Returns a run for each growth and growth timing, and one from scratch.
+    """Returns a run for each growth and growth timing, and a run from scratch.
 
     Args:
-      grown: A run of two stages; its model is everyone's target.
-      growths: The growth of the last stage, as text, by name.
-      timings: Tokens of the first stage (d) by name.
-      flops: What every run costs (6ND), the small model and a fit included.
+      grown: A two-stage run; its model is the target of all runs.
+      growths: Growths of the last stage, as text, by name.
+      timings: Tokens of the first stage (d), by name.
+      flops: FLOPs (6ND) per run, including the small model and a fit.
     """
     found = grown_runs(grown, growths, timings=timings, flops=flops, seed=seed)
     return found | {"scratch": scratch_run(grown, flops=flops, seed=seed)}
@@ -86,7 +85,7 @@ def grown_runs(
     flops: float,
     seed: int,
 ) -> dict[str, Config]:
-    """Returns a run for each growth and growth timing; the arguments are those of `runs`."""
+    """Returns a run for each growth and growth timing; see `runs` for the arguments."""
     base, last = grown.stages
     found = {}
     for timing, tokens in timings.items():
@@ -101,9 +100,10 @@ def grown_runs(
 
 
 def gradual(grown: Config, *, flops: float, seed: int) -> dict[str, Config]:
-    """Returns a run of three stages, hops from the first model to the last, and scratch.
+    """Returns the three-stage run, single growths early and late, and scratch.
 
-    One hop is when the gradual run grows first, the late one when it grows last.
+    The early growth comes with the first growth of the gradual run, the late growth with the
+    last.
     """
     first, second, last = grown.stages
     growths = [stage.growth for stage in grown.stages if stage.growth is not None]
@@ -119,7 +119,7 @@ def gradual(grown: Config, *, flops: float, seed: int) -> dict[str, Config]:
 
 
 def scratch_run(grown: Config, *, flops: float, seed: int) -> Config:
-    """Returns the run that trains the target from scratch, for as many FLOPs."""
+    """Returns the target's run from scratch, with equal FLOPs."""
     stage = dataclasses.replace(grown.stages[-1], growth=None)
     return _run(grown, "scratch", (stage,), flops, seed)
 

@@ -1,6 +1,6 @@
-"""What comparisons over several sizes share: a grown run and one from scratch of each size.
+"""Shared code for comparisons over several sizes: a grown run and a run from scratch per size.
 
-Not an experiment: the files beside it are, run by `python -m scripts.scale configs/NAME.py`.
+The configs are for `python -m scripts.scale configs/NAME.py`.
 """
 
 import dataclasses
@@ -17,7 +17,7 @@ HEAD_DIM = 16
 
 
 def model_of(width: int) -> ModelConfig:
-    """Returns a model of 8 layers and so many channels, a multiple of 16."""
+    """Returns a model with 8 layers; the width must be a multiple of 16."""
     return ModelConfig(
         vocab_size=256,
         num_layers=8,
@@ -30,9 +30,12 @@ def model_of(width: int) -> ModelConfig:
 
 
 def grown_run(model: ModelConfig, *, small_tokens: int, tokens: int, workdir: str) -> Config:
-    """Returns a run that stacks a quarter of the layers; its target has so many tokens.
+    """Returns a run with a quarter of the layers, then stacking.
 
-    The small model stays at its peak rate, so that it is the same one wherever it grows.
+    The small model keeps its peak learning rate, so it does not depend on the growth timing.
+
+    Args:
+      tokens: Tokens of the target.
     """
     config = tiny.get_config()
     base = dataclasses.replace(
@@ -56,7 +59,7 @@ def grown_run(model: ModelConfig, *, small_tokens: int, tokens: int, workdir: st
 
 
 def pair(grown: Config, tokens: int, seed: int) -> dict[str, Config]:
-    """Returns a grown run and one from scratch, which cost what `tokens` from scratch do."""
+    """Returns a grown run and a run from scratch, for the FLOPs of `tokens` from scratch."""
     flops = flops_6nd(grown.model) * tokens
     timings = {"d": grown.stages[0].tokens or 0}
     name = grown.workdir.rsplit("/", 1)[-1]

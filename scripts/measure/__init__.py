@@ -1,1 +1,1 @@
-"""Measurements of a run: each one function that returns what it found, or why it did not."""
+"""Measurements: each function returns numbers, or a reason for missing numbers."""

@@ -1,4 +1,4 @@
-"""The next step, compiled while a phase trains: what that costs the training."""
+"""Cost of compiling the next phase's step while training."""
 
 import dataclasses
 import functools
@@ -18,27 +18,27 @@ from stackjax.training.phase import Phase
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Ahead:
-    """Steps of the phase before, alone and while the step of this phase is compiled."""
+    """The previous phase's steps, alone and while this phase's step compiles."""
 
     step_seconds: float
-    """Of a step, nothing else being done."""
+    """Step alone."""
     meanwhile_seconds: float
-    """Of a step while the compiler works."""
+    """Step during compilation."""
     compile_seconds: float
-    """Of compiling, nothing else being done."""
+    """Compilation alone."""
     compile_meanwhile_seconds: float
-    """Of compiling while the steps run."""
+    """Compilation during steps."""
     saved_seconds: float
-    """What compiling first, and then as many steps, would have taken longer."""
+    """Extra time if compilation came first."""
 
 
 def measure_ahead(
     config: Config, source: Phase, phase: Phase, num_steps: int, limit_seconds: float
 ) -> Ahead:
-    """Returns what compiling the step of a phase costs while the phase before it trains.
+    """Returns the cost of compiling a phase's step while the previous phase trains.
 
     Raises:
-      CannotMeasure: There are several processes, or it would take too long.
+      CannotMeasure: There are several processes, or too many steps for the limit.
     """
     if jax.process_count() > 1:
         raise CannotMeasure("compiling ahead is measured in one process")

@@ -1,4 +1,4 @@
-"""How a step is executed: its choices, each changed alone, timed in turns."""
+"""Step times with each execution option changed."""
 
 import dataclasses
 import functools
@@ -32,16 +32,16 @@ KERNELS = {"cpu": ("xla",), "gpu": ("xla", "cudnn"), "tpu": ("xla", "splash")}
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Choice:
-    """The step with one of its choices changed."""
+    """The step with an execution option changed."""
 
     median_seconds: float
     temporary_bytes: int
-    """What the compiled program holds besides its arguments, on each device."""
+    """Temporary memory on each device."""
     compile_seconds: float
 
 
 def choices(config: Config, phase: Phase) -> dict[str, tuple[Any, ...]]:
-    """Returns the values to try of every field that says how a model is executed."""
+    """Returns the values to try for every execution field."""
     layers, seq_len = phase.model.num_layers, config.data.seq_len
     return {
         "attention": KERNELS[jax.default_backend()],
@@ -54,7 +54,7 @@ def choices(config: Config, phase: Phase) -> dict[str, tuple[Any, ...]]:
 def variants(config: Config, phase: Phase) -> dict[str, Phase]:
     """Returns the phase as configured, and with each choice changed alone, by name."""
     model, seq_len = phase.model, config.data.seq_len
-    # What the numbers come to: more than all layers are all of them.
+    # Effective values: numbers above num_layers mean all layers.
     own = {
         "attention": choose_kernel(model, compute_dtype(model), seq_len),
         "scan_unroll": layers_per_iteration(all_layers(model)),
@@ -72,9 +72,9 @@ def variants(config: Config, phase: Phase) -> dict[str, Phase]:
 def measure_choices(
     config: Config, phase: Phase, mesh: Mesh, num_steps: int, limit_seconds: float
 ) -> dict[str, Choice | NotMeasured]:
-    """Returns what a step costs with each choice changed alone, by name.
+    """Returns a step's cost with each option changed, by name.
 
-    They take their steps in turns, so that what else the machine does slows all alike.
+    Variants take turns, so other load on the machine slows all of them equally.
     """
     found = {
         name: attempt(lambda variant=variant: _compile(config, variant, mesh))

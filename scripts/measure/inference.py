@@ -1,4 +1,4 @@
-"""What it costs to use a model: to score texts, against a forward pass, and to write them."""
+"""Cost of scoring and generating texts."""
 
 import dataclasses
 import functools
@@ -31,20 +31,20 @@ class Inference:
     """Texts as long as the run's sequences, as many at a time as an evaluation reads."""
 
     forward_seconds: float
-    """Median of a forward pass to the logits of a batch."""
+    """Median forward pass to a batch's logits."""
     scored_seconds: float
-    """Median of scoring such a batch, from tokens on the host to sums on the host."""
+    """Median time to score the batch, from tokens on the host to sums on the host."""
     forward_passes: float
-    """How many forward passes that takes."""
+    """`scored_seconds` over `forward_seconds`."""
     scored_tokens_per_second: float
     decode_seconds: float
-    """Median between two tokens, each for all rows, after prompts of half a sequence."""
+    """Median time per token for all rows, after prompts of half a sequence."""
     decoded_tokens_per_second: float
     """Over all rows."""
 
 
 def measure_inference(config: Config, phase: Phase, mesh: Mesh) -> Inference:
-    """Returns what it costs to use the model of a phase, on its mesh, which is set."""
+    """Returns a phase's inference cost, on the current mesh."""
     num_rows, seq_len = config.evaluation.batch_size, config.data.seq_len
     logits_bytes = 4 * num_rows * seq_len * phase.model.padded_vocab_size // mesh.size
     check_memory("the logits of an evaluation", logits_bytes)
@@ -73,7 +73,7 @@ def measure_inference(config: Config, phase: Phase, mesh: Mesh) -> Inference:
 def _forward_and_scored(
     pretrained: Pretrained, tokens: np.ndarray, num_rows: int
 ) -> tuple[float, float]:
-    """Returns the seconds of a batch either way, in turn, so that both see the same machine."""
+    """Returns seconds per batch for both, measured in turns."""
     spans = [Span(row, 1, len(row)) for row in tokens.tolist()]
     batches = [
         tokens[first : first + num_rows, :-1] for first in range(0, len(tokens), num_rows)
@@ -83,7 +83,7 @@ def _forward_and_scored(
         seconds, _ = seconds_of(lambda: [_forward(pretrained, batch) for batch in batches])
         start = time.perf_counter()
         score(pretrained, spans, num_rows)
-        # The first of each compiles.
+        # The first repeat compiles.
         if repeat > 0:
             forward.append(seconds / len(batches))
             scored.append((time.perf_counter() - start) / len(batches))

@@ -1,4 +1,4 @@
-"""What surrounds the step: the loader, and the work of the host between two steps."""
+"""Cost of the loader and of the host's work between steps."""
 
 import contextlib
 import dataclasses
@@ -47,32 +47,32 @@ LOOP_STEPS = BLOCK_STEPS * (1 + NUM_BLOCKS) + 1  # the first block warms up
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Loader:
-    """The loader of the run by itself, as fast as it goes."""
+    """The run's loader alone, at full speed."""
 
     tokens_per_second: float
-    """Of this process."""
+    """Tokens per second in this process."""
     source: str
-    """Token shards that were read: those of the config, or synthetic ones."""
+    """Token shards: the config's path, or `synthetic`."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Host:
-    """What the loop of a run does between two steps."""
+    """The training loop's overhead."""
 
     loop_seconds: float
-    """Per step of a tiny model, in the loop of the run."""
+    """Per step of a tiny model, in the training loop."""
     bare_seconds: float
     """Per step of the same model, on one batch, without the loop."""
     overhead_seconds: float
-    """Their difference: rows of metrics, checks, reading and sending the tiny batches."""
+    """Difference: metrics, checks, reading and sending the tiny batches."""
     put_seconds: float
-    """Until a batch of this phase is on its devices; a thread sends it one step early."""
+    """Time to put a batch on the devices; a thread does so a step early."""
     share_of_step: Number
-    """The overhead over the step of this phase, at its median."""
+    """Overhead over this phase's median step."""
 
 
 def measure_loader(config: Config, phase: Phase, mesh: Mesh, num_batches: int) -> Loader:
-    """Returns how fast the loader yields batches of a phase, once it reads ahead."""
+    """Returns the loader's speed for a phase, with full prefetch queues."""
     ahead = config.data.prefetch * (1 + config.data.num_workers) + 1
     num_rows = phase.batch_size // phase.accumulate
     with tempfile.TemporaryDirectory() as directory:
@@ -99,14 +99,14 @@ def measure_loader(config: Config, phase: Phase, mesh: Mesh, num_batches: int) -
 
 
 def _source(config: Config, directory: Path) -> TokenSource:
-    """Returns the config's token shards, or synthetic ones where it has none yet."""
+    """Returns the config's token shards, or synthetic shards if missing."""
     if (epath.Path(config.data.path) / MANIFEST).exists():
         return open_source(config.data, "train", config.model.vocab_size)
     return write_synthetic(directory, config.model.vocab_size, config.data.seq_len)
 
 
 def write_synthetic(directory: Path, vocab_size: int, seq_len: int) -> TokenSource:
-    """Returns sequences of random tokens, written as token shards into a directory."""
+    """Writes token shards with random tokens into a directory, and opens them."""
     dtype = "uint16" if vocab_size <= 2**16 else "uint32"
     writer, rng = ShardWriter(directory / "synthetic.train", dtype), np.random.default_rng(0)
     writer.write(rng.integers(0, vocab_size, SYNTHETIC_TOKENS))
@@ -125,7 +125,7 @@ def write_synthetic(directory: Path, vocab_size: int, seq_len: int) -> TokenSour
 
 
 class _Ticks(threading.Event):
-    """Is never set, and notes when the loop asks, which it does before every step."""
+    """Never set; records the time of each check, before every step."""
 
     def __init__(self):
         super().__init__()
@@ -137,10 +137,10 @@ class _Ticks(threading.Event):
 
 
 def measure_host(config: Config, phase: Phase, mesh: Mesh, times: Times | NotMeasured) -> Host:
-    """Returns what the loop of a run adds to a step.
+    """Returns the training loop's overhead per step.
 
     Args:
-      times: Those of the phase's own step.
+      times: Times for the phase's own step.
 
     Raises:
       CannotMeasure: There are several processes.
@@ -164,7 +164,7 @@ def measure_host(config: Config, phase: Phase, mesh: Mesh, times: Times | NotMea
 
 
 def _tiny_config(config: Config, phase: Phase, directory: str) -> Config:
-    """Returns a run of a tiny model on the mesh of a phase, which logs as often as it does."""
+    """Returns a tiny model's run on a phase's mesh, with the same logging interval in steps."""
     seq_len, batch_size = 16, num_shards("batch")
     step_tokens = seq_len * batch_size
     steps_per_row = max(1, config.logging.every_tokens // phase.per_step.tokens)
@@ -185,7 +185,7 @@ def _tiny_config(config: Config, phase: Phase, directory: str) -> Config:
         ),
         optimizer=dataclasses.replace(config.optimizer, schedule=Schedule()),
         mesh=phase.mesh,
-        # The loop is that of the first; a run evaluates at the end of its last.
+        # Measured in the first stage; a run evaluates at the end of the last.
         stages=(stage, stage),
         evaluation=EvaluationConfig(every_tokens=never, num_sequences=1, batch_size=1),
         checkpoints=CheckpointConfig(every_tokens=never),
@@ -197,9 +197,9 @@ def _tiny_config(config: Config, phase: Phase, directory: str) -> Config:
 
 
 def _loop_seconds(config: Config, phase: Phase) -> tuple[float, TrainState]:
-    """Returns the seconds per step of a run's first phase, and its last state.
+    """Returns a run's seconds per step in the first phase, and the last state.
 
-    They are those of the median block of steps.
+    The seconds are for the median block.
     """
     workdir = absolute(config.workdir)
     source = write_synthetic(

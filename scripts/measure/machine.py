@@ -1,4 +1,4 @@
-"""What the machine is, what it does at best, and whether a measurement fits it."""
+"""Description and peak speed of the machine, and checks against memory and time limits."""
 
 import dataclasses
 import functools
@@ -17,7 +17,7 @@ from scripts.measure.result import CannotMeasure, seconds_of
 from stackjax.runtime.cpu_memory import release_memory
 
 VARIABLES = ("XLA_FLAGS", "GLIBC_TUNABLES", "LD_PRELOAD")
-"""Variables of the environment that make the same program faster or slower."""
+"""Environment variables with an effect on speed."""
 _ENOUGH_SECONDS = 0.02
 _WIDTHS = (1024, 2048, 4096, 8192)
 _REPEATS = 5
@@ -25,24 +25,24 @@ _REPEATS = 5
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Machine:
-    """What one device does with the simplest programs, each at its quickest."""
+    """A device's best speed with the simplest programs."""
 
     matmul_flops_per_second: float
-    """Of a product of square matrices in the compute type of the model."""
+    """Product of square matrices in the model's compute type."""
     matmul_width: int
-    """Rows of those matrices: the first power of two that takes 20 ms, or 8192."""
+    """Matrix rows: the smallest power of two with 20 ms, at most 8192."""
     copy_bytes_per_second: float
-    """Bytes copied between arrays of that size, each read once and written once."""
+    """Bytes copied between arrays of this size; each byte is read and written."""
 
 
 def num_cores() -> int | None:
-    """Returns how many cores this process may use, if that is known."""
+    """Returns the usable cores, if known."""
     affinity = getattr(os, "sched_getaffinity", None)
     return len(affinity(0)) if affinity else os.cpu_count()
 
 
 def cpu_model() -> str:
-    """Returns the name of the processor, or else of its architecture."""
+    """Returns the processor's name, or else the architecture."""
     path = Path("/proc/cpuinfo")
     found = re.search(r"model name\s*:\s*(.*)", path.read_text() if path.exists() else "")
     return found[1] if found else platform.machine()
@@ -50,7 +50,7 @@ def cpu_model() -> str:
 
 @functools.cache
 def measure_machine(dtype: jnp.dtype) -> Machine:
-    """Returns the rates of a product and of a copy on the first device."""
+    """Returns the first device's speed for a matrix product and a copy."""
     for width in _WIDTHS:
         matrix = jnp.ones((width, width), dtype)
         seconds = _quickest(jax.jit(jnp.matmul), matrix, matrix)
@@ -71,7 +71,7 @@ def _quickest(function: Callable[..., Any], *args: Any) -> float:
 def check_memory(what: str, bytes_per_device: int) -> None:
     """Raises CannotMeasure if a device has less memory free; a CPU's is the host's."""
     devices = jax.local_devices()
-    release_memory()  # what is kept for later steps is free, too
+    release_memory()  # memory kept for later steps is free, too
     free = [
         statistics["bytes_limit"] - statistics["bytes_in_use"]
         for statistics in (device.memory_stats() or {} for device in devices)
@@ -86,10 +86,10 @@ def check_memory(what: str, bytes_per_device: int) -> None:
 
 
 def check_time(num_steps: int, least_seconds: float, limit_seconds: float) -> None:
-    """Raises CannotMeasure if steps are known to take longer than they may.
+    """Raises CannotMeasure if steps take longer than the limit.
 
     Args:
-      least_seconds: Of each step.
+      least_seconds: Lower bound per step.
     """
     seconds = num_steps * least_seconds
     if seconds > limit_seconds:

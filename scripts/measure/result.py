@@ -1,4 +1,4 @@
-"""What a measurement gives: numbers with a unit in their name, or why there are none."""
+"""Results: numbers with units in their names, or reasons for missing numbers."""
 
 import dataclasses
 import resource
@@ -23,26 +23,26 @@ Number = float | NotMeasured
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Row:
-    """One measurement of a phase."""
+    """A measurement in a phase."""
 
     section: str
-    """What was measured."""
+    """Name of the measurement."""
     phase: str = ""
-    """Directory of the phase, such as `stage_1/train`; none if it is about none."""
+    """The phase's directory, such as `stage_1/train`; empty for the whole machine."""
     case: str = ""
-    """Which of several measurements of the section it is."""
+    """Variant, if the section has several."""
     values: Any
     """A dataclass whose fields carry their units, or `NotMeasured`."""
 
 
 class CannotMeasure(Exception):
-    """The machine cannot do what was to be measured; the text says why."""
+    """A measurement is impossible on this machine, with the reason."""
 
 
 def attempt(measure: Callable[[], Any]) -> Any:
-    """Returns what a measurement returns, or why it could not be made.
+    """Returns a measurement, or the reason if it is impossible.
 
-    A fault of the code is neither, and is raised.
+    Bugs are raised.
     """
     try:
         return measure()
@@ -53,23 +53,23 @@ def attempt(measure: Callable[[], Any]) -> Any:
 
 
 def seconds_of(call: Callable[[], Any]) -> tuple[float, Any]:
-    """Returns how long a call takes until the arrays that it returns are there, and those."""
+    """Returns a call's duration until all arrays are ready, and the result."""
     start = time.perf_counter()
     result = jax.block_until_ready(call())
     return time.perf_counter() - start, result
 
 
 def median(seconds: list[float]) -> float:
-    """Returns the median of some times."""
+    """Returns the median."""
     return float(np.median(seconds))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Peaks:
-    """The most memory that was in use at any time since the process started."""
+    """Peak memory since the process started."""
 
     device_bytes: int | None
-    """Of the fullest local device; None where the backend does not count."""
+    """Fullest local device; None if the backend does not count."""
     host_bytes: int
     """Resident in this process."""
 
@@ -88,9 +88,9 @@ def read_peaks() -> Peaks:
 
 
 def peaks_since(before: Peaks) -> dict[str, Number]:
-    """Returns `device_peak_bytes` and `host_peak_bytes` of what was done since `before`.
+    """Returns `device_peak_bytes` and `host_peak_bytes` since `before`.
 
-    Peaks cannot be reset, so there are none where something earlier needed more.
+    Peaks cannot be reset, so a higher earlier peak means no number.
     """
 
     def risen(before: int | None, now: int | None) -> Number:

@@ -1,4 +1,4 @@
-"""What stands between steps: the growth into a phase, and the checkpoints of one."""
+"""Cost of growth and of checkpoints."""
 
 import contextlib
 import dataclasses
@@ -38,7 +38,7 @@ from stackjax.training.preflight import bytes_per_device
 from stackjax.training.train_state import TrainState, enter_phase
 
 Grown = Literal["parameters", "reset", "grow", "keep"]
-"""What grows: parameters alone; or the whole state, with that `optimizer_state`."""
+"""`parameters`, or the whole state with this `optimizer_state`."""
 
 REPEATS = 7
 SAVES = 3
@@ -46,38 +46,38 @@ SAVES = 3
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Seam:
-    """The jitted function between two phases, against a copy of what it returns."""
+    """The jitted growth, compared with a copy of the result."""
 
     compile_seconds: float
     first_seconds: float
-    """In a run there is no other. Memory comes fresh from the system."""
+    """First call, the only call in a run. Memory comes fresh from the system."""
     median_seconds: float
-    """Of those after the first."""
+    """Median after the first call."""
     copy_seconds: float
-    """Median of copying all that it returned, on the same devices."""
+    """Median time to copy the result on the same devices."""
     copies: float
-    """How many such copies the growth takes."""
+    """`median_seconds` over `copy_seconds`."""
     grown_bytes: int
-    """What it returned, over all devices."""
+    """Result size over all devices."""
     program_bytes: int
-    """The source, the result where it does not take the source's place, and temporaries, on
-    each device."""
+    """Source, temporaries and result (unless in place), on each
+    device."""
     device_peak_bytes: Number
     host_peak_bytes: Number
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Saves:
-    """Checkpoints of a state, as the loop saves them and a resumed run reads them."""
+    """Saving and restoring checkpoints."""
 
     stall_seconds: float
-    """Median of how long a save keeps the loop from its next step."""
+    """Median delay of the next step by a save."""
     longest_stall_seconds: float
     on_disk_seconds: float
-    """Median time from the start of a save until the checkpoint is whole on disk."""
+    """Median time until a checkpoint is complete on disk."""
     restore_seconds: float
-    """From the open directory to the state on the devices; what was just written may still be
-    in the memory of the host."""
+    """From opening the directory to the state on the devices; the files may still be in the
+    host's memory."""
     state_bytes: int
     """Parameters and optimizer state, over all devices."""
     device_peak_bytes: Number
@@ -85,12 +85,12 @@ class Saves:
 
 
 def cases(target: Phase) -> tuple[Grown, ...]:
-    """Returns what to grow: parameters, the state as the run does, and moments too."""
+    """Returns the cases: parameters, the run's `optimizer_state`, and grown moments."""
     return tuple(dict.fromkeys(("parameters", target.optimizer_state, "grow")))
 
 
 def measure_seam(config: Config, source: Phase, target: Phase, grown: Grown) -> Seam:
-    """Returns how long the model of a phase takes to grow out of the phase before.
+    """Returns the growth time from the previous phase.
 
     Raises:
       CannotMeasure: The model does not grow, or memory does not suffice.
@@ -119,7 +119,7 @@ def measure_seam(config: Config, source: Phase, target: Phase, grown: Grown) -> 
 
 
 def _parted(state: TrainState, grown: Grown) -> TrainState:
-    """Returns a state as growth takes it: without moments where they start afresh."""
+    """Returns the state for growth, without moments if they are reset."""
     return dataclasses.replace(state, opt_state=None) if grown == "reset" else state
 
 
@@ -128,7 +128,7 @@ def _time_seam(
     start: Callable[[], TrainState],
     before: Peaks,
 ) -> Seam:
-    """Returns the times of a growth whose source is donated, as in a run.
+    """Returns the times for a growth with donated source, as in a run.
 
     Args:
       start: Makes a source.
@@ -166,7 +166,7 @@ def _time_seam(
 
 
 def measure_saves(config: Config, phase: Phase, mesh: Mesh) -> Saves:
-    """Returns how long checkpoints of a phase's state take, beside the run directory.
+    """Returns checkpoint times for a phase's state, next to the run directory.
 
     Raises:
       CannotMeasure: Memory or disk do not suffice.
@@ -199,10 +199,10 @@ def measure_saves(config: Config, phase: Phase, mesh: Mesh) -> Saves:
 
 @contextlib.contextmanager
 def _directory(config: Config) -> Iterator[epath.Path]:
-    """Yields a directory on the file system of the run, and removes it."""
+    """Yields a temporary directory on the run's file system."""
     workdir = absolute(config.workdir)
     directory = workdir.with_name(f"{workdir.name}.benchmark")
-    _remove(directory)  # what a killed benchmark has left
+    _remove(directory)  # left by a killed benchmark
     directory.mkdir(parents=True, exist_ok=True)
     try:
         yield directory
@@ -232,7 +232,7 @@ def _on(leaf: jax.Array, mesh: Mesh) -> NamedSharding:
 
 
 def _on_each(tree: Any, mesh: Mesh) -> int:
-    """Returns the bytes of a tree on each device of a mesh."""
+    """Returns a tree's bytes per device."""
     return bytes_per_device(tree, mesh.abstract_mesh)
 
 

@@ -1,4 +1,4 @@
-"""The train step of a phase: what it costs by formula, to compile, and to run."""
+"""Cost of a phase's train step: FLOPs, compilation, time."""
 
 import dataclasses
 import functools
@@ -36,12 +36,12 @@ Step = Callable[[TrainState, Batch], tuple[TrainState, Any]]
 WARMUP_STEPS = 3
 PROFILED_STEPS = 5
 EXECUTION = ("attention", "remat", "scan_unroll", "loss_chunk")
-"""Fields of `ModelConfig` that say how it computes, and not what."""
+"""Execution fields of `ModelConfig`."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Sizes:
-    """What a step trains, and on what."""
+    """Model and batch sizes."""
 
     params: int
     num_layers: int
@@ -53,61 +53,61 @@ class Sizes:
     tokens_per_step: int
     compute_dtype: str
     execution: str
-    """How the model is executed, by the fields of `ModelConfig`."""
+    """Execution fields of `ModelConfig`."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Flops:
-    """FLOPs of a step over all devices, by formula and as XLA counts them."""
+    """FLOPs per step over all devices, by formula and by XLA."""
 
     six_nd_flops: int
     """6 N D, with N all parameters."""
     matmul_flops: int
-    """Every product of matrices, attention as a full square."""
+    """All matrix products, attention as a full square."""
     palm_flops: int
     """6 N + 12 L T D for each token, with N less the input embedding (arXiv:2204.02311)."""
     palm_causal_flops: int
-    """The same with half of the attention, which is all that a causal model needs."""
+    """The same with half the attention, as needed by a causal model."""
     xla_flops: Number
-    """XLA's count before it optimises, every scan unrolled: with norms, softmax, what remat
-    computes again, and the update (once for each microbatch)."""
+    """XLA's count before optimization, with scans unrolled: includes norms, softmax, remat,
+    and the update (once per microbatch)."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Program:
-    """The step as it was compiled; bytes are those of each device."""
+    """The compiled step; bytes are per device."""
 
     compile_seconds: float
     """Tracing, lowering and XLA, without the persistent cache."""
     argument_bytes: int
     """State and batch."""
     temporary_bytes: int
-    """What it holds besides."""
+    """Temporaries."""
     program_bytes: int
-    """Arguments, temporaries, and results that do not take an argument's place."""
+    """Arguments, temporaries, and results without an aliased argument."""
     xla_scanned_flops: Number
-    """XLA's count of what it compiled, over all devices: the body of a scan counts once."""
+    """XLA's count after compilation, over all devices; a scan's body counts once."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Times:
-    """How long steps took, on a batch that is on the devices already."""
+    """Step times, on a batch already on the devices."""
 
     median_seconds: float
-    """Of steps that are waited for one by one."""
+    """Single steps."""
     p10_seconds: float
     p90_seconds: float
     back_to_back_seconds: float
-    """Mean of as many steps that are waited for together."""
+    """Mean over steps without waiting in between."""
     tokens_per_second: float
     """At the median."""
     back_to_back_tokens_per_second: float
     palm_flops_per_second: float
     """At the median, over all devices."""
     matmul_share: float
-    """That, over what products of large matrices reach on as many devices."""
+    """`palm_flops_per_second` over the rate of large matrix products."""
     mfu: Number
-    """That, over the peak of the devices."""
+    """`palm_flops_per_second` over the devices' peak."""
     causal_mfu: Number
     """The same by `palm_causal_flops`."""
     device_peak_bytes: Number
@@ -115,7 +115,7 @@ class Times:
 
 
 def describe(config: Config, phase: Phase) -> Sizes:
-    """Returns the sizes of a phase's model and of its step."""
+    """Returns a phase's model and batch sizes."""
     model = phase.model
     return Sizes(
         params=num_params(model),
@@ -132,10 +132,10 @@ def describe(config: Config, phase: Phase) -> Sizes:
 
 
 def palm_flops(config: Config, phase: Phase) -> tuple[int, int]:
-    """Returns `palm_flops` and `palm_causal_flops` of a step."""
+    """Returns `palm_flops` and `palm_causal_flops` per step."""
     seq_len, model, trained = config.data.seq_len, phase.model, phase.trained_layers
     attention = matmul_flops(model, seq_len, trained) - matmul_flops(model, 0, trained)
-    # The gather of the input embedding multiplies nothing, whatever 6ND says.
+    # 6ND counts the input embedding, but a gather has no products.
     per_entry = 6 if trained is None else 2
     table = 0 if model.tie_head else per_entry * model.vocab_size * model.embed_dim
     full = flops_6nd(model, trained) - table + attention
@@ -144,7 +144,7 @@ def palm_flops(config: Config, phase: Phase) -> tuple[int, int]:
 
 
 def measure_flops(config: Config, phase: Phase, mesh: Mesh) -> Flops:
-    """Returns the FLOPs of a step."""
+    """Returns the FLOPs per step."""
     full, causal = palm_flops(config, phase)
     return Flops(
         six_nd_flops=phase.per_step.flops_6nd,
@@ -156,7 +156,7 @@ def measure_flops(config: Config, phase: Phase, mesh: Mesh) -> Flops:
 
 
 def _unrolled_flops(config: Config, phase: Phase, mesh: Mesh) -> Number:
-    """Returns what XLA counts for a microbatch without scans, times the microbatches."""
+    """Returns XLA's count for a microbatch without scans, times the microbatches."""
     model = dataclasses.replace(phase.model, scan_unroll=phase.model.num_layers)
     rows = phase.batch_size // phase.accumulate
     unrolled = dataclasses.replace(phase, model=model, accumulate=1, batch_size=rows)
@@ -170,17 +170,17 @@ def _unrolled_flops(config: Config, phase: Phase, mesh: Mesh) -> Number:
 
 
 def matmul_rate(phase: Phase, mesh: Mesh) -> float:
-    """Returns the FLOP/s of products of large matrices on all devices of a mesh."""
+    """Returns the FLOP/s for large matrix products on all devices."""
     return mesh.size * measure_machine(compute_dtype(phase.model)).matmul_flops_per_second
 
 
 def least_seconds(config: Config, phase: Phase, mesh: Mesh) -> float:
-    """Returns what a step takes if all of it runs at that rate."""
+    """Returns a lower bound on the step time, at the rate of large matrix products."""
     return palm_flops(config, phase)[1] / matmul_rate(phase, mesh)
 
 
 def compile_phase(config: Config, phase: Phase, mesh: Mesh) -> tuple[Step, Program]:
-    """Returns the train step of a phase, compiled without allocating a state."""
+    """Returns a phase's compiled train step, without allocating a state."""
     start = time.perf_counter()
     step = compile_step(config, phase)
     seconds = time.perf_counter() - start
@@ -204,7 +204,7 @@ def _scanned_flops(step: jax.stages.Compiled, mesh: Mesh) -> Number:
 
 
 def random_rows(config: Config, phase: Phase, mesh: Mesh) -> Batch:
-    """Returns the rows of a batch of random tokens that this process holds."""
+    """Returns this process's rows of a random batch."""
     num_rows = phase.batch_size // phase.accumulate
     shape = (phase.accumulate, len(local_rows(mesh, num_rows)), config.data.seq_len)
     tokens = np.random.default_rng(0).integers(0, phase.model.vocab_size, shape, np.int32)
@@ -218,7 +218,7 @@ def random_rows(config: Config, phase: Phase, mesh: Mesh) -> Batch:
 
 
 def random_batch(config: Config, phase: Phase, mesh: Mesh) -> Batch:
-    """Returns a batch of random tokens on the mesh."""
+    """Returns a random batch on the mesh."""
     num_rows = phase.batch_size // phase.accumulate
     return next(put([random_rows(config, phase, mesh)], mesh, num_rows))
 
@@ -234,12 +234,12 @@ def measure_times(
     limit_seconds: float,
     profile: Path | None,
 ) -> Times:
-    """Returns how long steps of a phase take.
+    """Returns a phase's step times.
 
     Args:
-      num_steps: How many are timed in each of the two ways.
-      limit_seconds: How long they may all take.
-      profile: Where a trace of a few more steps goes, for XProf.
+      num_steps: Steps to time, singly and back to back.
+      limit_seconds: Limit for all steps.
+      profile: Directory for an XProf trace of further steps.
 
     Raises:
       CannotMeasure: Memory or time do not suffice.
@@ -277,7 +277,7 @@ def measure_times(
 def run_steps(
     step: Step, state: TrainState, batch: Batch, num_steps: int
 ) -> tuple[float, TrainState]:
-    """Returns how long steps take together, the last of them waited for, and the state."""
+    """Returns the total time of back-to-back steps, and the state."""
     start = time.perf_counter()
     for _ in range(num_steps):
         state, _ = step(state, batch)
@@ -288,7 +288,7 @@ def run_steps(
 def step_seconds(
     step: Step, state: TrainState, batch: Batch, num_steps: int
 ) -> tuple[list[float], TrainState]:
-    """Returns how long each of some steps takes, and the state after them."""
+    """Returns each step's time, and the state."""
     seconds = []
     for _ in range(num_steps):
         each, state = run_steps(step, state, batch, 1)

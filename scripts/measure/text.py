@@ -1,4 +1,4 @@
-"""Numbers as people read them, by the unit that ends their name."""
+"""Formats numbers by the unit at the end of their name."""
 
 import math
 from collections.abc import Mapping
@@ -6,7 +6,7 @@ from typing import Any
 
 
 def show(name: str, value: Any) -> str:
-    """Returns a value with its unit, which the end of its name says."""
+    """Returns a value with the unit at the end of the name."""
     if isinstance(value, Mapping):
         return f"not measured: {value['not_measured']}"
     if not isinstance(value, int | float):
@@ -29,14 +29,14 @@ def show(name: str, value: Any) -> str:
 
 
 def _scaled(value: float, units: Mapping[float, str]) -> str:
-    """Returns a value in the first unit that it fills, or in the last."""
+    """Returns a value in the largest unit with a value of at least 1."""
     size = next((size for size in units if abs(value) >= size), min(units))
     digits = max(0, 2 - math.floor(math.log10(abs(value / size)))) if value else 0
     return f"{value / size:,.{digits}f} {units[size]}"
 
 
 def lines(row: Mapping[str, Any]) -> str:
-    """Returns a row of results as lines of a name and a value each."""
+    """Returns a row of results as lines with name and value."""
     head = " ".join(part for part in (row["phase"], row["section"], row["case"]) if part)
     values = row["values"]
     if "not_measured" in values:

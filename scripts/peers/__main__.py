@@ -1,10 +1,10 @@
-"""Times the train step of stackjax beside those of its peers, on a CPU, round and round.
+"""Compares train-step times of stackjax and its peers on a CPU.
 
     scripts/peers.sh
 
-makes the Pythons that it needs, and fills the tables of docs/performance.md. Each peer is a
-process of its own, in the Python that is named for it or else in this one. One is active at a
-time and all take turns, so what disturbs the machine disturbs them alike.
+makes the Python environments, and fills the tables in docs/performance.md. Each peer is a
+separate process, in the Python given by --python or in this Python. Peers take turns, so other
+load on the machine affects all of them equally.
 """
 
 import contextlib
@@ -38,28 +38,28 @@ ROOT = Path(__file__).parents[2]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PeersConfig(Checked):
-    """Times the train step of stackjax beside those of its peers, on a CPU."""
+    """Compares train-step times of stackjax and its peers on a CPU."""
 
     shape: Literal["tiny", "small"]
-    """Size of model and batch."""
+    """Model and batch size."""
     peers: tuple[PeerName, ...] = get_args(PeerName)
-    """Which to run."""
+    """Peers to run."""
     python: tuple[Text, ...] = ()
-    """PEER=PATH for each peer whose Python is not this one."""
+    """PEER=PATH for each peer with another Python."""
     environment: Environment = "none"
     """Variables set for all processes, from scripts/peers/environment.py."""
     rounds: Size = 20
-    """Turns of each peer."""
+    """Turns per peer."""
     steps: Size = 3
-    """Steps that are timed in each turn; one more goes before them."""
+    """Timed steps per turn, after an untimed step."""
     output: Annotated[Path | None, tyro.conf.arg(metavar="FILE.json")] = None
-    """File for all that was measured."""
+    """File for all results."""
     page: Path | None = None
-    """Page whose table of this shape and environment is replaced."""
+    """Page with a table for this shape and environment."""
 
 
 class Worker:
-    """A peer in a process of its own, which answers each line that it is sent."""
+    """A peer in a separate process, with an answer for each input line."""
 
     def __init__(self, command: Sequence[str], environment: Mapping[str, str], log: Path):
         self._log = log
@@ -75,7 +75,7 @@ class Worker:
             )
 
     def read(self) -> dict[str, Any]:
-        """Returns the next answer; SystemExit with the end of its log if there is none."""
+        """Returns the next answer; SystemExit with the end of the log if there is none."""
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
         if not line:
@@ -83,9 +83,9 @@ class Worker:
         return json.loads(line)
 
     def ask(self, num_steps: int) -> dict[str, Any]:
-        """Returns what a turn of so many steps measured."""
+        """Returns the results for a turn."""
         assert self._process.stdin is not None
-        with contextlib.suppress(BrokenPipeError):  # it has ended, as reading says
+        with contextlib.suppress(BrokenPipeError):  # it has ended; read reports this
             print(num_steps, file=self._process.stdin, flush=True)
         return self.read()
 
@@ -145,20 +145,20 @@ def measure(
     rounds: int,
     steps: int,
 ) -> dict[str, Measured]:
-    """Returns what every peer did, each started by its command, all taking turns.
+    """Returns every peer's results; peers take turns.
 
     Args:
-      environment: All the variables of every process.
-      logs: Directory for what the processes print.
-      rounds: Turns of each.
-      steps: Steps that are timed in each turn.
+      environment: Environment variables for every process.
+      logs: Directory for the processes' output.
+      rounds: Turns per peer.
+      steps: Timed steps per turn.
     """
     starts: dict[str, dict[str, Any]] = {}
     turns: dict[str, list[dict[str, Any]]] = {name: [] for name in commands}
     with contextlib.ExitStack() as stack:
         workers: dict[str, Worker] = {}
         for name, command in commands.items():
-            # One after another, so that none compiles while another is timed.
+            # One after another, so no peer compiles while another is timed.
             begin = time.perf_counter()
             worker = Worker(command, environment, logs / f"{name}.log")
             workers[name] = stack.enter_context(contextlib.closing(worker))
@@ -183,10 +183,10 @@ def measure(
 
 
 def clean_environment(caches: str) -> dict[str, str]:
-    """Returns this process's environment without what would favour a peer.
+    """Returns this process's environment without variables in favor of a peer.
 
     Args:
-      caches: An empty directory for what is compiled.
+      caches: An empty directory for compilation caches.
     """
     tuned = ("XLA_FLAGS", "GLIBC_TUNABLES", "LD_PRELOAD", "JAX_COMPILATION_CACHE_DIR")
     kept = {name: value for name, value in os.environ.items() if name not in tuned}
@@ -194,7 +194,7 @@ def clean_environment(caches: str) -> dict[str, str]:
 
 
 def interpreters(config: PeersConfig) -> dict[str, str]:
-    """Returns the Python of each peer; UserError if one is named for none of them."""
+    """Returns each peer's Python; UserError for an unknown peer."""
     pythons: dict[str, str] = dict.fromkeys(config.peers, sys.executable)
     for pair in config.python:
         name, _, path = pair.partition("=")
@@ -205,7 +205,7 @@ def interpreters(config: PeersConfig) -> dict[str, str]:
 
 
 def installed(pythons: Mapping[str, str]) -> dict[str, str]:
-    """Returns the version of each package; an error if one is missing or has two."""
+    """Returns each package's version; an error if a package is missing or versions differ."""
     code = "import importlib.metadata as m, sys; print(*map(m.version, sys.argv[1:]))"
     versions: dict[str, set[str]] = {}
     for name, python in pythons.items():

@@ -1,4 +1,4 @@
-"""The process environments that steps on a CPU are timed in."""
+"""Process environments for step times on a CPU."""
 
 from typing import Literal
 
@@ -6,11 +6,11 @@ Environment = Literal["none", "cpu"]
 
 ENVIRONMENTS: dict[Environment, dict[str, str]] = {
     "none": {},
-    # A malloc that keeps the memory it is given, in huge pages.
+    # A malloc with huge pages that keeps its memory.
     "cpu": {
         "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1:glibc.malloc.mmap_max=0:"
         "glibc.malloc.trim_threshold=34359738368",
     },
 }
-"""Variables to set before a process starts. No flag of XLA is among them: those of oneDNN are
-faster still (JAX 0.11.2), but the gradients that they give are wrong."""
+"""Variables to set before a process starts. XLA flags are absent: oneDNN flags are even faster
+(JAX 0.11.2), but give wrong gradients."""

@@ -1,4 +1,4 @@
-"""LitGPT as shipped: what its `pretrain` command does for one batch, compiled, in float32."""
+"""LitGPT as shipped: the compiled step of its `pretrain` command, in float32."""
 
 from typing import Any
 
@@ -9,11 +9,11 @@ from litgpt import GPT, Config, pretrain, utils  # pyright: ignore[reportMissing
 from scripts.peers.peer import LEARNING_RATE, Peer, Shape
 
 MAX_NORM = 1.0
-"""Default of the command."""
+"""The command's default."""
 
 
 def build(shape: Shape) -> Peer:
-    """Returns the step, compiled at its first call."""
+    """Returns the step; the first call compiles."""
     fabric = lightning.Fabric(devices=1, accelerator="cpu", precision="32-true")
     fabric.launch()
     fabric.seed_everything(0)
@@ -22,7 +22,7 @@ def build(shape: Shape) -> Peer:
     pretrain.initialize_weights(fabric, model, n_layer=shape.num_layers, n_embd=shape.embed_dim)
     num_params = utils.num_parameters(model)
     model = fabric.setup(torch.compile(model))
-    # On a CPU the command does not ask for the fused one.
+    # On a CPU the command uses the unfused optimizer.
     optimizer = utils.instantiate_torch_optimizer(
         "AdamW", model.parameters(), fused=False, lr=LEARNING_RATE
     )
@@ -48,7 +48,7 @@ def build(shape: Shape) -> Peer:
 
 
 def get_config(shape: Shape) -> Any:
-    """Returns the smallest LLaMA that it knows, with the sizes of the shape."""
+    """Returns LitGPT's smallest LLaMA, with the shape's sizes."""
     return Config.from_name(
         "tiny-llama-1.1b",
         n_layer=shape.num_layers,

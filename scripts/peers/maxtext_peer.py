@@ -1,4 +1,4 @@
-"""MaxText as shipped: its base.yml with the sizes of the shape, in float32."""
+"""MaxText as shipped: base.yml with the shape's sizes, in float32."""
 
 import tempfile
 from typing import Any
@@ -14,7 +14,7 @@ from scripts.peers.peer import LEARNING_RATE, Peer, Shape
 
 
 def build(shape: Shape) -> Peer:
-    """Returns the step of its train loop, and its own synthetic batch."""
+    """Returns the train loop's step, and MaxText's synthetic batch."""
     config, recorder = train.initialize(arguments(shape))
     _, _, layout, _, mesh, _, _, loader, _, _, state = train_utils.setup_train_loop(
         config, recorder
@@ -41,7 +41,7 @@ def build(shape: Shape) -> Peer:
 
 
 def arguments(shape: Shape) -> list[str]:
-    """Returns the command line; all that it does not name has MaxText's default."""
+    """Returns the command line; other options have MaxText's defaults."""
     fields = {
         "base_num_decoder_layers": shape.num_layers,
         "base_emb_dim": shape.embed_dim,
@@ -58,7 +58,7 @@ def arguments(shape: Shape) -> list[str]:
         "warmup_steps_fraction": 0.0,
         "dataset_type": "synthetic",
         "hardware": "cpu",
-        # It would wait for the addresses of a cluster.
+        # Initialization would wait for cluster addresses.
         "skip_jax_distributed_system": "true",
         "run_name": "peers",
         "base_output_directory": tempfile.mkdtemp(),

@@ -1,4 +1,4 @@
-"""What every peer trains, and what it hands to the process that times it."""
+"""Model, batch and interface shared by all peers."""
 
 import dataclasses
 from collections.abc import Callable
@@ -12,7 +12,7 @@ LEARNING_RATE = 1e-3
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Shape:
-    """A LLaMA-style decoder with an untied head, and its batch."""
+    """A LLaMA-style decoder with untied head, and a batch."""
 
     num_layers: int
     embed_dim: int
@@ -24,13 +24,13 @@ class Shape:
 
     @property
     def head_dim(self) -> int:
-        """Channels of each head."""
+        """Channels per head."""
         return self.embed_dim // self.num_heads
 
     def tokens(self) -> np.ndarray:
-        """Returns the batch that every step trains on: random tokens, int32 [B, T + 1].
+        """Returns the batch for every step: random tokens, int32 [B, T + 1].
 
-        As it is always the same one, a step that trains lowers the loss.
+        The batch is fixed, so every correct step lowers the loss.
         """
         shape = (self.batch_size, self.seq_len + 1)
         return np.random.default_rng(0).integers(0, self.vocab_size, shape, np.int32)
@@ -60,7 +60,7 @@ SHAPES = {
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Peer:
-    """A train step with its first state and its batch."""
+    """A train step with initial state and batch."""
 
     step: Callable[[Any, Any], tuple[Any, Any]]
     """(state, batch) -> (state, loss); need not wait for either."""

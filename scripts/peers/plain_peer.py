@@ -1,4 +1,4 @@
-"""The train step that one writes by hand in JAX, with nothing done for its speed.
+"""A plain train step in JAX, without optimization for speed.
 
 Shapes: B batch, T query time, S key time, D embed, N heads, H head_dim, F mlp, V vocabulary.
 """
@@ -15,7 +15,7 @@ from scripts.peers.peer import LEARNING_RATE, Peer, Shape
 
 
 def build(shape: Shape) -> Peer:
-    """Returns the step, compiled at its first call."""
+    """Returns the step; the first call compiles."""
     tx = optax.adamw(LEARNING_RATE, b1=0.9, b2=0.95, weight_decay=0.1)
     params = jax.jit(functools.partial(init, shape))(jax.random.key(0))
 
@@ -66,7 +66,7 @@ def init(shape: Shape, key: jax.Array) -> Any:
 
 
 def loss_fn(params: Any, tokens_BT: jax.Array, num_heads: int) -> jax.Array:
-    """Returns the mean negative log-likelihood of every next token."""
+    """Returns the mean negative log-likelihood per token."""
     logits_BTV = apply(params, tokens_BT[:, :-1], num_heads)
     log_probs_BTV = jax.nn.log_softmax(logits_BTV)
     labels_BT1 = tokens_BT[:, 1:, None]
@@ -98,7 +98,7 @@ def attention(layer: Any, x_BTD: jax.Array, num_heads: int) -> jax.Array:
 
 
 def rotate(x_BTNH: jax.Array) -> jax.Array:
-    """Returns queries or keys turned by the angles of their positions."""
+    """Returns queries or keys rotated by position."""
     _, seq_len, _, head_dim = x_BTNH.shape
     frequencies = 10_000.0 ** (-jnp.arange(0, head_dim, 2) / head_dim)
     angles = jnp.arange(seq_len)[None, :, None, None] * frequencies[None, None, None]

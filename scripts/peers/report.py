@@ -1,4 +1,4 @@
-"""What a comparison of peers comes to: a table, and a file of all that was measured."""
+"""Results of a peer comparison, as a table and a file."""
 
 import dataclasses
 import statistics
@@ -17,43 +17,43 @@ PACKAGES = {
     "litgpt": ("torch", "litgpt"),
     "transformers": ("torch", "transformers"),
 }
-"""What each peer is made of, whose versions are stated."""
+"""Packages with stated versions, by peer."""
 JAX_PEERS = tuple(name for name, packages in PACKAGES.items() if "jax" in packages)
 OURS = "stackjax"
 BY_RATIO = {
     "tiny": {"nanodo": 4148 / 4590, "levanter": 4164 / 4590},
     "small": {"nanodo": 635 / 573, "levanter": 560 / 573},
 }
-"""Tokens/s over those of `plain`, of JAX peers that cannot be installed beside the others.
+"""Tokens/s over `plain`, for JAX peers without a compatible installation.
 
-Measured in one run with `plain` on two cores of a Xeon with AVX-512, as shipped, without an
-environment; Levanter of September 2025. nanodo's model differs, so its ratio is of FLOP/s.
+Measured together with `plain` on two Xeon cores with AVX-512, as shipped, without an
+environment; Levanter from September 2025. nanodo has another model, so the ratio is in FLOP/s.
 """
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Measured:
-    """What one peer did."""
+    """A peer's results."""
 
     seconds: list[float]
     """Of each round."""
     steps: int
     """Of each round."""
     first_step_seconds: float
-    """From the start of the process to the end of its first step."""
+    """From process start to the end of the first step."""
     peak_rss_mb: float
     num_params: int
     losses: list[float]
-    """Of the first step, of the end of the warm-up, and of each round."""
+    """After the first step, after the warm-up, and after each round."""
 
     def tokens_per_second(self, shape: Shape) -> list[float]:
-        """Returns the throughput of each round."""
+        """Returns tokens/s per round."""
         tokens = self.steps * shape.batch_size * shape.seq_len
         return [tokens / seconds for seconds in self.seconds]
 
 
 def medians(peers: Mapping[str, Measured], shape_name: str) -> dict[str, float]:
-    """Returns tokens/s of every peer, of those that are known by their ratio too."""
+    """Returns every peer's tokens/s, including peers known by ratio."""
     shape = SHAPES[shape_name]
     known = {
         name: statistics.median(peer.tokens_per_second(shape)) for name, peer in peers.items()
@@ -64,7 +64,7 @@ def medians(peers: Mapping[str, Measured], shape_name: str) -> dict[str, float]:
 
 
 def yardstick(tokens_per_second: Mapping[str, float]) -> str:
-    """Returns the name of the fastest JAX peer that is not ours; of all if there is none."""
+    """Returns the fastest JAX peer except ours, or the fastest peer if there is none."""
     others = [
         name
         for name in tokens_per_second
@@ -74,7 +74,7 @@ def yardstick(tokens_per_second: Mapping[str, float]) -> str:
 
 
 def table(peers: Mapping[str, Measured], shape_name: str) -> str:
-    """Returns a Markdown table, fastest first, and a line on the numbers of parameters."""
+    """Returns a Markdown table, fastest first, and a line with parameter counts."""
     known = medians(peers, shape_name)
     fastest = yardstick(known)
     heads = ("peer", "tokens/s", "p10", "p90", f"over {fastest}", "first step s", "peak RSS MB")
@@ -106,7 +106,7 @@ def _parameters(peers: Mapping[str, Measured]) -> str:
 
 
 def origin(peers: Mapping[str, Measured], settings: Mapping[str, Any]) -> str:
-    """Returns the line that says when, where and of what a table was measured."""
+    """Returns a line with date, machine and versions."""
     one = next(iter(peers.values()))
     versions = (f"{package} {version}" for package, version in settings["versions"].items())
     return (
@@ -118,10 +118,10 @@ def origin(peers: Mapping[str, Measured], settings: Mapping[str, Any]) -> str:
 def contents(
     peers: Mapping[str, Measured], shape_name: str, settings: Mapping[str, Any]
 ) -> dict[str, object]:
-    """Returns what the file of a comparison holds.
+    """Returns the content of the results file.
 
     Args:
-      settings: What the comparison was run with, and when.
+      settings: Date, machine, versions and environment.
     """
     return {
         "shape": {"name": shape_name} | dataclasses.asdict(SHAPES[shape_name]),

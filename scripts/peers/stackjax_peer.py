@@ -1,4 +1,4 @@
-"""The compiled step of `python -m stackjax.train`, unrolled as configs/tiny.py is."""
+"""The compiled step of `python -m stackjax.train`, unrolled like configs/tiny.py."""
 
 from typing import Any
 
@@ -50,7 +50,7 @@ def build(shape: Shape) -> Peer:
 
 
 def get_config(shape: Shape) -> Config:
-    """Returns a run of the shape; what concerns its files is not used."""
+    """Returns a run with the shape's sizes; file paths are unused."""
     every = 10**9
     return Config(
         model=ModelConfig(
@@ -73,7 +73,7 @@ def get_config(shape: Shape) -> Config:
 
 
 def get_batch(shape: Shape) -> Batch:
-    """Returns one microbatch as the loader yields it, each row a document."""
+    """Returns a microbatch in the loader's format; each row is a document."""
     tokens = shape.tokens()[None, :, :-1]
     weights = np.ones(tokens.shape, np.float32)
     weights[..., -1] = 0

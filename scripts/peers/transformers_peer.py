@@ -1,4 +1,4 @@
-"""LlamaForCausalLM of transformers, compiled, with the optimizer of its Trainer."""
+"""LlamaForCausalLM from transformers, compiled, with the Trainer's optimizer."""
 
 from typing import Any
 
@@ -8,11 +8,11 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from scripts.peers.peer import LEARNING_RATE, Peer, Shape
 
 MAX_NORM = 1.0
-"""Default of the Trainer."""
+"""The Trainer's default."""
 
 
 def build(shape: Shape) -> Peer:
-    """Returns the step, compiled at its first call."""
+    """Returns the step; the first call compiles."""
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=shape.vocab_size,

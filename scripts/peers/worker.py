@@ -1,9 +1,9 @@
-"""One peer in a process of its own: compiles, warms up, then times steps when told to.
+"""A peer's process: compiles, warms up, then times steps on request.
 
     python -m scripts.peers.worker plain tiny
 
-Each line of input is a number of steps. Each line of output is JSON: one after the first step,
-one after the warm-up, and one for each line of input.
+Each input line is a number of steps. Each output line is JSON: after the first step,
+after the warm-up, and for each input line.
 """
 
 import importlib
@@ -25,7 +25,7 @@ WARMUP_STEPS = 2
 def main() -> None:
     """Runs the command line."""
     name, shape = sys.argv[1:]
-    # Libraries print as they like, so the answers have a stream of their own.
+    # Libraries may print, so answers use a separate stream.
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     with one_line_errors():
@@ -34,7 +34,7 @@ def main() -> None:
 
 
 def serve(peer: Peer, requests: Iterable[str], answers: TextIO) -> None:
-    """Answers every request with the seconds that so many steps took.
+    """Answers every request with the time for this many steps.
 
     Raises:
       UserError: The loss does not fall.
@@ -47,7 +47,7 @@ def serve(peer: Peer, requests: Iterable[str], answers: TextIO) -> None:
         raise UserError(f"the loss went from {first} to {float(loss)}; it must fall.")
     _answer(answers, losses=[first, float(loss)])
     for request in requests:
-        # What other processes did has left the caches cold.
+        # Other processes have left the caches cold.
         state, _ = _run(peer, state, 1)
         start = time.perf_counter()
         state, loss = _run(peer, state, int(request))
@@ -69,7 +69,7 @@ def _answer(answers: TextIO, **fields: Any) -> None:
 
 
 def _peak_rss_mb() -> float:
-    # Not getrusage, which starts from the peak of the process that started this one.
+    # getrusage would start from the parent's peak.
     status = Path("/proc/self/status").read_text().split()
     return int(status[status.index("VmHWM:") + 1]) * 1024 / 1e6
 

@@ -1,1 +1,1 @@
-"""What runs say when they are laid beside each other."""
+"""Comparing and planning runs."""

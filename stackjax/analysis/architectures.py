@@ -1,4 +1,4 @@
-"""Architectures by their number of parameters, and the run that the paper would give them."""
+"""Architectures by parameter count, and the recipe in arXiv:2405.15319."""
 
 import dataclasses
 import math
@@ -20,33 +20,46 @@ from stackjax.optimizers import AdamW
 from stackjax.runtime.errors import UserError
 
 SEQ_LEN = 2048
-"""Tokens in a sequence, as in arXiv:2405.15319."""
-_BATCH_SIZE = 1024
-_WARMUP_STEPS = 3000
-_LEAST_STEPS = 200
-"""Steps that a stage has at least, by a smaller batch where tokens are few."""
+BATCH_SIZE = 1024
+WARMUP_STEPS = 3000
+"""The paper's sequence length, batch size and warm-up in every stage."""
+DATA = DataConfig(path="data/slimpajama", seq_len=SEQ_LEN, num_workers=4)
+"""SlimPajama-627B with LLaMA's tokenizer; see docs/data.md."""
+_MIN_STEPS = 200
+"""Smaller batches keep every stage at least this long."""
 _MICROBATCH = 32
-"""Sequences that a microbatch has at most; ours."""
+"""Most sequences in a microbatch; our choice."""
 _MULTIPLE = 128
 _HEADS_MULTIPLE = 4
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@dataclasses.dataclass(frozen=True)
+class Rates:
+    """Peak learning rates for both stages."""
+
+    small: float
+    """Small model. The paper's code gives the rate at 1.1B; other sizes are our choice."""
+    target: float
+    """Target model (arXiv:2405.15319, Table 1)."""
+
+
+@dataclasses.dataclass(frozen=True)
 class Shape:
     """A published architecture."""
 
     name: str
     params: float
-    """What it is called by; those of arXiv:2405.15319 have other numbers of them."""
+    """Nominal size. The paper's models have other exact sizes."""
     num_layers: int
     embed_dim: int
     mlp_dim: int
     num_heads: int
     num_kv_heads: int
+    rates: Rates | None = None
 
-    def model(self, **fields: int) -> ModelConfig:
-        """Returns the model, some of whose sizes may be others; heads keep their size."""
-        sizes: dict[str, Any] = {
+    def model(self, **sizes: int) -> ModelConfig:
+        """Returns the model, with some sizes replaced; the head size is kept."""
+        fields: dict[str, Any] = {
             "num_layers": self.num_layers,
             "embed_dim": self.embed_dim,
             "mlp_dim": self.mlp_dim,
@@ -54,59 +67,39 @@ class Shape:
             "num_kv_heads": self.num_kv_heads,
             "head_dim": self.embed_dim // self.num_heads,
         }
-        sizes.update(fields)
-        return ModelConfig(vocab_size=32_000, remat="dots", **sizes)
+        fields.update(sizes)
+        return ModelConfig(vocab_size=32_000, remat="dots", **fields)
 
 
-def _shape(name: str, params: float, *sizes: int) -> Shape:
-    fields = ("num_layers", "embed_dim", "mlp_dim", "num_heads", "num_kv_heads")
-    return Shape(name=name, params=params, **dict(zip(fields, sizes, strict=True)))
-
-
+PAPER = {
+    "410m": Shape(
+        "410M of arXiv:2405.15319", 0.41e9, 24, 1024, 2816, 16, 16, Rates(1e-3, 6e-4)
+    ),
+    "1b": Shape("1.1B of arXiv:2405.15319", 1.1e9, 24, 2048, 5632, 32, 32, Rates(1e-3, 3e-4)),
+    "3b": Shape("3B of arXiv:2405.15319", 3e9, 32, 2560, 7040, 20, 4, Rates(5e-4, 1.6e-4)),
+    "7b": Shape("7B of arXiv:2405.15319", 7e9, 32, 4096, 11008, 32, 8, Rates(3e-4, 1e-4)),
+}
 SHAPES = (
-    _shape("410M of arXiv:2405.15319", 0.41e9, 24, 1024, 2816, 16, 16),
-    _shape("1.1B of arXiv:2405.15319", 1.1e9, 24, 2048, 5632, 32, 32),
-    _shape("3B of arXiv:2405.15319", 3e9, 32, 2560, 7040, 20, 4),
-    _shape("7B of arXiv:2405.15319", 7e9, 32, 4096, 11008, 32, 8),
-    _shape("LLaMA3-8B", 8e9, 32, 4096, 14336, 32, 8),
-    _shape("LLaMA2-13B", 13e9, 40, 5120, 13824, 40, 40),
-    _shape("LLaMA2-70B", 70e9, 80, 8192, 28672, 64, 8),
+    *PAPER.values(),
+    Shape("LLaMA3-8B", 8e9, 32, 4096, 14336, 32, 8),
+    Shape("LLaMA2-13B", 13e9, 40, 5120, 13824, 40, 40),
+    Shape("LLaMA2-70B", 70e9, 80, 8192, 28672, 64, 8),
 )
-"""All of them with the vocabulary of LLaMA2, which is that of arXiv:2405.15319."""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Rates:
-    """Peak learning rates of one of the paper's sizes."""
-
-    name: str
-    params: float
-    small: float
-    """Of the small model; the paper's code has it at 1.1B alone, the others are ours."""
-    target: float
-    """By Table 1 of arXiv:2405.15319."""
-
-
-RATES = (
-    Rates(name="410M", params=0.41e9, small=1e-3, target=6e-4),
-    Rates(name="1.1B", params=1.1e9, small=1e-3, target=3e-4),
-    Rates(name="3B", params=3e9, small=5e-4, target=1.6e-4),
-    Rates(name="7B", params=7e9, small=3e-4, target=1e-4),
-)
+"""All with LLaMA2's vocabulary, as in the paper."""
 
 
 def choose_model(params: float) -> tuple[ModelConfig, str]:
-    """Returns a model of that many parameters, and which architecture it is.
+    """Returns a model with about `params` parameters, and the architecture's name.
 
-    One of `SHAPES` where a number is that of its name. Otherwise the nearest one, as deep,
-    with heads and kv heads of the same size: for each number of heads that 4 divides there is
-    a SwiGLU, in multiples of 128 units, with which the number comes out best; the one whose
-    units per channel are closest to those of the shape is taken.
+    If `params` is a shape's nominal size, the model has this shape. Otherwise the nearest
+    shape gives depth and head size. Each head count divisible by 4 has a SwiGLU size divisible
+    by 128 with the closest number of parameters. Among these models, the SwiGLU-to-embedding
+    ratio decides.
 
     Raises:
-      UserError: There is no model as small as that.
+      UserError: `params` is too small for this depth.
     """
-    shape = min(SHAPES, key=lambda shape: abs(math.log(params / shape.params)))
+    shape = _nearest(params, SHAPES)
     if math.isclose(params, shape.params, rel_tol=0.01):
         return shape.model(), shape.name
     widths = [
@@ -116,33 +109,38 @@ def choose_model(params: float) -> tuple[ModelConfig, str]:
     ]
     if not widths:
         raise UserError(
-            f"--params is {params:.3g}, for which embedding, head and attention of "
-            f"{shape.num_layers} layers are too large already; name a --config instead."
+            f"--params is {params:.3g}, too small for a model with {shape.num_layers} layers; "
+            f"use --config instead."
         )
     ratio = shape.mlp_dim / shape.embed_dim
     model = min(widths, key=lambda model: abs(model.mlp_dim / model.embed_dim - ratio))
-    return model, f"{shape.name}, made to fit"
+    return model, f"{shape.name}, resized"
+
+
+def _nearest(params: float, shapes: tuple[Shape, ...]) -> Shape:
+    return min(shapes, key=lambda shape: abs(math.log(params / shape.params)))
 
 
 def _of_width(shape: Shape, num_heads: int, params: float) -> ModelConfig | None:
-    """Returns the model with so many heads and parameters; None if it has no SwiGLU left."""
-    head_dim = shape.embed_dim // shape.num_heads
+    """Returns the model for a head count; None if no parameters remain for the SwiGLU."""
     is_grouped = shape.num_kv_heads < shape.num_heads
-    kv_heads = math.gcd(num_heads, shape.num_kv_heads) if is_grouped else num_heads
     sizes = {
-        "embed_dim": num_heads * head_dim,
+        "embed_dim": num_heads * shape.embed_dim // shape.num_heads,
+        "head_dim": shape.embed_dim // shape.num_heads,
         "num_heads": num_heads,
-        "num_kv_heads": kv_heads,
+        "num_kv_heads": math.gcd(num_heads, shape.num_kv_heads) if is_grouped else num_heads,
     }
-    least, next_one = (shape.model(mlp_dim=i * _MULTIPLE, **sizes) for i in (1, 2))
-    base, per_unit = num_params(least), num_params(next_one) - num_params(least)
+    smallest, next_size = (shape.model(mlp_dim=i * _MULTIPLE, **sizes) for i in (1, 2))
+    base, per_unit = num_params(smallest), num_params(next_size) - num_params(smallest)
     mlp_dim = _MULTIPLE * (1 + round((params - base) / per_unit))
     return shape.model(mlp_dim=mlp_dim, **sizes) if mlp_dim > 0 else None
 
 
-def nearest_rates(params: float) -> Rates:
-    """Returns the peak learning rates of the nearest size that the paper trains."""
-    return min(RATES, key=lambda rates: abs(math.log(params / rates.params)))
+def nearest_rates(params: float) -> tuple[Rates, str]:
+    """Returns the learning rates and the name for the paper's nearest size."""
+    shape = _nearest(params, tuple(PAPER.values()))
+    assert shape.rates is not None, "PAPER has rates"
+    return shape.rates, shape.name
 
 
 def paper_run(
@@ -154,14 +152,14 @@ def paper_run(
     tokens: float,
     shards: int,
 ) -> Config:
-    """Returns a run of two stages by the paper's recipe, where it fits.
+    """Returns a two-stage run with the paper's recipe, adapted to few tokens.
 
-    Batches are smaller, and warm-ups shorter, where there are few tokens. Cosines end with
-    the target's stage, so that the small model grows before its rate has decayed.
+    Few tokens mean smaller batches and shorter warm-ups. Both cosine schedules end with the
+    target's stage, so the small model grows before its learning rate has decayed.
 
     Args:
-      tokens: Those of the target's stage, or somewhat more.
-      shards: Over how many devices a batch is cut.
+      tokens: At least the target's tokens.
+      shards: Devices per batch.
     """
     shorter = min(small_tokens, tokens - small_tokens)
     batch_size = _batch_size(shorter)
@@ -169,7 +167,7 @@ def paper_run(
     accumulate = math.gcd(max(1, batch_size // _MICROBATCH), max(1, batch_size // shards))
 
     def schedule(length: float) -> Schedule:
-        warmup = min(_WARMUP_STEPS * step_tokens, int(0.1 * length))
+        warmup = min(WARMUP_STEPS * step_tokens, int(0.1 * length))
         return Schedule(warmup_tokens=warmup)
 
     small = Stage(
@@ -187,7 +185,7 @@ def paper_run(
     )
     return Config(
         model=model,
-        data=DataConfig(path="data/slimpajama", seq_len=SEQ_LEN, num_workers=4),
+        data=DATA,
         optimizer=AdamW(
             peak_learning_rate=rates.target, schedule=schedule(tokens - small_tokens)
         ),
@@ -205,11 +203,11 @@ def paper_run(
 
 
 def _batch_size(tokens: float) -> int:
-    """Returns the paper's batch, or the power of two that leaves a stage enough steps."""
-    most = max(1, int(tokens / (SEQ_LEN * _LEAST_STEPS)))
-    return min(_BATCH_SIZE, 2 ** (most.bit_length() - 1))
+    """Returns the paper's batch size, or the largest power of two with enough steps."""
+    most = max(1, int(tokens / (SEQ_LEN * _MIN_STEPS)))
+    return min(BATCH_SIZE, 2 ** (most.bit_length() - 1))
 
 
 def _rounded(tokens: float) -> int:
-    """Returns a number of tokens to one digit."""
+    """Returns the tokens, rounded to a single digit."""
     return max(1, int(float(f"{tokens:.0e}")))

@@ -1,4 +1,4 @@
-"""Runs that cost as many FLOPs as others."""
+"""Runs with equal FLOPs."""
 
 import dataclasses
 import math
@@ -10,32 +10,29 @@ from stackjax.runtime.errors import UserError
 from stackjax.training.expand import expand
 
 _ENDLESS = 10**15
-"""More tokens than a stage can need whose length is not settled yet."""
+"""Placeholder for the last stage's length, beyond any real length."""
 
 
 def scratch_tokens(config: Config) -> int:
-    """Returns the tokens that train the last model from scratch for the FLOPs of the run.
-
-    FLOPs by 6ND; all stages are charged, so this is where the two break even.
-    """
+    """Returns the tokens from scratch for the grown run's total FLOPs (6ND)."""
     phases = expand(config)
     return math.ceil(phases[-1].end.flops_6nd / flops_6nd(phases[-1].model))
 
 
 def for_flops(config: Config, flops: float) -> Config:
-    """Returns a run whose last stage is as long as so many FLOPs (6ND) of all stages allow.
+    """Returns the run with the last stage cut to a total budget in FLOPs (6ND).
 
-    Rounded down to whole steps.
+    The length is rounded down to whole steps.
 
     Raises:
-      UserError: Not even one step of the last stage is left, or the length of another
-        depends on it.
+      UserError: The budget leaves no step for the last stage, or another stage's length is a
+        fraction.
     """
     *before, stage = config.stages
     if any(each.fraction is not None for each in before):
         raise UserError(
-            "a stage before the last has a fraction for its length, which is not settled while "
-            "that of the last is not; give it tokens."
+            "stages before the last have a `fraction`, but the total length depends on the "
+            "budget; give them `tokens`."
         )
     endless = dataclasses.replace(stage, tokens=_ENDLESS, fraction=None)
     phases = expand(dataclasses.replace(config, stages=(*before, endless)))
@@ -43,9 +40,9 @@ def for_flops(config: Config, flops: float) -> Config:
     steps = int((flops - last.start.flops_6nd) // last.per_step.flops_6nd)
     if steps < 1:
         raise UserError(
-            f"a run of {flops:.3g} FLOPs (6ND) has spent {last.start.flops_6nd:.3g} before its "
-            f"last model trains, of which a step costs {last.per_step.flops_6nd:.3g}; grow "
-            f"sooner, or give it more FLOPs."
+            f"the budget is {flops:.3g} FLOPs (6ND), but the earlier stages cost "
+            f"{last.start.flops_6nd:.3g} and a step of the final model costs "
+            f"{last.per_step.flops_6nd:.3g}; grow earlier, or increase the budget."
         )
     tokens = last.start.tokens - first.start.tokens + steps * last.per_step.tokens
     return dataclasses.replace(
@@ -54,13 +51,13 @@ def for_flops(config: Config, flops: float) -> Config:
 
 
 def cell(config: Config, name: str, *, flops: float, seed: int) -> Config:
-    """Returns one run of a comparison, for as many FLOPs, in a directory of its name.
+    """Returns a run for a comparison: cut to a budget, with a named directory.
 
     Raises:
-      UserError: It does not fit into the FLOPs.
+      UserError: The budget is too small.
     """
     words = name.replace(", ", "-").replace(" ", "_").replace("*", "x")
-    slug = re.sub(r"[^\w.,=()+-]", "_", words)  # embed=3/2 is no directory
+    slug = re.sub(r"[^\w.,=()+-]", "_", words)  # embed=3/2 has a slash
     run = dataclasses.replace(config, seed=seed, workdir=f"{config.workdir}/{slug}-seed_{seed}")
     try:
         return for_flops(run, flops)

@@ -1,4 +1,4 @@
-"""The cost of an earlier model, with which the curves of a run begin."""
+"""Cost of a run's initial model."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -12,13 +12,13 @@ from stackjax.runtime.errors import UserError
 
 
 def read_origin(directory: epath.Path, config: Mapping[str, Any]) -> tuple[Generation, ...]:
-    """Returns the generations before a run, from its checkpoints; none for a new model.
+    """Returns the initial model's lineage, from the run's checkpoints; empty for a new model.
 
     Args:
-      config: Every field, by name on the command line.
+      config: Every field, by command-line name.
 
     Raises:
-      UserError: Their cost is not known.
+      UserError: The initial model's cost is unknown.
     """
     start = config.get("init_from")
     if start is None:
@@ -26,15 +26,15 @@ def read_origin(directory: epath.Path, config: Mapping[str, Any]) -> tuple[Gener
     stage = absolute(str(directory / "stage_0" / "train"))
     if not stage.exists():
         raise UserError(
-            f"{directory} started from {start}, and the checkpoints in {stage}, which tell "
-            f"its cost, are gone; bring one back, or leave the run out."
+            f"{directory}: init_from is {start}, but {stage} is missing, and its checkpoints "
+            f"hold the cost of that model; restore the directory, or leave the run out."
         )
     contents = read_contents(find_checkpoint(stage))
     before = contents.lineage[:-1]
     if not before or not before[0].spent.tokens:
         raise UserError(
-            f"{directory} started from {start}, which does not say how many tokens its model "
-            f"was trained on, so that its cost cannot be charged; leave the run out, or train "
-            f"from a checkpoint that `stackjax.convert --source-tokens` has made."
+            f"{directory}: init_from is {start}, a model with unknown training tokens, so its "
+            f"cost cannot be charged; leave the run out, or convert that model again with "
+            f"`stackjax.convert --source-tokens`."
         )
     return before

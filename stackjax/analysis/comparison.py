@@ -1,4 +1,4 @@
-"""Runs laid beside each other: which belong together, and what growing has come to."""
+"""Groups with equal settings, and their comparison."""
 
 import dataclasses
 import math
@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from stackjax.analysis.loss_curve import MonotoneCurve
-from stackjax.analysis.record import COSTS, Record, check_comparable
+from stackjax.analysis.names import COSTS
+from stackjax.analysis.record import Record, check_comparable
 from stackjax.analysis.settings import charges, differences, settings, uneven
 from stackjax.analysis.speedup import AtBudget, Speedup, at_budget, crossing, speedup_at_loss
 from stackjax.options import LossName
@@ -15,47 +16,47 @@ from stackjax.runtime.errors import UserError
 from stackjax.runtime.numbers import short
 
 _SHARES = (0.25, 0.5, 0.75, 1.0)
-"""Of what scratch has spent: where the tables look if they are not told."""
+"""Default budgets, as shares."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Group:
-    """Runs that differ by their seed alone."""
+    """Runs with equal settings but different seeds."""
 
     label: str
     records: tuple[Record, ...]
 
     @property
     def is_grown(self) -> bool:
-        """Whether their model grows."""
+        """Whether the model grows."""
         return bool(self.records[0].all_growths)
 
     def curves(self, loss: LossName, cost: str) -> list[MonotoneCurve]:
-        """Returns the curve of every run over a cost."""
+        """Returns each run's loss curve over a cost."""
         return [record.curve(loss).over(cost) for record in self.records]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """What a group of grown runs has come to, beside scratch."""
+    """Grown runs against scratch."""
 
     grown: Group
     scratch: Group
     at_losses: Mapping[float, Mapping[str, Speedup]]
-    """By loss, and by cost."""
+    """By loss and cost."""
     at_budgets: Mapping[str, Sequence[AtBudget]]
     """By cost."""
     crossings: Mapping[str, float | None]
-    """By cost: from where on the grown runs are better; None if they are not at the end,
-    and NaN for a cost that is not known."""
+    """By cost: where the grown runs become better for good. None if they are not better at the
+    end, NaN for an unknown cost."""
 
 
 def group(records: Sequence[Record]) -> list[Group]:
-    """Returns the groups of runs that differ by their seed alone, scratch first.
+    """Returns groups with equal settings but different seeds, scratch first.
 
     Raises:
-      UserError: Their losses do not mean the same, two are the same run, or none or several
-        of the groups are from scratch.
+      UserError: Losses are not comparable, a group has a seed twice, or not exactly 1 group is
+        from scratch.
     """
     check_comparable(records)
     by_training: dict[str, list[Record]] = {}
@@ -65,8 +66,8 @@ def group(records: Sequence[Record]) -> list[Group]:
         seeds = [record.config["seed"] for record in runs]
         if len(set(seeds)) < len(seeds):
             raise UserError(
-                f"{runs[0].path} and {runs[-1].path} are the same training from the same "
-                f"seed; seeds count as independent runs, so name one of them."
+                f"{runs[0].path} and {runs[-1].path} have equal settings and equal seeds; runs "
+                f"count as independent, so leave one out."
             )
     labels = [_label(runs[0]) for runs in by_training.values()]
     groups = [
@@ -80,15 +81,15 @@ def group(records: Sequence[Record]) -> list[Group]:
     from_scratch = [each for each in groups if not each.is_grown]
     if len(from_scratch) != 1 or len(groups) == 1:
         raise UserError(
-            f"{len(from_scratch)} of the {len(groups)} trainings are from scratch "
-            f"({', '.join(each.label for each in from_scratch) or 'none'}); name one that is, "
-            f"and at least one that grows."
+            f"{len(from_scratch)} of {len(groups)} trainings are from scratch "
+            f"({', '.join(each.label for each in from_scratch) or 'none'}); name exactly one, "
+            f"and at least one with growth."
         )
     return groups
 
 
 def _label(record: Record) -> str:
-    """Returns a name for a training: how its model grows, and when."""
+    """Returns a training's name: growths and timing."""
     before = f", from {record.config['init_from']}" if record.origin else ""
     grown = ", ".join(map(str, record.all_growths))
     if not grown:
@@ -99,18 +100,13 @@ def _label(record: Record) -> str:
 
 
 def notes(groups: Sequence[Group]) -> list[str]:
-    """Returns a sentence for everything that a reader of the numbers has to know.
-
-    What groups are charged with, runs that have not ended, and settings that are not alike.
-    """
+    """Returns sentences about unequal settings, charges and unfinished runs."""
     said = differences({each.label: settings(each.records[0]) for each in groups})
     said += uneven({each.label: _spent(each) for each in groups})
     for record in (record for each in groups for record in each.records):
         said += charges(record)
         if not record.is_finished:
-            said.append(
-                f"{record.path} has not finished: its learning rate may not have come down."
-            )
+            said.append(f"{record.path} is unfinished: its learning rate may not have decayed.")
     return said
 
 
@@ -125,13 +121,12 @@ def compare(
     losses: Sequence[float] = (),
     budgets: Sequence[float] = (),
 ) -> list[Comparison]:
-    """Returns a comparison of each group of grown runs with the first group, scratch.
+    """Compares each grown group with the first group, scratch.
 
     Args:
-      losses: Where to give the speed-up; by default what all seeds of scratch have come down
-        to at a quarter, half, three quarters and all of its FLOPs, and what those of the grown
-        runs have at their end.
-      budgets: FLOPs (6ND) where to give the losses; by default the same shares.
+      losses: Losses for the speed-up. The default is the highest loss among the scratch seeds
+        at 25, 50, 75 and 100 % scratch FLOPs, and the grown runs' final loss.
+      budgets: FLOPs (6ND) for the losses. The default is the same shares for both sides.
     """
     scratch, *grown = groups
     return [_compare(scratch, each, loss, losses, budgets) for each in grown]
@@ -164,7 +159,7 @@ def _compare(
 def _default_losses(
     scratch: Sequence[MonotoneCurve], grown: Sequence[MonotoneCurve]
 ) -> list[float]:
-    """Returns losses that every seed has come down to."""
+    """Returns losses reached by every seed."""
     spent = min(curve.last_cost for curve in scratch)
     levels = [np.max([curve.loss_at(share * spent) for curve in scratch]) for share in _SHARES]
     levels.append(np.max([curve.last_loss for curve in grown]))

@@ -1,4 +1,4 @@
-"""The report of `compare`: tables, figures and numbers."""
+"""Reports on grown runs against runs from scratch."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -6,15 +6,15 @@ from typing import Any
 
 from stackjax.analysis.comparison import Comparison, Group, compare, group, notes
 from stackjax.analysis.layer_figure import caption, layer_figure
+from stackjax.analysis.names import COSTS, LOSSES
 from stackjax.analysis.page import Gallery
 from stackjax.analysis.plots import loss_figure, sign
 from stackjax.analysis.reading import read_record
-from stackjax.analysis.record import COSTS
+from stackjax.analysis.record import Record
 from stackjax.analysis.report import write_report
 from stackjax.analysis.settings import provenance, settings, trace
 from stackjax.analysis.speedup import CONFIDENCE
 from stackjax.analysis.tables import (
-    LOSSES,
     SMOOTHING,
     Table,
     budgets_table,
@@ -24,40 +24,41 @@ from stackjax.analysis.tables import (
     runs_table,
     verdict,
 )
+from stackjax.files.output import check_output_directory
 from stackjax.options import CompareConfig, LossName
 
 FIGURES = ("flops_6nd", "tokens", "device_seconds")
-"""The costs that the loss is drawn over."""
+"""Costs on the loss figures' x axes."""
 
 
 def write(config: CompareConfig) -> str:
     """Writes the comparison, and returns it as Markdown.
 
     Raises:
-      UserError: The runs do not compare.
+      UserError: The runs are not comparable, or the output directory is not writable.
     """
-    records = [read_record(path) for path in config.runs]
+    check_output_directory("--output", config.output)
+    loss, records = config.loss, [read_record(path) for path in config.runs]
     groups = group(records)
-    comparisons = compare(groups, config.loss, losses=config.losses, budgets=config.budgets)
-    verdicts = [verdict(each, config.loss) for each in comparisons]
+    comparisons = compare(groups, loss, losses=config.losses, budgets=config.budgets)
     return write_report(
         config.output,
         "comparison",
         title="Does growing pay?",
-        said=[*verdicts, *notes(groups)],
+        said=[*(verdict(each, loss) for each in comparisons), *notes(groups)],
         figures={
-            f"loss_over_{cost}": sign(loss_figure(groups, config.loss, cost), trace(records))
+            f"loss_over_{cost}": sign(loss_figure(groups, loss, cost), trace(records))
             for cost in FIGURES
             if all(record.knows(cost) for record in records)
         },
-        tables=tables_of(groups, comparisons, config.loss),
-        numbers=report(groups, comparisons, config.loss),
-        galleries=_layers(groups),
+        tables=_tables(groups, comparisons, loss),
+        numbers=_numbers(groups, comparisons, loss),
+        galleries=_layer_galleries(groups),
     )
 
 
-def _layers(groups: Sequence[Group]) -> list[Gallery]:
-    """Returns pictures of the layers of each grown group that has measured them."""
+def _layer_galleries(groups: Sequence[Group]) -> list[Gallery]:
+    """Returns a layer figure for each grown group with layer statistics."""
     figures, (_, *grown) = {}, groups
     for number, each in enumerate(grown, start=1):
         record = each.records[0]
@@ -68,45 +69,50 @@ def _layers(groups: Sequence[Group]) -> list[Gallery]:
     return [Gallery(title="What growth does to layers", figures=figures)] if figures else []
 
 
-def tables_of(
+def _tables(
     groups: Sequence[Group], comparisons: Sequence[Comparison], loss: LossName
 ) -> list[Table]:
-    """Returns the tables of a comparison, in order."""
-    each = [table(one, loss) for one in comparisons for table in (losses_table, budgets_table)]
-    records = [record for each in groups for record in each.records]
-    first, last = runs_table(groups, loss), provenance_table(records)
-    return [first, *each, crossings_table(comparisons), last]
+    return [
+        runs_table(groups, loss),
+        *(table(each, loss) for each in comparisons for table in (losses_table, budgets_table)),
+        crossings_table(comparisons),
+        provenance_table([record for each in groups for record in each.records]),
+    ]
 
 
-def report(
+def _numbers(
     groups: Sequence[Group], comparisons: Sequence[Comparison], loss: LossName
 ) -> dict[str, Any]:
-    """Returns all that was found, for machines; what is not known is null."""
-    runs = []
-    for each in groups:
-        for record in each.records:
-            curve = record.curve(loss)
-            last: dict[str, Any] = {cost: float(curve.costs[cost][-1]) for cost in COSTS}
-            last |= {"seed": record.config["seed"], "loss": float(curve.losses[-1])}
-            last |= {
-                "started_from": record.config.get("init_from"),
-                "charged": dataclasses.asdict(record.charge) if record.origin else None,
-                "is_finished": record.is_finished,
-                "settings": settings(record),
-            }
-            runs.append({"run": str(record.path), "training": each.label} | last)
+    """Returns the JSON content; unknown numbers are null."""
     return {
         "loss": LOSSES[loss],
         "smoothing": SMOOTHING,
         "confidence": CONFIDENCE,
         "notes": notes(groups),
         "provenance": provenance([record for each in groups for record in each.records]),
-        "runs": runs,
-        "comparisons": [_plain(each) for each in comparisons],
+        "runs": [
+            _run_numbers(record, each.label, loss) for each in groups for record in each.records
+        ],
+        "comparisons": [_comparison_numbers(each) for each in comparisons],
     }
 
 
-def _plain(comparison: Comparison) -> dict[str, Any]:
+def _run_numbers(record: Record, label: str, loss: LossName) -> dict[str, Any]:
+    curve = record.curve(loss)
+    return {
+        "run": str(record.path),
+        "training": label,
+        **{cost: float(curve.costs[cost][-1]) for cost in COSTS},
+        "seed": record.config["seed"],
+        "loss": float(curve.losses[-1]),
+        "started_from": record.config.get("init_from"),
+        "charged": record.charge_numbers,
+        "is_finished": record.is_finished,
+        "settings": settings(record),
+    }
+
+
+def _comparison_numbers(comparison: Comparison) -> dict[str, Any]:
     return {
         "grown": comparison.grown.label,
         "scratch": comparison.scratch.label,

@@ -1,4 +1,4 @@
-"""Losses for equal FLOPs over when a model grows, and by how much, and the lowest of them."""
+"""Best growth timing and growth factor at equal FLOPs."""
 
 import dataclasses
 import functools
@@ -8,8 +8,9 @@ from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 
-from stackjax.analysis.comparison import Group
+from stackjax.analysis.comparison import Group, group, notes
 from stackjax.analysis.loss_curve import MonotoneCurve
+from stackjax.analysis.record import Record, check_comparable
 from stackjax.analysis.scaling import Parabola, fit_parabola
 from stackjax.analysis.timing import Refit, refit
 from stackjax.growth import Growth
@@ -18,31 +19,33 @@ from stackjax.model.flops import num_layer_params, num_params
 from stackjax.options import LossName
 from stackjax.runtime.errors import UserError
 
+SHARES = (0.5, 1.0)
+"""Default budgets, as shares."""
 _FACTOR = re.compile(r"\((factor=)?\d+(?=[,)])")
-"""The factor in the text of a growth."""
+"""The factor in a growth's text form."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Cell:
-    """Runs that differ by their seed alone, and how their model grows."""
+    """Runs with equal growth and equal settings, but different seeds."""
 
     growth: Growth
     factor: float
-    """Parameters in layers of the last model over those of the first (g)."""
+    """Growth factor g: layer parameters after growth over layer parameters before."""
     tokens: int
-    """Tokens before the model grows (d)."""
+    """Growth timing d: tokens before growth."""
     curves: tuple[MonotoneCurve, ...]
-    """Loss over FLOPs (6ND), all stages included."""
+    """Loss over FLOPs (6ND) for each seed; all stages count."""
 
     def losses(self, flops: float) -> list[float]:
-        """Returns the loss of each seed at a budget; none where one was not measured there."""
+        """Returns each seed's loss at a budget; empty if some seed has no loss there."""
         found = [curve.loss_at(flops) for curve in self.curves]
         return [] if any(map(math.isnan, found)) else found
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Size:
-    """Every cell that ends in one model, and the run from scratch of it."""
+    """All runs with the same final model."""
 
     model: ModelConfig
     scratch: tuple[MonotoneCurve, ...]
@@ -50,42 +53,107 @@ class Size:
 
     @property
     def params(self) -> int:
-        """Parameters of the model (N)."""
+        """Parameter count N."""
         return num_params(self.model)
 
     @property
     def budget(self) -> float:
-        """The FLOPs that all of its runs have spent."""
+        """FLOPs spent by every run."""
         curves = [*self.scratch, *(curve for cell in self.cells for curve in cell.curves)]
         return min(curve.last_cost for curve in curves)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Optimum:
-    """The lowest loss over a row of cells, for the same FLOPs."""
+    """The lowest loss over d or over g, at equal FLOPs."""
 
     size: Size
     flops: float
     fixed: str
-    """What is alike in the row: a growth, or a kind of growth and its timing."""
+    """The fixed part: a growth, or an operator with timing."""
     points: tuple[tuple[float, tuple[float, ...]], ...]
-    """What varies, and the losses of the seeds."""
+    """Pairs: d or g, and all seeds' losses."""
     parabola: Parabola | None
-    """Over the log10 of what varies."""
+    """Loss over log10 d or log10 g."""
     why_none: str
     """Why there is no parabola."""
 
 
-def size_of(groups: Sequence[Group], loss: LossName) -> Size:
-    """Returns the cells of groups of runs, scratch first, of those that grow once.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Optima:
+    """Best timings and factors for every size and budget."""
+
+    records: list[Record]
+    """Runs whose final model is a growth target."""
+    notes: list[str]
+    """Differences in settings, and charges for earlier training."""
+    sizes: list[Size]
+    timings: list[Optimum]
+    factors: list[Optimum]
+    laws: dict[str, Refit | str]
+    """Refitted timing law by growth, or a reason if missing."""
+
+
+def find_optima(
+    records: Sequence[Record], loss: LossName, budgets: Sequence[float] = ()
+) -> Optima:
+    """Returns the optima for every size, smallest first, at every budget.
+
+    Models without a grown run, such as the small models, are left out.
 
     Raises:
-      UserError: None of them grows once.
+      UserError: Runs with equal size are not comparable, or no run grows.
+    """
+    check_comparable(records, any_size=True)
+    by_model: dict[str, list[Record]] = {}
+    for record in records:
+        by_model.setdefault(str(record.final_model), []).append(record)
+    grown = [runs for runs in by_model.values() if any(run.all_growths for run in runs)]
+    if not grown:
+        raise UserError(
+            f"none of the {len(records)} runs grows; add grown runs and a run from scratch."
+        )
+    groups = [group(runs) for runs in grown]
+    sizes = sorted((size_of(each, loss) for each in groups), key=lambda size: size.params)
+    pairs = [
+        (size, flops)
+        for size in sizes
+        for flops in budgets or [share * size.budget for share in SHARES]
+    ]
+    timings = [each for pair in pairs for each in best_timings(*pair)]
+    return Optima(
+        records=[run for runs in grown for run in runs],
+        notes=[note for each in groups for note in notes(each)],
+        sizes=sizes,
+        timings=timings,
+        factors=[each for pair in pairs for each in best_factors(*pair)],
+        laws=_timing_laws(timings),
+    )
+
+
+def _timing_laws(timings: Sequence[Optimum]) -> dict[str, Refit | str]:
+    laws = {}
+    for growth in dict.fromkeys(each.fixed for each in timings):
+        try:
+            laws[growth] = refit_timing(each for each in timings if each.fixed == growth)
+        except UserError as error:
+            laws[growth] = str(error)
+    return laws
+
+
+def size_of(groups: Sequence[Group], loss: LossName) -> Size:
+    """Returns the cells for all groups with exactly one growth.
+
+    Args:
+      groups: Scratch first.
+
+    Raises:
+      UserError: No group grows exactly once.
     """
     scratch, *grown = groups
     cells = [cell for each in grown if (cell := _cell(each, loss)) is not None]
     if not cells:
-        raise UserError("none of the runs grows once; when, and by how much, is then not one.")
+        raise UserError("no run grows exactly once, so d and g are undefined; add such runs.")
     return Size(
         model=scratch.records[0].final_model,
         scratch=tuple(scratch.curves(loss, "flops_6nd")),
@@ -108,12 +176,12 @@ def _cell(each: Group, loss: LossName) -> Cell | None:
 
 
 def best_timings(size: Size, flops: float) -> list[Optimum]:
-    """Returns the best d of every growth that has grown at more than one, for some FLOPs."""
+    """Returns the best d at a budget, for every growth with several timings."""
     return _optima(size, flops, lambda cell: str(cell.growth), lambda cell: cell.tokens)
 
 
 def best_factors(size: Size, flops: float) -> list[Optimum]:
-    """Returns the best g of every kind of growth and timing that has more than one."""
+    """Returns the best g at a budget, for every operator and timing with several factors."""
 
     def kind(cell: Cell) -> str:
         return f"{_FACTOR.sub('(g', str(cell.growth))} at {cell.tokens:,} tokens"
@@ -130,8 +198,8 @@ def _optima(
             row = rows.setdefault(fixed(cell), {})
             if varied(cell) in row:
                 raise UserError(
-                    f"two trainings of {size.params} parameters grow by {cell.growth} at "
-                    f"{cell.tokens:,} tokens; they differ in something else, so name one."
+                    f"two trainings with {size.params} parameters have growth {cell.growth} at "
+                    f"{cell.tokens:,} tokens but other settings; leave one out."
                 )
             row[varied(cell)] = tuple(losses)
     return [
@@ -151,21 +219,21 @@ def _optimum(
     try:
         parabola = fit_parabola(x, [loss for _, losses in points for loss in losses])
     except UserError:
-        return make(parabola=None, why_none="no lowest point")
+        return make(parabola=None, why_none="no minimum")
     return make(parabola=parabola, why_none="")
 
 
 def refit_timing(optima: Iterable[Optimum]) -> Refit:
-    """Returns the timing law through best timings, of those that lie among their points.
+    """Returns the timing law fitted to the best timings inside the tested range.
 
-    Those at several budgets of the same runs are not independent, and make its intervals
-    narrower than they should be.
+    Optima at several budgets share runs. They are not independent, so the intervals are too
+    narrow.
 
     Args:
-      optima: Of one growth.
+      optima: Best timings for the same growth.
 
     Raises:
-      UserError: There are fewer than 4, or sizes and budgets do not vary independently.
+      UserError: There are fewer than 4 optima, or N and C do not vary independently.
     """
     known = [
         (each.size.params, each.flops, 10**each.parabola.optimum)
@@ -174,7 +242,7 @@ def refit_timing(optima: Iterable[Optimum]) -> Refit:
     ]
     if len(known) < 4:
         raise UserError(
-            f"{len(known)} best timings lie among those tried, and its three coefficients need "
-            f"four or more, of several sizes and budgets."
+            f"{len(known)} best timings are inside the tested range, but a fit with three "
+            f"coefficients needs 4; add sizes or budgets."
         )
     return refit(*np.array(known, float).T)

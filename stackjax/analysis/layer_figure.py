@@ -1,4 +1,4 @@
-"""A picture of a grown run's layers: how alike copies stay, what each adds, how large it is."""
+"""Layer statistics as a figure: similarity of copies, contribution, weight size."""
 
 import itertools
 from collections.abc import Mapping, Sequence
@@ -18,19 +18,19 @@ Row = Mapping[str, Any]
 
 _LABELS = {
     "similarity": "similarity of copies (cosine)",
-    "contribution": "what it adds / what it reads",
-    "norm": "size of weights (RMS)",
+    "contribution": "contribution (output / input)",
+    "norm": "weight size (RMS)",
 }
 _SHADES = 0.4, 0.75
-"""The part of a colormap of even steps that is seen on white and on black."""
+"""Colormap range with enough contrast on white and on black."""
 
 
 @in_ink
 def layer_figure(record: Record) -> Figure | None:
-    """Returns how alike copies are over tokens, and what layers are around the last growth.
+    """Returns the similarity of copies over tokens, and layer statistics around growth.
 
-    A line of the first panel is a layer; without copies there is no such panel. None where the
-    layers were not measured at the growth.
+    The first panel has a line per layer; models without copies lack this panel. None if layer
+    statistics were not measured at the last growth.
     """
     seams, alike = _seams(record), [row for row in record.layers if _has_copies(row)]
     if not seams:
@@ -42,7 +42,7 @@ def layer_figure(record: Record) -> Figure | None:
         _draw_copies(plots["similarity"], alike, record.seams[0]["tokens"])
     for name in ("contribution", "norm"):
         _draw_layers(plots[name], name, seams, record.layers[-1])
-    # What enters the first layer is small beside what it adds, and later ones add little.
+    # Early layers contribute far more than late layers.
     plots["contribution"].set_yscale("log")
     plots["contribution"].yaxis.set_major_formatter("{x:g}")
     figure.align_ylabels()
@@ -56,23 +56,23 @@ def layer_figure(record: Record) -> Figure | None:
 
 
 def caption(record: Record, label: str) -> str:
-    """Returns in a sentence what the figure of a run, where there is one, shows."""
+    """Returns the figure's caption."""
     run = f"{label}, seed {record.config['seed']}"
     after, last = _seams(record)[-1], record.layers[-1]
     if not _has_copies(after):
         return (
-            f"{run}: what each layer adds to the residual stream, and how large its weights "
-            f"are, before and after growth, and at the end."
+            f"{run}: each layer's contribution to the residual stream and weight size, before "
+            f"growth, after growth, and at the end."
         )
     first, final = (np.nanmean(_numbers(row["similarity"])) for row in (after, last))
     return (
-        f"{run}: the weights of a layer and of its copies have a mean cosine similarity of "
-        f"{first:.3f} just after growth and of {final:.3f} at the end."
+        f"{run}: the mean cosine similarity between a layer's weights and its copies is "
+        f"{first:.3f} just after growth and {final:.3f} at the end."
     )
 
 
 def _seams(record: Record) -> list[Row]:
-    """Returns the rows at the last growth, and at the end of its fit where it has one."""
+    """Returns the rows at the last growth, and at the end of a fit, if any."""
     return [
         row
         for row in record.layers
@@ -81,12 +81,12 @@ def _seams(record: Record) -> list[Row]:
 
 
 def _has_copies(row: Row) -> bool:
-    """Returns whether some layer has copies."""
+    """Returns whether any layer has copies."""
     return any(value is not None for value in row.get("similarity", ()))
 
 
 def _draw_copies(plot: Plot, rows: Sequence[Row], grown_at: int) -> None:
-    # Where the depth changes again, its layers are others.
+    # Layers before and after a further growth differ.
     for depth, same in itertools.groupby(rows, lambda row: len(row["similarity"])):
         part = list(same)
         tokens = [row["tokens"] - grown_at for row in part]
@@ -101,7 +101,7 @@ def _draw_copies(plot: Plot, rows: Sequence[Row], grown_at: int) -> None:
 
 
 def _draw_layers(plot: Plot, name: str, seams: Sequence[Row], last: Row) -> None:
-    # Rings, which are seen around what comes after where that is the same.
+    # Rings stay visible around equal values after growth.
     ring = {"color": INK, "ls": ":", "marker": "o", "mfc": "none", "ms": 8}
     after = {"color": COLORS[1], "ls": "--", "marker": "."}
     end = {"color": COLORS[0], "marker": "."}
@@ -119,5 +119,5 @@ def _draw_layers(plot: Plot, name: str, seams: Sequence[Row], last: Row) -> None
 
 
 def _numbers(values: Sequence[float | None]) -> np.ndarray:
-    """Returns the numbers of a row, NaN where there is none."""
+    """Returns values as an array, with NaN for None."""
     return np.array(values, float)

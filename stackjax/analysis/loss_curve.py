@@ -1,4 +1,4 @@
-"""A loss over what it cost, read at any loss or at any cost."""
+"""Smoothed loss curves: loss at a cost, and cost at a loss."""
 
 import dataclasses
 import functools
@@ -6,56 +6,55 @@ import math
 from collections.abc import Mapping
 
 import numpy as np
-import scipy.optimize
 
 
 @dataclasses.dataclass(frozen=True)
 class Curve:
-    """The losses of one run, as they were measured, over each of its costs."""
+    """A run's measured losses over several costs."""
 
     costs: Mapping[str, np.ndarray]
-    """Cumulative, by name."""
+    """Cumulative costs by name, with the shape of `losses`."""
     losses: np.ndarray
 
     def over(self, cost: str) -> "MonotoneCurve":
-        """Returns the curve that never rises over a cost."""
+        """Returns the smoothed curve over a cost."""
         return _monotone(tuple(self.costs[cost].tolist()), tuple(self.losses.tolist()))
 
 
 @dataclasses.dataclass(frozen=True)
 class MonotoneCurve:
-    """The closest curve to some losses that never rises: their isotonic regression.
+    """A decreasing loss curve: isotonic regression of log loss.
 
-    It smooths by as much as the noise makes necessary and has no width to choose. Between
-    the means of its steps it is a straight line in log loss over log cost, as power laws are.
+    The regression has no smoothing parameter. Between step means, the curve is
+    linear in log loss over log cost, like a power law.
     """
 
     log_costs: np.ndarray
-    """Of the means of the steps, rising."""
+    """Mean log cost per step, increasing."""
     log_losses: np.ndarray
-    """Falling."""
+    """Log loss per step, decreasing."""
     last_cost: float
-    """What the last measurement had cost."""
+    """Cost at the last measurement."""
 
     @property
     def first_cost(self) -> float:
-        """The least cost that a loss is known at."""
+        """Lowest cost on the curve."""
         return math.exp(self.log_costs[0])
 
     @property
     def first_loss(self) -> float:
-        """The highest loss that it shows."""
+        """Highest loss on the curve."""
         return math.exp(self.log_losses[0])
 
     @property
     def last_loss(self) -> float:
-        """The lowest loss that it reaches."""
+        """Lowest loss on the curve."""
         return math.exp(self.log_losses[-1])
 
     def cost_at(self, loss: float) -> float:
-        """Returns what it costs to come down to a loss.
+        """Returns the cost to reach a loss.
 
-        Infinity where it is never reached, NaN where all measurements lie below it.
+        Infinity if the curve ends above the loss, NaN if it starts below.
         """
         if loss < self.last_loss:
             return math.inf
@@ -65,7 +64,7 @@ class MonotoneCurve:
         return math.exp(float(found))
 
     def loss_at(self, cost: float) -> float:
-        """Returns the loss at a cost; NaN before the first measurement and after the last."""
+        """Returns the loss at a cost; NaN outside the measurements."""
         if not self.first_cost <= cost <= self.last_cost:
             return math.nan
         return math.exp(float(np.interp(math.log(cost), self.log_costs, self.log_losses)))
@@ -73,6 +72,8 @@ class MonotoneCurve:
 
 @functools.cache
 def _monotone(costs: tuple[float, ...], losses: tuple[float, ...]) -> MonotoneCurve:
+    import scipy.optimize  # slow to import, and only used here
+
     log_costs, log_losses = np.log(costs), np.log(losses)
     fit = scipy.optimize.isotonic_regression(log_losses, increasing=False)
     starts = fit.blocks[:-1]

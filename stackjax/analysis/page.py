@@ -1,4 +1,4 @@
-"""A comparison as one HTML page that needs nothing else: no network, no script."""
+"""A self-contained HTML page, without scripts or network access."""
 
 import dataclasses
 import html
@@ -30,14 +30,14 @@ th:first-child, td:first-child { text-align: left; }
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Gallery:
-    """Figures with a heading, each over a sentence."""
+    """Figures with captions, under a heading."""
 
     title: str
     figures: Mapping[str, tuple[Figure, str]]
-    """Each with its sentence, by the name of its file."""
+    """Figure and caption, by file name."""
 
     def html(self) -> str:
-        """Returns the figures in HTML, side by side where there is room."""
+        """Returns the figures in HTML, side by side on wide screens."""
         shown = "".join(
             f"<figure>{svg(figure)}<figcaption>{html.escape(sentence)}</figcaption></figure>\n"
             for figure, sentence in self.figures.values()
@@ -57,7 +57,7 @@ def page(
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        # Else a browser asks the server for one.
+        # An empty icon, so browsers do not request one.
         '<link rel="icon" href="data:,">\n'
         f"<title>{html.escape(title)}</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n"
         f"<h1>{html.escape(title)}</h1>\n{said}"

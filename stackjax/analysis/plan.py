@@ -1,4 +1,4 @@
-"""A plan from the options of the command: budget, model, mesh, timing."""
+"""A plan from command-line options."""
 
 import dataclasses
 import json
@@ -8,8 +8,9 @@ import sys
 from typing import Any
 
 from stackjax.analysis.architectures import SEQ_LEN, choose_model, nearest_rates, paper_run
-from stackjax.analysis.plan_text import config_text, show
-from stackjax.analysis.planning import Plan, choose_timing, make_plan
+from stackjax.analysis.plan_config import config_text
+from stackjax.analysis.plan_text import show
+from stackjax.analysis.planning import Plan, batch_shards, choose_timing, make_plan
 from stackjax.analysis.throughput import (
     Benchmark,
     Speed,
@@ -25,31 +26,34 @@ from stackjax.options import PlanConfig
 from stackjax.runtime.command_line import program
 from stackjax.runtime.errors import UserError
 from stackjax.sharding.config import MESH_AXES, MeshConfig
-from stackjax.sharding.mesh import mesh_shape
 from stackjax.training.stages import stage_models
 
 
-def report(found: Plan) -> dict[str, Any]:
-    """Returns all of a plan, for machines; what is not known is null."""
-    return dataclasses.asdict(found) | {"config": flatten(found.config)}
+def write(options: PlanConfig) -> None:
+    """Prints a plan, and writes a config file if requested."""
+    found = plan(options)
+    if options.write is not None:
+        text = config_text(found, options, f"{program('plan')} {shlex.join(sys.argv[1:])}")
+        with options.write.open("x", encoding="utf-8") as file:
+            file.write(text)
+    if options.json:
+        print(json.dumps(report(found), indent=1))
+        return
+    print(show(found))
+    if options.write is not None:
+        print(f"\n{program('train')} --config {shlex.quote(str(options.write))}")
 
 
-def _comments(options: PlanConfig) -> dict[str, str]:
-    """Returns what a config file says of rates that are the plan's own."""
-    if options.params is None:
-        return {}
-    size = nearest_rates(options.params).name
-    return {
-        "optimizer.peak_learning_rate": f"That of {size} in the paper; to be tuned.",
-        "stages.0.peak_learning_rate": f"That of {size} in configs/; to be tuned.",
-    }
+def report(plan: Plan) -> dict[str, Any]:
+    """Returns a plan for JSON; unknown numbers are null."""
+    return dataclasses.asdict(plan) | {"config": flatten(plan.config)}
 
 
 def plan(options: PlanConfig) -> Plan:
-    """Returns the plan that a command line asks for.
+    """Returns the plan for command-line options.
 
     Raises:
-      UserError: The options contradict each other, or the run that they ask for cannot be.
+      UserError: Options contradict each other, or the run is impossible.
     """
     _check_options(options)
     if options.config is not None:
@@ -57,7 +61,7 @@ def plan(options: PlanConfig) -> Plan:
         target, name, seq_len = stage_models(run)[-1], str(options.config), run.data.seq_len
         params, mesh = float(num_params(target)), run.stages[-1].mesh or run.mesh
     else:
-        assert options.params is not None, "_check_options asks for one of the two"
+        assert options.params is not None, "checked by _check_options"
         run, seq_len, params, mesh = None, SEQ_LEN, options.params, MeshConfig()
         target, name = choose_model(params)
     small = _small_model(options.factor, target)
@@ -69,18 +73,17 @@ def plan(options: PlanConfig) -> Plan:
     tokens = _tokens(options, params, speed)
     if tokens < seq_len:
         raise UserError(
-            f"the budget is {tokens:.3g} tokens, which is less than a sequence of {seq_len}; "
-            f"give it more."
+            f"the budget is {tokens:.3g} tokens, but a sequence has {seq_len}; increase it."
         )
     timing = choose_timing(params, tokens)
     if run is None:
         run = paper_run(
             target,
-            nearest_rates(params),
+            nearest_rates(params)[0],
             factor=options.factor,
             small_tokens=timing.tokens,
             tokens=tokens,
-            shards=math.prod(mesh_shape(mesh, num_devices)[:2]) if num_devices else 1,
+            shards=batch_shards(mesh, num_devices),
         )
     workdir = f"runs/{options.write.stem}" if options.write else "runs/plan"
     run = dataclasses.replace(run, mesh=mesh, workdir=workdir)
@@ -97,34 +100,24 @@ def plan(options: PlanConfig) -> Plan:
 
 
 def _check_options(options: PlanConfig) -> None:
-    if (options.params is None) == (options.config is None):
-        raise UserError(
-            f"--params is {options.params} and --config is {options.config}; give one of the "
-            f"two."
-        )
-    numbers = {
-        "--tokens": options.tokens,
-        "--flops": options.flops,
-        "--device-hours": options.device_hours,
-    }
-    budgets = ("--tokens", "--flops", "--device-hours")
-    given = [f"{name} is {numbers[name]}" for name in budgets if numbers[name] is not None]
-    if len(given) != 1:
-        raise UserError(
-            f"{' and '.join(given) or 'there is no budget'}; give exactly one of "
-            f"{', '.join(budgets)}."
-        )
-    if options.tokens_per_second is not None and options.benchmark is not None:
-        raise UserError(
-            f"--tokens-per-second is {options.tokens_per_second} and --benchmark is "
-            f"{options.benchmark}; give one of the two."
-        )
+    _check_one(options, ("params", "config"))
+    _check_one(options, ("tokens", "flops", "device_hours"))
+    if options.tokens_per_second is not None:
+        _check_one(options, ("tokens_per_second", "benchmark"))
     if (path := options.write) is None:
         return
     if path.suffix != ".py" or path.exists() or not path.absolute().parent.is_dir():
         raise UserError(
-            f"--write is {path}; it must be a new file, named *.py, in a directory that exists."
+            f"--write is {path}; it must be a new file, named *.py, in an existing directory."
         )
+
+
+def _check_one(options: PlanConfig, names: tuple[str, ...]) -> None:
+    """Raises UserError unless exactly one option has a value."""
+    flags = {name: f"--{name.replace('_', '-')}" for name in names}
+    if sum(getattr(options, name) is not None for name in names) != 1:
+        said = " and ".join(f"{flags[name]} is {getattr(options, name)}" for name in names)
+        raise UserError(f"{said}; give exactly one of {', '.join(flags.values())}.")
 
 
 def _small_model(factor: int, target: ModelConfig) -> ModelConfig:
@@ -132,8 +125,8 @@ def _small_model(factor: int, target: ModelConfig) -> ModelConfig:
     factors = [each for each in range(2, depth + 1) if depth % each == 0]
     if factor not in factors:
         raise UserError(
-            f"--factor is {factor}; it must be more than 1 and divide the {depth} layers of "
-            f"the target, so take one of {factors}."
+            f"--factor is {factor}; it must divide the target's {depth} layers, so take one of "
+            f"{factors}."
         )
     return Stack(factor).source_config(target)
 
@@ -162,38 +155,22 @@ def _speed(
         return None
     if num_devices is None:
         raise UserError(
-            f"--tokens-per-second is {options.tokens_per_second}, over all devices; say with "
-            f"--devices how many those are."
+            f"--tokens-per-second is {options.tokens_per_second} over an unknown number of "
+            f"devices; add --devices."
         )
     return estimated_speed(options.tokens_per_second / num_devices, *models, seq_len)
 
 
 def _tokens(options: PlanConfig, params: float, speed: Speed | None) -> float:
-    """Returns the tokens of a run from scratch that a budget pays for (D)."""
+    """Returns the budget in tokens from scratch (D)."""
     if options.tokens is not None:
         return options.tokens
     if options.flops is not None:
         return options.flops / (6 * params)
-    assert options.device_hours is not None, "_check_options asks for one of the three"
+    assert options.device_hours is not None, "checked by _check_options"
     if speed is None:
         raise UserError(
-            f"--device-hours is {options.device_hours}, and nothing says how fast the target "
-            f"trains; give --benchmark, or --tokens-per-second and --devices."
+            f"--device-hours is {options.device_hours}, but the target's speed is unknown; add "
+            f"--benchmark, or --tokens-per-second and --devices."
         )
     return options.device_hours * 3600 * speed.target
-
-
-def write(options: PlanConfig) -> None:
-    """Prints a plan and writes the requested config file; raises as `plan` does."""
-    found = plan(options)
-    if options.write is not None:
-        command = f"{program('plan')} {shlex.join(sys.argv[1:])}"
-        text = config_text(found, command, _comments(options))
-        with options.write.open("x", encoding="utf-8") as file:
-            file.write(text)
-    if options.json:
-        print(json.dumps(report(found), indent=1))
-        return
-    print(show(found))
-    if options.write is not None:
-        print(f"\n{program('train')} --config {shlex.quote(str(options.write))}")

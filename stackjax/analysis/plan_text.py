@@ -1,15 +1,9 @@
-"""A plan as what a person reads, and as the config file of its run."""
+"""A plan as text."""
 
-import dataclasses
-import json
 import textwrap
-from collections.abc import Mapping
-from typing import Any
 
 from stackjax.analysis.planning import Plan, PlannedStage
 from stackjax.analysis.published import Published
-from stackjax.config import Config
-from stackjax.growth import Growth
 from stackjax.model.flops import describe
 from stackjax.runtime.numbers import short
 from stackjax.runtime.text_table import aligned
@@ -19,9 +13,6 @@ from stackjax.training.expand import expand
 
 _WIDTH = 96
 _LABEL = 17
-_INDENT = 4
-_ONE_LINE = 50
-"""Characters of arguments that stand on the line of their call."""
 _RULES = {
     "law": "the law of arXiv:2405.15319, log10 d = 0.88 log10 N + 163.27 / log10 C - 5.74",
     "scale-free": "the scale-free rule of 10 to 20 %",
@@ -29,7 +20,7 @@ _RULES = {
 
 
 def show(plan: Plan) -> str:
-    """Returns a plan as text, in lines of up to 96 columns."""
+    """Returns a plan as text, at most 96 columns wide."""
     costs = [_entry("break-even", _break_even(plan)), _entry("saving", _saving(plan))]
     if plan.speed is not None:
         costs.append(_entry("time", _time(plan)))
@@ -37,12 +28,12 @@ def show(plan: Plan) -> str:
         costs.append(_entry("memory", _memory(plan)))
     blocks = [
         [_entry("budget", _budget(plan)), _entry("target", _target(plan))]
-        + [_entry("growth", _growth(plan)), _entry("timing", _timing(plan))]
+        + [_entry("growth", _growth(plan)), _entry("timing", timing_text(plan))]
         + [_entry(_label(plan, warning), warning) for warning in plan.warnings],
         [_table(plan)],
         costs,
         [
-            "Others would do otherwise:",
+            "Other advice:",
             *(_entry(each.source, each.text) for each in plan.advice),
         ],
     ]
@@ -62,8 +53,8 @@ def _target(plan: Plan) -> str:
     if abs(cost / plan.flops - 1) < 0.01:
         return text
     return (
-        f"{text}; of {short(plan.scratch.params)} parameters in all, so that D costs it "
-        f"{cost:.2e} FLOPs"
+        f"{text}; {short(plan.scratch.params)} parameters in all, so D tokens cost {cost:.2e} "
+        f"FLOPs"
     )
 
 
@@ -73,7 +64,8 @@ def _growth(plan: Plan) -> str:
     return f"stack({g}): non-embedding parameters {small} -> {target} (g = {g})"
 
 
-def _timing(plan: Plan) -> str:
+def timing_text(plan: Plan) -> str:
+    """Returns the growth timing and the rule."""
     tokens = plan.timing.tokens
     return (
         f"d = {short(tokens)} tokens, {100 * tokens / plan.tokens:.3g} % of D, by "
@@ -88,8 +80,8 @@ def _label(plan: Plan, warning: str) -> str:
 def _break_even(plan: Plan) -> str:
     speedup, tokens = plan.break_even.speedup, short(plan.break_even.tokens)
     return (
-        f"the small model costs what {tokens} tokens of the target do; it pays once the "
-        f"target's stage reaches scratch's loss that much sooner, a speed-up of "
+        f"the small model costs as much as {tokens} tokens of the target; growing pays if the "
+        f"target's stage saves more tokens to reach scratch's loss, a speed-up of "
         f"{100 * speedup:.3g} %"
     )
 
@@ -102,15 +94,15 @@ def _saving(plan: Plan) -> str:
         for name in dict.fromkeys(each.name for each in published)
     ]
     return (
-        f"{100 * low:.0f} to {100 * high:.0f} % fewer FLOPs (6ND) until scratch's loss, "
-        f"{least:.2e} to {most:.2e}, if it goes as in arXiv:2405.15319, which nothing "
-        f"promises. Its speed-ups at the nearest size and at the nearest D/N: "
+        f"{100 * low:.0f} to {100 * high:.0f} % fewer FLOPs (6ND) to scratch's loss, "
+        f"{least:.2e} to {most:.2e}, if the speed-ups of arXiv:2405.15319 apply, without "
+        f"guarantee. Speed-ups at the nearest size and at the nearest D/N: "
         f"{'; '.join(groups)}. Here D/N is {short(plan.tokens / plan.params)}."
     )
 
 
 def _speedups(rows: list[Published]) -> str:
-    """Returns the speed-ups of one published size, in words."""
+    """Returns the speed-ups at a published size, in words."""
     speedups = ", ".join(f"{100 * each.speedup:.1f}" for each in rows)
     places = ", ".join(dict.fromkeys(each.where for each in rows))
     tokens, lengths = (
@@ -127,14 +119,14 @@ def _time(plan: Plan) -> str:
     speed, saved, scratch = plan.speed, plan.saving.device_hours, plan.scratch.device_hours
     assert speed is not None and saved is not None and scratch is not None
     low, high = saved
-    text = f"{short(low)} to {short(high)} device-hours less than scratch to the same loss"
+    text = f"{short(low)} to {short(high)} device-hours fewer than scratch to equal loss"
     if plan.num_devices is not None:
         days = [short(hours / plan.num_devices / 24) for hours in (low, high, scratch)]
         text += f": {days[0]} to {days[1]} of its {days[2]} days on {_devices(plan)}"
     if speed.small_is_estimate:
         text += (
-            ". The small model's speed is an estimate, by FLOPs a token; small models are "
-            "often slower than that"
+            ". The small model's speed is an estimate from FLOPs per token; small models are "
+            "often slower"
         )
     return text
 
@@ -145,7 +137,7 @@ def _memory(plan: Plan) -> str:
     sizes = ", ".join(f"{axis} {n}" for axis, n in zip(MESH_AXES, shape, strict=True))
     return (
         f"parameters, optimizer state and gradients, on {_devices(plan)} ({sizes}); "
-        f"activations come on top, and gradients once more where microbatches accumulate"
+        f"not included: activations, and a second copy of the gradients with accumulation"
     )
 
 
@@ -187,99 +179,3 @@ def _entry(label: str, text: str) -> str:
         break_on_hyphens=False,
         break_long_words=False,
     )
-
-
-def config_text(plan: Plan, command: str, comments: Mapping[str, str]) -> str:
-    """Returns the source of the config file of a plan, laid out as `ruff format` does it.
-
-    Args:
-      command: What is writing it.
-      comments: What to say of fields, by the names that the command line gives them.
-    """
-    small, target = plan.stages
-    says = [
-        f"G_stack (arXiv:2405.15319): {small.num_layers} layers for {short(small.tokens)} "
-        f"tokens, then {target.num_layers} for {short(target.tokens)}.",
-        f"{_timing(plan)}.",
-        *plan.warnings,
-    ]
-    paragraphs = "\n\n".join(textwrap.fill(each, _WIDTH - 3) for each in says)
-    docstring = paragraphs.replace("\\", r"\\").replace('"', r"\"")
-    lines = [
-        f'"""{docstring}\n"""',
-        "",
-        f"# Written by: {_printable(command)}",
-        "",
-        *_imports(plan.config),
-        "",
-        "",
-        "def get_config() -> Config:",
-        '    """Returns the run."""',
-        f"    return {_source(plan.config, '', comments, _INDENT)}",
-    ]
-    return "\n".join(lines) + "\n"
-
-
-def _printable(text: str) -> str:
-    """Returns a text on one line, with escapes for what would break it."""
-    return "".join(each if each.isprintable() else repr(each)[1:-1] for each in text)
-
-
-def _imports(config: Config) -> list[str]:
-    """Returns the lines that import the classes of a config's values."""
-    names: dict[str, set[str]] = {}
-    for kind in _classes(config):
-        # Packages export what their modules define.
-        module = ".".join(kind.__module__.split(".")[:2])
-        names.setdefault(module, set()).add(kind.__name__)
-    lines = []
-    for module in sorted(names):
-        line = f"from {module} import {', '.join(sorted(names[module]))}"
-        if len(line) > _WIDTH:
-            wrapped = "".join(f"    {name},\n" for name in sorted(names[module]))
-            line = f"from {module} import (\n{wrapped})"
-        lines.append(line)
-    return lines
-
-
-def _classes(value: Any) -> set[type]:
-    """Returns the classes that the source of a value names."""
-    if isinstance(value, tuple):
-        return {kind for item in value for kind in _classes(item)}
-    if not dataclasses.is_dataclass(value):
-        return set()
-    return {type(value), *(kind for item in _stated(value).values() for kind in _classes(item))}
-
-
-def _stated(value: Any) -> dict[str, Any]:
-    """Returns the fields of a dataclass that are not the default, and all of a growth."""
-    fields = {field: getattr(value, field.name) for field in dataclasses.fields(value)}
-    whole = isinstance(value, Growth)
-    return {
-        field.name: item for field, item in fields.items() if whole or item != field.default
-    }
-
-
-def _source(value: Any, path: str, comments: Mapping[str, str], indent: int) -> str:
-    """Returns the source of a value that starts on a line indented by so many blanks."""
-    if isinstance(value, str):
-        return json.dumps(value, ensure_ascii=False)  # the escapes of Python, in its quotes
-    if isinstance(value, int) and not isinstance(value, bool):
-        return f"{value:_}" if abs(value) >= 10_000 else str(value)
-    if isinstance(value, tuple):
-        name, items = "", {str(i): item for i, item in enumerate(value)}
-    elif dataclasses.is_dataclass(value):
-        name, items = type(value).__name__, _stated(value)
-    else:
-        return repr(value)
-    inner, parts = indent + _INDENT, []
-    for field, item in items.items():
-        inside = f"{path}.{field}" if path else field
-        comment = f"# {comments[inside]}\n{' ' * inner}" if inside in comments else ""
-        keyword = f"{field}=" if name else ""
-        parts.append(f"{comment}{keyword}{_source(item, inside, comments, inner)}")
-    joined = ", ".join(parts)
-    if name and len(joined) <= _ONE_LINE and "\n" not in joined:
-        return f"{name}({joined})"
-    lines = "".join(f"{' ' * inner}{part},\n" for part in parts)
-    return f"{name}(\n{lines}{' ' * indent})"

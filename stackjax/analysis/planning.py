@@ -1,7 +1,7 @@
-"""When a model should grow, what the run then costs, and what it is likely to save.
+"""A grown run's timing, cost and expected saving.
 
-N is the parameters of the target, D the tokens of a run from scratch, C = 6 N D its FLOPs, d
-the tokens of the small model, g the growth factor.
+Symbols: N target parameters, D tokens from scratch, C = 6 N D FLOPs, d tokens before growth, g
+growth factor.
 """
 
 import dataclasses
@@ -16,19 +16,21 @@ from stackjax.config import Config, Stage
 from stackjax.growth import Stack
 from stackjax.model import ModelConfig
 from stackjax.model.flops import flops_6nd, matmul_flops, num_layer_params, num_params
+from stackjax.sharding.config import MeshConfig
+from stackjax.sharding.mesh import mesh_shape
 from stackjax.training.expand import expand
 from stackjax.training.preflight import check
 from stackjax.training.stages import stage_models
 
 MAX_SHARE = 0.5
-"""Of D: a d beyond this is no advice, whatever law it comes from."""
+"""Largest accepted d / D."""
 SCALE_FREE_SHARE = 0.15
-"""Of D: the d of a plan whose law is refused."""
+"""d / D if the law is refused."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Timing:
-    """After how many tokens the small model grows, and by which rule."""
+    """Growth timing and the rule behind d."""
 
     tokens: float
     """d."""
@@ -36,16 +38,16 @@ class Timing:
     law_tokens: float
     """d by log10 d = 0.88 log10 N + 163.27 / log10 C - 5.74."""
     scale_free_tokens: tuple[float, float]
-    """d by the rule of 10 to 20 % of D."""
+    """Range of d by the rule of 10 to 20 % of D."""
     outside: tuple[str, ...]
-    """How far N and C lie outside of the range that the law was fitted on."""
+    """Warnings for N and C outside the law's fitted range."""
     refused: str | None
-    """Why the law is no advice here."""
+    """Why the law is refused, if so."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PlannedStage:
-    """A stage, or a run from scratch, and what it costs; tokens are whole steps."""
+    """Cost per stage, or from scratch; tokens are whole steps."""
 
     name: Literal["small", "target", "total", "scratch"]
     num_layers: int
@@ -54,38 +56,38 @@ class PlannedStage:
     tokens: float
     flops_6nd: float
     flops: float
-    """Those of the products of matrices."""
+    """Matrix-product FLOPs."""
     device_hours: float | None
     memory_bytes: int | None = None
-    """Parameters, optimizer state and gradients on each device; activations come on top."""
+    """Parameters, optimizer state and gradients on each device, without activations."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Saving:
-    """What the run may save on the way to the loss of scratch; ranges, from low to high."""
+    """Expected saving to reach scratch's loss, as ranges."""
 
     published: tuple[Published, ...]
-    """The speed-ups that it is taken from."""
+    """Source for the ranges."""
     fewer_flops: tuple[float, float]
-    """Share of scratch's FLOPs (6ND)."""
+    """Relative to scratch's FLOPs (6ND)."""
     flops_6nd: tuple[float, float]
     device_hours: tuple[float, float] | None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class BreakEven:
-    """What just pays for the small model."""
+    """Gain with the same cost as the small model."""
 
     speedup: float
-    """Speed-up of the target's stage, counted without the small model: FLOPs of the small
-    stage over those of the target's."""
+    """Required speed-up in the target's stage alone: small-stage FLOPs over target-stage
+    FLOPs."""
     tokens: float
-    """Tokens that the target must reach scratch's loss sooner by."""
+    """Target tokens with the same cost as the small stage."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Plan:
-    """A run that grows, and what is known of it before its first token."""
+    """A planned run."""
 
     params: float
     """N."""
@@ -94,36 +96,36 @@ class Plan:
     flops: float
     """C = 6 N D."""
     factor: int
-    """g, of non-embedding parameters; layers are the same multiple."""
+    """g, for layers and non-embedding parameters."""
     model: str
-    """Which architecture the target has."""
+    """The target's architecture, or config file."""
     timing: Timing
     stages: tuple[PlannedStage, PlannedStage]
-    """At the same FLOPs (6ND) as scratch, up to the last step."""
+    """Small stage and target stage. Together they cost as much as scratch, up to a step."""
     total: PlannedStage
-    """The target, with what both stages take."""
+    """Sum of both stages."""
     scratch: PlannedStage
     break_even: BreakEven
     saving: Saving
     warnings: tuple[str, ...]
-    """What speaks against trusting the plan."""
+    """Reasons for doubt."""
     advice: tuple[Advice, ...]
-    """What others would do otherwise."""
+    """Conflicting advice from other publications."""
     speed: Speed | None
     num_devices: int | None
     config: Config
 
 
 def choose_timing(params: float, tokens: float) -> Timing:
-    """Returns when to grow: by the law of arXiv:2405.15319, where what it says makes sense."""
+    """Returns the growth timing by the law in arXiv:2405.15319, unless d exceeds D / 2."""
     flops = 6 * params * tokens
     law_tokens, outside = GUIDELINE(params, flops), tuple(outside_range(params, flops))
     refused = None
     if law_tokens > MAX_SHARE * tokens:
         refused = (
-            f"the growth-timing law is no advice here: its d is {law_tokens:.3g} tokens, "
-            f"{law_tokens / tokens:.3g} x D, of which it may be at most {MAX_SHARE:g}. "
-            f"The plan takes {100 * SCALE_FREE_SHARE:g} % of D instead."
+            f"the growth-timing law is refused: its d is {law_tokens:.3g} tokens, "
+            f"{law_tokens / tokens:.3g} x D, more than {MAX_SHARE:g} x D. The plan takes "
+            f"{100 * SCALE_FREE_SHARE:g} % of D instead."
         )
     return Timing(
         tokens=SCALE_FREE_SHARE * tokens if refused else law_tokens,
@@ -136,11 +138,13 @@ def choose_timing(params: float, tokens: float) -> Timing:
 
 
 def grown_run(template: Config, factor: int, small_tokens: float, tokens: float) -> Config:
-    """Returns the run that stacks a small model, for the FLOPs (6ND) of D tokens from scratch.
+    """Returns the stacked run, with equal FLOPs (6ND) as D tokens from scratch.
 
     Args:
-      template: Its last model is the target; rates and schedules are those of its first and
-        last stage, batches those of the last. Warm-ups that would not end in time are cut.
+      template: Gives the target (the final model), learning rates and schedules (first and
+        last stage), and batches (last stage). Warm-ups longer than a stage are cut.
+      small_tokens: d.
+      tokens: D.
 
     Raises:
       UserError: The tokens are too few for two stages.
@@ -170,6 +174,11 @@ def grown_run(template: Config, factor: int, small_tokens: float, tokens: float)
     return for_flops(config, flops_6nd(target) * tokens)
 
 
+def batch_shards(mesh: MeshConfig, num_devices: int | None) -> int:
+    """Returns the batch shards; 1 if the device count is unknown."""
+    return math.prod(mesh_shape(mesh, num_devices)[:2]) if num_devices else 1
+
+
 def _warmup(config: Config, stage: Stage) -> int:
     return (stage.schedule or config.optimizer.schedule).warmup_tokens
 
@@ -185,10 +194,10 @@ def make_plan(
     speed: Speed | None,
     num_devices: int | None,
 ) -> Plan:
-    """Returns the plan of a `grown_run`.
+    """Returns the plan for a `grown_run`.
 
     Args:
-      num_devices: None where they are not known, and so neither is their memory.
+      num_devices: None if unknown; then the memory is unknown, too.
 
     Raises:
       UserError: The tokens are too few, or a stage does not fit the mesh or the devices.
@@ -206,8 +215,8 @@ def make_plan(
     scratch = _planned("scratch", models[1], tokens, seq_len, rate, None)
     ends = zip((template.stages[0], template.stages[-1]), config.stages, strict=True)
     cut = [
-        f"the warm-up of stage {i}, {before:.3g} tokens, is not shorter than the stage; it is "
-        f"cut to {after:.3g}."
+        f"the warm-up of stage {i} is {before:.3g} tokens, no shorter than the stage; cut to "
+        f"{after:.3g}."
         for i, (old, new) in enumerate(ends)
         if (before := _warmup(template, old)) != (after := _warmup(config, new))
     ]
@@ -274,13 +283,13 @@ def _both(small: PlannedStage, target: PlannedStage) -> PlannedStage:
 def expected_saving(
     params: float, tokens: float, small: PlannedStage, scratch: PlannedStage
 ) -> Saving:
-    """Returns what a run saves if it goes as the nearest published ones did."""
+    """Returns the saving with the nearest published speed-ups."""
     published = nearest_published(params, tokens)
     shares = [each.fewer_flops for each in published]
     low, high = min(shares), max(shares)
     hours = None
     if small.device_hours is not None and scratch.device_hours is not None:
-        # All but the small stage runs at the speed of scratch.
+        # The target's stage runs at the speed of scratch.
         at_that_speed = small.flops_6nd / scratch.flops_6nd * scratch.device_hours
         more = small.device_hours - at_that_speed
         hours = low * scratch.device_hours - more, high * scratch.device_hours - more

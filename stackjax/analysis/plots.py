@@ -1,4 +1,4 @@
-"""Pictures of runs: their loss over what they have spent."""
+"""Figures: loss over cost, d or g, and scaling laws."""
 
 import io
 import itertools
@@ -13,20 +13,19 @@ from matplotlib.axes import Axes as Plot
 from matplotlib.figure import Figure
 
 from stackjax.analysis.comparison import Group
-from stackjax.analysis.record import COSTS
+from stackjax.analysis.names import COSTS, LOSSES
 from stackjax.analysis.run_ends import End
 from stackjax.analysis.scaling import GapLaw, PowerLaw
-from stackjax.analysis.tables import LOSSES
 from stackjax.options import LossName
 
-# Told apart on white and on black, and by the eyes that cannot tell red from green.
+# Distinguishable on white, on black, and for color-blind readers.
 COLORS = ("#d1495b", "#3d85c6", "#d99a2b", "#8e6bbf", "#2a9d8f", "#a0724c")
 INK = "#0a0b0c"
-"""The color of text, of scratch and of what was before, which a page replaces by its own."""
+"""Color for text and scratch; HTML pages use the page's text color."""
 _PRINT = 135
-"""The characters of small print in a line."""
+"""Characters per small-print line."""
 _SHOWN_FROM = 0.06
-"""The share of a run's cost whose loss is the top of the picture."""
+"""A figure's top is the loss at this share of the cost."""
 
 
 in_ink = matplotlib.rc_context(
@@ -36,14 +35,14 @@ in_ink = matplotlib.rc_context(
         "axes.edgecolor": INK,
         "xtick.color": INK,
         "ytick.color": INK,
-        "text.parse_math": False,  # the dollars in a path are no formula
+        "text.parse_math": False,  # paths may contain dollar signs
     }
 )
 
 
 @in_ink
 def sign(figure: Figure, lines: Sequence[str]) -> Figure:
-    """Returns a figure with lines of small print under it, so that it can be traced alone."""
+    """Returns the figure with small print for provenance."""
     wrapped = [part for line in lines for part in textwrap.wrap(line, _PRINT) or [""]]
     figure.supxlabel("\n".join(wrapped), x=0.02, ha="left", fontsize=4)
     figure.set_figheight(figure.get_figheight() + 0.09 * len(wrapped))
@@ -52,7 +51,7 @@ def sign(figure: Figure, lines: Sequence[str]) -> Figure:
 
 @in_ink
 def loss_figure(groups: Sequence[Group], loss: LossName, cost: str) -> Figure:
-    """Returns the losses of every run over a cost; a dotted line where a model grows."""
+    """Returns every run's loss over a cost; dotted lines mark growth."""
     figure, plot = _blank()
     colors = itertools.cycle(COLORS)
     for each in groups:
@@ -82,17 +81,16 @@ def optimum_figure(
     points: Mapping[str, Sequence[tuple[float, Sequence[float]]]],
     scratch: Sequence[float],
     loss: LossName,
-    varied: str,
+    label: str,
     show: Callable[[float], str],
 ) -> Figure:
-    """Returns final losses over what was varied, by name; dots are seeds, lines their means.
+    """Returns losses over d or g; dots are seeds, lines are means.
 
     Args:
-      points: What was varied, and the losses of the seeds.
-      scratch: Those of the runs from scratch, whose mean is dashed.
-      loss: Which loss it is.
-      varied: What to call what was varied.
-      show: How to write a number of it.
+      points: By name, pairs: d or g, and all seeds' losses.
+      scratch: Losses from scratch; the mean is a dashed line.
+      label: x-axis label.
+      show: Formats an x-axis tick.
     """
     figure, plot = _blank()
     for name, color in zip(points, itertools.cycle(COLORS)):
@@ -106,9 +104,9 @@ def optimum_figure(
     tried = sorted({x for each in points.values() for x, _ in each})
     plot.set_xticks(tried, [show(x) for x in tried])
     plot.set_xticks([], minor=True)
-    plot.set_xlabel(varied)
+    plot.set_xlabel(label)
     plot.set_ylabel(f"{LOSSES[loss]}, nats per token")
-    # The lines fill the plot.
+    # Above the plot, because the lines fill it.
     figure.legend(loc="outside upper center", ncols=2, frameon=False, fontsize=8)
     return figure
 
@@ -117,10 +115,10 @@ def optimum_figure(
 def laws_figure(
     ends: Mapping[str, Sequence[End]], laws: Mapping[str, PowerLaw], flops: float
 ) -> Figure:
-    """Returns the ends of runs over FLOPs, scratch first, and their laws with 95 % intervals.
+    """Returns final losses over FLOPs, with their laws and 95 % intervals.
 
     Args:
-      flops: How far the laws are drawn.
+      flops: Right end.
     """
     figure, plot = _blank()
     first = min(end.flops for name in laws for end in ends[name])
@@ -138,7 +136,7 @@ def laws_figure(
     plot.yaxis.set_major_formatter(matplotlib.ticker.FormatStrFormatter("%.2f"))
     plot.yaxis.set_minor_locator(matplotlib.ticker.NullLocator())
     plot.set_xlabel(COSTS["flops_6nd"])
-    plot.set_ylabel("loss at the end, nats per token")
+    plot.set_ylabel("final loss, nats per token")
     plot.legend(frameon=False, fontsize=8)
     return figure
 
@@ -147,10 +145,10 @@ def laws_figure(
 def gap_figure(
     gaps: Mapping[str, Sequence[tuple[int, float]]], laws: Mapping[str, GapLaw], tokens: float
 ) -> Figure:
-    """Returns the gaps between scratch and grown over tokens, and their 95 % intervals.
+    """Returns loss gaps over tokens, with their laws and 95 % intervals.
 
     Args:
-      tokens: How far the laws are drawn.
+      tokens: Right end.
     """
     figure, plot = _blank()
     x = np.geomspace(min(at for name in laws for at, _ in gaps[name]), tokens, 200)
@@ -159,7 +157,7 @@ def gap_figure(
     plot.axhline(0, color=INK, ls="--", lw=1)
     plot.set_xscale("log")
     plot.set_xlabel("tokens from scratch (D)")
-    plot.set_ylabel("scratch's loss less grown's, nats")
+    plot.set_ylabel("scratch's loss minus grown, nats")
     plot.legend(frameon=False, fontsize=8)
     return figure
 
@@ -172,7 +170,7 @@ def _draw_law(
     x: np.ndarray,
     color: str,
 ) -> None:
-    """Draws points, and the law through them with its 95 % interval; that of scratch dashed."""
+    """Draws points and their law with 95 % intervals; scratch is dashed."""
     style = "--" if name == "scratch" else "-"
     plot.plot(*zip(*points, strict=True), ".", color=color)
     plot.plot(x, [law(at) for at in x], style, color=color, lw=1.3, label=name)
@@ -181,7 +179,7 @@ def _draw_law(
 
 
 def _blank() -> tuple[Figure, Plot]:
-    """Returns a figure as wide as a telephone, so that its letters are as large there."""
+    """Returns an empty figure, narrow enough for phones."""
     figure = Figure(figsize=(4.4, 3.3), dpi=200, layout="constrained")
     plot: Plot = figure.subplots()
     plot.grid(alpha=0.2)
@@ -190,9 +188,9 @@ def _blank() -> tuple[Figure, Plot]:
 
 
 def svg(figure: Figure) -> str:
-    """Returns a figure as SVG for a page, its ink in the color of the page's text."""
+    """Returns the figure as SVG, in the page's text color."""
     out = io.StringIO()
-    # The same bytes for the same figure: ids are not random, and there is no date.
+    # Deterministic output: fixed ids and no date.
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "stackjax"}):
         figure.savefig(out, format="svg", transparent=True, metadata={"Date": None})
     text = out.getvalue()

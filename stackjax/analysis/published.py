@@ -1,4 +1,4 @@
-"""What publications have found about growth: speed-ups, scores on tasks, and advice."""
+"""Published results about growth: speed-ups, task scores and advice."""
 
 import dataclasses
 import math
@@ -10,25 +10,25 @@ from stackjax.model.flops import num_params
 from stackjax.options import ACCURACY_TASKS
 
 CHINCHILLA = 20
-"""Tokens of a parameter that are one budget of arXiv:2203.15556."""
+"""Tokens per parameter in a compute-optimal run (arXiv:2203.15556)."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Published:
-    """A speed-up that arXiv:2405.15319 measured, all stages charged."""
+    """A speed-up measured in arXiv:2405.15319, all stages included."""
 
     name: str
     params: float
-    """N, as the paper names it."""
+    """Nominal N."""
     tokens: float
-    """Tokens of scratch (D), whose loss the grown run reached sooner."""
+    """Tokens from scratch (D)."""
     speedup: float
-    """FLOPs of scratch over those of the grown run, less 1."""
+    """Scratch's FLOPs over the grown run's FLOPs, minus 1."""
     where: str
 
     @property
     def fewer_flops(self) -> float:
-        """The share of scratch's FLOPs that was saved."""
+        """Saved share of scratch's FLOPs."""
         return 1 - 1 / (1 + self.speedup)
 
 
@@ -45,23 +45,23 @@ PUBLISHED = (
     Published("7B", 7e9, 280e9, 0.538, "Fig. 5"),
     Published("7B", 7e9, 300e9, 0.546, "Fig. 1"),
 )
-"""G_stack with g = 4 and d = 10B; 530B, and 39.0 %, are read off pictures."""
+"""G_stack with g = 4 and d = 10B. 530B and 39.0 % are read off figures."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PublishedScores:
-    """How a model does on tasks, as arXiv:2405.15319 prints it."""
+    """A model's task scores, from arXiv:2405.15319."""
 
     name: str
-    """The model, with its number of parameters."""
+    """Model and size."""
     trained: str
-    """What it was trained for, tokens where nothing else is said."""
+    """Training tokens or FLOPs."""
     average: float
-    """Mean accuracy in per cent on the seven tasks of `ACCURACY_TASKS`."""
+    """Mean accuracy on `ACCURACY_TASKS`, in percent."""
     wikitext: float | None = None
-    """Perplexity of a word."""
+    """Word perplexity."""
     accuracies: Mapping[str, float] = dataclasses.field(default_factory=dict)
-    """Accuracies in per cent, where they are printed."""
+    """Accuracies in percent, if published."""
     where: str
 
 
@@ -117,20 +117,19 @@ PUBLISHED_SCORES = (
     _in_table("G_stack Samba 410M", "47B", 46.20, None, 7),
     _in_table("scratch Samba 410M", "50B", 45.06, None, 7),
 )
-"""Models of about the same budget in each figure or table, the grown ones with d = 10B (Samba
-with 8B)."""
+"""Models in a figure or table have similar budgets. Grown models have d = 10B (Samba 8B)."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Advice:
-    """What a publication would do otherwise."""
+    """Conflicting advice from a publication."""
 
     source: str
     text: str
 
 
 def nearest_published(params: float, tokens: float) -> tuple[Published, ...]:
-    """Returns the speed-ups of the published size nearest in N, and those nearest in D / N."""
+    """Returns the speed-ups at the nearest published N, and at the nearest D / N."""
 
     def in_size(each: Published) -> float:
         return abs(math.log(each.params / params))
@@ -147,37 +146,36 @@ def nearest_published(params: float, tokens: float) -> tuple[Published, ...]:
 def other_advice(
     factor: int, small_tokens: float, tokens: float, small: ModelConfig
 ) -> tuple[Advice, ...]:
-    """Returns what publications would do otherwise than stack `small` after its tokens.
+    """Returns advice against stacking `small` after `small_tokens`.
 
     Args:
-      small_tokens: Tokens of the small model (d).
+      small_tokens: Tokens before growth (d).
       tokens: Tokens from scratch (D).
     """
     low, high = SCALE_FREE
     advice, seen = [], small_tokens / num_params(small)
     if not low <= small_tokens / tokens <= high:
         text = (
-            f"d of {100 * low:g} to {100 * high:g} % of D, where the optima of "
-            f"arXiv:2405.15319 lie at 1.1B: {low * tokens:.3g} to {high * tokens:.3g} tokens "
-            f"instead of {small_tokens:.3g}."
+            f"d of {100 * low:g} to {100 * high:g} % of D, the optimal range at 1.1B in "
+            f"arXiv:2405.15319: {low * tokens:.3g} to {high * tokens:.3g} tokens instead of "
+            f"{small_tokens:.3g}."
         )
         advice.append(Advice("scale-free rule", text))
     if seen > CHINCHILLA:
         text = (
-            f"interleave({factor}) instead of stack({factor}): it wins once the small model "
-            f"has seen about 1 Chinchilla budget, {CHINCHILLA} tokens a parameter; this one "
-            f"sees {seen:.3g}."
+            f"interleave({factor}) instead of stack({factor}): interleaving wins if the small "
+            f"model has seen about {CHINCHILLA} tokens per parameter; here it sees {seen:.3g}."
         )
         advice.append(Advice("arXiv:2510.08008", text))
     text = (
-        "grow very late, from one layer: a single expansion at 80 % of training, under WSD. "
-        "(In arXiv:2405.15319, with a cosine and d = 10B, one layer loses to scratch.)"
+        "grow once from a single layer, at 80 % of training, with a WSD schedule. (In "
+        "arXiv:2405.15319, with a cosine and d = 10B, a single layer loses to scratch.)"
     )
     advice.append(Advice("arXiv:2511.04981", text))
     if factor > 2:
-        text = "a factor of 2 is the safest; from some factor on, scratch wins."
+        text = "a factor of 2 is the safest; at large factors scratch wins."
         advice.append(Advice("arXiv:2605.13405", text))
     if factor > 4 or small.num_layers == 1:
-        text = "factors of 2 to 4 are the best of 2 to 32, and one layer loses to scratch."
+        text = "factors of 2 to 4 are the best of 2 to 32; a single layer loses to scratch."
         advice.append(Advice("arXiv:2405.15319", text))
     return tuple(advice)

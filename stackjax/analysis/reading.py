@@ -1,4 +1,4 @@
-"""Run directories, read and checked before anything is computed from their numbers."""
+"""Reads and checks run directories."""
 
 import contextlib
 import re
@@ -25,7 +25,7 @@ _FIELDS = {
     "evaluation.num_sequences": int,
     "optimizer.peak_learning_rate": float,
 }
-"""The fields of a config that every comparison reads, and their types."""
+"""Types for config fields used by every comparison."""
 _FIELDS_OF_STAGE = {
     "growth": str | None,
     "tokens": int | None,
@@ -35,38 +35,36 @@ _FIELDS_OF_STAGE = {
 }
 _STAGE = re.compile(r"stages\.(\d{1,9})\..*")
 _SPEEDS = ("tokens_per_second", "num_devices")
-"""The numbers of a row of training that are more than 0."""
+"""Positive numbers in a training row."""
 _COSTS = ("flops_6nd", "flops")
-"""The numbers of a row that never fall."""
-
-
+"""Cumulative numbers in any row."""
 _NEEDS = {
     "train": ("flops_6nd", "flops", "tokens_per_second", "num_devices"),
     "evaluation": ("flops_6nd", "flops"),
     "growth": ("flops_6nd", "flops", "held_out_loss_before", "held_out_loss"),
 }
-"""The numbers of each kind of row."""
+"""Required numbers by row kind."""
+_RESTORE = "restore the file from a backup, or leave the run out"
 
 
 def read_record(path: epath.PathLike) -> Record:
-    """Returns the record of a run directory.
+    """Returns a run directory's record.
 
     Raises:
-      UserError: It is no run, has not trained yet, or is damaged.
+      UserError: The directory is no run, has no training rows, or is damaged.
     """
     check_bucket(path)
     directory = epath.Path(path)
     record = directory / RECORD
     if not record.exists():
-        raise UserError(f"{directory} has no {RECORD}; name the directory of a run.")
+        raise UserError(f"{directory} has no {RECORD}; name a run directory.")
     found = read_config_record(record)
     _check_fields(record, found["config"])
     check_rows_of(directory)
     rows = read_rows(directory, _NEEDS)
     if not any(row["kind"] == "train" for row in rows):
         raise UserError(
-            f"{directory} has not trained yet: its metrics.jsonl has no rows of training; "
-            f"leave it out."
+            f"{directory}: metrics.jsonl has no training rows yet; leave the run out."
         )
     _check_speeds(directory / "metrics.jsonl", rows)
     _check_costs(directory / "metrics.jsonl", rows)
@@ -77,14 +75,14 @@ def read_record(path: epath.PathLike) -> Record:
         rows=rows,
         origin=read_origin(directory, found["config"]),
     )
-    with _damage_named(record):
-        for meaning in ("final_model", "growths", "is_finished"):
-            getattr(read, meaning)
+    with _damage_in(record):
+        for derived in ("final_model", "growths", "is_finished"):
+            getattr(read, derived)
     return read
 
 
 def _check_fields(file: epath.Path, config: Mapping[str, Any]) -> None:
-    """Raises UserError if a field is missing, or has another type."""
+    """Raises UserError if a field is missing, or has the wrong type."""
     stages = {int(match[1]) for match in map(_STAGE.fullmatch, config) if match}
     kinds = _FIELDS | {
         f"stages.{stage}.{name}": kind
@@ -94,47 +92,43 @@ def _check_fields(file: epath.Path, config: Mapping[str, Any]) -> None:
     missing = [name for name in kinds if name not in config]
     if missing:
         raise UserError(
-            f"{file} does not say its {', '.join(missing)}, as stackjax.train records them; "
-            f"train the run again, or leave it out."
+            f"{file} lacks {', '.join(missing)}, as recorded by stackjax.train; train the run "
+            f"again, or leave it out."
         )
-    with _damage_named(file):
+    with _damage_in(file):
         for name, kind in kinds.items():
             decode(kind, config[name], name)
 
 
 @contextlib.contextmanager
-def _damage_named(file: epath.Path) -> Iterator[None]:
-    """Adds the name of a damaged file to an error."""
+def _damage_in(file: epath.Path) -> Iterator[None]:
+    """Adds the file name to a UserError."""
     try:
         yield
     except UserError as error:
-        raise UserError(
-            f"{file} is damaged: {error}; bring the file back from a copy of the run, or leave "
-            f"the run out."
-        ) from error
+        raise UserError(f"{file} is damaged: {error}; {_RESTORE}.") from error
 
 
 def _check_speeds(path: epath.Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Raises UserError for a row of training that took no time, or no device."""
+    """Raises UserError if a training row's speed or device count is not positive."""
     for number, row in enumerate(rows, start=1):
         for name in _SPEEDS if row["kind"] == "train" else ():
             if not row[name] > 0:
                 raise UserError(
-                    f"{path} is damaged: {name} is {row[name]} in row {number}, and must be "
-                    f"more than 0; bring the file back from a copy of the run, or leave it out."
+                    f"{path} is damaged: {name} is {row[name]} in row {number}, but must be "
+                    f"more than 0; {_RESTORE}."
                 )
 
 
 def _check_costs(path: epath.Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Raises UserError for a row that has spent less than a row before it."""
+    """Raises UserError if a cumulative cost decreases."""
     spent = dict.fromkeys(_COSTS, 0)
     for number, row in enumerate(rows, start=1):
         for name, before in spent.items():
             found = before if row.get(name) is None else row[name]
             if not found >= before:
                 raise UserError(
-                    f"{path} is damaged: {name} is {found} in row {number}, and must be at "
-                    f"least {before}, as in the rows before; bring the file back from a "
-                    f"copy of the run, or leave it out."
+                    f"{path} is damaged: {name} is {found} in row {number}, but must be at "
+                    f"least {before}, its value in earlier rows; {_RESTORE}."
                 )
             spent[name] = found

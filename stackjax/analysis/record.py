@@ -1,4 +1,4 @@
-"""What a run has recorded of itself: its config, its data, its rows of metrics."""
+"""A run's record: config, data and metric rows."""
 
 import dataclasses
 import math
@@ -10,6 +10,7 @@ import numpy as np
 from etils import epath
 
 from stackjax.analysis.loss_curve import Curve
+from stackjax.analysis.names import COSTS
 from stackjax.checkpoint.lineage import Generation, total
 from stackjax.config import Stage
 from stackjax.files.json_file import decode
@@ -20,17 +21,6 @@ from stackjax.runtime.errors import UserError
 from stackjax.training.phase import Counts
 from stackjax.training.stages import stage_lengths
 
-COSTS = {
-    "flops_6nd": "FLOPs (6ND)",
-    "flops": "FLOPs of matrix products",
-    "tokens": "tokens",
-    "device_seconds": "device-seconds",
-}
-"""The costs of a run, in the words of people.
-
-All stages count, from the first token of the model that it started from.
-"""
-
 _ROW_NAMES = {"held_out": "held_out_loss", "train": "loss"}
 _NOT_TRAINING = re.compile(
     r"seed|workdir|platform|init_from|(mesh|evaluation|probes|tasks|checkpoints|logging)\..*"
@@ -38,39 +28,39 @@ _NOT_TRAINING = re.compile(
     r"|data\.(path|cache_dir|corpus|num_workers|prefetch)"
     r"|model\.(attention|remat|scan_unroll|loss_chunk)"
 )
-"""Fields that do not change what is learnt, but for the order of additions, or are judged
-otherwise: the data by its digest, and the start by its lineage."""
+"""Fields without influence on training, except for rounding. The data digest and the lineage
+stand for the data path and the initial model."""
 _SIZES = ("num_layers", "embed_dim", "mlp_dim", "num_heads", "num_kv_heads", "head_dim")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Record:
-    """A run as its directory tells it."""
+    """A run directory's content."""
 
     path: epath.Path
     config: Mapping[str, Any]
-    """Every field by its name on the command line."""
+    """Every field, by command-line name."""
     data: Mapping[str, str]
-    """What it read: hashes of the token shards and of the tokenizer."""
+    """Hashes for token shards and tokenizer."""
     rows: Sequence[Mapping[str, Any]]
     origin: tuple[Generation, ...] = ()
-    """The generations of the model that it started from; none for a new model."""
+    """The initial model's lineage; empty for a new model."""
 
     @property
     def growths(self) -> tuple[Growth | None, ...]:
-        """The growth into each stage; None for a stage that goes on with its model."""
+        """The growth into each stage; None if the stage keeps the model."""
         texts = (self.config[f"stages.{i}.growth"] for i in range(self.num_stages))
         return tuple(parse_growth(text) if text else None for text in texts)
 
     @property
     def all_growths(self) -> list[Growth]:
-        """Every growth of its model, with those before the run."""
+        """All growths, including growths before the run."""
         before = [parse_growth(each.growth) for each in self.origin if each.growth]
         return before + [growth for growth in self.growths if growth is not None]
 
     @property
     def growth_tokens(self) -> list[int]:
-        """The tokens before each growth so far."""
+        """Tokens before each growth so far."""
         before = [
             total(self.origin[:i]).tokens for i, each in enumerate(self.origin) if each.growth
         ]
@@ -80,17 +70,22 @@ class Record:
 
     @property
     def charge(self) -> Counts:
-        """The cost of the model that it started from."""
+        """The initial model's cost."""
         return total(self.origin)
 
     @property
+    def charge_numbers(self) -> dict[str, Any] | None:
+        """The charge for JSON; None for a new model."""
+        return dataclasses.asdict(self.charge) if self.origin else None
+
+    @property
     def flops_6nd(self) -> float:
-        """FLOPs (6ND) so far, with the charge."""
+        """FLOPs (6ND) so far, including the charge."""
         return self.charge.flops_6nd + self.rows[-1]["flops_6nd"]
 
     @property
     def training(self) -> dict[str, Any]:
-        """Everything that a replicate with another seed has in common with it."""
+        """All settings shared by runs that differ only in their seed."""
         fields = {
             name: value
             for name, value in self.config.items()
@@ -100,12 +95,12 @@ class Record:
         return {**fields, **self.data, "init_from": str(start)}
 
     def knows(self, cost: str) -> bool:
-        """Returns whether a cost is known; no lineage has the seconds of the devices."""
+        """Returns whether a cost is known; a lineage has no device-seconds."""
         return cost != "device_seconds" or not self.origin
 
     @property
     def final_model(self) -> ModelConfig:
-        """The model of the last stage, whatever way it starts or computes."""
+        """The last stage's model, without initialization and execution fields."""
         fields: dict[str, Any] = {}
         for name, value in self.config.items():
             place, _, field = name.removeprefix("model.").rpartition(".")
@@ -121,13 +116,13 @@ class Record:
 
     @property
     def final_stage(self) -> int:
-        """The first stage that trains the last model."""
+        """The first stage with the final model."""
         grown = [i for i, growth in enumerate(self.growths) if growth is not None]
         return grown[-1] if grown else 0
 
     @property
     def seams(self) -> list[Mapping[str, Any]]:
-        """The rows of its growths, and of what follows the fit of a learned one."""
+        """Rows at growths, and at the end of a learned growth's fit."""
         growths = self.growths
         return [
             row
@@ -137,12 +132,12 @@ class Record:
 
     @property
     def layers(self) -> list[Mapping[str, Any]]:
-        """The rows of its layers; none where `evaluation.layers` was off."""
+        """Layer-statistics rows; empty if `evaluation.layers` was off."""
         return [row for row in self.rows if row["kind"] == "layers"]
 
     @property
     def is_finished(self) -> bool:
-        """Whether it has come to the end of its last stage, by length or by a trigger."""
+        """Whether the last stage has ended, by length or by early stopping."""
         last = self.num_stages - 1
         of_last = [row for row in self.rows if row["stage"] == last]
         if any(row["kind"] == "trigger" for row in of_last):
@@ -163,28 +158,28 @@ class Record:
 
     @property
     def num_stages(self) -> int:
-        """The stages that its config has."""
+        """Stage count in the config."""
         return sum(f"stages.{i}.growth" in self.config for i in range(len(self.config)))
 
     def curve(self, loss: LossName) -> Curve:
-        """Returns the losses of the run's last model over what the run had spent.
+        """Returns the final model's losses over cumulative cost.
 
         Raises:
-          UserError: There are fewer than two, or one has no logarithm.
+          UserError: There are fewer than two losses, or a loss is not positive and finite.
         """
         name = _ROW_NAMES[loss]
         first = self.final_stage
         rows = [row for row in self.rows if row["stage"] >= first and row.get(name) is not None]
         if len(rows) < 2:
             raise UserError(
-                f"{self.path} has {len(rows)} rows of {name} for its last model, and a curve "
-                f"needs two; train it further, or leave it out."
+                f"{self.path} has {len(rows)} rows with {name} for its final model; a curve "
+                f"needs 2, so train it further, or leave it out."
             )
         for row in rows:
             if not 0 < row[name] < math.inf:
                 raise UserError(
-                    f"{self.path} has a {name} of {row[name]} at {row['tokens']:,} tokens; a "
-                    f"curve needs the logarithms of losses, so leave the run out."
+                    f"{self.path}: {name} is {row[name]} at {row['tokens']:,} tokens, but must "
+                    f"be positive and finite; leave the run out."
                 )
         return Curve(
             costs={cost: self._costs(cost, rows) for cost in COSTS},
@@ -192,9 +187,9 @@ class Record:
         )
 
     def all_losses(self, loss: LossName, cost: str) -> tuple[np.ndarray, np.ndarray]:
-        """Returns what had been spent, and the loss, of every stage; NaN parts the stages.
+        """Returns cumulative costs and losses in all stages, for a figure.
 
-        Before a growth stands the loss that the seam has measured, so that it can be seen.
+        NaN separates the stages. Before each growth comes the loss just before it.
         """
         name, seams = _ROW_NAMES[loss], self.seams
         found: list[tuple[Mapping[str, Any], float]] = []
@@ -218,10 +213,10 @@ class Record:
 
 
 def check_comparable(records: Sequence[Record], *, any_size: bool = False) -> None:
-    """Raises UserError, naming the field, where losses of runs do not mean the same.
+    """Raises UserError, with the field, if losses are not comparable.
 
     Args:
-      any_size: Whether their last models may be of different sizes.
+      any_size: May the final models have different sizes?
     """
     first, *others = records
     expected = _meaning(first, any_size)
@@ -229,15 +224,15 @@ def check_comparable(records: Sequence[Record], *, any_size: bool = False) -> No
         for field, value in _meaning(other, any_size).items():
             if value != expected[field]:
                 raise UserError(
-                    f"{field} is {value} in {other.path}, and {expected[field]} in "
-                    f"{first.path}; losses of such runs do not compare, so leave one out."
+                    f"{field} is {value} in {other.path}, but {expected[field]} in "
+                    f"{first.path}; such losses are not comparable, so leave one run out."
                 )
 
 
 def _meaning(record: Record, any_size: bool) -> dict[str, Any]:
-    """Returns what a loss of a run depends on, besides how it was trained."""
+    """Returns everything besides training with an influence on the loss."""
     model = {
-        f"the last model's {name}": value
+        f"final model's {name}": value
         for name, value in dataclasses.asdict(record.final_model).items()
         if name not in (*EXECUTION, *(_SIZES if any_size else ()))
     }

@@ -1,4 +1,4 @@
-"""What a command has found, as files: Markdown, JSON, pictures, and a page with all of it."""
+"""Report files: Markdown, JSON, figures and an HTML page."""
 
 import json
 import math
@@ -26,10 +26,10 @@ def write_report(
     """Writes NAME.md, NAME.json, a PNG for each figure and index.html; returns the Markdown.
 
     Args:
-      title: Of the page.
-      said: Sentences that stand above all else.
-      numbers: A tree for JSON; what is not finite becomes null.
-      galleries: Figures that stand below the tables.
+      title: Page title.
+      said: Sentences at the top.
+      numbers: Tree for the JSON file; NaN and infinity become null.
+      galleries: Figures below the tables.
     """
     lines = "\n\n".join(map(markdown, said))
     text = "\n".join([lines, "", *(table.markdown() for table in tables)])
@@ -41,11 +41,11 @@ def write_report(
     (directory / f"{name}.md").write_text(text)
     html = page(title, said, list(figures.values()), [*tables, *galleries])
     (directory / "index.html").write_text(html)
-    return f"{text}\n{directory / 'index.html'}: all of this, with pictures"
+    return f"{text}\n{directory / 'index.html'} has all tables and figures"
 
 
 def _finite(value: Any) -> Any:
-    """Returns a tree of numbers that JSON can hold: what is not finite is null."""
+    """Returns a tree with NaN and infinity replaced by None."""
     if isinstance(value, dict):
         return {name: _finite(item) for name, item in value.items()}
     if isinstance(value, list | tuple):

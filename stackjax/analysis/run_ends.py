@@ -1,8 +1,9 @@
-"""The ends of runs of many sizes and lengths, and the laws through them."""
+"""Final losses and scaling laws."""
 
 import dataclasses
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from stackjax.analysis.record import Record, check_comparable
 from stackjax.analysis.scaling import GapLaw, PowerLaw, fit_gap, fit_power_law
@@ -16,52 +17,86 @@ from stackjax.runtime.numbers import short
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class End:
-    """A run at its end."""
+    """A run's end."""
 
     path: str
     growth: str
-    """How its model has grown, or "scratch"."""
+    """All growths, or `scratch`."""
     model: ModelConfig
     seed: int
     tokens: int
-    """Of all stages, and of the model that it started from."""
+    """Tokens in all stages, including the initial model's."""
     flops: float
-    """By 6ND, of the same."""
+    """FLOPs (6ND) for `tokens`."""
     loss: float
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Pair:
-    """A grown run and the one from scratch of its model, its FLOPs and its seed."""
+    """A grown run and a run from scratch with equal model, FLOPs and seed."""
 
     scratch: End
     grown: End
 
     @property
     def gap(self) -> float:
-        """Scratch's loss less that of the grown run."""
+        """Scratch's loss minus the grown run's loss."""
         return self.scratch.loss - self.grown.loss
 
 
-def ends_of(records: Sequence[Record], loss: LossName) -> list[End]:
-    """Returns the end of every run, those that cost least first.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Laws:
+    """Final losses and their scaling laws."""
+
+    records: Sequence[Record]
+    ends: list[End]
+    pairs: list[Pair]
+    power_laws: Mapping[str, PowerLaw] | str
+    """By growth, or the reason for their absence."""
+    gap_laws: Mapping[str, GapLaw] | str
+    """By growth, or the reason for their absence."""
+
+
+def fit_laws(records: Sequence[Record], loss: LossName) -> Laws:
+    """Returns final losses and their scaling laws.
 
     Raises:
-      UserError: Their losses do not mean the same, but for the size of the last model; one has
-        not finished, or stands twice.
+      UserError: The runs are not comparable, or they suffice for no law.
+    """
+    ends = ends_of(records, loss)
+    pairs = pairs_of(ends)
+    laws, gaps = _fit_or_reason(power_laws, ends), _fit_or_reason(gap_laws, pairs)
+    if isinstance(laws, str) and isinstance(gaps, str):
+        raise UserError(f"{laws} And {gaps}")
+    return Laws(records=records, ends=ends, pairs=pairs, power_laws=laws, gap_laws=gaps)
+
+
+def _fit_or_reason(fit: Callable[[Sequence[Any]], Any], points: Sequence[Any]) -> Any:
+    try:
+        return fit(points)
+    except UserError as error:
+        return str(error)
+
+
+def ends_of(records: Sequence[Record], loss: LossName) -> list[End]:
+    """Returns every run's end, by increasing cost.
+
+    Raises:
+      UserError: Losses are not comparable apart from model size, a run is unfinished, or a run
+        is listed twice.
     """
     check_comparable(records, any_size=True)
     found = []
     for record in records:
         if not record.is_finished:
             raise UserError(
-                f"{record.path} has not come to the end of its last stage, where its learning "
-                f"rate has come down; let it finish, or leave it out."
+                f"{record.path} is unfinished, so its learning rate has not decayed; let it "
+                f"finish, or leave it out."
             )
         curve = record.curve(loss)
         end = End(
             path=str(record.path),
-            growth=", ".join(map(str, record.all_growths)) or "scratch",
+            growth=_growth(record),
             model=record.final_model,
             seed=record.config["seed"],
             tokens=int(curve.costs["tokens"][-1]),
@@ -70,30 +105,33 @@ def ends_of(records: Sequence[Record], loss: LossName) -> list[End]:
         )
         if end in (dataclasses.replace(other, path=end.path) for other in found):
             raise UserError(
-                f"{record.path} is the same run as another, and runs count as independent; "
-                f"name one of them."
+                f"{record.path} is listed twice or is a copy of another run; runs count as "
+                f"independent, so leave one out."
             )
         found.append(end)
     return sorted(found, key=lambda end: end.flops)
 
 
-def notes(records: Sequence[Record]) -> list[str]:
-    """Returns a sentence for everything in which runs of one law are not alike.
+def _growth(record: Record) -> str:
+    return ", ".join(map(str, record.all_growths)) or "scratch"
 
-    Besides their sizes: settings, tokens for each parameter, and the timing of a growth.
+
+def notes(records: Sequence[Record]) -> list[str]:
+    """Returns a sentence for each difference between a law's runs, and each charge.
+
+    Differences are settings, tokens per parameter, and growth timing.
     """
     said = differences({str(record.path): settings(record) for record in records})
     by_name: dict[str, dict[str, dict[str, str]]] = {}
     for record in records:
-        growth = ", ".join(map(str, record.all_growths)) or "scratch"
-        by_name.setdefault(growth, {})[str(record.path)] = lengths(record)
+        by_name.setdefault(_growth(record), {})[str(record.path)] = lengths(record)
     for growth, found in by_name.items():
         said += [f"{growth}: {sentence}" for sentence in differences(found)]
     return said + [charge for record in records for charge in charges(record)]
 
 
 def pairs_of(ends: Sequence[End]) -> list[Pair]:
-    """Returns the pairs of a grown run and one from scratch, for the same FLOPs."""
+    """Returns all pairs at equal FLOPs: a grown run and a run from scratch."""
     scratch = [end for end in ends if end.growth == "scratch"]
     return [
         Pair(scratch=other, grown=end)
@@ -106,10 +144,10 @@ def pairs_of(ends: Sequence[End]) -> list[Pair]:
 
 
 def power_laws(ends: Sequence[End]) -> dict[str, PowerLaw]:
-    """Returns the law of loss over FLOPs of each growth that has three sizes, and of scratch.
+    """Returns loss-over-FLOPs laws for scratch and each growth with three sizes.
 
     Raises:
-      UserError: Scratch has fewer, or all growths have.
+      UserError: Scratch has fewer than three sizes, or all growths have.
     """
     sizes = {
         growth: len({num_params(end.model) for end in of_growth})
@@ -117,10 +155,10 @@ def power_laws(ends: Sequence[End]) -> dict[str, PowerLaw]:
     }
     enough = [growth for growth, count in sizes.items() if count >= 3]
     if "scratch" not in enough or len(enough) == 1:
-        said = ", ".join(f"{name} is of {count}" for name, count in sizes.items())
+        said = ", ".join(f"{name} has {count}" for name, count in sizes.items())
         raise UserError(
-            f"of sizes, {said}; a law of loss over compute needs three, of scratch and of a "
-            f"growth, as ever more tokens for one size bring its loss to a floor."
+            f"model sizes: {said}; a law of loss over compute needs 3 for scratch and for a "
+            f"growth, because a fixed size has a loss floor."
         )
     return {
         growth: fit_power_law([end.flops for end in of_growth], [end.loss for end in of_growth])
@@ -130,18 +168,18 @@ def power_laws(ends: Sequence[End]) -> dict[str, PowerLaw]:
 
 
 def by_growth(ends: Sequence[End]) -> dict[str, list[End]]:
-    """Returns the ends of each growth, scratch first."""
+    """Returns ends by growth, scratch first."""
     names = sorted({end.growth for end in ends}, key=lambda name: (name != "scratch", name))
     return {name: [end for end in ends if end.growth == name] for name in names}
 
 
 def gap_laws(pairs: Sequence[Pair]) -> dict[str, GapLaw]:
-    """Returns the law of the gap over the tokens of scratch, of each growth and size.
+    """Returns gap-over-tokens laws for each growth and size.
 
-    Of those that have three lengths. Grown runs that share a run from scratch are one point.
+    A law needs three lengths. Grown runs with the same scratch run form a single point.
 
     Raises:
-      UserError: None of them has.
+      UserError: No growth has three lengths.
     """
     found = {}
     for name, gaps in gap_points(pairs).items():
@@ -149,14 +187,14 @@ def gap_laws(pairs: Sequence[Pair]) -> dict[str, GapLaw]:
             found[name] = fit_gap(*zip(*gaps, strict=True))
     if not found:
         raise UserError(
-            "no growth has runs of three lengths for one size, each with one from scratch for "
-            "the same FLOPs; how a gap goes on with ever more tokens needs them."
+            "no growth has runs of 3 lengths for the same size, each with a run from scratch "
+            "at equal FLOPs; a law of the gap over tokens needs them."
         )
     return found
 
 
 def gap_points(pairs: Sequence[Pair]) -> dict[str, list[tuple[int, float]]]:
-    """Returns tokens of scratch and gaps, by growth and, where they are several, by size."""
+    """Returns scratch's tokens and mean gaps, by growth, and by size if there are several."""
     sizes = {num_params(pair.grown.model) for pair in pairs}
     shared: dict[str, dict[End, list[float]]] = {}
     for pair in pairs:

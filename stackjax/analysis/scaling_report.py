@@ -1,4 +1,4 @@
-"""The report of `scale`: tables, figures and numbers."""
+"""Reports on scaling laws."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -6,65 +6,53 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from stackjax.analysis.names import LOSSES
 from stackjax.analysis.plots import gap_figure, laws_figure, sign
 from stackjax.analysis.reading import read_record
-from stackjax.analysis.record import Record
 from stackjax.analysis.report import write_report
 from stackjax.analysis.run_ends import (
     End,
+    Laws,
     Pair,
     by_growth,
-    ends_of,
-    gap_laws,
+    fit_laws,
     gap_points,
     notes,
-    pairs_of,
-    power_laws,
 )
 from stackjax.analysis.scaling import GapLaw, Interval, PowerLaw, speedup
 from stackjax.analysis.settings import provenance, trace
 from stackjax.analysis.speedup import Speedup
-from stackjax.analysis.tables import LOSSES, Table, provenance_table, show_speedup
+from stackjax.analysis.tables import Table, provenance_table, show_speedup
+from stackjax.files.output import check_output_directory
 from stackjax.model.flops import num_params
 from stackjax.options import LossName, ScaleConfig
-from stackjax.runtime.errors import UserError
 from stackjax.runtime.numbers import short
 
-BEYOND = (1, 10, 100, 1000)
-"""Multiples of the largest run that laws are drawn out to."""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Found:
-    """The ends of runs, and what laws they follow."""
-
-    records: list[Record]
-    ends: list[End]
-    pairs: list[Pair]
-    laws: Mapping[str, PowerLaw] | str
-    """By growth; or why there are none."""
-    gaps: Mapping[str, GapLaw] | str
+MULTIPLES = (1, 10, 100, 1000)
+"""Predictions are for these multiples of the largest compute."""
 
 
 def write(config: ScaleConfig) -> str:
-    """Writes what was found, and returns it as Markdown.
+    """Writes the scaling laws, and returns them as Markdown.
 
     Raises:
-      UserError: The runs do not compare, or follow neither law.
+      UserError: The runs are not comparable, they suffice for no law, or the output directory
+        is not writable.
     """
-    found = find(config)
-    flops = config.flops or tuple(times * found.ends[-1].flops for times in BEYOND)
+    check_output_directory("--output", config.output)
+    found = fit_laws([read_record(path) for path in config.runs], config.loss)
+    flops = config.flops or [times * found.ends[-1].flops for times in MULTIPLES]
     tables = [_ends_table(found, config.loss)]
     figures: dict[str, Figure] = {}
-    if not isinstance(found.laws, str):
-        tables += [_laws_table(found.laws), _foretold_table(found.laws, flops)]
-        figures["laws"] = laws_figure(by_growth(found.ends), found.laws, max(flops))
-    if not isinstance(found.gaps, str):
+    if not isinstance(found.power_laws, str):
+        tables += [_laws_table(found.power_laws), _predictions_table(found.power_laws, flops)]
+        figures["laws"] = laws_figure(by_growth(found.ends), found.power_laws, max(flops))
+    if not isinstance(found.gap_laws, str):
         lengths = _lengths(found.pairs)
-        tables.append(_gaps_table(found.gaps, lengths))
-        figures["gap"] = gap_figure(gap_points(found.pairs), found.gaps, lengths[-1])
+        tables.append(_gaps_table(found.gap_laws, lengths))
+        figures["gap"] = gap_figure(gap_points(found.pairs), found.gap_laws, lengths[-1])
     tables.append(provenance_table(found.records))
-    missing = [why for why in (found.laws, found.gaps) if isinstance(why, str)]
+    missing = [why for why in (found.power_laws, found.gap_laws) if isinstance(why, str)]
     return write_report(
         config.output,
         "scale",
@@ -72,54 +60,26 @@ def write(config: ScaleConfig) -> str:
         said=[*(f"Not fitted: {why}" for why in missing), *notes(found.records)],
         figures={name: sign(each, trace(found.records)) for name, each in figures.items()},
         tables=tables,
-        numbers=_plain(found, flops),
+        numbers=_numbers(found, flops),
     )
-
-
-def find(config: ScaleConfig) -> Found:
-    """Returns the ends of runs, and their laws.
-
-    Raises:
-      UserError: The runs do not compare, or follow neither law.
-    """
-    records = [read_record(path) for path in config.runs]
-    ends = ends_of(records, config.loss)
-    pairs = pairs_of(ends)
-    laws, gaps = _or_why(power_laws, ends), _or_why(gap_laws, pairs)
-    if isinstance(laws, str) and isinstance(gaps, str):
-        raise UserError(f"{laws} And {gaps}")
-    return Found(records=records, ends=ends, pairs=pairs, laws=laws, gaps=gaps)
-
-
-def _or_why(fit: Any, points: Sequence[Any]) -> Any:
-    try:
-        return fit(points)
-    except UserError as error:
-        return str(error)
 
 
 def _lengths(pairs: Sequence[Pair]) -> list[float]:
     longest = max(pair.scratch.tokens for pair in pairs)
-    return [float(times * longest) for times in BEYOND]
+    return [float(times * longest) for times in MULTIPLES]
 
 
-def _ends_table(found: Found, loss: LossName) -> Table:
+def _ends_table(found: Laws, loss: LossName) -> Table:
     gaps: dict[End, list[float]] = {}
     for pair in found.pairs:
         gaps.setdefault(pair.grown, []).append(pair.gap)
     return Table(
-        title="The ends of the runs",
-        note="The gap is scratch's loss less that of the grown run, of the same model, FLOPs "
-        "and seed: positive where growing wins.",
+        title="Final losses",
+        note="The gap is scratch's loss minus the grown run's loss, at equal model, FLOPs and "
+        "seed. A positive gap means growing wins.",
         head=[
-            "parameters",
-            "run",
-            "seed",
-            "tokens",
-            "FLOPs (6ND)",
-            LOSSES[loss],
-            "gap",
-            "directory",
+            *("parameters", "run", "seed", "tokens", "FLOPs (6ND)"),
+            *(LOSSES[loss], "gap", "directory"),
         ],
         rows=[
             [
@@ -140,7 +100,7 @@ def _ends_table(found: Found, loss: LossName) -> Table:
 def _laws_table(laws: Mapping[str, PowerLaw]) -> Table:
     return Table(
         title="Loss over compute: L = a C^b",
-        note="Least squares of log L over the ends of the runs, with 95 % intervals.",
+        note="Least squares of log L over final losses, with 95 % intervals.",
         head=["run", "a", "b"],
         rows=[
             [name, _within(law.a, law.intervals["a"]), _within(law.b, law.intervals["b"])]
@@ -149,11 +109,11 @@ def _laws_table(laws: Mapping[str, PowerLaw]) -> Table:
     )
 
 
-def _foretold_table(laws: Mapping[str, PowerLaw], flops: Sequence[float]) -> Table:
+def _predictions_table(laws: Mapping[str, PowerLaw], flops: Sequence[float]) -> Table:
     return Table(
-        title="What the laws foretell",
-        note="The speed-up at the loss that scratch has for these FLOPs. That the laws go on "
-        "is taken for granted, and not in the intervals.",
+        title="Extrapolated speed-up",
+        note="Speed-up at scratch's loss for these FLOPs. The intervals assume that the laws "
+        "hold beyond the data.",
         head=["run", "FLOPs (6ND)", "scratch's loss", "its own loss", "speed-up"],
         rows=[
             [
@@ -161,7 +121,7 @@ def _foretold_table(laws: Mapping[str, PowerLaw], flops: Sequence[float]) -> Tab
                 f"{at:.3g}",
                 _within(laws["scratch"](at), laws["scratch"].interval(at)),
                 _within(law(at), law.interval(at)),
-                _foretold(laws["scratch"], law, at),
+                _predicted_speedup(laws["scratch"], law, at),
             ]
             for name, law in laws.items()
             if name != "scratch"
@@ -170,7 +130,7 @@ def _foretold_table(laws: Mapping[str, PowerLaw], flops: Sequence[float]) -> Tab
     )
 
 
-def _foretold(scratch: PowerLaw, grown: PowerLaw, flops: float) -> str:
+def _predicted_speedup(scratch: PowerLaw, grown: PowerLaw, flops: float) -> str:
     estimate = speedup(scratch, grown, flops)
     return show_speedup(Speedup(loss=scratch(flops), is_bound="", estimate=estimate))
 
@@ -178,8 +138,8 @@ def _foretold(scratch: PowerLaw, grown: PowerLaw, flops: float) -> str:
 def _gaps_table(gaps: Mapping[str, GapLaw], lengths: Sequence[float]) -> Table:
     return Table(
         title="The gap over tokens: p + q log10 D",
-        note="Least squares over pairs of runs, with 95 % intervals; D is the tokens of "
-        "scratch. That the line goes on is taken for granted, and not in the intervals.",
+        note="Least squares over pairs of runs, with 95 % intervals. D is scratch's tokens. "
+        "The intervals assume that the line holds beyond the data.",
         head=["run", "q", *(f"gap at {short(length)} tokens" for length in lengths)],
         rows=[
             [
@@ -197,17 +157,15 @@ def _within(value: float, interval: Interval) -> str:
     return f"{value:.4g} ({low:.4g} to {high:.4g})"
 
 
-def _plain(found: Found, flops: Sequence[float]) -> dict[str, Any]:
-    """Returns all that was found, for machines; what is not known is null."""
-    laws = {} if isinstance(found.laws, str) else found.laws
-    gaps = {} if isinstance(found.gaps, str) else found.gaps
+def _numbers(found: Laws, flops: Sequence[float]) -> dict[str, Any]:
+    """Returns the JSON content; unknown numbers are null."""
+    laws = {} if isinstance(found.power_laws, str) else found.power_laws
+    gaps = {} if isinstance(found.gap_laws, str) else found.gap_laws
     return {
         "notes": notes(found.records),
         "provenance": provenance(found.records),
         "charged": {
-            str(record.path): dataclasses.asdict(record.charge)
-            for record in found.records
-            if record.origin
+            str(record.path): record.charge_numbers for record in found.records if record.origin
         },
         "ends": [dataclasses.asdict(end) for end in found.ends],
         "laws": {

@@ -1,4 +1,4 @@
-"""What a model scores on tasks, as tables: beside the published scores, and by itself."""
+"""Task-score tables, with published scores."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -12,7 +12,7 @@ _HEAD = ("Lambada", "ARC-c", "ARC-e", "LogiQA", "PIQA", "SciQ", "Winogrande")
 
 
 def tell(results: Mapping[str, Any]) -> str:
-    """Returns tables of results: beside the published ones, and of all other tasks."""
+    """Returns a table for the paper's tasks, with published scores, and for other tasks."""
     tasks = results["tasks"]
     parts = []
     if any(name in tasks for name in PAPER_TASKS):
@@ -28,7 +28,7 @@ def tell(results: Mapping[str, Any]) -> str:
         head = ("task", "shots", "metric", "value", "standard error")
         parts.append(aligned([head, *others]))
     if results["limit"] is not None:
-        parts.append(f"only the first {results['limit']} documents of each task were read")
+        parts.append(f"limited to the first {results['limit']} documents of each task")
     return "\n\n".join(parts)
 
 

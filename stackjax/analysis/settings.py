@@ -1,4 +1,4 @@
-"""Settings in words: models, data and learning rates, and every difference between runs."""
+"""Settings in words: models, data, learning rates, and differences between runs."""
 
 import dataclasses
 import os.path
@@ -13,13 +13,13 @@ from stackjax.runtime.numbers import short
 _SCHEDULE = tuple(field.name for field in dataclasses.fields(Schedule))
 _STAGE = ("batch_size", "train_layers", "scale_by_fan_in", "optimizer_state")
 SAME_FLOPS = 0.03
-"""Relative difference between equal FLOPs: runs end with whole steps."""
+"""FLOPs with a smaller relative difference count as equal: runs end with whole steps."""
 _SHOWN_RUNS = 12
-"""Runs named in a line."""
+"""Most runs listed in a line."""
 
 
 def settings(record: Record) -> dict[str, Any]:
-    """Returns optimizer, learning rate, batch and devices in the last stage."""
+    """Returns the last stage's optimizer, learning rate, batch and devices."""
     config, last = record.config, record.num_stages - 1
     optimizer = {
         name: value
@@ -39,7 +39,7 @@ def settings(record: Record) -> dict[str, Any]:
 
 
 def lengths(record: Record) -> dict[str, Any]:
-    """Returns tokens for each parameter, and their share before the last growth."""
+    """Returns tokens per parameter, and the token share before the last growth."""
     tokens = record.charge.tokens + record.rows[-1]["tokens"]
     found = {"tokens per parameter": f"{tokens / num_params(record.final_model):.3g}"}
     grown = record.growth_tokens
@@ -49,30 +49,30 @@ def lengths(record: Record) -> dict[str, Any]:
 
 
 def uneven(ends: Mapping[str, float]) -> list[str]:
-    """Returns a sentence about unequal FLOPs (6ND) at the end; none for equal ones."""
+    """Returns a sentence about unequal final FLOPs (6ND), if unequal."""
     if max(ends.values()) <= (1 + SAME_FLOPS) * min(ends.values()):
         return []
     spent = ", ".join(f"{flops:.3g} ({name})" for name, flops in ends.items())
     return [
-        f"Not alike: the FLOPs (6ND) at the end are {spent}; a learning rate that decays "
-        f"comes down at the end alone, which favors the shorter run at its own cost."
+        f"Not equal: FLOPs (6ND) at the end are {spent}; learning rates decay near the end, so "
+        f"the shorter run has an advantage at its own cost."
     ]
 
 
 def charges(record: Record) -> list[str]:
-    """Returns a sentence about the charge; none for a new model."""
+    """Returns a sentence about the charge, if any."""
     if not record.origin:
         return []
     charge = record.charge
     return [
-        f"{record.path} started from {record.config['init_from']} and is charged with "
-        f"its {short(charge.tokens)} tokens and {charge.flops_6nd:.3g} FLOPs (6ND); "
-        f"their data and device-seconds are not recorded."
+        f"{record.path}: init_from is {record.config['init_from']}, charged with "
+        f"{short(charge.tokens)} tokens and {charge.flops_6nd:.3g} FLOPs (6ND); data and "
+        f"device-seconds of that training are unknown."
     ]
 
 
 def peak_rate(record: Record, stage: int) -> float:
-    """Returns the peak learning rate of a stage."""
+    """Returns a stage's peak learning rate."""
     rate = record.config.get(f"stages.{stage}.peak_learning_rate")
     return record.config["optimizer.peak_learning_rate"] if rate is None else rate
 
@@ -86,7 +86,7 @@ def differences(found: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """Returns a sentence for each setting with several values.
 
     Args:
-      found: Settings, by the name of a run or group.
+      found: Settings by run or group.
     """
     sentences = []
     for field in dict.fromkeys(field for each in found.values() for field in each):
@@ -96,7 +96,7 @@ def differences(found: Mapping[str, Mapping[str, Any]]) -> list[str]:
                 by_value.setdefault(str(each[field]), []).append(name)
         if len(by_value) > 1:
             said = (f"{value} in {_and_more(names)}" for value, names in by_value.items())
-            sentences.append(f"Not alike: {field} is {'; '.join(said)}.")
+            sentences.append(f"Not equal: {field} is {'; '.join(said)}.")
     return sentences
 
 
@@ -145,6 +145,6 @@ def _paths(paths: Sequence[str]) -> str:
         return ", ".join(paths)
     try:
         common = os.path.commonpath(paths)
-    except ValueError:  # absolute and relative ones
+    except ValueError:  # absolute and relative paths
         common = ""
     return f"{len(paths)} of {common or '.'}: {', '.join(paths[:_SHOWN_RUNS])}, ..."

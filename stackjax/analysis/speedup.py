@@ -1,7 +1,7 @@
-"""How much less a grown run costs than one from scratch, at equal loss and at equal cost.
+"""Speed-up over runs from scratch, at equal loss and at equal cost.
 
-The speed-up of arXiv:2405.15319: what scratch has spent when it comes down to a loss, over what
-the grown run has spent in all its stages, minus 1. It is negative where growing loses.
+The speed-up in arXiv:2405.15319 is scratch's cost to reach a loss, over the grown run's cost in
+all stages, minus 1. A negative speed-up means growing loses.
 """
 
 import dataclasses
@@ -9,7 +9,6 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
-import scipy.stats
 
 from stackjax.analysis.loss_curve import MonotoneCurve
 
@@ -18,11 +17,11 @@ CONFIDENCE = 0.95
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Estimate:
-    """A number, and its 95 % interval."""
+    """A number with a 95 % interval."""
 
     value: float
     low: float | None = None
-    """None where it is not known, as with a single seed."""
+    """None if unknown, as with a single seed."""
     high: float | None = None
 
 
@@ -32,15 +31,15 @@ class Speedup:
 
     loss: float
     is_bound: str
-    """"": the estimate; ">" or "<": only that it is more, or less, since the other side has
-    not come down to the loss; "-": neither has, or one of them had before it was measured, or
-    the cost is not known."""
+    """Empty for an estimate. `>` for a lower bound and `<` for an upper bound, if a side has
+    not reached the loss. `-` if neither side has, if a side starts below the loss, or if the
+    cost is unknown."""
     estimate: Estimate | None
-    """None where nothing is known."""
+    """None if unknown."""
 
     @property
     def sign(self) -> int:
-        """1 where growing wins for certain, -1 where it loses, 0 where that is not known."""
+        """1 if growing certainly wins, -1 if it certainly loses, else 0."""
         if self.estimate is None or not self.estimate.value:
             return 0
         sign = 1 if self.estimate.value > 0 else -1
@@ -49,24 +48,24 @@ class Speedup:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class AtBudget:
-    """What both sides have come down to for the same cost."""
+    """Both sides' losses at equal cost."""
 
     cost: float
     scratch: float | None
-    """Mean loss over seeds; None where one of them was not measured there."""
+    """Mean loss over seeds; None if some seed has no loss at this cost."""
     grown: float | None
     gap: Estimate | None
-    """The grown runs' loss less that of scratch."""
+    """The grown runs' loss minus scratch's loss."""
     speedup: Speedup | None
-    """At the loss of the grown runs."""
+    """At the grown runs' loss."""
 
 
 def speedup_at_loss(
     scratch: Sequence[MonotoneCurve], grown: Sequence[MonotoneCurve], loss: float
 ) -> Speedup:
-    """Returns the speed-up of grown runs at a loss, each side a curve for each seed.
+    """Returns the speed-up at a loss, from a curve for each seed.
 
-    Means and the Welch interval are those of the logarithm of what a run has spent.
+    Means and Welch's interval are over log cost.
     """
     costs = [[curve.cost_at(loss) for curve in side] for side in (scratch, grown)]
     unknown = any(math.isnan(curve.last_cost) for curve in (*scratch, *grown))
@@ -76,7 +75,7 @@ def speedup_at_loss(
     if all(is_missed):
         return Speedup(loss=loss, is_bound="-", estimate=None)
     if any(is_missed):
-        # A run that has not come down to the loss needs more than all that it has spent.
+        # A run above the loss needs more than its whole cost.
         spent = [
             [min(cost, curve.last_cost) for cost, curve in zip(side, curves, strict=True)]
             for side, curves in zip(costs, (scratch, grown), strict=True)
@@ -96,7 +95,7 @@ def speedup_at_loss(
 def at_budget(
     scratch: Sequence[MonotoneCurve], grown: Sequence[MonotoneCurve], cost: float
 ) -> AtBudget:
-    """Returns what both sides have come down to at a cost."""
+    """Returns both sides' losses at a cost."""
     losses = [np.array([curve.loss_at(cost) for curve in side]) for side in (scratch, grown)]
     means = [None if np.isnan(side).any() else float(side.mean()) for side in losses]
     gap = None if None in means else difference(losses[1], losses[0])
@@ -105,9 +104,9 @@ def at_budget(
 
 
 def crossing(scratch: Sequence[MonotoneCurve], grown: Sequence[MonotoneCurve]) -> float | None:
-    """Returns the cost from which on the mean loss of the grown runs is the lower one.
+    """Returns the cost beyond which the grown runs' mean loss stays lower.
 
-    None where at the end of what both have measured it is not; NaN for an unknown cost.
+    None if their loss is not lower at the end, NaN for an unknown cost.
     """
     curves = [*scratch, *grown]
     if any(math.isnan(curve.last_cost) for curve in curves):
@@ -131,14 +130,29 @@ def crossing(scratch: Sequence[MonotoneCurve], grown: Sequence[MonotoneCurve]) -
 
 
 def difference(ours: np.ndarray, theirs: np.ndarray) -> Estimate:
-    """Returns the difference of two means, with Welch's interval where both have seeds."""
+    """Returns the difference between means, with Welch's interval if both have seeds."""
     value = float(np.mean(ours) - np.mean(theirs))
     if min(len(ours), len(theirs)) < 2:
         return Estimate(value=value)
-    interval = scipy.stats.ttest_ind(ours, theirs, equal_var=False).confidence_interval(
-        CONFIDENCE
-    )
-    return Estimate(value=value, low=float(interval.low), high=float(interval.high))
+    variances = [float(np.var(side, ddof=1)) / len(side) for side in (ours, theirs)]
+    dofs = [len(side) - 1 for side in (ours, theirs)]
+    margin = t_margin(sum(variances), welch_dof(variances, dofs))
+    return Estimate(value=value, low=value - margin, high=value + margin)
+
+
+def welch_dof(variances: Sequence[float], dofs: Sequence[float]) -> float:
+    """Returns Welch-Satterthwaite degrees of freedom for a variance sum."""
+    total = sum(variances)
+    # Without any variance, every share gives the same interval.
+    shares = [each / total if total > 0 else 1 / len(variances) for each in variances]
+    return 1 / sum(share**2 / dof for share, dof in zip(shares, dofs, strict=True))
+
+
+def t_margin(variance: float, dof: float) -> float:
+    """Returns half the width of Student's 95 % interval."""
+    from scipy.special import stdtrit  # slow to import, and only used here
+
+    return float(stdtrit(dof, (1 + CONFIDENCE) / 2)) * math.sqrt(variance)
 
 
 def _mean_log(costs: Sequence[float]) -> float:

@@ -1,4 +1,4 @@
-"""What a comparison has found, as tables that Markdown and HTML both show."""
+"""Comparison tables, in Markdown and HTML."""
 
 import dataclasses
 import html
@@ -7,28 +7,25 @@ import re
 from collections.abc import Mapping, Sequence
 
 from stackjax.analysis.comparison import Comparison, Group
-from stackjax.analysis.record import COSTS, Record
+from stackjax.analysis.names import COSTS, LOSSES
+from stackjax.analysis.record import Record
 from stackjax.analysis.settings import provenance
 from stackjax.analysis.speedup import AtBudget, Estimate, Speedup
 from stackjax.options import LossName
 from stackjax.runtime.text_table import markdown_table
 
-LOSSES = {
-    "held_out": "held-out loss",
-    "train": "training loss",
-}
 SMOOTHING = (
-    "Each run's curve is the closest one that never rises (isotonic regression of the log "
-    "loss), a straight line in log loss over log cost between its steps."
+    "Curves are isotonic regressions of log loss, interpolated linearly in log loss over log "
+    "cost."
 )
 
 _MARKED = re.compile(r"[|`*\\]|<(?=[A-Za-z/!?])|(?<!\w)_|_(?!\w)|\](?=[(\[])|&(?=#?\w+;)")
-"""The characters of a text that Markdown, or HTML inside of it, would take as its own."""
+"""Characters with a meaning in Markdown or inline HTML."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Table:
-    """A table with a heading and a line under it."""
+    """A table with a heading and a note."""
 
     title: str
     note: str
@@ -42,7 +39,7 @@ class Table:
         return f"### {markdown(self.title)}\n\n{markdown(self.note)}\n\n{table}\n"
 
     def html(self) -> str:
-        """Returns the table in HTML, which scrolls by itself where it is too wide."""
+        """Returns the table in HTML; wide tables scroll."""
         head = "".join(f"<th>{html.escape(cell)}</th>" for cell in self.head)
         body = "".join(
             f"<tr>{''.join(f'<td>{html.escape(cell)}</td>' for cell in row)}</tr>\n"
@@ -56,14 +53,14 @@ class Table:
 
 
 def markdown(text: str) -> str:
-    """Returns text that Markdown shows as it is, in a line and in a cell of a table."""
+    """Returns text with Markdown characters escaped, on a single line."""
     return _MARKED.sub(r"\\\g<0>", " ".join(text.split()))
 
 
 def verdict(comparison: Comparison, loss: LossName) -> str:
-    """Returns in words what growing has come to, at the lowest loss that tells.
+    """Returns a sentence about the speed-up at the lowest loss reached by both sides.
 
-    By FLOPs, and by every cost that says the opposite.
+    The speed-up is in FLOPs. Costs with the opposite sign are added.
     """
     name, grown = LOSSES[loss], comparison.grown.label
     known = {
@@ -73,34 +70,33 @@ def verdict(comparison: Comparison, loss: LossName) -> str:
     }
     exact = {level: speedup for level, speedup in known.items() if not speedup.is_bound}
     if not known:
-        return f"{grown}: at no {name} are the costs of both sides known."
+        return f"{grown}: the two sides reach no common {name}."
     level = min(exact or known)
     speedup, opposite = known[level], _opposite(comparison.at_losses[level])
-    assert speedup.estimate is not None, "known holds estimates alone"
+    assert speedup.estimate is not None, "known has estimates only"
     shown = show_speedup(speedup)
     if speedup.is_bound:
         late = "scratch" if speedup.is_bound == ">" else "the grown run"
         return (
-            f"{grown}: {late} has not come down to a {name} of {level:.4f}, where the speed-up "
-            f"is {shown} of FLOPs (6ND).{opposite}"
+            f"{grown}: {late} has not reached a {name} of {level:.4f}; the speed-up in FLOPs "
+            f"(6ND) there is {shown}.{opposite}"
         )
     return (
-        f"{grown}: at a {name} of {level:.4f} it has spent {_share(speedup.estimate.value)} "
-        f"scratch, all stages included: a speed-up of {shown}{_certainty(comparison, speedup)}."
-        f"{opposite}"
+        f"{grown}: {_share(speedup.estimate.value)} scratch at a {name} of {level:.4f}, all "
+        f"stages included: a speed-up of {shown}{_certainty(comparison, speedup)}.{opposite}"
     )
 
 
 def _share(speedup: float) -> str:
-    """Returns how many FLOPs a grown run needs beside scratch."""
+    """Returns the grown run's FLOPs relative to scratch, in words."""
     share = -100 * math.expm1(-math.log1p(speedup))
-    if abs(speedup) < 5e-4:  # which shows as 0.0 %
+    if abs(speedup) < 5e-4:  # rounds to 0.0 %
         return "as many FLOPs (6ND) as"
     return f"{abs(share):.1f} % {'fewer' if share > 0 else 'more'} FLOPs (6ND) than"
 
 
 def _certainty(comparison: Comparison, speedup: Speedup) -> str:
-    """Returns what the seeds say of a speed-up: none, or whether its interval holds zero."""
+    """Returns a remark on the interval: missing, or with 0 inside."""
     estimate = speedup.estimate
     if estimate is None or estimate.low is None or estimate.high is None:
         few = [
@@ -109,12 +105,12 @@ def _certainty(comparison: Comparison, speedup: Speedup) -> str:
             if len(side.records) == 1
         ]
         return f" (one seed of {' and of '.join(few)}; no interval)"
-    holds_zero = estimate.low <= 0 <= estimate.high
-    return "; its interval holds 0, so the seeds do not tell which wins" if holds_zero else ""
+    has_zero = estimate.low <= 0 <= estimate.high
+    return "; the interval includes 0, so the difference is not significant" if has_zero else ""
 
 
 def _opposite(by_cost: Mapping[str, Speedup]) -> str:
-    """Returns a sentence for costs by which the other side wins, if there are some."""
+    """Returns a sentence about costs with the opposite sign, if any."""
     sign = by_cost["flops_6nd"].sign
     opposite = [
         f"{COSTS[cost]} ({show_speedup(speedup)})"
@@ -123,11 +119,11 @@ def _opposite(by_cost: Mapping[str, Speedup]) -> str:
     ]
     if not opposite:
         return ""
-    return f" It {'loses' if sign > 0 else 'wins'} by {' and by '.join(opposite)}."
+    return f" Growing {'loses' if sign > 0 else 'wins'} in {' and in '.join(opposite)}."
 
 
 def runs_table(groups: Sequence[Group], loss: LossName) -> Table:
-    """Returns what every run has spent and reached."""
+    """Returns every run's cost and final loss."""
     rows = []
     for each in groups:
         for record in each.records:
@@ -137,17 +133,17 @@ def runs_table(groups: Sequence[Group], loss: LossName) -> Table:
             rows.append([each.label, seed, f"{curve.losses[-1]:.4f}", *spent, str(record.path)])
     return Table(
         title="Runs",
-        note=f"The last {LOSSES[loss]} of each run, and its cost so far, in all stages.",
+        note=f"Final {LOSSES[loss]} and cost so far, in all stages.",
         head=["run", "seed", LOSSES[loss], *COSTS.values(), "directory"],
         rows=rows,
     )
 
 
 def provenance_table(records: Sequence[Record]) -> Table:
-    """Returns models, data, learning rates and paths of the runs."""
+    """Returns models, data, learning rates and paths."""
     return Table(
-        title="Where this comes from",
-        note="Data by the first digits of its digest; a learning rate is the peak of a stage.",
+        title="Provenance",
+        note="Data: first digits of the digest. Learning rates: peak of each stage.",
         head=["", ""],
         rows=[[name, value] for name, value in provenance(records).items()],
     )
@@ -158,10 +154,9 @@ def losses_table(comparison: Comparison, loss: LossName) -> Table:
     return Table(
         title=f"{comparison.grown.label}: speed-up at equal {LOSSES[loss]}",
         note=(
-            "What scratch has spent to come down to a loss, over what the grown run has, "
-            f"minus 1; {_intervals(comparison)}. {SMOOTHING} A > or < stands where one side "
-            "has not come down to the loss, - where neither has, one had before it was "
-            "measured, or the cost is not known."
+            "Scratch's cost to reach a loss, over the grown run's cost, minus 1; "
+            f"{_intervals(comparison)}. {SMOOTHING} > or <: a side has not reached the loss. "
+            "-: neither side has, a side starts below the loss, or the cost is unknown."
         ),
         head=[LOSSES[loss], *COSTS.values()],
         rows=[
@@ -172,11 +167,11 @@ def losses_table(comparison: Comparison, loss: LossName) -> Table:
 
 
 def budgets_table(comparison: Comparison, loss: LossName) -> Table:
-    """Returns both losses, and the speed-up at that of the grown run, at each budget."""
+    """Returns both losses and the speed-up at each budget."""
     return Table(
         title=f"{comparison.grown.label}: {LOSSES[loss]} at equal cost",
-        note=f"Means over seeds; {_intervals(comparison)}. The speed-up is at the loss of the "
-        "grown run.",
+        note=f"Means over seeds; {_intervals(comparison)}. The speed-up is at the grown run's "
+        "loss.",
         head=["cost", "budget", "scratch", "grown", "grown - scratch", "speed-up"],
         rows=[
             [COSTS[cost], show_cost(cost, each.cost), *_budget_cells(each)]
@@ -187,11 +182,10 @@ def budgets_table(comparison: Comparison, loss: LossName) -> Table:
 
 
 def crossings_table(comparisons: Sequence[Comparison]) -> Table:
-    """Returns from what cost on grown runs are the better ones."""
+    """Returns the costs beyond which growing wins."""
     return Table(
         title="Where growing begins to pay",
-        note="From there on, to the end of what both have measured, the grown run's mean loss "
-        "is the lower one.",
+        note="Beyond this cost, the grown run's mean loss is lower to the end.",
         head=["run", *COSTS.values()],
         rows=[
             [
@@ -205,11 +199,11 @@ def crossings_table(comparisons: Sequence[Comparison]) -> Table:
 
 def _intervals(comparison: Comparison) -> str:
     seeds = min(len(side.records) for side in (comparison.scratch, comparison.grown))
-    return "95 % intervals over seeds" if seeds > 1 else "one seed, so no intervals"
+    return "95 % intervals over seeds" if seeds > 1 else "a single seed, so no intervals"
 
 
 def show_speedup(speedup: Speedup) -> str:
-    """Returns a speed-up in percent, such as `+46.3 % (30.1 to 64.5)`, or `> +12.0 %`."""
+    """Returns a speed-up such as `+46.3 % (30.1 to 64.5)` or `> +12.0 %`."""
     if speedup.estimate is None:
         return "-"
     bound = f"{speedup.is_bound} " if speedup.is_bound else ""
@@ -217,7 +211,7 @@ def show_speedup(speedup: Speedup) -> str:
 
 
 def show_cost(cost: str, value: float) -> str:
-    """Returns a cost with its unit."""
+    """Returns a cost with a unit."""
     if math.isnan(value):
         return "-"
     if cost == "device_seconds":
@@ -242,4 +236,4 @@ def _budget_cells(each: AtBudget) -> list[str]:
 
 
 def _show_crossing(cost: str, value: float | None) -> str:
-    return "not at all" if value is None else show_cost(cost, value)
+    return "never" if value is None else show_cost(cost, value)

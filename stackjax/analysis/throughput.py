@@ -1,4 +1,4 @@
-"""How fast the models of a plan train: as it was measured, or by FLOPs per token."""
+"""Training speed for a plan's models, measured or estimated from FLOPs per token."""
 
 import dataclasses
 import math
@@ -12,27 +12,27 @@ from stackjax.runtime.errors import UserError
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Speed:
-    """Tokens per second of each device."""
+    """Tokens per second per device."""
 
     target: float
     small: float
     small_is_estimate: bool
-    """Whether the target alone was measured, and the small model follows by FLOPs a token."""
+    """Is the small model's speed an estimate from FLOPs per token?"""
 
 
 @dataclasses.dataclass(frozen=True)
 class Benchmark:
-    """What `python -m scripts.benchmark` measured of train steps."""
+    """Train-step speeds measured by `python -m scripts.benchmark`."""
 
     path: Path
     num_devices: int
     rates: dict[tuple[int, int, int], float]
-    """Tokens per second of each device, by parameters, layers and length of sequences."""
+    """Tokens per second per device, by (parameters, layers, sequence length)."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Row:
-    """A measurement in a benchmark."""
+    """A measurement in a benchmark file."""
 
     section: str
     phase: str
@@ -42,14 +42,14 @@ class Row:
 
 
 def read_benchmark(path: Path) -> Benchmark:
-    """Returns the speeds in a benchmark; UserError if the file has none."""
+    """Returns the speeds in a benchmark file; UserError if the file is missing or damaged."""
     if not path.is_file():
         raise UserError(f"--benchmark is {path}; there is no such file.")
     return read_object(path, "name a benchmark.json", lambda fields: _benchmark(path, fields))
 
 
 def read_rows(fields: Fields) -> tuple[Row, ...]:
-    """Returns the measurements in a benchmark; UserError if the fields are not of one."""
+    """Returns the measurements in a benchmark file; UserError if fields are wrong."""
     return decode(tuple[Row, ...], fields.get("rows"), "rows")
 
 
@@ -76,14 +76,14 @@ def _benchmark(path: Path, fields: Fields) -> Benchmark:
 def measured_speed(
     benchmark: Benchmark, target: ModelConfig, small: ModelConfig, seq_len: int
 ) -> Speed:
-    """Returns the measured speed of both models; UserError if there is none of the target."""
+    """Returns both models' measured speed; UserError if the target's is missing."""
     keys = [(num_params(each), each.num_layers, seq_len) for each in (target, small)]
     rate, small_rate = map(benchmark.rates.get, keys)
     if rate is None:
         raise UserError(
-            f"--benchmark is {benchmark.path}, in which no steps of the target were timed: "
-            f"{_words(*keys[0])}. It has {'; '.join(_words(*k) for k in benchmark.rates)}. "
-            f"Run `python -m scripts.benchmark` on this model, or give --tokens-per-second."
+            f"--benchmark is {benchmark.path}, without the target: {_words(*keys[0])}. It has "
+            f"{'; '.join(_words(*k) for k in benchmark.rates)}. Run `python -m "
+            f"scripts.benchmark` on this model, or give --tokens-per-second."
         )
     if small_rate is None:
         return estimated_speed(rate, target, small, seq_len)
@@ -93,14 +93,14 @@ def measured_speed(
 def estimated_speed(
     rate: float, target: ModelConfig, small: ModelConfig, seq_len: int
 ) -> Speed:
-    """Returns the speed of both models where the small one does as many FLOPs a second.
+    """Returns both models' speed, assuming equal FLOPs per second.
 
     Args:
-      rate: Tokens per second of each device that trains the target.
+      rate: The target's tokens per second per device.
     """
     ratio = matmul_flops(target, seq_len) / matmul_flops(small, seq_len)
     return Speed(target=rate, small=ratio * rate, small_is_estimate=True)
 
 
 def _words(params: int, num_layers: int, seq_len: int) -> str:
-    return f"{params:,} parameters in {num_layers} layers, sequences of {seq_len}"
+    return f"{params:,} parameters, {num_layers} layers, sequences of {seq_len}"

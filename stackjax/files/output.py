@@ -16,3 +16,17 @@ def check_writable(option: str, path: Path) -> None:
     place, mode = (path, os.W_OK) if path.exists() else (parent, os.W_OK | os.X_OK)
     if not os.access(place, mode):
         raise UserError(f"{option} is {path}, which is not writable; name another file.")
+
+
+def check_output_directory(option: str, path: Path) -> None:
+    """Raises UserError, with the name of the option, if no files can be written in a directory.
+
+    The directory and its parents may be missing.
+    """
+    place = path.absolute()
+    while not os.path.lexists(place):
+        place = place.parent
+    if not place.is_dir():
+        raise UserError(f"{option} is {path}, but {place} is a file; name a directory.")
+    if not os.access(place, os.W_OK | os.X_OK):
+        raise UserError(f"{option} is {path}, but {place} is not writable; name another.")

@@ -14,21 +14,21 @@ from stackjax.training.phase import Counts
 
 
 def inspect(config: InspectConfig) -> str:
-    """Returns what a checkpoint or folder says of itself; UserError if there is none."""
+    """Returns the lineage of a checkpoint or folder; UserError if there is none."""
     saved = open_model(config.run)
     if config.json:
         return json.dumps({"checkpoint": str(saved.path)} | dataclasses.asdict(saved.contents))
-    return f"{saved.path}\n{tell(saved.contents)}"
+    return f"{saved.path}\n{_table(saved.contents)}"
 
 
-def tell(contents: Contents) -> str:
-    """Returns the lineage of a checkpoint, a generation a line, from the first to itself."""
+def _table(contents: Contents) -> str:
+    """Returns a line per generation, oldest first."""
     head = ("stage", "growth", "params", "tokens", "6ND FLOPs", "FLOPs", "code", "model")
-    lines = [head, *map(_cells, contents.lineage), _sums(total(contents.lineage))]
-    table = aligned(lines)
+    sums = ("total", "", "", *_spent(total(contents.lineage)), "", "")
+    table = aligned([head, *map(_cells, contents.lineage), sums])
     if contents.is_model:
         return table
-    return f"{table}\nits parameters are not yet the model's: a growth is fitted, or masks open"
+    return f"{table}\ngrowth is incomplete: a fit is running, or masks are opening"
 
 
 def _cells(generation: Generation) -> tuple[str, ...]:
@@ -41,10 +41,6 @@ def _cells(generation: Generation) -> tuple[str, ...]:
         generation.code,
         describe(model),
     )
-
-
-def _sums(counts: Counts) -> tuple[str, ...]:
-    return ("total", "", "", *_spent(counts), "", "")
 
 
 def _spent(counts: Counts) -> tuple[str, str, str]:

@@ -67,7 +67,7 @@ FITS = [power_law, parabola, gap, foretold]
 
 
 @pytest.mark.parametrize("fit", FITS)
-def test_intervals_hold_what_was_planted_in_90_to_99_of_100_draws(
+def test_intervals_cover_planted_values_in_90_to_99_of_100_draws(
     fit: Callable[[np.random.Generator, float], list[Check]],
 ):
     rng = np.random.default_rng(0)
@@ -90,7 +90,7 @@ def test_half_the_noise_makes_intervals_half_as_wide(
     assert widths[1] == pytest.approx(np.array(widths[0]) / 2, rel=2e-3)
 
 
-def test_a_power_law_and_its_errors_are_those_of_scipy():
+def test_power_law_and_errors_match_scipy():
     loss = losses(60, -0.07, 0.01 * np.random.default_rng(2).standard_normal(8))
     law = fit_power_law(COMPUTE, loss)
     judge = scipy.stats.linregress(np.log(COMPUTE), np.log(loss))
@@ -105,7 +105,7 @@ def test_a_power_law_and_its_errors_are_those_of_scipy():
     )
 
 
-def test_a_parabola_and_its_covariance_are_those_of_polyfit():
+def test_parabola_and_covariance_match_polyfit():
     loss = 2.5 + 0.05 * (LOG_D - 10) ** 2 + 0.003 * np.random.default_rng(3).standard_normal(6)
     fitted = fit_parabola(LOG_D, loss)
     coefficients, covariance = np.polyfit(LOG_D, loss, 2, cov=True)
@@ -116,7 +116,7 @@ def test_a_parabola_and_its_covariance_are_those_of_polyfit():
     assert fitted.curvature == pytest.approx(2 * coefficients[0], rel=1e-6)
 
 
-def test_a_gap_and_its_covariance_are_those_of_curve_fit():
+def test_gap_and_covariance_match_curve_fit():
     values = 0.3 - 0.02 * np.log10(TOKENS)
     values += 0.002 * np.random.default_rng(4).standard_normal(7)
     law = fit_gap(TOKENS, values)
@@ -128,7 +128,7 @@ def test_a_gap_and_its_covariance_are_those_of_curve_fit():
     assert law.fit.covariance == pytest.approx(covariance, rel=1e-5)
 
 
-def test_intervals_widen_as_laws_are_extrapolated():
+def test_intervals_widen_with_extrapolation():
     rng = np.random.default_rng(5)
     scratch = fit_power_law(COMPUTE, losses(60, -0.07, 0.003 * rng.standard_normal(8)))
     grown = fit_power_law(COMPUTE, losses(57, -0.07, 0.003 * rng.standard_normal(8)))
@@ -148,7 +148,7 @@ def test_intervals_widen_as_laws_are_extrapolated():
     assert np.all(np.diff(widths, axis=0) > 0)
 
 
-def test_runs_that_do_all_as_if_with_more_compute_are_faster_by_as_much_everywhere():
+def test_constant_speedup_is_found_at_every_compute():
     scratch = fit_power_law(COMPUTE, losses(60, -0.07, np.zeros(8)))
     grown = fit_power_law(COMPUTE, losses(60 * 1.546**-0.07, -0.07, np.zeros(8)))
     for compute in (1e18, 1e20, 1e24):
@@ -163,7 +163,7 @@ def noisy_law(a: float, b: float, seed: int) -> PowerLaw:
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_at_the_speedup_both_losses_are_equal_and_the_other_way_round_it_is_undone(seed: int):
+def test_speedup_equalizes_losses_and_its_inverse_undoes_it(seed: int):
     scratch, grown = noisy_law(60, -0.07, seed), noisy_law(50, -0.068, seed + 100)
     found = speedup(scratch, grown, 1e22).value
     judge = scipy.optimize.brentq(lambda x: grown(10**x) - scratch(1e22), 10, 30, xtol=1e-12)
@@ -178,7 +178,7 @@ def given_law(log_a: float, b: float, covariance: np.ndarray, dof: int) -> Power
     return PowerLaw(fit)
 
 
-def test_laws_that_differ_by_their_a_alone_have_the_interval_of_welch():
+def test_laws_with_equal_b_have_welchs_interval():
     rng = np.random.default_rng(6)
     samples = [rng.normal(4.1, 0.01, 4), rng.normal(4.0, 0.05, 6)]
     scratch, grown = (
@@ -193,7 +193,7 @@ def test_laws_that_differ_by_their_a_alone_have_the_interval_of_welch():
     assert log_ratio == pytest.approx(np.array([judge.low, judge.high]) / 0.07, rel=1e-9)
 
 
-def test_the_error_of_a_speedup_is_that_of_its_derivatives_by_each_coefficient():
+def test_speedup_error_matches_numerical_derivatives():
     best = np.array([[4.1, -0.07], [4.0, -0.068]])
     root = 1e-3 * np.random.default_rng(7).standard_normal((2, 2, 2))
     covariances = root @ root.transpose(0, 2, 1)
@@ -223,7 +223,7 @@ def test_the_error_of_a_speedup_is_that_of_its_derivatives_by_each_coefficient()
 
 
 @pytest.mark.parametrize("optimum, outside", [(8.5, True), (9.5, False), (11.2, True)])
-def test_an_optimum_beyond_the_points_is_flagged(optimum: float, outside: bool):
+def test_optimum_outside_the_data_is_flagged(optimum: float, outside: bool):
     fitted = fit_parabola(LOG_D, 2.5 + 0.05 * (LOG_D - optimum) ** 2)
     # Noiseless: rounding alone, which a condition of 1e5 makes larger.
     assert fitted.optimum == pytest.approx(optimum, abs=1e-8)
@@ -231,7 +231,7 @@ def test_an_optimum_beyond_the_points_is_flagged(optimum: float, outside: bool):
     assert fitted.is_extrapolated == outside
 
 
-def test_points_that_say_next_to_nothing_have_an_interval_without_an_end():
+def test_uninformative_points_give_an_infinite_interval():
     law = fit_power_law([1e20, 1.1e20, 1.2e20], [3, 2, 3])
     assert law.intervals["a"] == (0, math.inf)
 
@@ -244,43 +244,43 @@ BAD = {
         lambda: fit_power_law([1e18, 1e19], [3, 2]),
         ["compute", "(2,)", "at least 3", "add runs"],
     ),
-    "table": (lambda: fit_gap(np.ones((3, 1)), np.ones((3, 1))), ["(3, 1)", "needs lists"]),
+    "table": (lambda: fit_gap(np.ones((3, 1)), np.ones((3, 1))), ["(3, 1)", "equal length"]),
     "lengths": (
         lambda: fit_power_law([1e18, 1e19, 1e20], [3, 2]),
-        ["compute", "(3,)", "loss", "(2,)", "of one length", "a number in each"],
+        ["compute", "(3,)", "loss", "(2,)", "equal length"],
     ),
     "negative": (
         lambda: fit_power_law([1e18, -1.0, 1e20], [3, 2, 1]),
-        ["compute[1]", "-1.0", "positive and finite", "mend or omit it"],
+        ["compute[1]", "-1.0", "positive and finite", "fix or omit it"],
     ),
     "no loss": (
         lambda: fit_power_law([1e18, 1e19, 1e20], [3, 2, math.nan]),
-        ["loss[2]", "nan", "positive and finite", "mend or omit it"],
+        ["loss[2]", "nan", "positive and finite", "fix or omit it"],
     ),
     "no gap": (
         lambda: fit_gap([1e9, 1e10, 1e11], [0.1, math.inf, 0.1]),
-        ["gap[1]", "inf", "finite", "mend or omit it"],
+        ["gap[1]", "inf", "finite", "fix or omit it"],
     ),
     "one compute": (
         lambda: fit_power_law([1e18] * 4, [3, 3.1, 2.9, 3]),
-        ["compute takes 1 different", "4 points", "add points that differ in compute"],
+        ["compute has 1 different", "4 points", "other values of compute"],
     ),
-    "one FLOP": (lambda: fit_power_law([1] * 4, [3, 3.1, 2.9, 3]), ["compute takes 1"]),
+    "one FLOP": (lambda: fit_power_law([1] * 4, [3, 3.1, 2.9, 3]), ["compute has 1"]),
     "three points": (
         lambda: fit_parabola([9, 10, 11], [3, 2, 3]),
         ["x", "(3,)", "at least 4", "add runs"],
     ),
     "two values of x": (
         lambda: fit_parabola([9, 9, 10, 10], [3, 2, 3, 2.5]),
-        ["x takes 2 different", "add points that differ in x"],
+        ["x has 2 different", "other values of x"],
     ),
     "downwards": (
         lambda: fit_parabola([9, 9.5, 10, 10.5], [2, 3, 3, 2]),
-        ["bends by -4", "from 9 to 10.5", "open upwards", "add runs on both sides"],
+        ["curvature is -4", "from 9 to 10.5", "positive curvature", "add runs on both sides"],
     ),
     "rising": (
         lambda: speedup(FALLING, RISING, 1e21),
-        ["grown", "b = 0.04", "must fall", "so"],
+        ["grown", "b = 0.04", "must decrease"],
     ),
     "rising scratch": (lambda: speedup(RISING, FALLING, 1e21), ["scratch has b"]),
     "compute": (lambda: speedup(FALLING, FALLING, 0), ["compute is 0", "positive"]),
@@ -289,7 +289,7 @@ BAD = {
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_what_cannot_be_fitted_is_named_together_with_the_way_out(name: str):
+def test_invalid_points_are_refused_with_field_and_value(name: str):
     fit, words = BAD[name]
     with pytest.raises(ValueError) as error:
         fit()

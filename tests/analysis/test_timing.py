@@ -13,7 +13,6 @@ from stackjax.analysis.timing import (
     SCALE_FREE,
     TimingLaw,
     outside_range,
-    published_factor,
     refit,
 )
 
@@ -37,50 +36,42 @@ def optima(noise: float, rng: np.random.Generator) -> np.ndarray:
 
 
 @pytest.mark.parametrize("name", TABLE_4)
-def test_the_guideline_is_table_4_of_the_paper_which_lies_beyond_its_own_range(name: str):
+def test_guideline_matches_table_4_with_warnings(name: str):
     params, tokens, billions = TABLE_4[name]
     assert f"{GUIDELINE(params, 6 * params * tokens) / 1e9:.2f}" == billions
     of_params, of_flops = outside_range(params, 6 * params * tokens)
     assert of_params.startswith("N is") and of_flops.startswith("C is")
 
 
-def test_inside_the_range_there_is_advice_without_a_warning():
+def test_no_warning_inside_the_fitted_range():
     assert f"{GUIDELINE(1.1e9, 6 * 1.1e9 * 1e11) / 1e9:.1f}" == "11.4"
     assert outside_range(1.1e9, 6 * 1.1e9 * 1e11) == []
     for bounds in zip(FITTED_PARAMS, FITTED_FLOPS, strict=True):
         assert outside_range(*bounds) == []
 
 
-def test_a_small_model_would_be_grown_after_more_tokens_than_there_are():
+def test_law_exceeds_the_tokens_of_a_small_model():
     params, tokens = 1e8, 2e9
     assert GUIDELINE(params, 6 * params * tokens) / tokens == pytest.approx(10.7, abs=0.05)
-    assert outside_range(params, 6 * params * tokens) == [
-        "N is 1e+08 parameters, 1/4.1 of the least that the timing law was fitted on "
-        "(4.1e+08).",
-        "C is 1.2e+18 FLOPs, 1/83.3 of the least that the timing law was fitted on (1e+20).",
-    ]
+    of_params, of_flops = outside_range(params, 6 * params * tokens)
+    assert "N is 1e+08 parameters, 1/4.1 of" in of_params
+    assert "(4.1e+08)" in of_params
+    assert "C is 1.2e+18 FLOPs, 1/83.3 of" in of_flops
+    assert "(1e+20)" in of_flops
 
 
-def test_warnings_say_by_how_much():
+def test_warnings_have_the_ratio():
     (of_params,) = outside_range(6e9, 1e21)
-    assert "6e+09 parameters, 2 times the most" in of_params
+    assert "6e+09 parameters, 2 times the largest" in of_params
     (of_flops,) = outside_range(1e9, 1.2e24)
-    assert "1.2e+24 FLOPs, 1e+03 times the most" in of_flops
+    assert "1.2e+24 FLOPs, 1e+03 times the largest" in of_flops
 
 
-def test_the_scale_free_rule_holds_the_guideline_at_the_size_it_was_read_off():
+def test_scale_free_rule_includes_the_guideline_at_1b():
     assert SCALE_FREE[0] <= GUIDELINE(1.1e9, 6 * 1.1e9 * 1e11) / 1e11 <= SCALE_FREE[1]
 
 
-@pytest.mark.parametrize("params, tokens, factor", [(8e9, 15e12, 24.5), (70e9, 2e12, 221)])
-def test_the_published_factor_asks_for_what_nobody_would_do(
-    params: float, tokens: float, factor: float
-):
-    # To the digits that are printed.
-    assert published_factor(params, 6 * params * tokens) == pytest.approx(factor, rel=2.5e-3)
-
-
-def test_optima_without_noise_give_the_law_back():
+def test_noiseless_optima_give_the_law():
     fitted = refit(PARAMS, FLOPS, optima(0, np.random.default_rng(0)))
     # 1 / log10 C varies by 5 %: a condition of 1e4 or so, of float64.
     assert fitted.law.params == pytest.approx(GUIDELINE.params, rel=1e-9)
@@ -89,7 +80,7 @@ def test_optima_without_noise_give_the_law_back():
     assert fitted.law(2e9, 5e20) == pytest.approx(GUIDELINE(2e9, 5e20), rel=1e-9)
 
 
-def test_intervals_of_a_refit_hold_the_law_in_90_to_99_of_100_draws():
+def test_refit_intervals_cover_the_law_in_90_to_99_of_100_draws():
     rng = np.random.default_rng(1)
     draws = [refit(PARAMS, FLOPS, optima(0.3, rng)).intervals for _ in range(200)]
     for name, (low, high) in _stack(draws).items():
@@ -108,7 +99,7 @@ def test_half_the_noise_makes_intervals_half_as_wide():
         assert narrow[name][1] - narrow[name][0] == pytest.approx((high - low) / 2, rel=1e-6)
 
 
-def test_a_refit_and_its_covariance_are_those_of_curve_fit():
+def test_refit_and_covariance_match_curve_fit():
     # Without the last, as on a whole grid N and C do not correlate, and zeros do not compare.
     params, flops, tokens = PARAMS[:8], FLOPS[:8], optima(0.3, np.random.default_rng(3))[:8]
     fitted = refit(params, flops, tokens)
@@ -131,25 +122,24 @@ BAD = {
     ),
     "one size": (
         lambda: refit([1e8] * 4, [1e18, 2e18, 1e19, 2e19], [1e8, 2e8, 1e8, 2e8]),
-        ["params takes 1", "flops takes 4", "4 points", "add points that differ in params"],
+        ["params has 1", "flops has 4", "4 points", "other values of params"],
     ),
     "one compute": (
         lambda: refit([1e8, 2e8, 3e8, 4e8], [1e18] * 4, [1e8, 2e8, 1e8, 2e8]),
-        ["params takes 4", "flops takes 1", "and, apart from that, in flops"],
+        ["params has 4", "flops has 1", "independently, flops"],
     ),
     "no tokens": (
         lambda: refit([1e8, 2e8, 3e8, 4e8], [1e18, 2e18, 1e19, 2e19], [1e8, 0, 1e8, 2e8]),
-        ["tokens[1]", "0.0", "positive and finite", "mend or omit it"],
+        ["tokens[1]", "0.0", "positive and finite", "fix or omit it"],
     ),
     "one FLOP": (lambda: TimingLaw()(1e8, 1), ["log10 of flops is 0.0", "positive"]),
     "no parameters": (lambda: GUIDELINE(0, 1e20), ["params is 0", "positive"]),
     "no range": (lambda: outside_range(math.nan, 1e20), ["params is nan", "positive"]),
-    "no factor": (lambda: published_factor(1e9, -1), ["flops is -1", "positive"]),
 }
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_what_cannot_be_asked_is_named_together_with_the_way_out(name: str):
+def test_invalid_fit_is_refused_with_field_and_value(name: str):
     ask, words = BAD[name]
     with pytest.raises(ValueError) as error:
         ask()

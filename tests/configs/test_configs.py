@@ -46,7 +46,7 @@ def test_every_config_fits_a_mesh_of_8_by_4(path):
         assert whole <= estimate.state_bytes < 1.01 * whole + 12 * 2**20
 
 
-def test_the_papers_sizes_need_an_accelerator_and_tiny_ones_run_anywhere():
+def test_paper_sizes_need_an_accelerator():
     configs = {path.stem: [load(path.stem)] for path in CONFIGS}
     for name in ("bakeoff", "noise", "table5", "gradual"):
         for size in ("tiny", "1b"):
@@ -58,7 +58,7 @@ def test_the_papers_sizes_need_an_accelerator_and_tiny_ones_run_anywhere():
 
 
 @pytest.mark.parametrize("name", PAPER)
-def test_the_papers_models_have_its_sizes(name):
+def test_paper_models_have_the_paper_sizes(name):
     total, without_tables, tokens, layers, peaks = PAPER[name]
     base, target = expand(load(f"gstack_{name}"))
     billions = num_params(target.model) / 1e9
@@ -80,7 +80,7 @@ def test_the_papers_models_have_its_sizes(name):
 
 
 @pytest.mark.parametrize("name", PAPER)
-def test_the_scratch_twin_breaks_even_at_its_end(name):
+def test_scratch_config_has_equal_cost(name):
     grown, scratch = expand(load(f"gstack_{name}")), expand(load(f"scratch_{name}"))
     assert len(scratch) == 1
     assert scratch[0].model == grown[-1].model
@@ -88,7 +88,7 @@ def test_the_scratch_twin_breaks_even_at_its_end(name):
     assert 0 <= surplus < scratch[0].per_step.flops_6nd
 
 
-def test_another_growth_factor_keeps_the_target():
+def test_growth_factor_does_not_change_the_target():
     config = load("gstack_1b", "--stages.1.growth.factor", "2")
     assert [phase.model.num_layers for phase in expand(config)] == [12, 24]
     assert load("gstack_1b", "--optimizer.peak-learning-rate", "2e-4").optimizer == (
@@ -109,7 +109,7 @@ def test_another_growth_factor_keeps_the_target():
         ("table5_1b", 8e20),
     ],
 )
-def test_runs_that_are_compared_share_target_and_cost(name, flops):
+def test_compared_runs_have_equal_target_and_cost(name, flops):
     runs = load_runs(Path(f"configs/{name}.py"))(seed=3)
     target = load(name).model
     if flops < 1e9:
@@ -126,7 +126,7 @@ def test_runs_that_are_compared_share_target_and_cost(name, flops):
     assert len(runs) == len(growths) * len(timings) + 1
 
 
-def test_the_bakeoff_has_every_operator_of_the_paper_at_d_and_5d():
+def test_bakeoff_has_every_operator_at_d_and_5d():
     for name in ("bakeoff_tiny", "bakeoff_1b"):
         runs = load_runs(Path(f"configs/{name}.py"))(seed=0)
         kinds = {label.rpartition(", ")[0] for label in runs if label != "scratch"}
@@ -136,7 +136,7 @@ def test_the_bakeoff_has_every_operator_of_the_paper_at_d_and_5d():
         assert max(tokens) == 5 * min(tokens)
 
 
-def test_growth_of_all_three_sizes_keeps_the_family():
+def test_multi_stage_configs_have_the_published_sizes():
     sizes = [(p.model.num_layers, p.model.embed_dim) for p in expand(load("flm_1b"))]
     assert sizes == [(6, 512), (12, 1024), (24, 2048)]
     layers = [phase.trained_layers for phase in expand(load("mslt_1b"))]
@@ -144,5 +144,5 @@ def test_growth_of_all_three_sizes_keeps_the_family():
     assert [p.model.num_layers for p in expand(load("gradual_1b"))] == [6, 12, 24]
 
 
-def test_one_mesh_for_all_by_default():
+def test_default_mesh_is_shared():
     assert load("gstack_1b").mesh == MeshConfig()

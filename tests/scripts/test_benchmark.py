@@ -93,13 +93,13 @@ def test_every_section_has_positive_numbers(values, section):
         assert number > 0 or name in differences or name == "temporary_bytes", name
 
 
-def test_what_a_cpu_does_not_know_says_so(values):
+def test_numbers_unknown_on_a_cpu_have_a_reason(values):
     reason = {"not_measured": "no peak is known of 'cpu'"}
     assert values["step"]["mfu"] == values["step"]["causal_mfu"] == reason
     assert "does not count" in values["step"]["device_peak_bytes"]["not_measured"]
 
 
-def test_rates_are_those_of_the_times(values, phase):
+def test_rates_match_times(values, phase):
     step, tokens = values["step"], phase.per_step.tokens
     assert step["p10_seconds"] <= step["median_seconds"] <= step["p90_seconds"]
     together = tokens / step["back_to_back_seconds"]
@@ -115,7 +115,7 @@ def test_rates_are_those_of_the_times(values, phase):
     assert values["checkpoint"]["stall_seconds"] <= values["checkpoint"]["on_disk_seconds"]
 
 
-def test_flops_are_those_of_the_formulas(values, phase):
+def test_flops_match_formulas(values, phase):
     found, model, tokens = values["flops"], phase.model, phase.per_step.tokens
     attention = model.num_layers * SEQ_LEN * model.num_heads * model.head_dim
     rest = flops.num_params(model) - model.vocab_size * model.embed_dim
@@ -127,7 +127,7 @@ def test_flops_are_those_of_the_formulas(values, phase):
     assert found["xla_flops"] > found["matmul_flops"]
 
 
-def test_bytes_are_those_of_the_state(measured, values, phase):
+def test_bytes_match_the_state(measured, values, phase):
     model = phase.model
     padding = 2 * (model.padded_vocab_size - model.vocab_size) * model.embed_dim
     stored = 4 * (flops.num_params(model) + padding)
@@ -145,13 +145,13 @@ def test_bytes_are_those_of_the_state(measured, values, phase):
     assert values["checkpoint"]["state_bytes"] == grown["reset"]
 
 
-def test_a_choice_that_changes_nothing_needs_the_memory_of_the_configured_step(measured):
+def test_neutral_choice_needs_equal_memory(measured):
     rows = [row for row in rows_of(measured[1]) if row["section"] in ("compile", "choice")]
     assert [row["case"] for row in rows] == ["", "as configured", f"loss_chunk={2 * SEQ_LEN}"]
     assert len({row["values"]["temporary_bytes"] for row in rows}) == 1
 
 
-def test_each_choice_is_changed_alone(tmp_path):
+def test_each_choice_changes_a_single_field(tmp_path):
     data = DataConfig(path="data", seq_len=128)
     config = tiny_run(tmp_path, data=data, model=tiny_model(num_layers=8, remat="dots"))
     phase = expand(config)[1]
@@ -170,7 +170,7 @@ def test_each_choice_is_changed_alone(tmp_path):
         assert changed == [name] * (name != "as configured")
 
 
-def test_the_file_says_what_was_run_and_a_trace_is_there(measured):
+def test_file_has_command_and_versions_and_trace_exists(measured):
     _, out = measured
     report = json.loads(out.read_text())
     assert report["versions"]["jax"] == jax.__version__
@@ -189,7 +189,7 @@ def measure(config, path, *sections, **fields):
     return {(row["section"], row["case"]): row["values"] for row in rows_of(out)}
 
 
-def test_what_memory_does_not_hold_is_not_measured_and_says_why(tmp_path, monkeypatch):
+def test_insufficient_memory_gives_a_reason(tmp_path, monkeypatch):
     memory = types.SimpleNamespace(available=8 * 2**10)
     monkeypatch.setattr(machine.psutil, "virtual_memory", lambda: memory)
     monkeypatch.setattr(module_of_choices, "choices", lambda *_: {})
@@ -208,7 +208,7 @@ def test_what_memory_does_not_hold_is_not_measured_and_says_why(tmp_path, monkey
     assert found["compile", ""]["program_bytes"] > 2**10
 
 
-def test_steps_that_take_too_long_are_not_measured(tmp_path, monkeypatch):
+def test_slow_steps_are_not_measured(tmp_path, monkeypatch):
     monkeypatch.setattr(module_of_choices, "choices", lambda *_: {})
     fields = {"phases": (1,), "steps": 2**20, "limit_seconds": 1e-6, "ablate": True}
     found = measure(run_config(tmp_path), tmp_path, "step", **fields)
@@ -219,7 +219,7 @@ def test_steps_that_take_too_long_are_not_measured(tmp_path, monkeypatch):
         assert re.fullmatch(reason, found[key]["not_measured"])
 
 
-def test_phases_of_a_learned_growth_say_what_they_are(tmp_path):
+def test_fit_phase_gives_a_reason(tmp_path):
     config = run_config(tmp_path)
     learned = dataclasses.replace(config.stages[1], growth=Learn(factor=2, fit_steps=3))
     config = dataclasses.replace(config, stages=(config.stages[0], learned))
@@ -230,7 +230,7 @@ def test_phases_of_a_learned_growth_say_what_they_are(tmp_path):
     assert "no operator grows" in train["growth", "parameters"]["not_measured"]
 
 
-def test_the_loader_reads_what_the_config_names_where_it_is_there(tmp_path):
+def test_loader_reads_the_config_shards_if_they_exist(tmp_path):
     config = run_config(tmp_path)
     loop.write_synthetic(tmp_path, config.model.vocab_size, SEQ_LEN)
     config = dataclasses.replace(
@@ -249,12 +249,12 @@ def test_the_loader_reads_what_the_config_names_where_it_is_there(tmp_path):
         ({"out": Path("no/such/x.json")}, "--out is no/such/x.json, but there is no directory"),
     ],
 )
-def test_options_that_name_what_is_not_there_are_refused(tmp_path, fields, message):
+def test_unknown_section_or_phase_is_refused(tmp_path, fields, message):
     with pytest.raises(ValueError, match=message):
         benchmark(BenchmarkConfig(config=tmp_path, **fields), run_config(tmp_path))
 
 
-def test_a_wrong_option_is_one_line(world, monkeypatch, capsys):
+def test_wrong_option_gives_one_line(world, monkeypatch, capsys):
     args = [str(world.path / "config.py"), "--sections", "stp", "--model.num-layers", "4"]
     monkeypatch.setattr(sys, "argv", ["benchmark", *args])
     monkeypatch.setattr(jax.config, "update", lambda *_: None)
@@ -269,7 +269,7 @@ def page(tmp_path):
     return Path(shutil.copy(ROOT / "docs" / "performance.md", tmp_path))
 
 
-def test_the_page_has_a_table_of_everything(measured, values, page):
+def test_page_has_every_table(measured, values, page):
     write(PerformanceConfig(results=(measured[1],), page=page))
     text = page.read_text()
     for name, table in TABLES.items():
@@ -288,7 +288,7 @@ def test_the_page_has_a_table_of_everything(measured, values, page):
     assert page.read_text() == text
 
 
-def test_accelerators_have_a_table_of_their_own(measured, page, tmp_path):
+def test_accelerators_have_a_separate_table(measured, page, tmp_path):
     report = json.loads(measured[1].read_text()) | {"platform": "gpu"}
     (tmp_path / "gpu.json").write_text(json.dumps(report))
     write(PerformanceConfig(results=(tmp_path / "gpu.json",), page=page))
@@ -306,13 +306,13 @@ def test_accelerators_have_a_table_of_their_own(measured, page, tmp_path):
         ('{"row": []}', "command is None, which is not a text"),
     ],
 )
-def test_a_file_that_is_no_result_is_refused(tmp_path, page, text, said):
+def test_damaged_result_is_refused(tmp_path, page, text, said):
     (tmp_path / "x.json").write_text(text)
     with pytest.raises(ValueError, match=rf"x\.json is damaged: {said}.*of scripts\.bench"):
         write(PerformanceConfig(results=(tmp_path / "x.json",), page=page))
 
 
-def test_a_page_without_a_place_for_a_table_is_refused(measured, page):
+def test_page_without_markers_is_refused(measured, page):
     page.write_text(page.read_text().replace("<!-- end growth -->", ""))
     with pytest.raises(ValueError, match=r"must have one <!-- begin growth --> and one"):
         write(PerformanceConfig(results=(measured[1],), page=page))
@@ -334,5 +334,5 @@ def test_a_page_without_a_place_for_a_table_is_refused(measured, page):
         ("mfu", {"not_measured": "why"}, "not measured: why"),
     ],
 )
-def test_numbers_carry_their_units(name, value, text):
+def test_numbers_have_units(name, value, text):
     assert show(name, value) == text

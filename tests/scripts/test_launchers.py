@@ -138,7 +138,7 @@ def test_shellcheck_finds_nothing(script):
 
 
 @pytest.mark.parametrize("name", LAUNCHES)
-def test_a_dry_run_prints_what_was_asked_and_runs_nothing(name, tmp_path):
+def test_dry_run_prints_options_and_runs_nothing(name, tmp_path):
     command, _, words = LAUNCHES[name]
     ended, notes = launch(tmp_path, NOTING, command, "--dry-run")
     assert (ended.returncode, ended.stderr, notes) == (0, "", "")
@@ -148,7 +148,7 @@ def test_a_dry_run_prints_what_was_asked_and_runs_nothing(name, tmp_path):
 
 
 @pytest.mark.parametrize("name", LAUNCHES)
-def test_what_is_printed_is_what_is_run(name, tmp_path):
+def test_printed_command_is_the_executed_command(name, tmp_path):
     command, tools, _ = LAUNCHES[name]
     printed, _ = launch(tmp_path / "dry", NOTING, command, "--dry-run")
     pasted, expected = execute(tmp_path / "pasted", NOTING, "bash", "-c", printed.stdout)
@@ -159,7 +159,7 @@ def test_what_is_printed_is_what_is_run(name, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["slurm", "slurm, every option"])
-def test_the_batch_script_parses_and_begins_with_its_options(name, tmp_path):
+def test_batch_script_parses_and_starts_with_options(name, tmp_path):
     printed, _ = launch(tmp_path, NOTING, LAUNCHES[name][0], "--dry-run")
     batch = printed.stdout.removeprefix("sbatch <<'BATCH'\n").partition("\nBATCH\n")[0]
     first, *lines = batch.splitlines()
@@ -171,7 +171,7 @@ def test_the_batch_script_parses_and_begins_with_its_options(name, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["slurm", "run", "gke"])
-def test_what_follows_the_dashes_reaches_training_as_it_is(name, tmp_path):
+def test_arguments_after_dashes_reach_training_unchanged(name, tmp_path):
     home = tmp_path / "stackjax"
     (home / ".venv" / "bin").mkdir(parents=True)
     (home / ".venv" / "bin" / "python").symlink_to(tmp_path / "tools" / "python")
@@ -182,7 +182,7 @@ def test_what_follows_the_dashes_reaches_training_as_it_is(name, tmp_path):
 
 
 @pytest.mark.parametrize(("code", "is_queued"), [(0, False), (2, False), (143, True)])
-def test_only_a_run_that_was_told_to_stop_is_queued_again(code, is_queued, tmp_path):
+def test_only_a_preempted_run_is_requeued(code, is_queued, tmp_path):
     job = {"CODE": str(code), "SLURM_JOB_ID": "7"}
     ended, notes = launch(tmp_path, ACTING, LAUNCHES["slurm"][0], **job)
     assert ended.returncode == code
@@ -190,7 +190,7 @@ def test_only_a_run_that_was_told_to_stop_is_queued_again(code, is_queued, tmp_p
 
 
 @pytest.mark.parametrize("name", MISTAKES)
-def test_a_mistake_is_one_line_and_exit_code_2(name, tmp_path):
+def test_error_is_one_line_with_exit_code_2(name, tmp_path):
     command, said = MISTAKES[name]
     ended, notes = launch(tmp_path, NOTING, command)
     assert (ended.returncode, ended.stdout, notes) == (2, "", "")
@@ -224,7 +224,7 @@ def examples() -> list[tuple[str, int]]:
 
 
 @pytest.mark.parametrize(("example", "num_devices"), examples())
-def test_the_examples_of_the_docs_start_runs_that_fit(example, num_devices, tmp_path):
+def test_examples_in_the_docs_fit_their_devices(example, num_devices, tmp_path):
     command, _, rest = example.partition(" -- ")
     if command.startswith("scripts/"):
         ended, _ = execute(tmp_path, NOTING, *shlex.split(command), "--dry-run", "--", rest)

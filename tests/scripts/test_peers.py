@@ -41,7 +41,7 @@ def measured(tmp_path_factory):
     return found
 
 
-def test_throughput_is_the_median_of_the_rounds(measured):
+def test_throughput_is_the_median_over_rounds(measured):
     known = medians(measured, "tiny")
     assert known["stackjax"] == 2 * 8 * 256 / 1.0
     assert known["plain"] == 2 * 8 * 256 / 2.0
@@ -62,19 +62,19 @@ def test_the_table_is_sorted_and_divides_by_the_fastest_jax_peer(measured):
     assert lines[-1] == "Parameters: 7 in all of them."
 
 
-def test_without_a_jax_peer_the_fastest_is_the_measure(measured):
+def test_without_jax_peer_the_fastest_peer_is_the_reference(measured):
     alone = {name: measured[name] for name in ("stackjax", "litgpt")}
     assert "over litgpt" in table(alone, "tiny")
 
 
-def test_the_file_holds_every_round_and_is_json(measured):
+def test_file_is_json_with_every_round(measured):
     written = json.loads(json.dumps(contents(measured, "tiny", {"environment": {}})))
     assert written["peers"]["plain"]["seconds"] == SECONDS["plain"]
     assert written["peers"]["plain"]["losses"] == [6.0, 5.0, 4.0, 4.0, 4.0]
     assert written["shape"]["vocab_size"] == 512
 
 
-def test_a_table_says_when_and_of_what_it_is(measured):
+def test_table_has_date_machine_and_versions(measured):
     settings = {"date": "2026-11-28", "num_cores": 2, "cpu": "AMD EPYC"}
     settings["versions"] = {"jax": "0.11.2", "torch": "2.13.0"}
     assert origin(measured, settings) == (
@@ -82,7 +82,7 @@ def test_a_table_says_when_and_of_what_it_is(measured):
     )
 
 
-def test_a_worker_that_ends_early_ends_the_comparison_with_its_log(tmp_path):
+def test_crashed_worker_ends_the_comparison_with_its_log(tmp_path):
     command = [sys.executable, "-I", "-c", "raise RuntimeError('no such device')"]
     with pytest.raises(SystemExit, match="no such device"):
         measure({"plain": command}, {}, tmp_path, rounds=1, steps=1)
@@ -99,7 +99,7 @@ def falling(by: float) -> Peer:
     )
 
 
-def test_a_worker_answers_each_line_with_what_its_steps_took():
+def test_worker_answers_each_line_with_times():
     answers = io.StringIO()
     serve(falling(0.5), ["2\n", "3\n"], answers)
     started, warm, first, second = map(json.loads, answers.getvalue().splitlines())
@@ -111,24 +111,24 @@ def test_a_worker_answers_each_line_with_what_its_steps_took():
     assert first["peak_rss_mb"] > 1
 
 
-def test_a_step_that_does_not_train_is_refused():
+def test_step_without_progress_is_refused():
     with pytest.raises(ValueError, match=r"the loss went from 6.0 to 6.0"):
         serve(falling(0.0), [], io.StringIO())
 
 
-def test_each_peer_has_the_python_that_is_named_for_it():
+def test_peer_uses_its_named_python():
     config = PeersConfig(shape="tiny", peers=("plain", "maxtext"), python=("maxtext=/a=b",))
     assert interpreters(config) == {"plain": sys.executable, "maxtext": "/a=b"}
 
 
 @pytest.mark.parametrize("pair", ["litgpt=/python", "/python", "plain="])
-def test_a_python_for_no_peer_is_refused(pair):
+def test_python_for_unknown_peer_is_refused(pair):
     config = PeersConfig(shape="tiny", peers=("plain",), python=(pair,))
     with pytest.raises(UserError, match="is not PEER=PATH"):
         interpreters(config)
 
 
-def test_versions_are_those_of_every_python():
+def test_versions_of_all_pythons():
     jax = importlib.metadata.version("jax")
     torch, transformers = map(importlib.metadata.version, ("torch", "transformers"))
     pythons = dict.fromkeys(("stackjax", "plain", "transformers"), sys.executable)
@@ -143,12 +143,12 @@ def test_peers_of_different_versions_are_refused(tmp_path):
         installed({"stackjax": sys.executable, "plain": str(other)})
 
 
-def test_a_peer_that_is_not_installed_is_named():
+def test_missing_peer_package_is_named():
     with pytest.raises(SystemExit, match=r"litgpt needs .* in"):
         installed({"litgpt": sys.executable})
 
 
-def test_all_shapes_split_their_channels_over_heads():
+def test_shapes_split_channels_over_heads():
     for shape in SHAPES.values():
         assert shape.head_dim * shape.num_heads == shape.embed_dim
         assert shape.tokens().shape == (shape.batch_size, shape.seq_len + 1)

@@ -54,7 +54,7 @@ def environment(world, monkeypatch):
     monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 
 
-def test_every_cell_costs_the_same_and_begins_with_the_same_small_model(world, tmp_path):
+def test_cells_have_equal_cost_and_equal_small_model(world, tmp_path):
     runs = grid(options(world, tmp_path, seeds=(0, 1)))
     assert len(runs) == 2 * (2 * 2 + 1)
     ends = [expand(config)[-1] for config in runs.values()]
@@ -69,9 +69,7 @@ def test_every_cell_costs_the_same_and_begins_with_the_same_small_model(world, t
             assert small == [3 * STEP, 2 * STEP]
 
 
-def test_a_sweep_killed_at_random_and_run_again_ends_in_the_table_of_one_that_was_not(
-    world, tmp_path, environment, capsys
-):
+def test_randomly_killed_sweep_resumes_to_an_equal_table(world, tmp_path, environment, capsys):
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     for path in (whole, killed):
         path.mkdir()
@@ -117,7 +115,7 @@ def test_a_sweep_killed_at_random_and_run_again_ends_in_the_table_of_one_that_wa
     assert (cells / "comparison" / "isoflop" / "isoflop.md").read_text() == table
 
 
-def test_every_cell_has_a_command(world, tmp_path, monkeypatch, capsys):
+def test_dry_run_prints_a_command_per_cell(world, tmp_path, monkeypatch, capsys):
     args = ["sweep", "swept.py", "--tokens", "384", "--dry-run"]
     monkeypatch.setattr("sys.argv", args)
     sweep(options(world, tmp_path, dry_run=True))
@@ -128,21 +126,19 @@ def test_every_cell_has_a_command(world, tmp_path, monkeypatch, capsys):
 
 REFUSED = [
     ({"cell": 5}, r"--cell is 5; the grid has 0 to 4"),
-    ({"tokens": (10**9,)}, r"stack\(2\), .*has spent .* before its last model trains"),
+    ({"tokens": (10**9,)}, r"stack\(2\), .*the earlier stages cost"),
     ({"growths": ("stak(2)",)}, r"stak"),
 ]
 
 
 @pytest.mark.parametrize(("fields", "message"), REFUSED)
-def test_a_grid_that_does_not_fit_is_refused(world, tmp_path, fields, message):
+def test_invalid_grid_is_refused(world, tmp_path, fields, message):
     with pytest.raises(ValueError, match=message):
         sweep(options(world, tmp_path, **fields))
 
 
 @pytest.mark.parametrize("dry_run", [True, False])
-def test_a_schedule_that_does_not_fit_one_cell_is_found_before_any_starts(
-    world, tmp_path, dry_run
-):
+def test_invalid_cell_is_found_before_training(world, tmp_path, dry_run):
     given = options(world, tmp_path, dry_run=dry_run)
     flops = expand(read_config(given.config))[-1].end.flops_6nd
     given = dataclasses.replace(given, flops=float(flops))
@@ -159,13 +155,13 @@ def test_a_schedule_that_does_not_fit_one_cell_is_found_before_any_starts(
     assert not (tmp_path / "cells").exists()
 
 
-def test_a_growth_with_a_fraction_is_one_directory(world, tmp_path):
+def test_growth_with_a_fraction_has_a_valid_directory(world, tmp_path):
     runs = grid(options(world, tmp_path, growths=("width_zero(mlp=4/3)",)))
     for config in runs.values():
         assert Path(config.workdir).parent == tmp_path / "cells"
 
 
-def test_a_small_model_that_would_train_otherwise_for_each_timing_is_refused(world, tmp_path):
+def test_small_model_schedule_must_not_depend_on_timing(world, tmp_path):
     given = options(world, tmp_path, config=world.path / "config.py")
-    with pytest.raises(ValueError, match=r"schedule of stages.0 is cosine and ends with its"):
+    with pytest.raises(ValueError, match=r"schedule of stages.0 is cosine"):
         sweep(given)
