@@ -197,7 +197,8 @@ def _check(name: Any, tensor: Any, path: Path) -> None:
         )
     if str(tensor.layout) != "torch.strided" or str(tensor.device) != "cpu":
         raise UserError(
-            f"{name} in {path} is {tensor.layout} on {tensor.device}; only dense CPU tensors load."
+            f"{name} in {path} is {tensor.layout} on {tensor.device}; it must be a dense "
+            f"tensor on the CPU."
         )
     if _torch_dtype(tensor) not in {dtype.name for dtype in DTYPES.values()}:
         raise UserError(
