@@ -116,7 +116,7 @@ def _check_padding(fields: Mapping[str, Any], name: str) -> None:
 
 
 def _check_layer_types(fields: Mapping[str, Any], name: str) -> None:
-    """Raises UserError unless `layer_types` has one supported type per layer."""
+    """Raises UserError unless `layer_types` has a supported type for each layer."""
     kinds, num_layers = fields.get("layer_types"), fields["num_hidden_layers"]
     if kinds is None:
         return

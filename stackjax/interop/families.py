@@ -78,7 +78,7 @@ LLAMA3_RULES = {
 
 @dataclasses.dataclass(frozen=True)
 class Family:
-    """Defaults and additional field rules for one model family."""
+    """Defaults and additional field rules for a model family."""
 
     architecture: str
     seq_len: int

@@ -72,7 +72,7 @@ def portable_files(source: epath.Path) -> list[str]:
     """Returns the names of all files still valid for a grown model.
 
     Raises:
-      UserError: A file is a link out of the folder, so it may be private.
+      UserError: A file is a link out of the folder, possibly to a private file.
     """
     found = sorted({path for pattern in _PORTABLE for path in source.glob(pattern)})
     names = [str(path.relative_to(source)) for path in found]

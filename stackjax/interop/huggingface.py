@@ -186,7 +186,7 @@ def read_folder(path: Path) -> Folder:
     """Returns an opened folder.
 
     Raises:
-      UserError: The folder is incomplete or damaged, or its model is not supported.
+      UserError: The folder is incomplete or damaged, or has an unsupported model.
     """
     fields = read_fields(path)
     config = model_config(fields, str(path / CONFIG))

@@ -17,7 +17,7 @@ _MAX_SHOWN = 80
 
 @dataclasses.dataclass(frozen=True)
 class Rule:
-    """Allowed values for one field."""
+    """Allowed values for a field."""
 
     types: tuple[type, ...] = ()
     """Allowed types, compared exactly (`True` is not an integer); empty allows every type."""
@@ -52,7 +52,7 @@ class Rule:
 
 
 def check_fields(fields: Mapping[str, Any], rules: Mapping[str, Rule], where: str) -> None:
-    """Raises UserError if a field breaks its rule; absent fields pass.
+    """Raises UserError if a field breaks a rule; absent fields pass.
 
     Args:
       where: File name for messages.

@@ -108,7 +108,7 @@ def _files(folder: Path) -> dict[Path, set[str]]:
 
 
 def _indexed_files(folder: Path) -> dict[Path, set[str]]:
-    """Returns the files listed in a folder's index, each with its tensors."""
+    """Returns the files listed in a folder's index, each with tensor names."""
     index = Path(file_inside(folder, INDEX, str(folder)))
     contents = read_json(index)
     weight_map = contents.get("weight_map") if isinstance(contents, dict) else None
