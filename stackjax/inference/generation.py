@@ -20,11 +20,11 @@ from stackjax.runtime.errors import UserError
 from stackjax.sharding.partition import auto_sharded, logical, num_shards
 from stackjax.tokenizer.tokenization import Tokenization
 
-_PIECE = 256
+_PREFILL_TOKENS = 256
 """Prompt tokens per prefill step; bounds attention memory."""
-_SLOTS = 256
+_CAPACITY_MULTIPLE = 256
 """KV cache capacities are multiples of this, so that few programs are compiled."""
-_DRAWS_PER_LOOK = 16
+_TOKENS_PER_CHECK = 16
 """Tokens between two checks for stop strings."""
 _INCOMPLETE = "\N{REPLACEMENT CHARACTER}"
 """Decoded form of an incomplete UTF-8 character."""
@@ -91,7 +91,7 @@ def continuations(
     tokenizer, end_ids = pretrained.tokenizer, set(pretrained.tokenization.end_ids)
     rows: list[list[int]] = [[] for _ in prompts]
 
-    def is_enough(row: list[int]) -> bool:
+    def is_finished(row: list[int]) -> bool:
         if row[-1] in end_ids:
             return True
         text = tokenizer.decode(row)
@@ -103,7 +103,7 @@ def continuations(
             if end_ids.isdisjoint(row[-1:]):
                 row.append(token)
         # Decoding is slower than drawing a few more tokens.
-        if until and count % _DRAWS_PER_LOOK == 0 and all(map(is_enough, rows)):
+        if until and count % _TOKENS_PER_CHECK == 0 and all(map(is_finished, rows)):
             break
     return [np.array(row) for row in rows]
 
@@ -145,16 +145,16 @@ def _draws(
             prompts, pretrained.tokenization.prefix_id, num_shards("batch")
         )
         num_rows, width = tokens_BT.shape
-        capacity = _round_up(max(width, int(lengths_B.max()) + max_tokens), _SLOTS)
+        capacity = _round_up(max(width, int(lengths_B.max()) + max_tokens), _CAPACITY_MULTIPLE)
         cache = empty_cache(config, num_rows, capacity)
         logits_BV = jnp.zeros(
             (num_rows, config.padded_vocab_size), out_sharding=logical("batch", "vocab")
         )
         lengths_B = put_rows(lengths_B)
-        piece = min(width, _PIECE)
+        piece = min(width, _PREFILL_TOKENS)
         for start in range(0, width, piece):
             piece_BT = put_rows(tokens_BT[:, start : start + piece])
-            logits_BV, cache = _read(
+            logits_BV, cache = _prefill(
                 config, params, cache, logits_BV, piece_BT, start, lengths_B
             )
         tokens_B = _draw(sampling, vocab_size, logits_BV, key, 0)
@@ -174,13 +174,13 @@ def _batch(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Returns right-padded prompts, [B, T], and their lengths, [B].
 
-    T is a power of two or a multiple of `_PIECE`; B is rounded up to a multiple of `divisor`.
+    T is a power of two or a multiple of `_PREFILL_TOKENS`; B is a multiple of `divisor`.
     """
     texts = [prompt if len(prompt) else [prefix_id] for prompt in prompts]
     texts += [[prefix_id]] * (-len(texts) % divisor)
     lengths_B = np.array([len(text) for text in texts], np.int32)
     longest = int(lengths_B.max())
-    width = min(1 << (longest - 1).bit_length(), _round_up(longest, _PIECE))
+    width = min(1 << (longest - 1).bit_length(), _round_up(longest, _PREFILL_TOKENS))
     tokens_BT = np.zeros((len(texts), width), np.int32)
     for row_T, text in zip(tokens_BT, texts, strict=True):
         row_T[: len(text)] = text
@@ -192,7 +192,7 @@ def _round_up(number: int, multiple: int) -> int:
 
 
 @functools.partial(jax.jit, static_argnums=0, donate_argnums=2)
-def _read(
+def _prefill(
     config: ModelConfig,
     params: Params,
     cache: Cache,

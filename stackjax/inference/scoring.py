@@ -26,7 +26,7 @@ from stackjax.sharding.partition import logical, num_shards
 NUM_LENGTHS = 8
 """Number of padded lengths; each compiles a program."""
 _RATIO = 1.6
-_AHEAD = 8
+_IN_FLIGHT = 8
 """Batches in flight before the oldest result is read."""
 
 
@@ -102,7 +102,7 @@ def _score_batches(
         length = min(length for length in lengths if length >= longest)
         batch = Rows(*map(put_rows, _pad(rows, num_rows, length)))
         sent.append((indices, score_rows(pretrained.config, pretrained.params, batch)))
-        if len(sent) > _AHEAD:
+        if len(sent) > _IN_FLIGHT:
             yield sent.popleft()
     yield from sent
 

@@ -42,7 +42,7 @@ _FUSED = "attn.attn.weight"
 _PROJECTIONS = ("self_attn.q_proj.weight", "self_attn.k_proj.weight", "self_attn.v_proj.weight")
 
 
-_DAMAGES = (
+_LOAD_ERRORS = (
     pickle.UnpicklingError,
     RuntimeError,
     EOFError,
@@ -176,7 +176,7 @@ def _load(path: Path) -> Mapping[str, Any]:
         found = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except FileNotFoundError:
         raise
-    except _DAMAGES as error:
+    except _LOAD_ERRORS as error:
         raise UserError(
             f"{path} is damaged, or holds more than tensors; no code was run: "
             f"{shown(str(error).partition(chr(10))[0])}"
