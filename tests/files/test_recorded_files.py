@@ -67,7 +67,7 @@ def test_unknown_field_in_a_recorded_model_is_named(tmp_path, name):
     run = record_run(tmp_path / "run", tiny_run(), ROWS)
     file = run / "config.json"
     file.write_text(json.dumps(replaced(json.loads(file.read_text()), ("config", name), 1)))
-    with pytest.raises(UserError, match=r"config\.json (is damaged|does not say)"):
+    with pytest.raises(UserError, match=r"config\.json (is damaged|lacks)"):
         read_record(run)
 
 
