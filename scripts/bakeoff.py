@@ -25,9 +25,10 @@ from etils import epath
 from scripts.cells import Cells, check_cells, check_phases
 from scripts.results import best, draw, final_loss, table
 from stackjax.config import Config
-from stackjax.config_file import flatten, load_function
+from stackjax.config_file import flatten
 from stackjax.config_record import RECORD, config_record, read_config_record
 from stackjax.files.output import check_writable
+from stackjax.files.python_file import load_function
 from stackjax.run.train import train
 from stackjax.runtime.command_line import parse
 from stackjax.runtime.constraints import Checked, OnlyWith

@@ -170,7 +170,7 @@ def _measure_phase(
     limits = (options.steps, options.limit_seconds)
     with jax.set_mesh(mesh):
         record("model", lambda: describe(config, phase))
-        if phase.name == "fit":
+        if phase.fit is not None:
             reason = "the step that fits a learned growth is not the model's"
             add(Row(section="step", phase=phase.directory, values=NotMeasured(reason)))
             return
@@ -188,7 +188,7 @@ def _measure_phase(
         if options.ablate:
             for name, choice in measure_choices(config, phase, mesh, *limits).items():
                 record("choice", lambda choice=choice: choice, name)
-        if "ahead" in sections and source is not None and source.name != "fit":
+        if "ahead" in sections and source is not None and source.fit is None:
             record("ahead", lambda: measure_ahead(config, source, phase, *limits))
         if "host" in sections:
             record("host", lambda: measure_host(config, phase, mesh, times))

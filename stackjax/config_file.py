@@ -1,14 +1,10 @@
 """Config files: loading, command-line overrides, records in run directories, comparison."""
 
 import argparse
-import contextlib
 import dataclasses
-import importlib.util
 import json
 import re
-import sys
-import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Generic, TypeVar
 
@@ -18,6 +14,7 @@ from etils import epath
 from stackjax.config import Config, Stage
 from stackjax.config_record import RECORD, config_record, read_config_record
 from stackjax.data.manifest import Manifest
+from stackjax.files.python_file import load_function
 from stackjax.files.storage import replace_text
 from stackjax.growth.base import Growth
 from stackjax.optimizers import AdamW, Optimizer, find_optimizer
@@ -129,28 +126,34 @@ def load_command(prog: str, args: list[str], options: Options) -> tuple[Config, 
       UserError: The file is missing, cannot be run, or returns no config.
       SystemExit: The help page was requested and printed.
     """
-    parser = argparse.ArgumentParser(prog=prog, add_help=False, allow_abbrev=False)
-    parser.add_argument("--config", metavar="FILE", type=Path, nargs="?")
-    known, overrides = parser.parse_known_args(args)
-    if known.config is None and {"-h", "--help"} & set(args):
+    path, overrides = config_argument(args)
+    if path is None and {"-h", "--help"} & set(args):
         page = tyro.conf.AvoidSubcommands[_Page[type(options)]]  # type: ignore
         parse(page, prog=prog, description=Config.__doc__, args=["--help"])
-    if known.config is None:
+    if path is None:
         raise UserError(
             f"no config given; try `{prog} --config configs/tiny.py`, and add --help for "
             f"every field that can be overridden."
         )
-    config, overrides = _override_growths(read_config(known.config), overrides)
+    config, overrides = _override_growths(read_config(path), overrides)
     config, overrides = _override_optimizer(config, overrides)
     command = _Command[type(options)](config, options)  # type: ignore
     found = parse(
         tyro.conf.AvoidSubcommands[_Command[type(options)]],  # type: ignore
-        prog=f"{prog} --config {known.config}",
+        prog=f"{prog} --config {path}",
         description=Config.__doc__,
         default=command,
         args=overrides,
     )
     return found.config, found.options
+
+
+def config_argument(args: Sequence[str]) -> tuple[Path | None, list[str]]:
+    """Returns the file after `--config` on a command line, and the other arguments."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--config", metavar="FILE", type=Path, nargs="?")
+    known, rest = parser.parse_known_args(args)
+    return known.config, rest
 
 
 def _override_growths(config: Config, args: list[str]) -> tuple[Config, list[str]]:
@@ -205,47 +208,6 @@ def read_config(path: Path) -> Config:
             f"--config {path}: the file must define get_config() -> stackjax.config.Config."
         )
     return config
-
-
-def load_function(path: Path, name: str) -> Callable[..., Any] | None:
-    """Returns a function of a user's file, or None.
-
-    Raises:
-      UserError: The file is missing or fails. The function raises UserError for any failure.
-    """
-    if not path.is_file():
-        raise UserError(
-            f"--config {path}: there is no such file; write a Python file with "
-            f"get_config(), or copy one from configs/ in the repository of stackjax."
-        )
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    if spec is None or spec.loader is None:
-        raise UserError(f"--config {path}: a config is a Python file, named *.py.")
-    module = importlib.util.module_from_spec(spec)
-    with _errors_of(path):
-        spec.loader.exec_module(module)
-    function = getattr(module, name, None)
-    return _errors_of(path)(function) if callable(function) else None
-
-
-@contextlib.contextmanager
-def _errors_of(path: Path) -> Iterator[None]:
-    """Turns every error in a user's file into a UserError with file, line and reason."""
-    # Configs build on each other: `import tiny` works from beside it.
-    sys.path.insert(0, str(path.parent))
-    try:
-        yield
-    except (UserError, KeyboardInterrupt):
-        raise
-    # The file is the user's code: anything may go wrong in it, and an exit is no success.
-    except BaseException as error:
-        frames, file = traceback.extract_tb(error.__traceback__), path.resolve()
-        lines = [frame.lineno for frame in frames if Path(frame.filename).resolve() == file]
-        where = f", line {lines[-1]}" if lines else ""  # a SyntaxError says it itself
-        reason = traceback.TracebackException.from_exception(error)  # whose text never fails
-        raise UserError(f"--config {path}{where}: {type(error).__name__}: {reason}") from error
-    finally:
-        sys.path.remove(str(path.parent))
 
 
 def flatten(value: Any, path: str = "") -> dict[str, Any]:

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 import tyro
 
 from stackjax.config import GrowthField
+from stackjax.growth.base import OptimizerState
 from stackjax.model.config import Dim
 from stackjax.runtime.constraints import Checked, OnlyWith
 from stackjax.runtime.numbers import (
@@ -64,11 +65,12 @@ class GrowConfig(Checked):
     a folder."""
     growth: GrowthField
     """Growth operator, such as `stack(4)`."""
-    optimizer_state: Literal["drop", "grow", "keep"] = "drop"
-    """Drop the optimizer state, grow the moments with the gradients, or keep old moments and
-    zero new moments."""
+    optimizer_state: OptimizerState = "reset"
+    """Reset (no optimizer state in the result), grow the moments with the gradients, or keep
+    old moments and zero new moments."""
     config: Path | None = None
-    """Config file with validation data, to evaluate the model before and after growth."""
+    """Config file with growth operators for --growth, and with validation data: a checkpoint
+    is evaluated before and after growth."""
     seed: Seed = 0
     """Seed for new random parameters."""
     source_tokens: Count = 0

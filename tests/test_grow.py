@@ -20,7 +20,6 @@ from stackjax.checkpoint.restore import load_whole, read_contents
 from stackjax.checkpoint.save import Checkpoints
 from stackjax.config import CheckpointConfig
 from stackjax.growth import DepthRandom, Learn, Stack
-from stackjax.growth.learned import Fit
 from stackjax.optimizers import AdamW, Muon
 from stackjax.sharding.partition import on_mesh
 from stackjax.training.compile import abstract_part
@@ -62,9 +61,9 @@ def state_of(config, optimizer) -> TrainState:
     [
         ("stack", MUON, "keep", "fsdp 8"),
         ("split, uneven", BFLOAT16, "grow", "fsdp 8"),
-        ("depth zero, stacked, fresh", None, "grow", "one device"),
+        ("depth zero, stacked, fresh", None, "reset", "one device"),
         ("chain with noise", ADAMW, "grow", "one device"),
-        ("learn both", None, "grow", "one device"),
+        ("learn both", None, "reset", "one device"),
     ],
 )
 def test_parameters_grown_one_at_a_time_are_those_grown_at_once(name, optimizer, moments, on):
@@ -80,9 +79,9 @@ def test_parameters_grown_one_at_a_time_are_those_grown_at_once(name, optimizer,
         )
 
     tx = (optimizer or ADAMW).build(model.logical_axes(target))
-    at_once = functools.partial(grow_state, growth, source, tx, moments=moments)
+    at_once = functools.partial(grow_state, growth, source, tx, optimizer_state=moments)
     if optimizer is None:
-        at_once = functools.partial(at_once, moments="reset")
+        at_once = functools.partial(at_once, optimizer_state="reset")
     expected = jax.jit(at_once)(whole, key=KEY)
     with jax.set_mesh(mesh):
         grown = grow_by_parts(growth, source, optimizer, load, KEY, moments)
@@ -157,9 +156,9 @@ def test_moments_in_bfloat16_are_found_grown_and_stay_so(tmp_path, run):
     state = jax.tree.map(jnp.asarray, state_of(source, BFLOAT16))
     target = growth.target_config(source)
     tx = BFLOAT16.build(model.logical_axes(target))
-    expected = jax.jit(functools.partial(grow_state, growth, source, tx, moments="grow"))(
-        state, key=KEY
-    )
+    expected = jax.jit(
+        functools.partial(grow_state, growth, source, tx, optimizer_state="grow")
+    )(state, key=KEY)
     keep, phase = CheckpointConfig(every_tokens=1), phase_of(source, optimizer=BFLOAT16)
     with jax.set_mesh(mesh), Checkpoints(epath.Path(tmp_path), phase, keep) as checkpoints:
         checkpoints.save(4, state, Counts())
@@ -199,12 +198,12 @@ def test_arrays_that_are_not_finite_are_refused_unless_asked_for(tmp_path, run, 
     assert run(*args, "--allow-nonfinite")[0] == 0
 
 
-def test_a_promise_that_is_broken_leaves_nothing(uncut, tmp_path, run, monkeypatch):
-    monkeypatch.setattr(Stack, "promise", "exact")
+def test_growth_that_changes_the_function_writes_nothing(uncut, tmp_path, run, monkeypatch):
+    monkeypatch.setattr(Stack, "preserves_function", "always")
     args = ("--growth", "stack(2)", "--config", uncut.parent / "config.py")
     code, _, err = run(uncut / "stage_0/train", tmp_path / "x", *args)
     assert code == 2
-    assert re.match(r"error: stack\(2\) promises to keep the function \(exact\), but", err)
+    assert re.match(r"error: stack\(2\)\.preserves_function is 'always', but", err)
     assert not (tmp_path / "x").exists()
 
 
@@ -215,11 +214,11 @@ ERRORS = {
     "target taken": (("uncut", "uncut", "stack(2)"), "output '.*uncut' exists already; remove"),
     "masks": (
         ("uncut", "new", "depth_random(2, 100)"),
-        r"--growth depth_random\(factor=2, mask_tokens=100\) lets in .* works inside a run, as",
+        r"--growth is depth_random\(.*\), with masks .* works only inside a run",
     ),
     "learned moments": (
         ("uncut", "new", "learn(2)", "--optimizer-state", "grow"),
-        r"--optimizer-state is 'grow', but .* moments grow by learn\(factor=2\); leave it at",
+        r"--optimizer-state is 'grow', but learn\(factor=2\) has .* at reset",
     ),
     "no such layer": (
         ("uncut", "new", "layer_map(1-9)"),
@@ -244,8 +243,8 @@ def test_what_cannot_be_is_one_line(name, uncut, run):
 
 def test_a_model_that_is_not_done_growing_is_refused(tmp_path, run):
     source = tiny_model(num_layers=2)
-    masks = DepthRandom(2, mask_tokens=4 * 64).reparameterisations(tiny_model(num_layers=1))
-    phase = phase_of(source, reparameterisations=masks)
+    masks = DepthRandom(2, mask_tokens=4 * 64).reparameterizations(tiny_model(num_layers=1))
+    phase = phase_of(source, reparameterizations=masks)
     keep = CheckpointConfig(every_tokens=1, keep_last=2)
     mesh = mesh_of("one device")
     with (
@@ -259,7 +258,7 @@ def test_a_model_that_is_not_done_growing_is_refused(tmp_path, run):
     code, _, err = run(directory / "3", tmp_path / "x", "--growth", "stack(2)")
     assert code == 2
     assert re.match(r"error: .*train/3 .*fit.*\n$", err)
-    fit = phase_of(source, reparameterisations=(Fit(Learn(2), source),))
-    assert not fit.trains_model(10**9)
+    fit = Learn(2).fit(source)
+    assert not phase_of(source, fit=fit, reparameterizations=(fit,)).trains_model(10**9)
     # Once the mask is open, it is a model like any other.
     assert run(directory / "4", tmp_path / "x", "--growth", "stack(2)")[0] == 0

@@ -98,13 +98,13 @@ def test_stage_without_growth_keeps_the_model(at_the_seam, uncut, tmp_path, monk
 
 
 class Boastful(Stack):
-    """Promises too much for stacking."""
+    """A stack that claims to keep the function."""
 
-    promise = "exact"
+    preserves_function = "always"
 
 
-def test_broken_promise_is_not_committed(at_the_seam, tmp_path):
-    with pytest.raises(ValueError, match="promises to keep the function"):
+def test_growth_that_changes_the_function_is_not_committed(at_the_seam, tmp_path):
+    with pytest.raises(ValueError, match="preserves_function is 'always'"):
         train(with_stage_1(at_the_seam, growth=Boastful(factor=2)))
     assert read_marker(epath.Path(tmp_path)).phase == 0
     assert not (tmp_path / "stage_1").exists()
@@ -151,7 +151,7 @@ def test_growth_on_eight_devices(growth, fields, world, tmp_path):
     config = grown_run(world, tmp_path, growth, **fields)
     train(config)
     [seam] = [row for row in rows(tmp_path) if row["kind"] == "growth"]
-    if growth.promise != "no":
+    if growth.preserves_function != "never":
         assert seam["held_out_loss"] == pytest.approx(seam["held_out_loss_before"], abs=1e-5)
     before, after = (
         last_state(tmp_path, 1, step)["params"]["layers"]["down"] for step in (0, 8)

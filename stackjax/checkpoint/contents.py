@@ -62,7 +62,7 @@ def saved_optimizer(
     if form is None or not any(path.startswith("opt_state") for path in saved):
         raise UserError(
             f"{checkpoint} holds no optimizer state of a known optimizer; leave "
-            f"--optimizer-state at drop."
+            f"--optimizer-state at reset."
         )
     kind = find_optimizer(form.name)
     fields = {field.name for field in dataclasses.fields(kind)}

@@ -1,4 +1,4 @@
-from stackjax.growth.base import Growth, Promise
+from stackjax.growth.base import Growth, OptimizerState, Preservation
 from stackjax.growth.composition import chain
 from stackjax.growth.depth import DepthUpscale, InsertBlock, Interleave, LayerMap, Stack
 from stackjax.growth.learned import Learn
@@ -19,7 +19,8 @@ __all__ = [
     "LayerMap",
     "Learn",
     "Noise",
-    "Promise",
+    "OptimizerState",
+    "Preservation",
     "Stack",
     "WidthRandom",
     "WidthSplit",

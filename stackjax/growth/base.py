@@ -1,9 +1,13 @@
-"""What a growth operator is: a value that says how everything of a model grows."""
+"""The base class of growth operators."""
 
 from __future__ import annotations
 
 import abc
 import dataclasses
+import importlib
+import inspect
+import math
+import pkgutil
 import re
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Literal
@@ -12,67 +16,120 @@ import numpy as np
 
 from stackjax.model.config import SIZES, ModelConfig
 from stackjax.runtime.constraints import check_fields
+from stackjax.runtime.errors import UserError
 
 if TYPE_CHECKING:
     import jax
 
     from stackjax.growth.axis_map import AxisMap
 
-Promise = Literal["no", "exact_at_start", "exact"]
-"""Whether the grown model computes the source's function: not, until it trains, always."""
-
-FreshLayer = Callable[[ModelConfig, Any], Any]
-"""Initialises the parameters of one layer of a model, [1, ...] each."""
+Preservation = Literal["never", "at_start", "always"]
+"""Is growth function-preserving? `at_start` means until the grown model trains."""
 
 Order = Literal[0, 1, 2]
-"""Power of the gradient's factor that something grows by: 1 for a first moment, 2 for a
-second one, 0 to copy values as they are."""
+"""Exponent of the gradient's factor in the growth of an array.
+
+1 for the first moment, 2 for the second moment, 0 for a plain copy.
+"""
+
+OptimizerState = Literal["reset", "grow", "keep"]
+"""What growth does to the optimizer state.
+
+`reset`: a new optimizer. `grow`: moments grow with the gradient. `keep`: old moments stay,
+moments of new parameters are zero.
+"""
+
+_REGISTERED: dict[str, type[Growth]] = {}
 
 
-class Reparameterisation(abc.ABC):
-    """How the parameters that train become those that the model runs."""
+class Reparameterization(abc.ABC):
+    """A function from trained parameters to model parameters."""
+
+    @property
+    def end_tokens(self) -> float:
+        """Tokens since growth after which both are equal; infinite by default."""
+        return math.inf
 
     @abc.abstractmethod
     def model_params(self, params: Any, axes: Any, tokens: jax.Array) -> Any:
-        """Returns the parameters that the model runs.
+        """Returns the model parameters.
 
         Args:
-          params: Those that train.
-          axes: The `Axes` of each parameter of the model.
+          params: The trained parameters.
+          axes: The `Axes` of each model parameter.
           tokens: Tokens since growth; a float32 scalar.
         """
 
 
 @dataclasses.dataclass(frozen=True)
-class Growth(abc.ABC):
-    """A growth operator: pure functions from a source model to a larger target.
+class Fit(Reparameterization):
+    """A training phase for the parameters of a growth operator, before the model trains.
 
-    Trees of parameters are plain dicts; `axes` is the tree of their `Axes`, which is the
-    same for source and target. Every parameter grows by itself, so any part of a tree can
-    be grown alone.
+    The phase's parameters are `{"maps": fitted, "source": fixed}`.
     """
 
+    num_steps: int
+    learning_rate: float
+    """Constant; without weight decay."""
+
+    @abc.abstractmethod
+    def init_maps(self, axes: Any, key: jax.Array) -> Any:
+        """Returns the initial values of the fitted parameters.
+
+        Args:
+          axes: The `Axes` of each source parameter.
+        """
+
+    @abc.abstractmethod
+    def flops(self, axes: Any) -> int:
+        """Returns the extra FLOPs of each microbatch, for target parameters and gradients."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Growth(abc.ABC):
+    """A growth operator: pure functions from a source model to a larger target model.
+
+    A subclass is registered under its class name in snake case: `class MyStack(Growth)` is
+    `my_stack(...)` in a config, on the command line and in a checkpoint. `axis_maps`,
+    `source_config` and `grow_params` are required.
+
+    Parameter trees are plain dicts; `axes` is the tree of their `Axes`, equal for source and
+    target. Each parameter grows alone, so any part of a tree can grow without the rest.
+    """
+
+    def __init_subclass__(cls, *, is_operator: bool = True, **kwargs: Any):
+        super().__init_subclass__(**kwargs)
+        if is_operator:
+            name = snake_case(cls.__name__)
+            _check_free(name, cls)
+            _REGISTERED[name] = cls
+
     def __post_init__(self):
-        check_fields(self, _snake_case(type(self).__name__))
+        check_fields(self, snake_case(type(self).__name__))
 
     def __str__(self) -> str:
-        """The textual form, which `parse_growth` reads: `stack(4)`."""
+        """The growth as text, for `parse_growth`: `stack(4)`."""
         fields = dataclasses.fields(self)
         values = {field.name: getattr(self, field.name) for field in fields}
         if len(values) == 1:
-            (inside,) = map(str, values.values())
+            (inside,) = map(_show, values.values())
         else:
             stated = [f.name for f in fields if values[f.name] != f.default]
-            inside = ", ".join(f"{name}={values[name]}" for name in stated)
-        return f"{_snake_case(type(self).__name__)}({inside})"
+            inside = ", ".join(f"{name}={_show(values[name])}" for name in stated)
+        return f"{snake_case(type(self).__name__)}({inside})"
 
     @property
-    @abc.abstractmethod
-    def promise(self) -> Promise:
-        """What the operator promises about the function that the model computes."""
+    def preserves_function(self) -> Preservation:
+        """Does the target model compute the function of the source model?"""
+        return "never"
+
+    @property
+    def is_fitted(self) -> bool:
+        """Does the growth need a `fit` before the model trains?"""
+        return False
 
     def is_symmetric(self, before: bool = False) -> bool:
-        """Whether copies in the target are equal, and so stay equal while they train.
+        """Returns whether copies in the target are equal, and stay equal while they train.
 
         Args:
           before: Whether the source has such copies.
@@ -81,11 +138,11 @@ class Growth(abc.ABC):
 
     @abc.abstractmethod
     def axis_maps(self, source: ModelConfig) -> dict[str, AxisMap]:
-        """Returns how every axis grows that does; UserError if `source` cannot grow so."""
+        """Returns the map of each growing axis; UserError if `source` does not fit."""
 
     @abc.abstractmethod
     def source_config(self, target: ModelConfig) -> ModelConfig:
-        """Returns the config that grows into `target`; UserError if none does."""
+        """Returns the config that grows into `target`; UserError if there is none."""
 
     @abc.abstractmethod
     def grow_params(
@@ -97,77 +154,86 @@ class Growth(abc.ABC):
         key: jax.Array,
         fresh: Callable[[ModelConfig], Any],
     ) -> Any:
-        """Returns the parameters of the target.
+        """Returns the target parameters.
 
         Args:
-          source: The config that `params` belong to.
-          key: Randomness, for operators that need some.
-          fresh: Initialises parameters; called only by operators that need new values.
+          source: The config of `params`.
+          key: Randomness of the operator.
+          fresh: Returns initial parameters of a config, with the structure of `params`.
         """
 
-    @abc.abstractmethod
     def grow_moment(self, moment: Any, axes: Any, source: ModelConfig, *, order: Order) -> Any:
-        """Returns a moment of the gradients as it grows with the parameters.
+        """Returns a grown moment of the gradients; by default, copies.
 
-        A first moment takes the factor by which the gradient grows, a second its square.
-        What no gradient of the source tells about is zero.
+        The first moment grows by the gradient's factor, the second moment by its square.
+        Moments of new parameters without a known gradient are zero.
         """
+        # Not at the top: `--help` works without JAX.
+        from stackjax.growth.axis_map import gather_tree
+
+        return gather_tree(moment, axes, self.axis_maps(source))
 
     def unknown_moments(self, source: ModelConfig) -> dict[str, np.ndarray]:
-        """Returns which indices of an axis `grow_moment` leaves without moments, by axis.
+        """Returns a mask of the target indices, by axis, with zeros from `grow_moment`.
 
-        An entry has none, and begins at zero, if one of its indices is among them.
+        An entry of a moment is zero if the mask holds for any of its indices.
         """
         return {}
 
-    def layer_sources(self, source: ModelConfig) -> np.ndarray:
-        """Returns the layers of the source that make each layer of the target, [target, k].
-
-        UserError if all layers make each.
-        """
-        return np.arange(source.num_layers)[:, None]
-
-    def grow_layer(
-        self,
-        layer: jax.Array | int,
-        params: Any,
-        axes: Any,
-        source: ModelConfig,
-        *,
-        key: jax.Array,
-        fresh: FreshLayer,
-    ) -> Any:
-        """Returns the parameters of one layer of the target, [1, ...] each.
-
-        Those that `grow_params` makes, where nothing in them is random.
-
-        Args:
-          layer: Which, from 0.
-          params: Of the layers that `layer_sources` names, [k, ...].
-          source: The config of the whole model.
-          key: Randomness, the same for all layers.
-        """
-        import jax
-
-        return self.grow_params(
-            params,
-            axes,
-            source,
-            key=jax.random.fold_in(key, layer),
-            fresh=lambda config: fresh(config, layer),
-        )
-
     def target_config(self, source: ModelConfig) -> ModelConfig:
-        """Returns the config of the grown model; UserError if `source` cannot grow so."""
+        """Returns the config of the target model; UserError if `source` does not fit."""
         maps = self.axis_maps(source).items()
         return dataclasses.replace(
             source, **{SIZES[axis]: len(axis_map.sources) for axis, axis_map in maps}
         )
 
-    def reparameterisations(self, source: ModelConfig) -> tuple[Reparameterisation, ...]:
-        """Returns what lies between the parameters that train and those that the model runs."""
+    def reparameterizations(self, source: ModelConfig) -> tuple[Reparameterization, ...]:
+        """Returns the functions from trained parameters to model parameters, in order."""
         return ()
 
+    def fit(self, source: ModelConfig) -> Fit | None:
+        """Returns the training phase of the operator's own parameters, if there is one."""
+        return None
 
-def _snake_case(name: str) -> str:
+
+def operators() -> dict[str, type[Growth]]:
+    """Returns every growth operator by name, with operators of the user."""
+    _load_built_in()
+    return {name: kind for name, kind in _REGISTERED.items() if not inspect.isabstract(kind)}
+
+
+def snake_case(name: str) -> str:
+    """Returns the name of a class in snake case.
+
+    >>> snake_case("DepthZero")
+    'depth_zero'
+    """
     return re.sub(r"(?<!^)(?=[A-Z])", "_", name).lower()
+
+
+def _load_built_in() -> None:
+    """Imports all modules of this package, to register the built-in operators."""
+    package = importlib.import_module(__name__.rpartition(".")[0])
+    for module in pkgutil.iter_modules(package.__path__, f"{package.__name__}."):
+        importlib.import_module(module.name)
+
+
+def _check_free(name: str, kind: type[Growth]) -> None:
+    """Raises UserError if a user's operator has the name of a built-in operator."""
+    if _is_built_in(kind):
+        return
+    _load_built_in()
+    # A config can be loaded again: the newest class of the user counts.
+    if name in _REGISTERED and _is_built_in(_REGISTERED[name]):
+        raise UserError(
+            f"growth operator {kind.__qualname__} has the name {name!r} of a built-in "
+            f"operator; rename the class."
+        )
+
+
+def _is_built_in(kind: type) -> bool:
+    return kind.__module__.partition(".")[0] == __name__.partition(".")[0]
+
+
+def _show(value: Any) -> str:
+    return str(list(value)).replace(" ", "") if isinstance(value, tuple) else str(value)

@@ -4,14 +4,13 @@ import dataclasses
 import functools
 import itertools
 from collections.abc import Callable
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from stackjax.growth.axis_map import AxisMap
-from stackjax.growth.base import FreshLayer, Growth, Order, Promise, Reparameterisation
+from stackjax.growth.base import Growth, Order, Preservation, Reparameterization
 from stackjax.model.config import ModelConfig
 from stackjax.runtime.errors import UserError
 from stackjax.runtime.ranges import Length
@@ -20,7 +19,7 @@ MAX_LINKS = 64
 
 
 @dataclasses.dataclass(frozen=True)
-class Chain(Growth):
+class Chain(Growth, is_operator=False):
     """Applies growths from first to last; build it with `chain`."""
 
     growths: Annotated[tuple[Growth, ...], Length(at_most=MAX_LINKS)]
@@ -29,10 +28,14 @@ class Chain(Growth):
         return " + ".join(map(str, self.growths))
 
     @property
-    def promise(self) -> Promise:
-        """The weakest promise of the links."""
-        strength: list[Promise] = ["no", "exact_at_start", "exact"]
-        return min((growth.promise for growth in self.growths), key=strength.index)
+    def preserves_function(self) -> Preservation:
+        """The weakest preservation of all links."""
+        found = {growth.preserves_function for growth in self.growths}
+        return next(each for each in get_args(Preservation) if each in found)
+
+    @property
+    def is_fitted(self) -> bool:
+        return any(growth.is_fitted for growth in self.growths)
 
     def is_symmetric(self, before: bool = False) -> bool:
         for growth in self.growths:
@@ -69,43 +72,6 @@ class Chain(Growth):
             source = growth.target_config(source)
         return params
 
-    def layer_sources(self, source: ModelConfig) -> np.ndarray:
-        first, *rest = self.growths
-        sources, source = first.layer_sources(source), first.target_config(source)
-        for growth in rest:
-            following = growth.layer_sources(source)
-            sources = sources[following].reshape(len(following), -1)
-            source = growth.target_config(source)
-        return sources
-
-    def grow_layer(
-        self,
-        layer: jax.Array | int,
-        params: Any,
-        axes: Any,
-        source: ModelConfig,
-        *,
-        key: jax.Array,
-        fresh: FreshLayer,
-    ) -> Any:
-        *before, last = self.growths
-        if before:
-            first = Chain(tuple(before))
-            between = first.target_config(source)
-            made_of = last.layer_sources(between)
-            # What only moves layers hands on what it gets.
-            parts = [params] if made_of.shape[1] == 1 else _split(params, made_of.shape[1])
-            made = [
-                first.grow_layer(
-                    jnp.asarray(made_of)[layer, i], part, axes, source, key=key, fresh=fresh
-                )
-                for i, part in enumerate(parts)
-            ]
-            params = made[0] if len(made) == 1 else _join(made)
-            source = between
-        link_key = jax.random.fold_in(key, len(before))
-        return last.grow_layer(layer, params, axes, source, key=link_key, fresh=fresh)
-
     def unknown_moments(self, source: ModelConfig) -> dict[str, np.ndarray]:
         found: dict[str, np.ndarray] = {}
         for growth in self.growths:
@@ -125,23 +91,12 @@ class Chain(Growth):
             source = growth.target_config(source)
         return moment
 
-    def reparameterisations(self, source: ModelConfig) -> tuple[Reparameterisation, ...]:
-        found: list[Reparameterisation] = []
+    def reparameterizations(self, source: ModelConfig) -> tuple[Reparameterization, ...]:
+        found: list[Reparameterization] = []
         for growth in self.growths:
-            found += growth.reparameterisations(source)
+            found += growth.reparameterizations(source)
             source = growth.target_config(source)
         return tuple(found)
-
-
-def _split(params: Any, number: int) -> list[Any]:
-    """Returns parts of equal length along the first axis."""
-    leaves, structure = jax.tree.flatten(params)
-    parts = zip(*(jnp.split(leaf, number) for leaf in leaves), strict=True)
-    return [jax.tree.unflatten(structure, part) for part in parts]
-
-
-def _join(parts: list[Any]) -> Any:
-    return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *parts)
 
 
 def chain(*growths: Growth) -> Growth:
@@ -156,7 +111,8 @@ def chain(*growths: Growth) -> Growth:
         for link in (growth.growths if isinstance(growth, Chain) else (growth,))
     )
     for link, following in itertools.pairwise(links):
-        if link.promise == "exact_at_start" and following.promise != "exact_at_start":
+        opens, follows = link.preserves_function, following.preserves_function
+        if opens == "at_start" and follows != "at_start":
             raise UserError(
                 f"{following} follows {link} in a chain; growth behind masks comes last."
             )

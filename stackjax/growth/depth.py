@@ -7,18 +7,14 @@ from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 
 from stackjax.growth.axis_map import AxisMap, gather_tree
-from stackjax.growth.base import FreshLayer, Growth, Order, Promise
+from stackjax.growth.base import Growth
 from stackjax.growth.pattern import parse_pattern
-from stackjax.growth.values import fill
 from stackjax.model.config import MAX_LAYERS, ModelConfig
 from stackjax.runtime.errors import UserError
 from stackjax.runtime.numbers import Size
 from stackjax.runtime.ranges import Length, Whole
-from stackjax.sharding.axes import Axes
 
 Factor = Annotated[int, Whole(at_least=1, at_most=1000)]
 """How many times as deep, or wide, something becomes."""
@@ -36,10 +32,6 @@ class LayerGather(Growth):
     def source_depth(self, depth: int) -> int:
         """Returns the number of layers that grows into `depth` layers."""
 
-    @property
-    def promise(self) -> Promise:
-        return "no"
-
     def axis_maps(self, source: ModelConfig) -> dict[str, AxisMap]:
         return {"layers": AxisMap(self.sources(source.num_layers))}
 
@@ -56,25 +48,6 @@ class LayerGather(Growth):
         fresh: Callable[[ModelConfig], Any],
     ) -> Any:
         return gather_tree(params, axes, self.axis_maps(source))
-
-    def layer_sources(self, source: ModelConfig) -> np.ndarray:
-        return np.array(self.sources(source.num_layers))[:, None]
-
-    def grow_layer(
-        self,
-        layer: jax.Array | int,
-        params: Any,
-        axes: Any,
-        source: ModelConfig,
-        *,
-        key: jax.Array,
-        fresh: FreshLayer,
-    ) -> Any:
-        return params
-
-    def grow_moment(self, moment: Any, axes: Any, source: ModelConfig, *, order: Order) -> Any:
-        # A copied layer starts with its source's gradient statistics, as they are.
-        return gather_tree(moment, axes, self.axis_maps(source))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,10 +108,6 @@ class LayerMap(LayerGather):
             pattern = re.sub(r"(?<!\d)\s+|\s+(?!\d)", "", self.layers)
             object.__setattr__(self, "layers", pattern)
         self._indices()
-
-    def __str__(self) -> str:
-        layers = self.layers if isinstance(self.layers, str) else list(self.layers)
-        return f"layer_map({layers})".replace(" ", "")
 
     def _indices(self) -> tuple[int, ...]:
         if isinstance(self.layers, str):
@@ -213,25 +182,6 @@ class InsertBlock(LayerGather):
                 f"nothing would be left to grow from."
             )
         return depth - self.size
-
-
-def fill_new_layer(
-    growth: LayerGather,
-    layer: jax.Array | int,
-    copy: Any,
-    axes: Any,
-    source: ModelConfig,
-    rest: Any,
-    *,
-    zero_writers: bool,
-) -> Any:
-    """Returns one layer of the target: a copy of its source, or what `fill` makes of it."""
-    new = jnp.asarray(growth.axis_maps(source)["layers"].is_new)[layer]
-
-    def fill_part(copy: jax.Array, names: Axes, rest: jax.Array) -> jax.Array:
-        return fill(copy, names, new, rest, zero_writers=zero_writers)
-
-    return jax.tree.map(fill_part, copy, axes, rest)
 
 
 def sources_in_order(

@@ -7,12 +7,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from stackjax.growth.axis_map import AxisMap
-from stackjax.growth.base import Growth, Order, Promise, Reparameterisation
+from stackjax.growth.base import Fit, Growth, Order
 from stackjax.growth.depth import Factor, Stack
-from stackjax.growth.values import fold_name
+from stackjax.growth.values import key_for
 from stackjax.growth.width import Ratio, WidthSplit
 from stackjax.model.config import ModelConfig, axis_size
 from stackjax.runtime.errors import UserError
@@ -50,8 +49,11 @@ class Learn(Growth):
         return WidthSplit(embed=self.embed, mlp=self.mlp, heads=self.heads)
 
     @property
-    def promise(self) -> Promise:
-        return "no"
+    def is_fitted(self) -> bool:
+        return True
+
+    def fit(self, source: ModelConfig) -> "MapFit":
+        return MapFit(self.fit_steps, self.learning_rate, self, source)
 
     def is_symmetric(self, before: bool = False) -> bool:
         return False
@@ -72,13 +74,7 @@ class Learn(Growth):
         key: jax.Array,
         fresh: Callable[[ModelConfig], Any],
     ) -> Any:
-        return self.materialise(self.init_maps(axes, source, key=key), params, axes, source)
-
-    def layer_sources(self, source: ModelConfig) -> np.ndarray:
-        raise UserError(
-            f"{self} mixes all layers, so that none can be grown by itself, as those of a "
-            f"folder are; grow a checkpoint, or inside a run, where its maps are fitted too."
-        )
+        return self.materialize(self.init_maps(axes, source, key=key), params, axes, source)
 
     def grow_moment(self, moment: Any, axes: Any, source: ModelConfig, *, order: Order) -> Any:
         raise UserError(
@@ -106,7 +102,7 @@ class Learn(Growth):
         for name, (rows, columns) in sizes.items():
             if rows != columns:
                 below = (math.prod(rows) - math.prod(columns), math.prod(columns))
-                values = jax.random.normal(fold_name(key, name), below)
+                values = jax.random.normal(key_for(name, key), below)
                 identity = jnp.eye(below[1])
                 matrix = jnp.concatenate([identity, values / math.sqrt(math.prod(rows))])
                 maps[name] = matrix.reshape(*rows, *columns)
@@ -118,7 +114,7 @@ class Learn(Growth):
             }
         return maps
 
-    def materialise(self, maps: Any, params: Any, axes: Any, source: ModelConfig) -> Any:
+    def materialize(self, maps: Any, params: Any, axes: Any, source: ModelConfig) -> Any:
         """Returns the parameters of the target that the maps make of the source's."""
 
         def grow(path: Any, leaf: jax.Array, names: Axes) -> jax.Array:
@@ -138,23 +134,6 @@ class Learn(Growth):
             rule = "GJL,LDGF->JDGF" if names.fused else "JL,L...->J..."
             leaf = jnp.einsum(rule, maps["layers"][kind], leaf, precision=_EXACT)
         return leaf
-
-    def flops(self, axes: Any, source: ModelConfig) -> int:
-        """Returns the FLOPs of making the target's parameters, and their gradient, once.
-
-        Three times those of the forward products, which is an upper bound, because the
-        source needs no gradient.
-        """
-        target, total = self.target_config(source), 0
-        for names in jax.tree.leaves(axes, is_leaf=lambda node: isinstance(node, Axes)):
-            shape = {name: axis_size(source, name) for name in names.names}
-            for name in (*names.reads, *names.writes, *names.stacked):
-                grown = axis_size(target, name)
-                if grown != shape[name]:
-                    mixed = source.head_dim if name in ("heads", "kv_heads") else 1
-                    total += 2 * math.prod(shape.values()) * grown * mixed
-                    shape[name] = grown
-        return 3 * total
 
 
 def _map_along(name: str, kind: str, maps: Any, source: ModelConfig) -> jax.Array | None:
@@ -183,12 +162,28 @@ def _contract(matrix: jax.Array, leaf: jax.Array, axis: int) -> jax.Array:
 
 
 @dataclasses.dataclass(frozen=True)
-class Fit(Reparameterisation):
-    """While a `Learn` is fitted, `{"maps", "source"}` make the model; only the maps train."""
+class MapFit(Fit):
+    """The fit of the linear maps of `Learn`; the source parameters are fixed."""
 
     growth: Learn
     source: ModelConfig
 
+    def init_maps(self, axes: Any, key: jax.Array) -> Any:
+        return self.growth.init_maps(axes, self.source, key=key)
+
     def model_params(self, params: Any, axes: Any, tokens: jax.Array) -> Any:
         fixed = jax.lax.stop_gradient(params["source"])
-        return self.growth.materialise(params["maps"], fixed, axes, self.source)
+        return self.growth.materialize(params["maps"], fixed, axes, self.source)
+
+    def flops(self, axes: Any) -> int:
+        # Three times the forward products: an upper bound, as the source has no gradient.
+        source, target, total = self.source, self.growth.target_config(self.source), 0
+        for names in jax.tree.leaves(axes, is_leaf=lambda node: isinstance(node, Axes)):
+            shape = {name: axis_size(source, name) for name in names.names}
+            for name in (*names.reads, *names.writes, *names.stacked):
+                grown = axis_size(target, name)
+                if grown != shape[name]:
+                    mixed = source.head_dim if name in ("heads", "kv_heads") else 1
+                    total += 2 * math.prod(shape.values()) * grown * mixed
+                    shape[name] = grown
+        return 3 * total

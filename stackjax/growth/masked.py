@@ -14,12 +14,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from stackjax.growth.axis_map import AxisMap, along, gather_tree, new_indices, zero_new
-from stackjax.growth.base import FreshLayer, Growth, Order, Promise, Reparameterisation
+from stackjax.growth.base import (
+    Growth,
+    Order,
+    Preservation,
+    Reparameterization,
+)
 from stackjax.growth.depth import (
     Factor,
     LayerGather,
     divide_depth,
-    fill_new_layer,
     sources_in_order,
 )
 from stackjax.growth.values import fill_new, writes_residual
@@ -30,7 +34,7 @@ from stackjax.sharding.axes import Axes
 
 
 @dataclasses.dataclass(frozen=True)
-class Mask(Reparameterisation):
+class Mask(Reparameterization):
     """Lets new entries along an axis into the residual stream, linearly over tokens.
 
     The mask m is 1 for old entries and v, from 0 to 1, for new ones. For D channels, with
@@ -53,8 +57,8 @@ class Mask(Reparameterisation):
     """Tokens over which it opens."""
 
     @property
-    def open_tokens(self) -> int:
-        """Tokens since growth from which the mask is open."""
+    def end_tokens(self) -> float:
+        """Tokens since growth after which the mask is open."""
         return self.first_tokens + self.tokens
 
     def model_params(self, params: Any, axes: Any, tokens: jax.Array) -> Any:
@@ -104,8 +108,8 @@ class DepthRandom(LayerGather):
     """Whether initial values or copies of layers come in."""
 
     @property
-    def promise(self) -> Promise:
-        return "exact_at_start"
+    def preserves_function(self) -> Preservation:
+        return "at_start"
 
     def is_symmetric(self, before: bool = False) -> bool:
         return before and self.init == "copy"
@@ -128,21 +132,6 @@ class DepthRandom(LayerGather):
         copies = super().grow_params(params, axes, source, key=key, fresh=fresh)
         return copies if self.init == "copy" else _freshen(self, copies, axes, source, fresh)
 
-    def grow_layer(
-        self,
-        layer: jax.Array | int,
-        params: Any,
-        axes: Any,
-        source: ModelConfig,
-        *,
-        key: jax.Array,
-        fresh: FreshLayer,
-    ) -> Any:
-        if self.init == "copy":
-            return params
-        rest = fresh(self.target_config(source), layer)
-        return fill_new_layer(self, layer, params, axes, source, rest, zero_writers=False)
-
     def unknown_moments(self, source: ModelConfig) -> dict[str, np.ndarray]:
         return new_indices(self.axis_maps(source))
 
@@ -150,7 +139,7 @@ class DepthRandom(LayerGather):
         grown = super().grow_moment(moment, axes, source, order=order)
         return zero_new(grown, axes, self.axis_maps(source))
 
-    def reparameterisations(self, source: ModelConfig) -> tuple[Reparameterisation, ...]:
+    def reparameterizations(self, source: ModelConfig) -> tuple[Reparameterization, ...]:
         is_new = _is_new_tuple(self.axis_maps(source)["layers"])
         return (Mask("layers", is_new, source.tie_head, 0, self.mask_tokens),)
 
@@ -171,8 +160,8 @@ class WidthRandom(WidthGrowth):
     """Whether initial values or copies come in."""
 
     @property
-    def promise(self) -> Promise:
-        return "exact_at_start"
+    def preserves_function(self) -> Preservation:
+        return "at_start"
 
     def is_symmetric(self, before: bool = False) -> bool:
         return before and self.init == "copy"
@@ -201,7 +190,7 @@ class WidthRandom(WidthGrowth):
         maps = self.axis_maps(source)
         return zero_new(gather_tree(moment, axes, maps), axes, maps)
 
-    def reparameterisations(self, source: ModelConfig) -> tuple[Reparameterisation, ...]:
+    def reparameterizations(self, source: ModelConfig) -> tuple[Reparameterization, ...]:
         maps = self.axis_maps(source)
         grown = [axis for axis in ("mlp", "embed", "heads") if axis in maps]
         return tuple(

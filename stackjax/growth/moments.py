@@ -29,22 +29,22 @@ def grow_opt_state(
     opt_state: Any,
     axes: Any,
     source: ModelConfig,
-    mode: Literal["grow", "keep"] = "grow",
+    moments: Literal["grow", "keep"] = "grow",
 ) -> Any:
     """Returns an optax state with grown moments; types, counts and other scalars are kept.
 
     Args:
       axes: The `Axes` of each parameter.
-      source: The model before growth.
-      mode: `grow` multiplies moments by the gradient's factor, or the squared factor; `keep`
-        keeps old moments, and zeroes new moments.
+      source: The config of the model that is growing.
+      moments: `grow` multiplies moments by the gradient's factor and by the square; `keep`
+        keeps the moments of old entries, and zeroes the moments of new entries.
 
     Raises:
       UserError: The state has an array with unknown growth.
     """
 
     def grow_whole(moment: Any, order: Order) -> Any:
-        if mode == "grow":
+        if moments == "grow":
             return growth.grow_moment(moment, axes, source, order=order)
         copies = growth.grow_moment(moment, axes, source, order=0)
         return zero_new(copies, axes, growth.axis_maps(source))

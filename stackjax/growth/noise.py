@@ -8,7 +8,7 @@ from typing import Any
 import jax
 
 from stackjax.growth.axis_map import AxisMap
-from stackjax.growth.base import Growth, Order, Promise
+from stackjax.growth.base import Growth, Preservation
 from stackjax.growth.values import map_params, writes_residual
 from stackjax.model.config import ModelConfig
 from stackjax.runtime.numbers import Share
@@ -27,8 +27,8 @@ class Noise(Growth):
     """Share of the noise."""
 
     @property
-    def promise(self) -> Promise:
-        return "no" if self.alpha else "exact"
+    def preserves_function(self) -> Preservation:
+        return "never" if self.alpha else "always"
 
     def is_symmetric(self, before: bool = False) -> bool:
         return before and not self.alpha
@@ -58,6 +58,3 @@ class Noise(Growth):
             return (1 - self.alpha) * leaf + self.alpha * noise
 
         return map_params(mix, params, axes, key=key)
-
-    def grow_moment(self, moment: Any, axes: Any, source: ModelConfig, *, order: Order) -> Any:
-        return moment

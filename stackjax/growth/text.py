@@ -1,4 +1,4 @@
-"""The textual form of growths: `stack(4)`, `width_split(embed=2, mlp=3/2)+noise(0.2)`."""
+"""Growth operators as text: `stack(4)`, `width_split(embed=2, mlp=3/2)+noise(0.2)`."""
 
 import dataclasses
 import math
@@ -9,120 +9,111 @@ from collections.abc import Callable
 from fractions import Fraction
 from typing import Any, Literal
 
-from stackjax.growth.base import Growth
+from stackjax.growth.base import Growth, operators, snake_case
 from stackjax.growth.composition import MAX_LINKS, chain
-from stackjax.growth.depth import DepthUpscale, InsertBlock, Interleave, LayerMap, Stack
-from stackjax.growth.learned import Learn
-from stackjax.growth.masked import DepthRandom, WidthRandom
-from stackjax.growth.noise import Noise
-from stackjax.growth.width import WidthSplit
-from stackjax.growth.zero import DepthZero, WidthZero
 from stackjax.runtime.errors import UserError
 from stackjax.runtime.ranges import show
 
-OPERATORS: dict[str, type[Growth]] = {
-    "stack": Stack,
-    "interleave": Interleave,
-    "layer_map": LayerMap,
-    "depth_upscale": DepthUpscale,
-    "insert_block": InsertBlock,
-    "depth_zero": DepthZero,
-    "depth_random": DepthRandom,
-    "width_split": WidthSplit,
-    "width_zero": WidthZero,
-    "width_random": WidthRandom,
-    "learn": Learn,
-    "noise": Noise,
-}
-"""Every growth operator by its name in text."""
-
 _OPERATOR = re.compile(r"\s*(\w+)\s*\((.*)\)\s*", re.DOTALL)
-# No exponents, which could make numbers of any length.
+# Without exponents, the length of the number is bounded.
 _RATIO = re.compile(r"[\d.]+(/\d+)?")
 
 
 def parse_growth(text: str) -> Growth:
-    """Returns the growth that a text describes: `parse_growth(str(growth)) == growth`.
+    """Returns the growth for a text; `parse_growth(str(growth)) == growth`.
 
     Operators are joined by `+`, from first to last.
 
     Raises:
-      UserError: The text cannot be read, or describes no growth that there can be.
+      UserError: The text is not a valid growth.
 
     >>> parse_growth("stack(2)+noise(0.2)")
     Chain(growths=(Stack(factor=2), Noise(alpha=0.2)))
     """
     parts, text = _split(text, "+"), show(text)
     if len(parts) > MAX_LINKS:
-        raise UserError(
-            f"growth {text} has {len(parts)} operators; {MAX_LINKS} may follow each other."
-        )
+        raise UserError(f"growth {text} has {len(parts)} operators; the limit is {MAX_LINKS}.")
     return chain(*(_parse_operator(part, text) for part in parts))
 
 
 def replace_field(growth: Growth, field: str, text: str) -> Growth:
-    """Returns a growth with one field as a text says; UserError if it has no such field."""
-    name = next((name for name, kind in OPERATORS.items() if type(growth) is kind), None)
-    if name is None:
-        raise UserError(f"{growth} has no fields of its own; write the whole growth.")
-    return dataclasses.replace(growth, **{field: _parse_value(name, field, text)})
+    """Returns a growth with another value of a field; UserError for an unknown field."""
+    if type(growth) not in operators().values():
+        raise UserError(f"{growth} has several operators; write the whole growth.")
+    return dataclasses.replace(growth, **{field: _parse_value(type(growth), field, text)})
 
 
 def _parse_operator(part: str, text: str) -> Growth:
-    match = _OPERATOR.fullmatch(part)
+    match, known = _OPERATOR.fullmatch(part), operators()
     if match is None:
         raise UserError(
             f"growth {text}: cannot read {show(part)}; write operators with their fields, "
             f"joined by '+', as in 'width_split(embed=2, mlp=2, heads=2)+stack(2)'."
         )
     name, inside = match.groups()
-    if name not in OPERATORS:
+    if name not in known:
         raise UserError(
-            f"growth {text}: there is no operator {show(name)}; there are {_list(OPERATORS)}."
+            f"growth {text}: there is no operator {show(name)}; there are {_list(known)}, and "
+            f"operators defined in the file of --config."
         )
-    kind = OPERATORS[name]
-    names = [field.name for field in dataclasses.fields(kind)]
-    # The map of layers has commas of its own.
-    items = [inside] if kind is LayerMap else _split(inside, ",")
-    values: dict[str, Any] = {}
-    for place, item in enumerate(items if inside.strip() else []):
-        key, equals, value = item.partition("=")
-        if not equals:
-            if place >= len(names):
-                raise UserError(f"growth {text}: {name} takes {_list(names)}, no more.")
-            key, value = names[place], item
-        key = key.strip()
-        if key in values:
-            raise UserError(f"growth {text}: {name} is given {show(key)} twice.")
-        values[key] = _parse_value(name, key, value.strip())
+    values = _parse_fields(known[name], inside, text)
     missing = [
         field.name
-        for field in dataclasses.fields(kind)
+        for field in dataclasses.fields(known[name])
         if field.default is dataclasses.MISSING and field.name not in values
     ]
     if missing:
         raise UserError(f"growth {text}: {name} needs {_list(missing)}.")
-    return kind(**values)
+    return known[name](**values)
 
 
-def _parse_value(name: str, field: str, text: str) -> Any:
-    hints = typing.get_type_hints(OPERATORS[name])
+def _parse_fields(kind: type[Growth], inside: str, text: str) -> dict[str, Any]:
+    """Returns the fields of an operator from the text between its parentheses."""
+    name, hints = snake_case(kind.__name__), _hints(kind)
+    # A single text can have commas: `layer_map(1,2-(3..10))`.
+    is_text = len(hints) == 1 and str in typing.get_args(*hints.values())
+    values: dict[str, Any] = {}
+    for place, item in enumerate([inside] if is_text else _split(inside, ",")):
+        if not inside.strip():
+            break
+        key, equals, value = item.partition("=")
+        if not equals:
+            if place >= len(hints):
+                raise UserError(f"growth {text}: {name} takes {_list(hints)}, no more.")
+            key, value = list(hints)[place], item
+        key = key.strip()
+        if key in values:
+            raise UserError(f"growth {text}: {name} has {show(key)} twice.")
+        values[key] = _parse_value(kind, key, value.strip())
+    return values
+
+
+def _hints(kind: type[Growth]) -> dict[str, Any]:
+    """Returns the type of each field."""
+    hints = typing.get_type_hints(kind)
+    return {field.name: hints[field.name] for field in dataclasses.fields(kind)}
+
+
+def _parse_value(kind: type[Growth], field: str, text: str) -> Any:
+    name, hints = snake_case(kind.__name__), _hints(kind)
     if field not in hints:
         raise UserError(f"{name} has no field {field!r}; it has {_list(hints)}.")
-    parse, rule = _parser(OPERATORS[name], hints[field])
+    parse, rule = _parser(hints[field])
     try:
         return parse(text)
     except (ValueError, LookupError, ArithmeticError):
         raise UserError(f"{name} has {field} {show(text)}; it must be {rule}.") from None
 
 
-def _parser(kind: type[Growth], hint: Any) -> tuple[Callable[[str], Any], str]:
-    """Returns what reads a field of an operator, and what its text must be."""
+def _parser(hint: Any) -> tuple[Callable[[str], Any], str]:
+    """Returns a parser for a type, and the rule for its text."""
     choices = typing.get_args(hint)
     if typing.get_origin(hint) is Literal:
         return {choice: choice for choice in choices}.__getitem__, f"one of {_list(choices)}"
-    if kind is LayerMap:
-        return _parse_layers, "a pattern such as 12-3*2, or a list from 0 such as [0,1,1,2]"
+    if hint is bool:
+        return {"True": True, "False": False}.__getitem__, "True or False"
+    if hint is str or str in choices:
+        return _parse_text, "a text, or a list from 0 such as [0,1,1,2]"
     if Fraction in choices:
         return _parse_ratio, "a whole number, or a ratio such as 3/2"
     if types.NoneType in choices:
@@ -130,7 +121,7 @@ def _parser(kind: type[Growth], hint: Any) -> tuple[Callable[[str], Any], str]:
     return (_parse_float, "a number") if hint is float else (_parse_int, "a whole number")
 
 
-def _parse_layers(text: str) -> tuple[int, ...] | str:
+def _parse_text(text: str) -> tuple[int, ...] | str:
     is_list = text.startswith("[") and text.endswith("]")
     return tuple(_parse_int(item) for item in text[1:-1].split(",")) if is_list else text
 
@@ -164,7 +155,7 @@ def _parse_int(text: str) -> int:
 
 
 def _split(text: str, mark: str) -> list[str]:
-    """Returns the parts of a text between the marks that are in no parentheses."""
+    """Returns the parts of a text between marks; marks in parentheses do not count."""
     parts, depth = [""], 0
     for character in text:
         depth += {"(": 1, "[": 1, ")": -1, "]": -1}.get(character, 0)

@@ -1,4 +1,4 @@
-"""Values of grown parameters: their keys, and what fills their new entries."""
+"""Values of grown parameters: random keys, and new entries."""
 
 import zlib
 from collections.abc import Callable, Mapping
@@ -16,22 +16,22 @@ def map_params(
 ) -> Any:
     """Returns `grow(parameter, its Axes, *rest, key)` for every parameter.
 
-    The keys differ, and depend on nothing but `key` and the parameter's name.
+    Each parameter has a different key, from `key` and the parameter's path alone.
     """
 
     def grow_leaf(path: Any, leaf: jax.Array, *others: Any) -> jax.Array:
-        return grow(leaf, *others, fold_name(key, jax.tree_util.keystr(path)))
+        return grow(leaf, *others, key_for(jax.tree_util.keystr(path), key))
 
     return jax.tree_util.tree_map_with_path(grow_leaf, params, axes, *rest)
 
 
-def fold_name(key: jax.Array, name: str) -> jax.Array:
-    """Returns a key that depends on nothing but `key` and the name."""
+def key_for(name: str, key: jax.Array) -> jax.Array:
+    """Returns a key for a name."""
     return jax.random.fold_in(key, zlib.crc32(name.encode()))
 
 
 def writes_residual(names: Axes) -> bool:
-    """Returns whether a parameter is a matrix that adds to the residual stream."""
+    """Returns whether a parameter is a matrix whose output joins the residual stream."""
     return bool(names.reads) and names.writes == ("embed",)
 
 
@@ -43,19 +43,13 @@ def fill_new(
     *,
     zero_writers: bool,
 ) -> jax.Array:
-    """Returns what `fill` makes of a grown parameter; one that does not grow is as it was."""
+    """Returns a grown parameter with fresh values in new entries.
+
+    Args:
+      zero_writers: Whether new entries of residual writers are zero instead, so that new
+        entries do not change the function.
+    """
     if not any(name in maps for name in names.names):
         return grown
-    return fill(grown, names, is_new(names, maps), fresh, zero_writers=zero_writers)
-
-
-def fill(
-    grown: jax.Array, names: Axes, new: jax.Array, fresh: jax.Array, *, zero_writers: bool
-) -> jax.Array:
-    """Returns a grown parameter whose new entries are fresh.
-
-    With `zero_writers`, those that add to the residual stream are zero instead, so that
-    nothing that is new has an effect yet.
-    """
     values = jnp.zeros_like(grown) if zero_writers and writes_residual(names) else fresh
-    return jnp.where(new, values, grown)
+    return jnp.where(is_new(names, maps), values, grown)

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from stackjax.growth.axis_map import AxisMap, along, gather, is_new
-from stackjax.growth.base import FreshLayer, Growth, Order, Promise
+from stackjax.growth.base import Growth, Order, Preservation
 from stackjax.growth.depth import Factor
 from stackjax.growth.values import map_params
 from stackjax.model.config import MAX_DIM, SIZES, ModelConfig
@@ -119,8 +119,8 @@ class WidthSplit(WidthGrowth):
     (arXiv:2110.07143), which does not keep the function."""
 
     @property
-    def promise(self) -> Promise:
-        return "exact" if self.new_units == "same_layer" else "no"
+    def preserves_function(self) -> Preservation:
+        return "always" if self.new_units == "same_layer" else "never"
 
     def is_symmetric(self, before: bool = False) -> bool:
         grows = any(ratio != 1 for ratio in self._ratios().values())
@@ -155,25 +155,6 @@ class WidthSplit(WidthGrowth):
             return grown
 
         return map_params(grow, params, axes, key=key)
-
-    def layer_sources(self, source: ModelConfig) -> np.ndarray:
-        own = super().layer_sources(source)
-        if self.new_units == "same_layer":
-            return own
-        return np.concatenate([own, np.minimum(own + 1, source.num_layers - 1)], axis=1)
-
-    def grow_layer(
-        self,
-        layer: jax.Array | int,
-        params: Any,
-        axes: Any,
-        source: ModelConfig,
-        *,
-        key: jax.Array,
-        fresh: FreshLayer,
-    ) -> Any:
-        grown = super().grow_layer(layer, params, axes, source, key=key, fresh=fresh)
-        return jax.tree.map(lambda leaf: leaf[:1], grown)
 
     def grow_moment(self, moment: Any, axes: Any, source: ModelConfig, *, order: Order) -> Any:
         maps = self.axis_maps(source)

@@ -8,12 +8,11 @@ import jax
 import numpy as np
 
 from stackjax.growth.axis_map import AxisMap, along, gather, new_indices, zero_new
-from stackjax.growth.base import FreshLayer, Order, Promise
+from stackjax.growth.base import Order, Preservation
 from stackjax.growth.depth import (
     Factor,
     LayerGather,
     divide_depth,
-    fill_new_layer,
     sources_in_order,
 )
 from stackjax.growth.values import fill_new
@@ -38,8 +37,8 @@ class DepthZero(LayerGather):
     """Whether the other parameters of a new layer are copies, or initial values."""
 
     @property
-    def promise(self) -> Promise:
-        return "exact"
+    def preserves_function(self) -> Preservation:
+        return "always"
 
     def is_symmetric(self, before: bool = False) -> bool:
         return before and self.rest == "copy"
@@ -68,19 +67,6 @@ class DepthZero(LayerGather):
 
         return jax.tree.map(fill_part, copies, axes, rest)
 
-    def grow_layer(
-        self,
-        layer: jax.Array | int,
-        params: Any,
-        axes: Any,
-        source: ModelConfig,
-        *,
-        key: jax.Array,
-        fresh: FreshLayer,
-    ) -> Any:
-        rest = params if self.rest == "copy" else fresh(self.target_config(source), layer)
-        return fill_new_layer(self, layer, params, axes, source, rest, zero_writers=True)
-
     def unknown_moments(self, source: ModelConfig) -> dict[str, np.ndarray]:
         return new_indices(self.axis_maps(source))
 
@@ -100,8 +86,8 @@ class WidthZero(WidthGrowth):
     """
 
     @property
-    def promise(self) -> Promise:
-        return "exact"
+    def preserves_function(self) -> Preservation:
+        return "always"
 
     def axis_maps(self, source: ModelConfig) -> dict[str, AxisMap]:
         check_new_heads(self, self._ratios())

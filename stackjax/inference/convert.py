@@ -13,7 +13,6 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
-from stackjax import model
 from stackjax.checkpoint.directory import absolute
 from stackjax.checkpoint.save import write_first
 from stackjax.files.new_directory import new_directory
@@ -36,7 +35,7 @@ from stackjax.interop.folder import (
 )
 from stackjax.interop.litgpt import is_litgpt
 from stackjax.interop.stored_types import read_types, types_of
-from stackjax.interop.tensors import DTYPES, TensorInfo, check_finite
+from stackjax.interop.tensors import DTYPES, TensorInfo
 from stackjax.model import ModelConfig
 from stackjax.model.flops import describe, num_params
 from stackjax.options import ConvertConfig
@@ -144,8 +143,7 @@ def _infos(
     Args:
       dtype: Type for all tensors; None uses the types in `stored`.
     """
-    kinds = list(model.logical_axes(config)["layers"])
-    found = sorted(huggingface.slots(config), key=lambda s: (s.kind in kinds, s.kind))
+    found = list(itertools.chain(*huggingface.slots_by_kind(config).values()))
     names = [slot.name for slot in found]
     if dtype is None:
         types = types_of(names, stored)
@@ -165,18 +163,11 @@ def _tensors(
       UserError: A number is NaN or infinite, possibly only after the cast to float16.
     """
     config = source.model
-    by_name = {slot.name: slot for slot in huggingface.slots(config)}
-    axes = model.logical_axes(config)
-    for kind, group in itertools.groupby((by_name[name] for name in infos), lambda s: s.kind):
-        keys = ("layers", kind) if kind in axes["layers"] else (kind,)
+    where = None if allow_nonfinite else str(source.path)
+    for kind, stored in huggingface.slots_by_kind(config).items():
+        keys = (kind,) if stored[0].layer is None else ("layers", kind)
         parameter = np.asarray(source.load_parameter(keys, largest_mesh(1)))
-        for slot in group:
-            part = slot.to_tensor(slot.cut(parameter, axes), config)
-            with np.errstate(over="ignore"):  # checked below
-                tensor = part.astype(DTYPES[infos[slot.name].dtype])
-            if not allow_nonfinite:
-                check_finite(tensor, slot.name, str(source.path))
-            yield tensor
+        yield from huggingface.to_tensors(parameter, stored, config, infos, where)
 
 
 def _sizes(config: ModelConfig) -> str:

@@ -5,8 +5,9 @@ matrices as [outputs, inputs], and the SwiGLU gate and up projections as two ten
 """
 
 import dataclasses
+import itertools
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from stackjax.interop.config_json import (
     read_fields,
     read_json,
 )
-from stackjax.interop.tensors import TensorInfo, Tensors, check_finite, same_values
+from stackjax.interop.tensors import DTYPES, TensorInfo, Tensors, check_finite, same_values
 from stackjax.model import ModelConfig, Params
 from stackjax.model.config import axis_size
 from stackjax.runtime.errors import UserError
@@ -77,6 +78,10 @@ class Slot:
         """Index into the parameter axes missing from the tensor."""
         at = {"layers": self.layer, "gate_up": self.half}
         return {name: i for name, i in at.items() if i is not None}
+
+    def in_layer(self, layer: int) -> "Slot":
+        """Returns the same tensor in another layer."""
+        return dataclasses.replace(self, layer=layer)
 
     def shape(self, config: ModelConfig) -> tuple[int, ...]:
         """Returns the tensor's shape."""
@@ -134,6 +139,40 @@ def slots(config: ModelConfig) -> Iterator[Slot]:
                 yield from _parts(kind, layer, names)
     for kind, names in outer.items():
         yield Slot(kind, None, None, names)
+
+
+def slots_by_kind(config: ModelConfig) -> dict[str, list[Slot]]:
+    """Returns the tensors of a model's folder, grouped by parameter."""
+    kinds = model.logical_axes(config)["layers"]
+    found = sorted(slots(config), key=lambda slot: (slot.kind in kinds, slot.kind))
+    return {kind: list(group) for kind, group in itertools.groupby(found, lambda s: s.kind)}
+
+
+def to_tensors(
+    parameter: np.ndarray,
+    stored: Sequence[Slot],
+    config: ModelConfig,
+    infos: Mapping[str, TensorInfo],
+    where: str | None,
+) -> Iterator[np.ndarray]:
+    """Yields the tensors of a parameter.
+
+    Args:
+      stored: The slots of the parameter.
+      infos: Types of the tensors.
+      where: The source of the parameter, for errors; None accepts NaN and infinity.
+
+    Raises:
+      UserError: A number is NaN or infinite, possibly only after the cast to float16.
+    """
+    axes = model.logical_axes(config)
+    for slot in stored:
+        part = slot.to_tensor(slot.cut(parameter, axes), config)
+        with np.errstate(over="ignore"):  # checked below
+            tensor = part.astype(DTYPES[infos[slot.name].dtype])
+        if where is not None:
+            check_finite(tensor, slot.name, where)
+        yield tensor
 
 
 def _parts(kind: str, layer: int, axes: Axes) -> Iterator[Slot]:
@@ -261,17 +300,40 @@ def load_params(
       UserError: A parameter is NaN or infinite, or too large for float32.
     """
 
-    def load(kind: str, names: Axes) -> jax.Array:
+    return load_part(
+        folder,
+        config,
+        model.logical_axes(config),
+        mesh,
+        np.dtype(np.float32),
+        allow_nonfinite=allow_nonfinite,
+    )
+
+
+def load_part(
+    folder: Folder,
+    config: ModelConfig,
+    axes: Any,
+    mesh: Mesh,
+    dtype: np.dtype,
+    *,
+    allow_nonfinite: bool,
+) -> Params:
+    """Returns a part of the parameters in `load_params`.
+
+    Args:
+      axes: The `Axes` of each parameter in the part.
+      dtype: Type of the parameters.
+    """
+
+    def load(path: Any, names: Axes) -> jax.Array:
         shape = tuple(axis_size(config, name) for name in names.names)
         sharding = NamedSharding(mesh, partition(names) or jax.sharding.PartitionSpec())
-        stored = [slot for slot in slots(folder.model) if slot.kind == kind]
-        read = _reader(folder, stored, names, shape, allow_nonfinite)
+        stored = slots_by_kind(folder.model)[path[-1].key]
+        read = _reader(folder, stored, names, shape, dtype, allow_nonfinite)
         return jax.make_array_from_callback(shape, sharding, read)
 
-    axes = model.logical_axes(config)
-    params = {kind: load(kind, names) for kind, names in axes.items() if kind != "layers"}
-    layers = {kind: load(kind, names) for kind, names in axes["layers"].items()}
-    return params | {"layers": layers}
+    return jax.tree_util.tree_map_with_path(load, axes)
 
 
 def _reader(
@@ -279,6 +341,7 @@ def _reader(
     stored: list[Slot],
     names: Axes,
     shape: tuple[int, ...],
+    dtype: np.dtype,
     allow_nonfinite: bool,
 ) -> Callable[[Any], np.ndarray]:
     """Returns a function from a parameter's index (a slice per axis) to values."""
@@ -287,7 +350,7 @@ def _reader(
         ranges = [range(*part.indices(size)) for part, size in zip(index, shape, strict=True)]
         wanted = dict(zip(names.names, ranges, strict=True))
         # Vocabulary padding is zero.
-        values = np.zeros([len(indices) for indices in ranges], np.float32)
+        values = np.zeros([len(indices) for indices in ranges], dtype)
         for slot in stored:
             if all(i in wanted[name] for name, i in slot.place.items()):
                 held = folder.read(slot)[

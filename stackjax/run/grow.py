@@ -1,7 +1,7 @@
-"""Growth outside of a run.
+"""Growth outside a run.
 
-Parameters are read and grown one after another. For a checkpoint, memory holds the target and a
-single source parameter; for a folder of transformers, a few tensors.
+Parameters grow one by one. For a checkpoint, memory holds the target and one source parameter;
+for a Hugging Face folder, one parameter of source and target.
 """
 
 import dataclasses
@@ -25,8 +25,7 @@ from stackjax.config_file import read_config
 from stackjax.data.loader import open_source
 from stackjax.files.new_directory import new_directory
 from stackjax.files.staging import refuse_existing, staging_directory
-from stackjax.growth import Growth, Learn
-from stackjax.growth.composition import Chain
+from stackjax.growth import Growth
 from stackjax.inference.saved_model import SavedFolder, open_model
 from stackjax.interop.folder import copy_portable_files, new_folder, write_folder
 from stackjax.interop.grow_folder import grown_infos, grown_tensors
@@ -34,22 +33,22 @@ from stackjax.interop.huggingface import grown_fields
 from stackjax.model import ModelConfig, Params
 from stackjax.model.flops import describe, num_params
 from stackjax.options import GrowConfig
-from stackjax.run.validation import check_num_sequences, check_promise, validation_loss
+from stackjax.run.validation import check_num_sequences, check_preserved, validation_loss
 from stackjax.runtime.constraints import check_unset
 from stackjax.runtime.errors import UserError
 from stackjax.sharding.mesh import largest_mesh
 from stackjax.training.train_state import TrainState
 
-_KEEPS = "keeps the function: the loss is the same, up to rounding"
-_PROMISES = {
-    "no": "does not keep the function: the loss moves, and comes back while it trains",
-    "exact_at_start": _KEEPS,
-    "exact": _KEEPS,
+_PRESERVED = "keeps the function: same loss, up to rounding"
+_EFFECTS = {
+    "never": "does not keep the function: the loss jumps, and recovers in training",
+    "at_start": _PRESERVED,
+    "always": _PRESERVED,
 }
 
 
 def grow(config: GrowConfig) -> epath.Path:
-    """Writes the checkpoint, or the folder, of a grown model, and returns where.
+    """Writes the checkpoint or folder of a grown model, and returns the path.
 
     Raises:
       FileExistsError: TARGET is not empty.
@@ -68,7 +67,7 @@ def grow(config: GrowConfig) -> epath.Path:
     _check_growth(config, source)
     target = growth.target_config(source)
     optimizer = None
-    if config.optimizer_state != "drop":
+    if config.optimizer_state != "reset":
         optimizer = saved_optimizer(checkpoint, contents, read_types(checkpoint))
     run = None if config.config is None else read_config(config.config)
     print(_plan(str(checkpoint), source, contents.counts.tokens, growth))
@@ -87,12 +86,12 @@ def grow(config: GrowConfig) -> epath.Path:
             optimizer,
             functools.partial(_load, config, checkpoint, mesh),
             jax.random.key(config.seed),
-            "keep" if config.optimizer_state == "keep" else "grow",
+            config.optimizer_state,
         )
         if run is not None:
             after = _held_out_loss(run, target, mesh, state.params)
             print(f"loss    held-out {before:.4f} -> {after:.4f}")
-            check_promise(growth, target, before, after)
+            check_preserved(growth, target, before, after)
         lineage = begin_grown(contents.lineage, growth, target)
         form = None if optimizer is None else form_of(optimizer)
         contents = dataclasses.replace(contents, model=target, lineage=lineage, optimizer=form)
@@ -101,14 +100,14 @@ def grow(config: GrowConfig) -> epath.Path:
             write_first(staging, state, contents)
     grown = directory / "0"
     num_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
-    _tell_written(grown, num_bytes, start)
+    _print_written(grown, num_bytes, start)
     return grown
 
 
 def _load(
     config: GrowConfig, checkpoint: epath.Path, mesh: Mesh, abstract: TrainState
 ) -> TrainState:
-    """Returns a part of a state; UserError if it is not finite, unless that is allowed."""
+    """Returns a part of a state; UserError for NaN or infinity, unless allowed."""
     part = load_part(checkpoint, abstract, mesh)
     if not config.allow_nonfinite:
         check_finite(part, str(checkpoint))
@@ -119,58 +118,50 @@ def grow_folder(config: GrowConfig, saved: SavedFolder) -> epath.Path:
     """Writes the folder of a grown model, and returns where; raises as `grow` does."""
     start = time.monotonic()
     directory = new_folder(config.target)
-    if config.optimizer_state != "drop" or config.config is not None:
-        raise UserError(
-            f"{config.source} is a folder of transformers, which holds no optimizer state and "
-            f"is not evaluated here: leave out --optimizer-state and --config."
-        )
+    check_unset(config, ["optimizer_state"], "SOURCE is a folder, without optimizer state")
     folder, growth = saved.folder, config.growth
     _check_growth(config, folder.model)
     target, infos = growth.target_config(folder.model), grown_infos(folder, growth)
     fields = grown_fields(folder, target)
     lineage = begin_grown(saved.contents.lineage, growth, target)
     print(_plan(config.source, folder.model, saved.contents.counts.tokens, growth))
+    if config.config is not None:
+        print("note    the validation loss of a folder is not measured")
     key = jax.random.key(config.seed)
-    tensors = grown_tensors(folder, growth, key, allow_nonfinite=config.allow_nonfinite)
+    tensors = grown_tensors(folder, growth, infos, key, allow_nonfinite=config.allow_nonfinite)
     with staging_directory(directory) as staging:
         copy_portable_files(epath.Path(folder.path), epath.Path(staging))
         write_folder(staging, fields, infos, tensors, lineage)
-    _tell_written(directory, sum(info.num_bytes for info in infos.values()), start)
+    _print_written(directory, sum(info.num_bytes for info in infos.values()), start)
     return directory
 
 
 def _check_growth(config: GrowConfig, source: ModelConfig) -> None:
-    """Raises UserError where a growth needs a run."""
-    if config.growth.reparameterisations(source):
+    """Raises UserError if a growth needs a run."""
+    if config.growth.reparameterizations(source):
         raise UserError(
-            f"--growth {config.growth} lets in what is new through masks, which open while "
-            f"the model trains and which a checkpoint does not hold; such growth only works "
-            f"inside a run, as the growth of a stage."
+            f"--growth is {config.growth}, with masks that open in training; a checkpoint has "
+            f"no masks, so such growth works only inside a run, as the growth of a stage."
         )
-    if _is_learned(config.growth) and config.optimizer_state != "drop":
+    if config.growth.is_fitted and config.optimizer_state != "reset":
         raise UserError(
-            f"--optimizer-state is {config.optimizer_state!r}, but nothing is known of how "
-            f"moments grow by {config.growth}; leave it at drop."
+            f"--optimizer-state is {config.optimizer_state!r}, but {config.growth} has no rule "
+            f"for moments; leave --optimizer-state at reset."
         )
-
-
-def _is_learned(growth: Growth) -> bool:
-    links = growth.growths if isinstance(growth, Chain) else (growth,)
-    return any(isinstance(link, Learn) for link in links)
 
 
 def _plan(name: str, source: ModelConfig, tokens: int, growth: Growth) -> str:
-    """Returns what is going to be done, in words."""
+    """Returns a summary of source, growth and target."""
     maps = growth.axis_maps(source)
     layers = maps["layers"].sources if "layers" in maps else range(source.num_layers)
     lines = [
         f"source  {name}: {_sizes(source)}, after {tokens:,} tokens",
-        f"growth  {growth} {_PROMISES[growth.promise]}",
+        f"growth  {growth} {_EFFECTS[growth.preserves_function]}",
         f"layers  {' '.join(str(layer + 1) for layer in layers)}",
         f"target  {_sizes(growth.target_config(source))}",
     ]
-    if _is_learned(growth):
-        lines.append("note    the maps are the initial ones; only a run fits them")
+    if growth.is_fitted:
+        lines.append("note    the maps have their initial values; only a run fits them")
     return "\n".join(lines)
 
 
@@ -178,7 +169,7 @@ def _sizes(config: ModelConfig) -> str:
     return f"{describe(config)}, {num_params(config) / 1e6:.3g}M parameters"
 
 
-def _tell_written(path: epath.Path, num_bytes: int, start: float) -> None:
+def _print_written(path: epath.Path, num_bytes: int, start: float) -> None:
     print(f"wrote   {path}: {num_bytes / 1e6:.4g} MB in {time.monotonic() - start:.1f} s")
 
 

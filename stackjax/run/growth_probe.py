@@ -13,7 +13,6 @@ from typing import Any
 import jax
 
 from stackjax.config import Config
-from stackjax.growth import Learn
 from stackjax.run.hooks import Hook, StepInfo
 from stackjax.run.run import Run
 from stackjax.run.summary import describe_probe
@@ -51,7 +50,7 @@ def check_probes(
                 f"probes.at_tokens has {at:,}, which is not inside a stage with growth "
                 f"after it; leave it out."
             )
-        if isinstance(following.growth, Learn):
+        if following.fit is not None:
             raise UserError(
                 f"probes.at_tokens has {at:,}, but stages.{following.stage} grows by "
                 f"{following.growth}, which has to be fitted first; probe another growth."

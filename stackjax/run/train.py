@@ -36,7 +36,7 @@ from stackjax.run.step_log import StepLog
 from stackjax.run.summary import how_to_train_longer, summarize
 from stackjax.run.task_scores import task_hooks
 from stackjax.run.validation import (
-    check_promise,
+    check_preserved,
     layer_metrics,
     model_params,
     open_data,
@@ -213,7 +213,7 @@ def enter(run: Run, source: Phase, target: Phase, state: TrainState) -> TrainSta
         entered = _grow(run.config, source, target, state)
         after, layers = _evaluate(run, target, entered)
         if target.growth is not None:
-            check_promise(target.growth, target.model, before, after)
+            check_preserved(target.growth, target.model, before, after)
         losses = {"held_out_loss_before": before, "held_out_loss": after}
         run.write("growth", target, 0, target.start, **losses)
         if layers:

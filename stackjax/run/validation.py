@@ -88,7 +88,7 @@ def layer_metrics(
 
 def model_params(phase: Phase, state: TrainState) -> Params:
     """Returns the model's parameters in a state: with masks and learned maps applied."""
-    if not phase.reparameterisations:
+    if not phase.reparameterizations:
         return state.params
     return _model_params(phase, state.params, phase.tokens(state.step))
 
@@ -111,12 +111,12 @@ def check_num_sequences(config: EvaluationConfig, source: TokenSource) -> None:
         )
 
 
-def check_promise(growth: Growth, model: ModelConfig, before: float, after: float) -> None:
+def check_preserved(growth: Growth, model: ModelConfig, before: float, after: float) -> None:
     """Raises UserError if a function-preserving growth changed the validation loss."""
     tolerance = 1e-4 if compute_dtype(model) == jnp.float32 else 2e-2
-    if growth.promise != "no" and not abs(after - before) <= tolerance:
+    if growth.preserves_function != "never" and not abs(after - before) <= tolerance:
         raise UserError(
-            f"{growth} promises to keep the function ({growth.promise}), but the held-out "
+            f"{growth}.preserves_function is {growth.preserves_function!r}, but the held-out "
             f"loss went from {before} to {after}; nothing was committed."
         )
 

@@ -29,7 +29,7 @@ from stackjax.training.train_state import TrainState, fit_state, init_state, tra
 
 def phase_optimizer(config: Config, phase: Phase) -> optax.GradientTransformationExtraArgs:
     """Returns a phase's optimizer, without learning rate."""
-    if phase.name == "fit":
+    if phase.fit is not None:
         return fit_transformation(config.optimizer)
     tx = config.optimizer.build(model.logical_axes(phase.model))
     return optax.with_extra_args_support(tx)
@@ -63,8 +63,9 @@ def abstract_state(config: Config, phase: Phase) -> TrainState:
 
     def state() -> TrainState:
         key = jax.random.key(0)
-        if phase.name == "fit":
-            return fit_state(phase, tx, model.init(phase.source, key), key)
+        if phase.fit is not None:
+            params = model.init(phase.source, key)
+            return fit_state(phase.fit, phase.source, tx, params, key)
         return init_state(phase.model, tx, key)
 
     return jax.eval_shape(state)

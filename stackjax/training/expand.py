@@ -3,14 +3,10 @@
 import dataclasses
 import math
 from collections.abc import Sequence
-from typing import Literal
 
 from stackjax.config import Config, Schedule, Stage
-from stackjax.growth import Growth, Learn
-from stackjax.growth.base import Reparameterisation
-from stackjax.growth.composition import Chain
-from stackjax.growth.learned import Fit
-from stackjax.growth.masked import Mask
+from stackjax.growth import Growth, OptimizerState
+from stackjax.growth.base import Fit, Reparameterization
 from stackjax.model.config import ModelConfig
 from stackjax.model.flops import flops_6nd, matmul_flops
 from stackjax.model.transformer import logical_axes
@@ -51,8 +47,9 @@ def expand(config: Config, marker: Marker = NEW_RUN) -> tuple[Phase, ...]:
     start = Counts()
     for stage, length in enumerate(stage_lengths(config.stages)):
         end_tokens = start.tokens + length
-        for name in _phase_names(config, stage):
-            parts = _Parts(config, stage, name, models[max(stage - 1, 0)], models[stage])
+        before = models[max(stage - 1, 0)]
+        for fit in _fits(config, stage, before):
+            parts = _Parts(config, stage, fit, before, models[stage])
             course = _course(parts, len(phases), start, end_tokens, marker)
             phase = _build_phase(parts, len(phases), course, run_tokens)
             phases.append(_shortened(phase, phases, marker))
@@ -60,9 +57,18 @@ def expand(config: Config, marker: Marker = NEW_RUN) -> tuple[Phase, ...]:
     return with_moment_starts(phases)
 
 
-def _phase_names(config: Config, stage: int) -> tuple[Literal["fit", "train"], ...]:
-    """Returns the phase names in a stage, in order."""
-    return ("fit", "train") if isinstance(config.stages[stage].growth, Learn) else ("train",)
+def _fits(config: Config, stage: int, source: ModelConfig) -> tuple[Fit | None, ...]:
+    """Returns the fit of each phase in a stage, in order; None if the model trains."""
+    growth = config.stages[stage].growth
+    if growth is None or not growth.is_fitted:
+        return (None,)
+    fit = growth.fit(source)
+    if fit is None:
+        raise UserError(
+            f"stages.{stage}.growth is {growth}; a learned growth stands alone, and grows "
+            f"depth and width by itself."
+        )
+    return (fit, None)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,7 +78,7 @@ class _Parts:
     config: Config
     index: int
     """Stage index."""
-    name: Literal["fit", "train"]
+    fit: Fit | None
     before: ModelConfig
     """Model in the previous stage; for the first stage, the same model."""
     model: ModelConfig
@@ -83,14 +89,13 @@ class _Parts:
 
     @property
     def growth(self) -> Growth | None:
-        """Growth before the phase; learned growth belongs to the fit."""
-        growth = self.stage.growth
-        return None if isinstance(growth, Learn) and self.name == "train" else growth
+        """Growth at the start of the phase; a learned growth belongs to the fit."""
+        return None if self.is_fitted and self.fit is None else self.stage.growth
 
     @property
-    def fit(self) -> Learn | None:
-        """Learned growth for a fit; None otherwise."""
-        return self.growth if isinstance(self.growth, Learn) else None
+    def is_fitted(self) -> bool:
+        """Does the stage begin with a fit?"""
+        return self.stage.growth is not None and self.stage.growth.is_fitted
 
     @property
     def source(self) -> ModelConfig:
@@ -107,8 +112,7 @@ class _Parts:
         tokens, making = stage.batch_size * seq_len, 0
         if self.fit is not None:
             # Every microbatch computes the target's parameters again.
-            axes = logical_axes(self.before)
-            making = stage.accumulate * self.fit.flops(axes, self.before)
+            making = stage.accumulate * self.fit.flops(logical_axes(self.before))
         return Counts(
             tokens=tokens,
             examples=stage.batch_size,
@@ -142,7 +146,7 @@ def _course(
     left = math.ceil((end_tokens - waypoint.counts.tokens) / parts.per_step.tokens)
     if parts.fit is not None:
         _check_fit(parts, parts.fit, left)
-        return _Course(start, waypoint, parts.fit.fit_steps)
+        return _Course(start, waypoint, parts.fit.num_steps)
     if left < 0:
         raise UserError(
             f"stages.{parts.index} would end at {end_tokens:,.0f} tokens of the run, which has "
@@ -157,13 +161,13 @@ def _build_phase(parts: _Parts, index: int, course: _Course, run_tokens: int) ->
     phase = Phase(
         index=index,
         stage=parts.index,
-        name=parts.name,
+        fit=parts.fit,
         source=parts.source,
         model=parts.model,
         growth=parts.growth,
         optimizer=parts.config.optimizer,
         optimizer_state=_optimizer_state(parts),
-        reparameterisations=_reparameterisations(parts),
+        reparameterizations=_reparameterizations(parts),
         trained_layers=trained,
         mesh=stage.mesh or parts.config.mesh,
         batch_size=stage.batch_size,
@@ -176,33 +180,33 @@ def _build_phase(parts: _Parts, index: int, course: _Course, run_tokens: int) ->
         per_step=parts.per_step,
         waypoint=course.waypoint,
     )
-    if not isinstance(stage.growth, Learn):
+    if not parts.is_fitted:
         _check_growth(phase)
     return phase
 
 
-def _reparameterisations(parts: _Parts) -> tuple[Reparameterisation, ...]:
+def _reparameterizations(parts: _Parts) -> tuple[Reparameterization, ...]:
     if parts.fit is not None:
-        return (Fit(parts.fit, parts.source),)
-    return parts.growth.reparameterisations(parts.source) if parts.growth is not None else ()
+        return (parts.fit,)
+    return parts.growth.reparameterizations(parts.source) if parts.growth is not None else ()
 
 
-def _optimizer_state(parts: _Parts) -> Literal["reset", "grow", "keep"]:
-    if isinstance(parts.stage.growth, Learn):
+def _optimizer_state(parts: _Parts) -> OptimizerState:
+    if parts.is_fitted:
         return "reset"
     # Without growth the optimizer state is kept.
     return parts.stage.optimizer_state if parts.growth is not None else "keep"
 
 
 def _shortened(phase: Phase, before: Sequence[Phase], marker: Marker) -> Phase:
-    """Returns a phase, shortened if the stage ended early."""
-    if phase.stage not in marker.ended or phase.name == "fit":
+    """Returns a phase, shortened after an early end of its stage."""
+    if phase.stage not in marker.ended or phase.fit is not None:
         return phase
     fitted = sum(each.num_steps for each in before if each.stage == phase.stage)
     return dataclasses.replace(phase, num_steps=marker.ended[phase.stage].steps - fitted)
 
 
-def _check_fit(parts: _Parts, growth: Learn, num_steps: int) -> None:
+def _check_fit(parts: _Parts, fit: Fit, num_steps: int) -> None:
     """Raises UserError if a learned growth does not fit into a stage with `num_steps`."""
     stage, field = parts.stage, f"stages.{parts.index}"
     if stage.optimizer_state != "reset":
@@ -215,22 +219,15 @@ def _check_fit(parts: _Parts, growth: Learn, num_steps: int) -> None:
             f"{field} has rewarm, scale_by_fan_in or train_layers, which a "
             f"learned growth does not take: all of its parameters are new."
         )
-    if growth.fit_steps >= num_steps:
+    if fit.num_steps >= num_steps:
         raise UserError(
             f"{field} has {num_steps} steps, of which its growth takes "
-            f"{growth.fit_steps} for the fit; give it more tokens, or fewer fit_steps."
+            f"{fit.num_steps} for the fit; give it more tokens, or fewer fit_steps."
         )
 
 
 def _check_growth(phase: Phase) -> None:
-    """Raises UserError if a growth does not fit into the stage."""
-    if isinstance(phase.growth, Chain):
-        for link in phase.growth.growths:
-            if isinstance(link, Learn):
-                raise UserError(
-                    f"stages.{phase.stage}.growth is {phase.growth}; a learned growth stands "
-                    f"alone, and grows depth and width by itself."
-                )
+    """Raises UserError if a growth does not fit into its stage."""
     rates, maps = phase.parameter_rates, {}
     if rates is not None and phase.growth is not None:
         maps = phase.growth.axis_maps(phase.source)
@@ -244,11 +241,11 @@ def _check_growth(phase: Phase) -> None:
                 f"stages.{phase.stage}.growth is {phase.growth}; leave it out."
             )
     tokens = phase.end.tokens - phase.start.tokens
-    for mask in phase.reparameterisations:
-        if isinstance(mask, Mask) and mask.open_tokens > tokens:
+    for mask in phase.reparameterizations:
+        if mask.end_tokens > tokens:
             raise UserError(
                 f"stages.{phase.stage} is {tokens} tokens long, and the last mask of "
-                f"{phase.growth} is open after {mask.open_tokens}; lower "
+                f"{phase.growth} is open after {mask.end_tokens}; lower "
                 f"mask_tokens, or make the stage longer."
             )
 

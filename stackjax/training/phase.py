@@ -9,9 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from stackjax.growth import Growth
-from stackjax.growth.base import Reparameterisation
-from stackjax.growth.masked import Mask
+from stackjax.growth import Growth, OptimizerState
+from stackjax.growth.base import Fit, Reparameterization
 from stackjax.growth.moment_starts import MomentStarts, learns
 from stackjax.model.config import ModelConfig
 from stackjax.model.transformer import LayerSpan, logical_axes
@@ -106,18 +105,18 @@ class Phase:
     index: int
     """Position among all phases."""
     stage: int
-    """Stage index."""
-    name: Literal["fit", "train"]
-    """Fit a learned growth's maps, or train."""
+    """Index of the stage."""
+    fit: Fit | None
+    """The fit of a growth operator's own parameters; None if the model trains."""
     source: ModelConfig
     """Model in the previous phase; for the first phase, the same model."""
     model: ModelConfig
     growth: Growth | None
     """Growth before step 0."""
     optimizer: Optimizer
-    optimizer_state: Literal["reset", "grow", "keep"]
+    optimizer_state: OptimizerState
     """A fresh optimizer state, grown moments, or kept moments."""
-    reparameterisations: tuple[Reparameterisation, ...]
+    reparameterizations: tuple[Reparameterization, ...]
     """Functions from trained parameters to the model's parameters, such as masks."""
     trained_layers: tuple[bool, ...] | None
     """Trained layers; None for all parameters."""
@@ -137,6 +136,11 @@ class Phase:
     waypoint: Waypoint
     """A step with known counts: step 0, or the newest resume with another batch size or skipped
     examples."""
+
+    @property
+    def name(self) -> Literal["fit", "train"]:
+        """The name of the phase in its stage, in paths and in the lineage."""
+        return "train" if self.fit is None else "fit"
 
     @property
     def directory(self) -> str:
@@ -192,8 +196,8 @@ class Phase:
         """
         tokens = self.first_tokens + step * self.per_step.tokens
         return all(
-            isinstance(mask, Mask) and tokens >= mask.open_tokens
-            for mask in self.reparameterisations
+            tokens >= reparameterization.end_tokens
+            for reparameterization in self.reparameterizations
         )
 
     @property
@@ -219,13 +223,13 @@ class Phase:
         Args:
           tokens: Tokens in the phase so far.
         """
-        if not self.reparameterisations:
+        if not self.reparameterizations:
             return params
         axes = logical_axes(self.model)
 
         def apply(params: Any, tokens: jax.Array) -> Any:
-            for reparameterisation in self.reparameterisations:
-                params = reparameterisation.model_params(params, axes, tokens)
+            for reparameterization in self.reparameterizations:
+                params = reparameterization.model_params(params, axes, tokens)
             return params
 
         layout = jax.tree.map(partition, axes, is_leaf=lambda node: isinstance(node, Axes))

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +11,9 @@ import optax
 
 from stackjax import model
 from stackjax.data.batch import Batch
-from stackjax.growth import Growth, Learn, grow_opt_state, zero_where
+from stackjax.growth import Growth, OptimizerState, grow_opt_state, zero_where
+from stackjax.growth.base import Fit
+from stackjax.growth.grow_tree import axes_of, grow_tree
 from stackjax.model import LossSums, ModelConfig, Params
 from stackjax.sharding.partition import auto_sharded, partition_of
 from stackjax.training.phase import Phase, StepInputs
@@ -134,8 +136,8 @@ def enter_phase(
       key: Random key for growth.
     """
     params = source.model_params(state.params, source.tokens(state.step))
-    if phase.name == "fit":
-        return fit_state(phase, tx, params, key)
+    if phase.fit is not None:
+        return fit_state(phase.fit, phase.source, tx, params, key)
     opt_state = state.opt_state
     if source.trained_layers is not None and phase.optimizer_state != "reset":
         opt_state = zero_where(source.frozen(), opt_state)
@@ -144,54 +146,56 @@ def enter_phase(
 
 
 def fit_state(
-    phase: Phase, tx: optax.GradientTransformation, source: Params, key: jax.Array
+    fit: Fit,
+    source: ModelConfig,
+    tx: optax.GradientTransformation,
+    params: Params,
+    key: jax.Array,
 ) -> TrainState:
-    """Returns the state at step 0 of fitting the maps of a learned growth."""
-    assert isinstance(phase.growth, Learn), "only a learned growth is fitted"
-    axes = model.logical_axes(phase.source)
-    maps = phase.growth.init_maps(axes, phase.source, key=key)
-    params = {"maps": maps, "source": source}
-    return TrainState(jnp.zeros((), jnp.int32), params, tx.init(params))
+    """Returns the state at step 0 of a fit.
+
+    Args:
+      source: The config of the source model.
+      tx: The optimizer.
+      params: The source parameters.
+      key: Randomness of the initial maps.
+    """
+    maps = fit.init_maps(model.logical_axes(source), key)
+    trained = {"maps": maps, "source": params}
+    return TrainState(jnp.zeros((), jnp.int32), trained, tx.init(trained))
 
 
 def grow_state(
     growth: Growth | None,
     source: ModelConfig,
-    tx: optax.GradientTransformation,
+    tx: optax.GradientTransformation | None,
     state: TrainState,
     key: jax.Array,
-    moments: Literal["reset", "grow", "keep"],
+    optimizer_state: OptimizerState,
 ) -> TrainState:
     """Returns the state at step 0 of the grown model.
 
     Args:
-      growth: None keeps the model as it is.
-      source: The config of the model that grows.
-      tx: The optimizer.
-      state: The source's; its optimizer state may be None where it starts afresh.
+      growth: None keeps the model.
+      source: The config of the source model.
+      tx: The optimizer of the parameters in `state`; None leaves the optimizer state out.
+      state: The source state, with all parameters or any part of the tree. The optimizer
+        state can be None if it is reset.
       key: Randomness of the operator.
-      moments: What becomes of the optimizer state.
+      optimizer_state: Reset, grow or keep the moments.
     """
-    axes = model.logical_axes(source)
-    target = source if growth is None else growth.target_config(source)
-    layout = jax.tree.map(
-        partition_of, jax.eval_shape(lambda: init_state(target, tx, jax.random.key(0)))
-    )
     params, opt_state = state.params, state.opt_state
     if growth is not None:
-
-        def grow_params(params: Params, key: jax.Array) -> Params:
-            grow_key, fresh_key = jax.random.split(key)
-            fresh = functools.partial(model.init, key=fresh_key)
-            return growth.grow_params(params, axes, source, key=grow_key, fresh=fresh)
-
-        # Operators are free of layouts: inside, the compiler finds them.
-        params = auto_sharded(grow_params, layout.params)(params, key)
-        if moments != "reset":
-            grow_moments = functools.partial(
-                grow_opt_state, growth, axes=axes, source=source, mode=moments
-            )
-            opt_state = auto_sharded(grow_moments, layout.opt_state)(opt_state)
-    if moments == "reset":
+        params = grow_tree(growth, source, params, key)
+    if tx is None:
+        opt_state = None
+    elif optimizer_state == "reset":
         opt_state = tx.init(params)
+    elif growth is not None:
+        axes = axes_of(source, state.params)
+        grow_moments = functools.partial(
+            grow_opt_state, growth, axes=axes, source=source, moments=optimizer_state
+        )
+        layout = jax.tree.map(partition_of, jax.eval_shape(tx.init, params))
+        opt_state = auto_sharded(grow_moments, layout)(opt_state)
     return TrainState(jnp.zeros((), jnp.int32), params, opt_state)

@@ -1,4 +1,4 @@
-"""What growth promises about the function, judged in float64 by code that is not ours."""
+"""Function preservation of growth, judged in float64 by transformers."""
 
 import dataclasses
 import functools
@@ -66,13 +66,13 @@ def can_grow(growth, config):
     return True
 
 
-def promising(promise, models=tuple(MODELS)):
-    """Parametrizes a test by the operators of a promise, and the models that grow so."""
+def preserving(preservation, models=tuple(MODELS)):
+    """Parametrizes a test by operators with this preservation, and models that fit."""
     cases = [
         pytest.param(name, MODELS[model_name], id=f"{model_name}-{name}")
         for model_name in models
         for name, growth in OPERATORS.items()
-        if growth.promise == promise and can_grow(growth, MODELS[model_name])
+        if growth.preserves_function == preservation and can_grow(growth, MODELS[model_name])
     ]
     return pytest.mark.parametrize(("name", "config"), cases)
 
@@ -148,14 +148,14 @@ def test_the_model_computes_what_transformers_does(config):
     assert distance(logits, expected) < 1e-5
 
 
-@promising("exact")
+@preserving("always")
 def test_an_exact_growth_keeps_the_function(name, config):
     logits = judge.logits(*grow_operator(name, config), TOKENS)
     assert distance(logits, source_logits(config)) < FLOAT64
 
 
-@promising("no")
-def test_a_growth_that_promises_nothing_changes_the_function(name, config):
+@preserving("never")
+def test_other_growth_changes_the_function(name, config):
     logits = judge.logits(*grow_operator(name, config), TOKENS)
     assert distance(logits, source_logits(config)) > DIFFERENT
 
@@ -166,8 +166,8 @@ def reparameterise(name, config):
     axes = model.logical_axes(config)
 
     def run(params, tokens):
-        for reparameterisation in OPERATORS[name].reparameterisations(config):
-            params = reparameterisation.model_params(params, axes, tokens)
+        for reparameterization in OPERATORS[name].reparameterizations(config):
+            params = reparameterization.model_params(params, axes, tokens)
         return params
 
     return jax.jit(run)
@@ -181,13 +181,13 @@ def running_params(name, config, tokens):
     return target, jax.tree.map(np.asarray, running)
 
 
-@promising("exact_at_start")
+@preserving("at_start")
 def test_growth_behind_closed_masks_starts_with_the_function(name, config):
     logits = judge.logits(*running_params(name, config, 0), TOKENS)
     assert distance(logits, source_logits(config)) < FLOAT64
 
 
-@promising("exact_at_start")
+@preserving("at_start")
 def test_open_masks_leave_parameters_as_they_are_and_let_in_what_is_new(name, config):
     target, params = running_params(name, config, ALL_OPEN)
     jax.tree.map(np.testing.assert_array_equal, params, grow_operator(name, config)[1])
@@ -213,7 +213,7 @@ def masks_at(name, source, target, tokens):
     }
 
 
-@promising("exact_at_start")
+@preserving("at_start")
 def test_masked_parameters_compute_the_model_with_masked_activations(name, config):
     _, unmasked = grow_operator(name, config)
     for tokens in (32, 100, 200, 300):
@@ -223,7 +223,7 @@ def test_masked_parameters_compute_the_model_with_masked_activations(name, confi
         assert distance(judge.logits(target, params, TOKENS), expected) < FLOAT64
 
 
-@promising("exact", models=["gqa, tied, qk_norm"])
+@preserving("always", models=["gqa, tied, qk_norm"])
 def test_an_exact_growth_keeps_the_function_in_the_types_that_models_train_in(name, config):
     models = (config, source_params(config)), grow_operator(name, config)
     source, grown = (own_logits(*each, "float32") for each in models)

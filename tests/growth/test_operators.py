@@ -39,7 +39,6 @@ from stackjax.growth import (
     chain,
 )
 from stackjax.growth.axis_map import is_new
-from stackjax.growth.learned import Fit
 from stackjax.optimizers import AdamW
 from stackjax.sharding.axes import Axes
 from stackjax.sharding.partition import on_mesh
@@ -92,7 +91,7 @@ def grown_phase(growth, source=SOURCE, **fields):
         growth.target_config(source),
         source=source,
         growth=growth,
-        reparameterisations=growth.reparameterisations(source),
+        reparameterizations=growth.reparameterizations(source),
         **fields,
     )
 
@@ -133,7 +132,7 @@ def test_every_copied_layer_is_its_source_layer_and_the_rest_is_as_it_was(copies
         np.testing.assert_array_equal(grown["layers"][name], np.take(leaf, sources, axis=0))
     for name in params.keys() - {"layers"}:
         np.testing.assert_array_equal(grown[name], params[name])
-    assert growth.promise == "no"
+    assert growth.preserves_function == "never"
 
 
 @hypothesis.settings(max_examples=30, deadline=None)
@@ -210,7 +209,7 @@ def trained_source() -> TrainState:
 
 
 def grow_jitted(growth, tx, state, mode):
-    return jax.jit(functools.partial(grow_state, growth, SOURCE, tx, moments=mode))(
+    return jax.jit(functools.partial(grow_state, growth, SOURCE, tx, optimizer_state=mode))(
         state, key=KEY
     )
 
@@ -226,7 +225,7 @@ def test_a_grown_optimizer_state_is_the_one_of_the_grown_model(name, mode):
     growth, state = GROWTHS[name], trained_source()
     target = growth.target_config(SOURCE)
     tx = optimizer_of(target)
-    grow = functools.partial(grow_state, growth, SOURCE, tx, moments=mode)
+    grow = functools.partial(grow_state, growth, SOURCE, tx, optimizer_state=mode)
     grown = jax.eval_shape(grow, state, key=KEY)
     expected = jax.eval_shape(lambda: init_state(target, tx, KEY))
     assert jax.tree.structure(grown) == jax.tree.structure(expected)
@@ -361,7 +360,7 @@ def test_growth_on_eight_devices_is_growth_on_one_and_keeps_the_sharding(name):
     growth = GROWTHS[name]
     target, mode = growth.target_config(SOURCE), "grow" if name in LINEAR else "reset"
     tx = optimizer_of(target)
-    grow = functools.partial(grow_state, growth, SOURCE, tx, moments=mode)
+    grow = functools.partial(grow_state, growth, SOURCE, tx, optimizer_state=mode)
     on_one = jax.jit(grow)(trained_source(), key=KEY)
     mesh = mesh_of("replica 2, fsdp 2, tensor 2")
     with jax.set_mesh(mesh):
@@ -404,7 +403,7 @@ def source_gradient(source):
 @pytest.mark.parametrize("name", MULTIPLES)
 def test_moments_grow_by_the_gradients_factor_and_its_square(name, source):
     growth, config = MULTIPLES[name], MODELS[source]
-    assert growth.promise == "exact"
+    assert growth.preserves_function == "always"
     axes, maps = model.logical_axes(config), growth.axis_maps(config)
     params = grow_params(growth, random_params(config), config)
     found = gradient_of(grown_phase(growth, config))(params, 0, random_batch())
@@ -459,7 +458,7 @@ def test_new_layers_of_depth_zero_copy_all_but_what_leaves_them(order):
 
 def test_next_layer_units_come_from_the_layer_above_and_the_last_from_its_own():
     growth = WidthSplit(mlp=2, new_units="next_layer")
-    assert growth.promise == "no"
+    assert growth.preserves_function == "never"
     params = random_params(SOURCE)
     grown = grow_params(growth, params, SOURCE)["layers"]
     gate_up, down = params["layers"]["gate_up"], params["layers"]["down"]
@@ -562,7 +561,7 @@ def test_a_learned_layer_is_a_sum_of_mapped_layers():
         lambda leaf: rng.normal(size=leaf.shape).astype(np.float32),
         growth.init_maps(axes, SOURCE, key=KEY),
     )
-    grown = growth.materialise(maps, params, axes, SOURCE)
+    grown = growth.materialize(maps, params, axes, SOURCE)
     m = jax.tree.map(np.float64, maps)
     p = jax.tree.map(np.float64, params)
     group = SOURCE.num_heads // SOURCE.num_kv_heads
@@ -598,14 +597,14 @@ def test_a_fit_lowers_the_loss_and_holds_the_source_fixed():
     growth = Learn(2, embed=2, mlp=2, heads=2)
     phase = phase_of(
         growth.target_config(SOURCE),
-        name="fit",
+        fit=growth.fit(SOURCE),
         source=SOURCE,
         growth=growth,
-        reparameterisations=(Fit(growth, SOURCE),),
+        reparameterizations=(growth.fit(SOURCE),),
     )
     tx = fit_transformation(OPTIMIZER)
     source = trained_source().params
-    state, losses = fit_state(phase, tx, source, KEY), []
+    state, losses = fit_state(phase.fit, SOURCE, tx, source, KEY), []
     step = jax.jit(functools.partial(train_step, phase, tx, 0.0, phase.step_inputs))
     for _ in range(12):
         state, metrics = step(state, random_batch())

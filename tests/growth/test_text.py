@@ -27,10 +27,14 @@ from stackjax.growth import (
     chain,
     parse_growth,
 )
-from stackjax.growth.text import OPERATORS, replace_field
+from stackjax.growth.base import operators
+from stackjax.growth.text import replace_field
 from stackjax.runtime.errors import UserError
 
 HALF_MORE = Fraction(3, 2)
+BUILT_IN = {
+    name: kind for name, kind in operators().items() if kind.__module__.startswith("stackjax.")
+}
 
 WHOLE = st.integers(1, 1000)
 RATIOS = st.integers(1, 9) | st.fractions(1, 5, max_denominator=9)
@@ -109,7 +113,7 @@ def test_the_table_of_growths_has_every_operator():
     links = [
         link for growth in GROWTHS.values() for link in getattr(growth, "growths", (growth,))
     ]
-    assert {type(link) for link in links} == set(OPERATORS.values())
+    assert {type(link) for link in links} == set(BUILT_IN.values())
 
 
 @hypothesis.settings(max_examples=300, deadline=None)
@@ -176,9 +180,8 @@ def test_text_may_name_fields_or_not_and_write_counts_with_an_exponent(text):
 
 
 CANNOT_READ = r"cannot read {}; write operators with their fields, joined by '\+'"
-ALL = ", ".join(OPERATORS)
 RATIO = r"it must be a whole number, or a ratio such as 3/2\."
-LAYERS = r"it must be a pattern such as 12-3\*2, or a list from 0 such as \[0,1,1,2\]\."
+LAYERS = r"it must be a text, or a list from 0 such as \[0,1,1,2\]\."
 
 # Wrong text, what is wrong with it, and what would not be.
 WRONG = {
@@ -190,12 +193,12 @@ WRONG = {
     "stack(2)+": CANNOT_READ.format("''"),
     "+stack(2)": CANNOT_READ.format("''"),
     "stack(2) noise(0.2)": r"stack has factor '2\) noise\(0\.2'; it must be a whole number",
-    "stak(2)": f"there is no operator 'stak'; there are {ALL}",
-    "Stack(2)": f"there is no operator 'Stack'; there are {ALL}",
-    "stack(2)+nose(1)": f"there is no operator 'nose'; there are {ALL}",
+    "stak(2)": "there is no operator 'stak'; there are .*stack",
+    "Stack(2)": "there is no operator 'Stack'; there are .*stack",
+    "stack(2)+nose(1)": "there is no operator 'nose'; there are .*noise",
     "stack(2, 3)": "stack takes factor, no more",
     "depth_zero(2, stack, fresh, 1)": "depth_zero takes factor, order, rest, no more",
-    "stack(2, factor=3)": "stack is given 'factor' twice",
+    "stack(2, factor=3)": "stack has 'factor' twice",
     "stack(g=2)": "stack has no field 'g'; it has factor",
     "stack(=2)": "stack has no field ''; it has factor",
     "width_split(width=2)": "has no field 'width'; it has embed, mlp, heads, kv_heads, split",
@@ -253,7 +256,7 @@ def test_wrong_text_is_told_what_is_wrong_and_what_is_allowed(text):
         parse_growth(text)
 
 
-WORDS = [*OPERATORS, *"()[]+-*,=./ e_0123456789", "..", "inf", "nan", "embed", "layers", "٣"]
+WORDS = [*BUILT_IN, *"()[]+-*,=./ e_0123456789", "..", "inf", "nan", "embed", "layers", "٣"]
 
 
 @st.composite
@@ -377,7 +380,7 @@ REFUSED = [
     (
         "stack(3)+noise(0.1)",
         ["--stages.1.growth.alpha", "0.2"],
-        "stack(3) + noise(0.1) has no fields of its own; write the whole growth.",
+        "stack(3) + noise(0.1) has several operators; write the whole growth.",
     ),
     ("stack(3)", ["--stages.0.growth.factor", "2"], "--stages.0.growth.factor"),
     ("stack(3)", ["--stages.7.growth.factor", "2"], "--stages.7.growth.factor"),

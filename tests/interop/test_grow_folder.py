@@ -146,9 +146,11 @@ def test_a_card_says_what_is_not_known(run, tmp_path):
 
 
 WRONG = {
-    "masks": (("--growth", "depth_random(factor=2, mask_tokens=8)"), "only works inside a run"),
-    "learned": (("--growth", "learn(factor=2)"), "mixes all layers, so that none can be"),
-    "moments": (("--growth", "stack(2)", "--optimizer-state", "grow"), "holds no optimizer"),
+    "masks": (("--growth", "depth_random(factor=2, mask_tokens=8)"), "works only inside a run"),
+    "moments": (
+        ("--growth", "stack(2)", "--optimizer-state", "grow"),
+        "optimizer_state is 'grow'",
+    ),
     "heads": (("--growth", "width_split(embed=9/8)"), "does not divide, as transformers"),
     "layer": (("--growth", "layer_map(1-4)"), "names layer 4"),
 }
@@ -188,7 +190,7 @@ import jax
 
 from stackjax.growth import parse_growth
 from stackjax.interop.folder import write_folder
-from stackjax.interop.growing import grown_infos, grown_tensors
+from stackjax.interop.grow_folder import grown_infos, grown_tensors
 from stackjax.interop.huggingface import read_folder
 
 
@@ -200,7 +202,7 @@ def anonymous():
 def grow(path, target):
     folder, growth = read_folder(Path(path)), parse_growth(sys.argv[3])
     infos = grown_infos(folder, growth)
-    tensors = grown_tensors(folder, growth, jax.random.key(0))
+    tensors = grown_tensors(folder, growth, infos, jax.random.key(0))
     Path(target).mkdir()
     write_folder(Path(target), {}, infos, tensors, LINEAGE)
     return infos

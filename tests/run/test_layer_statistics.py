@@ -139,9 +139,9 @@ def test_zero_and_masked_layers_contribute_nothing():
     source = tiny_model()
     for growth in (DepthZero(2), DepthRandom(2, mask_tokens=128)):
         target, params = growth.target_config(source), grown_params(growth, source)
-        masks = growth.reparameterisations(source)
+        masks = growth.reparameterizations(source)
         is_new = growth.axis_maps(source)["layers"].is_new
-        phase = phase_of(target, reparameterisations=masks)
+        phase = phase_of(target, reparameterizations=masks)
         found = measure(target, phase.model_params(params, 0))["contribution"]
         assert (found[is_new] == 0).all()
         assert (found[~is_new] > 0).all()

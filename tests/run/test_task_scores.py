@@ -75,7 +75,7 @@ def test_scored_params_have_masks_applied():
         growth.target_config(source),
         source=source,
         growth=growth,
-        reparameterisations=growth.reparameterisations(source),
+        reparameterizations=growth.reparameterizations(source),
     )
     state = TrainState(np.int32(5), random_params(phase.model), None)
     params = model_params(phase, state)

@@ -29,7 +29,7 @@ from stackjax.config import (
 )
 from stackjax.config_file import flatten
 from stackjax.growth import Growth, Stack, parse_growth
-from stackjax.growth.text import OPERATORS
+from stackjax.growth.base import operators
 from stackjax.model.config import RopeScaling
 from stackjax.optimizers import AdamW, Muon
 from stackjax.options import Sampling
@@ -102,10 +102,10 @@ def scalars(kind, path=""):
                 yield inside, arm, rules
 
 
-@pytest.mark.parametrize("root", [*ROOTS, *(f"growth.{name}" for name in OPERATORS)])
+@pytest.mark.parametrize("root", [*ROOTS, *(f"growth.{name}" for name in operators())])
 def test_every_number_has_a_range_and_every_config_is_checked(root):
     is_growth = root.startswith("growth.")
-    kind = OPERATORS[root.removeprefix("growth.")] if is_growth else named(root)
+    kind = operators()[root.removeprefix("growth.")] if is_growth else named(root)
     assert issubclass(kind, Growth if is_growth else Checked)
     for path, arm, rules in scalars(kind):
         if arm in (int, float, Fraction):

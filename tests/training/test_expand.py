@@ -351,7 +351,7 @@ def test_a_learned_growth_is_fitted_in_the_first_steps_of_its_stage():
     assert (fit.optimizer_state, train.optimizer_state) == ("reset", "reset")
     assert (fit.source, fit.model) == (first.model, LEARN.target_config(first.model))
     assert train.source == train.model == fit.model == last.source
-    assert [len(phase.reparameterisations) for phase in (first, fit, train)] == [0, 1, 0]
+    assert [len(phase.reparameterizations) for phase in (first, fit, train)] == [0, 1, 0]
     assert {(phase.batch_size, phase.accumulate) for phase in (fit, train)} == {(16, 2)}
 
 
@@ -369,7 +369,7 @@ def test_a_fit_has_a_constant_rate_and_the_stage_goes_on_with_its_own():
 def test_a_fit_is_charged_with_making_its_target_and_later_stages_count_on():
     first, fit, train, last = expand(learned_run())
     # For each of the two microbatches.
-    making = 2 * LEARN.flops(model.logical_axes(first.model), first.model)
+    making = 2 * LEARN.fit(first.model).flops(model.logical_axes(first.model))
     large = fit.model
     step = Counts(
         tokens=128,
@@ -397,10 +397,10 @@ def test_making_a_target_costs_three_times_the_products_that_xla_counts(growth):
     maps = jax.eval_shape(
         functools.partial(growth.init_maps, axes, source, key=jax.random.key(0))
     )
-    make = jax.jit(lambda maps, params: growth.materialise(maps, params, axes, source))
+    make = jax.jit(lambda maps, params: growth.materialize(maps, params, axes, source))
     counted = make.lower(maps, random_params(source)).compile().cost_analysis()["flops"]
     # Writing the map of heads once for every head of a group is no product of matrices.
-    assert growth.flops(axes, source) == pytest.approx(3 * counted, rel=0.02)
+    assert growth.fit(source).flops(axes) == pytest.approx(3 * counted, rel=0.02)
 
 
 # A growth of six layers or into them, which layers learn, and these written out.
@@ -500,7 +500,7 @@ def masked_phase(mask_tokens=256):
         growth.target_config(source),
         source=source,
         growth=growth,
-        reparameterisations=growth.reparameterisations(source),
+        reparameterizations=growth.reparameterizations(source),
     )
 
 
@@ -531,7 +531,7 @@ def test_without_masks_the_model_runs_what_trains():
 
 
 def test_a_step_goes_along_the_updates_as_far_as_the_rates_say():
-    phase = dataclasses.replace(masked_phase(), reparameterisations=())
+    phase = dataclasses.replace(masked_phase(), reparameterizations=())
     rates = ParameterRates(
         source=phase.source,
         growth=phase.growth,
