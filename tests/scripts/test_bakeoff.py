@@ -151,7 +151,7 @@ def test_failed_run_is_named_and_other_runs_are_kept(options, tmp_path, monkeypa
     [
         (
             {"only": "stak, d"},
-            r"--only 'stak, d' is none of the runs: stack, d; zero, d; scratch",
+            r"--only is 'stak, d'; it must be a run: stack, d; zero, d; scratch",
         ),
         ({"config": Path("no.py")}, r"--config no.py: there is no such file"),
     ],
@@ -183,7 +183,7 @@ BROKEN_RUNS = {
     "import nowhere": r"broken.py, line 1: ModuleNotFoundError",
     "def get_runs(seed):\n    return [1]": r"get_runs\(0\) must return a dictionary of configs",
     "def get_runs(seed):\n    return {}": r"get_runs\(0\) must return a dictionary of configs",
-    "def get_runs(seed):\n    return {'a': 1}": r"get_runs\(0\) has 'a': 1, which must be a na",
+    "def get_runs(seed):\n    return {'a': 1}": r"get_runs\(0\) has 'a': 1; ",
 }
 
 
