@@ -349,7 +349,7 @@ def test_simultaneous_processes_prepare_the_corpus_once(tmp_path):
     outputs, errors = zip(*(process.communicate(timeout=200) for process in both), strict=True)
     assert errors == ("", "")
     assert len({output.splitlines()[-1] for output in outputs}) == 1
-    assert sum("prepared 100 %" in output for output in outputs) == 1
+    assert sum("100 % of" in output for output in outputs) == 1
     assert [p.name for p in path.parent.iterdir()] == ["stdlib"]
 
 

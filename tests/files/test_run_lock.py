@@ -19,7 +19,7 @@ from stackjax.runtime.errors import UserError
 HOLD = """
 import sys, threading
 from etils import epath
-from stackjax.runtime import run_lock
+from stackjax.files import run_lock
 
 run_lock.LEASE_SECONDS = 2.0
 with run_lock.run_lock(epath.Path(sys.argv[1])):

@@ -33,14 +33,15 @@ def batch_of(accumulate: int) -> Batch:
 def keep_gradient() -> optax.GradientTransformation:
     """An optimizer that stores the gradient as its state."""
     return optax.GradientTransformation(
-        lambda params: jax.tree.map(jnp.zeros_like, params), lambda grads, *_: (grads, grads)
+        lambda params: jax.tree.map(jnp.zeros_like, params), lambda grads, *_, **__: (grads, grads)
     )
 
 
 def loss_and_grads(mesh_config, accumulate, fields):
     """Returns loss and gradient of a train step, on a mesh unless None."""
     config, tx = dataclasses.replace(CONFIG, **fields), keep_gradient()
-    step = jax.jit(functools.partial(train_step, phase_of(config), tx, 1e-2))
+    phase = phase_of(config)
+    step = jax.jit(functools.partial(train_step, phase, tx, 1e-2, phase.step_inputs))
     params, batch = random_params(CONFIG), batch_of(accumulate)
     if mesh_config is None:
         params = jax.tree.map(jnp.asarray, params)

@@ -24,11 +24,11 @@ for _ in range(11):
 # The first steps may still get new memory from malloc.
 print(step.memory_analysis().temp_size_in_bytes, int(statistics.median(faults)))
 """
-KEEP = "from stackjax.cpu import keep_memory; keep_memory()"
+KEEP = "from stackjax.runtime.cpu_memory import keep_memory; keep_memory()"
 
 RELEASE = """
 import psutil
-from stackjax.cpu import release_memory
+from stackjax.runtime.cpu_memory import release_memory
 resident = psutil.Process().memory_info().rss
 release_memory()
 print(resident - psutil.Process().memory_info().rss)

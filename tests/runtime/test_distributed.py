@@ -24,7 +24,7 @@ TWO_MESHES = """
 import dataclasses
 
 import config
-from stackjax.sharding import MeshConfig
+from stackjax.sharding.config import MeshConfig
 
 
 def get_config():
