@@ -204,7 +204,8 @@ def trained_source() -> TrainState:
     """The source after a step, so that its moments are not zero."""
     tx, params = optimizer_of(SOURCE), random_params(SOURCE)
     state = TrainState(jnp.int32(0), params, tx.init(params))
-    step = jax.jit(functools.partial(train_step, phase_of(SOURCE), tx, 0.0))
+    phase = phase_of(SOURCE)
+    step = jax.jit(functools.partial(train_step, phase, tx, 0.0, phase.step_inputs))
     return step(state, random_batch())[0]
 
 

@@ -151,7 +151,7 @@ WRONG = {
         ("--growth", "stack(2)", "--optimizer-state", "grow"),
         "optimizer_state is 'grow'",
     ),
-    "heads": (("--growth", "width_split(embed=9/8)"), "does not divide, as transformers"),
+    "heads": (("--growth", "width_split(embed=9/8)"), "does not divide model.embed_dim 18"),
     "layer": (("--growth", "layer_map(1-4)"), "names layer 4"),
 }
 
