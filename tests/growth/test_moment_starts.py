@@ -222,7 +222,7 @@ def test_released_layers_start_with_fresh_moments(optimizer):
     config, trained = SOURCE, (False, True, True)
     tx = optimizer.build(model.logical_axes(config))
     frozen = dataclasses.replace(
-        phase_of(config, rate=0.0), trained_layers=trained, num_steps=STEPS_BEFORE
+        phase_of(config), trained_layers=trained, num_steps=STEPS_BEFORE
     )
     starts = MomentStarts().after_freezing(trained, STEPS_BEFORE, has_frozen_embedding=True)
     released = dataclasses.replace(
