@@ -1,4 +1,4 @@
-"""How one axis of a model grows: the source index of every target index."""
+"""Axis maps: the source index for each target index along a growing axis."""
 
 import dataclasses
 import functools
@@ -14,13 +14,13 @@ from stackjax.sharding.axes import Axes
 
 @dataclasses.dataclass(frozen=True)
 class AxisMap:
-    """The source index of every index of an axis that has grown, counted from 0."""
+    """The source index, counted from 0, for each index of a grown axis."""
 
     sources: tuple[int, ...]
 
     @functools.cached_property
     def copy(self) -> np.ndarray:
-        """Which copy of its source every index is, from 0."""
+        """The copy number of each index: 0 for a source's first copy, 1 for the second."""
         seen: dict[int, int] = {}
         copies = []
         for source in self.sources:
@@ -30,21 +30,21 @@ class AxisMap:
 
     @functools.cached_property
     def num_copies(self) -> np.ndarray:
-        """Of how many copies of its source every index is one."""
+        """The total number of copies of each index's source."""
         return np.bincount(self.sources)[list(self.sources)]
 
     @property
     def is_new(self) -> np.ndarray:
-        """Whether an index is another copy of a source that was there before it."""
+        """A mask of all indices after a source's first copy."""
         return self.copy > 0
 
     def after(self, first: "AxisMap") -> "AxisMap":
-        """Returns the map of growing by `first`, then by this one."""
+        """Returns the map for growth by `first`, then by this map."""
         return AxisMap(tuple(first.sources[i] for i in self.sources))
 
 
 def gather(leaf: jax.Array, names: Axes, maps: Mapping[str, AxisMap]) -> jax.Array:
-    """Returns the array with all of its axes grown."""
+    """Returns an array with all axes grown."""
     for axis, name in enumerate(names.names):
         if name in maps:
             copies = _take if name in names.stacked else _join_runs
@@ -53,31 +53,31 @@ def gather(leaf: jax.Array, names: Axes, maps: Mapping[str, AxisMap]) -> jax.Arr
 
 
 def _take(leaf: jax.Array, sources: Sequence[int], axis: int) -> jax.Array:
-    # As fast as memory, which no number of slices put together is.
+    # Runs at memory bandwidth; concatenated slices are slower.
     return jnp.take(leaf, np.array(sources), axis=axis, mode="clip")
 
 
 def _join_runs(leaf: jax.Array, sources: Sequence[int], axis: int) -> jax.Array:
-    # Taken from an axis that devices share, the whole axis would come to each of them.
+    # On a sharded axis, `jnp.take` would gather the whole axis on each device.
     runs = _consecutive_runs(sources)
     parts = [jax.lax.slice_in_dim(leaf, *run, axis=axis) for run in runs]
     return jnp.concatenate(parts, axis=axis)
 
 
 def gather_tree(tree: Any, axes: Any, maps: Mapping[str, AxisMap]) -> Any:
-    """Returns a tree of arrays with all of their axes grown."""
+    """Returns a tree of arrays with all axes grown."""
     return jax.tree.map(lambda leaf, names: gather(leaf, names, maps), tree, axes)
 
 
 def along(values: Any, axis: int, rank: int) -> jax.Array:
-    """Returns a vector as an array of `rank` axes that lies along one of them."""
+    """Returns a vector as an array with `rank` axes, along `axis`; other axes have size 1."""
     return jnp.expand_dims(jnp.asarray(values), [i for i in range(rank) if i != axis])
 
 
 def is_new(names: Axes, maps: Mapping[str, AxisMap]) -> jax.Array:
-    """Returns which entries of a parameter the source does not have.
+    """Returns a mask of a parameter's new entries.
 
-    Booleans that broadcast against the parameter of the target.
+    Booleans that broadcast against the target parameter.
     """
     rank = len(names.names)
     new = jnp.zeros((1,) * rank, bool)
@@ -88,12 +88,12 @@ def is_new(names: Axes, maps: Mapping[str, AxisMap]) -> jax.Array:
 
 
 def new_indices(maps: Mapping[str, AxisMap]) -> dict[str, np.ndarray]:
-    """Returns which indices of every axis that grows the source does not have."""
+    """Returns a mask of new indices for each growing axis."""
     return {axis: axis_map.is_new for axis, axis_map in maps.items()}
 
 
 def zero_new(tree: Any, axes: Any, maps: Mapping[str, AxisMap]) -> Any:
-    """Returns grown arrays in which everything is zero that the source does not have."""
+    """Returns grown arrays with zeros in all new entries."""
     return jax.tree.map(
         lambda leaf, names: jnp.where(is_new(names, maps), jnp.zeros_like(leaf), leaf),
         tree,
@@ -102,7 +102,7 @@ def zero_new(tree: Any, axes: Any, maps: Mapping[str, AxisMap]) -> Any:
 
 
 def _consecutive_runs(indices: Sequence[int]) -> list[tuple[int, int]]:
-    """Returns (start, stop) of the runs of consecutive numbers that make up `indices`."""
+    """Returns (start, stop) for each run of consecutive numbers in `indices`."""
     runs: list[tuple[int, int]] = []
     for index in indices:
         if runs and runs[-1][1] == index:

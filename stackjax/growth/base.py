@@ -27,7 +27,7 @@ Preservation = Literal["never", "at_start", "always"]
 """Is growth function-preserving? `at_start` means until the grown model trains."""
 
 Order = Literal[0, 1, 2]
-"""Exponent of the gradient's factor in the growth of an array.
+"""Exponent of the gradient's factor when an array grows.
 
 1 for the first moment, 2 for the second moment, 0 for a plain copy.
 """
@@ -63,7 +63,7 @@ class Reparameterization(abc.ABC):
 
 @dataclasses.dataclass(frozen=True)
 class Fit(Reparameterization):
-    """A training phase for the parameters of a growth operator, before the model trains.
+    """A training phase for a growth operator's parameters, before the model trains.
 
     The phase's parameters are `{"maps": fitted, "source": fixed}`.
     """
@@ -120,7 +120,7 @@ class Growth(abc.ABC):
 
     @property
     def preserves_function(self) -> Preservation:
-        """Does the target model compute the function of the source model?"""
+        """Does the target model compute the source model's function?"""
         return "never"
 
     @property
@@ -181,7 +181,7 @@ class Growth(abc.ABC):
         return {}
 
     def target_config(self, source: ModelConfig) -> ModelConfig:
-        """Returns the config of the target model; UserError if `source` does not fit."""
+        """Returns the target config; UserError if `source` does not fit."""
         maps = self.axis_maps(source).items()
         return dataclasses.replace(
             source, **{SIZES[axis]: len(axis_map.sources) for axis, axis_map in maps}
@@ -197,13 +197,13 @@ class Growth(abc.ABC):
 
 
 def operators() -> dict[str, type[Growth]]:
-    """Returns every growth operator by name, with operators of the user."""
+    """Returns all growth operators by name, user-defined operators included."""
     _load_built_in()
     return {name: kind for name, kind in _REGISTERED.items() if not inspect.isabstract(kind)}
 
 
 def snake_case(name: str) -> str:
-    """Returns the name of a class in snake case.
+    """Returns a class name in snake case.
 
     >>> snake_case("DepthZero")
     'depth_zero'
@@ -219,11 +219,11 @@ def _load_built_in() -> None:
 
 
 def _check_free(name: str, kind: type[Growth]) -> None:
-    """Raises UserError if a user's operator has the name of a built-in operator."""
+    """Raises UserError if a user's operator has a built-in operator's name."""
     if _is_built_in(kind):
         return
     _load_built_in()
-    # A config can be loaded again: the newest class of the user counts.
+    # A config can be loaded again: the newest user class counts.
     if name in _REGISTERED and _is_built_in(_REGISTERED[name]):
         raise UserError(
             f"growth operator {kind.__qualname__} has the name {name!r} of a built-in "

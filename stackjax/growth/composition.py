@@ -1,4 +1,4 @@
-"""Growths one after another."""
+"""Chains of growth operators."""
 
 import dataclasses
 import functools
@@ -20,7 +20,7 @@ MAX_LINKS = 64
 
 @dataclasses.dataclass(frozen=True)
 class Chain(Growth, is_operator=False):
-    """Applies growths from first to last; build it with `chain`."""
+    """Applies growths from first to last; `chain` builds this class."""
 
     growths: Annotated[tuple[Growth, ...], Length(at_most=MAX_LINKS)]
 
@@ -102,8 +102,8 @@ class Chain(Growth, is_operator=False):
 def chain(*growths: Growth) -> Growth:
     """Returns the growth that applies `growths` from first to last.
 
-    Chains of chains are flat, `chain(a, chain(b, c)) == chain(chain(a, b), c)`, and a chain
-    of one growth is that growth.
+    Nested chains are flattened: `chain(a, chain(b, c)) == chain(chain(a, b), c)`. A single
+    growth is returned as is.
     """
     links = tuple(
         link

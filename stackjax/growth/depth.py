@@ -1,4 +1,4 @@
-"""Depthwise growth: every layer of the target is made of a layer of the source."""
+"""Depthwise growth: each target layer is made from a source layer."""
 
 import abc
 import dataclasses
@@ -17,20 +17,20 @@ from stackjax.runtime.numbers import Size
 from stackjax.runtime.ranges import Length, Whole
 
 Factor = Annotated[int, Whole(at_least=1, at_most=1000)]
-"""How many times as deep, or wide, something becomes."""
+"""Target size divided by source size, for depth or width."""
 
 
 @dataclasses.dataclass(frozen=True)
 class LayerGather(Growth):
-    """Gathers the layers of the target from those of the source."""
+    """Gathers target layers from source layers."""
 
     @abc.abstractmethod
     def sources(self, depth: int) -> tuple[int, ...]:
-        """Returns the source layer, from 0, of every target layer."""
+        """Returns the source layer, counted from 0, for each target layer."""
 
     @abc.abstractmethod
     def source_depth(self, depth: int) -> int:
-        """Returns the number of layers that grows into `depth` layers."""
+        """Returns the source depth for a target with `depth` layers."""
 
     def axis_maps(self, source: ModelConfig) -> dict[str, AxisMap]:
         return {"layers": AxisMap(self.sources(source.num_layers))}
@@ -52,13 +52,13 @@ class LayerGather(Growth):
 
 @dataclasses.dataclass(frozen=True)
 class Stack(LayerGather):
-    """Repeats the whole stack of layers: 0 1 2 becomes 0 1 2 0 1 2.
+    """Repeats the whole layer stack: 0 1 2 becomes 0 1 2 0 1 2.
 
-    The G_stack of arXiv:2405.15319 (there also G_direct, depthwise).
+    G_stack in arXiv:2405.15319 (also called G_direct, depthwise).
     """
 
     factor: Factor = 4
-    """How many times as deep the target is (the growth factor g)."""
+    """Target num_layers divided by source num_layers (the growth factor g)."""
 
     def sources(self, depth: int) -> tuple[int, ...]:
         check_depth(self, depth * self.factor)
@@ -72,11 +72,11 @@ class Stack(LayerGather):
 class Interleave(LayerGather):
     """Repeats every layer in place: 0 1 2 becomes 0 0 1 1 2 2.
 
-    The interpolation of arXiv:2405.15319.
+    Interpolation in arXiv:2405.15319.
     """
 
     factor: Factor = 2
-    """How many times as deep the target is (the growth factor g)."""
+    """Target num_layers divided by source num_layers (the growth factor g)."""
 
     def sources(self, depth: int) -> tuple[int, ...]:
         check_depth(self, depth * self.factor)
@@ -88,23 +88,23 @@ class Interleave(LayerGather):
 
 @dataclasses.dataclass(frozen=True)
 class LayerMap(LayerGather):
-    """Names the source layer of every target layer.
+    """Gathers target layers from an explicit list of source layers.
 
-    `LayerMap("12-3456*5-56")` in the notation of arXiv:2405.15319, which counts layers
-    from 1, or `LayerMap((0, 1, 1, 2))`, which counts them from 0. When the target is
-    given, the source has as many layers as the map names.
+    `LayerMap("12-3456*5-56")` is a pattern in the notation of arXiv:2405.15319 and counts
+    layers from 1. `LayerMap((0, 1, 1, 2))` counts layers from 0. For a given target, the
+    highest layer in the list is the last source layer.
     """
 
     layers: Annotated[
         tuple[Annotated[int, Whole(at_least=0, at_most=MAX_LAYERS)], ...] | str,
         Length(at_most=MAX_LAYERS),
     ]
-    """The source layer of every target layer: a tuple from 0, or a pattern from 1."""
+    """A source layer for each target layer: a tuple from 0, or a pattern from 1."""
 
     def __post_init__(self):
         super().__post_init__()
         if isinstance(self.layers, str):
-            # Blanks between digits stay, for the pattern to refuse.
+            # Spaces between digits stay, so that `parse_pattern` rejects the pattern.
             pattern = re.sub(r"(?<!\d)\s+|\s+(?!\d)", "", self.layers)
             object.__setattr__(self, "layers", pattern)
         self._indices()
@@ -136,13 +136,14 @@ class LayerMap(LayerGather):
 
 @dataclasses.dataclass(frozen=True)
 class DepthUpscale(LayerGather):
-    """Stacks a copy without its first layers on one without its last: 0 1 2 1 2 3.
+    """Stacks two copies: 0 1 2 3 becomes 0 1 2 1 2 3.
 
-    The depth up-scaling of SOLAR (arXiv:2312.15166), with `drop` its m.
+    The lower copy loses the last layers, the upper copy loses the first layers. Depth
+    up-scaling in SOLAR (arXiv:2312.15166); `drop` is m in the paper.
     """
 
     drop: Size
-    """Layers that each of the two copies loses."""
+    """Layers lost by each copy."""
 
     def sources(self, depth: int) -> tuple[int, ...]:
         if 2 * self.drop > depth:
@@ -158,16 +159,16 @@ class DepthUpscale(LayerGather):
 
 @dataclasses.dataclass(frozen=True)
 class InsertBlock(LayerGather):
-    """Repeats one block of layers right above itself: 0 1 2 3 becomes 0 1 0 1 2 3.
+    """Repeats a block of layers right above itself: 0 1 2 3 becomes 0 1 0 1 2 3.
 
-    The middle block is that of MIDAS (arXiv:2409.19044), block ceil(n / 2) of n counted
-    from 1; the last one is that of gradual stacking.
+    `middle` is MIDAS (arXiv:2409.19044): among n blocks, counted from 1, block ceil(n / 2)
+    is repeated. `last` is gradual stacking.
     """
 
     size: Size
-    """Layers of the block; divides the number of layers."""
+    """Layers in a block; must divide num_layers."""
     at: Literal["middle", "last"] = "middle"
-    """Which block is repeated."""
+    """The repeated block."""
 
     def sources(self, depth: int) -> tuple[int, ...]:
         blocks = divide_depth("InsertBlock", depth, self.size, field="size")
@@ -187,13 +188,13 @@ class InsertBlock(LayerGather):
 def sources_in_order(
     order: Literal["interleave", "stack"], factor: int, depth: int
 ) -> tuple[int, ...]:
-    """Returns the source layer of every target layer, copies side by side or on top."""
+    """Returns each target layer's source layer under `Interleave` or `Stack`."""
     growth = Interleave(factor) if order == "interleave" else Stack(factor)
     return growth.sources(depth)
 
 
 def check_depth(growth: Growth, depth: int) -> None:
-    """Raises UserError where a growth makes more layers than a model may have."""
+    """Raises UserError if a growth makes more than MAX_LAYERS layers."""
     if depth > MAX_LAYERS:
         raise UserError(
             f"{growth} makes {depth} layers, and a model may have {MAX_LAYERS}; take a "
@@ -202,7 +203,7 @@ def check_depth(growth: Growth, depth: int) -> None:
 
 
 def divide_depth(name: str, depth: int, factor: int, field: str = "factor") -> int:
-    """Returns `depth / factor`; UserError, with the operator's name, if it is not whole."""
+    """Returns `depth / factor`; UserError, with the operator's name, if not an integer."""
     if depth % factor:
         raise UserError(
             f"{name}({field}={factor}) does not fit model.num_layers {depth}: {factor} does "

@@ -1,4 +1,4 @@
-"""Growth of a parameter tree: inside a run, of a checkpoint and of a Hugging Face folder."""
+"""Growth of parameter trees in runs, checkpoints and Hugging Face folders."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -16,7 +16,7 @@ def grow_tree(growth: Growth, source: ModelConfig, params: Params, key: jax.Arra
     """Returns the grown parameters, sharded by axis names on the current mesh.
 
     Args:
-      source: The config of the source model.
+      source: The source model's config.
       params: All parameters of the source model, or any part of the tree.
       key: Randomness of the operator and of new parameters.
     """

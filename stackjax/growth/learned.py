@@ -1,4 +1,4 @@
-"""Learned growth: the target is a linear map of the source, fitted before it trains."""
+"""Learned growth: linear maps from source to target, fitted before the target trains."""
 
 import dataclasses
 import math
@@ -23,27 +23,27 @@ _EXACT = jax.lax.Precision.HIGHEST
 
 @dataclasses.dataclass(frozen=True)
 class Learn(Growth):
-    """Grows depth, width or both by maps that are fitted on the loss of the target.
+    """Grows depth, width or both by linear maps, fitted to the target's loss.
 
-    LiGO (arXiv:2303.00980) as the G_learn of arXiv:2405.15319: every layer of the target is
-    sum_j D_j B W_j A, with maps A and B of the channels, of the SwiGLU units, and of queries,
-    keys and values, the same for all layers, and with a map D of the layers for each kind of
-    parameter. They start as (identity, stack): B is the identity above normal values of
-    variance 1 / target, D copies the stack. The source is held fixed while they are fitted.
+    LiGO (arXiv:2303.00980), as G_learn in arXiv:2405.15319. Each target layer is
+    sum_j D_j B W_j A. The width maps A and B act on channels, SwiGLU units, queries, keys and
+    values; all layers share these maps. The depth map D is separate for each kind of
+    parameter. The initial maps are (identity, stack): B is the identity above normal values
+    with variance 1 / target size, and D stacks copies. The source is fixed during the fit.
     """
 
     factor: Factor = 1
-    """How many times as deep the target is."""
+    """Target num_layers divided by source num_layers."""
     embed: Ratio = 1
-    """How many times as many channels the residual stream has."""
+    """Target embed_dim divided by source embed_dim."""
     mlp: Ratio = 1
-    """How many times as many hidden units each SwiGLU has."""
+    """Target mlp_dim divided by source mlp_dim."""
     heads: Factor = 1
-    """How many times as many query, key and value heads there are."""
+    """Target heads divided by source heads, for queries, keys and values."""
     fit_steps: Size = 100
-    """Optimizer steps that fit the maps, the first of the stage."""
+    """Optimizer steps for the fit, at the start of the stage."""
     learning_rate: Positive = 1e-3
-    """Constant learning rate of the fit, which has no weight decay."""
+    """Constant learning rate for the fit; without weight decay."""
 
     def _width(self) -> WidthSplit:
         return WidthSplit(embed=self.embed, mlp=self.mlp, heads=self.heads)
@@ -83,7 +83,7 @@ class Learn(Growth):
         )
 
     def init_maps(self, axes: Any, source: ModelConfig, *, key: jax.Array) -> dict[str, Any]:
-        """Returns the maps before they are fitted; float32, in all axes that grow."""
+        """Returns the initial maps for all growing axes, in float32."""
         target = self.target_config(source)
         maps: dict[str, Any] = {}
         sizes = {
@@ -115,7 +115,7 @@ class Learn(Growth):
         return maps
 
     def materialize(self, maps: Any, params: Any, axes: Any, source: ModelConfig) -> Any:
-        """Returns the parameters of the target that the maps make of the source's."""
+        """Returns the target parameters: the maps applied to the source parameters."""
 
         def grow(path: Any, leaf: jax.Array, names: Axes) -> jax.Array:
             return self._grow_leaf(maps, path[-1].key, leaf, names, source)
@@ -130,14 +130,14 @@ class Learn(Growth):
             if matrix is not None:
                 leaf = _contract(matrix, leaf, axis)
         if "layers" in names.stacked and "layers" in maps:
-            # The gate and the value of a SwiGLU are parameters of different kinds.
+            # A SwiGLU's gate and value have separate depth maps.
             rule = "GJL,LDGF->JDGF" if names.fused else "JL,L...->J..."
             leaf = jnp.einsum(rule, maps["layers"][kind], leaf, precision=_EXACT)
         return leaf
 
 
 def _map_along(name: str, kind: str, maps: Any, source: ModelConfig) -> jax.Array | None:
-    """Returns the map of an axis of a kind of parameter, [target, source]; None if none."""
+    """Returns the map [target, source] for an axis and kind of parameter, or None."""
     kind = kind.removesuffix("_bias")
     if name not in ("heads", "kv_heads"):
         return maps.get(name) if name != "layers" else None
@@ -145,7 +145,7 @@ def _map_along(name: str, kind: str, maps: Any, source: ModelConfig) -> jax.Arra
         return maps.get(kind)
     if "value" not in maps:
         return None
-    # The output reads, for every query head, the value of its group.
+    # In the output projection, each query head reads the group's value.
     map_KHKH = maps["value"]
     group = source.num_heads // source.num_kv_heads
     heads = jnp.einsum("PIKH,QG->PQIKGH", map_KHKH, jnp.eye(group))
@@ -154,7 +154,7 @@ def _map_along(name: str, kind: str, maps: Any, source: ModelConfig) -> jax.Arra
 
 
 def _contract(matrix: jax.Array, leaf: jax.Array, axis: int) -> jax.Array:
-    """Returns the array mapped along an axis, or along it and the next: heads are pairs."""
+    """Returns an array mapped along an axis; a head map also covers the next, head_dim."""
     pairs = range(matrix.ndim // 2)
     old, read = [matrix.ndim // 2 + i for i in pairs], [axis + i for i in pairs]
     grown = jnp.tensordot(matrix, leaf, axes=(old, read), precision=_EXACT)
@@ -163,7 +163,7 @@ def _contract(matrix: jax.Array, leaf: jax.Array, axis: int) -> jax.Array:
 
 @dataclasses.dataclass(frozen=True)
 class MapFit(Fit):
-    """The fit of the linear maps of `Learn`; the source parameters are fixed."""
+    """The fit for the linear maps in `Learn`; source parameters are fixed."""
 
     growth: Learn
     source: ModelConfig
@@ -176,7 +176,7 @@ class MapFit(Fit):
         return self.growth.materialize(params["maps"], fixed, axes, self.source)
 
     def flops(self, axes: Any) -> int:
-        # Three times the forward products: an upper bound, as the source has no gradient.
+        # Three times the forward FLOPs: an upper bound, as the source has no gradient.
         source, target, total = self.source, self.growth.target_config(self.source), 0
         for names in jax.tree.leaves(axes, is_leaf=lambda node: isinstance(node, Axes)):
             shape = {name: axis_size(source, name) for name in names.names}

@@ -1,8 +1,8 @@
-"""Random growth behind a mask: what is new comes in little by little.
+"""Random growth behind masks: new entries join the model gradually.
 
-The masks of MSG (arXiv:2305.02869) multiply activations. Here they multiply parameters, so
-that the model knows nothing of them. Shut and open masks compute the same; half open, channels
-enter RMSNorm with another weight than in MSG or in prts, as `Mask` says.
+The masks in MSG (arXiv:2305.02869) multiply activations. Here, masks multiply parameters, and
+the model has no code for masks. Closed and open masks compute the same function as MSG.
+Half-open channels have other weights in RMSNorm than in MSG and prts; see `Mask`.
 """
 
 import dataclasses
@@ -35,17 +35,17 @@ from stackjax.sharding.axes import Axes
 
 @dataclasses.dataclass(frozen=True)
 class Mask(Reparameterization):
-    """Lets new entries along an axis into the residual stream, linearly over tokens.
+    """Adds new entries along an axis to the residual stream, linearly over tokens.
 
-    The mask m is 1 for old entries and v, from 0 to 1, for new ones. For D channels, with
-    r = sqrt(D / sum(m)), writers of the residual stream are multiplied by r m and gains by
-    m / r. With x, the sum of writes times m, and a gain g, RMSNorm then is exactly
+    The mask m is 1 for old entries and v, from 0 to 1, for new entries. For D channels, with
+    r = sqrt(D / sum(m)), residual writers are multiplied by r m, and norm gains by m / r. With
+    x, the sum of all writes times m, and a gain g, RMSNorm is exactly
 
         g m x / sqrt(sum(x^2) / sum(m) + epsilon)
 
-    MSG weighs the squares once more, sum(m x^2) / sum(m); prts twice more, as it normalises
-    m x, and multiplies epsilon by D / sum(m) and the result by another m. A mask of heads
-    multiplies the output of each head; there, queries, keys and values.
+    MSG weights the squares by another m: sum(m x^2) / sum(m). prts normalizes m x: the squares
+    have the factor m^2, epsilon has the factor D / sum(m), and the result another factor m.
+    Here, a head mask multiplies each head's output; in MSG and prts, queries, keys and values.
     """
 
     axis: str
@@ -54,15 +54,15 @@ class Mask(Reparameterization):
     first_tokens: int
     """Tokens since growth at which the mask starts to open."""
     tokens: int
-    """Tokens over which it opens."""
+    """Tokens from closed to open."""
 
     @property
     def end_tokens(self) -> float:
-        """Tokens since growth after which the mask is open."""
+        """Tokens since growth until the mask is open."""
         return self.first_tokens + self.tokens
 
     def model_params(self, params: Any, axes: Any, tokens: jax.Array) -> Any:
-        # Floats, because whole runs have more tokens than an int32 can count.
+        # Floats, because token counts overflow int32.
         since = tokens - float(self.first_tokens)
         opening = jnp.clip(since / float(self.tokens), 0.0, 1.0)
         mask = jnp.where(jnp.array(self.is_new), opening, 1.0)
@@ -86,26 +86,26 @@ class Mask(Reparameterization):
         if names.reads:
             return scale * mask
         is_final = not names.stacked
-        # A tied head is as large as the embedding, which the final gain makes up for.
+        # A tied head has the embedding's scale; the final gain compensates.
         return mask / (scale * scale if self.tie_head and is_final else scale)
 
 
 @dataclasses.dataclass(frozen=True)
 class DepthRandom(LayerGather):
-    """Adds layers with initial values behind a mask that opens: X + layer(X) m.
+    """Adds initialized layers behind a mask that opens: X + layer(X) m.
 
-    The G_random, depthwise, of arXiv:2405.15319, whose formula this is; the released code
-    mixes the layer's output with its input instead.
+    G_random, depthwise, with the formula in arXiv:2405.15319. The released code instead mixes
+    the layer's output with the layer's input.
     """
 
     factor: Factor
-    """How many times as deep the target is (the growth factor g)."""
+    """Target num_layers divided by source num_layers (the growth factor g)."""
     mask_tokens: Tokens
-    """Tokens over which the mask opens."""
+    """Tokens from a closed to an open mask."""
     order: Literal["interleave", "stack"] = "interleave"
-    """Whether new layers follow the layer of their position, or the whole stack."""
+    """Place of new layers: `interleave` after each old layer, `stack` after all old layers."""
     init: Literal["fresh", "copy"] = "fresh"
-    """Whether initial values or copies of layers come in."""
+    """Values of new layers: `fresh` initial values, or a `copy` of old layers."""
 
     @property
     def preserves_function(self) -> Preservation:
@@ -146,18 +146,18 @@ class DepthRandom(LayerGather):
 
 @dataclasses.dataclass(frozen=True)
 class WidthRandom(WidthGrowth):
-    """Adds channels, units and heads with initial values behind masks that open.
+    """Adds initialized channels, units and heads behind masks that open.
 
-    The G_random, widthwise, of arXiv:2405.15319.
+    G_random, widthwise, in arXiv:2405.15319.
     """
 
     mask_tokens: Tokens = dataclasses.field(kw_only=True)
-    """Tokens over which each mask opens."""
+    """Tokens from closed to open, for each mask."""
     phases: Literal["in_turn", "together"] = "in_turn"
-    """Whether masks open one after another, as the released code does it (the units of the
-    SwiGLU, then channels, then heads), or all at once."""
+    """`in_turn` opens SwiGLU units, then channels, then heads, like the released code;
+    `together` opens all masks at once."""
     init: Literal["fresh", "copy"] = "fresh"
-    """Whether initial values or copies come in."""
+    """Values of new entries: `fresh` initial values, or a `copy` of old entries."""
 
     @property
     def preserves_function(self) -> Preservation:

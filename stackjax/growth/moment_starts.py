@@ -25,8 +25,8 @@ from stackjax.sharding.axes import Axes
 class MomentStarts:
     """The optimizer's update count when each entry's moments start.
 
-    An entry starts with the latest index. Axes without counts start with the optimizer. A
-    pytree: all counts are inputs to a compiled step.
+    An entry starts at the latest count among the entry's indices. Axes without counts start
+    with the optimizer. A pytree: all counts are inputs to a compiled step.
     """
 
     axes: tuple[tuple[str, Sequence[int] | jax.Array], ...] = ()
@@ -50,7 +50,7 @@ class MomentStarts:
         Args:
           count: Updates by the optimizer; an int32 scalar.
         """
-        # The latest index has the smallest correction. Vectors are enough, and broadcast.
+        # The latest start has the smallest correction. Vectors are enough: they broadcast.
         corrections = [1 - decay ** (count - start) for start in self._of(names)]
         return functools.reduce(jnp.minimum, corrections)
 

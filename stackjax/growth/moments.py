@@ -35,7 +35,7 @@ def grow_opt_state(
 
     Args:
       axes: The `Axes` of each parameter.
-      source: The config of the model that is growing.
+      source: The model's config before growth.
       moments: `grow` multiplies moments by the gradient's factor and by the square; `keep`
         keeps the moments of old entries, and zeroes the moments of new entries.
 

@@ -1,4 +1,4 @@
-"""The noise of the function-preservation ablation."""
+"""Noise for the function-preservation ablation."""
 
 import dataclasses
 import math
@@ -17,14 +17,14 @@ from stackjax.sharding.axes import Axes
 
 @dataclasses.dataclass(frozen=True)
 class Noise(Growth):
-    """Mixes every matrix W with noise: (1 - alpha) W + alpha e; put it last in a chain.
+    """Mixes noise into every matrix W: (1 - alpha) W + alpha e. Use last in a chain.
 
-    Equations 53 and 54 of arXiv:2405.15319: e is normal, with variance 1 / (d layers^2) for
-    what adds to the residual stream inside a layer, 2 / (5 d) for the rest, and d channels.
+    Equations 53 and 54 in arXiv:2405.15319. With d channels, e is normal with variance
+    1 / (d layers^2) for residual writers inside layers, and 2 / (5 d) for other matrices.
     """
 
     alpha: Share = 0.2
-    """Share of the noise."""
+    """Noise share, from 0 to 1."""
 
     @property
     def preserves_function(self) -> Preservation:

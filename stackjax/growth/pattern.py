@@ -1,4 +1,4 @@
-"""The notation of arXiv:2405.15319 for the source layers that a target is made of."""
+"""Layer patterns in the notation of arXiv:2405.15319."""
 
 import re
 
@@ -11,15 +11,15 @@ _PART = re.compile(r"\(([^()*-]+)\)(?:\*(\d+))?|([^()*-]+)(?:\*(\d+))?")
 
 
 def parse_pattern(pattern: str) -> tuple[int, ...]:
-    """Returns the source layer of every target layer, counted from 0.
+    """Returns the source layer, counted from 0, for each target layer.
 
     Patterns count layers from 1. Parts are joined by `-`, and `*n` repeats a part:
-    `12-345*7-6` is layer 1, layer 2, then 3 4 5 seven times, then layer 6. Where any of
-    `,`, `..` and parentheses occurs, numbers may have several digits:
-    `1,2-(3..10)*2-11` is 1, 2, then 3 to 10 twice, then 11.
+    `12-345*7-6` is layer 1, layer 2, then 3 4 5 seven times, then layer 6. In a pattern with
+    `,`, `..` or parentheses, numbers may have several digits: `1,2-(3..10)*2-11` is 1, 2, then
+    3 to 10 twice, then 11.
 
     Raises:
-      UserError: The pattern cannot be read, names layer 0, or makes more layers than 10000.
+      UserError: The pattern cannot be parsed, names layer 0, or has more than 10000 layers.
 
     >>> parse_pattern("1-23*2-4")
     (0, 1, 2, 1, 2, 3)
@@ -62,7 +62,7 @@ def _parse_item(item: str, pattern: str) -> list[int]:
 
 
 def _number(digits: str) -> int:
-    """Returns a number; of one with many digits the first, which are too many layers too."""
+    """Returns a number from at most 9 digits; 9 digits already exceed the layer limit."""
     return int(digits.lstrip("0")[:9] or "0")
 
 

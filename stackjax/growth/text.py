@@ -68,7 +68,7 @@ def _parse_operator(part: str, text: str) -> Growth:
 
 
 def _parse_fields(kind: type[Growth], inside: str, text: str) -> dict[str, Any]:
-    """Returns the fields of an operator from the text between its parentheses."""
+    """Returns an operator's fields from the text between parentheses."""
     name, hints = snake_case(kind.__name__), _hints(kind)
     # A single text can have commas: `layer_map(1,2-(3..10))`.
     is_text = len(hints) == 1 and str in typing.get_args(*hints.values())

@@ -14,7 +14,7 @@ from stackjax.sharding.axes import Axes
 def map_params(
     grow: Callable[..., jax.Array], params: Any, axes: Any, *rest: Any, key: jax.Array
 ) -> Any:
-    """Returns `grow(parameter, its Axes, *rest, key)` for every parameter.
+    """Returns `grow(parameter, axes, *rest, key)` for every parameter.
 
     Each parameter has a different key, from `key` and the parameter's path alone.
     """

@@ -1,7 +1,7 @@
 """Widthwise growth: more channels, SwiGLU units and heads.
 
-Every axis is described by an `AxisMap`, and every parameter follows from the names of its
-axes. A copied unit is split: those who read its copies share its weight between them.
+Each growing axis has an `AxisMap`. A parameter's axis names determine the parameter's growth.
+A copied unit is split: the weights that read the copies share the old weight.
 """
 
 import dataclasses
@@ -24,24 +24,25 @@ from stackjax.runtime.ranges import Rational
 from stackjax.sharding.axes import Axes
 
 Ratio = Annotated[int | Fraction, Rational(at_least=1, at_most=1000)]
-"""How many times as wide an axis becomes; 3/2 where that makes a whole number."""
+"""Target size divided by source size; a fraction such as 3/2 must give a whole size."""
 
 
 @dataclasses.dataclass(frozen=True)
 class WidthGrowth(Growth):
-    """Grows the axes of a layer; what was there comes first, and copies go round it.
+    """Grows the axes in each layer by cyclic copies: 0 1 2 becomes 0 1 2 0 1 2.
 
-    Head dimensions stay, so that neither the scale of attention nor the rotation changes.
+    Query heads are copied within each group. The head dimension is fixed, so the attention
+    scale and rotary embeddings do not change.
     """
 
     embed: Ratio = 1
-    """How many times as many channels the residual stream has; any ratio."""
+    """Target embed_dim divided by source embed_dim; any ratio."""
     mlp: Ratio = 1
-    """How many times as many hidden units each SwiGLU has; any ratio."""
+    """Target mlp_dim divided by source mlp_dim; any ratio."""
     heads: Factor = 1
-    """How many times as many query heads there are."""
+    """Target num_heads divided by source num_heads."""
     kv_heads: Factor | None = None
-    """How many times as many key and value heads there are; by default as `heads`."""
+    """Target num_kv_heads divided by source num_kv_heads; by default `heads`."""
 
     def _ratios(self) -> dict[str, Ratio]:
         kv_heads = self.heads if self.kv_heads is None else self.kv_heads
@@ -66,7 +67,7 @@ class WidthGrowth(Growth):
         return maps
 
     def _heads_map(self, source: ModelConfig) -> AxisMap:
-        """Returns the map of the query heads: every copy reads a copy of what it read."""
+        """Returns the query head map: a copy reads a copy of the old key and value head."""
         kv_ratio = int(self._ratios()["kv_heads"])
         group = source.num_heads // source.num_kv_heads
         if group * self.heads % kv_ratio:
@@ -101,22 +102,22 @@ class WidthGrowth(Growth):
 
 @dataclasses.dataclass(frozen=True)
 class WidthSplit(WidthGrowth):
-    """Copies channels, units and heads, and splits what reads them: the same function.
+    """Copies channels, units and heads, and splits the weights that read the copies.
 
-    The G_direct, widthwise, of arXiv:2405.15319, in the form of HyperCloning
-    (arXiv:2409.12903). Where a ratio is not whole, channels have unequally many copies:
-    copy j of channel i, one of c, is stored sqrt(target / (source c)) times as large, which
-    keeps the root mean square of the residual stream, and gains make up for it.
+    Function-preserving. G_direct, widthwise, in arXiv:2405.15319, in the form of HyperCloning
+    (arXiv:2409.12903). With a fractional ratio, some channels have more copies than others. A
+    channel with c copies is stored sqrt(target / (source c)) times as large, to keep the
+    residual stream's root mean square. Norm gains undo this scale.
     """
 
     split: Literal["even", "uneven"] = "even"
-    """How copies share what reads them: alike, or in proportion to c, c - 1, ... 1."""
+    """Shares of c copies: equal, or in proportion to c, c - 1, ... 1."""
     noise: NonNegative = 0.0
-    """Noise on the shares that cancels over the copies, in standard deviations of the
-    matrix; 0.3 is that of HyperCloning. It lets copies become different."""
+    """Noise on the shares, in standard deviations of the matrix (0.3 in HyperCloning). The sum
+    over copies is zero. With noise, copies can diverge."""
     new_units: Literal["same_layer", "next_layer"] = "same_layer"
-    """Where new units of a layer come from; `next_layer` is AKI of bert2BERT
-    (arXiv:2110.07143), which does not keep the function."""
+    """Source layer for new units. `next_layer` is AKI in bert2BERT (arXiv:2110.07143), and not
+    function-preserving."""
 
     @property
     def preserves_function(self) -> Preservation:
@@ -163,8 +164,8 @@ class WidthSplit(WidthGrowth):
             grown = gather(leaf, names, maps)
             for axis, name in enumerate(names.names):
                 if name in maps:
-                    # The copies' gradients, times how each depends on the source, add up
-                    # to the source's.
+                    # Chain rule: the copies' gradients, times each copy's factor, add up to
+                    # the source's gradient.
                     share = self._shares(name, source, maps)
                     factor = (share / self._factor(name, names, source, maps)) ** order
                     grown *= along(factor, axis, leaf.ndim).astype(leaf.dtype)
@@ -173,10 +174,10 @@ class WidthSplit(WidthGrowth):
         return jax.tree.map(grow, moment, axes)
 
     def _shares(self, axis: str, source: ModelConfig, maps: dict[str, AxisMap]) -> np.ndarray:
-        """Returns the part of its source that every copy carries; they add up to 1."""
+        """Returns each copy's share; shares of a source sum to 1."""
         axis_map = maps[axis]
         if axis == "kv_heads":
-            # What the query heads that read it carry, over as many heads of the source.
+            # Sum over the group's query heads, divided by the source's group size.
             of_heads = self._shares("heads", source, maps)
             group = source.num_heads // source.num_kv_heads
             return of_heads.reshape(len(axis_map.sources), -1).sum(axis=1) / group
@@ -188,7 +189,7 @@ class WidthSplit(WidthGrowth):
     def _factor(
         self, axis: str, names: Axes, source: ModelConfig, maps: dict[str, AxisMap]
     ) -> np.ndarray:
-        """Returns what each copy of a parameter is multiplied by along a grown axis."""
+        """Returns a parameter's factor for each copy along a grown axis."""
         if axis in names.reads:
             return self._shares(axis, source, maps)
         if axis != "embed":
@@ -198,7 +199,7 @@ class WidthSplit(WidthGrowth):
     def _noise(
         self, grown: jax.Array, leaf: jax.Array, axis_map: AxisMap, axis: int, key: jax.Array
     ) -> jax.Array:
-        """Returns noise for a matrix that adds up to zero over the copies it reads."""
+        """Returns noise for a matrix; the sum over the copies of an input is zero."""
         noise = jnp.std(leaf) * self.noise * jax.random.normal(key, grown.shape, leaf.dtype)
         front = jnp.moveaxis(noise, axis, 0)
         sources = np.array(axis_map.sources)
@@ -208,11 +209,11 @@ class WidthSplit(WidthGrowth):
 
 
 def residual_factor(names: Axes, source: ModelConfig, num_copies: np.ndarray) -> np.ndarray:
-    """Returns the scale of a parameter along the channels of the residual stream it writes.
+    """Returns a parameter's scale along output channels in the residual stream.
 
-    Channels are sqrt(target / (source copies)) times as large, which keeps the mean of
-    their squares. The gain of a norm undoes it, and the final gain of a model with a tied
-    head once more, because the head then is as large as the embedding.
+    Channels are sqrt(target / (source copies)) times as large, to keep the mean square. Norm
+    gains undo this scale. With a tied head, the final gain undoes the scale twice, because the
+    head is as large as the embedding.
     """
     target = len(num_copies)
     scale = np.sqrt(target / (source.embed_dim * num_copies))
@@ -225,7 +226,7 @@ def residual_factor(names: Axes, source: ModelConfig, num_copies: np.ndarray) ->
 
 
 def check_new_heads(growth: WidthGrowth, ratios: dict[str, Ratio]) -> None:
-    """Raises UserError where a query head that is there would read a head that is new."""
+    """Raises UserError if an old query head would read a new key and value head."""
     if ratios["kv_heads"] > ratios["heads"]:
         raise UserError(
             f"{type(growth).__name__} grows kv_heads {ratios['kv_heads']} times and heads "
@@ -235,7 +236,7 @@ def check_new_heads(growth: WidthGrowth, ratios: dict[str, Ratio]) -> None:
 
 
 def _check_size(size: Ratio, growth: Growth, axis: str) -> None:
-    """Raises UserError where a growth makes an axis longer than a model may have."""
+    """Raises UserError if a growth makes an axis longer than MAX_DIM."""
     if size > MAX_DIM:
         raise UserError(
             f"{growth} makes model.{SIZES[axis]} {size}, which may be {MAX_DIM}; take a "

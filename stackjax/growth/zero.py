@@ -1,4 +1,4 @@
-"""Growth by what has no effect yet: zeros where something new adds to the residual stream."""
+"""Zero growth: new residual writers are zero, so new entries have no effect at first."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
@@ -23,18 +23,18 @@ from stackjax.sharding.axes import Axes
 
 @dataclasses.dataclass(frozen=True)
 class DepthZero(LayerGather):
-    """Adds layers that have no effect yet: what leaves their attention and SwiGLU is zero.
+    """Adds layers without effect: the outputs of attention and SwiGLU are zero.
 
-    The G_zero, depthwise, of arXiv:2405.15319. Only the matrices that add to the residual
-    stream are zero, so that these learn in the first step and the rest in the second.
+    G_zero, depthwise, in arXiv:2405.15319. Only residual writers are zero. Residual writers
+    learn in the first step, other parameters from the second step on.
     """
 
     factor: Factor
-    """How many times as deep the target is (the growth factor g)."""
+    """Target num_layers divided by source num_layers (the growth factor g)."""
     order: Literal["interleave", "stack"] = "interleave"
-    """Whether new layers follow the layer that they copy, or the whole stack."""
+    """Place of new layers: `interleave` after each old layer, `stack` after all old layers."""
     rest: Literal["copy", "fresh"] = "copy"
-    """Whether the other parameters of a new layer are copies, or initial values."""
+    """Other parameters in new layers: a `copy` of old layers, or `fresh` initial values."""
 
     @property
     def preserves_function(self) -> Preservation:
@@ -77,12 +77,12 @@ class DepthZero(LayerGather):
 
 @dataclasses.dataclass(frozen=True)
 class WidthZero(WidthGrowth):
-    """Adds channels, units and heads that have no effect yet: the same function.
+    """Adds channels, units and heads without effect. Function-preserving.
 
-    The G_zero, widthwise, of arXiv:2405.15319, made exact: what adds to the residual stream
-    is zero where it is new and sqrt(target / source) times as large where it is old, which
-    keeps the root mean square, and gains make up for it. Everything else that is new is
-    fresh, so that no unit is without a gradient.
+    G_zero, widthwise, in arXiv:2405.15319, made exact. In residual writers, new entries are
+    zero, and old entries are sqrt(target / source) times as large. This keeps the residual
+    stream's root mean square; norm gains undo the scale. All other new entries have initial
+    values, so every unit has a gradient.
     """
 
     @property
@@ -132,7 +132,7 @@ def _gather_scaled(
     maps: Mapping[str, AxisMap],
     power: int,
 ) -> jax.Array:
-    """Returns an array grown, times a power of its factor along the channels it writes."""
+    """Returns a grown array, times a power of `residual_factor` along output channels."""
     grown = gather(leaf, names, maps)
     if "embed" in maps and "embed" in names.writes:
         axis = names.names.index("embed")
