@@ -92,7 +92,7 @@ def test_scored_params_have_masks_applied():
     [
         ({"every_tokens": None}, "tasks.every_tokens is None"),
         ({"names": ("next_wrod",)}, "no task 'next_wrod' .* next_word"),
-        ({"directory": "no/where"}, "directory of tasks no/where is not"),
+        ({"directory": "no/where"}, "directory no/where is not"),
         ({"limit": 0}, "limit is 0"),
     ],
 )

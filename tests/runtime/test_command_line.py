@@ -66,6 +66,7 @@ ON_NO_DISK = [
     ("stackjax.evaluate", "a", "--task-dir", "gs://b/x"),
     ("stackjax.generate", "s3://b/x"),
     ("stackjax.grow", "http://b/x", "out", "--growth", "stack(2)"),
+    ("stackjax.grow", "a", "out", "--growth", "stack(2)", "--config", "gs://b/x"),
     ("stackjax.inspect", "http://b/x"),
     ("stackjax.prepare", "http://b/x", "out", "--tokenizer", "bytes"),
     ("stackjax.prepare", "a.txt", "out", "--tokenizer", "foo://b/x"),
@@ -83,7 +84,6 @@ PATHS_ON_A_DISK = [
     ("stackjax.compare", "--output"),
     ("stackjax.evaluate", "--output"),
     ("stackjax.generate", "--prompt-file"),
-    ("stackjax.grow", "--config"),
     ("stackjax.isoflop", "--output"),
     ("stackjax.plan", "--benchmark"),
     ("stackjax.plan", "--write"),
@@ -114,7 +114,7 @@ def test_unknown_option_is_one_line(mistake, module):
 @pytest.mark.parametrize("module", COMMANDS)
 def test_missing_arguments_are_one_line(mistake, module):
     line = mistake(module)
-    assert re.search("must be given|no config given|must be from 1 to|give one of the", line)
+    assert re.search("must be given|no config given|must be from 1 to|give exactly one", line)
 
 
 @pytest.mark.parametrize(("module", "option", "value", "said"), WRONG_VALUES)
