@@ -415,7 +415,7 @@ def test_results_need_a_new_file(name, said, tmp_path):
 
 def test_read_only_output_directory_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr("os.access", lambda path, mode: False)
-    with pytest.raises(ValueError, match="output is .*new.json"):
+    with pytest.raises(ValueError, match=r"output is .*new\.json"):
         evaluation.check_output(tmp_path / "new.json")
 
 

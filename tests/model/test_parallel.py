@@ -33,7 +33,8 @@ def batch_of(accumulate: int) -> Batch:
 def keep_gradient() -> optax.GradientTransformation:
     """An optimizer that stores the gradient as its state."""
     return optax.GradientTransformation(
-        lambda params: jax.tree.map(jnp.zeros_like, params), lambda grads, *_, **__: (grads, grads)
+        lambda params: jax.tree.map(jnp.zeros_like, params),
+        lambda grads, *_, **__: (grads, grads),
     )
 
 
