@@ -138,7 +138,7 @@ def test_failed_run_is_named_and_other_runs_are_kept(options, tmp_path, monkeypa
     monkeypatch.setattr(bakeoff, "_check_apart", lambda runs: None)
     (tmp_path / "scra-0").write_text("")
     with pytest.raises(
-        UserError, match=r"1 of 3 runs failed, .*: scratch, seed 0\. The others"
+        UserError, match=r"1 of 3 runs failed, .*: scratch, seed 0\."
     ):
         bake(options)
     out = capsys.readouterr().out
