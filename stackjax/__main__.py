@@ -25,7 +25,8 @@ def main() -> None:
         print(usage())
     elif name in COMMANDS:
         sys.argv = [f"stackjax {name}", *args]
-        importlib.import_module(f"stackjax.{name}").main()
+        run = importlib.import_module(f"stackjax.{name}").main
+        run(owns_process=True) if name == "train" else run()
     else:
         print(f"error: {name!r} is not a command; see `stackjax --help`.", file=sys.stderr)
         sys.exit(2)

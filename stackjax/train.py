@@ -13,15 +13,19 @@ from stackjax.runtime.command_line import program, silence_absl
 from stackjax.runtime.errors import one_line_errors
 
 
-def main() -> None:
-    """Runs the command line."""
+def main(owns_process: bool = False) -> None:
+    """Runs the command line.
+
+    Args:
+      owns_process: No other code runs in the process, so exits need not wait for the compiler.
+    """
     with one_line_errors():
         config, options = load_command(program("train"), sys.argv[1:], ResumeConfig())
     from stackjax.run.train import run_command
 
     silence_absl()
-    run_command(config, options)
+    run_command(config, options, owns_process)
 
 
 if __name__ == "__main__":
-    main()
+    main(owns_process=True)

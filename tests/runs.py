@@ -192,7 +192,7 @@ def _main(number: str, point: str, when: str, nth: str, *args: str) -> None:
 
     setattr(owner, name, call)
     sys.argv[1:] = args
-    train.main()
+    train.main(owns_process=True)
 
 
 if __name__ == "__main__":

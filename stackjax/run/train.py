@@ -281,9 +281,14 @@ def _save_and_exit(
     sys.exit(EXIT_CODE)
 
 
-def run_command(config: Config, options: ResumeConfig) -> None:
-    """Runs the command `train`, as this process's only work."""
-    with ends_while_compiling(), one_line_errors(), distributed.errors_once():
+def run_command(config: Config, options: ResumeConfig, owns_process: bool) -> None:
+    """Runs the command `train`.
+
+    Args:
+      owns_process: End the process without waiting for the compiler.
+    """
+    leave = ends_while_compiling() if owns_process else contextlib.nullcontext()
+    with leave, one_line_errors(), distributed.errors_once():
         distributed.initialize()
         keep_memory()
         train(config, options)

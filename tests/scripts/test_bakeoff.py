@@ -137,9 +137,7 @@ def test_failed_run_is_named_and_other_runs_are_kept(options, tmp_path, monkeypa
     # The directory of one run is a file by the time that it starts.
     monkeypatch.setattr(bakeoff, "_check_apart", lambda runs: None)
     (tmp_path / "scra-0").write_text("")
-    with pytest.raises(
-        UserError, match=r"1 of 3 runs failed, .*: scratch, seed 0\."
-    ):
+    with pytest.raises(UserError, match=r"1 of 3 runs failed, .*: scratch, seed 0\."):
         bake(options)
     out = capsys.readouterr().out
     assert "scratch, seed 0: failed: " in out
