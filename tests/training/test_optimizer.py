@@ -170,7 +170,8 @@ def test_gradients_are_clipped_together_by_their_global_norm():
         np.testing.assert_allclose(moments.mu[name], grad / np.float32(norm), rtol=1e-5)
 
 
-MUON = Muon(peak_learning_rate=0.1, weight_decay=0.3, clip_norm=1e3)
+ADAMW = AdamW(peak_learning_rate=0.1, weight_decay=0.3, clip_norm=1e3)
+MUON = Muon(**vars(ADAMW))
 
 # The matrices of one layer, as rows that are read and columns that are written.
 LAYER_MATRICES = {
@@ -243,9 +244,8 @@ def test_muons_updates_are_as_large_as_those_of_adamw():
 @pytest.mark.parametrize("name", ["gqa", "gqa, tied, qk_norm"])
 def test_under_muon_tables_and_gains_are_updated_as_by_adamw(name):
     config, gradients = MODELS[name], gradients_of(MODELS[name], 3)
-    adamw = dataclasses.replace(MUON, name="adamw")
     for ours, theirs in zip(
-        directions(config, MUON, gradients), directions(config, adamw, gradients), strict=True
+        directions(config, MUON, gradients), directions(config, ADAMW, gradients), strict=True
     ):
         for tree, expected in ((ours, theirs), (ours["layers"], theirs["layers"])):
             for leaf in tree.keys() - LAYER_MATRICES.keys() - {"layers"}:
@@ -380,7 +380,6 @@ def test_muons_state_grows_into_that_of_the_grown_model(name, mode):
 SHAPES = {leaf: np.shape(value) for leaf, value in by_name(random_params(SOURCE)).items()}
 
 
-ADAMW = dataclasses.replace(MUON, name="adamw")
 NARROW = {
     optimizer: dataclasses.replace(optimizer, moments_dtype="bfloat16")
     for optimizer in (ADAMW, MUON)
@@ -471,7 +470,7 @@ def test_moments_in_bfloat16_grow_into_those_of_the_grown_model(name):
     growth, narrow = GROWTHS[name], NARROW[MUON]
     fresh = abstract_state(growth.target_config(SOURCE), narrow)
     for mode in ("grow", "keep"):
-        grow = functools.partial(grow_opt_state, growth, source=SOURCE, mode=mode)
+        grow = functools.partial(grow_opt_state, growth, source=SOURCE, moments=mode)
         grown = jax.eval_shape(
             functools.partial(grow, axes=SOURCE_AXES), abstract_state(SOURCE, narrow)
         )
