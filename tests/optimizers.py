@@ -1,4 +1,4 @@
-"""Optimizers compiled once, and Muon's orthogonalisation in NumPy."""
+"""Compiled optimizers, and Muon's orthogonalization in NumPy."""
 
 import functools
 
@@ -16,13 +16,13 @@ def random_like(tree, seed):
 
 @functools.cache
 def compiled_optimizer(config, optimizer):
-    """What makes the state of a model's parameters, and the step."""
+    """Returns the compiled `init` and `update` functions."""
     tx = optimizer.build(model.logical_axes(config))
     return jax.jit(tx.init), jax.jit(tx.update)
 
 
-def orthogonalised(matrix):
-    """Five Newton-Schulz steps with the coefficients of Keller Jordan, in float64."""
+def orthogonalized(matrix):
+    """Returns the matrix after five Newton-Schulz steps in float64 (Keller Jordan's Muon)."""
     x = matrix / np.sqrt(np.sum(matrix * matrix))
     for _ in range(5):
         gram = x @ x.T

@@ -1,4 +1,4 @@
-"""Growth outside of a run is the growth of a run, one parameter at a time."""
+"""The grow command, and growth one parameter at a time."""
 
 import dataclasses
 import functools
@@ -47,7 +47,7 @@ def assert_same(tree, other):
 
 
 def state_of(config, optimizer) -> TrainState:
-    """A state whose moments all differ."""
+    """Returns a state with distinct moments."""
     params, rng = random_params(config), np.random.default_rng(1)
     opt_state = optimizer.build(model.logical_axes(config)).init(params)
     opt_state = jax.tree.map(
@@ -66,7 +66,7 @@ def state_of(config, optimizer) -> TrainState:
         ("learn both", None, "reset", "one device"),
     ],
 )
-def test_parameters_grown_one_at_a_time_are_those_grown_at_once(name, optimizer, moments, on):
+def test_growth_by_parts_equals_growth_of_the_whole_state(name, optimizer, moments, on):
     source, growth, mesh = MODELS["gqa"], GROWTHS[name], mesh_of(on)
     target, whole = growth.target_config(source), state_of(source, optimizer or ADAMW)
     held, asked = by_path(whole), []
@@ -98,14 +98,14 @@ def test_parameters_grown_one_at_a_time_are_those_grown_at_once(name, optimizer,
 
 @pytest.fixture
 def run(run_main):
-    """The command."""
+    """Runs the grow command with these arguments."""
     return functools.partial(run_main, command.main)
 
 
-def test_a_run_grows_outside_of_it_again_and_again(uncut, tmp_path, run):
+def test_run_can_be_grown_repeatedly_by_the_command(uncut, tmp_path, run):
     once, twice = tmp_path / "once", tmp_path / "twice"
     moments = ("--optimizer-state", "grow")
-    # As a run directory, which is more than the command asks for.
+    # The target is a run directory, but any directory works.
     target = once / "stage_0" / "train"
     code, out, err = run(uncut / "stage_0/train", target, "--growth", "stack(2)", *moments)
     assert (code, err) == (0, "")
@@ -127,7 +127,7 @@ def test_a_run_grows_outside_of_it_again_and_again(uncut, tmp_path, run):
     assert "target  4 layers x 32 channels, 8/4 heads, 64 units" in out
     before, after = map(float, re.search(r"held-out (\S+) -> (\S+)", out).groups())
     (seam,) = (row for row in rows(uncut) if row["kind"] == "growth")
-    # Four digits are printed. The seam of the run stacks the same layers.
+    # The command prints four digits. The run's growth stacks the same layers.
     assert before == pytest.approx(seam["held_out_loss"], abs=1e-4)
     assert after == pytest.approx(before, abs=2e-4)
 
@@ -137,7 +137,7 @@ def test_a_run_grows_outside_of_it_again_and_again(uncut, tmp_path, run):
     assert not (tmp_path / "x").exists()
 
 
-def test_what_is_grown_with_its_optimizer_is_restored_as_a_run_is(uncut, tmp_path, run):
+def test_checkpoint_grown_with_its_optimizer_restores_like_a_run(uncut, tmp_path, run):
     args = ("--growth", "stack(2)", "--optimizer-state", "keep")
     assert run(uncut / "stage_0/train/6", tmp_path / "stage_0" / "train", *args)[0] == 0
     contents = read_contents(find_checkpoint(epath.Path(tmp_path)))
@@ -151,7 +151,7 @@ def test_what_is_grown_with_its_optimizer_is_restored_as_a_run_is(uncut, tmp_pat
     np.testing.assert_array_equal(state.opt_state[1].nu["head"], before)
 
 
-def test_moments_in_bfloat16_are_found_grown_and_stay_so(tmp_path, run):
+def test_bfloat16_moments_grow_and_stay_bfloat16(tmp_path, run):
     source, growth, mesh = tiny_model(num_layers=1), Stack(2), mesh_of("one device")
     state = jax.tree.map(jnp.asarray, state_of(source, BFLOAT16))
     target = growth.target_config(source)
@@ -170,13 +170,13 @@ def test_moments_in_bfloat16_are_found_grown_and_stay_so(tmp_path, run):
         restored, _ = load_whole(epath.Path(grown) / "0", abstract, mesh)
     moments = last_state(tmp_path / "grown", 0, step=0)["opt_state"]
     dtypes = {leaf.dtype.name for leaf in jax.tree.leaves(moments)}
-    # The coefficients of Muon, and the counts.
+    # Muon's coefficients are float32 and the counts are int32.
     assert dtypes == {"bfloat16", "float32", "int32"}
     assert_same(restored, expected)
 
 
 @pytest.mark.parametrize("array", ["params.final_norm", "opt_state.1.nu.final_norm"])
-def test_arrays_that_are_not_finite_are_refused_unless_asked_for(tmp_path, run, array):
+def test_nonfinite_arrays_are_rejected_unless_allowed(tmp_path, run, array):
     source, phase = tiny_model(num_layers=1), phase_of(tiny_model(num_layers=1))
     state = state_of(source, ADAMW)
     tree = state.params if array.startswith("params") else state.opt_state[1].nu
@@ -198,7 +198,9 @@ def test_arrays_that_are_not_finite_are_refused_unless_asked_for(tmp_path, run, 
     assert run(*args, "--allow-nonfinite")[0] == 0
 
 
-def test_growth_that_changes_the_function_writes_nothing(uncut, tmp_path, run, monkeypatch):
+def test_growth_that_breaks_its_preservation_claim_writes_nothing(
+    uncut, tmp_path, run, monkeypatch
+):
     monkeypatch.setattr(Stack, "preserves_function", "always")
     args = ("--growth", "stack(2)", "--config", uncut.parent / "config.py")
     code, _, err = run(uncut / "stage_0/train", tmp_path / "x", *args)
@@ -207,7 +209,7 @@ def test_growth_that_changes_the_function_writes_nothing(uncut, tmp_path, run, m
     assert not (tmp_path / "x").exists()
 
 
-# What is asked for, and what the line must say.
+# Invalid arguments and the expected messages.
 ERRORS = {
     "no such path": (("nowhere", "new", "stack(2)"), "there is no checkpoint in .*nowhere; na"),
     "no checkpoint": (("data", "new", "stack(2)"), "there is no checkpoint in .*data; name"),
@@ -232,7 +234,7 @@ ERRORS = {
 
 
 @pytest.mark.parametrize("name", ERRORS)
-def test_what_cannot_be_is_one_line(name, uncut, run):
+def test_invalid_arguments_print_a_one_line_error(name, uncut, run):
     (source, target, growth, *rest), message = ERRORS[name]
     world = uncut.parent
     code, _, err = run(world / source, world / target, "--growth", growth, *rest)
@@ -241,7 +243,7 @@ def test_what_cannot_be_is_one_line(name, uncut, run):
     assert not (world / "new").exists()
 
 
-def test_a_model_that_is_not_done_growing_is_refused(tmp_path, run):
+def test_model_with_a_partly_open_mask_is_rejected(tmp_path, run):
     source = tiny_model(num_layers=2)
     masks = DepthRandom(2, mask_tokens=4 * 64).reparameterizations(tiny_model(num_layers=1))
     phase = phase_of(source, reparameterizations=masks)
@@ -260,5 +262,5 @@ def test_a_model_that_is_not_done_growing_is_refused(tmp_path, run):
     assert re.match(r"error: .*train/3 .*fit.*\n$", err)
     fit = Learn(2).fit(source)
     assert not phase_of(source, fit=fit, reparameterizations=(fit,)).trains_model(10**9)
-    # Once the mask is open, it is a model like any other.
+    # A model with open masks is a plain model.
     assert run(directory / "4", tmp_path / "x", "--growth", "stack(2)")[0] == 0

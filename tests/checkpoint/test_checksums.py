@@ -1,4 +1,4 @@
-"""Checksums depend on the bits of an array and their places alone, and on all of them."""
+"""Checksums of array bits and their positions."""
 
 import dataclasses
 from concurrent import futures
@@ -22,7 +22,7 @@ DTYPES = ("float32", "bfloat16", "float16", "int32", "uint32", "int8", "bool")
 
 
 def array_of(dtype, shape=(8, 4, 6), seed=0):
-    """An array of random bits."""
+    """Returns an array of random bits."""
     bits = np.random.default_rng(seed).integers(0, 256, (*shape, 4), np.uint8)
     if dtype == "bool":
         return bits[..., 0] % 2 == 1
@@ -35,7 +35,7 @@ def checksum(array):
 
 
 def reference(words):
-    """The two sums in whole numbers of Python, from the words of an array."""
+    """Returns the two checksums of 32-bit words, computed with Python integers."""
     strides, stride = [], 0x9E3779B1
     for size in reversed(words.shape):
         strides.insert(0, stride)
@@ -52,13 +52,13 @@ def reference(words):
 
 
 @pytest.mark.parametrize("shape", [(), (5,), (3, 4, 2), (0, 3)])
-def test_they_are_the_sums_that_the_page_of_the_code_says(shape):
+def test_checksums_match_a_reference_in_python_integers(shape):
     words = np.random.default_rng(1).integers(0, 2**32, shape, np.uint32)
     assert checksum(words) == reference(words)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_every_flipped_bit_is_seen(dtype):
+def test_every_flipped_bit_changes_the_checksum(dtype):
     array = array_of(dtype, (3, 5))
     whole, width = checksum(array), array.dtype.itemsize
     seen = set()
@@ -72,7 +72,7 @@ def test_every_flipped_bit_is_seen(dtype):
             flipped = array.copy()
             flipped[place] ^= True
             seen.add(checksum(flipped))
-    # All differ from the whole, and from each other.
+    # All checksums differ from the original checksum and from each other.
     assert whole not in seen
     assert len(seen) == (array.size if dtype == "bool" else array.size * width * 8)
 
@@ -91,20 +91,20 @@ DAMAGES = {
 
 
 @pytest.mark.parametrize("name", DAMAGES)
-def test_other_damage_is_seen(name):
+def test_other_damage_changes_the_checksum(name):
     array = np.random.default_rng(2).normal(size=(8, 4, 6)).astype(np.float32)
     array[0, 0, 0] = 0.0
     assert checksum(DAMAGES[name](array)) != checksum(array)
 
 
-def test_constant_arrays_of_other_values_or_places_differ():
+def test_constant_and_one_hot_arrays_have_distinct_checksums():
     ones = {checksum(np.full((4, 4), value, np.float32)) for value in (0, 1, -1, 2, 0.5)}
     single = np.eye(16, dtype=np.float32).reshape(16, 4, 4)
     assert len(ones | {checksum(each) for each in single}) == 5 + 16
 
 
 @pytest.mark.parametrize("name", MESHES)
-def test_they_are_the_same_on_any_mesh(name):
+def test_checksums_are_equal_on_every_mesh(name):
     tree = {"a": array_of("float32", (8, 16, 4)), "b": array_of("bfloat16", (16, 2))}
     alone = np.asarray(checksums(jax.tree.map(jnp.asarray, tree)))
     mesh = mesh_of(name)
@@ -119,7 +119,7 @@ def test_they_are_the_same_on_any_mesh(name):
         np.testing.assert_array_equal(found, alone)
 
 
-def test_no_array_is_copied_or_gathered():
+def test_checksums_copy_and_gather_no_array():
     mesh = mesh_of("fsdp 4, tensor 2")
     with jax.set_mesh(mesh):
         big = jax.ShapeDtypeStruct(
@@ -129,18 +129,18 @@ def test_no_array_is_copied_or_gathered():
     assert memory.temp_size_in_bytes < 64**3 * 4 / 8 / 100
 
 
-def test_keys_of_random_numbers_have_a_checksum():
+def test_random_keys_have_a_checksum():
     assert checksum(jax.random.key(0)) != checksum(jax.random.key(1))
 
 
-def test_rows_are_in_the_order_of_the_paths():
+def test_checksum_rows_follow_the_path_order():
     tree = {"z": jnp.zeros(2), "a": {"c": jnp.ones(3), "b": jnp.int32(4)}}
     assert list(by_path(tree)) == ["a.b", "a.c", "z"]
     rows = np.asarray(checksums(tree))
     assert [tuple(row) for row in rows] == [checksum(leaf) for leaf in by_path(tree).values()]
 
 
-def test_the_first_save_finds_the_program_that_was_compiled_beside_the_step(caplog):
+def test_first_save_reuses_the_precompiled_checksum_program(caplog):
     config = tiny_run(model=tiny_model(num_layers=2))
     phase = expand(config)[0]
     mesh = build_mesh(phase.mesh)

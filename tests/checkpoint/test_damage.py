@@ -1,4 +1,4 @@
-"""Whatever is damaged in the files of a run is named, or has no effect."""
+"""Detection of damaged run files."""
 
 import json
 import random
@@ -46,7 +46,7 @@ COUNTS = Counts(tokens=256, examples=32, flops_6nd=10**22, flops=2**70 + 1)
 
 
 def state_of(step: int) -> TrainState:
-    """A small state whose arrays are too large to lie inside of an index."""
+    """Returns a small state with arrays too large to be stored inside an index."""
     rng = np.random.default_rng(step)
     w = jnp.asarray(rng.normal(size=(40, 30)), jnp.float32)
     b = jnp.asarray(rng.normal(size=(900,)), jnp.bfloat16)
@@ -58,7 +58,7 @@ def abstract():
 
 
 def saved(workdir, steps=(2, 4), phase=PHASE):
-    """A run directory with these checkpoints."""
+    """Returns a run directory with checkpoints at these steps."""
     with (
         jax.set_mesh(mesh_of("one device")),
         Checkpoints(workdir, phase, KEEP) as checkpoints,
@@ -83,7 +83,7 @@ def assert_same(state, expected):
 
 
 def damages(data: bytes, rng: random.Random, flips: int):
-    """Yields a name and other bytes, or None for a file that is gone."""
+    """Yields a name and damaged bytes, or None for a deleted file."""
     yield "gone", None
     yield "empty", b""
     yield "half", data[: len(data) // 2]
@@ -95,7 +95,7 @@ def damages(data: bytes, rng: random.Random, flips: int):
         yield f"bit {bit}", bytes(flipped)
 
 
-def test_any_damage_of_any_file_of_a_checkpoint_is_named_or_has_no_effect(tmp_path):
+def test_damaged_checkpoint_file_is_reported_or_has_no_effect(tmp_path):
     checkpoint = Path(saved(epath.Path(tmp_path), [4]) / PHASE.directory / "4")
     mesh, rng, named = mesh_of("one device"), random.Random(0), 0
 
@@ -126,7 +126,7 @@ def test_any_damage_of_any_file_of_a_checkpoint_is_named_or_has_no_effect(tmp_pa
     assert named > 20
 
 
-def test_after_a_failed_read_only_the_reads_that_it_left_are_quiet(tmp_path, monkeypatch):
+def test_failed_read_silences_only_its_own_late_errors(tmp_path, monkeypatch):
     checkpoint = saved(epath.Path(tmp_path), [4]) / PHASE.directory / "4"
     shown = []
     monkeypatch.setattr(sys, "unraisablehook", shown.append)
@@ -140,8 +140,8 @@ def test_after_a_failed_read_only_the_reads_that_it_left_are_quiet(tmp_path, mon
     assert [each.exc_value for each in shown] == [other]
 
 
-def spoil(checkpoint: epath.Path) -> None:
-    """Zeroes the middle of the largest file, which holds the arrays."""
+def corrupt(checkpoint: epath.Path) -> None:
+    """Zeroes the middle of the array file, the largest file of a checkpoint."""
     files = [path for path in Path(checkpoint).rglob("*") if path.is_file()]
     largest = max(files, key=lambda path: path.stat().st_size)
     data = bytearray(largest.read_bytes())
@@ -150,23 +150,23 @@ def spoil(checkpoint: epath.Path) -> None:
     largest.write_bytes(bytes(data))
 
 
-def test_a_damaged_checkpoint_is_named_with_the_newest_whole_one(tmp_path):
+def test_damaged_checkpoint_is_reported_with_the_newest_readable_one(tmp_path):
     workdir = saved(epath.Path(tmp_path), [1, 2, 3])
     directory = workdir / PHASE.directory
     for step in (2, 3):
-        spoil(directory / str(step))
+        corrupt(directory / str(step))
     way_out = "add --resume-from stage_0/train/1, the newest before it that can be read."
     with pytest.raises(UserError, match=rf"train/3 is damaged: .*; {re.escape(way_out)}$"):
         restored(workdir)
     state, contents = restored(workdir, step=1)
     assert_same(state, state_of(1))
     assert contents.counts == COUNTS
-    spoil(directory / "1")
+    corrupt(directory / "1")
     with pytest.raises(UserError, match=r"no checkpoint before it can be read: start a new"):
         restored(workdir)
 
 
-def test_without_a_whole_checkpoint_of_a_stage_the_stage_before_is_offered(tmp_path):
+def test_stage_without_readable_checkpoint_offers_the_stage_before(tmp_path):
     phases = expand(tiny_run())
     workdir = saved(saved(epath.Path(tmp_path), [2, 4], phases[0]), [3, 5], phases[1])
     first, second = (workdir / phase.directory for phase in phases)
@@ -183,11 +183,11 @@ def test_without_a_whole_checkpoint_of_a_stage_the_stage_before_is_offered(tmp_p
         (first / "4", "add --resume-from stage_0/train/2, the newest before it"),
         (first / "2", "no checkpoint before it can be read: start a new run"),
     ):
-        spoil(checkpoint)
+        corrupt(checkpoint)
         assert advice().startswith(expected)
 
 
-def test_an_array_with_one_other_bit_is_named_by_its_path(tmp_path, monkeypatch):
+def test_array_with_a_flipped_bit_is_reported_by_path(tmp_path, monkeypatch):
     workdir = saved(epath.Path(tmp_path), [4])
     load = load_state.__globals__["ocp"].load
 
@@ -203,7 +203,7 @@ def test_an_array_with_one_other_bit_is_named_by_its_path(tmp_path, monkeypatch)
         restored(workdir)
 
 
-def test_what_is_loaded_of_a_damaged_checkpoint_is_verified_alone(tmp_path):
+def test_partial_load_verifies_only_the_loaded_arrays(tmp_path):
     checkpoint = saved(epath.Path(tmp_path)) / PHASE.directory / "4"
     mesh = mesh_of("one device")
 
@@ -214,7 +214,7 @@ def test_what_is_loaded_of_a_damaged_checkpoint_is_verified_alone(tmp_path):
 
     with jax.set_mesh(mesh):
         assert part("w").tobytes() == state_of(4).params["w"].tobytes()
-        spoil(checkpoint)
+        corrupt(checkpoint)
         results = []
         for name in ("w", "b"):
             try:
@@ -231,7 +231,7 @@ def test_what_is_loaded_of_a_damaged_checkpoint_is_verified_alone(tmp_path):
 
 
 @pytest.mark.parametrize("killed_at", [None, 0, 1])
-def test_a_run_that_goes_back_drops_what_came_later(tmp_path, monkeypatch, killed_at):
+def test_resuming_from_an_older_checkpoint_removes_later_ones(tmp_path, monkeypatch, killed_at):
     workdir = saved(epath.Path(tmp_path), [1, 2, 3, 4])
     with jax.set_mesh(mesh_of("one device")):
         if killed_at is not None:
@@ -246,7 +246,7 @@ def test_a_run_that_goes_back_drops_what_came_later(tmp_path, monkeypatch, kille
             with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
                 patch.setattr(type(workdir), "rmtree", killed)
                 discard_after(workdir, PHASE, 2)
-            # The newest are gone, and those that are left are whole.
+            # The newest checkpoints are deleted and the rest are readable.
             assert newest_step(workdir, PHASE) == (3, 2)[killed_at]
             restored(workdir)
         discard_after(workdir, PHASE, 2)
@@ -258,7 +258,7 @@ def test_a_run_that_goes_back_drops_what_came_later(tmp_path, monkeypatch, kille
     assert names == {"1", "2", "3"}
 
 
-def test_an_older_checkpoint_that_is_damaged_is_named_when_the_run_resumes(tmp_path):
+def test_damaged_older_checkpoint_is_reported_on_resume(tmp_path):
     workdir = saved(epath.Path(tmp_path))
     metadata = workdir / PHASE.directory / "2" / "_CHECKPOINT_METADATA"
     metadata.write_text(metadata.read_text().replace("init_timestamp", "xnit_timestamp"))
@@ -277,7 +277,7 @@ ROWS = [
 
 @pytest.fixture
 def run(tmp_path):
-    """A run whose newest checkpoint knows of four rows of five."""
+    """A run with five rows, four of them before its newest checkpoint."""
     workdir = epath.Path(tmp_path)
     log = MetricsLog(workdir, NO_ROWS)
     for row in ROWS[:4]:
@@ -299,7 +299,7 @@ def lines(data: bytes) -> list[bytes]:
     return data.splitlines(keepends=True)
 
 
-# Each is damage of the rows that the checkpoint knows of.
+# Damage to rows before the checkpoint.
 ROW_DAMAGES = {
     "gone": None,
     "empty": lambda data: b"",
@@ -318,7 +318,7 @@ ROW_DAMAGES = {
 
 
 @pytest.mark.parametrize("name", ROW_DAMAGES)
-def test_rows_that_a_checkpoint_knows_of_are_never_fewer_or_others(run, name):
+def test_missing_or_changed_rows_before_a_checkpoint_are_reported(run, name):
     path, damage = run / "metrics.jsonl", ROW_DAMAGES[name]
     check_rows_of(run)
     extent = restored(run)[1].rows
@@ -354,14 +354,14 @@ MALFORMED = {
 
 
 @pytest.mark.parametrize("name", MALFORMED)
-def test_malformed_rows_are_named_by_their_line(tmp_path, name):
+def test_malformed_rows_are_reported_by_line_number(tmp_path, name):
     data, message = MALFORMED[name]
     (tmp_path / "metrics.jsonl").write_bytes(data)
     with pytest.raises(UserError, match=rf"metrics.jsonl is damaged at line \d: .*{message}"):
         read_rows(tmp_path, {"train": ("flops",)})
 
 
-def test_a_directory_in_place_of_a_file_is_one_line(tmp_path):
+def test_directory_in_place_of_a_file_is_a_user_error(tmp_path):
     for name, read in {"metrics.jsonl": read_rows, "phase.json": read_marker}.items():
         (tmp_path / name).mkdir()
         with pytest.raises(UserError, match=f"{name} is"):
@@ -370,7 +370,7 @@ def test_a_directory_in_place_of_a_file_is_one_line(tmp_path):
         read_config_record(tmp_path)
 
 
-def test_every_flipped_bit_of_a_marker_is_seen_or_has_no_effect(run):
+def test_flipped_bit_in_the_marker_is_reported_or_has_no_effect(run):
     path, expected = run / "phase.json", read_marker(run)
     data, seen = path.read_bytes(), 0
     for bit in range(0, 8 * len(data), 5):
@@ -405,19 +405,19 @@ def test_every_flipped_bit_of_a_marker_is_seen_or_has_no_effect(run):
         ({"phase": 1, "directory": "stage_1/train", "more": 1}, "more is not a known field"),
     ],
 )
-def test_a_marker_that_somebody_has_written_by_hand_is_checked(tmp_path, marker, message):
+def test_handwritten_marker_is_checked(tmp_path, marker, message):
     (tmp_path / "phase.json").write_text(json.dumps(seal(marker)))
     with pytest.raises(UserError, match=message):
         read_marker(epath.Path(tmp_path))
 
 
-def test_a_marker_that_is_gone_from_a_later_stage_is_missed(tmp_path):
+def test_missing_marker_of_a_later_stage_is_reported(tmp_path):
     (tmp_path / "stage_1" / "train").mkdir(parents=True)
     with pytest.raises(UserError, match=r"has a stage_1, but no phase.json; bring"):
         read_marker(epath.Path(tmp_path))
 
 
-def test_a_phase_that_the_config_does_not_have_is_refused(tmp_path):
+def test_phase_missing_from_the_config_is_rejected(tmp_path):
     phases, workdir = expand(tiny_run()), epath.Path(tmp_path)
     for phase in phases:
         check_phase(workdir, Marker(phase.index, phase.directory), phases)
@@ -448,7 +448,7 @@ RECORDS = {
 
 
 @pytest.mark.parametrize("name", RECORDS)
-def test_a_damaged_record_of_the_config_is_named(tmp_path, name):
+def test_damaged_config_record_is_reported(tmp_path, name):
     data, message = RECORDS[name]
     (tmp_path / "config.json").write_bytes(data)
     with pytest.raises(UserError, match=rf"config.json is damaged: .*{message}.*; bring the"):
@@ -457,7 +457,7 @@ def test_a_damaged_record_of_the_config_is_named(tmp_path, name):
         read_config_record(tmp_path / "other" / "config.json")
 
 
-def test_a_flipped_bit_of_a_record_is_named_or_has_no_effect(tmp_path):
+def test_flipped_bit_in_a_record_is_reported_or_has_no_effect(tmp_path):
     record = {"config": {"seed": 0, "stages.0.tokens": 640}, "data": "a1", "tokenizer": "b"}
     (tmp_path / "config.json").write_text(config_record(record))
     config, info = tmp_path / "config.json", tmp_path / "tokenizer" / "info.json"
@@ -480,13 +480,13 @@ def test_a_flipped_bit_of_a_record_is_named_or_has_no_effect(tmp_path):
         assert seen > len(data)
 
 
-def test_a_record_without_a_seal_is_read(tmp_path):
+def test_config_record_without_a_hash_is_read(tmp_path):
     record = {"config": {"seed": 0}, "data": "a1", "tokenizer": "b"}
     (tmp_path / "config.json").write_text(json.dumps(record))
     assert read_config_record(tmp_path / "config.json") == record
 
 
-def test_a_run_that_was_moved_is_whole(run, tmp_path_factory):
+def test_moved_run_is_readable(run, tmp_path_factory):
     moved = epath.Path(tmp_path_factory.mktemp("moved") / "run")
     shutil.move(run, moved)
     check_rows_of(moved)

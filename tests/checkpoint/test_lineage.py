@@ -1,4 +1,4 @@
-"""Every checkpoint tells where its model comes from, whether it grew in a run or outside."""
+"""Checkpoint lineage: the generations of a model and their costs."""
 
 import dataclasses
 import importlib.metadata
@@ -35,7 +35,7 @@ def contents_of(workdir):
     return read_contents(find_checkpoint(epath.Path(workdir)))
 
 
-def test_a_lineage_counts_what_each_generation_has_spent():
+def test_lineage_counts_the_tokens_and_flops_of_each_generation():
     phases = expand(tiny_run())
     lineage = ()
     for phase in phases:
@@ -48,14 +48,14 @@ def test_a_lineage_counts_what_each_generation_has_spent():
     assert again[-1].spent == phases[-1].per_step
 
 
-def test_it_is_the_same_after_json():
+def test_lineage_round_trips_through_json():
     phases = expand(tiny_run())
     lineage = begin_grown(begin((), phases[0]), Stack(2), phases[1].model)
     plain = json.loads(json.dumps([dataclasses.asdict(each) for each in lineage]))
     assert from_json(plain) == lineage
 
 
-def test_checkpoints_of_a_run_tell_every_stage_and_add_up(uncut):
+def test_run_checkpoint_lists_every_stage_and_its_counts_add_up(uncut):
     contents = contents_of(uncut)
     assert total(contents.lineage) == contents.counts
     first, second = contents.lineage
@@ -66,13 +66,13 @@ def test_checkpoints_of_a_run_tell_every_stage_and_add_up(uncut):
     assert {first.code, second.code} == {code_version()}
 
 
-def test_one_that_was_saved_in_the_middle_of_a_stage_tells_so_far(uncut, tmp_path):
+def test_checkpoint_inside_a_stage_counts_the_tokens_so_far(uncut, tmp_path):
     cut(uncut, tmp_path / "cut", 3)
     [only] = contents_of(tmp_path / "cut").lineage
     assert only.spent.tokens == 3 * 128
 
 
-def test_growth_outside_of_a_run_is_a_generation_on_which_nothing_is_spent(uncut, tmp_path):
+def test_growth_by_the_command_is_a_generation_with_zero_counts(uncut, tmp_path):
     target = str(tmp_path / "grown")
     grow.grow(GrowConfig(source=str(uncut), target=target, growth=Stack(3)))
     *before, last = contents_of(target).lineage
@@ -90,7 +90,7 @@ def test_growth_outside_of_a_run_is_a_generation_on_which_nothing_is_spent(uncut
     assert lines[5][:2] == ["total", "2.05k"]
 
 
-def test_machines_read_it_too(uncut):
+def test_inspect_prints_the_lineage_as_json(uncut):
     found = json.loads(inspect(InspectConfig(run=str(uncut), json=True)))
     assert from_json(found["lineage"]) == contents_of(uncut).lineage
     assert found["counts"]["tokens"] == 2 * 8 * 128
@@ -122,7 +122,7 @@ def test_code_version_is_the_commit_of_a_checkout_else_the_package_version(
     code_version.cache_clear()
     try:
         assert code_version() == (commit if place == "." else installed or "unknown")
-        monkeypatch.setenv("PATH", str(tmp_path))  # where there is no git
+        monkeypatch.setenv("PATH", str(tmp_path))  # a PATH without git
         code_version.cache_clear()
         assert code_version() == (installed or "unknown")
     finally:
@@ -139,7 +139,7 @@ BAD = {
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_a_lineage_of_other_types_is_a_user_error(name):
+def test_lineage_with_wrong_types_is_a_user_error(name):
     phases = expand(tiny_run())
     [whole] = [dataclasses.asdict(each) for each in begin((), phases[0])]
     bad = BAD[name]
@@ -152,7 +152,7 @@ def test_a_lineage_of_other_types_is_a_user_error(name):
             from_json([whole | {field: value}])
 
 
-def test_where_there_is_no_checkpoint_it_is_one_line(tmp_path, monkeypatch, capsys):
+def test_inspect_without_a_checkpoint_prints_a_one_line_error(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", ["inspect", str(tmp_path)])
     with pytest.raises(SystemExit) as ended:
         main()

@@ -1,4 +1,4 @@
-"""Checkpoints come back bit for bit, on any mesh, and are kept as the config says."""
+"""Saving, restoring, retention and lookup of checkpoints."""
 
 import dataclasses
 import functools
@@ -42,15 +42,15 @@ def workdir(tmp_path):
 
 @functools.cache
 def host_state() -> TrainState:
-    """A state whose moments and counts are not zero."""
+    """Returns a state with nonzero moments and counts."""
     params = random_params(PHASE.model)
     tx = RUN.optimizer.build(model.logical_axes(PHASE.model))
     opt_state = jax.tree.map(lambda leaf: np.asarray(leaf + 3), tx.init(params))
     return TrainState(np.asarray(4, np.int32), params, opt_state)
 
 
-def on(mesh) -> TrainState:
-    """The state, laid out over a mesh."""
+def state_on(mesh) -> TrainState:
+    """Returns the state sharded over a mesh."""
     layout = on_mesh(abstract_state(RUN, PHASE), mesh)
     return jax.device_put(host_state(), jax.tree.map(lambda leaf: leaf.sharding, layout))
 
@@ -63,17 +63,17 @@ def assert_same(tree, other):
 
 
 @pytest.mark.parametrize("restored_on", ["one device", "fsdp 8", "fsdp 4, tensor 2"])
-def test_states_come_back_bit_for_bit_on_any_mesh(workdir, restored_on):
+def test_states_restore_bit_for_bit_on_any_mesh(workdir, restored_on):
     mesh = mesh_of("fsdp 8")
     with jax.set_mesh(mesh), Checkpoints(workdir, PHASE, KEEP) as checkpoints:
         assert checkpoints.latest_step is None
-        checkpoints.save(4, on(mesh), COUNTS)
+        checkpoints.save(4, state_on(mesh), COUNTS)
         assert checkpoints.latest_step == 4
     mesh = mesh_of(restored_on)
     with jax.set_mesh(mesh):
         abstract = abstract_state(RUN, PHASE)
         state, contents = load_whole(workdir / PHASE.directory / "4", abstract, mesh)
-    # Counts are Python's integers, of any size.
+    # Counts are Python integers of any size.
     assert contents.counts == COUNTS
     assert_same(state, host_state())
     for leaf, place in zip(
@@ -82,13 +82,13 @@ def test_states_come_back_bit_for_bit_on_any_mesh(workdir, restored_on):
         assert leaf.sharding.is_equivalent_to(place.sharding, leaf.ndim)
 
 
-def test_a_state_that_is_donated_right_after_saving_is_saved_as_it_was(workdir):
+def test_donating_a_state_after_save_does_not_change_the_checkpoint(workdir):
     spoil = jax.jit(lambda tree: jax.tree.map(lambda leaf: -leaf - 1, tree), donate_argnums=0)
     mesh = mesh_of("fsdp 8")
     with jax.set_mesh(mesh), Checkpoints(workdir, PHASE, KEEP) as checkpoints:
-        state = on(mesh)
-        # Compiled before, so that nothing stands between saving and overwriting.
-        spoil(on(mesh))
+        state = state_on(mesh)
+        # Compile first, so the overwrite directly follows the save.
+        spoil(state_on(mesh))
         checkpoints.save(4, state, COUNTS)
         jax.block_until_ready(spoil(state))
         checkpoints.wait()
@@ -98,7 +98,7 @@ def test_a_state_that_is_donated_right_after_saving_is_saved_as_it_was(workdir):
 
 
 def saved_steps(workdir, config, steps, phase=PHASE):
-    """Which checkpoints are left after saving these steps."""
+    """Returns the checkpoint steps left after saving `steps`."""
     mesh = mesh_of("one device")
     small = TrainState(jnp.int32(0), {"w": jnp.zeros(3)}, ())
     with jax.set_mesh(mesh), Checkpoints(workdir, phase, config) as checkpoints:
@@ -108,28 +108,28 @@ def saved_steps(workdir, config, steps, phase=PHASE):
     return sorted(int(path.name) for path in left if path.name.isdecimal())
 
 
-def test_the_most_recent_checkpoints_are_kept(workdir):
+def test_keep_last_keeps_the_newest_checkpoints(workdir):
     config = CheckpointConfig(every_tokens=64, keep_last=3)
     assert saved_steps(workdir, config, range(6)) == [3, 4, 5]
 
 
-def test_the_first_checkpoint_past_each_multiple_is_kept_for_good(workdir):
-    # A step is 64 tokens, a checkpoint due past each 80, one in two of them kept: the
+def test_keep_every_tokens_keeps_the_first_checkpoint_past_each_multiple(workdir):
+    # A step has 64 tokens. A checkpoint is due every 80 tokens and kept every 160 tokens. The
     # multiples of 160 fall into steps 3, 5 and 8.
     config = CheckpointConfig(every_tokens=80, keep_last=1, keep_every_tokens=160)
     steps = [0, 2, 3, 4, 5, 7, 8, 9, 10]
     assert saved_steps(workdir, config, steps) == [3, 5, 8, 10]
 
 
-def test_multiples_are_counted_over_the_run_not_the_stage(workdir):
+def test_keep_every_tokens_counts_over_the_run(workdir):
     start = Counts(tokens=100)
     phase = dataclasses.replace(PHASE, start=start, waypoint=Waypoint(step=0, counts=start))
     config = CheckpointConfig(every_tokens=160, keep_last=1, keep_every_tokens=160)
-    # After step n, 100 + 64 n tokens: 160 and 320 fall into steps 1 and 4.
+    # Step n ends at 100 + 64 n tokens, so 160 and 320 fall into steps 1 and 4.
     assert saved_steps(workdir, config, range(6), phase) == [1, 4, 5]
 
 
-def test_a_step_is_not_saved_twice(workdir):
+def test_step_is_saved_once(workdir):
     config = CheckpointConfig(every_tokens=64)
     assert saved_steps(workdir, config, [2, 2]) == [2]
     assert saved_steps(workdir, config, [2]) == [2]
@@ -154,17 +154,17 @@ def other_model(**fields):
         ({"qk_norm": True}, r"layers.key_norm is not there, .* has float32\[2, 6\] \(2 such"),
     ],
 )
-def test_checkpoints_of_another_model_are_refused_by_parameter(workdir, fields, message):
+def test_checkpoint_of_another_model_is_rejected_by_parameter(workdir, fields, message):
     mesh = mesh_of("one device")
     with jax.set_mesh(mesh), Checkpoints(workdir, PHASE, KEEP) as checkpoints:
-        checkpoints.save(4, on(mesh), COUNTS)
+        checkpoints.save(4, state_on(mesh), COUNTS)
         checkpoints.wait()
         with pytest.raises(ValueError, match=f"checkpoint of another model: {message}"):
             abstract = abstract_state(*other_model(**fields))
             load_whole(checkpoints.directory / "4", abstract, mesh)
 
 
-def test_the_marker_names_the_phase_that_was_committed_last(workdir):
+def test_marker_names_the_last_committed_phase(workdir):
     workdir.mkdir()
     assert read_marker(workdir) == Marker()
     marker, source = Marker(), None
@@ -185,7 +185,7 @@ def test_the_marker_names_the_phase_that_was_committed_last(workdir):
     assert [path.name for path in workdir.iterdir()] == ["phase.json"]
 
 
-def test_killed_while_it_is_written_a_small_file_is_the_old_one(workdir, monkeypatch):
+def test_interrupted_write_keeps_the_old_file(workdir, monkeypatch):
     workdir.mkdir()
     path = workdir / "phase.json"
     marker = {"phase": 1, "directory": "stage_1/train", "ended": {}}
@@ -194,7 +194,7 @@ def test_killed_while_it_is_written_a_small_file_is_the_old_one(workdir, monkeyp
     def killed(*_):
         raise KeyboardInterrupt
 
-    # What is written first is another file; killed before the rename, it does not count.
+    # The text goes to a temporary file first. The interrupt comes before the rename.
     monkeypatch.setattr(type(path), "replace", killed)
     with pytest.raises(KeyboardInterrupt):
         replace_text(path, json.dumps(seal(marker | {"phase": 2})))
@@ -202,11 +202,11 @@ def test_killed_while_it_is_written_a_small_file_is_the_old_one(workdir, monkeyp
     assert [path.name for path in workdir.iterdir()] == ["phase.json"]
 
 
-def test_only_whole_checkpoints_count_as_the_newest(workdir):
+def test_newest_step_ignores_incomplete_checkpoints(workdir):
     assert newest_step(workdir, PHASE) is None
     assert not (workdir / PHASE.directory).exists()
     saved_steps(workdir, KEEP, [9])
-    # Left by a run that was killed while it saved.
+    # An unfinished save of a killed run.
     (workdir / PHASE.directory / "10.orbax-checkpoint-tmp-1").mkdir()
     for name in ("010", "\N{ARABIC-INDIC DIGIT ONE}1"):
         (workdir / PHASE.directory / name).mkdir()
@@ -217,7 +217,7 @@ def test_only_whole_checkpoints_count_as_the_newest(workdir):
     assert newest_step(workdir, PHASE) == 10
 
 
-def test_a_checkpoint_says_which_model_it_holds_and_is_found_by_its_run(workdir):
+def test_checkpoint_is_found_from_its_run_and_records_its_model(workdir):
     phases = expand(tiny_run())
     for phase, steps in zip(phases, ([2, 9], [3]), strict=True):
         saved_steps(workdir, KEEP, steps, phase)
@@ -238,11 +238,11 @@ def test_a_checkpoint_says_which_model_it_holds_and_is_found_by_its_run(workdir)
         optimizer=OptimizerForm("adamw"),
     )
     assert read_types(second / "3")["params.w"] == "float32[3]"
-    # As Orbax reads it, which takes longer.
+    # Orbax reads the same metadata, but more slowly.
     assert to_json(contents) == ocp.metadata(second / "3").custom_metadata
 
 
-def test_a_checkpoint_that_does_not_say_where_its_model_comes_from_is_refused(workdir):
+def test_checkpoint_without_lineage_is_rejected(workdir):
     foreign = {"counts": {}, "model": {}, "is_model": True}
     with ocp.training.Checkpointer(workdir / PHASE.directory) as checkpointer:
         checkpointer.save(3, {"w": np.zeros(2)}, custom_metadata=foreign)
@@ -251,23 +251,23 @@ def test_a_checkpoint_that_does_not_say_where_its_model_comes_from_is_refused(wo
 
 
 @pytest.mark.parametrize("path", ["", "nowhere", "stage_0/train/5", "stage_1/train"])
-def test_where_there_is_no_checkpoint_the_way_to_name_one_is_said(workdir, path):
+def test_path_without_checkpoint_is_rejected_with_the_expected_form(workdir, path):
     saved_steps(workdir, KEEP, [4])
     with pytest.raises(ValueError, match=r"no checkpoint in .*; name a run directory"):
         find_checkpoint((workdir if path else workdir.parent) / path)
 
 
-def test_clearing_removes_a_phase_and_nothing_else(workdir):
+def test_clear_removes_only_its_phase(workdir):
     first, second = expand(tiny_run())
     for phase in (first, second):
         saved_steps(workdir, KEEP, [0], phase)
     clear(workdir, second)
     assert (workdir / first.directory / "0").exists()
     assert not (workdir / second.directory).exists()
-    clear(workdir, second)  # nothing there is fine
+    clear(workdir, second)  # clearing a missing phase is allowed
 
 
-def test_a_disk_that_fails_is_an_os_error_with_the_way_on(workdir, monkeypatch):
+def test_full_disk_is_an_os_error_with_a_fix(workdir, monkeypatch):
     mesh = mesh_of("one device")
     with jax.set_mesh(mesh), Checkpoints(workdir, PHASE, KEEP) as checkpoints:
 
@@ -276,5 +276,5 @@ def test_a_disk_that_fails_is_an_os_error_with_the_way_on(workdir, monkeypatch):
 
         monkeypatch.setattr(checkpoints._checkpointer, "save_async", full)
         with pytest.raises(OSError, match=r"could not be written to .* the same command"):
-            checkpoints.save(1, on(mesh), COUNTS)
+            checkpoints.save(1, state_on(mesh), COUNTS)
         assert checkpoints.latest_step is None

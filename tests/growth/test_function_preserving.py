@@ -1,4 +1,4 @@
-"""Function preservation of growth, judged in float64 by transformers."""
+"""Function preservation of growth, checked in float64 against transformers."""
 
 import dataclasses
 import functools
@@ -24,9 +24,9 @@ TOKENS = np.random.default_rng(0).integers(0, 11, (B, T), dtype=np.int32)
 POSITIONS = np.broadcast_to(np.arange(T, dtype=np.int32), (B, T))
 SEGMENTS = np.zeros((B, T), np.int32)
 
-# Sums of a few dozen float64 numbers of size one, in another order.
+# Tolerance for sums of a few dozen float64 numbers near 1, added in another order.
 FLOAT64 = 1e-12
-# What counts as another function, of logits of size one.
+# Smallest difference between the logits of two different functions; logits are near 1.
 DIFFERENT = 1e-3
 
 OPERATORS = GROWTHS | {
@@ -41,8 +41,8 @@ OPERATORS = GROWTHS | {
     ),
 }
 
-# Of every growth behind masks: the layers of the target that are the source's, of three,
-# and the token at which the mask along each axis starts to open; it opens over 128.
+# For each masked growth: the target layers copied from the three source layers, and the
+# token count at which each axis mask starts to open. A mask opens over 128 tokens.
 MASKS = {
     "depth random": ((0, 2, 4), {"layers": 0}),
     "depth random, stacked, copies": ((0, 1, 2), {"layers": 0}),
@@ -67,7 +67,7 @@ def can_grow(growth, config):
 
 
 def preserving(preservation, models=tuple(MODELS)):
-    """Parametrizes a test by operators with this preservation, and models that fit."""
+    """Parametrizes a test over operators with this preservation and their valid models."""
     cases = [
         pytest.param(name, MODELS[model_name], id=f"{model_name}-{name}")
         for model_name in models
@@ -78,7 +78,7 @@ def preserving(preservation, models=tuple(MODELS)):
 
 
 def random_values(config, axes, seed):
-    """Parameters in float64; matrices keep the size of activations, gains are about one."""
+    """Random float64 parameters; matrices preserve activation scale and gains are near 1."""
     rng = np.random.default_rng(seed)
 
     def draw(names):
@@ -93,7 +93,7 @@ def source_params(config):
 
 
 def grow(growth, config):
-    """The target's config and its parameters, grown out of the source's in float64."""
+    """Returns the target config and the grown float64 parameters."""
     axes = model.logical_axes(config)
     fresh = functools.partial(random_values, axes=axes, seed=1)
     draws = np.random.default_rng(2)
@@ -106,7 +106,7 @@ def grow(growth, config):
         return growth.grow_params(params, axes, config, key=KEY, fresh=fresh)
 
     with jax.enable_x64(True), pytest.MonkeyPatch.context() as patch:
-        # Any noise will do, and to compile float64 draws takes longer than all the rest.
+        # Any noise works. Compiling float64 draws would take longer than the whole test.
         patch.setattr(jax.random, "normal", normal)
         grown = jax.tree.map(np.asarray, run(source_params(config)))
     assert {leaf.dtype for leaf in jax.tree.leaves(grown)} == {np.dtype(np.float64)}
@@ -115,7 +115,7 @@ def grow(growth, config):
 
 @functools.cache
 def grow_operator(name, config):
-    """What `grow` returns for the operator of that name."""
+    """Returns the cached result of `grow` for a named operator."""
     return grow(OPERATORS[name], config)
 
 
@@ -127,42 +127,42 @@ def source_logits(config):
 apply = jax.jit(model.apply, static_argnums=0)
 
 
-def own_logits(config, params, compute_dtype):
-    """Logits as the package computes them, from float32 parameters."""
+def stackjax_logits(config, params, compute_dtype):
+    """Returns stackjax's logits for float32 parameters."""
     typed = dataclasses.replace(config, compute_dtype=compute_dtype)
     params = jax.tree.map(np.float32, params)
     return apply(typed, params, TOKENS, POSITIONS, SEGMENTS)[..., : config.vocab_size]
 
 
 def distance(logits, others):
-    """The largest difference between logits."""
+    """Returns the largest absolute difference between two logit arrays."""
     return np.abs(logits - others).max()
 
 
-def test_the_model_computes_what_transformers_does(config):
+def test_model_matches_transformers(config):
     params = jax.tree.map(np.float32, source_params(config))
-    logits = own_logits(config, params, "float32")
+    logits = stackjax_logits(config, params, "float32")
     expected = judge.logits(config, params, TOKENS)
     assert 0.5 < expected.std() < 2
-    # Float32 through three layers: a few roundings of logits of size one.
+    # Float32 rounding through three layers; logits are near 1.
     assert distance(logits, expected) < 1e-5
 
 
 @preserving("always")
-def test_an_exact_growth_keeps_the_function(name, config):
+def test_always_preserving_growth_keeps_the_logits(name, config):
     logits = judge.logits(*grow_operator(name, config), TOKENS)
     assert distance(logits, source_logits(config)) < FLOAT64
 
 
 @preserving("never")
-def test_other_growth_changes_the_function(name, config):
+def test_never_preserving_growth_changes_the_logits(name, config):
     logits = judge.logits(*grow_operator(name, config), TOKENS)
     assert distance(logits, source_logits(config)) > DIFFERENT
 
 
 @functools.cache
-def reparameterise(name, config):
-    """A function of parameters and tokens since growth: the parameters that the model runs."""
+def reparameterize(name, config):
+    """Returns the function (params, tokens since growth) -> model parameters."""
     axes = model.logical_axes(config)
 
     def run(params, tokens):
@@ -174,21 +174,21 @@ def reparameterise(name, config):
 
 
 def running_params(name, config, tokens):
-    """The target's config and the parameters it runs, so many tokens after growth."""
+    """Returns the target config and the model parameters, `tokens` after growth."""
     target, params = grow_operator(name, config)
     with jax.enable_x64(True):
-        running = reparameterise(name, config)(params, np.float64(tokens))
+        running = reparameterize(name, config)(params, np.float64(tokens))
     return target, jax.tree.map(np.asarray, running)
 
 
 @preserving("at_start")
-def test_growth_behind_closed_masks_starts_with_the_function(name, config):
+def test_growth_with_closed_masks_keeps_the_logits(name, config):
     logits = judge.logits(*running_params(name, config, 0), TOKENS)
     assert distance(logits, source_logits(config)) < FLOAT64
 
 
 @preserving("at_start")
-def test_open_masks_leave_parameters_as_they_are_and_let_in_what_is_new(name, config):
+def test_open_masks_keep_parameters_and_change_the_logits(name, config):
     target, params = running_params(name, config, ALL_OPEN)
     jax.tree.map(np.testing.assert_array_equal, params, grow_operator(name, config)[1])
     logits = judge.logits(target, params, TOKENS)
@@ -196,7 +196,7 @@ def test_open_masks_leave_parameters_as_they_are_and_let_in_what_is_new(name, co
 
 
 def masks_at(name, source, target, tokens):
-    """The mask along every axis: 1 for what the source has, less for the rest."""
+    """Returns the mask along each axis: 1 for source entries, 0 to 1 for new entries."""
     layers, starts = MASKS[name]
     group = target.num_heads // target.num_kv_heads
     kv_head, slot = np.divmod(np.arange(target.num_heads), group)
@@ -214,7 +214,7 @@ def masks_at(name, source, target, tokens):
 
 
 @preserving("at_start")
-def test_masked_parameters_compute_the_model_with_masked_activations(name, config):
+def test_masked_parameters_match_masked_activations(name, config):
     _, unmasked = grow_operator(name, config)
     for tokens in (32, 100, 200, 300):
         target, params = running_params(name, config, tokens)
@@ -224,14 +224,14 @@ def test_masked_parameters_compute_the_model_with_masked_activations(name, confi
 
 
 @preserving("always", models=["gqa, tied, qk_norm"])
-def test_an_exact_growth_keeps_the_function_in_the_types_that_models_train_in(name, config):
+def test_always_preserving_growth_keeps_the_logits_in_training_dtypes(name, config):
     models = (config, source_params(config)), grow_operator(name, config)
-    source, grown = (own_logits(*each, "float32") for each in models)
-    # A few roundings of float32, of logits of size one.
+    source, grown = (stackjax_logits(*each, "float32") for each in models)
+    # Float32 rounding; logits are near 1.
     assert distance(source, grown) < 1e-5
-    source, grown = (own_logits(*each, "bfloat16") for each in models)
-    # Products of eight bits leave each model 0.01 from float64 in the root mean square, and
-    # 0.04 at most. The two round apart unless growth multiplies by powers of two.
+    source, grown = (stackjax_logits(*each, "bfloat16") for each in models)
+    # Bfloat16 products give each model an error against float64 of 0.01 RMS and 0.04 at most.
+    # The two models round differently unless growth multiplies by powers of two.
     assert np.sqrt(np.mean(np.square(grown - source))) < 3e-2
     assert distance(source, grown) < 0.1
 
@@ -255,7 +255,7 @@ def small_models(draw):
 
 @st.composite
 def width_ratios(draw, source):
-    """Ratios that a source can grow by, whole and not."""
+    """Draws valid width ratios for a source, both integers and fractions."""
     group = source.num_heads // source.num_kv_heads
     heads = draw(st.integers(1, 3))
     kv_heads = [ratio for ratio in (1, 2, 3) if group * heads % ratio == 0]
@@ -290,20 +290,20 @@ def depth_zeros(source):
     )
 
 
-def exact_growths(source):
+def preserving_growths(source):
     return width_splits(source) | width_zeros(source) | depth_zeros(source)
 
 
 @st.composite
 def chains(draw, source):
-    first = draw(exact_growths(source))
-    return chain(first, draw(exact_growths(first.target_config(source))))
+    first = draw(preserving_growths(source))
+    return chain(first, draw(preserving_growths(first.target_config(source))))
 
 
 @pytest.mark.parametrize("growths", [width_splits, width_zeros, depth_zeros, chains])
 @hypothesis.settings(max_examples=8, deadline=None)
 @hypothesis.given(data=st.data())
-def test_exact_growths_of_any_size_keep_the_function(growths, data):
+def test_always_preserving_growth_of_random_sizes_keeps_the_logits(growths, data):
     source = data.draw(small_models(), "source")
     growth = data.draw(growths(source), "growth")
     expected = judge.logits(source, source_params(source), TOKENS)

@@ -1,6 +1,6 @@
-"""Moments that begin at zero after the optimizer does are corrected by their own count.
+"""Bias correction of moments that start at zero after growth.
 
-Judged by Adam and Muon in float64, written out with NumPy.
+The reference is Adam and Muon in float64 NumPy.
 """
 
 import dataclasses
@@ -21,7 +21,7 @@ from conftest import (
     tiny_model,
     tiny_run,
 )
-from optimizers import by_name, compiled_optimizer, orthogonalised, random_like
+from optimizers import by_name, compiled_optimizer, orthogonalized, random_like
 
 from stackjax import model
 from stackjax.config import Stage
@@ -47,7 +47,7 @@ KEPT = ["stack", "width zero", "chain of both"]
 
 
 def adam(gradients, config):
-    """The updates of a fresh Adam, in float64."""
+    """Yields the float64 updates of a fresh Adam."""
     mu = nu = 0.0
     for k, grad in enumerate(gradients, 1):
         grad = np.float64(grad)
@@ -58,7 +58,7 @@ def adam(gradients, config):
 
 @functools.cache
 def state_before(config):
-    """The state of an optimizer after some updates of the source."""
+    """Returns the optimizer state after STEPS_BEFORE updates of the source."""
     init, update = compiled_optimizer(SOURCE, config)
     params = random_params(SOURCE)
     state = init(params)
@@ -68,8 +68,8 @@ def state_before(config):
 
 
 @functools.cache
-def kept(config, growth, starts):
-    """The updates after a growth that keeps moments, and the gradients that they come of."""
+def updates_after_growth(config, growth, starts):
+    """Returns the updates after a growth with kept moments, and their gradients."""
     axes, target = model.logical_axes(SOURCE), growth.target_config(SOURCE)
     state = grow_opt_state(growth, state_before(config), axes, SOURCE, "keep")
     params = random_params(target)
@@ -89,17 +89,17 @@ def starts_of(growth):
 @pytest.mark.parametrize(
     ("name", "dtype"), [*((name, "float32") for name in KEPT), ("stack", "bfloat16")]
 )
-def test_the_first_updates_of_new_entries_are_those_of_a_fresh_adam(name, dtype):
+def test_first_updates_of_new_entries_match_fresh_adam(name, dtype):
     growth = GROWTHS[name]
     b2 = 0.999 if dtype == "float32" else 0.95
     config = dataclasses.replace(ADAMW, moments_dtype=dtype, b2=b2)
-    updates, gradients = kept(config, growth, starts_of(growth))
+    updates, gradients = updates_after_growth(config, growth, starts_of(growth))
     target, maps = growth.target_config(SOURCE), growth.axis_maps(SOURCE)
     for leaf, names in by_name(model.logical_axes(target)).items():
         fresh = list(adam([by_name(grads)[leaf] for grads in gradients], config))
         new = np.broadcast_to(is_new(names, maps), fresh[0].shape)
         for found, expected in zip(updates, fresh, strict=True):
-            # 1 - 0.999 has 14 bits left in float32, and a moment in bfloat16 has 8.
+            # In float32, 1 - 0.999 keeps 14 bits. A bfloat16 moment has 8 bits.
             tolerance = 2e-4 if dtype == "float32" else 0.02
             ours = np.asarray(by_name(found)[leaf])
             np.testing.assert_allclose(ours[new], expected[new], rtol=0, atol=tolerance)
@@ -107,13 +107,13 @@ def test_the_first_updates_of_new_entries_are_those_of_a_fresh_adam(name, dtype)
 
 def test_updates_of_new_entries_are_too_long_without_moment_starts():
     growth = GROWTHS["stack"]
-    wrong, _ = kept(ADAMW, growth, None)
-    # (1 - b1) g / sqrt((1 - b2) g^2), over the corrections of the old count.
+    wrong, _ = updates_after_growth(ADAMW, growth, None)
+    # (1 - b1) g / sqrt((1 - b2) g^2), divided by the old count's bias corrections.
     old = 1 - 0.999 ** (STEPS_BEFORE + 1)
     first = np.abs(by_name(wrong[0])["query"][SOURCE.num_layers :])
     expected = 0.1 / (1 - 0.9 ** (STEPS_BEFORE + 1)) / np.sqrt(0.001 / old)
     np.testing.assert_allclose(first, expected, rtol=1e-3)
-    right, _ = kept(ADAMW, growth, starts_of(growth))
+    right, _ = updates_after_growth(ADAMW, growth, starts_of(growth))
     first = np.abs(by_name(right[0])["query"][SOURCE.num_layers :])
     np.testing.assert_allclose(first, 1, rtol=1e-3)
 
@@ -121,8 +121,8 @@ def test_updates_of_new_entries_are_too_long_without_moment_starts():
 @pytest.mark.parametrize("name", KEPT)
 def test_moment_starts_do_not_change_updates_of_old_entries(name):
     growth = GROWTHS[name]
-    with_starts, _ = kept(ADAMW, growth, starts_of(growth))
-    without, _ = kept(ADAMW, growth, None)
+    with_starts, _ = updates_after_growth(ADAMW, growth, starts_of(growth))
+    without, _ = updates_after_growth(ADAMW, growth, None)
     maps = growth.axis_maps(SOURCE)
     for leaf, names in by_name(model.logical_axes(growth.target_config(SOURCE))).items():
         ours, theirs = (
@@ -132,23 +132,23 @@ def test_moment_starts_do_not_change_updates_of_old_entries(name):
         np.testing.assert_allclose(ours[old], theirs[old], rtol=1e-6)
 
 
-def test_new_layers_under_muon_are_updated_as_by_a_fresh_muon():
+def test_updates_of_new_layers_match_fresh_muon():
     growth = GROWTHS["stack"]
-    updates, gradients = kept(MUON, growth, starts_of(growth))
+    updates, gradients = updates_after_growth(MUON, growth, starts_of(growth))
     for layer in range(SOURCE.num_layers, 2 * SOURCE.num_layers):
         momentum = 0.0
         for k, (grads, found) in enumerate(zip(gradients, updates, strict=True), 1):
             grad = np.float64(grads["layers"]["down"][layer])
             momentum = 0.95 * momentum + 0.05 * grad
             ahead = 0.95 * momentum / (1 - 0.95 ** (k + 1)) + 0.05 * grad / (1 - 0.95**k)
-            expected = 0.2 * np.sqrt(max(grad.shape)) * orthogonalised(ahead)
-            # Float32 through five steps, each of which may triple an error.
+            expected = 0.2 * np.sqrt(max(grad.shape)) * orthogonalized(ahead)
+            # Five Newton-Schulz steps in float32; each step may triple an error.
             np.testing.assert_allclose(found["layers"]["down"][layer], expected, atol=2e-4)
 
 
-def test_in_a_widened_matrix_muon_weighs_new_entries_as_if_they_were_as_old_as_the_rest():
+def test_muon_corrects_new_entries_of_a_widened_matrix_by_their_own_count():
     growth = WidthZero(mlp=2)
-    updates, gradients = kept(MUON, growth, starts_of(growth))
+    updates, gradients = updates_after_growth(MUON, growth, starts_of(growth))
     expected_momentum = 0.0
     grad = np.float64(gradients[0]["layers"]["down"][0])
     old_units = SOURCE.mlp_dim
@@ -160,7 +160,7 @@ def test_in_a_widened_matrix_muon_weighs_new_entries_as_if_they_were_as_old_as_t
     momentum[:old_units] += 0.95 * expected_momentum
     counts = np.where(np.arange(len(grad)) < old_units, t, 1)[:, None]
     ahead = 0.95 * momentum / (1 - 0.95 ** (counts + 1)) + 0.05 * grad / (1 - 0.95**counts)
-    expected = 0.2 * np.sqrt(max(grad.shape)) * orthogonalised(ahead)
+    expected = 0.2 * np.sqrt(max(grad.shape)) * orthogonalized(ahead)
     np.testing.assert_allclose(updates[0]["layers"]["down"][0], expected, atol=2e-4)
 
 
@@ -169,9 +169,9 @@ LINEAR = {name: g for name, g in GROWTHS.items() if not isinstance(g, Learn)}
 
 @pytest.mark.parametrize("name", LINEAR)
 @pytest.mark.parametrize("mode", ["grow", "keep"])
-def test_moments_start_at_growth_exactly_where_they_are_zero(name, mode):
+def test_moments_start_at_growth_exactly_for_zero_entries(name, mode):
     growth, every = LINEAR[name], model.logical_axes(SOURCE)
-    # Every parameter grows by itself: one of each kind will do.
+    # Parameters grow independently, so one parameter per kind is enough.
     axes = {
         "embedding": every["embedding"],
         "layers": {leaf: every["layers"][leaf] for leaf in ("query", "value", "down")},
@@ -248,7 +248,7 @@ def test_released_layers_start_with_fresh_moments(optimizer):
 
 
 @pytest.mark.parametrize("optimizer", [ADAMW, MUON], ids=lambda config: config.name)
-def test_a_step_with_starts_has_the_layout_of_one_without(optimizer):
+def test_moment_starts_do_not_change_the_layout_of_a_step(optimizer):
     growth = GROWTHS["chain of both"]
     target = growth.target_config(SOURCE)
 
@@ -279,7 +279,7 @@ def test_moments_of_other_optax_states_grow(tx, order):
     jax.tree.map(np.testing.assert_array_equal, found, expected)
 
 
-def test_unknown_optimizer_state_is_refused_by_its_type():
+def test_unknown_optimizer_state_is_rejected_by_type():
     params = random_params(SOURCE)
     state = optax.chain(optax.clip(1.0), optax.adafactor(1e-3)).init(params)
     with pytest.raises(UserError, match="FactoredState"):

@@ -1,4 +1,4 @@
-"""Patterns of layers mean what arXiv:2405.15319 means by them."""
+"""Layer patterns in the notation of arXiv:2405.15319."""
 
 import itertools
 
@@ -8,8 +8,8 @@ import pytest
 
 from stackjax.growth.pattern import parse_pattern
 
-# Table 5: the pattern, its 24 layers written out from 1, and the share of neighbours that
-# are neighbours in the source too.
+# Table 5: the pattern, its 24 layers counted from 1, and the connection rate: the share of
+# adjacent layer pairs also adjacent in the source.
 TABLE_5 = {
     "123456*4": ("123456" * 4, 0.870),
     "12-3456*5-56": ("12" + "3456" * 5 + "56", 0.783),
@@ -23,13 +23,13 @@ TABLE_5 = {
 
 
 @pytest.mark.parametrize("pattern", TABLE_5)
-def test_patterns_of_the_paper_make_24_layers_with_its_connection_rates(pattern):
+def test_paper_patterns_give_24_layers_and_the_printed_connection_rates(pattern):
     written_out, rate = TABLE_5[pattern]
     layers = parse_pattern(pattern)
     assert layers == tuple(int(layer) - 1 for layer in written_out)
     assert len(layers) == 24
     kept = sum(b == a + 1 for a, b in itertools.pairwise(layers))
-    # The paper prints 60.7 % for 14 of 23, which is 60.9 %.
+    # The paper prints 60.7% for 14/23, but 14/23 is 60.9%.
     assert kept / 23 == pytest.approx(rate, abs=0.0025)
 
 
@@ -41,14 +41,14 @@ PARTS = st.lists(
 
 
 @hypothesis.given(PARTS)
-def test_any_list_of_layers_that_is_written_as_a_pattern_reads_back(parts):
+def test_pattern_with_commas_round_trips(parts):
     pattern = "-".join(f"({','.join(map(str, run))})*{times}" for run, times in parts)
     expected = [layer - 1 for run, times in parts for layer in run * times]
     assert parse_pattern(pattern) == tuple(expected)
 
 
 @hypothesis.given(PARTS)
-def test_layers_below_ten_need_neither_commas_nor_parentheses(parts):
+def test_pattern_of_single_digits_round_trips(parts):
     parts = [([1 + layer % 9 for layer in run], times) for run, times in parts]
     pattern = "-".join(f"{''.join(map(str, run))}*{times}" for run, times in parts)
     expected = [layer - 1 for run, times in parts for layer in run * times]
@@ -56,31 +56,31 @@ def test_layers_below_ten_need_neither_commas_nor_parentheses(parts):
 
 
 @hypothesis.given(st.integers(1, 50), st.integers(0, 50))
-def test_dots_are_all_layers_from_one_to_the_other(first, more):
+def test_dots_expand_to_an_inclusive_range(first, more):
     layers = parse_pattern(f"{first}..{first + more}")
     assert layers == tuple(range(first - 1, first + more))
 
 
 @pytest.mark.parametrize("pattern", ["1, 2 - (3..10)*2 - 11", "1,2-(3..10)*2-11"])
-def test_blanks_and_runs_may_be_mixed_with_numbers_of_two_digits(pattern):
+def test_pattern_may_mix_spaces_ranges_and_two_digit_layers(pattern):
     assert parse_pattern(pattern) == (0, 1, *range(2, 10), *range(2, 10), 10)
 
 
 @pytest.mark.parametrize(
     "pattern", ["", "-", "12-", "1*", "*3", "12**3", "ab", "1..", "(12", "1.5", "12*-3"]
 )
-def test_what_is_no_pattern_is_named_together_with_the_way_out(pattern):
+def test_malformed_pattern_is_rejected_with_the_syntax(pattern):
     with pytest.raises(ValueError, match=r"cannot read .*write parts joined by '-'"):
         parse_pattern(pattern)
 
 
 @pytest.mark.parametrize("pattern", ["0", "0,1", "5..3", "102"])
-def test_layers_count_from_one_and_upwards(pattern):
+def test_layers_count_from_one_and_ranges_ascend(pattern):
     with pytest.raises(ValueError, match="patterns count from 1 and runs go upwards"):
         parse_pattern(pattern)
 
 
-def test_a_part_that_is_repeated_zero_times_is_left_out():
+def test_part_repeated_zero_times_is_dropped():
     assert parse_pattern("12-3*0-4") == (0, 1, 3)
     with pytest.raises(ValueError, match=r"'1\*0' has no layers"):
         parse_pattern("1*0")

@@ -1,4 +1,4 @@
-"""A growth is read from the text that it is written as, and wrong text is told why."""
+"""Text form of growths: parsing, printing, overrides and errors."""
 
 import dataclasses
 import re
@@ -82,7 +82,7 @@ OPEN = [
     ),
     st.builds(Noise, SHARE),
 ]
-# Masks come last in a chain.
+# Masked operators come last in a chain.
 MASKED = [
     st.builds(
         DepthRandom,
@@ -105,11 +105,11 @@ ANY_GROWTH = st.tuples(
 
 
 @pytest.mark.parametrize("name", GROWTHS)
-def test_every_growth_reads_back_from_its_text(name):
+def test_growth_text_round_trips(name):
     assert parse_growth(str(GROWTHS[name])) == GROWTHS[name]
 
 
-def test_the_table_of_growths_has_every_operator():
+def test_growth_table_has_every_operator():
     links = [
         link for growth in GROWTHS.values() for link in getattr(growth, "growths", (growth,))
     ]
@@ -118,23 +118,23 @@ def test_the_table_of_growths_has_every_operator():
 
 @hypothesis.settings(max_examples=300, deadline=None)
 @hypothesis.given(ANY_GROWTH)
-def test_any_growth_reads_back_from_its_text(growth):
+def test_random_growth_text_round_trips(growth):
     assert parse_growth(str(growth)) == growth
 
 
 @hypothesis.settings(max_examples=100, deadline=None)
 @hypothesis.given(ANY_GROWTH, st.data())
-def test_blanks_between_the_marks_do_not_matter(growth, data):
+def test_whitespace_around_punctuation_is_ignored(growth, data):
     blanks = st.sampled_from(["", " ", "  ", "\t", "\n"])
     spaced = re.sub(
-        r" *([(),=*\[\]]|(?<!e)\+) *",  # but not within 1e+16
+        r" *([(),=*\[\]]|(?<!e)\+) *",  # but keep the plus sign in 1e+16
         lambda mark: data.draw(blanks) + mark[1] + data.draw(blanks),
         f" {growth} ",
     )
     assert parse_growth(spaced) == growth
 
 
-# How growths are written: a single field by its value, others by name where not default.
+# The text of growths: a single field by value, other fields by name unless default.
 WRITTEN = {
     "stack(4)": Stack(),
     "layer_map([0,1,1,2])": LayerMap((0, 1, 1, 2)),
@@ -148,11 +148,11 @@ WRITTEN = {
 
 
 @pytest.mark.parametrize("text", WRITTEN)
-def test_growths_are_written_shortly(text):
+def test_growth_text_is_short(text):
     assert str(WRITTEN[text]) == text
 
 
-# Other ways to write a growth.
+# Alternative texts for a growth.
 SAME = {
     "stack()": Stack(4),
     "stack(factor=2)": Stack(2),
@@ -175,7 +175,7 @@ SAME = {
 
 
 @pytest.mark.parametrize("text", SAME)
-def test_text_may_name_fields_or_not_and_write_counts_with_an_exponent(text):
+def test_text_accepts_positional_fields_and_exponents(text):
     assert parse_growth(text) == SAME[text]
 
 
@@ -183,7 +183,7 @@ CANNOT_READ = r"cannot read {}; write operators with their fields, joined by '\+
 RATIO = r"it must be a whole number, or a ratio such as 3/2\."
 LAYERS = r"it must be a text, or a list from 0 such as \[0,1,1,2\]\."
 
-# Wrong text, what is wrong with it, and what would not be.
+# Invalid texts and the expected error messages.
 WRONG = {
     "": CANNOT_READ.format("''"),
     "stack": CANNOT_READ.format("'stack'"),
@@ -251,7 +251,7 @@ WRONG = {
 
 
 @pytest.mark.parametrize("text", WRONG)
-def test_wrong_text_is_told_what_is_wrong_and_what_is_allowed(text):
+def test_invalid_text_is_rejected_with_the_reason(text):
     with pytest.raises(ValueError, match=WRONG[text]):
         parse_growth(text)
 
@@ -261,7 +261,7 @@ WORDS = [*BUILT_IN, *"()[]+-*,=./ e_0123456789", "..", "inf", "nan", "embed", "l
 
 @st.composite
 def damaged(draw) -> str:
-    """The text of a growth with one piece of it replaced."""
+    """Draws the text of a growth with one piece replaced."""
     text = str(draw(ANY_GROWTH))
     start = draw(st.integers(0, len(text)))
     stop = draw(st.integers(start, min(len(text), start + 4)))
@@ -270,7 +270,7 @@ def damaged(draw) -> str:
 
 @hypothesis.settings(max_examples=600, deadline=None)
 @hypothesis.given(st.text() | st.lists(st.sampled_from(WORDS)).map("".join) | damaged())
-def test_any_text_is_a_growth_that_reads_back_or_a_value_error(text):
+def test_any_text_round_trips_or_raises_value_error(text):
     try:
         growth = parse_growth(text)
     except ValueError as error:
@@ -285,7 +285,7 @@ PAIRS = st.one_of(*(st.tuples(kind, kind) for kind in OPEN + MASKED))
 
 @hypothesis.settings(max_examples=200, deadline=None)
 @hypothesis.given(PAIRS)
-def test_any_single_field_can_be_replaced_by_its_text(pair):
+def test_replace_field_accepts_the_text_of_any_field(pair):
     growth, other = pair
     for field in dataclasses.fields(growth):
         value = getattr(other, field.name)
@@ -294,7 +294,7 @@ def test_any_single_field_can_be_replaced_by_its_text(pair):
         assert replaced == dataclasses.replace(growth, **{field.name: value})
 
 
-# Beside the tests, so that the file shares their tiny run.
+# The config file imports the tiny run from conftest.
 FILE = """
 import dataclasses
 
@@ -311,7 +311,7 @@ def get_config():
 
 @pytest.fixture
 def load(tmp_path):
-    """Loads a run whose second stage grows as a text says, with overrides."""
+    """Loads a run with this growth in its second stage, plus overrides."""
 
     def load(growth, *args):
         path = tmp_path / "experiment.py"
@@ -321,7 +321,7 @@ def load(tmp_path):
     return load
 
 
-# What the file says, the command line, and the growth of the run.
+# The growth in the file, the command line, and the expected growth.
 OVERRIDES = [
     ("stack(3)", ["--stages.1.growth", "width_split(embed=2)"], "width_split(embed=2)"),
     ("stack(3)", ["--stages.1.growth=stack(2)+noise(0.1)"], "stack(2) + noise(0.1)"),
@@ -351,9 +351,7 @@ OVERRIDES = [
 
 
 @pytest.mark.parametrize(("growth", "args", "expected"), OVERRIDES)
-def test_the_command_line_sets_growths_whole_or_by_field_from_first_to_last(
-    load, growth, args, expected
-):
+def test_command_line_overrides_a_growth_or_its_fields_in_order(load, growth, args, expected):
     config = load(growth, *args, "--seed", "7")
     assert config.stages[1].growth == parse_growth(expected)
     differing = flatten(config).items() ^ flatten(load(growth)).items()
@@ -361,16 +359,16 @@ def test_the_command_line_sets_growths_whole_or_by_field_from_first_to_last(
 
 
 @pytest.mark.parametrize("nothing", ["None", "none"])
-def test_the_command_line_can_take_a_growth_away(load, nothing):
+def test_command_line_can_remove_a_growth(load, nothing):
     assert load("stack(3)", "--stages.1.growth", nothing).stages[1].growth is None
 
 
-def test_the_command_line_can_put_a_growth_where_none_was(load):
+def test_command_line_can_add_a_growth(load):
     config = load("stack(3)", "--stages.0.growth", "stack(2)", "--stages.0.growth.factor", "5")
     assert [stage.growth for stage in config.stages] == [Stack(5), Stack(3)]
 
 
-# What the file says, the command line, and what its author is told.
+# The growth in the file, the command line, and the expected message.
 REFUSED = [
     ("stack(3)", ["--stages.1.growth", "stak(2)"], "there is no operator 'stak'"),
     ("stack(3)", ["--stages.1.growth"], "cannot read ''"),
@@ -389,11 +387,11 @@ REFUSED = [
 
 
 @pytest.mark.parametrize(("growth", "args", "shown"), REFUSED)
-def test_overrides_of_growths_that_cannot_be_are_refused_by_name(load, growth, args, shown):
+def test_invalid_growth_override_is_rejected_by_field_and_value(load, growth, args, shown):
     with pytest.raises(UserError) as raised:
         load(growth, *args)
     assert shown in str(raised.value)
 
 
-def test_the_run_of_the_file_is_the_tiny_run(load):
+def test_config_file_matches_the_tiny_run(load):
     assert load(str(tiny_run().stages[1].growth)) == tiny_run()

@@ -1,4 +1,4 @@
-"""A run's stages become phases whose every number is settled."""
+"""Expansion of a run's stages into phases."""
 
 import dataclasses
 import functools
@@ -40,7 +40,7 @@ from stackjax.training.stages import stage_models, stage_steps
 
 
 @hypothesis.given(st.integers(1, 10**6), st.integers(1, 64), st.integers(2, 512))
-def test_lengths_round_up_to_whole_steps(tokens, batch_size, seq_len):
+def test_stage_lengths_round_up_to_whole_steps(tokens, batch_size, seq_len):
     config = tiny_run(stages=(Stage(tokens=tokens, batch_size=batch_size),))
     config = dataclasses.replace(config, data=dataclasses.replace(config.data, seq_len=seq_len))
     (steps,) = stage_steps(config)
@@ -48,18 +48,18 @@ def test_lengths_round_up_to_whole_steps(tokens, batch_size, seq_len):
     assert (steps - 1) * per_step < tokens <= steps * per_step
 
 
-def test_a_fraction_is_of_the_whole_run():
+def test_stage_fraction_is_a_fraction_of_the_run():
     stages = (
         Stage(fraction=0.25, batch_size=8),
         Stage(tokens=4800, batch_size=8),
         Stage(fraction=0.25, batch_size=16),
     )
     config = tiny_run(stages=stages)
-    # 4800 tokens are the other half of 9600.
+    # The two fractions are half the run, so 4800 tokens are the other half.
     assert stage_steps(config) == [2400 // 64 + 1, 4800 // 64, 2400 // 128 + 1]
 
 
-def test_counts_add_up_over_the_stages():
+def test_counts_accumulate_over_stages():
     config = tiny_run()
     first, second = expand(config)
     assert (first.num_steps, second.num_steps) == (10, 10)
@@ -75,7 +75,7 @@ def test_counts_add_up_over_the_stages():
     )
 
 
-def test_each_phase_has_the_numbers_of_its_stage():
+def test_each_phase_has_its_stages_settings():
     schedule = Schedule(shape="constant", warmup_tokens=64, axis="run")
     config = tiny_run()
     stages = (
@@ -95,7 +95,7 @@ def test_each_phase_has_the_numbers_of_its_stage():
     assert second.optimizer_state == "grow"
     assert expand(config)[1].optimizer_state == "reset"
     assert (first.learning_rate.peak, second.learning_rate.peak) == (1e-2, 5e-3)
-    # Over the stage, and over the run, counted from where the stage begins.
+    # The first schedule covers its stage. The second covers the run.
     assert first.learning_rate.horizon_tokens == 640
     assert first.learning_rate.first_tokens == 0
     assert second.learning_rate.horizon_tokens == 1920
@@ -103,7 +103,7 @@ def test_each_phase_has_the_numbers_of_its_stage():
     assert second.learning_rate.shape == schedule.shape
 
 
-def test_a_peak_learning_rate_of_zero_is_not_taken_for_the_default():
+def test_peak_learning_rate_of_zero_is_rejected():
     stage = Stage(tokens=64, batch_size=8, peak_learning_rate=0.0)
     with pytest.raises(ValueError, match=r"stages\.0\.peak_learning_rate is 0\.0; it must be"):
         tiny_run(stages=(stage,))
@@ -119,7 +119,7 @@ def three_stages(factor):
 
 
 @pytest.mark.parametrize("factor", [1, 3])
-def test_the_model_of_the_last_stage_stays_what_is_named_target(factor):
+def test_last_stage_has_the_configured_model_by_default(factor):
     config = tiny_run(stages=three_stages(factor))
     depths = [model.num_layers for model in stage_models(config)]
     assert depths == [3 // factor, 3, 3, 6]
@@ -127,7 +127,7 @@ def test_the_model_of_the_last_stage_stays_what_is_named_target(factor):
 
 
 @pytest.mark.parametrize("factor", [1, 3])
-def test_the_model_of_the_first_stage_stays_what_is_named_source(factor):
+def test_first_stage_has_the_configured_model_if_model_is_source(factor):
     config = tiny_run(stages=three_stages(factor), model_is="source")
     depths = [model.num_layers for model in stage_models(config)]
     assert depths == [6, 6 * factor, 6 * factor, 12 * factor]
@@ -140,7 +140,7 @@ def with_schedule(**fields):
 
 
 class Halved(Stack):
-    """Says that it comes from twice as many layers as it does."""
+    """A stack with a wrong `source_depth`."""
 
     def source_depth(self, depth):
         return depth
@@ -151,7 +151,7 @@ def with_stages(*stages):
 
 
 def growing(growth, **fields):
-    """Two stages of ten steps of 64 tokens, the second of which grows."""
+    """Returns two stages of ten 64-token steps; the second stage grows."""
     return with_stages({"tokens": 640}, {"tokens": 640, "growth": growth, **fields})
 
 
@@ -167,7 +167,7 @@ NO_GROWTH = (
     "which has no effect while stages.1.growth is None; leave it out, or set stages.1.gr"
 )
 
-# What is wrong with a run, and what its message must say.
+# Invalid runs and the expected error messages.
 ERRORS = {
     "no stages": (with_stages(), "stages is (); it must be from 1 to 256 long."),
     "growth first": (
@@ -305,7 +305,7 @@ ERRORS = {
 
 
 @pytest.mark.parametrize("name", ERRORS)
-def test_stages_that_do_not_fit_are_refused_with_the_reason(name):
+def test_invalid_stages_are_rejected_with_the_reason(name):
     fields, message = ERRORS[name]
     with pytest.raises(ValueError, match=re.escape(message)):
         expand(tiny_run(**fields))
@@ -320,7 +320,7 @@ def test_stages_that_do_not_fit_are_refused_with_the_reason(name):
         Learn(2, fit_steps=9),
     ],
 )
-def test_what_just_fits_into_its_stage_is_not_refused(growth):
+def test_mask_or_fit_of_maximal_length_is_accepted(growth):
     assert expand(tiny_run(**growing(growth)))[-1].end.tokens == 1280
 
 
@@ -328,7 +328,7 @@ LEARN = Learn(2, embed=2, mlp=2, heads=2, fit_steps=3, learning_rate=0.25)
 
 
 def learned_run(**fields):
-    """A stage before a learned growth, its own, and one after it."""
+    """Returns a run of three stages with a learned growth in the second."""
     stages = (
         Stage(tokens=640, batch_size=8),
         Stage(tokens=1280, batch_size=16, accumulate=2, growth=LEARN, **fields),
@@ -337,7 +337,7 @@ def learned_run(**fields):
     return tiny_run(stages=stages, model=tiny_model(num_layers=3), model_is="source")
 
 
-def test_a_learned_growth_is_fitted_in_the_first_steps_of_its_stage():
+def test_learned_growth_is_fitted_in_the_first_steps_of_its_stage():
     first, fit, train, last = expand(learned_run())
     assert [phase.directory for phase in (first, fit, train, last)] == [
         "stage_0/train",
@@ -355,10 +355,10 @@ def test_a_learned_growth_is_fitted_in_the_first_steps_of_its_stage():
     assert {(phase.batch_size, phase.accumulate) for phase in (fit, train)} == {(16, 2)}
 
 
-def test_a_fit_has_a_constant_rate_and_the_stage_goes_on_with_its_own():
+def test_fit_has_a_constant_learning_rate_and_the_stage_schedule_follows():
     _, fit, train, _ = expand(learned_run())
     assert [float(fit.learning_rate(step)) for step in range(3)] == [0.25] * 3
-    # The seven steps that are left are all of the schedule.
+    # The schedule covers the remaining seven steps.
     assert (train.learning_rate.peak, train.learning_rate.horizon_tokens) == (1e-2, 7 * 128)
     assert train.learning_rate.first_tokens == 0
     assert float(train.learning_rate(6)) == pytest.approx(1e-3)
@@ -366,9 +366,9 @@ def test_a_fit_has_a_constant_rate_and_the_stage_goes_on_with_its_own():
     assert expand(of_run)[2].learning_rate.first_tokens == 640 + 3 * 128
 
 
-def test_a_fit_is_charged_with_making_its_target_and_later_stages_count_on():
+def test_fit_flops_include_the_target_parameters_and_later_counts_continue():
     first, fit, train, last = expand(learned_run())
-    # For each of the two microbatches.
+    # Once per microbatch; the stage has two microbatches.
     making = 2 * LEARN.fit(first.model).flops(model.logical_axes(first.model))
     large = fit.model
     step = Counts(
@@ -391,7 +391,7 @@ def test_a_fit_is_charged_with_making_its_target_and_later_stages_count_on():
 @pytest.mark.parametrize(
     "growth", [LEARN, Learn(3), Learn(heads=2), Learn(embed=Fraction(3, 2), mlp=2)]
 )
-def test_making_a_target_costs_three_times_the_products_that_xla_counts(growth):
+def test_fit_flops_are_three_times_the_flops_counted_by_xla(growth):
     source = tiny_model(vocab_size=40, embed_dim=32, mlp_dim=48)
     axes = model.logical_axes(source)
     maps = jax.eval_shape(
@@ -399,11 +399,11 @@ def test_making_a_target_costs_three_times_the_products_that_xla_counts(growth):
     )
     make = jax.jit(lambda maps, params: growth.materialize(maps, params, axes, source))
     counted = make.lower(maps, random_params(source)).compile().cost_analysis()["flops"]
-    # Writing the map of heads once for every head of a group is no product of matrices.
+    # Repeating the head map for each head of a group is not a matrix product.
     assert growth.fit(source).flops(axes) == pytest.approx(3 * counted, rel=0.02)
 
 
-# A growth of six layers or into them, which layers learn, and these written out.
+# The growth, the `train_layers` setting, and the trained layers of six, marked X.
 TRAINED = {
     "all": (Stack(2), "all", None),
     "new of stack": (Stack(2), "new", "...XXX"),
@@ -422,7 +422,7 @@ TRAINED = {
 
 
 @pytest.mark.parametrize("name", TRAINED)
-def test_trained_layers_are_those_that_are_named_or_new(name):
+def test_trained_layers_are_the_named_or_new_layers(name):
     growth, layers, drawn = TRAINED[name]
     trained = None if drawn is None else tuple(mark == "X" for mark in drawn)
     phase = expand(tiny_run(**growing(growth, train_layers=layers)))[1]
@@ -442,7 +442,7 @@ def test_trained_layers_are_those_that_are_named_or_new(name):
 
 
 @hypothesis.given(st.lists(st.booleans(), min_size=1, max_size=12))
-def test_spans_are_the_longest_runs_of_layers_that_all_learn_or_do_not(trained):
+def test_spans_are_maximal_runs_of_trained_or_frozen_layers(trained):
     config = tiny_model(num_layers=len(trained), remat="full", scan_unroll=4)
     assert phase_of(config).spans is None
     spans = phase_of(config, trained_layers=tuple(trained)).spans
@@ -454,7 +454,7 @@ def test_spans_are_the_longest_runs_of_layers_that_all_learn_or_do_not(trained):
 
 EVEN = WidthSplit(embed=2, mlp=2, heads=2)
 
-# Stages of a width growth, and whether copies stay equal in them for ever.
+# A growth, the stage's fields, and `stays_symmetric`: do the copies stay equal?
 SYMMETRIC = {
     "even": (EVEN, {}, True),
     "even, one axis": (WidthSplit(mlp=2), {}, True),
@@ -485,7 +485,7 @@ SYMMETRIC = {
 
 
 @pytest.mark.parametrize("name", SYMMETRIC)
-def test_copies_stay_equal_where_nothing_tells_them_apart(name):
+def test_copies_stay_equal_if_nothing_breaks_their_symmetry(name):
     growth, fields, expected = SYMMETRIC[name]
     for phase in expand(tiny_run(**growing(growth, **fields)))[1:]:
         assert phase.stays_symmetric == expected
@@ -493,7 +493,7 @@ def test_copies_stay_equal_where_nothing_tells_them_apart(name):
 
 @functools.cache
 def masked_phase(mask_tokens=256):
-    """A phase of 64 tokens a step whose layers 2 and 4 come in."""
+    """Returns a phase with 64-token steps and masks on layers 2 and 4."""
     growth = DepthRandom(2, mask_tokens)
     source = tiny_model(num_layers=2)
     return phase_of(
@@ -505,7 +505,7 @@ def masked_phase(mask_tokens=256):
 
 
 @pytest.mark.parametrize(("step", "share"), [(0, 0), (1, 0.25), (3, 0.75), (4, 1), (99, 1)])
-def test_the_model_runs_what_masks_let_in_after_as_many_tokens(step, share):
+def test_masks_scale_new_layers_by_their_share_of_tokens(step, share):
     phase = masked_phase()
     params = random_params(phase.model)
     run = phase.model_params(params, phase.tokens(step))
@@ -518,19 +518,19 @@ def test_the_model_runs_what_masks_let_in_after_as_many_tokens(step, share):
         np.testing.assert_array_equal(run[name], params[name])
 
 
-def test_masks_may_take_more_tokens_than_an_int32_can_count():
+def test_mask_tokens_may_exceed_int32():
     phase = dataclasses.replace(masked_phase(6_000_000_000), per_step=Counts(tokens=10**9))
     params = random_params(phase.model)
     run = phase.model_params(params, phase.tokens(3))
     np.testing.assert_array_equal(run["layers"]["out"][1], 0.5 * params["layers"]["out"][1])
 
 
-def test_without_masks_the_model_runs_what_trains():
+def test_without_masks_model_params_are_the_trained_parameters():
     params = object()
     assert phase_of(tiny_model()).model_params(params, jnp.float32(3)) is params
 
 
-def test_a_step_goes_along_the_updates_as_far_as_the_rates_say():
+def test_step_scales_updates_by_the_parameter_rates():
     phase = dataclasses.replace(masked_phase(), reparameterizations=())
     rates = ParameterRates(
         source=phase.source,
@@ -546,7 +546,7 @@ def test_a_step_goes_along_the_updates_as_far_as_the_rates_say():
     slow = dataclasses.replace(phase, parameter_rates=rates)
     stepped = slow.step_params(params, updates, rate, tokens)
     query, update = params["layers"]["query"], updates["layers"]["query"]
-    # The second step ends after 128 tokens, a quarter of the warm-up to twice the rate.
+    # After 128 of 512 tokens, the warm-up is at a quarter of the ratio 2.
     for layer, factor in enumerate([1, 2 / 4, 0, 0]):
         expected = query[layer] - 1e-2 * factor * update[layer]
         np.testing.assert_allclose(stepped["layers"]["query"][layer], expected, rtol=1e-6)
@@ -557,7 +557,7 @@ def test_a_step_goes_along_the_updates_as_far_as_the_rates_say():
     np.testing.assert_array_equal(stepped["head"], plain["head"])
 
 
-def test_phases_are_the_same_after_they_went_to_another_process():
+def test_phases_survive_pickling():
     growths = (Stack(2), Learn(2, fit_steps=3), DepthRandom(2, mask_tokens=64), None)
     stages = tuple(
         Stage(tokens=640, batch_size=8, growth=growth, train_layers="all" if growth else "1")

@@ -1,4 +1,4 @@
-"""The step of the paper's 1.1B run lowers for chips that are not here."""
+"""Cross-platform lowering of the train step of the paper's 1.1B run."""
 
 import re
 
@@ -19,7 +19,7 @@ OVERRIDES = [
     "--mesh.fsdp=4",
     "--mesh.tensor=2",
 ]
-# Of each platform: its kernel, and the calls of it in a layer, forward and backward.
+# For each platform: the attention kernel, and its forward and backward calls.
 CALLS = {
     "tpu": (
         "splash",
@@ -37,7 +37,7 @@ CALLS = {
         ],
     ),
 }
-# The module is read here and runs nowhere, so these need not be stable over versions.
+# The exported module is only read, so these calls need no version guarantee.
 ALLOWED = [
     jax.export.DisabledSafetyCheck.custom_call(f"__cudnn$fmha{call}")
     for call in (
@@ -50,7 +50,7 @@ ALLOWED = [
 
 
 def lowered(platform: str, stage: int, overrides: list[str]) -> jax.export.Exported:
-    """The train step of a stage, for eight devices of a platform."""
+    """Returns the train step of a stage, lowered for eight devices of a platform."""
     config = load_config("test", ["--config", "configs/gstack_1b.py", *OVERRIDES, *overrides])
     phase = expand(config)[stage]
     mesh = build_mesh(phase.mesh)
@@ -62,16 +62,16 @@ def lowered(platform: str, stage: int, overrides: list[str]) -> jax.export.Expor
         return export(step_inputs(phase), state, abstract_batch(config, phase, mesh))
 
 
-# One stage of six layers and one of 24, the latter with rows of several documents.
+# Stage 0 has 6 layers. Stage 1 has 24 layers and masks documents.
 STAGES = {0: [], 1: ["--data.mask-documents"]}
 
 
 @pytest.mark.parametrize("stage", STAGES)
 @pytest.mark.parametrize("platform", CALLS)
-def test_the_step_of_the_1b_run_lowers_to_the_kernel_of_the_platform(
+def test_step_of_the_1b_run_lowers_to_the_platforms_attention_kernel(
     monkeypatch, platform, stage
 ):
-    # There is no cuDNN to ask for its version.
+    # cuDNN is not installed here, so its version check is replaced.
     monkeypatch.setattr(cudnn_attention, "check_cudnn_version", lambda: 91000)
     attention, calls = CALLS[platform]
     exported = lowered(platform, stage, [f"--model.attention={attention}", *STAGES[stage]])
@@ -82,8 +82,8 @@ def test_the_step_of_the_1b_run_lowers_to_the_kernel_of_the_platform(
 
 
 @pytest.mark.parametrize(("name", "value"), COMPILER_OPTIONS["gpu"].items())
-def test_options_of_the_compiler_exist_and_have_their_type(name, value):
-    # Every build of XLA has the options of GPUs; those of TPUs are in libtpu alone.
+def test_gpu_compiler_options_exist_and_have_valid_types(name, value):
+    # Every XLA build has the GPU options. TPU options exist only in libtpu.
     program = jax.jit(lambda x: x + 1).lower(1.0)
     assert program.compile({name: value})(1.0) == 2.0
     with pytest.raises(Exception, match=f"{name}_"):

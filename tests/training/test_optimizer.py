@@ -1,4 +1,4 @@
-"""AdamW and Muon follow their formulas, and so do learning rates over tokens and parameters."""
+"""AdamW, Muon, learning-rate schedules and per-parameter rates."""
 
 import dataclasses
 import functools
@@ -20,7 +20,7 @@ from conftest import (
     random_params,
     tiny_model,
 )
-from optimizers import by_name, compiled_optimizer, orthogonalised, random_like
+from optimizers import by_name, compiled_optimizer, orthogonalized, random_like
 
 from stackjax import model
 from stackjax.config import Rewarm, Schedule
@@ -39,8 +39,8 @@ AXES = {
 IS_MATRIX = {"matrix": True, "layer gains": False}
 
 
-def rate_by_hand(peak, schedule, horizon, tokens):
-    """The documented schedule, with branches where the code has arithmetic."""
+def expected_rate(peak, schedule, horizon, tokens):
+    """Returns the rate of the documented schedule, written with branches."""
     final = schedule.final_fraction
     rate = 1.0
     if tokens < schedule.warmup_tokens:
@@ -79,7 +79,9 @@ def learning_rate(schedule, horizon, *, first=0, per_step=100) -> LearningRate:
     step=st.integers(0, 40),
     first=st.integers(0, 900),
 )
-def test_rates_follow_the_documented_formula(shape, warmup, plateau, decay, unit, step, first):
+def test_learning_rate_matches_the_documented_formula(
+    shape, warmup, plateau, decay, unit, step, first
+):
     schedule = Schedule(
         shape=shape,
         warmup_tokens=warmup * unit,
@@ -88,13 +90,13 @@ def test_rates_follow_the_documented_formula(shape, warmup, plateau, decay, unit
     horizon = (warmup + plateau + decay) * unit
     rate = learning_rate(schedule, horizon, first=first * unit, per_step=100 * unit)
     tokens = first * unit + 100 * unit * (step + 1)
-    expected = rate_by_hand(3e-4, schedule, horizon, tokens)
-    # Tokens are float32 in the step, which a difference of two can magnify a little.
+    expected = expected_rate(3e-4, schedule, horizon, tokens)
+    # Tokens are float32, and subtraction magnifies their rounding.
     assert float(rate(step)) == pytest.approx(expected, rel=1e-4, abs=3e-9)
 
 
 @pytest.mark.parametrize("shape", ["cosine", "constant", "wsd"])
-def test_past_its_horizon_a_rate_stays_where_it_ended(shape):
+def test_learning_rate_is_constant_after_the_horizon(shape):
     schedule = Schedule(shape=shape, decay_tokens=300, final_fraction=0.25)
     rate = learning_rate(schedule, 1000)
     last = 3e-4 * (1 if shape == "constant" else 0.25)
@@ -102,17 +104,17 @@ def test_past_its_horizon_a_rate_stays_where_it_ended(shape):
         assert float(rate(step)) == pytest.approx(last)
 
 
-def test_the_first_step_already_learns_and_the_last_step_of_warmup_is_at_the_peak():
+def test_warmup_starts_above_zero_and_ends_at_the_peak():
     rate = learning_rate(Schedule(shape="constant", warmup_tokens=400), 1000)
     rates = [float(rate(step)) / 3e-4 for step in range(5)]
     assert rates == pytest.approx([0.25, 0.5, 0.75, 1, 1])
 
 
-def test_a_schedule_over_the_run_continues_from_stage_to_stage():
+def test_schedule_over_the_run_continues_across_stages():
     schedule = Schedule(warmup_tokens=200, axis="run")
     whole = learning_rate(schedule, 1000)
     second = dataclasses.replace(whole, first_tokens=400, tokens_per_step=200)
-    # Twice the batch: every step of the second stage is two of the first's.
+    # The batch doubles: one step of the second stage equals two of the first.
     for step in range(3):
         assert float(second(step)) == pytest.approx(float(whole(4 + 2 * step + 1)))
 
@@ -129,7 +131,7 @@ def random_trees(seed, count):
 
 
 @pytest.mark.parametrize("clip_norm", [0.5, 1e3])
-def test_steps_are_those_of_optax_adamw(clip_norm):
+def test_steps_match_optax_adamw(clip_norm):
     config = AdamW(peak_learning_rate=0.1, clip_norm=clip_norm)
     ours = config.build(AXES)
     theirs = optax.chain(
@@ -144,11 +146,11 @@ def test_steps_are_those_of_optax_adamw(clip_norm):
         updates, their_state = theirs.update(grads, their_state, expected)
         expected = optax.apply_updates(expected, updates)
     for name in params:
-        # The rate multiplies in another order: a few roundings of float32.
+        # The rate is multiplied in another order: float32 rounding.
         np.testing.assert_allclose(params[name], expected[name], rtol=1e-5, atol=1e-6)
 
 
-def test_without_gradients_matrices_decay_and_norms_stay():
+def test_weight_decay_applies_to_matrices_and_not_to_norms():
     config = AdamW(peak_learning_rate=0.1, weight_decay=0.5)
     tx = config.build(AXES)
     (params,) = random_trees(1, 1)
@@ -158,7 +160,7 @@ def test_without_gradients_matrices_decay_and_norms_stay():
     np.testing.assert_array_equal(updates["layer gains"], zeros["layer gains"])
 
 
-def test_gradients_are_clipped_together_by_their_global_norm():
+def test_gradients_are_clipped_by_their_global_norm():
     config = AdamW(peak_learning_rate=0.1, clip_norm=1.0, b1=0.0)
     tx = config.build(AXES)
     params, grads = random_trees(2, 2)
@@ -166,14 +168,14 @@ def test_gradients_are_clipped_together_by_their_global_norm():
     norm = math.sqrt(sum(np.sum(np.square(leaf)) for leaf in grads.values()))
     (moments,) = (node for node in state if isinstance(node, optax.ScaleByAdamState))
     for name, grad in grads.items():
-        # With b1 = 0 the first moment is the clipped gradient, to float32's rounding.
+        # With b1 = 0 the first moment is the clipped gradient, up to float32 rounding.
         np.testing.assert_allclose(moments.mu[name], grad / np.float32(norm), rtol=1e-5)
 
 
 ADAMW = AdamW(peak_learning_rate=0.1, weight_decay=0.3, clip_norm=1e3)
 MUON = Muon(**vars(ADAMW))
 
-# The matrices of one layer, as rows that are read and columns that are written.
+# The matrices of one layer, with input rows and output columns.
 LAYER_MATRICES = {
     "query": lambda w_DNH: [w_DNH.reshape(w_DNH.shape[0], -1)],
     "key": lambda w_DKH: [w_DKH.reshape(w_DKH.shape[0], -1)],
@@ -185,12 +187,12 @@ LAYER_MATRICES = {
 
 
 def gradients_of(config, count):
-    """Random gradients of every parameter of a model."""
+    """Returns `count` random gradients of a model."""
     return [random_like(random_params(config), seed) for seed in range(count)]
 
 
 def directions(config, optimizer, gradients):
-    """The update of every step from random parameters, which stay where they are."""
+    """Returns the update of each step at fixed random parameters."""
     init, update = compiled_optimizer(config, optimizer)
     params, found = random_params(config), []
     state = init(params)
@@ -200,7 +202,7 @@ def directions(config, optimizer, gradients):
     return found
 
 
-def test_muon_orthogonalises_the_momentum_of_every_matrix_of_a_layer_by_itself():
+def test_muon_orthogonalizes_the_momentum_of_each_matrix_separately():
     config = MODELS["gqa, tied, qk_norm"]
     gradients = gradients_of(config, 3)
     found = directions(config, MUON, gradients)
@@ -210,10 +212,10 @@ def test_muon_orthogonalises_the_momentum_of_every_matrix_of_a_layer_by_itself()
         for step, (grads, updates) in enumerate(zip(gradients, found, strict=True), 1):
             grad = np.float64(grads["layers"][name])
             momentum = 0.95 * momentum + 0.05 * grad
-            # Nesterov's: the momentum of a step later, as if the gradient came again.
+            # Nesterov: the momentum one step later, with the gradient repeated.
             ahead = 0.95 * momentum / (1 - 0.95 ** (step + 1)) + 0.05 * grad / (1 - 0.95**step)
-            # Without the corrections, as in Keller Jordan's code, the direction is another one
-            # from the second step on.
+            # Without bias correction, as in Keller Jordan's code, the direction differs from
+            # the second step on.
             uncorrected = 0.95 * momentum + 0.05 * grad
             one, other = (x / np.linalg.norm(x) for x in (ahead, uncorrected))
             assert (np.linalg.norm(one - other) > 0.01) == (step > 1)
@@ -226,12 +228,12 @@ def test_muon_orthogonalises_the_momentum_of_every_matrix_of_a_layer_by_itself()
                     strict=True,
                 ):
                     size = 0.2 * math.sqrt(max(matrix.shape))
-                    expected = size * orthogonalised(matrix) + 0.3 * weight
-                    # Float32 through five steps, each of which may triple an error.
+                    expected = size * orthogonalized(matrix) + 0.3 * weight
+                    # Five Newton-Schulz steps in float32; each step may triple an error.
                     np.testing.assert_allclose(update, expected, atol=2e-4, err_msg=name)
 
 
-def test_muons_updates_are_as_large_as_those_of_adamw():
+def test_muon_updates_have_the_rms_of_adamw_updates():
     config = tiny_model(embed_dim=64, mlp_dim=96, num_heads=8, num_kv_heads=4)
     no_decay = dataclasses.replace(MUON, weight_decay=0.0)
     (updates,) = directions(config, no_decay, gradients_of(config, 1))
@@ -242,7 +244,7 @@ def test_muons_updates_are_as_large_as_those_of_adamw():
 
 
 @pytest.mark.parametrize("name", ["gqa", "gqa, tied, qk_norm"])
-def test_under_muon_tables_and_gains_are_updated_as_by_adamw(name):
+def test_muon_updates_embeddings_and_gains_like_adamw(name):
     config, gradients = MODELS[name], gradients_of(MODELS[name], 3)
     for ours, theirs in zip(
         directions(config, MUON, gradients), directions(config, ADAMW, gradients), strict=True
@@ -252,7 +254,7 @@ def test_under_muon_tables_and_gains_are_updated_as_by_adamw(name):
                 np.testing.assert_array_equal(tree[leaf], expected[leaf], err_msg=leaf)
 
 
-def test_under_muon_matrices_decay_and_gains_stay():
+def test_muon_decays_matrices_and_not_gains():
     config = MODELS["gqa, tied, qk_norm"]
     params = random_params(config)
     zeros = jax.tree.map(jnp.zeros_like, params)
@@ -266,7 +268,7 @@ def test_under_muon_matrices_decay_and_gains_stay():
         np.testing.assert_array_equal(update, expected)
 
 
-def test_muon_clips_before_its_momentum():
+def test_muon_clips_gradients_before_momentum():
     config = MODELS["gqa"]
     large, small = gradients_of(config, 2)
     gradients = [jax.tree.map(lambda g: 100 * g, large), small]
@@ -275,13 +277,13 @@ def test_muon_clips_before_its_momentum():
     ours = directions(config, once, gradients)[-1]
     expected = directions(config, MUON, clipped)[-1]
     for name in LAYER_MATRICES:
-        # As above.
+        # Five Newton-Schulz steps in float32; each step may triple an error.
         np.testing.assert_allclose(
             ours["layers"][name], expected["layers"][name], atol=2e-4, err_msg=name
         )
 
 
-def test_muon_is_the_same_on_eight_devices_and_keeps_the_sharding():
+def test_muon_on_eight_devices_matches_one_device_and_keeps_the_sharding():
     config, gradients = MODELS["gqa"], gradients_of(MODELS["gqa"], 2)
     expected = directions(config, MUON, gradients)
     mesh = mesh_of("replica 2, fsdp 2, tensor 2")
@@ -298,7 +300,7 @@ def test_muon_is_the_same_on_eight_devices_and_keeps_the_sharding():
                 *map(jax.tree.leaves, (updates, there, layout)), strict=True
             ):
                 assert leaf.sharding.is_equivalent_to(place, leaf.ndim)
-                # Sums in another order, through five steps that may triple an error.
+                # Another summation order; five Newton-Schulz steps may each triple an error.
                 np.testing.assert_allclose(leaf, other, atol=2e-4)
         for leaf, place in zip(jax.tree.leaves(state), places, strict=True):
             assert leaf.sharding.is_equivalent_to(place, leaf.ndim)
@@ -310,14 +312,14 @@ SOURCE_AXES = model.logical_axes(SOURCE)
 
 @functools.cache
 def muon_state():
-    """Muon's state of the source after a step, so that its moments are not zero."""
+    """Returns the source's Muon state after one step, with nonzero moments."""
     init, update = compiled_optimizer(SOURCE, MUON)
     params = random_params(SOURCE)
     return update(*gradients_of(SOURCE, 1), init(params), params)[1]
 
 
 def moments_in(state, kind, field):
-    """The moments of a state by the name of their parameter."""
+    """Returns the moments of a state by parameter name."""
     (node,) = (
         node
         for node in jax.tree.leaves(state, is_leaf=lambda node: isinstance(node, kind))
@@ -332,7 +334,7 @@ MOMENTS = [
     (optax.ScaleByAdamState, "mu", 1),
     (optax.ScaleByAdamState, "nu", 2),
 ]
-# One of each way in which moments grow.
+# One growth per rule of moment growth.
 GROWN = [
     "layer map",
     "depth zero",
@@ -347,7 +349,7 @@ GROWN = [
 
 @pytest.mark.parametrize("mode", ["grow", "keep"])
 @pytest.mark.parametrize("name", GROWN)
-def test_muons_state_grows_into_that_of_the_grown_model(name, mode):
+def test_grown_muon_state_has_the_target_structure_and_grown_moments(name, mode):
     growth, target = GROWTHS[name], GROWTHS[name].target_config(SOURCE)
     grown = grow_opt_state(growth, muon_state(), SOURCE_AXES, SOURCE, mode)
     tx = MUON.build(model.logical_axes(target))
@@ -388,7 +390,7 @@ both = pytest.mark.parametrize("optimizer", NARROW, ids=lambda config: config.na
 
 
 def cast_moments(state, dtype):
-    """The state with its moments in another type, and all else as it is."""
+    """Returns the state with its moments cast to `dtype`."""
 
     def cast(path, leaf):
         is_moment = any(getattr(key, "name", None) in ("mu", "nu") for key in path)
@@ -407,7 +409,7 @@ def abstract_state(config, optimizer):
 
 
 @both
-def test_moments_are_stored_in_bfloat16_and_nothing_else_is(optimizer):
+def test_only_moments_are_stored_in_bfloat16(optimizer):
     wide, narrow = (abstract_state(SOURCE, o) for o in (optimizer, NARROW[optimizer]))
     expected = jax.eval_shape(lambda state: cast_moments(state, jnp.bfloat16), wide)
     assert shapes_and_types(narrow) == shapes_and_types(expected)
@@ -415,7 +417,7 @@ def test_moments_are_stored_in_bfloat16_and_nothing_else_is(optimizer):
 
 
 @both
-def test_steps_compute_in_float32_what_they_store_in_bfloat16(optimizer):
+def test_steps_with_bfloat16_moments_compute_in_float32(optimizer):
     init, update = compiled_optimizer(SOURCE, NARROW[optimizer])
     _, wide_update = compiled_optimizer(SOURCE, optimizer)
     params = random_params(SOURCE)
@@ -423,12 +425,12 @@ def test_steps_compute_in_float32_what_they_store_in_bfloat16(optimizer):
     for grads in gradients_of(SOURCE, 3):
         expected, wide = wide_update(grads, cast_moments(state, jnp.float32), params)
         updates, state = update(grads, state, params)
-        # Compiled apart, which may round otherwise: as above.
+        # Separate compilation may round differently: five steps may each triple an error.
         jax.tree.map(
             functools.partial(np.testing.assert_allclose, atol=2e-4), updates, expected
         )
         for leaf, moment in zip(*map(jax.tree.leaves, (state, wide)), strict=True):
-            # Half of the last of 8 bits, and that other rounding.
+            # Half of the last of 8 bits, plus the rounding of separate compilation.
             np.testing.assert_allclose(
                 np.float32(leaf), np.float32(moment), rtol=1.01 * 2**-8, atol=1e-9
             )
@@ -436,7 +438,7 @@ def test_steps_compute_in_float32_what_they_store_in_bfloat16(optimizer):
 
 @functools.cache
 def compiled_gradient():
-    """(parameters, batch) -> (mean loss, gradient) of the source."""
+    """Returns the compiled function (params, batch) -> (mean loss, gradient)."""
 
     def loss(params, batch):
         sums = model.next_token_loss(SOURCE, params, first_microbatch(batch))
@@ -446,7 +448,7 @@ def compiled_gradient():
 
 
 @both
-def test_moments_in_bfloat16_train_as_those_in_float32(optimizer):
+def test_bfloat16_moments_train_like_float32_moments(optimizer):
     losses = []
     for config in (optimizer, NARROW[optimizer]):
         init, update = compiled_optimizer(SOURCE, config)
@@ -460,13 +462,13 @@ def test_moments_in_bfloat16_train_as_those_in_float32(optimizer):
         losses.append(found)
     wide, narrow = np.array(losses)
     assert wide[-1] < wide[0] - 1
-    # An update is off by less than the 0.4 % to which moments are rounded, at random; a
-    # moment that froze would cost a tenth and more.
+    # Bfloat16 rounds moments by less than 0.4%, at random. A frozen moment would cost a
+    # tenth or more.
     np.testing.assert_allclose(narrow, wide, atol=4e-3)
 
 
 @pytest.mark.parametrize("name", GROWN)
-def test_moments_in_bfloat16_grow_into_those_of_the_grown_model(name):
+def test_grown_bfloat16_moments_have_the_target_structure(name):
     growth, narrow = GROWTHS[name], NARROW[MUON]
     fresh = abstract_state(growth.target_config(SOURCE), narrow)
     for mode in ("grow", "keep"):
@@ -477,7 +479,7 @@ def test_moments_in_bfloat16_grow_into_those_of_the_grown_model(name):
         assert shapes_and_types(grown) == shapes_and_types(fresh)
 
 
-def test_moments_in_bfloat16_grow_in_float32_and_are_rounded_once():
+def test_bfloat16_moments_grow_in_float32_and_are_rounded_once():
     narrow = cast_moments(muon_state(), jnp.bfloat16)
     wide = cast_moments(narrow, jnp.float32)
     grow = jax.jit(
@@ -489,7 +491,7 @@ def test_moments_in_bfloat16_grow_in_float32_and_are_rounded_once():
     jax.tree.map(np.testing.assert_array_equal, grow(narrow), expected)
 
 
-def test_the_fit_stores_moments_in_bfloat16_too():
+def test_fit_stores_moments_in_bfloat16():
     params = {"maps": {"embed": jnp.ones((2, 3))}, "source": random_params(SOURCE)}
     state = jax.eval_shape(fit_transformation(NARROW[ADAMW]).init, params)
     dtypes = [leaf.dtype.name for leaf in jax.tree.leaves(state)]
@@ -506,8 +508,8 @@ def rates_of(growth, *, source=SOURCE, rewarm=None, fan_in=False, trained=None):
     )
 
 
-def on_parameters(rates, tokens=0):
-    """The factor of every entry of every parameter, by name."""
+def factors_by_name(rates, tokens=0):
+    """Returns the rate factor of every entry, by parameter name."""
     target = rates.source if rates.growth is None else rates.growth.target_config(rates.source)
     axes = model.logical_axes(target)
     factors = by_name(rates(axes, jnp.float32(tokens)))
@@ -517,13 +519,13 @@ def on_parameters(rates, tokens=0):
     }
 
 
-def rewarmed_by_hand(growth, source, new_rate):
-    """The rate of new entries, and 1 for those that the source has."""
+def expected_rewarm_factors(growth, source, new_rate):
+    """Returns `new_rate` for new entries and 1 for old entries, by parameter name."""
     target, maps = growth.target_config(source), growth.axis_maps(source)
     found = {}
     for leaf, names in by_name(model.logical_axes(source)).items():
         rate = np.full([axis_size(target, axis) for axis in names.names], new_rate)
-        # The first copy of everything is old.
+        # The first copy of each entry is old.
         firsts = [
             [maps[axis].sources.index(i) for i in range(axis_size(source, axis))]
             if axis in maps
@@ -536,24 +538,23 @@ def rewarmed_by_hand(growth, source, new_rate):
 
 
 @pytest.mark.parametrize("name", GROWTHS)
-def test_new_parameters_are_warmed_up_to_their_ratio_and_old_ones_go_on(name):
+def test_rewarm_scales_new_parameters_and_keeps_old_rates(name):
     rates = rates_of(GROWTHS[name], rewarm=Rewarm(tokens=256, ratio=1.3))
     for tokens in (1, 64, 256, 10**12):
-        found = on_parameters(rates, tokens)
-        expected = rewarmed_by_hand(GROWTHS[name], SOURCE, 1.3 * min(1, tokens / 256))
+        found = factors_by_name(rates, tokens)
+        expected = expected_rewarm_factors(GROWTHS[name], SOURCE, 1.3 * min(1, tokens / 256))
         for leaf, rate in expected.items():
             np.testing.assert_allclose(found[leaf], rate, rtol=1e-6, err_msg=leaf)
 
 
-def test_a_warm_up_may_have_more_tokens_than_an_int32_can_count():
+def test_rewarm_tokens_may_exceed_int32():
     rates = rates_of(GROWTHS["stack"], rewarm=Rewarm(tokens=6_000_000_000, ratio=1.0))
-    query = on_parameters(rates, 1_500_000_000)["query"]
+    query = factors_by_name(rates, 1_500_000_000)["query"]
     assert query[:3] == pytest.approx(1)
     assert query[3:] == pytest.approx(0.25)
 
 
-# By how much the fan-in of every matrix grows where channels grow to 3/2, units to 6/5 and
-# query heads three times.
+# Fan-in ratio of each matrix: channels grow by 3/2, units by 6/5 and query heads by 3.
 FAN_IN = {
     "query": 1.5,
     "key": 1.5,
@@ -565,26 +566,26 @@ FAN_IN = {
 }
 
 
-def test_matrices_learn_more_slowly_by_as_much_as_their_fan_in_has_grown():
-    found = on_parameters(rates_of(GROWTHS["split, odd ratios"], fan_in=True))
+def test_matrix_rates_are_divided_by_the_fan_in_ratio():
+    found = factors_by_name(rates_of(GROWTHS["split, odd ratios"], fan_in=True))
     for leaf, rate in found.items():
         assert rate == pytest.approx(1 / FAN_IN.get(leaf, 1)), leaf
     tied = rates_of(
         GROWTHS["split, odd ratios"], source=MODELS["mqa, tied, slowed"], fan_in=True
     )
-    assert on_parameters(tied)["embedding"] == pytest.approx(1)
+    assert factors_by_name(tied)["embedding"] == pytest.approx(1)
 
 
-def test_depth_does_not_change_any_fan_in():
-    for rate in on_parameters(rates_of(GROWTHS["stack"], fan_in=True)).values():
+def test_depth_growth_keeps_every_fan_in():
+    for rate in factors_by_name(rates_of(GROWTHS["stack"], fan_in=True)).values():
         assert (rate == 1).all()
 
 
 @pytest.mark.parametrize("name", ["gqa", "gqa, tied, qk_norm"])
 @pytest.mark.parametrize("trained", [(True, False, True), (False, False, True)])
-def test_where_some_layers_learn_the_rest_and_the_embedding_do_not(name, trained):
+def test_frozen_layers_and_embedding_have_rate_zero(name, trained):
     source = MODELS[name]
-    found = on_parameters(rates_of(None, source=source, trained=trained))
+    found = factors_by_name(rates_of(None, source=source, trained=trained))
     layers = model.logical_axes(source)["layers"].keys()
     outer = {"embedding": float(source.tie_head), "final_norm": 1.0, "head": 1.0}
     for leaf, rate in found.items():
@@ -606,25 +607,25 @@ def test_where_some_layers_learn_the_rest_and_the_embedding_do_not(name, trained
     fan_in=st.booleans(),
     data=st.data(),
 )
-def test_factors_multiply(name, tokens, rewarm, fan_in, data):
+def test_rate_factors_multiply(name, tokens, rewarm, fan_in, data):
     growth = GROWTHS[name]
     depth = growth.target_config(SOURCE).num_layers
     layers = st.lists(st.booleans(), min_size=depth, max_size=depth).map(tuple)
     trained = data.draw(st.none() | layers)
-    together = on_parameters(
+    together = factors_by_name(
         rates_of(growth, rewarm=rewarm, fan_in=fan_in, trained=trained), tokens
     )
     alone = [
-        on_parameters(rates_of(growth, rewarm=rewarm), tokens),
-        on_parameters(rates_of(growth, fan_in=fan_in), tokens),
-        on_parameters(rates_of(growth, trained=trained), tokens),
+        factors_by_name(rates_of(growth, rewarm=rewarm), tokens),
+        factors_by_name(rates_of(growth, fan_in=fan_in), tokens),
+        factors_by_name(rates_of(growth, trained=trained), tokens),
     ]
     for leaf, rate in together.items():
         product = alone[0][leaf] * alone[1][leaf] * alone[2][leaf]
         np.testing.assert_allclose(rate, product, rtol=1e-5, atol=1e-7, err_msg=leaf)
 
 
-def test_the_fit_updates_maps_by_adam_and_the_source_not_at_all():
+def test_fit_updates_maps_with_adam_and_keeps_the_source():
     config = AdamW(peak_learning_rate=0.1, weight_decay=0.5, clip_norm=0.5)
     growth = Learn(2, embed=2)
     maps = growth.init_maps(SOURCE_AXES, SOURCE, key=jax.random.key(0))
@@ -632,10 +633,10 @@ def test_the_fit_updates_maps_by_adam_and_the_source_not_at_all():
     tx = fit_transformation(config)
     adam = optax.chain(optax.clip_by_global_norm(0.5), optax.scale_by_adam(0.9, 0.95, 1e-8))
     state, expected_state = tx.init(params), adam.init(maps)
-    # Two moments of the maps, a count, and nothing of the source.
+    # Two moments of the maps and one count. The source has no moments.
     assert optax.tree.size(state) == 2 * optax.tree.size(maps) + 1
     for seed in range(2):
-        # The source's gradient, were there one, would not enter the norm.
+        # The source's gradient does not count toward the norm.
         grads = random_like(params, seed)
         updates, state = tx.update(grads, state, params)
         expected, expected_state = adam.update(grads["maps"], expected_state, maps)

@@ -1,4 +1,4 @@
-"""What cannot work is known before the first token, and costs no memory to find out."""
+"""Preflight checks of a run, without allocating device memory."""
 
 import re
 import types
@@ -46,8 +46,7 @@ def optimizer(kind=AdamW, **fields):
 
 TENSOR = {"mesh": MeshConfig(tensor=4)}
 
-# What is wrong with a run on eight devices, and what its message must say: field, value,
-# rule, way out.
+# Invalid runs on eight devices and the expected messages: field, value, rule, fix.
 ERRORS = {
     "mesh": (
         {"mesh": MeshConfig(replica=2, fsdp=2)},
@@ -120,13 +119,13 @@ ERRORS = {
 
 
 @pytest.mark.parametrize("name", ERRORS)
-def test_runs_that_cannot_work_are_refused_with_the_way_out(name):
+def test_invalid_runs_are_rejected_with_a_fix(name):
     fields, message = ERRORS[name]
     with pytest.raises(ValueError, match=re.escape(message)):
         check(tiny_run(**fields), 8)
 
 
-# What a run asks for that a CPU has not, and what its message must say.
+# Settings a CPU does not support, and the expected messages.
 NOT_HERE = {
     "accelerator": (
         {"platform": "accelerator"},
@@ -152,13 +151,13 @@ NOT_HERE = {
 
 
 @pytest.mark.parametrize("name", NOT_HERE)
-def test_what_a_cpu_does_not_have_is_refused_with_the_way_out(name):
+def test_accelerator_features_are_rejected_on_cpu_with_a_fix(name):
     fields, message = NOT_HERE[name]
     with pytest.raises(ValueError, match=re.escape(message)):
         check_backend(tiny_run(**fields))
 
 
-def test_on_a_cpu_a_run_that_may_be_anywhere_starts():
+def test_run_for_any_platform_is_accepted_on_cpu():
     for attention in ("auto", "xla"):
         check_backend(tiny_run(model=tiny_model(attention=attention)))
 
@@ -167,7 +166,9 @@ def test_on_a_cpu_a_run_that_may_be_anywhere_starts():
     ("platform", "version", "kernel"),
     [("gpu", "PJRT C API\ncuda 12090", "cudnn"), ("tpu", "PJRT C API\nTFRT TPU v5", "splash")],
 )
-def test_an_accelerator_is_enough_for_its_own_kernel(monkeypatch, platform, version, kernel):
+def test_accelerator_accepts_only_its_own_attention_kernel(
+    monkeypatch, platform, version, kernel
+):
     backend = types.SimpleNamespace(platform=platform, platform_version=version)
     monkeypatch.setattr(jax.extend.backend, "get_backend", lambda: backend)
     monkeypatch.setattr(jax, "default_backend", lambda: platform)
@@ -179,13 +180,13 @@ def test_an_accelerator_is_enough_for_its_own_kernel(monkeypatch, platform, vers
         check_backend(tiny_run(model=tiny_model(attention=other)))
 
 
-def test_a_later_stage_is_checked_before_the_first_token_too():
+def test_later_stages_are_checked_before_the_run():
     stages = (*tiny_run().stages, Stage(tokens=64, batch_size=7))
     with pytest.raises(ValueError, match=r"stages\.2\.batch_size is 7"):
         check(tiny_run(stages=stages), 8)
 
 
-def test_states_that_exceed_the_memory_of_a_device_are_refused():
+def test_states_larger_than_device_memory_are_rejected():
     config = tiny_run()
     estimates = check(config, 8)
     needed = [estimate.state_bytes + estimate.gradient_bytes for estimate in estimates]
@@ -196,7 +197,7 @@ def test_states_that_exceed_the_memory_of_a_device_are_refused():
 
 
 @pytest.mark.parametrize("accumulate", [1, 2, 4])
-def test_a_step_that_keeps_little_needs_its_gradients_and_not_much_more(accumulate):
+def test_step_with_full_remat_needs_little_more_memory_than_its_gradients(accumulate):
     run = tiny_run(
         model=tiny_model(embed_dim=256, mlp_dim=1024, num_layers=6, remat="full"),
         mesh=MeshConfig(replica=8, fsdp=1),
@@ -207,8 +208,8 @@ def test_a_step_that_keeps_little_needs_its_gradients_and_not_much_more(accumula
     assert estimate.gradient_bytes <= temporary < 1.5 * estimate.gradient_bytes
 
 
-def test_moments_in_bfloat16_take_half_of_the_bytes_on_every_device():
-    # Two moments of two bytes less are as much as the gradients; the count stays.
+def test_bfloat16_moments_take_half_the_bytes_per_device():
+    # Saving two bytes on each of two moments equals the gradient's four bytes.
     for wide, narrow in zip(
         check(tiny_run(), 8), check(tiny_run(**optimizer()), 8), strict=True
     ):
@@ -221,18 +222,18 @@ SLOW_DECAYS = [(AdamW, "b2", 0.99), (AdamW, "b1", 0.985), (Muon, "momentum", 0.9
 
 
 @pytest.mark.parametrize(("kind", "field", "decay"), SLOW_DECAYS)
-def test_decays_too_slow_for_bfloat16_are_refused(kind, field, decay):
+def test_moment_decay_too_slow_for_bfloat16_is_rejected(kind, field, decay):
     with pytest.raises(UserError, match=rf"optimizer\.{field} is {decay}, .*bfloat16.*0\.98"):
         optimizer(kind, **{field: decay})
 
 
-def test_decays_may_be_slow_for_moments_in_float32():
+def test_slow_moment_decay_is_accepted_for_float32():
     optimizer(b2=0.999, moments_dtype="float32")
     optimizer(Muon, momentum=0.999, moments_dtype="float32")
 
 
 @pytest.mark.parametrize("name", MESHES)
-def test_estimated_bytes_are_those_of_arrays_on_the_devices(name):
+def test_estimated_bytes_equal_the_bytes_on_each_device(name):
     mesh_config, num_devices = MESHES[name]
     run = tiny_run(mesh=mesh_config)
     mesh = mesh_of(name)
@@ -257,16 +258,16 @@ def test_estimated_bytes_are_those_of_arrays_on_the_devices(name):
         assert jax.tree.structure(estimate.state) == jax.tree.structure(state)
 
 
-def test_estimates_allocate_nothing_however_large_the_model():
+def test_estimates_of_a_huge_model_allocate_nothing():
     huge = tiny_model(num_layers=4096, embed_dim=2**16, mlp_dim=2**18)
     before = {id(array) for array in jax.live_arrays()}
     (_, estimate) = check(tiny_run(model=huge), 8)
-    # 4096 layers of 3 x 2**34 weights and more, in float32, in three copies.
+    # At least 4096 layers x 3 x 2**34 float32 weights, in three copies.
     assert estimate.state_bytes > 3 * 4 * 4096 * 3 * 2**34 / 8
     assert {id(array) for array in jax.live_arrays()} <= before
 
 
-def test_each_phase_is_estimated_with_its_own_mesh():
+def test_each_phase_is_estimated_on_its_own_mesh():
     stages = (
         Stage(tokens=64, batch_size=8),
         Stage(tokens=64, batch_size=8, mesh=MeshConfig(replica=8, fsdp=1)),
@@ -274,7 +275,7 @@ def test_each_phase_is_estimated_with_its_own_mesh():
     )
     config = tiny_run(stages=stages)
     sharded, replicated, grown = (e.gradient_bytes for e in check(config, 8))
-    # All but the gains, which stay whole, is eight times as large where it is replicated.
+    # Replication makes all but the unsharded gains eight times larger.
     assert 2 * sharded < replicated <= 8 * sharded
     assert 1.5 * sharded < grown < 2 * sharded
     assert [phase.mesh.replica for phase in expand(config)] == [1, 8, 1]

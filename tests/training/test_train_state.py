@@ -1,4 +1,4 @@
-"""A train step is one step of the optimizer on the whole batch, wherever it runs."""
+"""Train and evaluation steps, on one device and on meshes."""
 
 import dataclasses
 import functools
@@ -22,8 +22,8 @@ from stackjax.training.train_state import TrainState, eval_step, init_state, tra
 
 CONFIG = MODELS["gqa"]
 RATE = 1e-2
-# Adam divides by the gradient's size, which would blow up the rounding of gradients near
-# zero; a large epsilon makes its update smooth in the gradient.
+# Adam divides by the gradient's size and so magnifies rounding of gradients near zero. A
+# large epsilon makes the update smooth in the gradient.
 TX = AdamW(peak_learning_rate=RATE, epsilon=1e-2).build(model.logical_axes(CONFIG))
 
 
@@ -40,11 +40,11 @@ RISING = dataclasses.replace(
 INPUTS = PHASE.step_inputs._replace(learning_rate=RISING)
 
 
-def step_with(z_loss, state, batch):
+def step_with_z_loss(z_loss, state, batch):
     return train_step(PHASE, TX, z_loss, INPUTS, state, batch)
 
 
-compiled = jax.jit(step_with, static_argnums=0)
+compiled = jax.jit(step_with_z_loss, static_argnums=0)
 
 
 def assert_same_params(tree, other, *, tolerance):
@@ -52,13 +52,13 @@ def assert_same_params(tree, other, *, tolerance):
         np.testing.assert_allclose(leaf, expected, rtol=0, atol=tolerance)
 
 
-def test_a_step_is_the_optimizers_on_the_gradient_of_the_mean_loss():
+def test_step_applies_the_optimizer_to_the_mean_loss_gradient():
     batch = random_batch()
     state, metrics = compiled(0.1, initial_state(), batch)
     flat = Batch(*(field[0] for field in batch))
 
     def objective(params):
-        """The mean over what is learnt, written with log_softmax."""
+        """Returns the weighted mean loss, computed with log_softmax."""
         logits = model.apply(CONFIG, params, *flat[:3])
         log_probs = jax.nn.log_softmax(logits)[:, :-1]
         labels = jax.nn.one_hot(flat.tokens[:, 1:], logits.shape[-1], dtype=bool)
@@ -72,17 +72,17 @@ def test_a_step_is_the_optimizers_on_the_gradient_of_the_mean_loss():
     grads, loss = jax.jit(jax.grad(objective, has_aux=True))(params)
     updates, _ = TX.update(grads, TX.init(params), params)
     expected = jax.tree.map(lambda p, u: p - RATE * u, params, updates)
-    # What is reported is without the z-loss.
+    # The reported loss excludes the z-loss.
     assert float(metrics["loss"]) == pytest.approx(float(loss), rel=1e-5)
     assert float(metrics["grad_norm"]) == pytest.approx(float(optax.tree.norm(grads)), rel=1e-5)
     assert float(metrics["learning_rate"]) == pytest.approx(RATE)
     assert int(state.step) == 1
-    # As above: 1e-7 over epsilon, times the rate.
+    # Float32 rounding of 1e-7, divided by epsilon and multiplied by the rate.
     assert_same_params(state.params, expected, tolerance=1e-6)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_a_step_that_is_not_finite_leaves_the_parameters_as_they_are(value):
+def test_nonfinite_step_keeps_the_parameters(value):
     params = initial_state().params
     params = {**params, "final_norm": params["final_norm"] * jnp.float32(value)}
     state, metrics = compiled(0.0, initial_state(params), random_batch())
@@ -92,19 +92,19 @@ def test_a_step_that_is_not_finite_leaves_the_parameters_as_they_are(value):
     assert compiled(0.0, initial_state(), random_batch())[1]["is_finite"]
 
 
-def test_the_loss_of_a_batch_that_is_seen_again_and_again_falls():
+def test_loss_of_a_repeated_batch_falls():
     state, losses = initial_state(), []
     for _ in range(25):
         state, metrics = compiled(0.0, state, random_batch())
         losses.append(float(metrics["loss"]))
     assert losses[-1] < 0.5 * losses[0]
-    # The rate is asked of the step that it is used in.
+    # The learning rate belongs to the step that uses it.
     assert int(state.step) == 25
     assert float(metrics["learning_rate"]) == pytest.approx(25 * RATE)
 
 
 def three_steps(accumulate, step, state, put):
-    """State and loss after three steps."""
+    """Returns the state and loss after three steps."""
     for seed in range(3):
         batch = random_batch(seed, accumulate=accumulate)
         state, metrics = step(1e-4, state, put(batch))
@@ -115,11 +115,11 @@ def three_steps(accumulate, step, state, put):
     ("name", "accumulate"),
     [("fsdp 8", 1), ("replica 2, fsdp 2, tensor 2", 2), ("fsdp 4, tensor 2", 1)],
 )
-def test_steps_are_the_same_on_every_mesh_and_compile_once(name, accumulate):
+def test_steps_match_on_every_mesh_and_compile_once(name, accumulate):
     expected, expected_loss = three_steps(
         accumulate, compiled, initial_state(), lambda batch: batch
     )
-    mesh, step = mesh_of(name), jax.jit(lambda *args: step_with(*args), static_argnums=0)
+    mesh, step = mesh_of(name), jax.jit(lambda *args: step_with_z_loss(*args), static_argnums=0)
     with jax.set_mesh(mesh):
         abstract = jax.eval_shape(lambda: init_state(CONFIG, TX, jax.random.key(0)))
         layout = jax.tree.map(lambda leaf: leaf.sharding, on_mesh(abstract, mesh))
@@ -131,12 +131,12 @@ def test_steps_are_the_same_on_every_mesh_and_compile_once(name, accumulate):
         assert step._cache_size() == 1
         for leaf, place in zip(jax.tree.leaves(state), jax.tree.leaves(layout), strict=True):
             assert leaf.sharding.is_equivalent_to(place, leaf.ndim)
-    # Three steps of what one is allowed above, summed over eight devices.
+    # Three times the one-step rounding, plus sums over eight devices.
     assert loss == pytest.approx(expected_loss, rel=2e-5)
     assert_same_params(state.params, expected.params, tolerance=1e-5)
 
 
-def test_phases_that_differ_in_rates_tokens_and_starts_share_one_program():
+def test_phases_with_other_rates_tokens_and_moment_starts_share_one_program():
     traces = []
     late = MomentStarts(axes=(("layers", (0, 5, 5)),), embedding=5)
     early = MomentStarts(axes=(("layers", (0, 2, 2)),), embedding=2)
@@ -169,7 +169,7 @@ def test_phases_that_differ_in_rates_tokens_and_starts_share_one_program():
     assert_same_params(found[1][0].params, expected.params, tolerance=0)
 
 
-def test_evaluation_sums_the_loss_that_training_reports():
+def test_evaluation_loss_equals_training_loss():
     batch = random_batch(5)
     _, metrics = compiled(0.0, initial_state(), batch)
     evaluate = jax.jit(functools.partial(eval_step, CONFIG))
@@ -179,7 +179,7 @@ def test_evaluation_sums_the_loss_that_training_reports():
 
 
 def frozen_phase(config, trained):
-    """A phase in which only some layers learn."""
+    """Returns a phase with only some layers trained."""
     rates = ParameterRates(
         source=config,
         growth=None,
@@ -198,7 +198,7 @@ def frozen_phase(config, trained):
         ("gqa", (True, False, True), Muon),
     ],
 )
-def test_frozen_layers_stay_bit_by_bit_and_the_rest_learns(name, trained, optimizer):
+def test_frozen_layers_are_bit_identical_and_the_rest_is_trained(name, trained, optimizer):
     config = MODELS[name]
     values = optimizer(peak_learning_rate=RATE, weight_decay=0.5)
     tx = values.build(model.logical_axes(config))
@@ -227,7 +227,7 @@ FROZEN = frozen_phase(CONFIG, MIDDLE)
 compiled_frozen = jax.jit(functools.partial(train_step, FROZEN, TX, 0.0, FROZEN.step_inputs))
 
 
-def test_a_frozen_step_is_that_of_a_model_whose_gradient_has_holes():
+def test_frozen_step_matches_a_masked_gradient():
     batch = random_batch()
     state, metrics = compiled_frozen(initial_state(), batch)
     params, flat = initial_state().params, Batch(*(field[0] for field in batch))
@@ -248,11 +248,11 @@ def test_a_frozen_step_is_that_of_a_model_whose_gradient_has_holes():
     )
     assert float(metrics["loss"]) == pytest.approx(float(loss), rel=1e-5)
     assert float(metrics["grad_norm"]) == pytest.approx(float(optax.tree.norm(grads)), rel=1e-5)
-    # As above: 1e-7 over epsilon, times the rate.
+    # Float32 rounding of 1e-7, divided by epsilon and multiplied by the rate.
     assert_same_params(state.params, expected, tolerance=1e-6)
 
 
-def test_a_frozen_step_is_the_same_on_a_mesh():
+def test_frozen_step_matches_on_a_mesh():
     expected, _ = compiled_frozen(initial_state(), random_batch())
     mesh = mesh_of("replica 2, fsdp 2, tensor 2")
     with jax.set_mesh(mesh):
@@ -260,5 +260,5 @@ def test_a_frozen_step_is_the_same_on_a_mesh():
         layout = jax.tree.map(lambda leaf: leaf.sharding, on_mesh(abstract, mesh))
         batch = jax.device_put(random_batch(), batch_sharding(mesh))
         state, _ = compiled_frozen(jax.device_put(initial_state(), layout), batch)
-    # As above.
+    # Float32 rounding of 1e-7, divided by epsilon and multiplied by the rate.
     assert_same_params(state.params, expected.params, tolerance=1e-6)
