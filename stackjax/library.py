@@ -18,8 +18,7 @@ from stackjax.analysis.comparison import Comparison
 from stackjax.analysis.reading import read_record
 from stackjax.config import Config
 from stackjax.data.batch import Batch
-from stackjax.data.device import local_rows, put
-from stackjax.data.loader import open_source, train_batches
+from stackjax.data.loader import open_source
 from stackjax.inference.generation import continuations, new_text
 from stackjax.inference.pretrained import Pretrained
 from stackjax.inference.scoring import Score, Span, score
@@ -30,7 +29,14 @@ from stackjax.run.train import train
 from stackjax.sharding.mesh import build_mesh
 from stackjax.sharding.partition import move
 from stackjax.training import train_state
-from stackjax.training.compile import growth_key, new_state, phase_optimizer, step_inputs
+from stackjax.training.batches import phase_batches
+from stackjax.training.compile import (
+    growth_key,
+    jit_step,
+    new_state,
+    phase_optimizer,
+    step_inputs,
+)
 from stackjax.training.phase import Phase
 from stackjax.training.train_state import TrainState
 
@@ -91,13 +97,13 @@ def make_step(
       tx: An optax optimizer with a learning rate, instead of the config's optimizer and
         learning-rate schedule. The metric `learning_rate` is then 1.
     """
-    if tx is None:
-        tx = phase_optimizer(config, phase)
-    else:
+    if tx is not None:
         tx, phase = _negated(tx), _at_rate_1(phase)
-    step = functools.partial(train_state.train_step, phase, tx, config.optimizer.z_loss)
-    jitted, mesh = jax.jit(step, donate_argnums=1), build_mesh(phase.mesh)
-    inputs = step_inputs(phase)
+    jitted, inputs, mesh = (
+        jit_step(config, phase, tx),
+        step_inputs(phase),
+        build_mesh(phase.mesh),
+    )
 
     def call(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
         with jax.set_mesh(mesh):
@@ -130,19 +136,11 @@ def batches(
     Raises:
       UserError: The token shards are missing or damaged.
     """
-    num_rows, mesh = phase.batch_size // phase.accumulate, build_mesh(phase.mesh)
+    mesh, first_example = build_mesh(phase.mesh), phase.counts(start).examples
+    num_steps = phase.num_steps - start if steps is None else steps
     with jax.set_mesh(mesh):
-        read = train_batches(
-            open_source(config.data, "train", config.model.vocab_size),
-            config.data,
-            seed=config.seed,
-            first_example=phase.counts(start).examples,
-            batch_size=phase.batch_size,
-            accumulate=phase.accumulate,
-            rows=local_rows(mesh, num_rows),
-        )
-        count = phase.num_steps - start if steps is None else steps
-        sent = put(itertools.islice(read, count), mesh, num_rows)
+        source = open_source(config.data, "train", config.model.vocab_size)
+        sent = phase_batches(source, config, phase, mesh, first_example, num_steps)
         first = list(itertools.islice(sent, 1))
     yield from first
     yield from sent

@@ -22,7 +22,7 @@ from stackjax.sharding.mesh import build_mesh
 from stackjax.sharding.partition import move
 from stackjax.training.compile import compile_step, growth_key, phase_optimizer, step_inputs
 from stackjax.training.expand import expand
-from stackjax.training.phase import Ending, Phase, StepInputs
+from stackjax.training.phase import Phase, StepInputs
 from stackjax.training.preflight import Estimate
 from stackjax.training.train_state import TrainState, enter_phase
 
@@ -121,9 +121,4 @@ def _following(phases: Sequence[Phase], phase: Phase) -> Phase | None:
 
 def _inputs(run: Run, source: Phase, target: Phase, step: int) -> StepInputs:
     """Returns the inputs of the target's step if the source ends at a step."""
-    fitted = sum(
-        phase.num_steps for phase in run.phases[: source.index] if phase.stage == source.stage
-    )
-    ending = Ending(steps=fitted + step, reason="")
-    marker = dataclasses.replace(run.marker, ended={**run.marker.ended, source.stage: ending})
-    return step_inputs(expand(run.config, marker)[target.index])
+    return step_inputs(expand(run.config, run.ended_at(source, step))[target.index])

@@ -22,7 +22,7 @@ from stackjax.run.run import Run
 from stackjax.run.sinks import plain_values
 from stackjax.run.validation import model_params
 from stackjax.runtime.errors import UserError
-from stackjax.training.phase import Counts, Ending, Phase
+from stackjax.training.phase import Counts, Phase
 from stackjax.training.train_state import TrainState
 
 BUILT_IN_KINDS = (
@@ -94,10 +94,7 @@ class StepInfo:
         phase = self.phase
         if self.stopped_early or self.ends_phase or not phase.trains_model(self.step):
             return
-        fit_steps = sum(
-            p.num_steps for p in self.run.phases[: phase.index] if p.stage == phase.stage
-        )
-        self.run.shorten_stage(phase.stage, Ending(steps=fit_steps + self.step, reason=reason))
+        self.run.commit(self.run.ended_at(phase, self.step, reason))
 
 
 def every(tokens: int) -> Callable[[StepInfo], bool]:

@@ -1,7 +1,6 @@
 """A run's data, outputs and position, shared by all phases."""
 
 import dataclasses
-import itertools
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -12,13 +11,12 @@ from jax.sharding import Mesh
 
 from stackjax.config import Config
 from stackjax.data.batch import Batch
-from stackjax.data.device import local_rows, put
-from stackjax.data.loader import train_batches
 from stackjax.data.sources import TokenSource
 from stackjax.files.rows_file import Extent
 from stackjax.run.progress import Progress
 from stackjax.run.sinks import Row, Sink, flush_all
 from stackjax.runtime.errors import UserError
+from stackjax.training.batches import phase_batches
 from stackjax.training.expand import expand
 from stackjax.training.phase import Counts, Ending, Phase
 from stackjax.training.run_position import Marker, write_marker
@@ -50,10 +48,14 @@ class Run:
         write_marker(self.workdir, marker)
         self.marker, self.phases = marker, expand(self.config, marker)
 
-    def shorten_stage(self, stage: int, ending: Ending) -> None:
-        """Commits an early end for a stage."""
-        self.commit(
-            dataclasses.replace(self.marker, ended={**self.marker.ended, stage: ending})
+    def ended_at(self, phase: Phase, step: int, reason: str = "") -> Marker:
+        """Returns the position if a phase's stage ends at a step of the phase."""
+        fit_steps = sum(
+            p.num_steps for p in self.phases[: phase.index] if p.stage == phase.stage
+        )
+        ending = Ending(steps=fit_steps + step, reason=reason)
+        return dataclasses.replace(
+            self.marker, ended={**self.marker.ended, phase.stage: ending}
         )
 
     def write(self, kind: str, phase: Phase, step: int, counts: Counts, **values: Any) -> Row:
@@ -84,14 +86,4 @@ class Run:
         self, phase: Phase, mesh: Mesh, counts: Counts, num_steps: int
     ) -> Iterator[Batch]:
         """Returns the batches for the next steps of a phase, on the devices."""
-        num_rows = phase.batch_size // phase.accumulate
-        batches = train_batches(
-            self.source,
-            self.config.data,
-            seed=self.config.seed,
-            first_example=counts.examples,
-            batch_size=phase.batch_size,
-            accumulate=phase.accumulate,
-            rows=local_rows(mesh, num_rows),
-        )
-        return put(itertools.islice(batches, num_steps), mesh, num_rows)
+        return phase_batches(self.source, self.config, phase, mesh, counts.examples, num_steps)

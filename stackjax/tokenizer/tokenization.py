@@ -30,11 +30,6 @@ class Tokenization(NamedTuple):
         """Tokens before every document and prompt; usually empty or the BOS."""
         return self.tokenizer.begin_ids
 
-    @property
-    def is_prefixed(self) -> bool:
-        """Whether every document and prompt begins with `prefix_id`."""
-        return self.begin_ids[:1] == (self.prefix_id,)
-
     def encode_prompt(self, text: str) -> np.ndarray:
         """Returns the tokens of a prompt.
 

@@ -93,13 +93,18 @@ def abstract_part(config: ModelConfig, optimizer: Optimizer | None, axes: Any) -
     return jax.eval_shape(state)
 
 
-def jit_step(config: Config, phase: Phase) -> Any:
+def jit_step(
+    config: Config, phase: Phase, tx: optax.GradientTransformationExtraArgs | None = None
+) -> Any:
     """Returns a phase's train step, jitted: (inputs, state, batch) -> (state, metrics).
 
     The state is donated. Phases with equal shapes share the step: learning rate, tokens and
     moment starts are inputs.
+
+    Args:
+      tx: An optimizer without learning rate, instead of the config's.
     """
-    tx = phase_optimizer(config, phase)
+    tx = phase_optimizer(config, phase) if tx is None else tx
     step = functools.partial(train_step, phase, tx, config.optimizer.z_loss)
     return jax.jit(step, donate_argnums=1)
 
