@@ -61,16 +61,16 @@ def with_rate(config, rate):
 
 def read_examples(config, monkeypatch, options=NEWEST) -> list[tuple[int, int]]:
     """Trains; returns first example and batch size for each loader."""
-    from stackjax.run import run
+    from stackjax.training import batches
 
-    real, read = run.train_batches, []
+    real, read = batches.train_batches, []
 
     def train_batches(*args, **kwargs):
         read.append((kwargs["first_example"], kwargs["batch_size"]))
         return real(*args, **kwargs)
 
     with monkeypatch.context() as patch:
-        patch.setattr(run, "train_batches", train_batches)
+        patch.setattr(batches, "train_batches", train_batches)
         train(config, options)
     return read
 
