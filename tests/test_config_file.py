@@ -1,4 +1,4 @@
-"""A config file and a command line make a config, which its run then remembers."""
+"""Config files, overrides on the command line, and the config record of a run."""
 
 import dataclasses
 import json
@@ -26,7 +26,6 @@ from stackjax.tokenizer.tokenizer_info import TokenizerInfo
 from stackjax.training.preflight import check
 from stackjax.training.stages import stage_models
 
-# Beside the tests, so that the file shares their tiny run.
 FILE = """
 from conftest import tiny_run
 
@@ -47,11 +46,11 @@ def load(path):
     return lambda *args: load_config("train", ["--config", str(path), *args])
 
 
-def test_without_overrides_the_config_is_that_of_the_file(load):
+def test_command_line_without_overrides_gives_the_file_config(load):
     assert load() == tiny_run()
 
 
-def test_a_config_may_import_its_neighbours(path, load):
+def test_config_file_may_import_a_neighbor(path, load):
     other = path.with_name("other.py")
     other.write_text("from experiment import get_config\n")
     assert load_config("train", ["--config", str(other)]) == tiny_run()
@@ -79,7 +78,7 @@ OVERRIDES = [
 
 
 @pytest.mark.parametrize(("flag", "text", "field", "value"), OVERRIDES)
-def test_overrides_reach_their_field_and_no_other(load, flag, text, field, value):
+def test_override_changes_only_its_field(load, flag, text, field, value):
     config = load(flag, text)
     assert value_of(config, field) == value
     assert type(value_of(config, field)) is type(value) or value == 6e11
@@ -88,7 +87,7 @@ def test_overrides_reach_their_field_and_no_other(load, flag, text, field, value
     assert {name for name, _ in differing} <= {top}
 
 
-def test_an_overridden_factor_leaves_the_target_alone(load):
+def test_overridden_growth_factor_keeps_the_target_model(load):
     models = stage_models(load("--stages.1.growth.factor", "3"))
     assert [model.num_layers for model in models] == [2, 6]
 
@@ -124,7 +123,7 @@ def test_an_overridden_factor_leaves_the_target_alone(load):
         (("--stages.7.tokens", "5"), "--stages.7.tokens"),
     ],
 )
-def test_overrides_that_cannot_be_are_refused_by_name(load, args, shown):
+def test_invalid_override_is_refused_with_field_and_value(load, args, shown):
     with pytest.raises(UserError) as raised:
         load(*args)
     assert shown in str(raised.value)
@@ -135,7 +134,7 @@ def test_help_lists_every_field_with_its_documentation(load, capsys):
         load("--help")
     assert not exit_info.value.code
     shown = capsys.readouterr().out
-    # Fields that are None have fields of their own, for when they are set.
+    # Optional groups are listed by their fields.
     unset = ("rewarm", "schedule", "mesh", "rope_scaling")
     for field in flatten(tiny_run()):
         if field.split(".")[-1] not in unset and field != "optimizer.name":
@@ -162,7 +161,7 @@ BAD_FILES = {
 
 
 @pytest.mark.parametrize("name", BAD_FILES)
-def test_files_without_a_config_are_refused(path, load, name):
+def test_file_without_a_config_is_refused(path, load, name):
     path.write_text(BAD_FILES[name])
     with pytest.raises(ValueError, match=r"experiment.py: the file must define get_config\(\)"):
         load()
@@ -182,13 +181,13 @@ BROKEN_FILES = {
 
 
 @pytest.mark.parametrize("text", BROKEN_FILES)
-def test_files_that_fail_are_refused_with_the_line_and_the_reason(path, load, text):
+def test_failing_file_is_refused_with_line_and_reason(path, load, text):
     path.write_text(text)
     with pytest.raises(ValueError, match=BROKEN_FILES[text]):
         load()
 
 
-def test_a_missing_file_and_a_missing_flag_are_refused(tmp_path):
+def test_missing_or_non_python_config_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"nothing\.py: there is no such file"):
         load_config("train", ["--config", str(tmp_path / "nothing.py")])
     with pytest.raises(ValueError, match=r"no config given; try `train --config .*--help"):
@@ -235,7 +234,7 @@ def test_config_file_may_define_an_optimizer(path, load):
     assert estimate.state_bytes == 4 * (2 * params + 2)
 
 
-def test_flat_names_are_those_of_the_command_line_and_survive_json():
+def test_flat_names_match_the_command_line_and_round_trip_through_json():
     flat = flatten(tiny_run())
     assert flat["stages.1.tokens"] == 1280
     assert flat["stages.1.growth"] == "stack(2)"
@@ -245,7 +244,7 @@ def test_flat_names_are_those_of_the_command_line_and_survive_json():
 
 
 def replace(config, field, value):
-    """The config with the value at a dotted field."""
+    """Returns the config with another value at a dotted field."""
     name, _, rest = field.partition(".")
     if isinstance(config, tuple):
         i = int(name)
@@ -255,7 +254,7 @@ def replace(config, field, value):
 
 
 MANIFEST = Manifest(
-    tokenizer=TokenizerInfo(name="bytes", digest="of bytes", vocab_size=256, end_id=0),
+    tokenizer=TokenizerInfo(name="bytes", digest="original", vocab_size=256, end_id=0),
     dtype="uint16",
     splits={"train": Split(tokens=7, documents=1, shards=())},
 )
@@ -292,7 +291,7 @@ MAY_CHANGE = [
     ("model.attention", "xla"),
     ("platform", "accelerator"),
     ("model.loss_chunk", 4),
-    # From where the run resumes.
+    # These change training from the resumed step on.
     ("optimizer.peak_learning_rate", 1.0),
     ("optimizer.schedule.final_fraction", 0.0),
     ("optimizer.clip_norm", 0.5),
@@ -320,16 +319,14 @@ MAY_NOT_CHANGE = [
 
 
 @pytest.mark.parametrize(("field", "value"), MAY_CHANGE)
-def test_what_does_not_change_learning_may_change_and_is_told(recorded, field, value):
+def test_permitted_change_is_reported(recorded, field, value):
     lines = changed_fields(recorded, replace(tiny_run(), field, value), 0)
     assert lines
     assert all(line.startswith(field) for line in lines.values())
 
 
 @pytest.mark.parametrize(("field", "value", "why"), MAY_NOT_CHANGE)
-def test_other_fields_may_not_change_within_a_run_and_the_reason_is_said(
-    recorded, field, value, why
-):
+def test_other_change_is_refused_with_the_reason(recorded, field, value, why):
     was = flatten(tiny_run())[field]
     config = replace(tiny_run(), field, value)
     message = rf"{re.escape(field)}: {was} -> {value} \(.*{why}.*start a new run with --workdir"
@@ -337,7 +334,7 @@ def test_other_fields_may_not_change_within_a_run_and_the_reason_is_said(
         changed_fields(recorded, config, 0)
 
 
-def test_every_field_may_change_or_has_a_reason_why_not(recorded):
+def test_every_changed_field_is_reported_or_refused_with_a_reason(recorded):
     for field, value in flatten(tiny_run()).items():
         record_config(recorded, tiny_run(), MANIFEST)
         record = json.loads((recorded / "config.json").read_text())
@@ -353,14 +350,14 @@ def test_every_field_may_change_or_has_a_reason_why_not(recorded):
 @pytest.mark.parametrize(
     ("field", "value"), [("tokens", 4096), ("batch_size", 4096), ("peak_learning_rate", 0.5)]
 )
-def test_stages_that_are_over_may_not_change(recorded, field, value):
+def test_finished_stages_may_not_change(recorded, field, value):
     config = replace(tiny_run(), f"stages.0.{field}", value)
     assert changed_fields(recorded, config, 0)
     with pytest.raises(UserError, match=r"already trained"):
         changed_fields(recorded, config, 1)
 
 
-def test_stages_that_are_still_to_come_may_change(recorded):
+def test_future_stages_may_change(recorded):
     config = replace(tiny_run(), "stages.1.growth", LayerMap((0, 1, 2, 2, 1, 0)))
     (line,) = changed_fields(recorded, config, 0).values()
     assert line == "stages.1.growth: stack(2) -> layer_map([0,1,2,2,1,0])"
@@ -368,7 +365,7 @@ def test_stages_that_are_still_to_come_may_change(recorded):
         changed_fields(recorded, config, 1)
 
 
-def test_what_ends_a_stage_may_change_until_it_is_over(recorded):
+def test_early_stopping_may_change_until_its_stage_ends(recorded):
     until = dataclasses.replace(tiny_run().stages[1].until, loss=2.0)
     first, second = (replace(tiny_run(), f"stages.{i}.until", until) for i in (0, 1))
     for stage in (0, 1):
@@ -382,13 +379,13 @@ def test_what_ends_a_stage_may_change_until_it_is_over(recorded):
         changed_fields(recorded, first, 1)
 
 
-def test_a_stage_may_be_added_to_the_end(recorded):
+def test_stage_may_be_appended(recorded):
     more = Stage(tokens=64, batch_size=8, growth=Stack(factor=2))
     config = dataclasses.replace(tiny_run(), stages=(*tiny_run().stages, more))
     assert changed_fields(recorded, config, 1)["stages.2.tokens"].endswith(": None -> 64")
 
 
-def test_without_a_change_there_is_nothing_to_tell(recorded):
+def test_unchanged_config_reports_nothing(recorded):
     assert changed_fields(recorded, tiny_run(), 1) == {}
 
 
@@ -400,7 +397,7 @@ OTHER_DATA = [
 
 
 @pytest.mark.parametrize(("field", "value"), OTHER_DATA)
-def test_other_data_are_noticed_and_moved_data_are_not(recorded, field, value):
+def test_other_data_are_refused_and_moved_data_are_accepted(recorded, field, value):
     moved = dataclasses.replace(MANIFEST.tokenizer, name="moved/tokenizer.json")
     check_same_data(recorded, dataclasses.replace(MANIFEST, tokenizer=moved))
     with pytest.raises(ValueError, match=r"another set of token shards.*--workdir"):
@@ -416,7 +413,7 @@ RAISED = {
 
 
 @pytest.mark.parametrize("body", RAISED)
-def test_whatever_a_config_raises_is_one_line(path, load, body):
+def test_any_exception_of_a_config_file_is_one_line(path, load, body):
     path.write_text(f"class Ended(BaseException):\n    pass\n\n{body}")
     with pytest.raises(UserError, match=rf"experiment\.py, {RAISED[body]}"):
         load()

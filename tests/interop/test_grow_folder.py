@@ -1,4 +1,4 @@
-"""A folder of transformers grows into one that transformers runs, a few tensors at a time."""
+"""Growth of Hugging Face folders: logits, model cards, lineage, errors and memory."""
 
 import functools
 import json
@@ -31,11 +31,11 @@ EXACT = (
 
 @pytest.fixture
 def run(run_main):
-    """The command."""
+    """Runs `grow`; returns exit code, stdout and stderr."""
     return functools.partial(run_main, grow.main)
 
 
-ONE_OF_EACH = (
+FAMILIES = (
     "llama, all heads, tied, llama 3 rope",
     "mistral, wide heads",
     "qwen2, one key, tied",
@@ -43,36 +43,36 @@ ONE_OF_EACH = (
 )
 
 
-@pytest.fixture(scope="module", params=ONE_OF_EACH)
+@pytest.fixture(scope="module", params=FAMILIES)
 def folder(request, tmp_path_factory):
-    """A folder of each family, in several files."""
+    """A folder of each family, in several weight files."""
     return folders.write(tmp_path_factory.mktemp("folder"), request.param, num_shards=8)
 
 
-# Every family grows in both ways, and every operator some of them.
-SAME = [
+# Each family grows in depth and in width; each operator grows two families.
+CASES = [
     (name, growth)
-    for i, name in enumerate(ONE_OF_EACH)
+    for i, name in enumerate(FAMILIES)
     for j, growth in enumerate(EXACT)
     if (i + j) % 2
 ]
 
 
-@pytest.mark.parametrize(("folder", "growth"), SAME, indirect=["folder"])
-def test_a_grown_folder_computes_the_same_function(folder, growth, run, tmp_path):
+@pytest.mark.parametrize(("folder", "growth"), CASES, indirect=["folder"])
+def test_exact_growth_keeps_the_logits(folder, growth, run, tmp_path):
     code, out, err = run(folder, tmp_path / "grown", "--growth", growth)
     assert (code, err) == (0, "")
     assert "keeps the function" in out
     found, expected = (folders.logits(path) for path in (tmp_path / "grown", folder))
-    # Weights of 16 bits are rounded where a share is no power of two: 8 of them.
-    narrow = {torch.float32: 2e-5, torch.bfloat16: 0.15}
+    # bfloat16 weights are rounded if a share is not a power of two.
+    tolerances = {torch.float32: 2e-5, torch.bfloat16: 0.15}
     (dtype,) = {tensor.dtype for tensor in folders.weights(folder).values()}
-    assert np.abs(found - expected).max() < narrow[dtype]
+    assert np.abs(found - expected).max() < tolerances[dtype]
     assert {tensor.dtype for tensor in folders.weights(tmp_path / "grown").values()} == {dtype}
 
 
 @pytest.mark.parametrize("growth", ["stack(2)", "layer_map(1-2*2-32)"])
-def test_copied_layers_are_those_of_the_source_bit_for_bit(folder, growth, run, tmp_path):
+def test_copied_layers_equal_source_layers_bit_for_bit(folder, growth, run, tmp_path):
     assert run(folder, tmp_path / "grown", "--growth", growth)[0] == 0
     sources = parse_growth(growth).axis_maps(read_folder(folder).model)["layers"].sources
     before, after = folders.weights(folder), folders.weights(tmp_path / "grown")
@@ -89,18 +89,18 @@ def test_copied_layers_are_those_of_the_source_bit_for_bit(folder, growth, run, 
 
 
 @pytest.mark.parametrize("growth", ["stack(2)", "width_split(mlp=2, split=uneven)"])
-def test_weights_of_float64_stay_as_exact_as_they_are(growth, run, tmp_path):
+def test_float64_weights_grow_in_float64(growth, run, tmp_path):
     folder = folders.write(tmp_path / "folder", "llama, float64")
     assert run(folder, tmp_path / "grown", "--growth", growth)[0] == 0
     before, after = folders.weights(folder), folders.weights(tmp_path / "grown")
     assert {tensor.dtype for tensor in after.values()} == {torch.float64}
     name = "model.layers.0.mlp.down_proj.weight"
     whole = after[name].reshape(16, -1, 20).sum(axis=1)
-    # In float32 they would be off by 1e-8.
+    # Float32 arithmetic would differ by 1e-8.
     np.testing.assert_allclose(whole, before[name], rtol=0, atol=1e-15)
 
 
-def test_what_is_stacked_after_it_was_split_is_one_growth(run, tmp_path):
+def test_split_then_stack_equals_the_composed_growth(run, tmp_path):
     folder = folders.write(tmp_path / "folder", "qwen2")
     split, stack = "width_split(mlp=2, split=uneven)", "stack(2)"
     run(folder, tmp_path / "split", "--growth", split)
@@ -109,7 +109,7 @@ def test_what_is_stacked_after_it_was_split_is_one_growth(run, tmp_path):
     folders.assert_same_weights(tmp_path / "both", tmp_path / "once")
 
 
-def test_a_card_tells_the_lineage_and_the_total_compute(run, tmp_path):
+def test_model_card_has_lineage_and_total_compute(run, tmp_path):
     folder = folders.write(tmp_path / "folder", "llama")
     (folder / "tokenizer.json").write_text("{}")
     (folder / "README.md").write_text("Of the small model.")
@@ -129,51 +129,51 @@ def test_a_card_tells_the_lineage_and_the_total_compute(run, tmp_path):
     assert (tmp_path / "twice" / "tokenizer.json").read_text() == "{}"
 
 
-def test_a_folder_tells_its_lineage(run, tmp_path):
+def test_inspect_prints_the_lineage_of_a_folder(run, tmp_path):
     folder = folders.write(tmp_path / "folder", "llama")
     run(folder, tmp_path / "grown", "--growth", "stack(2)", "--source-tokens", "1e9")
-    said = inspect(InspectConfig(run=str(tmp_path / "grown")))
-    first, second, total = (re.split("  +", line) for line in said.splitlines()[2:])
+    printed = inspect(InspectConfig(run=str(tmp_path / "grown")))
+    first, second, total = (re.split("  +", line) for line in printed.splitlines()[2:])
     assert (first[1], first[3], first[6]) == ("-", "1.00B", "from folder")
     assert second[1] == "stack(2)"
     assert total[1] == "1.00B"
 
 
-def test_a_card_says_what_is_not_known(run, tmp_path):
+def test_model_card_marks_unknown_source_tokens(run, tmp_path):
     folder = folders.write(tmp_path / "folder", "llama")
     assert run(folder, tmp_path / "grown", "--growth", "stack(2)")[0] == 0
     assert "is not known here" in (tmp_path / "grown" / "README.md").read_text()
 
 
-WRONG = {
+REFUSED = {
     "masks": (("--growth", "depth_random(factor=2, mask_tokens=8)"), "works only inside a run"),
     "moments": (
         ("--growth", "stack(2)", "--optimizer-state", "grow"),
         "optimizer_state is 'grow'",
     ),
-    "heads": (("--growth", "width_split(embed=9/8)"), "does not divide model.embed_dim 18"),
+    "width": (("--growth", "width_split(embed=9/8)"), "does not divide model.embed_dim 18"),
     "layer": (("--growth", "layer_map(1-4)"), "names layer 4"),
 }
 
 
-@pytest.mark.parametrize(("args", "said"), WRONG.values(), ids=WRONG)
-def test_what_cannot_be_is_one_line(args, said, run, tmp_path):
+@pytest.mark.parametrize(("args", "message"), REFUSED.values(), ids=REFUSED)
+def test_invalid_growth_is_refused_in_one_line(args, message, run, tmp_path):
     folder = folders.write(tmp_path / "folder", "llama")
     code, _, err = run(folder, tmp_path / "grown", *args)
     assert code == 2
     (line,) = err.splitlines()
-    assert said in line
+    assert message in line
     assert not (tmp_path / "grown").exists()
 
 
-def test_a_folder_is_not_written_into_a_bucket(run, tmp_path):
+def test_output_in_a_bucket_is_refused(run, tmp_path):
     folder = folders.write(tmp_path / "folder", "llama")
     code, _, err = run(folder, "gs://bucket/grown", "--growth", "stack(2)")
     assert (code, err.count("\n")) == (2, 1)
     assert "gs://bucket/grown: Hugging Face folders" in err
 
 
-def test_a_folder_that_tells_of_another_model_is_not_believed(run, tmp_path):
+def test_lineage_of_another_model_is_refused(run, tmp_path):
     folder = folders.write(tmp_path / "folder", "llama")
     run(folder, tmp_path / "grown", "--growth", "stack(2)")
     (tmp_path / "grown" / "stackjax.json").replace(folder / "stackjax.json")
@@ -189,12 +189,12 @@ from pathlib import Path
 import jax
 
 from stackjax.growth import parse_growth
-from stackjax.interop.folder import write_folder
+from stackjax.interop.folder import read_lineage, write_folder
 from stackjax.interop.grow_folder import grown_infos, grown_tensors
 from stackjax.interop.huggingface import read_folder, slots_by_kind
 
 
-def anonymous():
+def anonymous_memory():
     text = Path("/proc/self/status").read_text()
     return int(text.split("RssAnon:")[1].split()[0]) * 1024
 
@@ -208,16 +208,14 @@ def grow(path, target):
     return infos
 
 
-from stackjax.interop.folder import read_lineage
-
 LINEAGE = read_lineage(read_folder(Path(sys.argv[1])))
-grow(sys.argv[1], sys.argv[1] + ".grown")  # all of the code is loaded now
-before, peak, done = anonymous(), [0], threading.Event()
+grow(sys.argv[1], sys.argv[1] + ".grown")  # loads all code first
+before, peak, done = anonymous_memory(), [0], threading.Event()
 
 
 def watch():
     while not done.is_set():
-        peak[0] = max(peak[0], anonymous())
+        peak[0] = max(peak[0], anonymous_memory())
         time.sleep(0.001)
 
 
@@ -238,8 +236,8 @@ print(peak[0] - before, max(parameters.values()))
 
 
 @pytest.mark.parametrize("growth", ["stack(2)", "width_split(embed=2, mlp=2, heads=2)"])
-def test_memory_holds_one_parameter(growth, tmp_path):
-    # Large enough for what the compiler takes, tens of megabytes, to be little.
+def test_growth_holds_one_parameter_in_memory(growth, tmp_path):
+    # Parameters are much larger than the compiler's tens of megabytes.
     sizes = {"vocab_size": 16384, "hidden_size": 1024, "intermediate_size": 2048}
     small = folders.write(tmp_path / "small", "llama")
     large = folders.write(tmp_path / "large", "llama", 16, num_hidden_layers=3, **sizes)

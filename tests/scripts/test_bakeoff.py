@@ -1,4 +1,4 @@
-"""Comparisons of growths: shared first stages, a table of what was measured, a picture."""
+"""Comparisons of growth operators: shared first stages, table and figure."""
 
 import dataclasses
 import re
@@ -37,7 +37,7 @@ def get_runs(seed):
 
 @pytest.fixture
 def options(world, tmp_path, monkeypatch):
-    # Runs are made by processes of their own, which share what they compile.
+    # Runs are subprocesses that share a compilation cache.
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(world.path / "compilation_cache"))
     monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
     path = tmp_path / "compared.py"
@@ -45,7 +45,7 @@ def options(world, tmp_path, monkeypatch):
     return BakeoffConfig(config=path, seeds=1, jobs=2)
 
 
-def test_runs_share_first_stages_and_give_a_table(options, tmp_path, monkeypatch, capsys):
+def test_runs_share_the_first_stage_and_give_a_table(options, tmp_path, monkeypatch, capsys):
     bake(options)
     [base] = (path for path in tmp_path.glob("base-*") if path.is_dir())
     assert len(rows(base)) == 10
@@ -53,7 +53,7 @@ def test_runs_share_first_stages_and_give_a_table(options, tmp_path, monkeypatch
     for label, name in (("stack, d", "stac-0"), ("zero, d", "zero-0"), ("scratch", "scra-0")):
         found = rows(tmp_path / name)
         if label != "scratch":
-            # Up to the seam it is the shared run, but for the loss that the seam measures.
+            # Rows before growth are copied from the shared run.
             assert [row for row in found if row["stage"] == 0] == rows(base)
             assert sum(row["kind"] == "growth" for row in found) == 1
         finals[label] = [row["held_out_loss"] for row in found if "held_out_loss" in row][-1]
@@ -68,7 +68,7 @@ def test_runs_share_first_stages_and_give_a_table(options, tmp_path, monkeypatch
     assert order == sorted(finals, key=finals.get)
     assert (tmp_path / "table.png").stat().st_size > 10_000
 
-    # What is finished is not run again, and a lost run is made again from the shared stage.
+    # Finished runs are not repeated; a lost run restarts from the shared stage.
     written = (tmp_path / "stac-0" / "metrics.jsonl").stat().st_mtime_ns
     shutil.rmtree(tmp_path / "zero-0")
     bake(options)
@@ -77,7 +77,7 @@ def test_runs_share_first_stages_and_give_a_table(options, tmp_path, monkeypatch
 
 
 def spoiled(options, change):
-    """The same comparison, in which one run cannot start."""
+    """Returns the comparison with one run that cannot start."""
     path = options.config.with_name("spoiled.py")
     lines = [options.config.read_text(), "whole = get_runs", "def get_runs(seed):"]
     lines += ["    runs = whole(seed)", "    run = runs['zero, d']", *change]
@@ -134,7 +134,7 @@ def test_every_run_is_checked_before_the_first_starts(options, tmp_path, name):
 
 
 def test_failed_run_is_named_and_other_runs_are_kept(options, tmp_path, monkeypatch, capsys):
-    # The directory of one run is a file by the time that it starts.
+    # One run cannot start, because its directory is a file.
     monkeypatch.setattr(bakeoff, "_check_apart", lambda runs: None)
     (tmp_path / "scra-0").write_text("")
     with pytest.raises(UserError, match=r"1 of 3 runs failed, .*: scratch, seed 0\."):
@@ -154,7 +154,7 @@ def test_failed_run_is_named_and_other_runs_are_kept(options, tmp_path, monkeypa
         ({"config": Path("no.py")}, r"--config no.py: there is no such file"),
     ],
 )
-def test_wrong_names_are_refused(options, fields, message):
+def test_unknown_run_or_missing_config_is_refused(options, fields, message):
     with pytest.raises(ValueError, match=message):
         bake(BakeoffConfig(**{"config": options.config, **fields}))
 

@@ -1,4 +1,4 @@
-"""What a benchmark measures is there and adds up, and ends in JSON and in a page of tables."""
+"""Benchmarks: consistent measurements, JSON results and the page of tables."""
 
 import dataclasses
 import json
@@ -30,7 +30,7 @@ CPU = "no peak is known of 'cpu'"
 
 
 def run_config(path):
-    """A run of two stages whose data are not there."""
+    """Returns a run with two stages and a data path that does not exist."""
     data = DataConfig(path=str(path / "data"), seq_len=SEQ_LEN)
     model = tiny_model(num_layers=4)
     return tiny_run(path / "run", model=model, data=data)
@@ -38,7 +38,7 @@ def run_config(path):
 
 @pytest.fixture(scope="module", autouse=True)
 def small():
-    """Fewer steps and tokens."""
+    """Reduces steps and tokens."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(loop, "SYNTHETIC_TOKENS", 2**14)
         patch.setattr(loop, "BLOCK_STEPS", 2)
@@ -50,7 +50,7 @@ def small():
 
 @pytest.fixture(scope="module")
 def measured(tmp_path_factory):
-    """A config, and the JSON file of everything that is measured of its second phase."""
+    """A config, and the JSON file with all measurements of the second phase."""
     path = tmp_path_factory.mktemp("benchmark")
     config, out = run_config(path), path / "all.json"
     options = BenchmarkConfig(
@@ -72,7 +72,7 @@ def numbers(values):
 
 @pytest.fixture(scope="module")
 def values(measured):
-    """What was measured in each section, the last of its cases."""
+    """Measured values by section; the last case of each section."""
     return {row["section"]: row["values"] for row in rows_of(measured[1])}
 
 
@@ -85,7 +85,7 @@ def phase(measured):
     "section", ["machine", "model", "flops", "compile", "choice", *SECTIONS]
 )
 def test_every_section_has_positive_numbers(values, section):
-    # Differences of times, which noise may turn around at this size.
+    # Time differences may be negative at this size.
     differences = ("overhead_seconds", "share_of_step", "saved_seconds")
     found = numbers(values[section])
     assert found
@@ -123,7 +123,7 @@ def test_flops_match_formulas(values, phase):
     assert found["matmul_flops"] == tokens * flops.matmul_flops(model, SEQ_LEN)
     assert found["palm_flops"] == tokens * (6 * rest + 12 * attention)
     assert found["palm_causal_flops"] == tokens * (6 * rest + 6 * attention)
-    # At this width the norms, the softmax and the update count as well.
+    # XLA also counts the norms, the softmax and the update.
     assert found["xla_flops"] > found["matmul_flops"]
 
 
@@ -136,7 +136,7 @@ def test_bytes_match_the_state(measured, values, phase):
         for row in rows_of(measured[1])
         if row["section"] == "growth"
     }
-    # Steps are counted in four bytes: by the state, and by the optimizer.
+    # State and optimizer each have a step count with four bytes.
     assert grown == {
         "parameters": stored + 4,
         "reset": 3 * stored + 8,
@@ -145,7 +145,7 @@ def test_bytes_match_the_state(measured, values, phase):
     assert values["checkpoint"]["state_bytes"] == grown["reset"]
 
 
-def test_neutral_choice_needs_equal_memory(measured):
+def test_choice_without_effect_needs_equal_memory(measured):
     rows = [row for row in rows_of(measured[1]) if row["section"] in ("compile", "choice")]
     assert [row["case"] for row in rows] == ["", "as configured", f"loss_chunk={2 * SEQ_LEN}"]
     assert len({row["values"]["temporary_bytes"] for row in rows}) == 1
@@ -178,18 +178,18 @@ def test_file_has_command_and_versions_and_trace_exists(measured):
     assert report["config"]["data.seq_len"] == SEQ_LEN
     assert {"command", "date", "cpu", "num_cores", "XLA_FLAGS"} <= report.keys()
     assert list(out.parent.glob("trace/stage_1/train/**/*.xplane.pb"))
-    # Nothing is left beside the run.
+    # The benchmark leaves no run directory.
     assert not list(out.parent.glob("run*"))
 
 
 def measure(config, path, *sections, **fields):
-    """The values of a section and case of one phase, as the JSON file has them."""
+    """Returns the values in the JSON file by section and case."""
     out = path / "part.json"
     benchmark(BenchmarkConfig(config=path, sections=sections, out=out, **fields), config)
     return {(row["section"], row["case"]): row["values"] for row in rows_of(out)}
 
 
-def test_insufficient_memory_gives_a_reason(tmp_path, monkeypatch):
+def test_insufficient_memory_is_a_reason_for_missing_numbers(tmp_path, monkeypatch):
     memory = types.SimpleNamespace(available=8 * 2**10)
     monkeypatch.setattr(machine.psutil, "virtual_memory", lambda: memory)
     monkeypatch.setattr(module_of_choices, "choices", lambda *_: {})
@@ -204,7 +204,7 @@ def test_insufficient_memory_gives_a_reason(tmp_path, monkeypatch):
         ("choice", "as configured"): "a step",
     }.items():
         assert found[key] == {"not_measured": f"{what} {reason}"}
-    # What needs no memory is there.
+    # Compilation needs no device memory.
     assert found["compile", ""]["program_bytes"] > 2**10
 
 
@@ -219,7 +219,7 @@ def test_slow_steps_are_not_measured(tmp_path, monkeypatch):
         assert re.fullmatch(reason, found[key]["not_measured"])
 
 
-def test_fit_phase_gives_a_reason(tmp_path):
+def test_fit_phase_has_a_reason_for_missing_numbers(tmp_path):
     config = run_config(tmp_path)
     learned = dataclasses.replace(config.stages[1], growth=Learn(factor=2, fit_steps=3))
     config = dataclasses.replace(config, stages=(config.stages[0], learned))
@@ -249,12 +249,12 @@ def test_loader_reads_the_config_shards_if_they_exist(tmp_path):
         ({"out": Path("no/such/x.json")}, "--out is no/such/x.json, but there is no directory"),
     ],
 )
-def test_unknown_section_or_phase_is_refused(tmp_path, fields, message):
+def test_invalid_option_is_refused_with_field_and_value(tmp_path, fields, message):
     with pytest.raises(ValueError, match=message):
         benchmark(BenchmarkConfig(config=tmp_path, **fields), run_config(tmp_path))
 
 
-def test_wrong_option_gives_one_line(world, monkeypatch, capsys):
+def test_invalid_option_is_one_line(world, monkeypatch, capsys):
     args = [str(world.path / "config.py"), "--sections", "stp", "--model.num-layers", "4"]
     monkeypatch.setattr(sys, "argv", ["benchmark", *args])
     monkeypatch.setattr(jax.config, "update", lambda *_: None)
@@ -283,7 +283,7 @@ def test_page_has_every_table(measured, values, page):
         assert lines[-1].startswith("| all stage_1 ")
         assert f" {show(field, values[section][field])} " in lines[-1]
     assert "- **all**: `python -m scripts.benchmark" in text
-    # Written again, nothing changes.
+    # A second write changes nothing.
     write(PerformanceConfig(results=(measured[1],), page=page))
     assert page.read_text() == text
 

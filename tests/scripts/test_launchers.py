@@ -1,6 +1,6 @@
-"""Launchers: what they print is what they run, and what they run is what was asked for.
+"""Launchers for Slurm and TPUs: dry runs, executed commands and errors.
 
-None of the tools is called: executables of their names, first on PATH, stand in for them.
+Executables at the front of PATH stand in for the real tools.
 """
 
 import math
@@ -30,7 +30,7 @@ GKE = shlex.split("gke.sh --cluster a-cluster --zone a-zone --workload a-run")
 GKE += ["--type", "v5litepod-64", "--image", "an-image"]
 MORE = shlex.split("--cpus=12 --grace=600 --name n --partition p --account a --setup")
 
-# Every launch: its command, the tools that it calls, and words that it tells them.
+# Each launch: command, called tools, and words in their arguments.
 LAUNCHES = {
     "slurm": (
         [*SLURM, "--", *TRAIN],
@@ -87,25 +87,25 @@ MISTAKES = {
     "gke, nothing to train": (GKE, "end with -- --config FILE"),
 }
 
-# Writes down how it was called, and what it was given to read.
-NOTED = """{ printf '> %s:' "${0##*/}"; printf ' %q' "$@"; echo; cat; } >>"$NOTES"\n"""
-# Stand-ins that do, on this machine, what the tools would do on others; `wait` for what ssh
-# leaves running, since the test reads what it wrote.
-ACTING = {
+# Logs arguments and stdin.
+LOG = """{ printf '> %s:' "${0##*/}"; printf ' %q' "$@"; echo; cat; } >>"$NOTES"\n"""
+# Stand-ins that run the command locally. `wait` lets background jobs of ssh finish, because
+# the test reads their output.
+LOCAL_TOOLS = {
     "sbatch": 'cat >"$NOTES.batch"; exec bash "$NOTES.batch"\n',
     "srun": 'while [[ "$1" == --* ]]; do shift; done; exec "$@"\n',
-    "scontrol": NOTED,
+    "scontrol": LOG,
     "xpk": """for arg; do [[ "$arg" != --command=* ]] || bash -c "${arg#*=}"; done\n""",
     "gcloud": """cd "$HOME"
 for arg; do [[ "$arg" != --command=* ]] || bash -c "${arg#*=}
 wait"; done\n""",
     "python": """printf '%s\\n' "$PWD" "$@" >"$NOTES.train"; exit "$CODE"\n""",
 }
-NOTING = dict.fromkeys(("sbatch", "srun", "gcloud", "xpk", "tar"), NOTED)
+LOGGING_TOOLS = dict.fromkeys(("sbatch", "srun", "gcloud", "xpk", "tar"), LOG)
 
 
 def execute(path: Path, tools: dict[str, str], *args: str, **env: str):
-    """Runs a command that finds `tools` first; returns how it ended, and their notes."""
+    """Runs a command with `tools` first on PATH; returns the result and the logged calls."""
     tools_path, notes = path / "tools", path / "notes"
     tools_path.mkdir(parents=True)
     for name, body in tools.items():
@@ -124,7 +124,7 @@ def execute(path: Path, tools: dict[str, str], *args: str, **env: str):
 
 
 def launch(path: Path, tools: dict[str, str], command: list[str], *more: str, **env: str):
-    """Runs a launcher; `more` comes before what it passes on."""
+    """Runs a launcher; the arguments `more` precede `--`."""
     end = command.index("--") if "--" in command else len(command)
     words = [*command[1:end], *more, *command[end:]]
     return execute(path, tools, str(ROOT / "scripts" / command[0]), *words, **env)
@@ -138,9 +138,9 @@ def test_shellcheck_finds_nothing(script):
 
 
 @pytest.mark.parametrize("name", LAUNCHES)
-def test_dry_run_prints_options_and_runs_nothing(name, tmp_path):
+def test_dry_run_prints_the_command_and_runs_nothing(name, tmp_path):
     command, _, words = LAUNCHES[name]
-    ended, notes = launch(tmp_path, NOTING, command, "--dry-run")
+    ended, notes = launch(tmp_path, LOGGING_TOOLS, command, "--dry-run")
     assert (ended.returncode, ended.stderr, notes) == (0, "", "")
     for word in words.split():
         assert word in ended.stdout
@@ -150,9 +150,9 @@ def test_dry_run_prints_options_and_runs_nothing(name, tmp_path):
 @pytest.mark.parametrize("name", LAUNCHES)
 def test_printed_command_is_the_executed_command(name, tmp_path):
     command, tools, _ = LAUNCHES[name]
-    printed, _ = launch(tmp_path / "dry", NOTING, command, "--dry-run")
-    pasted, expected = execute(tmp_path / "pasted", NOTING, "bash", "-c", printed.stdout)
-    ran, notes = launch(tmp_path / "run", NOTING, command)
+    printed, _ = launch(tmp_path / "dry", LOGGING_TOOLS, command, "--dry-run")
+    pasted, expected = execute(tmp_path / "pasted", LOGGING_TOOLS, "bash", "-c", printed.stdout)
+    ran, notes = launch(tmp_path / "run", LOGGING_TOOLS, command)
     assert (pasted.returncode, ran.returncode) == (0, 0)
     assert notes == expected
     assert re.findall(r"^> (\w+):", notes, re.MULTILINE) == tools
@@ -160,11 +160,11 @@ def test_printed_command_is_the_executed_command(name, tmp_path):
 
 @pytest.mark.parametrize("name", ["slurm", "slurm, every option"])
 def test_batch_script_parses_and_starts_with_options(name, tmp_path):
-    printed, _ = launch(tmp_path, NOTING, LAUNCHES[name][0], "--dry-run")
+    printed, _ = launch(tmp_path, LOGGING_TOOLS, LAUNCHES[name][0], "--dry-run")
     batch = printed.stdout.removeprefix("sbatch <<'BATCH'\n").partition("\nBATCH\n")[0]
     first, *lines = batch.splitlines()
     assert first == "#!/usr/bin/env bash"
-    # Slurm reads no options after the first line that is neither comment nor blank.
+    # Slurm ignores options after the first command.
     options = [line.startswith("#SBATCH --") for line in lines]
     assert options == sorted(options, reverse=True)
     subprocess.run(["bash", "-n"], input=batch, text=True, check=True)
@@ -175,7 +175,7 @@ def test_arguments_after_dashes_reach_training_unchanged(name, tmp_path):
     home = tmp_path / "stackjax"
     (home / ".venv" / "bin").mkdir(parents=True)
     (home / ".venv" / "bin" / "python").symlink_to(tmp_path / "tools" / "python")
-    launch(tmp_path, ACTING, LAUNCHES[name][0], HOME=str(tmp_path), CODE="0")
+    launch(tmp_path, LOCAL_TOOLS, LAUNCHES[name][0], HOME=str(tmp_path), CODE="0")
     place, *words = (tmp_path / "notes.train").read_text().splitlines()
     assert words == ["-m", "stackjax.train", *TRAIN]
     assert Path(place) == (home if name == "run" else ROOT)
@@ -184,39 +184,39 @@ def test_arguments_after_dashes_reach_training_unchanged(name, tmp_path):
 @pytest.mark.parametrize(("code", "is_queued"), [(0, False), (2, False), (143, True)])
 def test_only_a_preempted_run_is_requeued(code, is_queued, tmp_path):
     job = {"CODE": str(code), "SLURM_JOB_ID": "7"}
-    ended, notes = launch(tmp_path, ACTING, LAUNCHES["slurm"][0], **job)
+    ended, notes = launch(tmp_path, LOCAL_TOOLS, LAUNCHES["slurm"][0], **job)
     assert ended.returncode == code
     assert notes == ("> scontrol: requeue 7\n" if is_queued else "")
 
 
 @pytest.mark.parametrize("name", MISTAKES)
 def test_error_is_one_line_with_exit_code_2(name, tmp_path):
-    command, said = MISTAKES[name]
-    ended, notes = launch(tmp_path, NOTING, command)
+    command, message = MISTAKES[name]
+    ended, notes = launch(tmp_path, LOGGING_TOOLS, command)
     assert (ended.returncode, ended.stdout, notes) == (2, "", "")
     way_out = f"; scripts/{command[0]} --help lists all options.\n"
     assert ended.stderr.startswith("error: ") and ended.stderr.endswith(way_out)
-    assert said in ended.stderr
+    assert message in ended.stderr
     assert ended.stderr.count("\n") == 1
 
 
 @pytest.mark.parametrize("script", ["slurm.sh", "tpu_vm.sh", "gke.sh"])
-def test_help_has_every_option(script, tmp_path):
+def test_help_lists_every_option(script, tmp_path):
     text = (ROOT / "scripts" / script).read_text()
     arms = re.findall(r"^ {4}(--[a-z-]+(?: \| --[a-z-]+)*)\)", text, re.MULTILINE)
     options = {option for arm in arms for option in arm.split(" | ")}
-    ended, notes = launch(tmp_path, NOTING, [script], "--help")
+    ended, notes = launch(tmp_path, LOGGING_TOOLS, [script], "--help")
     assert (ended.returncode, ended.stderr, notes) == (0, "", "")
     assert set(re.findall(r"^ {2}(--[a-z-]+)", ended.stdout, re.MULTILINE)) == options
 
 
 def examples() -> list[tuple[str, int]]:
-    """The commands of docs/clusters.md that start a run, and on how many devices."""
+    """Returns each training command in docs/clusters.md and the number of devices."""
     text = (ROOT / "docs" / "clusters.md").read_text().replace("\\\n", " ")
     found = []
     for block in re.findall(r"```\n(.*?)```", text, re.DOTALL):
         for line in re.findall(r"^.*--config.*$", block, re.MULTILINE):
-            # Training alone is on one host of 8; a slice has its size where it is created.
+            # A plain training command has 8 devices; the `create` command sizes a slice.
             sizes = re.findall(r"--(?:nodes|gpus) (\d+)", line)
             chips = re.findall(r"--type v5litepod-(\d+)", block)
             found.append((" ".join(line.split()), math.prod(map(int, sizes or chips or [8]))))
@@ -227,7 +227,9 @@ def examples() -> list[tuple[str, int]]:
 def test_examples_in_the_docs_fit_their_devices(example, num_devices, tmp_path):
     command, _, rest = example.partition(" -- ")
     if command.startswith("scripts/"):
-        ended, _ = execute(tmp_path, NOTING, *shlex.split(command), "--dry-run", "--", rest)
+        ended, _ = execute(
+            tmp_path, LOGGING_TOOLS, *shlex.split(command), "--dry-run", "--", rest
+        )
         assert (ended.returncode, ended.stderr) == (0, "")
     else:
         rest = example.removeprefix("python -m stackjax.train ")

@@ -1,4 +1,4 @@
-"""Comparisons with peers: turns, medians, ratios, and what is refused. No peer is needed."""
+"""Comparisons with other codebases: turns, medians, ratios and errors. All peers are fake."""
 
 import importlib.metadata
 import io
@@ -23,7 +23,7 @@ for request, value in zip(sys.stdin, seconds):
     open(os.environ["TURNS"], "a").write(name + request)
     answer(seconds=value, loss=4.0, peak_rss_mb=value)
 """
-# Seconds of three rounds of two steps: 2 x 8 x 256 tokens.
+# Seconds per round; a round has two steps with 8 x 256 tokens each.
 SECONDS = {"stackjax": [1.0, 0.5, 2.0], "plain": [2.0, 1.0, 4.0], "litgpt": [0.5, 0.5, 0.5]}
 
 
@@ -49,12 +49,12 @@ def test_throughput_is_the_median_over_rounds(measured):
         assert known[name] == ratio * known["plain"]
 
 
-def test_the_table_is_sorted_and_divides_by_the_fastest_jax_peer(measured):
+def test_table_is_sorted_with_ratios_to_the_fastest_jax_peer(measured):
     lines = table(measured, "tiny").splitlines()
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines[2:-2]]
     assert "over plain" in lines[0]
     assert [row[0] for row in rows] == ["litgpt", "stackjax", "plain", "levanter", "nanodo"]
-    # The tenth percentile of three lies a fifth of the way from the first to the second.
+    # The tenth percentile of three values: 0.8 of the first plus 0.2 of the second.
     assert rows[1][1:5] == ["4,096", "2,458", "7,373", "2.00"]
     assert rows[1][6:] == ["2", "6.00 to 4.00"]
     assert [row[4] for row in rows] == ["4.00", "2.00", "1.00", "0.91", "0.90"]
@@ -89,7 +89,7 @@ def test_crashed_worker_ends_the_comparison_with_its_log(tmp_path):
 
 
 def falling(by: float) -> Peer:
-    """Returns a peer whose state is its loss, which falls by so much at each step."""
+    """Returns a peer with the loss as state; each step reduces the loss by `by`."""
     return Peer(
         step=lambda loss, by: (loss - by, loss),
         state=6.0,
@@ -105,7 +105,7 @@ def test_worker_answers_each_line_with_times():
     started, warm, first, second = map(json.loads, answers.getvalue().splitlines())
     assert started == {"num_params": 1}
     assert warm["losses"] == [6.0, 5.0]
-    # One step goes before those of each line.
+    # Each line runs one extra step first.
     assert (first["loss"], second["loss"]) == (3.5, 1.5)
     assert first["seconds"] > 0
     assert first["peak_rss_mb"] > 1
@@ -128,7 +128,7 @@ def test_python_for_unknown_peer_is_refused(pair):
         interpreters(config)
 
 
-def test_versions_of_all_pythons():
+def test_versions_of_all_pythons_are_listed():
     jax = importlib.metadata.version("jax")
     torch, transformers = map(importlib.metadata.version, ("torch", "transformers"))
     pythons = dict.fromkeys(("stackjax", "plain", "transformers"), sys.executable)

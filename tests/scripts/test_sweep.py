@@ -1,4 +1,4 @@
-"""A grid of runs that branch off one small model, killed and run again, ends in one table."""
+"""Sweeps over growth timings: shared small model, resumption and reports."""
 
 import dataclasses
 import os
@@ -18,7 +18,7 @@ from stackjax.runtime.errors import UserError
 from stackjax.training.expand import expand
 from stackjax.training.stages import stage_models
 
-# The small model's rate must not depend on when it grows.
+# The small model's learning rate must not depend on the growth timing.
 CONFIG = """
 import dataclasses
 from pathlib import Path
@@ -49,7 +49,7 @@ def options(world, path, **fields):
 
 @pytest.fixture
 def environment(world, monkeypatch):
-    # Runs are made by processes of their own, which share what they compile.
+    # Runs are subprocesses that share a compilation cache.
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(world.path / "compilation_cache"))
     monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 
@@ -59,7 +59,7 @@ def test_cells_have_equal_cost_and_equal_small_model(world, tmp_path):
     assert len(runs) == 2 * (2 * 2 + 1)
     ends = [expand(config)[-1] for config in runs.values()]
     budgets = {phase.end.flops_6nd // (STEP * flops_6nd(phase.model)) for phase in ends}
-    # Up to a step of the large model.
+    # Costs differ by at most one step of the large model.
     assert max(budgets) - min(budgets) <= 1
     for (name, seed), config in runs.items():
         assert config.seed == seed
@@ -81,7 +81,7 @@ def test_randomly_killed_sweep_resumes_to_an_equal_table(world, tmp_path, enviro
         tokens = int(name.split("-")[1].split("_")[0])
         small = [row for row in found if row["tokens"] <= tokens and row["kind"] == "train"]
         trunk = [row for row in rows(base) if row["kind"] == "train"]
-        # The rows of the one small model, as far as the cell had it.
+        # The cell's first rows are copied from the shared small model.
         assert small == trunk[: len(small)]
         assert len(small) == tokens / STEP
     table = (cells / "comparison" / "isoflop" / "isoflop.md").read_text()
@@ -108,7 +108,7 @@ def test_randomly_killed_sweep_resumes_to_an_equal_table(world, tmp_path, enviro
     sweep(given)
     found = (killed / "cells" / "comparison" / "isoflop" / "isoflop.md").read_text()
     assert found.replace("/killed/", "/whole/") == table
-    # What is finished is not run again.
+    # Finished runs are not repeated.
     written = (cells / "scratch-seed_0" / "metrics.jsonl").stat().st_mtime_ns
     sweep(options(world, whole))
     assert (cells / "scratch-seed_0" / "metrics.jsonl").stat().st_mtime_ns == written
@@ -144,7 +144,7 @@ def test_invalid_cell_is_found_before_training(world, tmp_path, dry_run):
     given = dataclasses.replace(given, flops=float(flops))
     cells = grid(given)
     early, late = (cells[f"stack(2), {d} tokens", 0].stages[-1].tokens for d in (384, 640))
-    # As long as the last stage of the early timing, whose small model trains for less.
+    # The warm-up fits into the last stage after early growth, but not after late growth.
     assert late < early
     line = f"last = dataclasses.replace(last, schedule=Schedule(warmup_tokens={early}))"
     text = given.config.read_text()
