@@ -1,4 +1,4 @@
-"""Run directories without training: a config and rows of metrics."""
+"""Run directories with a config and rows of metrics, written without training."""
 
 import json
 
@@ -23,7 +23,7 @@ def record_run(path, config, rows, *, data="shards", tokenizer="bytes", **fields
 
 
 def row(kind, stage, flops, loss, tokens=None):
-    """Returns a row; a token costs a million FLOPs, and two devices train 1000 tokens/s."""
+    """Returns a row; a token costs 1e6 FLOPs, and two devices train 1000 tokens/s."""
     found = {"kind": kind, "phase": stage, "stage": stage, "step": 1, "examples": 1}
     tokens = int(flops / 1e6) if tokens is None else tokens
     found |= {"tokens": tokens, "flops_6nd": int(flops), "flops": int(2 * flops)}

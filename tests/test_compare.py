@@ -1,4 +1,4 @@
-"""Comparisons recover a known speed-up, and refuse runs without comparable losses."""
+"""Comparisons of runs: speed-ups, intervals, reports and incomparable runs."""
 
 import dataclasses
 import itertools
@@ -36,18 +36,18 @@ from stackjax.runtime.errors import UserError
 from stackjax.training.phase import Counts
 from stackjax.training.train_state import TrainState
 
-# A loss of 3 at 1e15 FLOPs, falling to two thirds of it for each factor of 100.
+# The loss is 3 at 1e15 FLOPs; 100 times the FLOPs reduce the loss to two thirds.
 POWER = math.log(2 / 3) / math.log(100)
 FLOPS = 1e15
 
 
 def losses(flops, speedup=0.0):
-    """The power law of a run with a speed-up."""
+    """Returns power-law losses of a run with a speed-up."""
     return 3 * (np.asarray(flops) * (1 + speedup) / FLOPS) ** POWER
 
 
 def curve(speedup=0.0, *, noise=0.0, points=40, last=1e17, drop=0.0, rng=None):
-    """A run's curve, with noise in its losses and points missing at random."""
+    """Returns a loss curve with noise and randomly missing points."""
     costs = np.geomspace(FLOPS, last, points)
     values = losses(costs, speedup)
     if rng is not None:
@@ -74,10 +74,10 @@ def test_intervals_cover_the_truth_despite_noise_and_missing_points():
         estimate = speedup_at_loss(*sides, 2.4).estimate
         covered += estimate.low <= 0.5 <= estimate.high
         values.append(estimate.value)
-    # Welch's interval is wide for three seeds; 0.9 and 0.99 are six deviations apart.
+    # Welch's intervals are wide for three seeds. The bounds are six standard errors apart.
     assert 0.9 <= covered / 200 <= 0.99
-    # A loss 0.5 % off is 5.7 % of the FLOPs off: 7 % of 1.5 for two means of three such
-    # points, of which smoothing leaves less.
+    # A loss error of 0.5 % is a FLOPs error of 5.7 %. Means over three seeds on both sides give
+    # an error of 0.07, reduced by smoothing.
     assert np.median(values) == pytest.approx(0.5, abs=0.01)
     assert np.std(values) < 0.07
 
@@ -100,7 +100,7 @@ def test_loss_reached_by_one_side_gives_a_bound():
     found = speedup_at_loss([short], [curve(0.5)], losses(1.2e16))
     assert found.is_bound == ">"
     assert found.estimate.value > 0
-    # The truth, 0.5, is more than what is known.
+    # The bound is below the true speed-up of 0.5.
     assert found.estimate.value < 0.5
     mirrored = speedup_at_loss([curve()], [curve(0.5, last=1e16)], losses(2e16))
     assert mirrored.is_bound == "<"
@@ -111,12 +111,12 @@ def test_loss_reached_by_one_side_gives_a_bound():
     assert (before.is_bound, before.estimate) == ("-", None)
 
 
-def test_crossing_of_curves():
+def test_crossing_is_the_cost_of_equal_losses():
     always, never = curve(0.2), curve(-0.2)
     assert crossing([curve()], [always]) == pytest.approx(FLOPS)
     assert crossing([curve()], [never]) is None
     costs = np.geomspace(FLOPS, 1e17, 60)
-    # Steeper, and equal at 1e16.
+    # A steeper curve with equal loss at 1e16 FLOPs.
     steeper = losses(1e16) * (costs / 1e16) ** (1.5 * POWER)
     found = crossing([curve()], [Curve({"flops": costs}, steeper).over("flops")])
     assert found == pytest.approx(1e16, rel=0.01)
@@ -128,7 +128,7 @@ def test_runs_without_common_cost_do_not_cross():
     assert crossing([early], [late]) is None
 
 
-def test_budget_gives_losses_gap_and_speedup():
+def test_losses_gap_and_speedup_are_interpolated_at_a_budget():
     found = at_budget([curve()], [curve(0.5)], 1e16)
     assert found.scratch == pytest.approx(losses(1e16), rel=1e-4)
     assert found.grown == pytest.approx(losses(1e16, 0.5), rel=1e-4)
@@ -160,10 +160,10 @@ def write_run(
     layers=(),
     **fields,
 ):
-    """A run directory whose last model's losses follow the power law.
+    """Writes a run directory; losses of the last model follow the power law.
 
     Args:
-      layers: Rows of its layers, besides.
+      layers: Additional rows of layer statistics.
     """
     stages = (Stage(tokens=640, batch_size=8),)
     if grown:
@@ -184,7 +184,7 @@ def write_run(
 
 
 def layer_rows(*, similar=True, last=1e17):
-    """Rows of layers at the seam, where six new layers add nothing, and later."""
+    """Returns layer statistics at growth, with six new layers that add nothing, and later."""
     before = {"contribution_before": [0.5] * 6, "norm_before": [0.1] * 6}
     seam = {"contribution": [0.5] * 6 + [0.0] * 6, "norm": [0.1] * 12}
     later = {"contribution": [0.25] * 12, "norm": [0.2] * 12}
@@ -194,8 +194,8 @@ def layer_rows(*, similar=True, last=1e17):
     return found if last is None else [*found, row("layers", 1, last, None) | later]
 
 
-def older(path):
-    """A run without recorded tokenizer."""
+def run_without_tokenizer(path):
+    """Writes a run without a recorded tokenizer."""
     record = write_run(path) / "config.json"
     fields = json.loads(record.read_text())
     del fields["tokenizer"]
@@ -205,7 +205,7 @@ def older(path):
 
 @pytest.fixture
 def runs(tmp_path):
-    """Three seeds of scratch, and of a growth that spends a third less."""
+    """Three seeds of scratch, and of a growth with a speed-up of 0.5."""
     return [
         write_run(tmp_path / f"{name}-{seed}", seed=seed, grown=grown, speedup=s, noise=0.003)
         for name, grown, s in (("scratch", False, 0.0), ("grown", True, 0.5))
@@ -231,7 +231,7 @@ def test_default_losses_are_reached_by_every_scratch_seed(runs):
     last = [record.curve("held_out").over("flops_6nd").last_loss for record in scratch.records]
     assert max(last) in found.at_losses
     assert found.at_losses[max(last)]["flops_6nd"].is_bound == ""
-    # A mean of them would be out of reach for one.
+    # The worst seed does not reach the mean.
     assert np.mean(last) < max(last)
 
 
@@ -262,7 +262,7 @@ def test_report_has_table_json_figures_and_self_contained_page(runs, tmp_path):
     html = (out / "index.html").read_text()
     assert html.count("<svg") == 3
     assert "<script" not in html
-    # Namespaces name addresses, and nothing is fetched from them.
+    # Addresses occur only as XML namespaces; the page loads nothing.
     assert "src=" not in html
     assert "@import" not in html
     assert "currentColor" in html
@@ -284,7 +284,7 @@ def test_report_shows_layer_statistics_if_measured(tmp_path):
     write(CompareConfig(runs=tuple(paths), output=tmp_path / "out"))
     assert (tmp_path / "out" / "layers-1.png").exists()
     html = (tmp_path / "out" / "index.html").read_text()
-    # Of the first seed alone.
+    # Only the first seed has a layer figure.
     assert html.count("<svg") == 4
     assert html.count("<figcaption>") == 1
     assert "seed 3: the mean cosine similarity" in html
@@ -302,19 +302,19 @@ def test_layer_figure_has_a_panel_per_statistic(tmp_path):
     ends = [line.get_ydata()[-1] for line in similarity.lines]
     assert np.isnan(ends[0])
     assert ends[1:] == [0.5] * 11
-    # Tokens count from the growth, which was at 5e8 of them.
+    # The x axis has the tokens since growth, which was at 5e8 tokens.
     assert list(similarity.lines[0].get_xdata()) == [0, 1e11 - 5e8]
     record, no_copies = drawn("no copies", layer_rows(similar=False))
     assert len(no_copies.axes) == 2
     assert "similarity" not in caption(record, "wide")
     _, at_the_seam = drawn("at the seam", layer_rows(last=None))
     assert [len(plot.lines) for plot in at_the_seam.axes] == [12, 2, 2]
-    # Measured from after the growth on, and not at all.
+    # Statistics begin after growth, or are missing.
     for name, rows in (("late", layer_rows()[1:]), ("never", [])):
         assert drawn(name, rows)[1] is None
 
 
-def test_losing_growth_is_reported(tmp_path):
+def test_negative_speedup_is_reported(tmp_path):
     paths = [
         write_run(tmp_path / "scratch", grown=False),
         write_run(tmp_path / "grown", speedup=-0.2),
@@ -346,7 +346,7 @@ def test_incomparable_runs_are_refused_with_the_field(tmp_path, name):
         group([read_record(path) for path in paths])
 
 
-def test_execution_fields_do_not_matter(tmp_path):
+def test_runs_may_differ_in_execution_fields(tmp_path):
     paths = [
         write_run(tmp_path / "scratch", grown=False),
         write_run(tmp_path / "grown", **{"model.remat": "full", "model.scan_unroll": 0}),
@@ -363,7 +363,10 @@ def test_missing_side_or_duplicate_run_is_refused_in_one_line(tmp_path, monkeypa
         ([scratch], "1 of 1 trainings"),
         ([scratch, again, grown], "equal seeds"),
         ([scratch, tmp_path], "has no config.json"),
-        ([scratch, older(tmp_path / "older")], "is damaged: tokenizer is missing"),
+        (
+            [scratch, run_without_tokenizer(tmp_path / "no tokenizer")],
+            "is damaged: tokenizer is missing",
+        ),
     ]
     for paths, message in cases:
         monkeypatch.setattr("sys.argv", ["compare", *map(str, paths)])
@@ -378,7 +381,7 @@ def test_missing_side_or_duplicate_run_is_refused_in_one_line(tmp_path, monkeypa
 
 
 def started_from(path, *, generations, speedup=0.0, seed=0, grown=False):
-    """A run with an initial model, and a checkpoint with its lineage."""
+    """Writes a run with an initial model and a checkpoint with a lineage."""
     run = write_run(path, seed=seed, grown=grown, speedup=speedup, **{"init_from": "elsewhere"})
     small = tiny_model(num_layers=3)
     lineage = [
@@ -407,9 +410,7 @@ def test_run_is_charged_for_its_initial_model(tmp_path):
     assert record.growth_tokens == [500_000_000]
 
 
-def test_growth_before_the_run_counts_and_its_charge_is_reported(
-    tmp_path,
-):
+def test_growth_before_the_run_is_charged_and_reported(tmp_path):
     scratch = write_run(tmp_path / "scratch", grown=False)
     grown = started_from(
         tmp_path / "grown", generations=[(None, SMALL), ("stack(2)", Counts())], speedup=0.5
@@ -421,7 +422,7 @@ def test_growth_before_the_run_counts_and_its_charge_is_reported(
     assert found["runs"][1]["charged"]["flops_6nd"] == 5 * 10**14
     assert found["runs"][1]["device_seconds"] is None
     assert not (tmp_path / "out" / "loss_over_device_seconds.png").exists()
-    # What is not charged would be 50 %.
+    # Without the charge, the speed-up would be 0.5.
     budget = found["comparisons"][0]["at_losses"][-1]["flops_6nd"]["estimate"]["value"]
     assert budget < 0.5
 
@@ -456,11 +457,11 @@ def test_group_members_differ_only_in_seed_and_execution(tmp_path):
     names = map(str, itertools.count())
     first = read_record(write_run(tmp_path / "first"))
 
-    def alike(**fields):
+    def is_same_training(**fields):
         other = read_record(write_run(tmp_path / next(names), seed=1, **fields))
         return first.training == other.training
 
-    assert alike()
+    assert is_same_training()
     executed = {
         "model.remat": "full",
         "stages.1.accumulate": 2,
@@ -468,12 +469,12 @@ def test_group_members_differ_only_in_seed_and_execution(tmp_path):
         "data.num_workers": 3,
         "mesh.fsdp": 8,
     }
-    assert alike(**executed)
+    assert is_same_training(**executed)
     config = first.config
     for field in ("optimizer.b2", "stages.1.batch_size", "stages.0.tokens", "optimizer.z_loss"):
-        assert not alike(**{field: config[field] + 1}), field
-    assert not alike(data="others")
-    assert not alike(**{"optimizer.schedule.shape": "wsd"})
+        assert not is_same_training(**{field: config[field] + 1}), field
+    assert not is_same_training(data="others")
+    assert not is_same_training(**{"optimizer.schedule.shape": "wsd"})
 
 
 def test_unequal_settings_are_reported_with_values(tmp_path):
@@ -491,8 +492,8 @@ def test_unequal_settings_are_reported_with_values(tmp_path):
 # Headlines.
 
 
-def slower(path, factor):
-    """Makes the devices of a run slower."""
+def slow_down(path, factor):
+    """Divides the tokens/s of a run by a factor."""
     file = path / "metrics.jsonl"
     found = [json.loads(line) for line in file.read_text().splitlines()]
     for each in found:
@@ -502,22 +503,22 @@ def slower(path, factor):
     return path
 
 
-def test_headline_reports_costs_with_opposite_sign(tmp_path):
+def test_headline_names_costs_with_the_opposite_result(tmp_path):
     paths = [
         write_run(tmp_path / "scratch", grown=False),
-        slower(write_run(tmp_path / "grown", speedup=0.5), 3),
+        slow_down(write_run(tmp_path / "grown", speedup=0.5), 3),
     ]
     headline = write(CompareConfig(runs=tuple(paths), output=tmp_path / "out")).splitlines()[0]
     assert "a speed-up of +50.0 % (one seed of scratch and of grown; no interval)" in headline
     assert headline.endswith("loses in device-seconds (-50.0 %).")
     paths[1] = write_run(tmp_path / "other", speedup=-0.2)
-    slower(paths[0], 3)
+    slow_down(paths[0], 3)
     headline = write(CompareConfig(runs=tuple(paths), output=tmp_path / "out")).splitlines()[0]
     assert "a speed-up of -20.0 %" in headline
     assert headline.endswith("wins in device-seconds (+140.0 %).")
 
 
-def test_zero_speedup_and_interval_with_zero_are_reported(tmp_path):
+def test_zero_speedup_and_interval_around_zero_are_reported(tmp_path):
     paths = [
         write_run(tmp_path / f"{grown}-{seed}", grown=grown, seed=seed, noise=0.003 * noisy)
         for grown in (False, True)
@@ -589,10 +590,7 @@ DAMAGED = {
     "no rows": (lambda run: (run / "metrics.jsonl").write_text(""), "no training rows"),
     "no file": (lambda run: (run / "metrics.jsonl").unlink(), "no training rows"),
     "no config": (lambda run: (run / "config.json").write_text(""), "config.json is damaged"),
-    "a list": (
-        lambda run: (run / "config.json").write_text("[]"),
-        "it is []",
-    ),
+    "a list": (lambda run: (run / "config.json").write_text("[]"), "it is []"),
     "no seed": (
         lambda run: (run / "config.json").write_text(
             json.dumps({"config": {"model_is": "target"}, "data": "", "tokenizer": ""})
@@ -637,7 +635,7 @@ def test_run_is_finished_at_the_end_of_its_last_stage(tmp_path):
         (run / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in found))
         return read_record(run).is_finished
 
-    # A step is 64 tokens, and 1000 tokens are 16 of them.
+    # A step has 64 tokens, so 1000 tokens are 16 steps.
     assert is_finished("whole", 640 + 1024)
     assert not is_finished("a step before", 640 + 960)
     half = {"stages.1.tokens": None, "stages.1.fraction": 0.5}

@@ -1,4 +1,4 @@
-"""Planted best timings, best factors and timing laws are recovered."""
+"""IsoFLOP analysis: best timings, best factors, timing laws and reports."""
 
 import dataclasses
 import itertools
@@ -32,14 +32,14 @@ def model_of(dim):
 
 
 def loss_of(model, d, factor, flops):
-    """A power law of compute, and a parabola around the best timing and the best factor."""
+    """Returns a power law of compute plus parabolas around the best timing and factor."""
     late = math.log10(d / PLANTED(num_params(model), flops))
     large = math.log10(factor / BEST_FACTOR)
     return 3 * (flops / 1e15) ** -0.3 + 0.02 * late**2 + 0.03 * large**2
 
 
 def write_cell(path, dim, d, factor, seed=0, growth=None, **fields):
-    """The run of a timing and a factor; a factor of 1 is scratch."""
+    """Writes a run with a growth timing and factor; a factor of 1 is scratch."""
     model = model_of(dim)
     stages = (Stage(tokens=max(640, int(d)), batch_size=8),)
     rows = [row("train", 0, 1e12, 5.0)]
@@ -50,7 +50,7 @@ def write_cell(path, dim, d, factor, seed=0, growth=None, **fields):
     for share in (0.25, 0.5, 0.75, 1.0):
         flops = share * BUDGET
         loss = 2.9 if factor == 1 else loss_of(model, int(d), factor, flops)
-        # Tokens count on from the small model's, and no loss depends on them.
+        # Tokens include the small model's tokens; losses do not depend on tokens.
         rows.append(row("evaluation", last, flops, loss + 0.1 * (1 - share), int(d + flops)))
     config = dataclasses.replace(tiny_run(path, model=model), stages=stages, seed=seed)
     return record_run(path, config, rows, **fields)
@@ -58,7 +58,7 @@ def write_cell(path, dim, d, factor, seed=0, growth=None, **fields):
 
 @pytest.fixture(scope="module")
 def cells(tmp_path_factory):
-    """Three sizes, each with four timings of a factor, three factors at one, and scratch."""
+    """Runs of three sizes: scratch, four timings at one factor, three factors at one timing."""
     path = tmp_path_factory.mktemp("cells")
     found = []
     for dim in DIMS:
@@ -69,13 +69,13 @@ def cells(tmp_path_factory):
     return found
 
 
-def test_planted_best_timing_is_found_for_every_size_and_budget(cells):
+def test_planted_best_timing_is_recovered_for_every_size_and_budget(cells):
     found = find_optima([read_record(path) for path in cells], "held_out")
-    of_three = [each for each in found.timings if each.fixed == "stack(3)"]
-    assert len(of_three) == len(DIMS) * 2
-    for each in of_three:
+    factor_three = [each for each in found.timings if each.fixed == "stack(3)"]
+    assert len(factor_three) == len(DIMS) * 2
+    for each in factor_three:
         planted = math.log10(PLANTED(each.size.params, each.flops))
-        # Timings are whole tokens, of 3e7 and more.
+        # Timings are rounded to whole tokens.
         assert each.parabola.optimum == pytest.approx(planted, abs=1e-6)
         assert each.parabola.is_extrapolated == (not 7.5 <= planted <= 9)
 
@@ -85,11 +85,11 @@ def test_three_points_are_too_few_for_a_best_factor(cells):
     assert [each.fixed for each in found.factors] == ["stack(g) at 100,000,000 tokens"] * len(
         DIMS
     )
-    # Three points, and a parabola with an interval needs four.
+    # A parabola with an interval needs four points.
     assert all(each.why_none == "too few runs for a parabola" for each in found.factors)
 
 
-def test_two_seeds_and_three_factors_give_a_parabola(tmp_path):
+def test_two_seeds_and_three_factors_give_the_best_factor(tmp_path):
     paths = [write_cell(tmp_path / f"scratch-{seed}", 16, 0, 1, seed) for seed in (0, 1)]
     for factor, seed in itertools.product(FACTORS, (0, 1)):
         paths.append(write_cell(tmp_path / f"{factor}-{seed}", 16, 1e8, factor, seed))
@@ -98,14 +98,14 @@ def test_two_seeds_and_three_factors_give_a_parabola(tmp_path):
     assert [len(losses) for _, losses in best.points] == [2, 2, 2]
 
 
-def test_planted_timing_law_is_refitted(cells):
+def test_planted_timing_law_is_recovered(cells):
     found = find_optima([read_record(path) for path in cells], "held_out", [BUDGET / 4, BUDGET])
     law = found.laws["stack(3)"].law
     for name, value in dataclasses.asdict(PLANTED).items():
         assert getattr(law, name) == pytest.approx(value, rel=1e-4), name
 
 
-def test_report_files(cells, tmp_path):
+def test_report_has_table_json_page_and_figures(cells, tmp_path):
     printed = write(IsoflopConfig(runs=tuple(cells), output=tmp_path / "out"))
     assert "log10 d = 0.88 log10 N + 163.27 / log10 C -5.74" in printed
     sizes = [num_params(model_of(dim)) for dim in DIMS]
@@ -156,7 +156,7 @@ def test_unequal_cells_are_reported_with_the_field(tmp_path):
 
 
 def test_infinite_interval_is_written_as_null(tmp_path):
-    # Nearly flat: nothing is known of the lowest point.
+    # Losses are nearly flat, so the minimum is unknown.
     paths = [write_cell(tmp_path / "scratch", 16, 0, 1)]
     for d, bump in zip(TIMINGS, (1e-3, -1e-3, 1e-3, -0.999e-3), strict=True):
         path = write_cell(tmp_path / f"{d:.0f}", 16, d, 3)
@@ -173,7 +173,7 @@ def test_infinite_interval_is_written_as_null(tmp_path):
     assert "inf" in (out / "isoflop.md").read_text()
 
 
-def test_execution_fields_do_not_separate_sizes(tmp_path):
+def test_runs_of_a_size_may_differ_in_execution_fields(tmp_path):
     paths = [write_cell(tmp_path / "scratch", 16, 0, 1, **{"model.remat": "full"})]
     paths += [write_cell(tmp_path / f"{d:.0f}", 16, d, 3) for d in TIMINGS]
     assert len(find_optima([read_record(path) for path in paths], "held_out").sizes) == 1

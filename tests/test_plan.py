@@ -1,4 +1,4 @@
-"""Plans match the paper and the cost of their runs."""
+"""Growth plans: timing, cost, memory, advice, written configs and errors."""
 
 import dataclasses
 import json
@@ -26,7 +26,7 @@ from stackjax.sharding.config import MeshConfig
 from stackjax.training.expand import expand
 from stackjax.training.preflight import check
 
-# N, D, and billions of tokens d by table 4 of arXiv:2405.15319.
+# N, D, and d in billions of tokens, from table 4 of arXiv:2405.15319.
 TABLE_4 = {
     "Llama3-8B": (8e9, 15e12, 6.58),
     "Llama2-7B": (7e9, 2e12, 11.11),
@@ -38,7 +38,7 @@ TINY = PlanConfig(params=1e8, tokens=2e9)
 
 @pytest.fixture(scope="module")
 def inside():
-    """A plan in the range that the law was fitted on."""
+    """A plan within the fitted range of the law."""
     return plan(PlanConfig(params=1.1e9, tokens=1e11))
 
 
@@ -48,15 +48,17 @@ def run_main(monkeypatch, *args):
 
 
 @pytest.mark.parametrize("name", TABLE_4)
-def test_timings_match_the_papers_table_and_warn(name):
+def test_timing_matches_table_4_with_warnings(name):
     params, tokens, billions = TABLE_4[name]
     found = plan(PlanConfig(params=params, tokens=tokens))
     assert round(found.timing.tokens / 1e9, 2) == billions
     assert found.timing.rule == "law"
     assert found.factor == 4
-    of_params, of_flops = found.warnings
-    assert f"N is {params:.3g} parameters, {params / 3e9:.3g} times the largest" in of_params
-    assert f"C is {6 * params * tokens:.3g} FLOPs" in of_flops
+    params_warning, flops_warning = found.warnings
+    assert (
+        f"N is {params:.3g} parameters, {params / 3e9:.3g} times the largest" in params_warning
+    )
+    assert f"C is {6 * params * tokens:.3g} FLOPs" in flops_warning
 
 
 def test_no_warning_inside_the_fitted_range(inside):
@@ -69,19 +71,19 @@ def test_law_beyond_the_budget_is_refused():
     timing = found.timing
     assert timing.law_tokens > 10 * found.tokens
     assert (timing.rule, timing.tokens) == ("scale-free", 0.15 * 2e9)
-    refusal, of_params, of_flops = found.warnings
+    refusal, params_warning, flops_warning = found.warnings
     assert "d is 2.14e+10 tokens, 10.7 x D" in refusal
     assert "15 % of D" in refusal
-    assert "N is 1e+08 parameters, 1/4.1 of" in of_params
-    assert "C is 1.2e+18 FLOPs, 1/83.3 of" in of_flops
+    assert "N is 1e+08 parameters, 1/4.1 of" in params_warning
+    assert "C is 1.2e+18 FLOPs, 1/83.3 of" in flops_warning
 
 
 def test_law_beyond_half_of_the_tokens_is_refused():
-    # N = 3e9 and C = 2.2e20 are inside; d is 43 billion tokens, and D 12.
+    # N and C are in range, but d is 43 billion tokens and D only 12 billion.
     timing = choose_timing(3e9, 12e9)
     assert timing.outside == ()
     assert timing.refused is not None
-    # As D grows, the d of the law falls, and passes D / 2 once.
+    # As D grows, d falls and crosses D / 2 once.
     rules = [choose_timing(3e9, billions * 1e9).rule for billions in range(10, 100)]
     assert rules == sorted(rules, reverse=True)
     for billions in range(10, 100):
@@ -102,17 +104,19 @@ def test_run_and_scratch_have_equal_cost_up_to_a_step(options):
         small.end.tokens,
         target.end.tokens - small.end.tokens,
     ]
-    # d in whole steps.
+    # d is rounded up to a whole step.
     assert 0 <= small.end.tokens - found.timing.tokens < small.per_step.tokens
     assert scratch_tokens(found.config) == pytest.approx(found.tokens, rel=5e-3)
 
 
-def test_break_even(inside):
+def test_break_even_speedup_pays_for_the_small_model(inside):
     _, target = inside.stages
-    # Scratch takes D tokens; at the break-even the target's stage takes D less these.
-    sooner = inside.tokens - inside.break_even.tokens
-    assert sooner == pytest.approx(target.tokens, abs=2 * 1024 * 2048)
-    assert inside.tokens / sooner - 1 == pytest.approx(inside.break_even.speedup, rel=1e-4)
+    # At the break-even, the target's stage is `break_even.tokens` shorter than scratch.
+    target_tokens = inside.tokens - inside.break_even.tokens
+    assert target_tokens == pytest.approx(target.tokens, abs=2 * 1024 * 2048)
+    assert inside.tokens / target_tokens - 1 == pytest.approx(
+        inside.break_even.speedup, rel=1e-4
+    )
 
 
 @pytest.mark.parametrize(
@@ -132,7 +136,7 @@ def test_savings_come_from_the_nearest_size_and_length(params, tokens, sizes, lo
 
 
 @pytest.mark.parametrize("row", PUBLISHED, ids=str)
-def test_published_speedup_is_nearest_to_itself(row):
+def test_published_run_is_nearest_to_itself(row):
     assert row in nearest_published(row.params, row.tokens)
 
 
@@ -147,7 +151,7 @@ def sources(found):
 
 def test_conflicting_advice_is_listed(inside):
     late, safest = "arXiv:2511.04981", "arXiv:2605.13405"
-    # 11.4 % of D is by the scale-free rule too, but 26 tokens for each small parameter.
+    # 11.4 % of D satisfies the scale-free rule, but is 26 tokens per small parameter.
     assert sources(inside) == ["arXiv:2510.08008", late, safest]
     far = plan(PlanConfig(params=8e9, tokens=15e12))
     assert sources(far) == ["scale-free rule", late, safest]
@@ -159,7 +163,7 @@ def test_conflicting_advice_is_listed(inside):
 
 def test_growth_factor_counts_non_embedding_parameters(inside):
     small, target = inside.stages
-    # All but the final norm is a multiple.
+    # Only the final norm does not scale with depth.
     assert target.non_embedding_params / small.non_embedding_params == pytest.approx(
         4, rel=1e-4
     )
@@ -169,7 +173,7 @@ def test_growth_factor_counts_non_embedding_parameters(inside):
 def test_nominal_size_gives_the_named_architecture(shape):
     model, name = choose_model(shape.params)
     assert (model, name) == (shape.model(), shape.name)
-    # The paper's names are up to a quarter off, LLaMA's are not.
+    # Nominal sizes of the paper are up to 25 % off.
     assert num_params(model) == pytest.approx(shape.params, rel=0.25)
     assert model.num_layers % 4 == 0
 
@@ -195,7 +199,7 @@ def test_budgets_are_equivalent(inside, budget):
 
 
 def benchmark(tmp_path, *rows):
-    """A file as scripts/benchmark.py writes it, of eight devices."""
+    """Writes a result of scripts/benchmark.py on eight devices."""
     path = tmp_path / "benchmark.json"
     path.write_text(
         json.dumps(
@@ -237,7 +241,7 @@ def test_device_hours_use_measured_speeds(tmp_path):
     assert found.total.device_hours == small.device_hours + target.device_hours
     assert found.scratch.device_hours == pytest.approx(1e11 / 1e3 / 3600)
     assert found.num_devices == 8
-    # What is saved until scratch's loss: the tokens of the target that are not needed.
+    # Device-hours saved when the grown run reaches the loss of scratch.
     for share, hours in zip(found.saving.fewer_flops, found.saving.device_hours, strict=True):
         rest = (1 - share) * found.tokens - found.break_even.tokens
         spent = small.device_hours + rest / 1e3 / 3600
@@ -311,7 +315,7 @@ def test_warmup_longer_than_its_stage_is_cut_with_a_warning():
     )
     assert small.warmup_tokens == found.stages[0].tokens // 10
     assert dataclasses.replace(small, warmup_tokens=target.warmup_tokens) == target
-    # Whose horizon is its own length, which the warm-up is longer than.
+    # Here the schedule's horizon is the stage, shorter than the warm-up.
     plan(PlanConfig(config=Path("configs/tiny.py"), tokens=3e5))
 
 
@@ -328,7 +332,7 @@ def test_recipe_is_adapted_to_few_tokens(tokens):
         warmup = phase.learning_rate.warmup_tokens
         assert warmup <= 0.1 * length
         assert warmup == 3000 * phase.per_step.tokens or warmup > 0.08 * length
-    # The small model's rate has not decayed when it grows.
+    # The small model's learning rate has not decayed before growth.
     assert small.learning_rate.horizon_tokens >= tokens
     assert target.learning_rate.peak == 3e-4
 
@@ -391,7 +395,7 @@ def test_json_has_all_fields(monkeypatch, capsys, inside):
     assert printed["speed"] is None
 
 
-def test_text_fits_a_screen(monkeypatch, capsys):
+def test_printed_plan_fits_a_screen(monkeypatch, capsys):
     args = ("--params", 7e9, "--tokens", 2e12, "--devices", 64, "--tokens-per-second", 5e5)
     run_main(monkeypatch, *args)
     text = capsys.readouterr().out
@@ -554,7 +558,7 @@ def get_config():
     assert (config.data.path, config.data.cache_dir, config.logging.wandb_project) == (
         name,
     ) * 3
-    # It is never overwritten.
+    # An existing file is not overwritten.
     before = path.read_bytes()
     with pytest.raises(SystemExit):
         run_main(monkeypatch, "--config", source, "--flops", "2e20", "--write", path)

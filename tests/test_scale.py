@@ -1,4 +1,4 @@
-"""Planted scaling laws are recovered."""
+"""Scaling laws of runs: planted laws, extrapolation, reports and errors."""
 
 import dataclasses
 import json
@@ -22,7 +22,7 @@ LENGTHS = (1e9, 3e9, 1e10, 1e11)
 
 
 def write_end(path, *, dim=16, grown, flops, loss, seed=0, **fields):
-    """A run that ends at a loss."""
+    """Writes a run with a final loss."""
     stages = (Stage(tokens=640, batch_size=8),)
     rows = [row("train", 0, flops / 1e3, 5.0)]
     if grown:
@@ -46,7 +46,7 @@ def law(flops, speedup=0.0):
 
 @pytest.fixture
 def sizes(tmp_path):
-    """Four sizes, grown and from scratch, on exact laws."""
+    """Runs of four sizes on exact laws, grown and from scratch."""
     return [
         write_end(tmp_path / f"{dim}-{s}", dim=dim, grown=s > 0, flops=at, loss=law(at, s))
         for dim, at in FLOPS.items()
@@ -56,7 +56,7 @@ def sizes(tmp_path):
 
 @pytest.fixture
 def lengths(tmp_path):
-    """Several lengths; the gap closes by 0.02 per tenfold tokens."""
+    """Runs of several lengths; the gap shrinks by 0.02 per tenfold tokens."""
     found = []
     for tokens in LENGTHS:
         flops = tokens * 1e6
@@ -67,15 +67,15 @@ def lengths(tmp_path):
     return found
 
 
-def test_planted_power_laws_and_their_predictions_are_recovered(sizes, tmp_path):
+def test_planted_power_laws_are_recovered_and_extrapolated(sizes, tmp_path):
     printed = write(ScaleConfig(runs=tuple(sizes), flops=(1e21,), output=tmp_path / "out"))
     assert "no growth has runs of 3 lengths" in printed
     found = json.loads((tmp_path / "out" / "scale.json").read_text())
     scratch, grown = found["laws"]["scratch"], found["laws"]["stack(2)"]
     assert (scratch["a"], scratch["b"]) == pytest.approx((A, B), rel=1e-6)
     assert grown["a"] == pytest.approx(A * (1 + SPEEDUP) ** B, rel=1e-6)
-    [foretold] = found["foretold"]
-    assert foretold["value"] == pytest.approx(SPEEDUP, rel=1e-6)
+    [extrapolated] = found["foretold"]
+    assert extrapolated["value"] == pytest.approx(SPEEDUP, rel=1e-6)
     assert {path.name for path in (tmp_path / "out").iterdir()} == {
         "scale.md",
         "scale.json",
@@ -97,7 +97,7 @@ def test_planted_gap_law_is_extrapolated(lengths, tmp_path):
 
 def test_pairs_have_equal_seed_and_flops(lengths, tmp_path):
     more = [
-        # Scratch of another seed, and one that cost a tenth more.
+        # Scratch runs with another seed, and with 10 % more FLOPs.
         write_end(tmp_path / "other", grown=False, flops=LENGTHS[0] * 1e6, loss=1.0, seed=1),
         write_end(tmp_path / "longer", grown=False, flops=1.1e6 * LENGTHS[0], loss=1.0),
     ]
@@ -108,8 +108,8 @@ def test_pairs_have_equal_seed_and_flops(lengths, tmp_path):
 
 
 def test_extra_runs_do_not_prevent_a_law(sizes, tmp_path):
-    stray = write_end(tmp_path / "stray", grown=True, flops=1e15, loss=3.0, seed=1)
-    assert set(laws_of(*sizes, stray).power_laws) == {"scratch", "stack(2)"}
+    extra = write_end(tmp_path / "extra", grown=True, flops=1e15, loss=3.0, seed=1)
+    assert set(laws_of(*sizes, extra).power_laws) == {"scratch", "stack(2)"}
 
 
 def test_grown_runs_with_shared_scratch_are_one_point(lengths, tmp_path):
@@ -130,7 +130,7 @@ def test_unequal_runs_are_reported_with_the_field(sizes, lengths, tmp_path):
     printed = write(ScaleConfig(runs=tuple(paths), output=out))
     field = "last stage's peak_learning_rate is 0.01 in"
     assert f"{field} {sizes[0]} and 7 more; 0.02 in {paths[-1]}." in printed
-    # Ever larger runs have ever more tokens for each parameter here.
+    # Larger runs have more tokens per parameter.
     assert "tokens per parameter is" in printed
     found = json.loads((out / "scale.json").read_text())
     assert any(field in note for note in found["notes"])

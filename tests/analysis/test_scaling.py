@@ -1,4 +1,4 @@
-"""Fits find what was planted, and their intervals hold it as often as they say."""
+"""Fits recover planted laws, and the intervals have the stated coverage."""
 
 import math
 from collections.abc import Callable
@@ -23,7 +23,7 @@ COMPUTE = np.geomspace(1e18, 1e21, 8)
 TOKENS = np.geomspace(1e9, 1e11, 7)
 LOG_D = np.linspace(9, 10.7, 6)
 
-# An interval, and what was planted, which it should hold.
+# An interval and the planted value.
 Check = tuple[Interval, float]
 
 
@@ -52,8 +52,8 @@ def gap(rng: np.random.Generator, noise: float) -> list[Check]:
     return [(law.intervals["p"], 0.3), (law.intervals["q"], -0.02), (law.interval(1e14), 0.02)]
 
 
-def foretold(rng: np.random.Generator, noise: float) -> list[Check]:
-    # Errors of the grown runs are twice as large, so that Welch's degrees of freedom matter.
+def grown_speedup(rng: np.random.Generator, noise: float) -> list[Check]:
+    # Grown runs have twice the error, so Welch's degrees of freedom matter.
     scratch = fit_power_law(COMPUTE, losses(60, -0.07, noise * rng.standard_normal(8)))
     grown = fit_power_law(COMPUTE, losses(55, -0.069, 2 * noise * rng.standard_normal(8)))
     found = speedup(scratch, grown, 1e23)
@@ -63,7 +63,7 @@ def foretold(rng: np.random.Generator, noise: float) -> list[Check]:
     return [(interval, math.log(1e23) - log_grown)]
 
 
-FITS = [power_law, parabola, gap, foretold]
+FITS = [power_law, parabola, gap, grown_speedup]
 
 
 @pytest.mark.parametrize("fit", FITS)
@@ -72,17 +72,17 @@ def test_intervals_cover_planted_values_in_90_to_99_of_100_draws(
 ):
     rng = np.random.default_rng(0)
     draws = [fit(rng, 0.003) for _ in range(DRAWS)]
-    holds = [[low <= truth <= high for (low, high), truth in draw] for draw in draws]
-    # Of 200 draws at 95 %, the share has a standard error of 1.5 %.
-    assert np.all((np.mean(holds, axis=0) >= 0.9) & (np.mean(holds, axis=0) <= 0.99))
+    is_covered = [[low <= truth <= high for (low, high), truth in draw] for draw in draws]
+    # The coverage over 200 draws at 95 % has a standard error of 1.5 %.
+    assert np.all((np.mean(is_covered, axis=0) >= 0.9) & (np.mean(is_covered, axis=0) <= 0.99))
 
 
 @pytest.mark.parametrize("fit", FITS)
 def test_half_the_noise_makes_intervals_half_as_wide(
     fit: Callable[[np.random.Generator, float], list[Check]],
 ):
-    # The same errors, scaled. The delta method's gradients move with the estimates: that of
-    # the parabola, the most, by up to 4e-4 of itself at this noise.
+    # The errors differ by a factor of two. Gradients of the delta method follow the estimates
+    # and change by up to 4e-4 (parabola).
     widths = [
         [high - low for (low, high), _ in fit(np.random.default_rng(1), noise)]
         for noise in (1e-5, 0.5e-5)
@@ -96,7 +96,7 @@ def test_power_law_and_errors_match_scipy():
     judge = scipy.stats.linregress(np.log(COMPUTE), np.log(loss))
     margin = scipy.stats.t.ppf(0.975, 6) * judge.stderr
     margin_a = scipy.stats.t.ppf(0.975, 6) * judge.intercept_stderr
-    # Both are exact but for rounding, which the logarithms of a wide range make larger.
+    # Only rounding differs, amplified by logarithms over a wide range.
     assert law.b == pytest.approx(judge.slope, rel=1e-9)
     assert law.intervals["b"] == pytest.approx((law.b - margin, law.b + margin), rel=1e-9)
     assert math.log(law.a) == pytest.approx(judge.intercept, rel=1e-9)
@@ -109,7 +109,7 @@ def test_parabola_and_covariance_match_polyfit():
     loss = 2.5 + 0.05 * (LOG_D - 10) ** 2 + 0.003 * np.random.default_rng(3).standard_normal(6)
     fitted = fit_parabola(LOG_D, loss)
     coefficients, covariance = np.polyfit(LOG_D, loss, 2, cov=True)
-    # polyfit solves normal equations of a condition of 1e5, squared, in float64.
+    # polyfit solves normal equations in float64; the condition number is 1e5 squared.
     assert fitted.fit.coefficients[::-1] == pytest.approx(coefficients, rel=1e-6)
     assert fitted.fit.covariance[::-1, ::-1] == pytest.approx(covariance, rel=1e-5)
     assert fitted.optimum == pytest.approx(-coefficients[1] / 2 / coefficients[0], rel=1e-6)
@@ -123,7 +123,7 @@ def test_gap_and_covariance_match_curve_fit():
     best, covariance = scipy.optimize.curve_fit(
         lambda tokens, p, q: p + q * np.log10(tokens), TOKENS, values
     )
-    # curve_fit takes derivatives by differences, to about 1e-8, and iterates to 1e-8.
+    # Finite differences and the tolerance of curve_fit are both about 1e-8.
     assert (law.p, law.q) == pytest.approx(best, rel=1e-5)
     assert law.fit.covariance == pytest.approx(covariance, rel=1e-5)
 
@@ -142,18 +142,18 @@ def test_intervals_widen_with_extrapolation():
         assert found.low is not None and found.high is not None
         assert found.low < found.value < found.high
         intervals.append((found.low, found.high))
-        # Losses fall while their intervals widen, so that a loss's is taken relative to it.
+        # Losses fall with compute, so intervals are relative to the loss.
         relative = [scratch(1e21 * times), 1, 1 + found.value]
         widths.append([(b - a) / x for (a, b), x in zip(intervals, relative, strict=True)])
     assert np.all(np.diff(widths, axis=0) > 0)
 
 
-def test_constant_speedup_is_found_at_every_compute():
+def test_constant_speedup_is_recovered_at_every_compute():
     scratch = fit_power_law(COMPUTE, losses(60, -0.07, np.zeros(8)))
     grown = fit_power_law(COMPUTE, losses(60 * 1.546**-0.07, -0.07, np.zeros(8)))
     for compute in (1e18, 1e20, 1e24):
         found = speedup(scratch, grown, compute)
-        # Rounding of a log loss, 1e-16, over b.
+        # The rounding of a log loss, 1e-16, is divided by b.
         assert (found.low, found.value, found.high) == pytest.approx([0.546] * 3, abs=1e-9)
 
 
@@ -167,7 +167,7 @@ def test_speedup_equalizes_losses_and_its_inverse_undoes_it(seed: int):
     scratch, grown = noisy_law(60, -0.07, seed), noisy_law(50, -0.068, seed + 100)
     found = speedup(scratch, grown, 1e22).value
     judge = scipy.optimize.brentq(lambda x: grown(10**x) - scratch(1e22), 10, 30, xtol=1e-12)
-    # xtol is of log10 C.
+    # `xtol` is the tolerance in log10 C.
     assert 1e22 / (1 + found) == pytest.approx(10**judge, rel=1e-9)
     back = speedup(grown, scratch, 1e22 / (1 + found)).value
     assert (1 + found) * (1 + back) == pytest.approx(1, rel=1e-9)
@@ -178,7 +178,7 @@ def given_law(log_a: float, b: float, covariance: np.ndarray, dof: int) -> Power
     return PowerLaw(fit)
 
 
-def test_laws_with_equal_b_have_welchs_interval():
+def test_speedup_of_laws_with_equal_b_has_welchs_interval():
     rng = np.random.default_rng(6)
     samples = [rng.normal(4.1, 0.01, 4), rng.normal(4.0, 0.05, 6)]
     scratch, grown = (
@@ -189,11 +189,11 @@ def test_laws_with_equal_b_have_welchs_interval():
     found = speedup(scratch, grown, 1e22)
     assert found.low is not None and found.high is not None
     log_ratio = np.log1p([found.low, found.high])
-    # Rounding of a log loss, 1e-15, over b.
+    # The rounding of a log loss, 1e-15, is divided by b.
     assert log_ratio == pytest.approx(np.array([judge.low, judge.high]) / 0.07, rel=1e-9)
 
 
-def test_speedup_error_matches_numerical_derivatives():
+def test_speedup_interval_matches_numerical_derivatives():
     best = np.array([[4.1, -0.07], [4.0, -0.068]])
     root = 1e-3 * np.random.default_rng(7).standard_normal((2, 2, 2))
     covariances = root @ root.transpose(0, 2, 1)
@@ -209,7 +209,7 @@ def test_speedup_error_matches_numerical_derivatives():
     slopes = [(log_ratio(best + step) - log_ratio(best - step)) / 2e-6 for step in steps]
     gradients = np.reshape(slopes, (2, 2))
     variance = np.einsum("li,lij,lj->", gradients, covariances, gradients)
-    # Student's t with so many degrees of freedom is the normal distribution.
+    # With 1e9 degrees of freedom, Student's t is the normal distribution.
     laws = [
         given_law(*each, covariance, 10**9)
         for each, covariance in zip(best.tolist(), covariances, strict=True)
@@ -217,7 +217,7 @@ def test_speedup_error_matches_numerical_derivatives():
     found = speedup(laws[0], laws[1], 1e24)
     assert found.low is not None and found.high is not None
     width = math.log1p(found.high) - math.log1p(found.low)
-    # Central differences: to (1e-6 / b)^2, and rounding of 1e-15 / 1e-6.
+    # Errors of central differences: (1e-6 / b)^2 and rounding, 1e-15 / 1e-6.
     margin = scipy.stats.norm.ppf(0.975) * math.sqrt(variance)
     assert width == pytest.approx(2 * margin, rel=1e-6)
 
@@ -225,7 +225,7 @@ def test_speedup_error_matches_numerical_derivatives():
 @pytest.mark.parametrize("optimum, outside", [(8.5, True), (9.5, False), (11.2, True)])
 def test_optimum_outside_the_data_is_flagged(optimum: float, outside: bool):
     fitted = fit_parabola(LOG_D, 2.5 + 0.05 * (LOG_D - optimum) ** 2)
-    # Noiseless: rounding alone, which a condition of 1e5 makes larger.
+    # Without noise, only rounding remains, amplified by a condition number of 1e5.
     assert fitted.optimum == pytest.approx(optimum, abs=1e-8)
     assert fitted.curvature == pytest.approx(0.1, rel=1e-8)
     assert fitted.is_extrapolated == outside

@@ -1,4 +1,4 @@
-"""The guideline is the paper's, says where it does not hold, and can be fitted anew."""
+"""The growth-timing guideline of the paper: values, warnings and refits."""
 
 import math
 
@@ -16,8 +16,8 @@ from stackjax.analysis.timing import (
     refit,
 )
 
-# Table 4: parameters, tokens, and the tokens to grow after, in billions. The paper gives no
-# C: that of all three Llama2 follows from 2T tokens each, and C = 6 N D of nominal sizes.
+# Table 4: parameters, tokens, and growth timing in billions of tokens. The paper gives no C;
+# C = 6 N D with nominal sizes reproduces all three Llama2 rows at 2T tokens.
 TABLE_4 = {
     "Llama3-8B": (8e9, 15e12, "6.58"),
     "Llama2-7B": (7e9, 2e12, "11.11"),
@@ -25,7 +25,7 @@ TABLE_4 = {
     "Llama2-70B": (70e9, 2e12, "42.48"),
 }
 
-# Nine optima, as of three sizes at three computes each.
+# Three sizes, each at three values of compute.
 PARAMS = np.repeat([0.41e9, 1.1e9, 3e9], 3)
 FLOPS = np.tile(np.geomspace(1e20, 1.2e21, 3), 3)
 
@@ -39,8 +39,8 @@ def optima(noise: float, rng: np.random.Generator) -> np.ndarray:
 def test_guideline_matches_table_4_with_warnings(name: str):
     params, tokens, billions = TABLE_4[name]
     assert f"{GUIDELINE(params, 6 * params * tokens) / 1e9:.2f}" == billions
-    of_params, of_flops = outside_range(params, 6 * params * tokens)
-    assert of_params.startswith("N is") and of_flops.startswith("C is")
+    params_warning, flops_warning = outside_range(params, 6 * params * tokens)
+    assert params_warning.startswith("N is") and flops_warning.startswith("C is")
 
 
 def test_no_warning_inside_the_fitted_range():
@@ -50,30 +50,30 @@ def test_no_warning_inside_the_fitted_range():
         assert outside_range(*bounds) == []
 
 
-def test_law_exceeds_the_tokens_of_a_small_model():
+def test_guideline_exceeds_the_tokens_of_a_small_model():
     params, tokens = 1e8, 2e9
     assert GUIDELINE(params, 6 * params * tokens) / tokens == pytest.approx(10.7, abs=0.05)
-    of_params, of_flops = outside_range(params, 6 * params * tokens)
-    assert "N is 1e+08 parameters, 1/4.1 of" in of_params
-    assert "(4.1e+08)" in of_params
-    assert "C is 1.2e+18 FLOPs, 1/83.3 of" in of_flops
-    assert "(1e+20)" in of_flops
+    params_warning, flops_warning = outside_range(params, 6 * params * tokens)
+    assert "N is 1e+08 parameters, 1/4.1 of" in params_warning
+    assert "(4.1e+08)" in params_warning
+    assert "C is 1.2e+18 FLOPs, 1/83.3 of" in flops_warning
+    assert "(1e+20)" in flops_warning
 
 
-def test_warnings_have_the_ratio():
-    (of_params,) = outside_range(6e9, 1e21)
-    assert "6e+09 parameters, 2 times the largest" in of_params
-    (of_flops,) = outside_range(1e9, 1.2e24)
-    assert "1.2e+24 FLOPs, 1e+03 times the largest" in of_flops
+def test_warnings_name_value_and_ratio():
+    (params_warning,) = outside_range(6e9, 1e21)
+    assert "6e+09 parameters, 2 times the largest" in params_warning
+    (flops_warning,) = outside_range(1e9, 1.2e24)
+    assert "1.2e+24 FLOPs, 1e+03 times the largest" in flops_warning
 
 
-def test_scale_free_rule_includes_the_guideline_at_1b():
+def test_scale_free_range_includes_the_guideline_at_1b():
     assert SCALE_FREE[0] <= GUIDELINE(1.1e9, 6 * 1.1e9 * 1e11) / 1e11 <= SCALE_FREE[1]
 
 
-def test_noiseless_optima_give_the_law():
+def test_noiseless_refit_recovers_the_law():
     fitted = refit(PARAMS, FLOPS, optima(0, np.random.default_rng(0)))
-    # 1 / log10 C varies by 5 %: a condition of 1e4 or so, of float64.
+    # 1 / log10 C varies by only 5 %, so the condition number is about 1e4.
     assert fitted.law.params == pytest.approx(GUIDELINE.params, rel=1e-9)
     assert fitted.law.flops == pytest.approx(GUIDELINE.flops, rel=1e-9)
     assert fitted.law.constant == pytest.approx(GUIDELINE.constant, rel=1e-9)
@@ -84,7 +84,7 @@ def test_refit_intervals_cover_the_law_in_90_to_99_of_100_draws():
     rng = np.random.default_rng(1)
     draws = [refit(PARAMS, FLOPS, optima(0.3, rng)).intervals for _ in range(200)]
     for name, (low, high) in _stack(draws).items():
-        # Of 200 draws at 95 %, the share has a standard error of 1.5 %.
+        # The coverage over 200 draws at 95 % has a standard error of 1.5 %.
         held = np.mean((low <= getattr(GUIDELINE, name)) & (getattr(GUIDELINE, name) <= high))
         assert 0.9 <= held <= 0.99
 
@@ -95,12 +95,12 @@ def test_half_the_noise_makes_intervals_half_as_wide():
         for noise in (0.3, 0.15)
     )
     for name, (low, high) in wide.items():
-        # The fit is linear in the errors of log d, so that only rounding is left.
+        # The fit is linear in the errors of log d, so only rounding remains.
         assert narrow[name][1] - narrow[name][0] == pytest.approx((high - low) / 2, rel=1e-6)
 
 
 def test_refit_and_covariance_match_curve_fit():
-    # Without the last, as on a whole grid N and C do not correlate, and zeros do not compare.
+    # The full grid has covariances of zero, which have no relative error; drop the last point.
     params, flops, tokens = PARAMS[:8], FLOPS[:8], optima(0.3, np.random.default_rng(3))[:8]
     fitted = refit(params, flops, tokens)
     best, covariance = scipy.optimize.curve_fit(
@@ -109,7 +109,7 @@ def test_refit_and_covariance_match_curve_fit():
         np.log10(tokens),
         p0=(0.88, 163.27, -5.74),
     )
-    # curve_fit takes derivatives by differences, to about 1e-8, on a condition of 1e4.
+    # Finite differences of curve_fit have errors of 1e-8, amplified by a condition of 1e4.
     law = fitted.law
     assert (law.params, law.flops, law.constant) == pytest.approx(best, rel=1e-4)
     assert fitted.fit.covariance == pytest.approx(covariance, rel=1e-4)
@@ -140,9 +140,9 @@ BAD = {
 
 @pytest.mark.parametrize("name", BAD)
 def test_invalid_fit_is_refused_with_field_and_value(name: str):
-    ask, words = BAD[name]
+    call, words = BAD[name]
     with pytest.raises(ValueError) as error:
-        ask()
+        call()
     for word in words:
         assert word in str(error.value)
 

@@ -1,4 +1,4 @@
-"""Every config evaluates abstractly, and the paper's have the paper's numbers."""
+"""Experiment configs: memory on a mesh, model sizes, stages and cost."""
 
 from pathlib import Path
 
@@ -15,8 +15,8 @@ from stackjax.training.preflight import check
 
 CONFIGS = sorted(Path("configs").glob("*.py"))
 PAPER = {
-    # Billions of parameters, in all and without embedding and head; tokens of the target;
-    # layers of source and target; peaks of both. Table 1 of arXiv:2405.15319 and its code.
+    # Parameters in billions, with and without embedding and head; target tokens; layers of
+    # source and target; peak learning rates of both. Table 1 of arXiv:2405.15319 and its code.
     "410m": (0.374, 0.308, 750e9, (6, 24), (1e-3, 6e-4)),
     "1b": (1.364, 1.233, 97.5e9, (6, 24), (1e-3, 3e-4)),
     "3b": (2.397, 2.234, 300e9, (8, 32), (5e-4, 1.6e-4)),
@@ -38,10 +38,10 @@ def test_every_config_fits_a_mesh_of_8_by_4(path):
     for estimate in check(config, devices):
         params = estimate.state.params
         assert estimate.state_bytes < 80 * 2**30
-        # Each matrix is cut into as many parts as there are devices that can cut it.
+        # Matrices are sharded over all mesh axes.
         query = partition_of(params["layers"]["query"])
         assert tuple(query) == (None, "fsdp", "tensor", None)
-        # Float32 parameters and two moments; only gains and counts are not cut.
+        # Float32 parameters and two moments are sharded; gains and counts are replicated.
         whole = 12 * num_params(estimate.phase.model) / devices
         assert whole <= estimate.state_bytes < 1.01 * whole + 12 * 2**20
 
@@ -59,12 +59,12 @@ def test_paper_sizes_need_an_accelerator():
 
 @pytest.mark.parametrize("name", PAPER)
 def test_paper_models_have_the_paper_sizes(name):
-    total, without_tables, tokens, layers, peaks = PAPER[name]
+    total, non_embedding, tokens, layers, peaks = PAPER[name]
     base, target = expand(load(f"gstack_{name}"))
     billions = num_params(target.model) / 1e9
     tables = 2 * target.model.vocab_size * target.model.embed_dim / 1e9
     assert round(billions, 3) == total
-    assert round(billions - tables, 3) == without_tables
+    assert round(billions - tables, 3) == non_embedding
     assert (base.model.num_layers, target.model.num_layers) == layers
     assert target.growth == Stack(factor=4)
     assert target.optimizer_state == "reset"
@@ -88,7 +88,7 @@ def test_scratch_config_has_equal_cost(name):
     assert 0 <= surplus < scratch[0].per_step.flops_6nd
 
 
-def test_growth_factor_does_not_change_the_target():
+def test_overridden_growth_factor_keeps_the_target_model():
     config = load("gstack_1b", "--stages.1.growth.factor", "2")
     assert [phase.model.num_layers for phase in expand(config)] == [12, 24]
     assert load("gstack_1b", "--optimizer.peak-learning-rate", "2e-4").optimizer == (
@@ -119,7 +119,7 @@ def test_compared_runs_have_equal_target_and_cost(name, flops):
         phases = expand(config)
         assert config.seed == 3
         assert phases[-1].model == target
-        # Whole steps, and not one more.
+        # The cost is rounded up to a whole step.
         assert 0 <= flops - phases[-1].end.flops_6nd < phases[-1].per_step.flops_6nd
     growths = {str(config.stages[1].growth) for config in runs.values() if config.stages[1:]}
     timings = {config.stages[0].tokens for config in runs.values() if config.stages[1:]}
@@ -144,5 +144,5 @@ def test_multi_stage_configs_have_the_published_sizes():
     assert [p.model.num_layers for p in expand(load("gradual_1b"))] == [6, 12, 24]
 
 
-def test_default_mesh_is_shared():
+def test_paper_config_has_the_default_mesh():
     assert load("gstack_1b").mesh == MeshConfig()
