@@ -1,4 +1,4 @@
-"""Text generation: rows are independent and match transformers."""
+"""Text generation: greedy tokens, sampling, end tokens, streaming and the command."""
 
 import functools
 import json
@@ -29,8 +29,7 @@ KEY = jax.random.key(3)
 LENGTHS = (3, 1, 7, 4)
 NO_END = -1
 
-
-# Characters of one to four bytes, which make as many tokens as the models have.
+# Characters with one to four bytes; the models have as many tokens as the text has bytes.
 TEXT = "abé→🎄"
 ALPHABET = sorted(set(TEXT.encode()))
 
@@ -89,7 +88,7 @@ def continued(name, texts, sampling=GREEDY, max_tokens=6, key=KEY, **fields):
 
 @functools.cache
 def expected(name):
-    """Greedy continuations from transformers."""
+    """Returns greedy continuations from transformers."""
     params = random_params(MODELS[name])
     return [greedy(MODELS[name], params, prompt, 6).tolist() for prompt in prompts()]
 
@@ -107,22 +106,22 @@ def test_greedy_tokens_match_transformers_on_every_mesh(name, mesh):
 
 
 def teacher_forced(config, text_T):
-    """Argmax after every token, without a KV cache."""
+    """Returns the argmax after every token, without a KV cache."""
     text_1T = np.int32(text_T)[None]
-    places_1T = np.arange(len(text_T), dtype=np.int32)[None]
+    positions_1T = np.arange(len(text_T), dtype=np.int32)[None]
     apply = jax.jit(functools.partial(model.apply, config))
-    return np.argmax(apply(random_params(config), text_1T, places_1T, None)[0], axis=-1)
+    return np.argmax(apply(random_params(config), text_1T, positions_1T, None)[0], axis=-1)
 
 
 @pytest.mark.parametrize("name", MODELS)
 def test_greedy_tokens_match_teacher_forcing(name):
-    # The longest prompt is read in three pieces, of which the others end in the first two.
+    # The longest prompt is read in three chunks; the others end in the first two.
     texts = prompts((600, 20, 300))
     for prompt, new in zip(texts, continued(name, texts, max_tokens=4), strict=True):
-        # Filled up to one length, so that one program serves all.
+        # Padding to one length compiles one program.
         text_T = np.concatenate([prompt, new, np.zeros(604 - len(prompt) - len(new), int)])
-        likely_T = teacher_forced(MODELS[name], text_T)
-        assert new.tolist() == likely_T[len(prompt) - 1 :][: len(new)].tolist()
+        argmax_T = teacher_forced(MODELS[name], text_T)
+        assert new.tolist() == argmax_T[len(prompt) - 1 :][: len(new)].tolist()
 
 
 def test_empty_prompt_starts_from_the_prefix():
@@ -151,25 +150,25 @@ def test_draws_depend_on_key_and_row_but_not_on_the_mesh():
     assert tuple(map(tuple, again)) in rows
     other = continued("gqa", prompts(), WARM, key=jax.random.key(4))
     assert tuple(map(tuple, other)) not in rows
-    # One prompt in several places is continued in several ways.
-    alike = continued("gqa", [prompts()[0]] * 4, WARM)
-    assert len(set(map(tuple, alike))) > 1
+    # Equal prompts in different rows have different continuations.
+    equal_prompts = continued("gqa", [prompts()[0]] * 4, WARM)
+    assert len(set(map(tuple, equal_prompts))) > 1
 
 
-def until(end_id, row):
-    """A row truncated after the first end token."""
+def truncated(end_id, row):
+    """Returns a row up to the first end token."""
     return row[: row.index(end_id) + 1] if end_id in row else row
 
 
 def test_generation_stops_at_end_tokens():
     free = [row.tolist() for row in continued("gqa", prompts())]
     for end_id in sorted({token for row in free for token in row}):
-        wanted = [until(end_id, row) for row in free]
+        reference = [truncated(end_id, row) for row in free]
         found = continued("gqa", prompts(), end_id=end_id)
-        assert [row.tolist() for row in found] == wanted
+        assert [row.tolist() for row in found] == reference
         steps = list(generate(pretrained("gqa", end_id=end_id), prompts(), GREEDY, 6, KEY))
-        assert len(steps) == max(len(row) for row in wanted)
-        for row, tokens in zip(wanted, np.stack(steps, 1).tolist(), strict=True):
+        assert len(steps) == max(len(row) for row in reference)
+        for row, tokens in zip(reference, np.stack(steps, 1).tolist(), strict=True):
             assert tokens == row + [end_id] * (len(steps) - len(row))
 
 
@@ -237,7 +236,7 @@ def test_json_output_equals_plain_output(command, tmp_path):
     assert [each["ended"] for each in found] == [3 in row for row in rows]
 
 
-def test_text_longer_than_training_is_noted(command):
+def test_text_longer_than_training_sequences_prints_a_note(command):
     code, out, err = command("--prompt", "a→", "--max-tokens", "13", "--temperature", "0")
     assert (code, err.count("\n")) == (0, 1)
     assert re.search("17 tokens.* 16", err)
@@ -260,7 +259,7 @@ def test_invalid_max_tokens_is_refused(command):
         (("--prompt-file", "nowhere.txt"), "No such file or directory: 'nowhere.txt'"),
     ],
 )
-def test_user_errors_are_one_line(command, args, message):
+def test_user_error_is_one_line(command, args, message):
     code, _, err = command(*args)
     assert (code, err.count("\n")) == (2, 1)
     assert err.startswith("error: ") and message in err
@@ -283,11 +282,11 @@ def test_prompt_file_lines_end_with_any_line_break(data, lines, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("data", "said"), [(b"", "is empty"), (b"a\n\xff\n", "is not UTF-8 text at byte 2")]
+    ("data", "rule"), [(b"", "is empty"), (b"a\n\xff\n", "is not UTF-8 text at byte 2")]
 )
-def test_unreadable_prompt_file_is_refused(data, said, tmp_path):
+def test_unreadable_prompt_file_is_refused(data, rule, tmp_path):
     (tmp_path / "prompts").write_bytes(data)
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises(ValueError, match=rule):
         read_prompts(tmp_path / "prompts")
 
 

@@ -201,12 +201,12 @@ BAD_FILES = {
 
 @pytest.mark.parametrize("name", BAD_FILES)
 def test_bad_file_is_named_in_one_line(tmp_path, name):
-    content, says = BAD_FILES[name]
+    content, message = BAD_FILES[name]
     path = tmp_path / name
     path.write_bytes(content)
     with pytest.raises(ValueError) as error:
         read(tmp_path, path)
-    assert says in str(error.value) and name in str(error.value)
+    assert message in str(error.value) and name in str(error.value)
     assert "\n" not in str(error.value)
 
 
@@ -227,21 +227,21 @@ def test_missing_column_is_named(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("source", "says"),
+    ("source", "message"),
     [
         ("absent.jsonl", "matches no file"),
         ("*.nix", "matches no file"),
         ("", "is a directory"),
     ],
 )
-def test_missing_file_is_named(tmp_path, source, says):
-    with pytest.raises(ValueError, match=says) as error:
+def test_missing_file_is_named(tmp_path, source, message):
+    with pytest.raises(ValueError, match=message) as error:
         read(tmp_path, f"{tmp_path}/{source}")
     assert source in str(error.value)
 
 
 @pytest.mark.parametrize(
-    ("source", "says"),
+    ("source", "message"),
     [
         ("tfds:no_such_dataset", "Dataset no_such_dataset not found"),
         ("tfds:tiny/no_such_config", "cannot be read"),
@@ -250,8 +250,8 @@ def test_missing_file_is_named(tmp_path, source, says):
         ("tfds:", "cannot be read"),
     ],
 )
-def test_missing_dataset_is_named(tmp_path, tfds_home, source, says):
-    with pytest.raises(ValueError, match=says) as error:
+def test_missing_dataset_is_named(tmp_path, tfds_home, source, message):
+    with pytest.raises(ValueError, match=message) as error:
         read(tmp_path, source)
     assert repr(source) in str(error.value)
     assert "\n" not in str(error.value)

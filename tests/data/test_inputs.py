@@ -132,9 +132,9 @@ def test_unusual_files_are_read_correctly(tmp_path, name):
 
 @pytest.mark.parametrize("name", REFUSED)
 def test_unreadable_files_are_refused_in_one_line(tmp_path, name):
-    content, says = REFUSED[name]
+    content, message = REFUSED[name]
     (tmp_path / name).write_bytes(content)
-    assert says in refusal(tmp_path / name)
+    assert message in refusal(tmp_path / name)
 
 
 def unchecked_strings(*values: bytes) -> pa.Array:

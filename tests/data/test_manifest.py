@@ -109,12 +109,12 @@ BAD = [
 OUTSIDE = ["../x", "/etc/hostname", "..", ".", "", "a\0b", "x" * 300, "\ud800"]
 
 
-@pytest.mark.parametrize(("change", "says"), BAD)
-def test_inconsistent_manifest_is_refused(tmp_path, change, says):
+@pytest.mark.parametrize(("change", "message"), BAD)
+def test_inconsistent_manifest_is_refused(tmp_path, change, message):
     fields = dataclasses.asdict(GOOD)
     change(fields)
     (tmp_path / MANIFEST).write_text(sealed(fields))
-    assert says in refusal(tmp_path)
+    assert message in refusal(tmp_path)
 
 
 @pytest.mark.parametrize("name", OUTSIDE)

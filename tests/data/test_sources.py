@@ -121,7 +121,7 @@ def test_empty_validation_split_names_the_option(directory):
 
 
 @pytest.mark.parametrize(
-    ("damage", "says"),
+    ("damage", "message"),
     [
         (lambda file: file.unlink(), "is missing"),
         (lambda file: file.write_bytes(b""), "has 0 bytes"),
@@ -133,10 +133,10 @@ def test_empty_validation_split_names_the_option(directory):
         (lambda file: flip(file, -65536), "readable records"),
     ],
 )
-def test_damaged_shard_is_named(directory, damage, says):
+def test_damaged_shard_is_named(directory, damage, message):
     file = directory / "train-3.array_record"
     damage(file)
-    with pytest.raises(ValueError, match=says) as error:
+    with pytest.raises(ValueError, match=message) as error:
         TokenSource(str(directory), "train", 8)
     assert "train-3.array_record" in str(error.value)
     assert "prepare it again" in str(error.value)

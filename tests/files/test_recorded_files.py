@@ -137,7 +137,7 @@ def test_damaged_benchmark_is_named_or_harmless(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         ("{", "it is not JSON"),
         ("[]", r"it is \[\]"),
@@ -152,10 +152,10 @@ def test_damaged_benchmark_is_named_or_harmless(tmp_path):
         ),
     ],
 )
-def test_damaged_tokenizer_info_is_named(tmp_path, text, said):
+def test_damaged_tokenizer_info_is_named(tmp_path, text, message):
     checkpoint = tmp_path / "stage_0" / "train" / "3"
     checkpoint.mkdir(parents=True)
     (tmp_path / "tokenizer").mkdir()
     (tmp_path / "tokenizer" / "info.json").write_text(text)
-    with pytest.raises(UserError, match=rf"info\.json is damaged: {said}.*--tokenizer"):
+    with pytest.raises(UserError, match=rf"info\.json is damaged: {message}.*--tokenizer"):
         SavedCheckpoint(checkpoint, None).tokenization  # noqa: B018

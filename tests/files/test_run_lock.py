@@ -50,9 +50,11 @@ def refused(workdir) -> str:
 def test_lock_names_its_holder_and_is_released_by_a_kill(tmp_path):
     workdir = epath.Path(tmp_path / "run")
     with hold(workdir) as process:
-        said = refused(workdir)
-        assert f"is in use by process {process.pid} on {socket.gethostname()}, since 20" in said
-        assert "another run with --workdir" in said
+        message = refused(workdir)
+        assert (
+            f"is in use by process {process.pid} on {socket.gethostname()}, since 20" in message
+        )
+        assert "another run with --workdir" in message
         process.kill()
     with run_lock(workdir):
         assert json.loads((workdir / LOCK).read_text())["pid"] == os.getpid()

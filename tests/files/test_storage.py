@@ -349,17 +349,17 @@ def test_compilation_cache_in_a_bucket_is_used(gcs, compilation_cache):
 
 
 @pytest.mark.parametrize(
-    ("place", "said"),
+    ("place", "message"),
     [
         ("file/cache", "file/cache cannot be used .*JAX_COMPILATION_CACHE_DIR"),
         ("foo://cache", "is not on a disk and in none of"),
     ],
 )
 def test_unusable_compilation_cache_is_one_line(
-    tmp_path, monkeypatch, compilation_cache, place, said
+    tmp_path, monkeypatch, compilation_cache, place, message
 ):
     (tmp_path / "file").write_text("")
     monkeypatch.chdir(tmp_path)
     jax.config.update("jax_compilation_cache_dir", place)
-    with pytest.raises((UserError, OSError), match=said):
+    with pytest.raises((UserError, OSError), match=message):
         use_compilation_cache(epath.Path(tmp_path))

@@ -1,4 +1,4 @@
-"""Scores in lm-evaluation-harness equal those of the `hf` model on the same weights."""
+"""Scores in lm-evaluation-harness equal the scores of the `hf` model; output and errors."""
 
 import functools
 import json
@@ -60,7 +60,7 @@ def ours(pretrained) -> StackjaxLM:
 
 
 def byte_tokenizer() -> transformers.PreTrainedTokenizerFast:
-    """A transformers tokenizer equal to our `bytes` tokenizer."""
+    """Returns a transformers tokenizer equal to the `bytes` tokenizer."""
     printed = bytes_to_unicode()
     merged = tokenizers.models.BPE({printed[byte]: byte for byte in range(256)}, [])
     tokenizer = tokenizers.Tokenizer(merged)
@@ -86,7 +86,7 @@ def theirs() -> HFLM:
     )
 
 
-def asked(kind: str, *arguments: tuple) -> list[Instance]:
+def requests_of(kind: str, *arguments: tuple) -> list[Instance]:
     return [Instance(kind, {}, each, i) for i, each in enumerate(arguments)]
 
 
@@ -99,9 +99,11 @@ def task_dir(theirs, tmp_path_factory):
     """Tasks of every output type; half of the generated answers are correct."""
     directory, rng = tmp_path_factory.mktemp("tasks"), np.random.default_rng(0)
     ending = {"until": ["a", "\n"], "max_gen_toks": NEW_TOKENS, "do_sample": False}
-    # Some are longer than what the model reads.
+    # Some prompts are longer than the context.
     prompts = ["x" + random_text(rng, size) for size in rng.integers(1, 2 * SEQ_LEN, 16)]
-    written = theirs.generate_until(asked("generate_until", *((p, ending) for p in prompts)))
+    written = theirs.generate_until(
+        requests_of("generate_until", *((p, ending) for p in prompts))
+    )
     choices = [
         {
             "prompt": prompt,
@@ -162,7 +164,7 @@ def write_task(directory, name: str, documents: list[dict], **fields) -> None:
         "test_split": "test",
         "metadata": {"version": 3},
     }
-    # JSON is YAML.
+    # JSON is valid YAML.
     (directory / f"{name}.yaml").write_text(json.dumps(task | fields))
 
 
@@ -182,35 +184,37 @@ def test_accuracies_and_exact_matches_equal_hf(measured):
         ("choices", "acc_norm"),
         ("written", "exact_match"),
     ):
-        mine, wanted = (found["results"][task][f"{metric},none"] for found in measured)
-        assert mine == wanted
-        assert 0 < mine < 1, "a score that no mistake would change"
+        actual, reference = (found["results"][task][f"{metric},none"] for found in measured)
+        assert actual == reference
+        assert 0 < actual < 1, "trivial score"
 
 
 def test_perplexities_match_hf(measured):
     for metric in ("word_perplexity", "byte_perplexity"):
-        mine, wanted = (found["results"]["rolling"][f"{metric},none"] for found in measured)
-        assert mine == pytest.approx(wanted, rel=1e-4)
-        assert np.isfinite(wanted) and wanted > 2
+        actual, reference = (
+            found["results"]["rolling"][f"{metric},none"] for found in measured
+        )
+        assert actual == pytest.approx(reference, rel=1e-4)
+        assert np.isfinite(reference) and reference > 2
 
 
 @pytest.mark.parametrize("task", TASKS)
 def test_every_response_matches_hf(measured, task):
-    mine, wanted = (
+    actual, reference = (
         [sample["filtered_resps"] for sample in found["samples"][task]] for found in measured
     )
-    flat = [jax.tree.leaves(answers) for answers in (mine, wanted)]
+    flat = [jax.tree.leaves(answers) for answers in (actual, reference)]
     assert len(flat[0]) == len(flat[1]) > 0
-    for answer, of_theirs in zip(*flat, strict=True):
-        if isinstance(of_theirs, float):
-            # A sum over up to 200 tokens in float32, of theirs in float64.
-            of_theirs = pytest.approx(of_theirs, rel=1e-5, abs=1e-4)
-        assert answer == of_theirs
+    for answer, expected in zip(*flat, strict=True):
+        if isinstance(expected, float):
+            # A float32 sum over up to 200 tokens; hf sums in float64.
+            expected = pytest.approx(expected, rel=1e-5, abs=1e-4)
+        assert answer == expected
 
 
 def test_long_and_empty_contexts_match_hf(ours, theirs):
     text = random_text(np.random.default_rng(1), 3 * SEQ_LEN)
-    requests = asked(
+    requests = requests_of(
         "loglikelihood",
         ("", "ab"),
         ("a ", "b"),
@@ -218,19 +222,19 @@ def test_long_and_empty_contexts_match_hf(ours, theirs):
         ("ab", text.encode()[: SEQ_LEN - 1].decode(errors="ignore")),
         ("", "abc"),
     )
-    mine, wanted = (lm.loglikelihood(requests) for lm in (ours, theirs))
+    actual, reference = (lm.loglikelihood(requests) for lm in (ours, theirs))
     np.testing.assert_allclose(
-        [answer[0] for answer in mine], [answer[0] for answer in wanted], rtol=1e-5
+        [answer[0] for answer in actual], [answer[0] for answer in reference], rtol=1e-5
     )
-    assert [answer[1] for answer in mine] == [answer[1] for answer in wanted]
+    assert [answer[1] for answer in actual] == [answer[1] for answer in reference]
 
 
-def test_context_without_tokens_starts_from_the_prefix(ours):
-    (of_spaces, of_none) = ours.loglikelihood(asked("loglikelihood", (" ", "a"), ("", " a")))
-    assert of_spaces == of_none
+def test_whitespace_context_moves_to_the_continuation(ours):
+    space, empty = ours.loglikelihood(requests_of("loglikelihood", (" ", "a"), ("", " a")))
+    assert space == empty
 
 
-def test_generation_uses_each_request_settings(pretrained, monkeypatch):
+def test_generation_uses_the_settings_of_each_request(pretrained, monkeypatch):
     calls = []
 
     def continuations(_, prompts, sampling, max_tokens, key, until, vocab_size):
@@ -245,13 +249,13 @@ def test_generation_uses_each_request_settings(pretrained, monkeypatch):
     sampled = {"until": ["!"], "max_gen_toks": 5, "do_sample": True, "temperature": 0.7}
     prompts = ["ab", "abcd", "", "a" * 50, "abc"]
     kinds = [greedy, sampled, greedy, greedy, sampled]
-    requests = asked("generate_until", *zip(prompts, kinds, strict=True))
+    requests = requests_of("generate_until", *zip(prompts, kinds, strict=True))
     assert lm.generate_until(requests) == ["2", "4", "1", "10", "3"]
     assert sorted(calls) == [(1, 1, 30, 0.0), (2, 4, 5, 0.7), (2, 10, 30, 0.0)]
 
 
 @pytest.mark.parametrize(
-    ("kwargs", "said"),
+    ("kwargs", "message"),
     [
         ({"until": ["."]}, "max_gen_toks of a task is 256;.* less than 40"),
         ({"until": ["."], "max_gen_toks": 4, "num_beams": 4}, "has num_beams"),
@@ -259,18 +263,18 @@ def test_generation_uses_each_request_settings(pretrained, monkeypatch):
         ({"max_gen_toks": 4, "do_sample": True}, "do_sample without a temperature"),
     ],
 )
-def test_invalid_generation_kwargs_are_refused(ours, kwargs, said):
-    with pytest.raises(ValueError, match=said):
-        ours.generate_until(asked("generate_until", ("a", kwargs)))
+def test_invalid_generation_kwargs_are_refused(ours, kwargs, message):
+    with pytest.raises(ValueError, match=message):
+        ours.generate_until(requests_of("generate_until", ("a", kwargs)))
 
 
 def test_text_longer_than_the_context_is_refused(ours):
     with pytest.raises(ValueError, match=r"has 41 tokens.* 40"):
-        ours.loglikelihood(asked("loglikelihood", ("a", "b" * 41)))
+        ours.loglikelihood(requests_of("loglikelihood", ("a", "b" * 41)))
 
 
 @pytest.fixture
-def only_local(monkeypatch):
+def only_local_tasks(monkeypatch):
     """Skips indexing the harness's thousands of tasks, which takes seconds."""
     only = functools.partial(lm_eval.tasks.TaskManager, include_defaults=False)
     monkeypatch.setattr(lm_eval.tasks, "TaskManager", only)
@@ -284,7 +288,7 @@ def run(monkeypatch, pretrained, *arguments) -> None:
     main()
 
 
-@pytest.mark.usefixtures("only_local")
+@pytest.mark.usefixtures("only_local_tasks")
 def test_command_prints_and_writes_scores(
     pretrained, measured, task_dir, tmp_path, monkeypatch, capsys
 ):
@@ -294,11 +298,11 @@ def test_command_prints_and_writes_scores(
     printed = capsys.readouterr()
     results = json.loads(output.read_text())
     for task in ("choices", "rolling"):
-        written, wanted = results["tasks"][task], measured[0]["results"][task]
+        written, reference = results["tasks"][task], measured[0]["results"][task]
         assert (written["version"], written["num_fewshot"]) == (3, 0)
         for metric in written["metrics"]:
             if metric != "word_perplexity_stderr" and metric != "byte_perplexity_stderr":
-                assert written["metrics"][metric] == pytest.approx(wanted[f"{metric},none"])
+                assert written["metrics"][metric] == pytest.approx(reference[f"{metric},none"])
     assert results["tasks"]["choices"]["num_documents"] == 16
     assert (results["tokens"], results["checkpoint"]) == (None, "a model")
     accuracy = results["tasks"]["choices"]["metrics"]["acc"]
@@ -333,7 +337,7 @@ def test_table_includes_published_scores():
     assert lines[2].endswith("81.10  56.03       52.80    16.73     Fig. 3")
 
 
-def test_average_needs_all_tasks():
+def test_average_requires_all_tasks():
     printed = tell(results_of({"piqa": 0.5})).splitlines()[1]
     assert printed.split() == ["runs/mine", "2.00M", *"----", "50.00", *"----"]
 
@@ -343,7 +347,7 @@ def test_published_averages_match_published_accuracies(row):
     assert 40 < row.average < 60
     if row.accuracies:
         mean = sum(row.accuracies.values()) / len(ACCURACY_TASKS)
-        # Both are printed to two decimals.
+        # Published values have two decimals.
         assert row.average == pytest.approx(mean, abs=0.0101)
 
 
@@ -351,15 +355,15 @@ def test_paper_tasks_exist_in_the_harness():
     assert set(PAPER_TASKS) <= set(lm_eval.tasks.TaskManager().all_tasks)
 
 
-def one_line(capsys) -> str:
+def error_line(capsys) -> str:
     printed = capsys.readouterr().err
     assert printed.startswith("error: ") and printed.count("\n") == 1
     return printed
 
 
-@pytest.mark.usefixtures("only_local")
+@pytest.mark.usefixtures("only_local_tasks")
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         (("--tasks", "choices,chioces"), "no task 'chioces' .* choices"),
         (
@@ -369,15 +373,17 @@ def one_line(capsys) -> str:
         (("--tasks", "choices", "--output", "no/where.json"), "there is no directory .*/no;"),
     ],
 )
-def test_wrong_argument_is_one_line(pretrained, task_dir, monkeypatch, capsys, arguments, said):
+def test_invalid_argument_is_one_line(
+    pretrained, task_dir, monkeypatch, capsys, arguments, message
+):
     arguments = ("--task-dir", task_dir, *arguments)
     with pytest.raises(SystemExit, match="2"):
         run(monkeypatch, pretrained, "runs/mine", *arguments)
-    assert re.search(said, one_line(capsys))
+    assert re.search(message, error_line(capsys))
 
 
 @pytest.mark.parametrize(
-    ("option", "value", "said"),
+    ("option", "value", "message"),
     [
         ("--limit", "0", "limit is 0; it must be at least 1"),
         ("--batch-size", "0", "batch_size is 0"),
@@ -385,15 +391,15 @@ def test_wrong_argument_is_one_line(pretrained, task_dir, monkeypatch, capsys, a
     ],
 )
 def test_option_out_of_range_is_refused_by_name(
-    pretrained, monkeypatch, capsys, option, value, said
+    pretrained, monkeypatch, capsys, option, value, message
 ):
     with pytest.raises(SystemExit, match="2"):
         run(monkeypatch, pretrained, "runs/mine", option, value)
-    assert said in capsys.readouterr().err
+    assert message in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
-    ("name", "said"),
+    ("name", "message"),
     [
         ("no/results.json", "there is no directory"),
         ("directory", "a directory; name a file in it"),
@@ -402,12 +408,12 @@ def test_option_out_of_range_is_refused_by_name(
         ("pipe.json", "exists already"),
     ],
 )
-def test_results_need_a_new_file(name, said, tmp_path):
+def test_output_must_be_a_new_file(name, message, tmp_path):
     (tmp_path / "directory").mkdir()
     (tmp_path / "results.json").write_text("results")
     (tmp_path / "link.json").symlink_to(tmp_path / "nowhere")
     os.mkfifo(tmp_path / "pipe.json")
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises(ValueError, match=message):
         evaluation.check_output(tmp_path / name)
     evaluation.check_output(tmp_path / "new.json")
     assert (tmp_path / "results.json").read_text() == "results"
@@ -419,7 +425,7 @@ def test_read_only_output_directory_is_named(tmp_path, monkeypatch):
         evaluation.check_output(tmp_path / "new.json")
 
 
-@pytest.mark.usefixtures("only_local")
+@pytest.mark.usefixtures("only_local_tasks")
 def test_failed_download_is_one_line(pretrained, task_dir, monkeypatch, capsys):
     def refuse(*args, **kwargs):
         raise ConnectionError("Couldn't reach 'a/set' on the Hub")
@@ -427,11 +433,11 @@ def test_failed_download_is_one_line(pretrained, task_dir, monkeypatch, capsys):
     monkeypatch.setattr("datasets.load_dataset", refuse)
     with pytest.raises(SystemExit, match="2"):
         run(monkeypatch, pretrained, "m", "--task-dir", task_dir, "--tasks", "choices")
-    assert re.search("data of task 'choices' cannot be loaded: Couldn't", one_line(capsys))
+    assert re.search("data of task 'choices' cannot be loaded: Couldn't", error_line(capsys))
 
 
 def test_missing_harness_is_one_line(pretrained, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "lm_eval.tasks", None)
     with pytest.raises(SystemExit, match="2"):
         run(monkeypatch, pretrained, "runs/mine")
-    assert "pip install -r requirements-interop.txt" in one_line(capsys)
+    assert "pip install -r requirements-interop.txt" in error_line(capsys)

@@ -1,4 +1,4 @@
-"""Harness responses equal those of the hf model for all begin and end tokens."""
+"""Harness responses match the hf model for all begin and end tokens."""
 
 import json
 
@@ -17,12 +17,12 @@ from stackjax.inference.lm_eval_adapter import StackjaxLM
 from stackjax.inference.pretrained import load_pretrained
 
 SEQ_LEN = 40
-WIDE = 20
+NUM_UNUSED = 20
 """Token ids beyond the tokenizer's vocabulary."""
 TOKENIZERS = {
     "BOS template": (BOS, "", {"bos_token": BOS}),
     "BOS and EOS template": (BOS, EOS, {"bos_token": BOS}),
-    "BOS that begins no text": ("", "", {"bos_token": BOS}),
+    "BOS without template": ("", "", {"bos_token": BOS}),
     "no BOS": ("", "", {}),
     "add_bos flag": ("", "", {"bos_token": BOS, "add_bos_token": True}),
     "sentencepiece": None,
@@ -58,7 +58,7 @@ def both(request, tmp_path_factory):
     path = tmp_path_factory.mktemp("folder") / "folder"
     path.mkdir()
     size = write_tokenizer(path, request.param)
-    folders.write(path, "llama", vocab_size=size + WIDE, max_position_embeddings=SEQ_LEN)
+    folders.write(path, "llama", vocab_size=size + NUM_UNUSED, max_position_embeddings=SEQ_LEN)
     generation = {"eos_token_id": [2, 70], "bos_token_id": 1}
     (path / "generation_config.json").write_text(json.dumps(generation))
     network = transformers.AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
@@ -68,7 +68,7 @@ def both(request, tmp_path_factory):
     return StackjaxLM(load_pretrained(str(path)), batch_size=4), theirs
 
 
-def ask(models, kind, *arguments):
+def responses(models, kind, *arguments):
     """Returns both models' responses."""
     requests = [Instance(kind, {}, each, i) for i, each in enumerate(arguments)]
     return [getattr(lm, kind)(requests, disable_tqdm=True) for lm in models]
@@ -77,8 +77,8 @@ def ask(models, kind, *arguments):
 LONG = "Grown models train faster, and this text is longer than they read. "
 
 
-def test_log_likelihoods(both):
-    ours, theirs = ask(
+def test_log_likelihoods_match_hf(both):
+    ours, theirs = responses(
         both,
         "loglikelihood",
         ("The sky is", " blue"),
@@ -95,9 +95,9 @@ def test_log_likelihoods(both):
     assert [greedy for _, greedy in ours] == [greedy for _, greedy in theirs]
 
 
-def test_rolling_log_likelihoods(both):
+def test_rolling_log_likelihoods_match_hf(both):
     texts = ("The sky is blue", LONG, "a", f"{BOS}a", f"a{EOS}b", "é" * 30)
-    ours, theirs = ask(both, "loglikelihood_rolling", *((text,) for text in texts))
+    ours, theirs = responses(both, "loglikelihood_rolling", *((text,) for text in texts))
     np.testing.assert_allclose(ours, theirs, rtol=2e-5)
 
 
@@ -111,9 +111,9 @@ def test_rolling_log_likelihoods(both):
     ],
     ids=str,
 )
-def test_generated_texts(both, kwargs):
+def test_generated_texts_match_hf(both, kwargs):
     prompts = ("The sky is", "abc", LONG, f"{BOS}abc", f"one{EOS}two", "x y z")
-    ours, theirs = ask(both, "generate_until", *((prompt, kwargs) for prompt in prompts))
+    ours, theirs = responses(both, "generate_until", *((prompt, kwargs) for prompt in prompts))
     assert ours == theirs
     assert any(theirs)
 

@@ -1,4 +1,4 @@
-"""Models and tokenizers are loaded from runs, checkpoints and folders."""
+"""Loading models and tokenizers from runs, checkpoints and folders."""
 
 import dataclasses
 import io
@@ -55,8 +55,8 @@ def write_tokenizer_json(path, special=("<|begin|>", "</s>"), begins=False):
 
 
 SETTINGS = {
-    "written": ({"bos_token": "<|begin|>", "eos_token": "</s>"}, {}, (0, 1)),
-    "as objects": (
+    "tokens": ({"bos_token": "<|begin|>", "eos_token": "</s>"}, {}, (0, 1)),
+    "token objects": (
         {
             "bos_token": {"__type": "AddedToken", "content": "<|begin|>", "lstrip": False},
             "eos_token": {"__type": "AddedToken", "content": "</s>", "lstrip": False},
@@ -64,10 +64,10 @@ SETTINGS = {
         {},
         (0, 1),
     ),
-    "no beginning": ({"bos_token": None, "eos_token": "</s>"}, {}, (1, 1)),
-    "by number": ({}, {"eos_token_id": 1}, (1, 1)),
-    "by several numbers": ({}, {"eos_token_id": [1, 0]}, (1, 1)),
-    "not at all": ({}, {}, (1, 1)),
+    "no bos_token": ({"bos_token": None, "eos_token": "</s>"}, {}, (1, 1)),
+    "end id": ({}, {"eos_token_id": 1}, (1, 1)),
+    "several end ids": ({}, {"eos_token_id": [1, 0]}, (1, 1)),
+    "nothing": ({}, {}, (1, 1)),
 }
 
 
@@ -90,7 +90,7 @@ def test_folder_tokenizer_matches_transformers(name, tmp_path):
 def test_prompt_starts_with_the_folder_begin_tokens(begins, tmp_path, capsys, monkeypatch):
     folder = folders.write(tmp_path / "folder", "llama", vocab_size=270)
     write_tokenizer_json(folder, begins=begins)
-    settings = SETTINGS["written"][0] | {"tokenizer_class": "PreTrainedTokenizerFast"}
+    settings = SETTINGS["tokens"][0] | {"tokenizer_class": "PreTrainedTokenizerFast"}
     (folder / "tokenizer_config.json").write_text(json.dumps(settings))
     assert load_pretrained(str(folder)).tokenization.begin_ids == (0,) * begins
     theirs = transformers.AutoTokenizer.from_pretrained(folder)
@@ -165,7 +165,7 @@ def test_exported_sentencepiece_model_matches_transformers(add_dummy_prefix, tmp
     (tmp_path / "out").mkdir()
     write_tokenizer(tokenizer, tmp_path / "out")
     theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
-    # Of a text that begins with a space transformers leaves out the space before it.
+    # transformers drops the dummy prefix of texts with a leading space.
     for text in (TEXT, "two  spaces", "a line\nand déjà vu"):
         assert theirs(text).input_ids == tokenizer.encode(text).tolist()
     assert theirs.eos_token_id == tokenizer.end_id
@@ -224,8 +224,8 @@ import stackjax.train, stackjax.grow, stackjax.convert, stackjax.generate, stack
     assert (done.returncode, done.stderr) == (0, "")
 
 
-def set_of_tokens(world, tmp_path):
-    """Token shards with a manifest that names a tokenizer file."""
+def shards_with_tokenizer(world, tmp_path):
+    """Returns token shards with a tokenizer file in the manifest, and the file."""
     write_tokenizer_json(tmp_path)
     file = tmp_path / "tokenizer.json"
     tokenizer = load_tokenizer(str(file))
@@ -244,8 +244,8 @@ def set_of_tokens(world, tmp_path):
 
 
 def test_data_tokenizer_is_read_from_the_shards(world, tmp_path):
-    data, file = set_of_tokens(world, tmp_path)
-    # The manifest says which token ends documents.
+    data, file = shards_with_tokenizer(world, tmp_path)
+    # The manifest has the end token.
     assert data_tokenizer(str(data)).end_id == 0
     write_tokenizer_json(data, special=("</s>",))
     with pytest.raises(ValueError, match=r"is not the tokenizer recorded in .*manifest.json"):
@@ -255,7 +255,7 @@ def test_data_tokenizer_is_read_from_the_shards(world, tmp_path):
         data_tokenizer(str(data))
 
 
-def test_only_tokens_in_the_tokenizer_are_drawn(tmp_path):
+def test_only_tokens_of_the_tokenizer_are_drawn(tmp_path):
     folder = folders.write(tmp_path / "folder", "qwen3, tied, other base", vocab_size=300)
     found = load_pretrained(str(folder), "bytes")
     assert found.config.padded_vocab_size == 384
@@ -265,5 +265,5 @@ def test_only_tokens_in_the_tokenizer_are_drawn(tmp_path):
     assert len(tokens) == 400 and 250 < max(tokens) < 256
     (tokens,) = continuations(*args, vocab_size=300)
     assert 290 < max(tokens) < 300
-    # Ids beyond the tokenizer have no text.
+    # Ids beyond the tokenizer decode to no text.
     assert found.tokenizer.decode([65, 299, 66]) == "AB"

@@ -24,22 +24,22 @@ SAMPLINGS = st.builds(
 
 
 def probabilities(logits_V, temperature):
-    """The softmax in float64."""
+    """Returns the softmax in float64."""
     logits_V = np.float64(logits_V) / temperature
     weights_V = np.exp(logits_V - logits_V.max())
     return weights_V / weights_V.sum()
 
 
 def num_kept(logits_V, sampling, top_p):
-    """Number of candidates."""
+    """Returns the number of candidates in float64."""
     sorted_V = np.sort(np.float64(logits_V))[::-1][: sampling.top_k]
     mass_V = np.cumsum(probabilities(sorted_V, sampling.temperature))
-    # The first count whose mass is enough; the last is all of it.
+    # The smallest number with enough mass; all candidates always suffice.
     return 1 + np.count_nonzero(mass_V[:-1] < top_p)
 
 
 def kept(logits_V, sampling):
-    """Candidate logits and tokens."""
+    """Returns the logits and tokens of the candidates."""
     logits_BK, tokens_BK = candidates(jnp.asarray(logits_V, jnp.float32)[None], sampling)
     is_kept_K = np.asarray(logits_BK[0]) > -np.inf
     return np.asarray(logits_BK[0])[is_kept_K], np.asarray(tokens_BK[0])[is_kept_K]
@@ -49,15 +49,15 @@ def kept(logits_V, sampling):
 @given(ROWS, SAMPLINGS)
 def test_top_p_keeps_the_smallest_sufficient_set(logits_V, sampling):
     found_K, tokens_K = kept(logits_V, sampling)
-    # Sums of float32 may fall on the other side of what they are compared with.
+    # Float32 sums may cross the threshold.
     fewest, most = (num_kept(logits_V, sampling, sampling.top_p + e) for e in (-1e-5, 1e-5))
     assert fewest <= len(tokens_K) <= most
     assert len(set(tokens_K.tolist())) == len(tokens_K)
-    wanted_K = np.sort(logits_V)[::-1][: len(tokens_K)]
-    # Logits that lie closer than a rounding of float32 may take each other's place.
+    expected_K = np.sort(logits_V)[::-1][: len(tokens_K)]
+    # Logits within float32 rounding may swap places.
     kept_K = np.sort(np.float64(logits_V)[tokens_K])[::-1]
-    np.testing.assert_allclose(kept_K, wanted_K, rtol=0, atol=1e-5)
-    # Of a row whose largest logit is 0, over the temperature.
+    np.testing.assert_allclose(kept_K, expected_K, rtol=0, atol=1e-5)
+    # Candidate logits are shifted to a maximum of 0 and divided by the temperature.
     scaled_K = (np.float64(logits_V)[tokens_K] - max(logits_V)) / sampling.temperature
     np.testing.assert_allclose(found_K, scaled_K, rtol=1e-5, atol=1e-5)
 
@@ -72,11 +72,11 @@ def test_sample_is_a_candidate(logits_V, sampling, seed):
 
 
 SETTINGS = {
-    "as it is": Sampling(),
+    "default": Sampling(),
     "hot": Sampling(temperature=2.0),
-    "cold, of five": Sampling(temperature=0.5, top_k=5),
+    "cold, top 5": Sampling(temperature=0.5, top_k=5),
     "nucleus": Sampling(top_p=0.7),
-    "all": Sampling(temperature=1.5, top_k=7, top_p=0.8),
+    "combined": Sampling(temperature=1.5, top_k=7, top_p=0.8),
 }
 
 
@@ -96,7 +96,7 @@ def test_candidates_match_transformers_and_frequencies_match_probabilities(name)
     logits_BV = jnp.broadcast_to(logits_V, (num_draws, V))
     tokens_B = sample(logits_BV, sampling, KEY)
     found_V = np.bincount(tokens_B, minlength=V) / num_draws
-    # Four standard deviations; the key is fixed.
+    # The tolerance is four standard deviations; the key is fixed.
     allowed_V = 4 * np.sqrt(expected_V * (1 - expected_V) / num_draws)
     assert (np.abs(found_V - expected_V) <= allowed_V).all()
 
@@ -111,17 +111,17 @@ GREEDY = {
 
 
 @pytest.mark.parametrize("name", GREEDY)
-def test_zero_temperature_takes_the_argmax(name):
+def test_greedy_settings_take_the_argmax(name):
     tokens_B = sample(LOGITS_BV, GREEDY[name], KEY)
     np.testing.assert_array_equal(tokens_B, np.argmax(LOGITS_BV, axis=-1))
 
 
 @pytest.mark.parametrize("name", SETTINGS)
-def test_padding_is_never_drawn(name):
+def test_tokens_without_probability_are_never_drawn(name):
     logits_BV = jnp.full((400, V), -jnp.inf).at[:, 3:6].set(0.0)
     tokens_B = sample(logits_BV, SETTINGS[name], KEY)
     drawn = set(tokens_B.tolist())
-    # A nucleus of 0.7 or 0.8 needs all three.
+    # A nucleus of 0.7 or 0.8 contains all three tokens.
     assert drawn == {3, 4, 5}
 
 

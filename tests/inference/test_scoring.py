@@ -49,8 +49,8 @@ def pretrained_of(config: ModelConfig, mesh_name: str = "one device") -> Pretrai
 _apply = jax.jit(model.apply, static_argnums=0)
 
 
-def likely(config: ModelConfig, text: Sequence[int]) -> np.ndarray:
-    """Float64 log-likelihoods of every next token, [T, V]."""
+def log_likelihoods(config: ModelConfig, text: Sequence[int]) -> np.ndarray:
+    """Returns float64 log-likelihoods of every next token, [T, V]."""
     tokens = np.zeros((1, SEQ_LEN + 1), np.int32)
     tokens[0, : len(text)] = text
     positions = np.arange(SEQ_LEN + 1, dtype=np.int32)[None]
@@ -60,16 +60,16 @@ def likely(config: ModelConfig, text: Sequence[int]) -> np.ndarray:
 
 
 def expected(config: ModelConfig, span: Span) -> tuple[float, bool]:
-    """Reference score for a single span."""
+    """Returns the reference score of a span."""
     labels = np.asarray(span.tokens[span.start : span.stop], int)
-    likely_TV = likely(config, span.tokens)[span.start - 1 : span.stop - 1]
-    is_greedy = bool(np.all(likely_TV.argmax(-1) == labels))
-    return likely_TV[np.arange(len(labels)), labels].sum(), is_greedy
+    log_likelihoods_TV = log_likelihoods(config, span.tokens)[span.start - 1 : span.stop - 1]
+    is_greedy = bool(np.all(log_likelihoods_TV.argmax(-1) == labels))
+    return log_likelihoods_TV[np.arange(len(labels)), labels].sum(), is_greedy
 
 
 @st.composite
 def spans(draw) -> Span:
-    # Few tokens, so that some spans are greedy.
+    # The vocabulary is small, so some spans are greedy.
     tokens = draw(st.lists(st.integers(0, 10), min_size=1, max_size=SEQ_LEN + 1))
     start = draw(st.integers(1, len(tokens)))
     return Span(tokens, start, draw(st.integers(start, len(tokens))))
@@ -83,22 +83,22 @@ def random_spans() -> list[Span]:
 
 def assert_scored(pretrained: Pretrained, batch: list[Span], batch_size: int) -> None:
     found = score(pretrained, batch, batch_size)
-    wanted = [expected(pretrained.config, span) for span in batch]
+    reference = [expected(pretrained.config, span) for span in batch]
     assert len(found) == len(batch)
     np.testing.assert_allclose(
         [each.log_likelihood for each in found],
-        [log_likelihood for log_likelihood, _ in wanted],
-        # Sums of twenty float32 log-likelihoods of logits of about ten.
+        [log_likelihood for log_likelihood, _ in reference],
+        # Sums of twenty float32 log-likelihoods; logits are about ten.
         rtol=2e-5,
         atol=2e-5,
     )
-    assert [each.is_greedy for each in found] == [is_greedy for _, is_greedy in wanted]
+    assert [each.is_greedy for each in found] == [is_greedy for _, is_greedy in reference]
 
 
 @pytest.mark.parametrize("config", MODELS.values(), ids=MODELS)
 @settings(max_examples=15, deadline=None, derandomize=True)
 @given(batch=st.lists(spans(), max_size=9), batch_size=st.sampled_from([1, 4]))
-def test_batched_scores_equal_single_scores(config, batch, batch_size):
+def test_batched_scores_match_the_reference(config, batch, batch_size):
     assert_scored(pretrained_of(config), batch, batch_size)
 
 
@@ -107,17 +107,17 @@ def test_scores_are_equal_on_every_mesh(mesh_name):
     assert_scored(pretrained_of(MODELS["gqa"], mesh_name), random_spans(), 5)
 
 
-def test_only_the_greedy_continuation_is_greedy():
+def test_span_is_greedy_if_every_token_is_the_argmax():
     config, text = MODELS["gqa"], [3]
     for _ in range(6):
-        text.append(int(likely(config, text)[-1].argmax()))
+        text.append(int(log_likelihoods(config, text)[-1].argmax()))
     wrong = [*text[:-1], (text[-1] + 1) % config.vocab_size]
     batch = [Span(text, 1, 7), Span(wrong, 1, 7), Span(wrong, 1, 6), Span(wrong, 7, 7)]
     found = score(pretrained_of(config), batch)
     assert [each.is_greedy for each in found] == [True, False, True, True]
 
 
-def test_logits_are_computed_in_chunks():
+def test_full_logits_are_never_stored():
     config = dataclasses.replace(MODELS["gqa"], loss_chunk=8)
     assert_scored(pretrained_of(config), random_spans(), 4)
     rows = Rows(*(np.zeros((4, 32), dtype) for dtype in (int, int, int, bool)))

@@ -31,7 +31,7 @@ PREFIX = LENGTH - 1
 """Prefill length in the reference model; the last token uses the KV cache."""
 
 ANYTHING = (None, True, False, 0, 2, -3, 0.5, math.nan, math.inf, "x", [1], {"a": 1})
-"""Values of many types, tried for every field."""
+"""Values of many types; every field is tried with each."""
 DEFAULT = {"rope_type": "default", "rope_theta": 1e4}
 LLAMA3 = folders.LLAMA3
 LLAMA3_OPEN = {k: v for k, v in LLAMA3.items() if k != "original_max_position_embeddings"}
@@ -108,71 +108,71 @@ CHANGES = {
     "scale_embedding": [True],
 }
 """Additional values per field; every field is also tried with `ANYTHING`."""
-TOGETHER = [
+COMBINATIONS = [
     {"rope_scaling": scaling} | others
     for scaling, others in itertools.product(
         [{}, {"factor": 4.0}, {"rope_theta": 1e6}, LLAMA3, LLAMA3_OPEN, {"type": "yarn"}, "x"],
         [{}, {"rope_parameters": LLAMA3 | {"factor": 2.0}}, {"rope_theta": 1e6}],
     )
 ]
-TOGETHER += [
+COMBINATIONS += [
     {"rope_parameters": rope, "rope_theta": theta}
     for rope in (None, {}, {"rope_type": "default"}, LLAMA3)
     for theta in (1e6, None, ABSENT)
 ]
-TOGETHER += [
+COMBINATIONS += [
     {"rope_parameters": rope, "original_max_position_embeddings": original}
     for rope in (LLAMA3, LLAMA3_OPEN)
     for original in (16, None, "16")
 ]
-TOGETHER += [
+COMBINATIONS += [
     {"rope_parameters": LLAMA3_OPEN, "max_position_embeddings": 20},
     {"rope_parameters": LLAMA3_OPEN, "max_position_embeddings": ABSENT},
     {"rope_parameters": LLAMA3, "partial_rotary_factor": 0.5},
     {"head_dim": ABSENT, "hidden_size": 18, "num_attention_heads": 4},
 ]
-TOGETHER += [
+COMBINATIONS += [
     {"use_sliding_window": on, "sliding_window": window, "max_window_layers": first}
     | {"layer_types": kinds}
     for on, window, first, kinds in itertools.product(
         (True, ABSENT), (4, None, ABSENT), (0, 2, 3, ABSENT), (FULL, SLIDES, None)
     )
 ]
-CAUTION = {
-    "attention_bias": "biases that no tensor holds are zero",
-    "mlp_bias": "biases that no tensor holds are zero",
+STRICTER = {
+    "attention_bias": "biases without a tensor are zero",
+    "mlp_bias": "biases without a tensor are zero",
     "is_causal": "null masks no future token in a padded batch",
     "per_layer_config": "another model may read it",
     "attribute_map": "it renames fields",
-    "dtype": "no such type, where transformers chooses it",
-    "rope_parameters": "a kind of rotation that starts later, or belongs to some layers",
-    "rope_scaling": "a kind of rotation that starts later, or belongs to some layers",
-    "max_position_embeddings": "no text is that short",
+    "dtype": "an unknown type, replaced by transformers",
+    "rope_parameters": "a rotation for later positions or some layers only",
+    "rope_scaling": "a rotation for later positions or some layers only",
+    "max_position_embeddings": "shorter than every text",
     "quantization_config": "weights may be of another type",
-    "transformers_weights": "it names another file of weights",
+    "transformers_weights": "it names another weight file",
     "model_type": "the tensors of another family",
     "attention_chunk_size": "it cuts the cache of longer texts",
     "rms_norm_eps": "0 divides by zero where a position is zero",
     "kv_sharing_modes": "it shares the cache of some layers",
-    "attention_dropout": "NaN and infinity are no rates",
-    "initializer_range": "NaN and infinity are no ranges",
+    "attention_dropout": "NaN and infinity are not rates",
+    "initializer_range": "NaN and infinity are not ranges",
 }
-"""Fields with values refused by stackjax although the logits do not change, and reasons."""
-INDULGENCE = {
-    **dict.fromkeys(("output_hidden_states", "return_dict"), "what a call returns"),
-    "id2label": "names of classes, which a language model does not have",
-    "auto_map": "code, which is not run",
+"""Fields with values refused only by stackjax although the logits stay equal, with reasons."""
+MORE_LENIENT = {
+    **dict.fromkeys(("output_hidden_states", "return_dict"), "a choice of outputs"),
+    "id2label": "class names; a language model has no classes",
+    "auto_map": "code that is not run",
     **dict.fromkeys(("mlp_layer_types", "mtp_layer_types"), "layers of other families"),
     **dict.fromkeys(
         ("_attn_implementation", "_experts_implementation", "compile_config"),
         "how transformers runs the model",
     ),
 }
-"""Fields with values accepted by stackjax but refused by transformers, and reasons."""
+"""Fields with values refused only by transformers, with reasons."""
 
 
-def names_that_transformers_looks_for() -> set[str]:
-    """Every attribute read by shared code in transformers, for any config class."""
+def names_read_by_transformers() -> set[str]:
+    """Returns config attributes that shared code in transformers reads by name."""
     root = Path(transformers.__file__).parent
     files = ("cache_utils", "configuration_utils", "masking_utils", "modeling_rope_utils")
     files += ("modeling_utils", "integrations/sdpa_attention", "models/auto/auto_factory")
@@ -182,39 +182,39 @@ def names_that_transformers_looks_for() -> set[str]:
 
 @pytest.fixture(scope="module", params=KINDS)
 def kind(request):
-    """Every family."""
+    """A model family."""
     return request.param
 
 
 @pytest.fixture(scope="module")
 def folder(kind, tmp_path_factory):
-    """A reader for a folder of each family."""
-    return Original(folders.write(tmp_path_factory.mktemp(kind), KINDS[kind]))
+    """A folder of the family."""
+    return ValidFolder(folders.write(tmp_path_factory.mktemp(kind), KINDS[kind]))
 
 
-class Original:
-    """A folder with fields, weights, model and logits."""
+class ValidFolder:
+    """A valid folder, with config fields, weights, model and logits."""
 
     def __init__(self, path):
         self.path = path
         fields = json.loads((path / "config.json").read_text())
-        # No text is longer than the one that is looked at.
+        # The context is as long as the text of this test.
         self.fields = fields | {"max_position_embeddings": LENGTH}
         (path / "config.json").write_text(json.dumps(self.fields))
         self.weights = {n: tensor.double() for n, tensor in folders.weights(path).items()}
         self.model = read_folder(path).model
-        logits = judge(self.fields, self.weights)
+        logits = transformers_logits(self.fields, self.weights)
         assert logits is not None
         self.logits = logits
 
 
 @torch.inference_mode()
-def judge(fields, weights):
-    """Logits from transformers, the last with a KV cache; None if refused."""
+def transformers_logits(fields, weights):
+    """Returns logits from transformers, the last with a KV cache; None if refused."""
     try:
         fields = json.loads(json.dumps(fields))
         if fields.get("tie_word_embeddings") is True:
-            # The weights have a head of other values, which `from_pretrained` does not tie.
+            # A stored head with other values is not tied, as in `from_pretrained`.
             fields["tie_word_embeddings"] = False
         config = transformers.CONFIG_MAPPING[fields["model_type"]].from_dict(fields)
         network = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float64)
@@ -227,17 +227,17 @@ def judge(fields, weights):
             use_cache=True,
             return_dict=True,
         )
-    except Exception:  # transformers refuses in many ways
+    except Exception:  # transformers raises many types
         return None
     return torch.cat([first.logits, last.logits], 1).numpy()
 
 
-def changed(fields, changes):
+def with_changes(fields, changes):
     kept = {name: value for name, value in fields.items() if name not in changes}
     return kept | {name: value for name, value in changes.items() if value is not ABSENT}
 
 
-def own_logits(path):
+def stackjax_logits(path):
     found = read_folder(path)
     mesh = mesh_of("one device")
     with jax.set_mesh(mesh):
@@ -248,53 +248,53 @@ def own_logits(path):
     return logits[..., : folders.VOCAB]
 
 
-def fault(original, changes):
-    """Describes a difference between stackjax and transformers after a change, or None."""
-    fields = changed(original.fields, changes)
+def mismatch(original, changes):
+    """Returns a difference between stackjax and transformers after a change, or None."""
+    fields = with_changes(original.fields, changes)
     (original.path / "config.json").write_text(json.dumps(fields))
-    theirs = judge(fields, original.weights)
+    theirs = transformers_logits(fields, original.weights)
     moved = theirs is not None and not np.abs(theirs - original.logits).max() < 1e-4
     try:
         model = read_folder(original.path).model
     except UserError as error:
-        if theirs is None or moved or any(name in CAUTION for name in changes):
+        if theirs is None or moved or any(name in STRICTER for name in changes):
             return None
-        return f"is refused, and moves nothing: {error}"
+        return f"is refused, but does not change the logits: {error}"
     if theirs is None:
-        return None if any(name in INDULGENCE for name in changes) else "transformers refuses"
+        return None if any(name in MORE_LENIENT for name in changes) else "transformers refuses"
     if model == original.model:
-        return "is read as the same model, and moves the logits" if moved else None
-    difference = np.abs(theirs - own_logits(original.path)).max()
-    return None if difference < 1e-4 else f"is another model, {difference} off"
+        return "is ignored, but changes the logits" if moved else None
+    difference = np.abs(theirs - stackjax_logits(original.path)).max()
+    return None if difference < 1e-4 else f"differs from transformers by {difference}"
 
 
-def faults(original, cases):
-    found = ((changes, fault(original, changes)) for changes in cases)
-    return [f"{changes} {said}" for changes, said in found if said is not None]
+def mismatches(original, cases):
+    found = ((changes, mismatch(original, changes)) for changes in cases)
+    return [f"{changes} {text}" for changes, text in found if text is not None]
 
 
-def share(kind, values):
-    """Splits values among the families, so that each is tried once."""
+def values_for(kind, values):
+    """Returns the values for a family; each value goes to one family."""
     return values[list(KINDS).index(kind) :: len(KINDS)]
 
 
 def test_class_fields_are_read_as_in_transformers(kind, folder):
-    cases = [{name: value} for name in OWN_FIELDS[kind] for value in share(kind, ANYTHING)]
-    assert faults(folder, cases) == []
+    cases = [{name: value} for name in OWN_FIELDS[kind] for value in values_for(kind, ANYTHING)]
+    assert mismatches(folder, cases) == []
 
 
 def test_special_values_are_read_as_in_transformers(folder):
     cases = [{name: value} for name, values in CHANGES.items() for value in values]
-    assert faults(folder, cases) == []
+    assert mismatches(folder, cases) == []
 
 
-def test_field_pairs_are_read_as_in_transformers(folder):
-    assert faults(folder, TOGETHER) == []
+def test_field_combinations_are_read_as_in_transformers(folder):
+    assert mismatches(folder, COMBINATIONS) == []
 
 
-def test_fields_common_to_all_configs_are_known(kind, folder):
-    names = names_that_transformers_looks_for()
+def test_fields_of_every_config_class_are_read_as_in_transformers(kind, folder):
+    names = names_read_by_transformers()
     assert {"is_causal", "layer_types", "sliding_window", "kv_sharing_modes"} <= names
-    values = share(kind, (False, 4, "x", [1], {"a": 1}, True, 0.5, []))
+    values = values_for(kind, (False, 4, "x", [1], {"a": 1}, True, 0.5, []))
     cases = [{name: value} for name in sorted(names) for value in values]
-    assert faults(folder, cases) == []
+    assert mismatches(folder, cases) == []

@@ -1,4 +1,4 @@
-"""Hugging Face folders compute the same logits and survive a round trip exactly."""
+"""Hugging Face folders: logits, exact round trips, unsupported models and damage."""
 
 import dataclasses
 import json
@@ -40,7 +40,7 @@ POSITIONS = np.broadcast_to(np.arange(TOKENS.shape[1], dtype=np.int32), TOKENS.s
 
 @pytest.fixture(scope="module", params=[n for n in folders.FOLDERS if "float64" not in n])
 def folder(request, tmp_path_factory):
-    """Every folder in `FOLDERS`."""
+    """Each folder in `FOLDERS`."""
     return folders.write(tmp_path_factory.mktemp("folder"), request.param)
 
 
@@ -51,7 +51,7 @@ def load(folder, name="one device"):
 
 
 def load_arrays(folder):
-    """A folder's parameters as numpy arrays."""
+    """Returns the parameters in a folder as numpy arrays."""
     return jax.tree.map(np.asarray, load(folder))
 
 
@@ -65,7 +65,7 @@ def write_checkpoint(path, config, params):
     return write_first(epath.Path(path), state, contents)
 
 
-def run_convert(source, target, **fields):
+def convert_model(source, target, **fields):
     config = ConvertConfig(source=str(source), target=str(target), **fields)
     return convert.convert(config)
 
@@ -75,7 +75,7 @@ def test_logits_match_transformers(folder):
     logits = jax.jit(model.apply, static_argnums=0)(
         found.model, load_arrays(found), TOKENS, POSITIONS, None
     )
-    # Weights of fewer bits are computed with in float32 on both sides.
+    # Both sides compute in float32, even with narrower weights.
     np.testing.assert_allclose(
         logits[..., : folders.VOCAB], folders.logits(folder), rtol=0, atol=1e-5
     )
@@ -87,15 +87,15 @@ def test_float64_logits_match_transformers(folder):
     expected = folders.logits(folder, "float64")
     assert 0.3 < expected.std() < 3
     logits = NumpyDecoder(found.model, load_arrays(found)).logits(TOKENS, POSITIONS, segments)
-    # Angles are float32 there, up to 24 of 8 million parts each.
+    # transformers has float32 angles up to 24, with relative errors of 1 / 2^23.
     np.testing.assert_allclose(logits[..., : folders.VOCAB], expected, rtol=0, atol=2e-6)
 
 
 def test_folder_round_trip_is_exact(folder, tmp_path):
     (folder / "tokenizer.json").write_text("{}")
     (folder / "LICENSE").write_text("free")
-    run_convert(folder, tmp_path / "checkpoint")
-    run_convert(tmp_path / "checkpoint", tmp_path / "back")
+    convert_model(folder, tmp_path / "checkpoint")
+    convert_model(tmp_path / "checkpoint", tmp_path / "back")
     folders.assert_same_weights(tmp_path / "back", folder)
     for name in ("config.json", "generation_config.json"):
         found, wanted = (
@@ -108,10 +108,10 @@ def test_folder_round_trip_is_exact(folder, tmp_path):
 
 def test_float64_weights_are_rounded_with_a_note(tmp_path, capsys):
     folder = folders.write(tmp_path / "folder", "llama, float64")
-    run_convert(folder, tmp_path / "checkpoint", verify=True)
-    said = capsys.readouterr().out
-    assert re.search("note .*float64.* float32", said)
-    assert float(said.split("differ by at most ")[1].split()[0]) < 1e-5
+    convert_model(folder, tmp_path / "checkpoint", verify=True)
+    printed = capsys.readouterr().out
+    assert re.search("note .*float64.* float32", printed)
+    assert float(printed.split("differ by at most ")[1].split()[0]) < 1e-5
 
 
 def change_tensors(path, change):
@@ -123,7 +123,7 @@ WIDE = ("norm", "embed_tokens")
 
 
 def mix(tensors):
-    """Some tensors in float32, and a whole layer in float16."""
+    """Returns wide tensors in float32, a layer in float16, and all others unchanged."""
     return {
         name: tensor.float()
         if any(kind in name for kind in WIDE)
@@ -138,14 +138,14 @@ def test_round_trip_keeps_tensor_types(tmp_path):
     folder = folders.write(tmp_path / "folder", "llama, bfloat16")
     change_tensors(folder, mix)
     assert len({tensor.dtype for tensor in folders.weights(folder).values()}) == 3
-    run_convert(folder, tmp_path / "checkpoint")
-    run_convert(tmp_path / "checkpoint", tmp_path / "back")
+    convert_model(folder, tmp_path / "checkpoint")
+    convert_model(tmp_path / "checkpoint", tmp_path / "back")
     folders.assert_same_weights(tmp_path / "back", folder)
     found, wanted = (
         json.loads((p / "config.json").read_text()) for p in (folder, tmp_path / "back")
     )
     assert found == wanted
-    run_convert(tmp_path / "checkpoint", tmp_path / "narrow", dtype="bfloat16")
+    convert_model(tmp_path / "checkpoint", tmp_path / "narrow", dtype="bfloat16")
     narrow = folders.weights(tmp_path / "narrow")
     assert {tensor.dtype for tensor in narrow.values()} == {torch.bfloat16}
 
@@ -162,34 +162,34 @@ def test_overflow_of_the_export_type_is_refused_by_default(tmp_path):
     folder = folders.write(tmp_path / "folder", "llama")
     norm = "model.norm.weight"
     change_tensors(folder, lambda tensors: tensors | {norm: tensors[norm] * 0 + 1e6})
-    run_convert(folder, tmp_path / "checkpoint")
+    convert_model(folder, tmp_path / "checkpoint")
     with pytest.raises(ValueError, match=r"norm\.weight in .* has NaN or infinity as float16"):
-        run_convert(tmp_path / "checkpoint", tmp_path / "half", dtype="float16")
+        convert_model(tmp_path / "checkpoint", tmp_path / "half", dtype="float16")
     assert not (tmp_path / "half").exists()
-    run_convert(
+    convert_model(
         tmp_path / "checkpoint", tmp_path / "half", dtype="float16", allow_nonfinite=True
     )
     assert folders.weights(tmp_path / "half")[norm].isinf().all()
     change_tensors(folder, lambda tensors: tensors | {norm: tensors[norm].double() * 1e300})
     with pytest.raises(ValueError, match=r"norm\.weight in .* has NaN or infinity as float32"):
-        run_convert(folder, tmp_path / "second")
+        convert_model(folder, tmp_path / "second")
 
 
 @pytest.mark.parametrize(
     "name", ["llama, all heads, tied, llama 3 rope", "qwen3, tied, other base"]
 )
-@pytest.mark.parametrize("moved", [0, 1])
-def test_stored_head_overrides_tied_config(name, moved, tmp_path):
+@pytest.mark.parametrize("differs", [0, 1])
+def test_stored_head_overrides_tie_word_embeddings(name, differs, tmp_path):
     folder = folders.write(tmp_path / "folder", name)
     embedding = folders.weights(folder)["model.embed_tokens.weight"]
     change_tensors(
         folder,
         lambda tensors: (
-            tensors | {"lm_head.weight": embedding.flip(0) if moved else embedding.clone()}
+            tensors | {"lm_head.weight": embedding.flip(0) if differs else embedding.clone()}
         ),
     )
     found = read_folder(folder)
-    assert found.model.tie_head == (not moved)
+    assert found.model.tie_head == (not differs)
     assert model_of(str(folder)) == found.model
     logits = jax.jit(model.apply, static_argnums=0)(
         found.model, load_arrays(found), TOKENS, POSITIONS, None
@@ -198,25 +198,27 @@ def test_stored_head_overrides_tied_config(name, moved, tmp_path):
         logits[..., : folders.VOCAB], folders.logits(folder), rtol=0, atol=1e-5
     )
     fields = config_json.config_fields(found.model, None, found.fields, 0)
-    assert fields["tie_word_embeddings"] == (not moved)
+    assert fields["tie_word_embeddings"] == (not differs)
 
 
 TRAINED = 100
-OPEN = {k: v for k, v in folders.LLAMA3.items() if k != "original_max_position_embeddings"}
-LONGER = {
-    "as long": ("llama", {"max_position_embeddings": 200}, 200),
+LLAMA3_WITHOUT_LENGTH = {
+    k: v for k, v in folders.LLAMA3.items() if k != "original_max_position_embeddings"
+}
+TEMPLATES = {
+    "longer": ("llama", {"max_position_embeddings": 200}, 200),
     "shorter": ("llama", {"max_position_embeddings": 50}, TRAINED),
-    "shorter, slowed from there": (
+    "shorter, with scaled rope": (
         "llama",
-        {"max_position_embeddings": 20, "rope_parameters": OPEN},
+        {"max_position_embeddings": 20, "rope_parameters": LLAMA3_WITHOUT_LENGTH},
         TRAINED,
     ),
-    "a window as long as its texts": (
+    "window as long as the context": (
         "mistral",
         {"max_position_embeddings": 50, "sliding_window": 50},
         TRAINED,
     ),
-    "windows from a layer on": (
+    "window in upper layers": (
         "qwen2",
         {"use_sliding_window": True, "max_window_layers": 1, "sliding_window": 64}
         | {"max_position_embeddings": 50},
@@ -225,9 +227,9 @@ LONGER = {
 }
 
 
-@pytest.mark.parametrize("name", LONGER)
+@pytest.mark.parametrize("name", TEMPLATES)
 def test_exported_context_covers_training_without_a_window(name):
-    kind, changes, length = LONGER[name]
+    kind, changes, length = TEMPLATES[name]
     template = {"model_type": kind} | folders.SIZES | changes
     source = config_json.model_config(template)
     fields = config_json.config_fields(source, None, template, TRAINED)
@@ -247,28 +249,28 @@ def test_growth_adds_no_sliding_windows():
     assert config_json.model_config(fields) == grown
 
 
-SLOWED = RopeScaling(factor=8.0, original_seq_len=32)
-OWN = {
+SCALED = RopeScaling(factor=8.0, original_seq_len=32)
+ARCHITECTURES = {
     "llama": MODELS["gqa"],
     "llama, tied, slowed": dataclasses.replace(
-        MODELS["mqa, tied, slowed"], rope_scaling=SLOWED, norm_epsilon=1e-4, rope_theta=500.0
+        MODELS["mqa, tied, slowed"], rope_scaling=SCALED, norm_epsilon=1e-4, rope_theta=500.0
     ),
     "qwen2": MODELS["mha, biases"],
     "qwen3": MODELS["gqa, tied, qk_norm"],
 }
 
 
-@pytest.mark.parametrize("name", OWN)
+@pytest.mark.parametrize("name", ARCHITECTURES)
 def test_checkpoint_round_trip_is_exact(name, tmp_path, monkeypatch):
-    config, mesh = OWN[name], mesh_of("one device")
+    config, mesh = ARCHITECTURES[name], mesh_of("one device")
     params = random_params(config)
     monkeypatch.setattr(SavedCheckpoint, "seq_len", 40)
     with jax.set_mesh(mesh):
         checkpoint = write_checkpoint(tmp_path / "first", config, params)
-    run_convert(checkpoint, tmp_path / "folder", tokenizer="bytes")
+    convert_model(checkpoint, tmp_path / "folder", tokenizer="bytes")
     kind, *_ = name.split(",")
     assert transformers.AutoConfig.from_pretrained(tmp_path / "folder").model_type == kind
-    run_convert(tmp_path / "folder", tmp_path / "second")
+    convert_model(tmp_path / "folder", tmp_path / "second")
     saved = open_model(str(tmp_path / "second"))
     expected = dataclasses.replace(config, scan_unroll=0, vocab_multiple=128)
     assert saved.model == expected
@@ -297,13 +299,13 @@ def test_parameters_are_equal_on_every_mesh(name, mesh_name, tmp_path):
         assert leaf.sharding.spec == abstract.sharding.spec
 
 
-def test_verify_detects_different_weights(tmp_path, capsys):
+def test_verify_reports_different_weights(tmp_path, capsys):
     folder = folders.write(tmp_path / "folder", "qwen3", num_shards=2)
-    run_convert(folder, tmp_path / "checkpoint", verify=True)
+    convert_model(folder, tmp_path / "checkpoint", verify=True)
     (line,) = [line for line in capsys.readouterr().out.splitlines() if "differ by" in line]
     assert "agrees at 100.00% of 256 positions" in line
     assert float(line.split("differ by at most ")[1].split()[0]) < 1e-5
-    # A wrong weight shows.
+    # `verify` reports a changed weight.
     name = "model.layers.1.self_attn.k_proj.weight"
     tensors = folders.weights(folder) | {name: folders.weights(folder)[name].flip(0)}
     shutil.rmtree(folder)
@@ -313,27 +315,27 @@ def test_verify_detects_different_weights(tmp_path, capsys):
     network.load_state_dict(tensors)
     network.save_pretrained(folder)
     with jax.set_mesh(mesh_of("one device")):
-        said = verify(folder, str(tmp_path / "checkpoint"), mesh_of("one device"))
-    assert float(said.split("differ by at most ")[1].split()[0]) > 1e-2
-    assert float(said.split("KL ")[1].split()[0]) > 1e-4
+        report = verify(folder, str(tmp_path / "checkpoint"), mesh_of("one device"))
+    assert float(report.split("differ by at most ")[1].split()[0]) > 1e-2
+    assert float(report.split("KL ")[1].split()[0]) > 1e-4
 
 
-CONFIGS = {
+UNSUPPORTED = {
     "unknown": ({"model_type": "gpt2"}, "model_type is 'gpt2'"),
     "no sizes": ({"hidden_size": None}, "hidden_size is None; it must be an integer from 1"),
     "activation": ({"hidden_act": "gelu"}, "hidden_act 'gelu', which stackjax cannot"),
     "biases": ({"attention_bias": True}, "attention_bias True"),
-    "biases of the mlp": ({"mlp_bias": True}, "mlp_bias True"),
+    "mlp biases": ({"mlp_bias": True}, "mlp_bias True"),
     "quantized": ({"quantization_config": {"bits": 4}}, "quantization_config"),
     "yarn": (
         {"rope_parameters": {"rope_type": "yarn", "factor": 4.0}},
         "rope_type 'yarn'",
     ),
-    "older yarn": (
+    "yarn in rope_scaling": (
         {"rope_parameters": None, "rope_scaling": {"type": "yarn", "factor": 4.0}},
         "rope_type 'yarn'",
     ),
-    "half a rotation": (
+    "partial rotation": (
         {"rope_parameters": folders.LLAMA3 | {"partial_rotary_factor": 0.5}},
         "partial_rotary_factor 0.5",
     ),
@@ -359,16 +361,16 @@ def change_config(path, changes):
     (path / "config.json").write_text(json.dumps(fields))
 
 
-@pytest.mark.parametrize(("changes", "said"), CONFIGS.values(), ids=CONFIGS)
-def test_unsupported_models_are_refused_by_field(changes, said, copy):
+@pytest.mark.parametrize(("changes", "message"), UNSUPPORTED.values(), ids=UNSUPPORTED)
+def test_unsupported_model_is_refused_by_field(changes, message, copy):
     change_config(copy, changes)
     with pytest.raises(ValueError) as error:
         read_folder(copy)
-    assert said in str(error.value)
+    assert message in str(error.value)
 
 
 @pytest.mark.parametrize(
-    ("name", "changes", "said"),
+    ("name", "changes", "message"),
     [
         ("mistral, wide heads", {"sliding_window": 8}, "sliding_window of 8"),
         (
@@ -384,10 +386,10 @@ def test_unsupported_models_are_refused_by_field(changes, said, copy):
         ),
     ],
 )
-def test_sliding_window_is_refused(name, changes, said, tmp_path):
+def test_sliding_window_is_refused(name, changes, message, tmp_path):
     path = folders.write(tmp_path / "folder", name)
     change_config(path, changes)
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises(ValueError, match=message):
         read_folder(path)
 
 
@@ -397,16 +399,16 @@ def test_mistral_without_window_field_has_the_default_window():
         config_json.model_config(fields)
 
 
-def lose_shard(path):
+def missing_shard(path):
     next(iter(sorted(path.glob("model-*")))).unlink()
 
 
-def cut_shard(path):
+def truncated_shard(path):
     file = next(iter(sorted(path.glob("model-*"))))
     file.write_bytes(file.read_bytes()[:-5])
 
 
-def cut_header(path):
+def truncated_header(path):
     file = next(iter(sorted(path.glob("model-*"))))
     file.write_bytes(file.read_bytes()[:11])
 
@@ -422,13 +424,13 @@ def broken_index(path):
     (path / INDEX).write_text("{}")
 
 
-def pickles(path):
+def only_pickles(path):
     for file in [*path.glob("model-*"), path / INDEX]:
         file.unlink()
     (path / "pytorch_model.bin").write_bytes(b"")
 
 
-def empty(path):
+def no_weights(path):
     for file in [*path.glob("model-*"), path / INDEX]:
         file.unlink()
 
@@ -441,7 +443,7 @@ def fewer_layers(path):
     change_config(path, {"num_hidden_layers": 2})
 
 
-def wider(path):
+def wider_mlp(path):
     change_config(path, {"intermediate_size": 24})
 
 
@@ -454,16 +456,16 @@ def broken_config(path):
 
 
 DAMAGES = {
-    lose_shard: r"lacks model-00001-of-0000\d.safetensors.*index.json",
-    cut_shard: r"model-00001-of-0000\d.safetensors is damaged",
-    cut_header: r"model-00001-of-0000\d.safetensors is damaged",
+    missing_shard: r"lacks model-00001-of-0000\d.safetensors.*index.json",
+    truncated_shard: r"model-00001-of-0000\d.safetensors is damaged",
+    truncated_header: r"model-00001-of-0000\d.safetensors is damaged",
     wrong_index: r"has no tensor lm_head.weight.*model.safetensors.index.json",
     broken_index: r"weight_map is None",
-    pickles: r"pytorch_model.bin, a pickle",
-    empty: r"has no weights",
+    only_pickles: r"pytorch_model.bin, a pickle",
+    no_weights: r"has no weights",
     more_layers: r"has no tensor model.layers.3.input_layernorm.weight",
     fewer_layers: r"holds model.layers.2.* \(9 such tensors\)",
-    wider: r"gate_proj.weight in .* has shape \[20, 16\].* \[24, 16\]",
+    wider_mlp: r"gate_proj.weight in .* has shape \[20, 16\].* \[24, 16\]",
     no_config: r"has no config.json",
     broken_config: r"config.json is not JSON",
 }

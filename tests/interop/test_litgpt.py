@@ -26,7 +26,7 @@ CASES = {
 
 
 def lit_state(folder: Path, num_heads: int, num_kv_heads: int) -> dict[str, torch.Tensor]:
-    """A LLaMA's weights in lit-gpt's layout, with a fused matrix grouped by key head."""
+    """Returns LLaMA weights in the lit-gpt layout: q, k and v fused and grouped by key head."""
     state, tensors = {}, folders.weights(folder)
     state["transformer.wte.weight"] = tensors["model.embed_tokens.weight"]
     state["transformer.ln_f.weight"] = tensors["model.norm.weight"]
@@ -92,13 +92,13 @@ def test_tensors_equal_transformers_exactly(case):
         np.testing.assert_array_equal(value.astype(np.float32), tensor.float().numpy())
 
 
-def damaged(name, state, path):
+def write_damaged(name, state, path):
     if name == "code":
         path.write_bytes(pickle.dumps(Bomb(path.parent / "it_ran")))
     elif name == "code in a state":
         torch.save({"model": state, "more": Bomb(path.parent / "it_ran")}, path)
-    elif name == "no file of torch":
-        path.write_bytes(b"nothing of the kind")
+    elif name == "not a torch file":
+        path.write_bytes(b"text")
     elif name == "cut":
         torch.save({"model": state}, path)
         path.write_bytes(path.read_bytes()[:-2000])
@@ -118,7 +118,7 @@ CHANGES = {
     "a vector": {TABLE: torch.ones(16)},
     "a number as name": {5: torch.ones(16)},
     "a far layer": {"transformer.h.999999999.norm_1.weight": torch.ones(16)},
-    "no number of a layer": {"transformer.h." + "9" * 5000 + ".norm_1.weight": torch.ones(16)},
+    "a huge layer number": {"transformer.h." + "9" * 5000 + ".norm_1.weight": torch.ones(16)},
 }
 
 
@@ -132,10 +132,10 @@ class Bomb:
         return Path.touch, (self.path,)
 
 
-LINES = {
+REFUSED = {
     "code": "holds more than tensors; no code was run",
     "code in a state": "holds more than tensors; no code was run",
-    "no file of torch": "is damaged, or holds more than tensors",
+    "not a torch file": "is damaged, or holds more than tensors",
     "cut": "is damaged, or holds more than tensors",
     "another model": "is not a lit-gpt LLaMA checkpoint",
     "larger than the file": r"wte\.weight .* has shape \[1099511627776, 16\]",
@@ -144,15 +144,15 @@ LINES = {
     "a vector": r"no matrix transformer\.wte\.weight",
     "a number as name": "has a tensor with the name 5",
     "a far layer": "model.pth",
-    "no number of a layer": "model.pth",
+    "a huge layer number": "model.pth",
     "unknown width": r"has 16 channels.* --head-dim",
 }
 
 
-@pytest.mark.parametrize("name", LINES)
+@pytest.mark.parametrize("name", REFUSED)
 def test_damaged_file_is_one_line_and_runs_no_code(name, tmp_path, monkeypatch, capsys):
     folder = folders.write(tmp_path / "folder", "llama")
-    damaged(name, lit_state(folder, 4, 2), tmp_path / "model.pth")
+    write_damaged(name, lit_state(folder, 4, 2), tmp_path / "model.pth")
     args = [str(tmp_path / "model.pth"), str(tmp_path / "target")]
     args += [] if name == "unknown width" else ["--head-dim", "4"]
     monkeypatch.setattr("sys.argv", ["convert", *args])
@@ -160,7 +160,7 @@ def test_damaged_file_is_one_line_and_runs_no_code(name, tmp_path, monkeypatch, 
         main()
     assert exit_info.value.code == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert re.search(LINES[name], line), line
+    assert re.search(REFUSED[name], line), line
     assert not (tmp_path / "it_ran").exists()
     assert not (tmp_path / "target").exists()
 

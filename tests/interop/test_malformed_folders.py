@@ -100,11 +100,11 @@ INDEX_TEXTS = {
     "deep": "[" * 200_000,
     "cut": '{"weight_map": {"a"',
 }
-ONE = "model.embed_tokens.weight"
+EMBEDDING = "model.embed_tokens.weight"
 
 
 def header(shape=(4,), dtype="F32", offsets=(0, 16), **others):
-    return {ONE: {"dtype": dtype, "shape": shape, "data_offsets": offsets}} | others
+    return {EMBEDDING: {"dtype": dtype, "shape": shape, "data_offsets": offsets}} | others
 
 
 HEADERS = {
@@ -120,7 +120,7 @@ HEADERS = {
     "more than the file": (header((2**20,), offsets=(0, 2**22)), None, b"\0" * 16),
     "a negative shape": (header((-4,)), None, b"\0" * 16),
     "a scalar": (header((), offsets=(0, 4)), None, b"\0" * 4),
-    "no numbers": (header((0, 16), offsets=(0, 0)), None, b""),
+    "no elements": (header((0, 16), offsets=(0, 0)), None, b""),
     "an unknown type": (header(dtype="X9"), None, b"\0" * 16),
     "bytes": (header((16,), dtype="I8"), None, b"\0" * 16),
     "a gap": (
@@ -138,7 +138,7 @@ HEADERS = {
 }
 
 
-def set_one(**values):
+def set_tensors(**values):
     """Returns a function that replaces tensors in a folder; None removes a tensor."""
 
     def change(path):
@@ -155,23 +155,29 @@ def set_one(**values):
 NORM = "model.norm.weight"
 QUERY = "model.layers.1.self_attn.q_proj.weight"
 WEIGHTS = {
-    "one more": set_one(**{"evil.extra": np.zeros(3, np.float32)}),
-    "a name that is a path": set_one(**{"../../evil": np.zeros(3, np.float32)}),
-    "one less": set_one(**{NORM: None}),
-    "a longer one": set_one(**{NORM: np.zeros(17, np.float32)}),
-    "another rank": set_one(**{NORM: np.zeros((16, 1), np.float32)}),
-    "one of another layer": set_one(**{"model.layers.7.input_layernorm.weight": np.ones(16)}),
-    "integers": set_one(**{NORM: np.ones(16, np.int32)}),
+    "an additional tensor": set_tensors(**{"evil.extra": np.zeros(3, np.float32)}),
+    "a name that is a path": set_tensors(**{"../../evil": np.zeros(3, np.float32)}),
+    "a missing tensor": set_tensors(**{NORM: None}),
+    "a longer tensor": set_tensors(**{NORM: np.zeros(17, np.float32)}),
+    "another rank": set_tensors(**{NORM: np.zeros((16, 1), np.float32)}),
+    "a tensor of a missing layer": set_tensors(
+        **{"model.layers.7.input_layernorm.weight": np.ones(16)}
+    ),
+    "integers": set_tensors(**{NORM: np.ones(16, np.int32)}),
 }
 NOT_FINITE = {
-    "NaN": set_one(**{QUERY: np.full((16, 16), np.nan, np.float32)}),
-    "infinity": set_one(**{NORM: np.full(16, np.inf, np.float32)}),
-    "minus infinity in float16": set_one(**{NORM: np.full(16, -np.inf, np.float16)}),
-    "one NaN": set_one(
-        **{ONE: np.pad(np.zeros((60, 16), "f4"), ((0, 1), (0, 0)), constant_values=np.nan)}
+    "NaN": set_tensors(**{QUERY: np.full((16, 16), np.nan, np.float32)}),
+    "infinity": set_tensors(**{NORM: np.full(16, np.inf, np.float32)}),
+    "minus infinity in float16": set_tensors(**{NORM: np.full(16, -np.inf, np.float16)}),
+    "one NaN": set_tensors(
+        **{
+            EMBEDDING: np.pad(
+                np.zeros((60, 16), "f4"), ((0, 1), (0, 0)), constant_values=np.nan
+            )
+        }
     ),
 }
-STRANGERS = {
+IRREGULAR = {
     "pickles": lambda path: (path / ONE_FILE).rename(path / "pytorch_model.bin"),
     "no weights": lambda path: (path / ONE_FILE).unlink(),
     "an adapter": lambda path: (path / "adapter_config.json").write_text("{}"),
@@ -243,16 +249,16 @@ def outcomes(folder, run_main):
     return call
 
 
-def assert_refused(outcomes, said="", by=("inspect", "grow", "convert", "generate")):
+def assert_refused(outcomes, message="", by=("inspect", "grow", "convert", "generate")):
     for name, code, err in outcomes:
         if name in by:
             assert (code, err.count("\n")) == (2, 1), (name, code, err)
             assert err.startswith("error: "), err
-            assert said in err, err
+            assert message in err, err
             assert len(err) < 1000, err
 
 
-def assert_taken(outcomes):
+def assert_accepted(outcomes):
     assert [code for _, code, _ in outcomes] == [0] * 4, outcomes
 
 
@@ -264,11 +270,11 @@ def change_config(path, changes):
 
 
 def test_valid_folder_is_accepted(outcomes):
-    assert_taken(outcomes())
+    assert_accepted(outcomes())
 
 
 @pytest.mark.parametrize("field", FIELDS)
-def test_config_field_with_wrong_value(field, folder, outcomes):
+def test_config_field_with_wrong_value_is_refused(field, folder, outcomes):
     config = (folder / "config.json").read_text()
     for value in WRONG[FIELDS[field]]:
         (folder / "config.json").write_text(config)
@@ -276,7 +282,7 @@ def test_config_field_with_wrong_value(field, folder, outcomes):
         assert_refused(outcomes())
 
 
-def test_config_with_more_layers_than_tensors(folder, outcomes):
+def test_config_with_more_layers_than_tensors_is_refused(folder, outcomes):
     change_config(folder, {"num_hidden_layers": 9000})
     assert_refused(outcomes(), "has no tensor model.layers.3.input_layernorm.weight")
     change_config(folder, {"num_hidden_layers": 2_000_000_000})
@@ -284,7 +290,7 @@ def test_config_with_more_layers_than_tensors(folder, outcomes):
 
 
 @pytest.mark.parametrize("name", TEXTS)
-def test_config_that_is_not_a_json_object(name, folder, outcomes):
+def test_config_that_is_not_a_json_object_is_refused(name, folder, outcomes):
     write(folder / "config.json", TEXTS[name])
     assert_refused(outcomes())
 
@@ -294,7 +300,7 @@ def write(file, text):
 
 
 @pytest.mark.parametrize("name", INDICES)
-def test_index_entry_outside_the_folder(name, folder, outcomes):
+def test_index_entry_that_is_no_file_of_the_folder_is_refused(name, folder, outcomes):
     tensors = load_file(folder / ONE_FILE)
     (folder / ONE_FILE).rename(folder.parent / "secret.safetensors")
     os.mkfifo(folder / "pipe")
@@ -307,7 +313,7 @@ def test_index_entry_outside_the_folder(name, folder, outcomes):
 
 
 @pytest.mark.parametrize("name", INDEX_TEXTS)
-def test_index_without_weight_map(name, folder, outcomes):
+def test_index_without_weight_map_is_refused(name, folder, outcomes):
     (folder / ONE_FILE).rename(folder / "model-1.safetensors")
     write(folder / INDEX, INDEX_TEXTS[name])
     assert_refused(outcomes())
@@ -315,38 +321,38 @@ def test_index_without_weight_map(name, folder, outcomes):
 
 def test_index_next_to_a_single_file_is_ignored(folder, outcomes):
     write(folder / INDEX, '{"weight_map": ["../x"]}')
-    assert_taken(outcomes())
+    assert_accepted(outcomes())
 
 
 @pytest.mark.parametrize("name", HEADERS)
-def test_damaged_safetensors_header(name, folder, outcomes):
-    said, length, body = HEADERS[name]
-    text = said if isinstance(said, bytes) else json.dumps(said).encode()
+def test_damaged_safetensors_header_is_refused(name, folder, outcomes):
+    fields, length, body = HEADERS[name]
+    text = fields if isinstance(fields, bytes) else json.dumps(fields).encode()
     length = len(text) if length is None else length
     (folder / ONE_FILE).write_bytes(struct.pack("<Q", length) + text + body)
     assert_refused(outcomes())
 
 
 @pytest.mark.parametrize("name", WEIGHTS)
-def test_missing_unknown_or_misshapen_tensors(name, folder, outcomes):
+def test_missing_unknown_or_misshapen_tensor_is_refused(name, folder, outcomes):
     WEIGHTS[name](folder)
     assert_refused(outcomes())
 
 
 @pytest.mark.parametrize("name", NOT_FINITE)
-def test_non_finite_weights(name, folder, outcomes):
+def test_non_finite_weight_is_refused(name, folder, outcomes):
     NOT_FINITE[name](folder)
     assert_refused(outcomes(), "has NaN or infinity", by=("grow", "convert", "generate"))
 
 
-@pytest.mark.parametrize("name", STRANGERS)
-def test_missing_or_irregular_files(name, folder, outcomes):
-    STRANGERS[name](folder)
+@pytest.mark.parametrize("name", IRREGULAR)
+def test_missing_or_irregular_file_is_refused(name, folder, outcomes):
+    IRREGULAR[name](folder)
     assert_refused(outcomes())
 
 
 def test_code_in_a_folder_is_not_run(folder, outcomes):
     change_config(folder, {"auto_map": {"AutoConfig": "evil.Evil", "AutoModel": "evil.Evil"}})
     (folder / "evil.py").write_text(f"open({str(folder / 'ran')!r}, 'w')\nclass Evil: pass\n")
-    assert_taken(outcomes())
+    assert_accepted(outcomes())
     assert not (folder / "ran").exists()

@@ -52,7 +52,7 @@ def assert_same(found, expected):
 
 @hypothesis.settings(max_examples=50, deadline=None)
 @hypothesis.given(INFOS, st.integers(1, 400), st.booleans())
-def test_written_tensors_are_readable_by_safetensors_and_by_us(infos, shard_bytes, in_parts):
+def test_written_tensors_are_readable_by_safetensors_and_stackjax(infos, shard_bytes, in_parts):
     expected = values(infos)
     tensors = list(expected.values())
     if in_parts:
@@ -111,7 +111,7 @@ def test_integer_tensors_are_refused(tmp_path):
         (("F16", "F64"), "F64"),
     ],
 )
-def test_widest_type(dtypes, expected):
+def test_widest_type_represents_all_values(dtypes, expected):
     assert widest(dtypes) == expected
 
 
@@ -139,7 +139,7 @@ def test_tensor_is_read_from_the_indexed_file(tmp_path):
 
 
 def test_later_duplicate_of_an_indexed_tensor_is_refused(tmp_path):
-    # transformers takes it from the last file that has it.
+    # transformers reads the tensor from the last file.
     write_shards(
         tmp_path,
         {BASE: {"a": NEW, "b": OLD}, OVERLAY: {"a": OLD, "c": OLD}},
@@ -182,7 +182,7 @@ def test_single_non_finite_number_is_found(dtype, value, place):
 
 
 @pytest.mark.parametrize("dtype", DTYPES.values(), ids=str)
-def test_same_values_ignores_types(dtype):
+def test_same_values_compares_across_types(dtype):
     tensor = (np.arange(2**18) % 100).astype(dtype).reshape(2**16, 4)
     other = tensor.astype(np.float64)
     assert same_values(tensor, other)

@@ -117,10 +117,10 @@ def test_missing_arguments_are_one_line(mistake, module):
     assert re.search("must be given|no config given|must be from 1 to|give exactly one", line)
 
 
-@pytest.mark.parametrize(("module", "option", "value", "said"), WRONG_VALUES)
-def test_wrong_value_is_one_line(mistake, module, option, value, said):
+@pytest.mark.parametrize(("module", "option", "value", "message"), WRONG_VALUES)
+def test_wrong_value_is_one_line(mistake, module, option, value, message):
     line = mistake(module, *COMMANDS[module], option, value)
-    assert line.startswith(f"error: {said}")
+    assert line.startswith(f"error: {message}")
 
 
 def test_similar_option_is_suggested(mistake):
@@ -135,11 +135,11 @@ def test_option_without_value_is_one_line(mistake):
 
 
 @pytest.mark.parametrize(
-    ("args", "said"),
+    ("args", "message"),
     [(["--config"], "no config given"), (["--config", "a.py"], "there is no such file")],
 )
-def test_missing_config_is_one_line(mistake, args, said):
-    assert said in mistake("stackjax.train", *args)
+def test_missing_config_is_one_line(mistake, args, message):
+    assert message in mistake("stackjax.train", *args)
 
 
 @dataclasses.dataclass

@@ -62,7 +62,7 @@ def out_of_memory(fail, capsys) -> str:
 
 
 @pytest.mark.parametrize(
-    ("fail", "said"),
+    ("fail", "message"),
     [
         (lambda: jnp.zeros(2**47), "Out of memory allocating 562949953421312 bytes"),
         (lambda: jax.jit(lambda: jnp.ones((2**22, 2**24)) + 1)(), "Out of memory allocating"),
@@ -70,9 +70,9 @@ def out_of_memory(fail, capsys) -> str:
     ],
     ids=["array", "program", "host"],
 )
-def test_out_of_memory_is_one_line_with_place_and_remedy(fail, said, capsys):
+def test_out_of_memory_is_one_line_with_place_and_remedy(fail, message, capsys):
     line = out_of_memory(fail, capsys)
-    assert line.startswith(f"error: out of memory in stage 1, step 3 ({said}")
+    assert line.startswith(f"error: out of memory in stage 1, step 3 ({message}")
     for field in ("stages.N.accumulate", "mesh.fsdp", "model.remat", "batch_size"):
         assert field in line
 

@@ -299,16 +299,16 @@ def test_accelerators_have_a_separate_table(measured, page, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         ("", "it is not JSON"),
         ("[]", r"it is \[\]"),
         ('{"row": []}', "command is None, which is not a text"),
     ],
 )
-def test_damaged_result_is_refused(tmp_path, page, text, said):
+def test_damaged_result_is_refused(tmp_path, page, text, message):
     (tmp_path / "x.json").write_text(text)
-    with pytest.raises(ValueError, match=rf"x\.json is damaged: {said}.*of scripts\.bench"):
+    with pytest.raises(ValueError, match=rf"x\.json is damaged: {message}.*of scripts\.bench"):
         write(PerformanceConfig(results=(tmp_path / "x.json",), page=page))
 
 

@@ -125,7 +125,7 @@ def test_damaged_copy_is_one_line(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("begins", "tokenizer", "said"),
+    ("begins", "tokenizer", "message"),
     [
         (True, "the folder", None),
         (True, "the same, written again", None),
@@ -135,7 +135,7 @@ def test_damaged_copy_is_one_line(tmp_path):
         (True, "another", "has a different tokenizer"),
     ],
 )
-def test_data_of_another_tokenizer_is_refused(begins, tokenizer, said, tmp_path):
+def test_data_of_another_tokenizer_is_refused(begins, tokenizer, message, tmp_path):
     folder = write_folder(tmp_path / "folder", begins)
     other = tmp_path / "other"
     other.mkdir()
@@ -148,10 +148,10 @@ def test_data_of_another_tokenizer_is_refused(begins, tokenizer, said, tmp_path)
     else:
         other = "bytes" if tokenizer == "bytes" else folder
     data, model = prepared(tmp_path, other), model_of(str(folder))
-    if said is None:
+    if message is None:
         check_start(str(folder), model, data)
         return
-    with pytest.raises(ValueError, match=said) as error:
+    with pytest.raises(ValueError, match=message) as error:
         check_start(str(folder), model, data)
     assert "prepare the data again, with --tokenizer" in str(error.value)
 

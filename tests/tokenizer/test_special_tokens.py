@@ -189,7 +189,7 @@ def test_documents_contain_no_stop_tokens(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("settings", "said"),
+    ("settings", "message"),
     [
         ({"split_special_tokens": True}, "split_special_tokens is true"),
         ({"additional_special_tokens": 5}, "it must be a list or an object"),
@@ -198,12 +198,12 @@ def test_documents_contain_no_stop_tokens(tmp_path):
     ],
     ids=str,
 )
-def test_unsupported_settings_are_refused(settings, said, tmp_path):
+def test_unsupported_settings_are_refused(settings, message, tmp_path):
     (tmp_path / "tokenizer.model").write_bytes(pieces())
     if "bos_token" not in settings:
         byte_level().save(str(tmp_path / "tokenizer.json"))
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
-    with pytest.raises(UserError, match=said):
+    with pytest.raises(UserError, match=message):
         read_tokenization(tmp_path)
 
 
@@ -268,14 +268,14 @@ WRONG = {
 
 
 @pytest.mark.parametrize(
-    ("name", "text", "said"),
+    ("name", "text", "message"),
     [(name, *each) for name, cases in WRONG.items() for each in cases],
     ids=lambda value: str(value)[:30],
 )
-def test_damaged_file_is_one_line(name, text, said, tmp_path):
+def test_damaged_file_is_one_line(name, text, message, tmp_path):
     byte_level().save(str(tmp_path / "tokenizer.json"))
     (tmp_path / name).write_text(text)
-    with pytest.raises(ValueError, match=said) as error:
+    with pytest.raises(ValueError, match=message) as error:
         read_tokenization(tmp_path)
     assert type(error.value).__name__ == "UserError"
     assert "\n" not in str(error.value)
@@ -287,7 +287,7 @@ def added(**fields):
 
 
 @pytest.mark.parametrize(
-    ("fields", "said"),
+    ("fields", "message"),
     [
         ({"model": {}}, "no model with a vocabulary"),
         ({"model": 5}, "no model with a vocabulary"),
@@ -343,11 +343,11 @@ def added(**fields):
     ],
     ids=str,
 )
-def test_damaged_tokenizer_is_one_line(fields, said, tmp_path):
+def test_damaged_tokenizer_is_one_line(fields, message, tmp_path):
     file = tmp_path / "tokenizer.json"
     byte_level().save(str(file))
     tokenizer_kinds.rewritten(file, **fields)
-    with pytest.raises(ValueError, match=said) as error:
+    with pytest.raises(ValueError, match=message) as error:
         read_tokenization(tmp_path)
     assert type(error.value).__name__ == "UserError"
 

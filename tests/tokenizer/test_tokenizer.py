@@ -131,7 +131,7 @@ def test_sentencepiece_without_eos_needs_an_end_token(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("file", "content", "says"),
+    ("file", "content", "message"),
     [
         ("absent.json", None, "is not a file"),
         ("a.txt", b"", "format is unknown"),
@@ -141,11 +141,11 @@ def test_sentencepiece_without_eos_needs_an_end_token(tmp_path):
         ("a.model", b"", "cannot be read"),
     ],
 )
-def test_unreadable_files_are_named(tmp_path, file, content, says):
+def test_unreadable_files_are_named(tmp_path, file, content, message):
     path = tmp_path / file
     if content is not None:
         path.write_bytes(content)
-    with pytest.raises(ValueError, match=says) as error:
+    with pytest.raises(ValueError, match=message) as error:
         load_tokenizer(str(path))
     assert file in str(error.value)
 
