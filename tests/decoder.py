@@ -35,17 +35,17 @@ class NumpyDecoder:
     def norm(self, x, gain):
         return x / math.sqrt(np.mean(x * x) + self.config.norm_epsilon) * gain
 
-    def turn(self, x, position):
-        turned, half = np.empty_like(x), len(x) // 2
+    def rotate(self, x, position):
+        rotated, half = np.empty_like(x), len(x) // 2
         for i in range(half):
             angle = position * self.frequency(i / half)
-            turned[i] = x[i] * math.cos(angle) - x[half + i] * math.sin(angle)
-            turned[half + i] = x[half + i] * math.cos(angle) + x[i] * math.sin(angle)
-        return turned
+            rotated[i] = x[i] * math.cos(angle) - x[half + i] * math.sin(angle)
+            rotated[half + i] = x[half + i] * math.cos(angle) + x[i] * math.sin(angle)
+        return rotated
 
-    def frequency(self, place):
+    def frequency(self, fraction):
         """Returns the rotary frequency of a channel, in radians per position."""
-        frequency = self.config.rope_theta**-place
+        frequency = self.config.rope_theta**-fraction
         scaling = self.config.rope_scaling
         if scaling is None:
             return frequency
@@ -69,7 +69,7 @@ class NumpyDecoder:
         heads = list(self.project(layer, kind, h))
         if self.config.qk_norm:
             heads = [self.norm(x, layer[f"{kind}_norm"]) for x in heads]
-        return [self.turn(x, position) for x in heads]
+        return [self.rotate(x, position) for x in heads]
 
     def attention(self, layer, hs, positions, segments):
         group = self.config.num_heads // self.config.num_kv_heads

@@ -14,7 +14,7 @@ import threading
 from typing import Any, NamedTuple
 from urllib.parse import parse_qsl, quote, unquote, urlsplit
 
-PAGE = 40  # objects in a page of a listing: few, so that pages are turned
+PAGE = 40  # objects per page; small, so listings have several pages
 ROUTES = {
     "describe_bucket": r"GET /storage/v1/b/([^/]+)",
     "list_objects": r"GET /storage/v1/b/([^/]+)/o",
@@ -23,11 +23,11 @@ ROUTES = {
     "upload": r"(?:POST|PUT) /upload/storage/v1/b/([^/]+)/o",
 }
 REASONS = {
-    400: "the fake does not know this request",
-    403: "anyone may neither see the metadata of the bucket nor list its objects",
+    400: "the request is unknown to this server",
+    403: "no access to the bucket's metadata and listing",
     404: "there is no such bucket or object",
     304: "it has not changed",
-    412: "a condition on the generation does not hold",
+    412: "the generation does not match",
     416: "the range cannot be satisfied",
 }
 
@@ -62,7 +62,7 @@ class FakeGcs(http.server.ThreadingHTTPServer):
             "CLOUD_STORAGE_EMULATOR_ENDPOINT": self.url,  # ArrayRecord
             "TENSORSTORE_GCS_HTTP_URL": self.url,
             "GOOGLE_AUTH_TOKEN_FOR_TESTING": "anyone",  # TensorStore
-            # gcsfs asks over gRPC, which is not spoken here, of which type a bucket is.
+            # gcsfs would request the bucket type over gRPC, which this server lacks.
             "GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT": "false",
         }
         threading.Thread(target=self.serve_forever, daemon=True).start()
@@ -81,7 +81,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
     """Answers the requests on a connection."""
 
     protocol_version = "HTTP/1.1"
-    wbufsize = -1  # One packet per answer: a second packet would wait for an acknowledgment.
+    wbufsize = -1  # One packet per answer; a second packet waits for an acknowledgment.
     server: FakeGcs
 
     def handle(self) -> None:

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 import transformers
 
-# With so little work, more threads are slower.
+# More threads are slower for models this small.
 torch.set_num_threads(1)
 transformers.utils.logging.disable_progress_bar()
 

@@ -11,7 +11,7 @@ import transformers
 
 from stackjax.model import ModelConfig
 
-# With so little work, more threads are slower.
+# More threads are slower for models this small.
 torch.set_num_threads(1)
 
 

@@ -28,7 +28,7 @@ print(json.dumps(found))
 
 @pytest.fixture(scope="module")
 def help_pages() -> dict[str, tuple[str, list[str]]]:
-    """Help page and loaded heavy packages of each command, without a config file."""
+    """The help page and the loaded heavy packages of each command."""
     command = [sys.executable, "-c", HELP, *COMMANDS]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     return json.loads(done.stdout)
@@ -47,7 +47,7 @@ def test_help_of_train_shows_every_kind_of_field(help_pages):
         assert option in page
 
 
-def test_every_root_module_is_a_command_or_the_library_or_part_of_the_schema():
+def test_root_modules_are_commands_library_and_schema():
     modules = {path.stem for path in Path("stackjax").glob("*.py")} - {
         "__init__",
         "__main__",
@@ -77,7 +77,7 @@ def test_console_script_refuses_an_unknown_command_in_one_line(run_main):
     assert errors.startswith("error: 'trian' is not a command") and errors.count("\n") == 1
 
 
-def test_requirements_with_includes_and_extras_list_the_same_files():
+def test_requirements_files_and_package_extras_agree():
     project = tomllib.loads(Path("pyproject.toml").read_text())
     dynamic = project["tool"]["setuptools"]["dynamic"]
     assert dynamic["dependencies"]["file"] == "requirements.txt"

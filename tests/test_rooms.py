@@ -1,4 +1,4 @@
-"""Each module imports only from its own room and from rooms below it."""
+"""The direction of imports between rooms of the package."""
 
 import ast
 from pathlib import Path
@@ -7,7 +7,7 @@ import pytest
 
 PACKAGE = Path("stackjax")
 CONFIG = {"config", "config_file", "config_record", "options"}
-# From the lowest to the highest. Commands lie at the top of the package.
+# From lowest to highest. Commands are modules at the root of the package.
 ROOMS = (
     *("runtime", "files", "sharding", "tokenizer", "data", "model", "growth", "optimizers"),
     *("config", "training", "checkpoint", "interop", "inference", "run", "analysis"),
@@ -16,7 +16,7 @@ ROOMS = (
 
 
 def room(module: str) -> str:
-    """The room of a module such as `growth.depth`."""
+    """Returns the room of a module such as `growth.depth`."""
     name, _, rest = module.partition(".")
     if rest or (PACKAGE / name).is_dir():
         return name
@@ -24,7 +24,7 @@ def room(module: str) -> str:
 
 
 def imports(path: Path) -> set[str]:
-    """The rooms that a module imports from."""
+    """Returns the rooms imported by a module."""
     modules = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("stackjax."):
@@ -35,7 +35,7 @@ def imports(path: Path) -> set[str]:
 
 
 @pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=str)
-def test_imports_point_downward(path):
+def test_module_imports_only_its_own_and_lower_rooms(path):
     module = ".".join(path.with_suffix("").relative_to(PACKAGE).parts)
     above = ROOMS[ROOMS.index(room(module)) + 1 :]
     assert not imports(path) & set(above)

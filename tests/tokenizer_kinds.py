@@ -30,26 +30,26 @@ def _byte_level(special: list[str], **options) -> tokenizers.Tokenizer:
     return model
 
 
-def bpe_with_merges_to_the_end() -> tokenizers.Tokenizer:
+def bpe_with_merges() -> tokenizers.Tokenizer:
     model = _byte_level([BOS, EOS, TURN])
     model.add_special_tokens([BOS, EOS, TURN])
     return model
 
 
-def bpe_that_ignores_merges() -> tokenizers.Tokenizer:
+def bpe_ignoring_merges() -> tokenizers.Tokenizer:
     model = _byte_level([BOS, EOS, TURN], ignore_merges=True)
     model.add_special_tokens([BOS, EOS, TURN])
     return model
 
 
-def bpe_with_added_tokens_that_are_not_special() -> tokenizers.Tokenizer:
+def bpe_with_nonspecial_added_tokens() -> tokenizers.Tokenizer:
     model = _byte_level([])
     model.add_tokens([AddedToken(EOS, special=False, normalized=False)])
     model.add_special_tokens([BOS, TURN])
     return model
 
 
-def bpe_with_bytes_to_fall_back_on() -> tokenizers.Tokenizer:
+def bpe_with_byte_fallback() -> tokenizers.Tokenizer:
     special = ["<unk>", BOS, EOS, TURN]
     pieces = [*special, *(f"<0x{byte:02X}>" for byte in range(256)), "▁", "<", "/", "s", ">"]
     vocab = {piece: index for index, piece in enumerate([*pieces, "</", "</s"])}
@@ -92,8 +92,8 @@ def word_level() -> tokenizers.Tokenizer:
     return model
 
 
-def words_whose_end_is_unknown_text() -> tokenizers.Tokenizer:
-    """Returns a tokenizer with the same end and unknown token."""
+def word_level_with_unknown_as_end() -> tokenizers.Tokenizer:
+    """Returns a tokenizer with the end token as unknown token."""
     vocab = {name: index for index, name in enumerate([EOS, BOS, TURN, *WORDS])}
     model = tokenizers.Tokenizer(models.WordLevel(vocab, EOS))
     model.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
@@ -112,13 +112,13 @@ def word_piece() -> tokenizers.Tokenizer:
 
 
 JSON_KINDS = (
-    bpe_with_merges_to_the_end,
-    bpe_that_ignores_merges,
-    bpe_with_added_tokens_that_are_not_special,
-    bpe_with_bytes_to_fall_back_on,
+    bpe_with_merges,
+    bpe_ignoring_merges,
+    bpe_with_nonspecial_added_tokens,
+    bpe_with_byte_fallback,
     unigram,
     word_level,
-    words_whose_end_is_unknown_text,
+    word_level_with_unknown_as_end,
     word_piece,
 )
 SENTENCEPIECE_KINDS = {
@@ -155,7 +155,7 @@ def write_kind(kind: str, directory: Path, begins: bool = False) -> str:
     """Writes a tokenizer file and returns the path.
 
     Args:
-      begins: Whether the template puts the BOS before every text.
+      begins: Add a template that puts the BOS before every text.
     """
     if kind in SENTENCEPIECE_KINDS:
         path = directory / "tokenizer.model"

@@ -85,8 +85,8 @@ DAMAGES = {
     "channels swapped": lambda x: x[..., ::-1],
     "axes swapped": lambda x: x.transpose(0, 2, 1).reshape(x.shape),
     "another shape": lambda x: x.reshape(x.shape[0] // 2, -1),
-    "a zero that is negative": lambda x: np.where(x == x[0, 0, 0], -0.0, x),
-    "a NaN with other bits": lambda x: (x.view(np.uint32) | 0x7FC00000).view(np.float32),
+    "a negative zero": lambda x: np.where(x == x[0, 0, 0], -0.0, x),
+    "values turned into NaN": lambda x: (x.view(np.uint32) | 0x7FC00000).view(np.float32),
 }
 
 

@@ -46,7 +46,7 @@ COUNTS = Counts(tokens=256, examples=32, flops_6nd=10**22, flops=2**70 + 1)
 
 
 def state_of(step: int) -> TrainState:
-    """Returns a small state with arrays too large to be stored inside an index."""
+    """Returns a small state; the arrays are too large for an index."""
     rng = np.random.default_rng(step)
     w = jnp.asarray(rng.normal(size=(40, 30)), jnp.float32)
     b = jnp.asarray(rng.normal(size=(900,)), jnp.bfloat16)
@@ -310,7 +310,7 @@ ROW_DAMAGES = {
     "rows in another order": lambda data: b"".join(reversed(lines(data))),
     "another number": lambda data: data.replace(b"0.5", b"0.7"),
     "NUL bytes": lambda data: bytes(len(data)),
-    "no UTF-8": lambda data: data.replace(b"train", b"tr\xffin", 1),
+    "invalid UTF-8": lambda data: data.replace(b"train", b"tr\xffin", 1),
     "not finite": lambda data: data.replace(b"0.5", b"NaN"),
     "text for a number": lambda data: data.replace(b"0.5", b'"0.5"'),
     "a list": lambda data: b"[]\n" + data,
@@ -318,7 +318,7 @@ ROW_DAMAGES = {
 
 
 @pytest.mark.parametrize("name", ROW_DAMAGES)
-def test_missing_or_changed_rows_before_a_checkpoint_are_reported(run, name):
+def test_damaged_rows_before_a_checkpoint_are_reported(run, name):
     path, damage = run / "metrics.jsonl", ROW_DAMAGES[name]
     check_rows_of(run)
     extent = restored(run)[1].rows
@@ -336,10 +336,10 @@ def test_missing_or_changed_rows_before_a_checkpoint_are_reported(run, name):
 
 
 MALFORMED = {
-    "no object": (b"3\n", "it is 3"),
+    "not an object": (b"3\n", "it is 3"),
     "a field is missing": (b'{"kind": "train"}\n', "phase is missing"),
-    "no whole number": (json.dumps(ROWS[0] | {"step": 1.5}).encode() + b"\n", "step is '1.5'"),
-    "a truth": (json.dumps(ROWS[0] | {"tokens": True}).encode() + b"\n", "tokens is 'True'"),
+    "a fraction": (json.dumps(ROWS[0] | {"step": 1.5}).encode() + b"\n", "step is '1.5'"),
+    "a boolean": (json.dumps(ROWS[0] | {"tokens": True}).encode() + b"\n", "tokens is 'True'"),
     "an object": (json.dumps(ROWS[0] | {"loss": {}}).encode() + b"\n", "loss is '{}'"),
     "a list for a kind": (
         json.dumps(ROWS[0] | {"kind": []}).encode() + b"\n",
@@ -348,13 +348,13 @@ MALFORMED = {
     "too deep": (b"[" * 100_000 + b"\n", "nested too deeply"),
     "too many digits": (b'{"tokens": ' + b"1" * 5000 + b"}\n", "the number 1111"),
     "a name twice": (b'{"kind": 1, "kind": 2}\n', "same name twice"),
-    "no number where one is needed": (json.dumps(ROWS[0]).encode() + b"\n", "flops in a row"),
+    "a missing number": (json.dumps(ROWS[0]).encode() + b"\n", "flops in a row"),
     "a repetition": (2 * (json.dumps(ROWS[0] | {"flops": 1}).encode() + b"\n"), "it repeats"),
 }
 
 
 @pytest.mark.parametrize("name", MALFORMED)
-def test_malformed_rows_are_reported_by_line_number(tmp_path, name):
+def test_malformed_row_is_reported_by_line_number(tmp_path, name):
     data, message = MALFORMED[name]
     (tmp_path / "metrics.jsonl").write_bytes(data)
     with pytest.raises(UserError, match=rf"metrics.jsonl is damaged at line \d: .*{message}"):
@@ -372,7 +372,7 @@ def test_directory_in_place_of_a_file_is_a_user_error(tmp_path):
 
 def test_flipped_bit_in_the_marker_is_reported_or_has_no_effect(run):
     path, expected = run / "phase.json", read_marker(run)
-    data, seen = path.read_bytes(), 0
+    data, refused = path.read_bytes(), 0
     for bit in range(0, 8 * len(data), 5):
         flipped = bytearray(data)
         flipped[bit // 8] ^= 1 << bit % 8
@@ -381,8 +381,8 @@ def test_flipped_bit_in_the_marker_is_reported_or_has_no_effect(run):
             assert read_marker(run) == expected
         except UserError as error:
             assert "\n" not in str(error)
-            seen += 1
-    assert seen > len(data)
+            refused += 1
+    assert refused > len(data)
 
 
 @pytest.mark.parametrize(
@@ -405,7 +405,7 @@ def test_flipped_bit_in_the_marker_is_reported_or_has_no_effect(run):
         ({"phase": 1, "directory": "stage_1/train", "more": 1}, "more is not a known field"),
     ],
 )
-def test_handwritten_marker_is_checked(tmp_path, marker, message):
+def test_invalid_marker_is_refused_with_field_and_value(tmp_path, marker, message):
     (tmp_path / "phase.json").write_text(json.dumps(seal(marker)))
     with pytest.raises(UserError, match=message):
         read_marker(epath.Path(tmp_path))
@@ -435,14 +435,14 @@ RECORDS = {
     "a list": (b"[]", r"it is \[\]"),
     "no config": (b'{"data": "a", "tokenizer": "b"}', "config is missing"),
     "config of another type": (b'{"config": 3, "data": "a", "tokenizer": "b"}', "config is"),
-    "an object in it": (b'{"config": {"seed": {}}, "data": "a", "tokenizer": "b"}', "seed is"),
+    "a nested object": (b'{"config": {"seed": {}}, "data": "a", "tokenizer": "b"}', "seed is"),
     "no data": (b'{"config": {"seed": 0}, "tokenizer": "b"}', "data is missing"),
-    "another field": (
+    "an unknown field": (
         b'{"config": {"seed": 0}, "data": "a", "tokenizer": "b", "dat": ""}',
         "dat is not a known field",
     ),
     "no tokenizer": (b'{"config": {"seed": 0}, "data": "b"}', "tokenizer is missing"),
-    "no UTF-8": (b'{"config": {"seed": "\xff"}}', "not UTF-8"),
+    "invalid UTF-8": (b'{"config": {"seed": "\xff"}}', "not UTF-8"),
     "NUL": (bytes(9), "not JSON"),
 }
 
@@ -467,7 +467,7 @@ def test_flipped_bit_in_a_record_is_reported_or_has_no_effect(tmp_path):
         info: lambda: read_run_tokenizer(epath.Path(info.parent)),
     }
     for path, read in readers.items():
-        data, expected, seen = path.read_bytes(), read(), 0
+        data, expected, refused = path.read_bytes(), read(), 0
         for bit in range(0, 8 * len(data), 3):
             flipped = bytearray(data)
             flipped[bit // 8] ^= 1 << bit % 8
@@ -476,8 +476,8 @@ def test_flipped_bit_in_a_record_is_reported_or_has_no_effect(tmp_path):
                 assert read() == expected
             except UserError as error:
                 assert "\n" not in str(error)
-                seen += 1
-        assert seen > len(data)
+                refused += 1
+        assert refused > len(data)
 
 
 def test_config_record_without_a_hash_is_read(tmp_path):

@@ -72,7 +72,7 @@ def test_checkpoint_inside_a_stage_counts_the_tokens_so_far(uncut, tmp_path):
     assert only.spent.tokens == 3 * 128
 
 
-def test_growth_by_the_command_is_a_generation_with_zero_counts(uncut, tmp_path):
+def test_grow_command_adds_a_generation_with_zero_counts(uncut, tmp_path):
     target = str(tmp_path / "grown")
     grow.grow(GrowConfig(source=str(uncut), target=target, growth=Stack(3)))
     *before, last = contents_of(target).lineage
@@ -115,9 +115,9 @@ def test_code_version_is_the_commit_of_a_checkout_else_the_package_version(
         return installed
 
     commit = init_repository(tmp_path)
-    room = tmp_path / place / "stackjax" / "checkpoint"
-    room.mkdir(parents=True)
-    monkeypatch.setattr(lineage_module, "__file__", str(room / "lineage.py"))
+    package = tmp_path / place / "stackjax" / "checkpoint"
+    package.mkdir(parents=True)
+    monkeypatch.setattr(lineage_module, "__file__", str(package / "lineage.py"))
     monkeypatch.setattr(importlib.metadata, "version", version)
     code_version.cache_clear()
     try:
@@ -130,11 +130,11 @@ def test_code_version_is_the_commit_of_a_checkout_else_the_package_version(
 
 
 BAD = {
-    "no list": 3,
+    "not a list": 3,
     "empty": [],
-    "no object": [3],
-    "a field is missing": [{"stage": 1}],
-    "a number is text": [{"stage": "0"}],
+    "not an object": [3],
+    "a missing field": [{"stage": 1}],
+    "text for a number": [{"stage": "0"}],
 }
 
 
@@ -143,7 +143,7 @@ def test_lineage_with_wrong_types_is_a_user_error(name):
     phases = expand(tiny_run())
     [whole] = [dataclasses.asdict(each) for each in begin((), phases[0])]
     bad = BAD[name]
-    if name == "a number is text":
+    if name == "text for a number":
         bad = [whole | bad[0]]
     with pytest.raises(UserError, match="lineage"):
         from_json(bad)

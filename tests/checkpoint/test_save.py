@@ -129,7 +129,7 @@ def test_keep_every_tokens_counts_over_the_run(workdir):
     assert saved_steps(workdir, config, range(6), phase) == [1, 4, 5]
 
 
-def test_step_is_saved_once(workdir):
+def test_step_is_saved_only_once(workdir):
     config = CheckpointConfig(every_tokens=64)
     assert saved_steps(workdir, config, [2, 2]) == [2]
     assert saved_steps(workdir, config, [2]) == [2]
@@ -251,7 +251,7 @@ def test_checkpoint_without_lineage_is_rejected(workdir):
 
 
 @pytest.mark.parametrize("path", ["", "nowhere", "stage_0/train/5", "stage_1/train"])
-def test_path_without_checkpoint_is_rejected_with_the_expected_form(workdir, path):
+def test_path_without_checkpoint_is_rejected(workdir, path):
     saved_steps(workdir, KEEP, [4])
     with pytest.raises(ValueError, match=r"no checkpoint in .*; name a run directory"):
         find_checkpoint((workdir if path else workdir.parent) / path)

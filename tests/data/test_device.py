@@ -1,4 +1,4 @@
-"""All batches reach the devices in order, one ahead; errors are raised."""
+"""Transfer of batches to devices: order, prefetch and errors."""
 
 import itertools
 import threading

@@ -1,4 +1,4 @@
-"""Every format yields its documents in order, for every piece size."""
+"""Documents of every input format: order, splitting into pieces, and errors."""
 
 import gzip
 import json
@@ -32,7 +32,7 @@ def write_jsonl(path: Path, texts: list[str]) -> str:
 
 
 def write_gzip(path: Path, texts: list[str]) -> str:
-    """Writes two members, as in concatenated files."""
+    """Writes a gzip file with two members, like concatenated files."""
     half = len(texts) // 2
     members = (gzip.compress(json_lines(part)) for part in (texts[:half], texts[half:]))
     path.write_bytes(b"".join(members))
@@ -184,7 +184,7 @@ def test_tfds_feature_without_text_is_refused(tmp_path, tiny):
         read(tmp_path, tiny("whole"), text_field="words")
 
 
-BAD_FILES = {
+DAMAGED_FILES = {
     "bad.jsonl": (b'{"text": "a"}\n\n{"text": "b"\n', "line 3: not JSON"),
     "list.jsonl": (b"[1]\n", "is a JSON array"),
     "field.jsonl": (b'{"text": "a"}\n{"words": "b"}\n', "line 2: no field 'text'"),
@@ -199,9 +199,9 @@ BAD_FILES = {
 }
 
 
-@pytest.mark.parametrize("name", BAD_FILES)
-def test_bad_file_is_named_in_one_line(tmp_path, name):
-    content, message = BAD_FILES[name]
+@pytest.mark.parametrize("name", DAMAGED_FILES)
+def test_damaged_file_is_named_in_one_line(tmp_path, name):
+    content, message = DAMAGED_FILES[name]
     path = tmp_path / name
     path.write_bytes(content)
     with pytest.raises(ValueError) as error:
@@ -210,7 +210,7 @@ def test_bad_file_is_named_in_one_line(tmp_path, name):
     assert "\n" not in str(error.value)
 
 
-def test_bad_line_in_a_later_piece_has_its_number(tmp_path, monkeypatch):
+def test_damaged_line_in_a_later_piece_is_named_by_number(tmp_path, monkeypatch):
     monkeypatch.setattr(pieces_of_inputs, "PIECE_BYTES", 300)
     path = tmp_path / "a.jsonl"
     path.write_bytes(json_lines(TEXTS) + b"{\n")

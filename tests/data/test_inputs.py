@@ -1,4 +1,4 @@
-"""Unusual inputs are read correctly, or refused in one line."""
+"""Unusual input files: accepted variants, damage and special files."""
 
 import gzip
 import json

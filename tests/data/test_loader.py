@@ -1,4 +1,4 @@
-"""The order of the data depends only on seed and example index."""
+"""Train and evaluation batches: order, packing, processes and errors."""
 
 import dataclasses
 import gc
@@ -69,7 +69,7 @@ def order(source, config) -> np.ndarray:
 
 
 def take(source, config, num_batches, **kwargs) -> Batch:
-    """Returns some train batches, stacked along a new first axis."""
+    """Returns train batches stacked along a new first axis."""
     options = dict(seed=0, first_example=0, batch_size=8, accumulate=1, rows=ALL)
     batches = train_batches(source, config, **(options | kwargs))
     return stack(itertools.islice(batches, num_batches))
@@ -168,7 +168,7 @@ def test_distant_start_takes_constant_time(source, config):
 
 @hypothesis.given(st.permutations(range(6)), st.integers(1, 5))
 @hypothesis.settings(max_examples=8, deadline=None)
-def test_rows_of_a_process_are_part_of_the_same_batch(source, config, rows, cut):
+def test_rows_of_a_process_are_rows_of_the_whole_batch(source, config, rows, cut):
     """Rows in two processes, in any order, give the batch of one process."""
     options = dict(batch_size=12, accumulate=2, first_example=31)
     whole = take(source, config, 3, **options)
@@ -190,7 +190,7 @@ def test_worker_processes_do_not_change_batches(source, config):
 
 
 @pytest.mark.parametrize("rows", [slice(0, 3), np.array([4, 0])])
-def test_rows_of_several_processes_make_up_the_batch(source, config, rows):
+def test_rows_may_be_a_slice_or_indices(source, config, rows):
     whole = sequences(take(source, config, 1, batch_size=5))
     part = sequences(take(source, config, 1, batch_size=5, rows=rows))
     assert np.array_equal(part, whole[..., rows])
@@ -279,7 +279,7 @@ def test_damaged_record_is_named(tmp_path, num_workers):
         take(source, config, 9)
 
 
-class DeadlySource(TokenSource):
+class KillingSource(TokenSource):
     """Kills the process that reads the last sequence."""
 
     def __getitem__(self, index: int) -> np.ndarray:
@@ -289,7 +289,7 @@ class DeadlySource(TokenSource):
 
 
 def test_killed_worker_is_one_line(config):
-    source = DeadlySource(config.path, "train", T)
+    source = KillingSource(config.path, "train", T)
     config = dataclasses.replace(config, num_workers=2)
     with pytest.raises(OSError, match=r"data worker process was killed"):
         take(source, config, 9)
@@ -305,7 +305,7 @@ def test_token_outside_the_vocabulary_is_refused(tmp_path):
         take(open_source(config, "train", 9), config, 9)
 
 
-def test_builtin_corpus_is_prepared_once(tmp_path, monkeypatch):
+def test_builtin_corpus_is_prepared_on_first_use(tmp_path, monkeypatch):
     root = tmp_path / "lib"
     root.mkdir()
     for index in range(100):

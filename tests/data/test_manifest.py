@@ -1,4 +1,4 @@
-"""A manifest round-trips, or is refused in one line."""
+"""Manifests of data sets: round trips, damage and digests."""
 
 import dataclasses
 import json
@@ -25,7 +25,7 @@ SHARDS = tuple(
     for i, tokens in enumerate((2049, 4096))
 )
 GOOD = Manifest(
-    tokenizer=TokenizerInfo(name="bytes", digest="of bytes", vocab_size=256, end_id=0),
+    tokenizer=TokenizerInfo(name="bytes", digest="bytes-digest", vocab_size=256, end_id=0),
     dtype="uint16",
     splits={
         "train": Split(tokens=6145, documents=7, shards=SHARDS),
@@ -35,7 +35,7 @@ GOOD = Manifest(
 
 
 def refusal(directory: Path) -> str:
-    """Returns the error message for a directory's manifest."""
+    """Returns the error message of a damaged manifest."""
     with pytest.raises(UserError) as error:
         read_manifest(str(directory))
     assert "\n" not in str(error.value)
@@ -60,27 +60,27 @@ def train(**fields):
     return lambda manifest: manifest["splits"]["train"].update(fields)
 
 
-def top(**fields):
+def root(**fields):
     return lambda manifest: manifest.update(fields)
 
 
-BAD = [
-    (top(format=1), "format is 1, not 2"),
-    (top(format=True), "format is True, not 2"),
+INCONSISTENT = [
+    (root(format=1), "format is 1, not 2"),
+    (root(format=True), "format is True, not 2"),
     (lambda fields: fields.pop("format"), "format is None, not 2"),
     (lambda fields: fields.pop("dtype"), "dtype is missing"),
     (lambda fields: fields["tokenizer"].pop("end_id"), "tokenizer.end_id is missing"),
     (lambda fields: fields["splits"]["train"].pop("shards"), "splits.train.shards is missing"),
-    (top(new=1), "new is not a known field"),
-    (top(dtype="float64"), "dtype is 'float64', which is not 'uint16' or 'uint32'"),
-    (top(dtype=16), "dtype is 16"),
-    (top(record_tokens=0), "record_tokens is 0"),
-    (top(record_tokens=2048.0), "record_tokens is 2048.0, which is not an integer"),
-    (top(record_tokens=1), "2049 tokens in 2 records"),
-    (top(splits={}), "splits is empty"),
-    (top(splits=[]), "splits is [], which is not an object"),
-    (top(splits=None), "splits is None"),
-    (top(tokenizer="bytes"), "tokenizer is 'bytes'"),
+    (root(new=1), "new is not a known field"),
+    (root(dtype="float64"), "dtype is 'float64', which is not 'uint16' or 'uint32'"),
+    (root(dtype=16), "dtype is 16"),
+    (root(record_tokens=0), "record_tokens is 0"),
+    (root(record_tokens=2048.0), "record_tokens is 2048.0, which is not an integer"),
+    (root(record_tokens=1), "2049 tokens in 2 records"),
+    (root(splits={}), "splits is empty"),
+    (root(splits=[]), "splits is [], which is not an object"),
+    (root(splits=None), "splits is None"),
+    (root(tokenizer="bytes"), "tokenizer is 'bytes'"),
     (lambda fields: fields["splits"].update(test=fields["splits"]["train"]), "'test'"),
     (tokenizer(vocab_size=0), "tokenizer.vocab_size is 0"),
     (tokenizer(vocab_size=65_537), "tokenizer.vocab_size is 65537"),
@@ -109,7 +109,7 @@ BAD = [
 OUTSIDE = ["../x", "/etc/hostname", "..", ".", "", "a\0b", "x" * 300, "\ud800"]
 
 
-@pytest.mark.parametrize(("change", "message"), BAD)
+@pytest.mark.parametrize(("change", "message"), INCONSISTENT)
 def test_inconsistent_manifest_is_refused(tmp_path, change, message):
     fields = dataclasses.asdict(GOOD)
     change(fields)
@@ -195,7 +195,7 @@ def test_random_mutation_is_refused_or_a_valid_manifest(tmp_path):
     assert refused > 300
 
 
-def test_digest_depends_on_content_not_names():
+def test_digest_depends_on_content_but_not_on_names():
     splits = {"validation": GOOD.splits["validation"]}
 
     def with_shards(*shards: Shard) -> Manifest:

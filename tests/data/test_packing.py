@@ -1,4 +1,4 @@
-"""Laws of packing: nothing is lost, and masks follow the end tokens."""
+"""Packing: token streams, records and document masks."""
 
 import hypothesis
 import hypothesis.strategies as st
@@ -7,13 +7,13 @@ import numpy as np
 from stackjax.data import packing
 
 END = 0
-documents_of = st.lists(
+document_lists = st.lists(
     st.lists(st.integers(1, 99), max_size=9).map(lambda ids: np.array(ids, np.int64))
 )
 sequences = st.lists(st.integers(0, 3), min_size=1, max_size=40).map(np.array)
 
 
-@hypothesis.given(documents_of)
+@hypothesis.given(document_lists)
 def test_joined_documents_split_at_end_tokens(documents):
     stream = packing.join_documents(documents, END)
     ends = np.flatnonzero(stream == END)
@@ -22,7 +22,7 @@ def test_joined_documents_split_at_end_tokens(documents):
     assert [part[:-1].tolist() for part in parts] == [d.tolist() for d in documents]
 
 
-@hypothesis.given(documents_of, st.integers(1, 7))
+@hypothesis.given(document_lists, st.integers(1, 7))
 def test_records_and_remainder_make_up_the_stream(documents, length):
     stream = packing.join_documents(documents, END)
     records, rest = packing.cut_records(stream, length)
@@ -47,14 +47,14 @@ def test_masks_match_a_loop_over_tokens(tokens):
 
 
 @hypothesis.given(sequences)
-def test_leading_axes_are_independent(tokens):
+def test_masks_of_rows_are_independent(tokens):
     both = np.stack([tokens, np.roll(tokens, 1)])[:, None]
     segments = packing.segments(both, END)
     for row in range(2):
         alone = packing.segments(both[row, 0], END)
         assert np.array_equal(segments[row, 0], alone)
-        for law in (packing.positions, packing.loss_weights):
-            assert np.array_equal(law(segments)[row, 0], law(alone))
+        for function in (packing.positions, packing.loss_weights):
+            assert np.array_equal(function(segments)[row, 0], function(alone))
 
 
 def test_single_segment_counts_up_and_drops_the_last_prediction():

@@ -1,4 +1,4 @@
-"""The output of `prepare` depends only on the inputs, and is complete or absent."""
+"""`prepare`: shards, manifest, splits, digests and errors."""
 
 import collections
 import json
@@ -40,14 +40,14 @@ def quiet(capsys):
 
 
 @pytest.fixture
-def small_parts(monkeypatch):
+def small_pieces(monkeypatch):
     """Makes pieces and parts small, in this process only."""
     monkeypatch.setattr(reading, "PIECE_BYTES", 300)
     monkeypatch.setattr(parts, "PART_BYTES", 1000)
 
 
 def run(*paths, tokenizer: str = "bytes", **options) -> Path:
-    """Prepares and returns the directory."""
+    """Prepares a data set and returns the directory."""
     options = {"validation_fraction": 0.1, "num_processes": 1} | options
     paths = tuple(map(str, paths))
     prepare(PrepareConfig(paths=paths, tokenizer=tokenizer, **options))
@@ -76,7 +76,7 @@ def contents(path: Path) -> dict[str, bytes]:
     return {file.name: file.read_bytes() for file in path.iterdir()}
 
 
-def test_manifest_counts_match_the_shards(tmp_path, small_parts):
+def test_manifest_counts_match_the_shards(tmp_path, small_pieces):
     output = run(write_jsonl(tmp_path / "a.jsonl", TEXTS), tmp_path / "out")
     manifest = read_manifest(str(output))
     files = {MANIFEST}
@@ -106,7 +106,7 @@ def test_piece_size_does_not_change_the_stream(tmp_path, monkeypatch):
 
 
 def test_num_processes_does_not_change_a_byte(tmp_path):
-    """Uses the default piece size, the same in spawned processes."""
+    # Spawned processes have the default piece size.
     files = [
         write_jsonl(tmp_path / "a.jsonl", [text * 2000 for text in TEXTS]),
         write_jsonl(tmp_path / "b.jsonl", [text * 999 for text in TEXTS]),
@@ -132,13 +132,13 @@ def test_changed_or_reordered_text_changes_the_digest(tmp_path, texts):
     assert manifests[0].digest != manifests[1].digest
 
 
-def test_same_texts_from_another_file_have_the_same_digest(tmp_path, small_parts):
+def test_same_texts_from_another_file_have_the_same_digest(tmp_path, small_pieces):
     paths = [write_jsonl(tmp_path / name, TEXTS) for name in ("a.jsonl", "b.ndjson")]
     one, two = (run(path, Path(path).with_suffix(".out")) for path in paths)
     assert read_manifest(str(one)).digest == read_manifest(str(two)).digest
 
 
-def test_documents_are_split_by_their_text(tmp_path, small_parts):
+def test_documents_are_split_by_their_text(tmp_path, small_pieces):
     output = run(write_jsonl(tmp_path / "a.jsonl", TEXTS), tmp_path / "out")
     for split in ("train", "validation"):
         expected = [text for text in TEXTS if choose_split(text, 0.1) == split]
@@ -191,7 +191,7 @@ def test_documents_without_tokens_are_skipped(tmp_path):
     assert read_back(output, "train") == ["a", "bc", "?"]
 
 
-def test_skipped_rows_are_counted(tmp_path, capsys, small_parts):
+def test_skipped_rows_are_counted(tmp_path, capsys, small_pieces):
     texts = [*TEXTS, None, "", None, *TEXTS, "", None]
     run(write_jsonl(tmp_path / "a.jsonl", texts), tmp_path / "out", null_texts="skip")
     printed = capsys.readouterr().out
@@ -211,7 +211,7 @@ def fail(capsys, *arguments) -> str:
 
 
 @pytest.mark.parametrize("content", [b'{"text": "a"}\n{\n', b"", b'{"text": ""}\n'])
-def test_user_error_is_one_line_and_leaves_nothing(tmp_path, capsys, content):
+def test_user_error_is_one_line_and_leaves_no_output(tmp_path, capsys, content):
     path = tmp_path / "a.jsonl"
     path.write_bytes(content)
     error = fail(capsys, path, tmp_path / "out", "--tokenizer", "bytes")
@@ -228,7 +228,7 @@ def test_user_error_in_a_worker_is_one_line(tmp_path, capsys):
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_too_large_document_is_one_line(tmp_path, capsys, monkeypatch):
+def test_lack_of_memory_is_one_line(tmp_path, capsys, monkeypatch):
     path = write_jsonl(tmp_path / "a.jsonl", TEXTS)
 
     def too_large(*_):
@@ -241,7 +241,7 @@ def test_too_large_document_is_one_line(tmp_path, capsys, monkeypatch):
     assert list(tmp_path.iterdir()) == [Path(path)]
 
 
-def test_disk_too_small_is_warned_about_early(tmp_path, capsys, monkeypatch, small_parts):
+def test_small_disk_prints_a_warning(tmp_path, capsys, monkeypatch, small_pieces):
     usage = collections.namedtuple("usage", "total used free")
     monkeypatch.setattr("shutil.disk_usage", lambda path: usage(9, 8, 1))
     run(write_jsonl(tmp_path / "a.jsonl", TEXTS), tmp_path / "out")
@@ -250,14 +250,14 @@ def test_disk_too_small_is_warned_about_early(tmp_path, capsys, monkeypatch, sma
     assert warning.count("\n") == 1
 
 
-def test_last_path_is_the_output(tmp_path, capsys):
+def test_existing_file_as_output_is_refused_and_kept(tmp_path, capsys):
     paths = [write_jsonl(tmp_path / name, TEXTS) for name in ("a.jsonl", "b.jsonl")]
     error = fail(capsys, *paths, "--tokenizer", "bytes")
     assert f"the last path, {paths[1]!r}, is the OUTPUT" in error
     assert Path(paths[1]).read_bytes() == json_lines(TEXTS)
 
 
-def test_missing_home_and_temporary_directory_are_no_error(tmp_path):
+def test_home_and_temporary_directory_are_optional(tmp_path):
     path = write_jsonl(tmp_path / "a.jsonl", TEXTS)
     environment = os.environ | {"HOME": "/nonexistent", "TMPDIR": "/nonexistent"}
     arguments = [*COMMAND, path, tmp_path / "out", "--tokenizer", "bytes"]

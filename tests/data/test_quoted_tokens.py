@@ -1,4 +1,4 @@
-"""Quoted special tokens are plain text: each document has exactly one end token."""
+"""Special tokens quoted in documents are encoded as plain text."""
 
 import functools
 import json
@@ -16,7 +16,7 @@ from stackjax.data.prepare import prepare
 from stackjax.data.sources import TokenSource
 from stackjax.tokenizer.tokenizer import Tokenizer, load_tokenizer
 
-# The second last is the end token after NFKC normalization.
+# The second last part becomes the end token by NFKC normalization.
 PARTS = ("<unk>", "</", "s>", " ", "\n", "a", "model", "é", "\uff1c/s\uff1e", "x")
 QUOTES = (BOS, EOS, TURN, *PARTS)
 quoting = st.lists(st.sampled_from(QUOTES), max_size=8).map("".join)
@@ -29,7 +29,7 @@ def loaded(kind: str, begins: bool = False) -> Tokenizer:
 
 
 def special_ids(kind: str) -> set[int]:
-    """Returns the ids that documents may contain only at the ends."""
+    """Returns the ids that a document may have only at its start or end."""
     tokenizer = loaded(kind)
     # User-defined SentencePiece symbols may occur in texts, except the end token.
     names = [] if kind == "sentencepiece, user-defined end" else [BOS]
@@ -57,7 +57,7 @@ def test_quoted_token_is_spelled_with_other_tokens(kind, quote):
     ("kind", "spelled"),
     [
         ("word_level", ["a", "<unk>", "model"]),
-        ("words_whose_end_is_unknown_text", ["a", "model"]),
+        ("word_level_with_unknown_as_end", ["a", "model"]),
         ("word_piece", ["a", "<", "##/", "##s", "##>", "m", "##o", "##d", "##e", "##l"]),
     ],
 )
@@ -68,7 +68,7 @@ def test_unspellable_quoted_token_is_unknown_or_dropped(kind, spelled):
 
 
 @pytest.mark.parametrize(
-    "kind", [kind for kind in KINDS if kind != "words_whose_end_is_unknown_text"]
+    "kind", [kind for kind in KINDS if kind != "word_level_with_unknown_as_end"]
 )
 def test_text_without_quotes_is_encoded_by_the_library(kind):
     tokenizer, text = loaded(kind), "a model that grows while it trains"

@@ -1,4 +1,4 @@
-"""Sequences are slices of the stream; damaged records are never read as data."""
+"""Reading of token shards: sequences, damaged files and damaged records."""
 
 import json
 import pickle
@@ -83,14 +83,14 @@ def test_sequence_is_a_slice_of_the_stream(written, seq_len, index):
     assert np.array_equal(tokens_T, stream[index * seq_len : (index + 1) * seq_len])
 
 
-def test_indices_out_of_range_are_refused(written):
+def test_index_out_of_range_is_refused(written):
     source = TokenSource(written[0], "train", 100)
     for index in (-1, len(source)):
         with pytest.raises(IndexError, match="outside"):
             source[index]
 
 
-def test_pickled_source_reads_the_same(written):
+def test_pickled_source_reads_equal_sequences(written):
     source = TokenSource(written[0], "train", 3000)
     source[0]
     copy = pickle.loads(pickle.dumps(source))
@@ -143,7 +143,7 @@ def test_damaged_shard_is_named(directory, damage, message):
 
 
 def test_shard_with_other_records_is_refused(directory):
-    """The file size is the same, because ArrayRecord pads files."""
+    # ArrayRecord pads files, so the file sizes are equal.
     file = directory / "train-3.array_record"
     size = file.stat().st_size
     writer = ShardWriter(file, "uint32")
@@ -172,7 +172,7 @@ def rewrite_manifest(directory: Path, change: Callable[[dict], object]) -> None:
 
 
 def test_record_with_another_length_is_refused(tmp_path):
-    """The damage lies between the first and last record, which are checked at opening."""
+    # Only the first and last record are checked at opening.
     stream = write_set(tmp_path, (3 * 2048,)).astype("<u4")
     file = tmp_path / "train-0.array_record"
     size = file.stat().st_size

@@ -1,4 +1,4 @@
-"""A checkpoint written outside a run is complete or absent, after any failure."""
+"""Checkpoints written by `grow` and `convert`: complete or absent after any failure."""
 
 import contextlib
 
@@ -20,12 +20,12 @@ from stackjax.options import ConvertConfig, GrowConfig
 from stackjax.run import grow
 
 POINTS = {
-    "before the files around it": ("keep", "before"),
-    "after them": ("keep", "after"),
+    "before copying files": ("keep", "before"),
+    "after copying files": ("keep", "after"),
     "before the checkpoint": (ocp.training.Checkpointer, "save", "before"),
     "after the checkpoint": (ocp.training.Checkpointer, "save", "after"),
 }
-FULL = OSError(28, "No space left on device")
+FULL_DISK = OSError(28, "No space left on device")
 
 
 @contextlib.contextmanager
@@ -43,18 +43,18 @@ def failing(owner, name, when, error):
         yield
 
 
-def place(owner, copy_files, point):
-    """Returns an owner, a function, and the side, before or after, of its failure."""
+def failure(owner, copy_files, point):
+    """Returns owner and name of the failing function, and "before" or "after" the call."""
     *checkpointer, name, when = POINTS[point]
     return (*checkpointer, name, when) if checkpointer else (owner, copy_files, when)
 
 
-@pytest.mark.parametrize("error", [KeyboardInterrupt(), FULL], ids=["killed", "full disk"])
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), FULL_DISK], ids=["killed", "full disk"])
 @pytest.mark.parametrize("point", POINTS)
-def test_failed_growth_leaves_nothing_and_can_be_repeated(uncut, tmp_path, point, error):
+def test_failed_growth_leaves_no_output_and_can_be_repeated(uncut, tmp_path, point, error):
     target = tmp_path / "grown"
     config = GrowConfig(source=str(uncut), target=str(target), growth=Stack(2))
-    owner, name, when = place(SavedCheckpoint, "copy_files", point)
+    owner, name, when = failure(SavedCheckpoint, "copy_files", point)
     with failing(owner, name, when, error), pytest.raises((KeyboardInterrupt, OSError)):
         grow.grow(config)
     assert list(tmp_path.iterdir()) == []
@@ -63,26 +63,26 @@ def test_failed_growth_leaves_nothing_and_can_be_repeated(uncut, tmp_path, point
 
 
 @pytest.mark.parametrize("point", POINTS)
-def test_failed_conversion_leaves_nothing_and_can_be_repeated(tmp_path, point):
+def test_failed_conversion_leaves_no_output_and_can_be_repeated(tmp_path, point):
     folder = folders.write(tmp_path / "folder", "llama")
     target = tmp_path / "out" / "converted"
     config = ConvertConfig(source=str(folder), target=str(target))
-    owner, name, when = place(SavedFolder, "copy_huggingface_files", point)
-    with failing(owner, name, when, FULL), pytest.raises(OSError, match="No space left"):
+    owner, name, when = failure(SavedFolder, "copy_huggingface_files", point)
+    with failing(owner, name, when, FULL_DISK), pytest.raises(OSError, match="No space left"):
         convert.convert(config)
     assert list(target.parent.iterdir()) == []
     assert convert.convert(config) == epath.Path(target / "0")
     assert {path.name for path in target.iterdir()} == {"0", "huggingface"}
 
 
-def test_killed_upload_is_incomplete_and_repeated(uncut):
+def test_killed_upload_is_incomplete_and_can_be_repeated(uncut):
     target = "gs://bucket/grown/stage_0/train"
     config = GrowConfig(source=str(uncut), target=target, growth=Stack(2))
     with FakeGcs("bucket") as server, pytest.MonkeyPatch.context() as patch:
         for name, value in server.environ.items():
             patch.setenv(name, value)
         for point in POINTS:
-            owner, name, when = place(SavedCheckpoint, "copy_files", point)
+            owner, name, when = failure(SavedCheckpoint, "copy_files", point)
             with (
                 failing(owner, name, when, KeyboardInterrupt()),
                 pytest.raises(KeyboardInterrupt),

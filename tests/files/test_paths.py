@@ -1,4 +1,4 @@
-"""Paths from untrusted files stay inside the directory."""
+"""Paths from untrusted files must stay inside the directory."""
 
 import os
 

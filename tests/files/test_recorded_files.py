@@ -1,4 +1,4 @@
-"""Damaged JSON files of runs and benchmarks are named in an error, or harmless."""
+"""Damaged JSON records of runs, benchmarks and tokenizers."""
 
 import itertools
 import json
@@ -16,8 +16,8 @@ from stackjax.analysis.throughput import read_benchmark
 from stackjax.inference.saved_model import SavedCheckpoint
 from stackjax.runtime.errors import UserError
 
-GONE = object()
-ODD = (GONE, None, "x", -1, 2**70, 1.5, [], True, "stack(0)")
+REMOVED = object()
+ODD_VALUES = (REMOVED, None, "x", -1, 2**70, 1.5, [], True, "stack(0)")
 ROWS = [
     row("train", 0, 1e14, 5.0),
     seam(1, 5e14),
@@ -34,20 +34,20 @@ def replaced(fields, names, value):
     copied = json.loads(json.dumps(fields))
     *parents, last = names
     parent = reduce(lambda found, name: found[name], parents, copied)
-    if value is GONE:
+    if value is REMOVED:
         del parent[last]
     else:
         parent[last] = value
     return copied
 
 
-def test_damaged_field_in_a_recorded_config_is_named_or_harmless(tmp_path):
+def test_damaged_config_record_is_named_or_harmless(tmp_path):
     run = record_run(tmp_path / "run", tiny_run(), ROWS)
     file = run / "config.json"
     whole = json.loads(file.read_text())
     refused = set()
-    # Two values per field; over all fields, every value is used often.
-    for name, value in zip([*whole["config"]] * 2, itertools.cycle(ODD), strict=False):
+    # Each field has two odd values; over all fields, every value occurs often.
+    for name, value in zip([*whole["config"]] * 2, itertools.cycle(ODD_VALUES), strict=False):
         file.write_text(json.dumps(replaced(whole, ("config", name), value)))
         try:
             record = read_record(run)
@@ -60,9 +60,7 @@ def test_damaged_field_in_a_recorded_config_is_named_or_harmless(tmp_path):
     assert {"seed", "data.path", "model.num_layers", "stages.1.growth"} <= refused
 
 
-@pytest.mark.parametrize(
-    "name", ["model.colour", "model.rope_scaling.colour", "stages.7.growth"]
-)
+@pytest.mark.parametrize("name", ["model.color", "model.rope_scaling.color", "stages.7.growth"])
 def test_unknown_field_in_a_recorded_model_is_named(tmp_path, name):
     run = record_run(tmp_path / "run", tiny_run(), ROWS)
     file = run / "config.json"
@@ -107,13 +105,13 @@ MEASURED = {
 }
 
 
-def places(value, names=()):
+def paths_in(value, names=()):
     """Yields the path to each value in nested JSON."""
     items = value.items() if isinstance(value, dict) else enumerate(value)
     for name, item in items:
         yield (*names, name)
         if isinstance(item, dict | list):
-            yield from places(item, (*names, name))
+            yield from paths_in(item, (*names, name))
 
 
 def test_damaged_benchmark_is_named_or_harmless(tmp_path):
@@ -123,8 +121,8 @@ def test_damaged_benchmark_is_named_or_harmless(tmp_path):
     file.write_text(json.dumps(MEASURED))
     assert read_benchmark(file).rates == {(8, 8, 8): 1.0}
     write_page(PerformanceConfig(results=(file,), page=page))
-    for names in places(MEASURED):
-        for value in ODD:
+    for names in paths_in(MEASURED):
+        for value in ODD_VALUES:
             file.write_text(json.dumps(replaced(MEASURED, names, value)))
             for read in (
                 lambda: read_benchmark(file),
@@ -147,8 +145,8 @@ def test_damaged_benchmark_is_named_or_harmless(tmp_path):
             "name is 3, which is not a text",
         ),
         (
-            '{"name": "bytes", "digest": "", "vocab_size": 1, "end_id": 1, "colour": 1}',
-            "colour is not a known field",
+            '{"name": "bytes", "digest": "", "vocab_size": 1, "end_id": 1, "color": 1}',
+            "color is not a known field",
         ),
     ],
 )

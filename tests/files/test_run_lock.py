@@ -1,4 +1,4 @@
-"""Only one run at a time writes to a directory; a second run is refused by name."""
+"""Locks of run directories on disk and in buckets."""
 
 import json
 import os
@@ -41,7 +41,7 @@ def hold(workdir, **env) -> subprocess.Popen:
     return process
 
 
-def refused(workdir) -> str:
+def refusal(workdir) -> str:
     with pytest.raises(UserError) as error, run_lock(workdir):
         pass
     return str(error.value)
@@ -50,7 +50,7 @@ def refused(workdir) -> str:
 def test_lock_names_its_holder_and_is_released_by_a_kill(tmp_path):
     workdir = epath.Path(tmp_path / "run")
     with hold(workdir) as process:
-        message = refused(workdir)
+        message = refusal(workdir)
         assert (
             f"is in use by process {process.pid} on {socket.gethostname()}, since 20" in message
         )
@@ -58,11 +58,11 @@ def test_lock_names_its_holder_and_is_released_by_a_kill(tmp_path):
         process.kill()
     with run_lock(workdir):
         assert json.loads((workdir / LOCK).read_text())["pid"] == os.getpid()
-        assert f"process {os.getpid()}" in refused(workdir)
+        assert f"process {os.getpid()}" in refusal(workdir)
     assert not (workdir / LOCK).exists()
 
 
-def test_empty_directory_is_removed(tmp_path):
+def test_released_lock_removes_empty_directories(tmp_path):
     with run_lock(epath.Path(tmp_path / "a" / "b")):
         assert (tmp_path / "a" / "b").is_dir()
     assert list(tmp_path.iterdir()) == []
@@ -71,12 +71,12 @@ def test_empty_directory_is_removed(tmp_path):
     assert [path.name for path in (tmp_path / "a").iterdir()] == ["file"]
 
 
-def test_unreadable_lock_still_locks(tmp_path):
+def test_unreadable_lock_excludes_others(tmp_path):
     workdir = epath.Path(tmp_path)
     with run_lock(workdir):
         for text in (b"", b"{", b"\xff", b'{"host": "a", "pid": "b", "since": "c"}'):
             (workdir / LOCK).write_bytes(text)
-            assert "is in use by another process;" in refused(workdir)
+            assert "is in use by another process;" in refusal(workdir)
 
 
 @pytest.fixture
@@ -99,7 +99,7 @@ def lease(gcs, **fields) -> dict:
 def test_renewed_lease_excludes_others_until_released(gcs):
     with run_lock(RUN):
         first = gcs.objects["bucket"][f"run/{LOCK}"].generation
-        # As on another host: a process may take over leases of its own host.
+        # The holder is on another host; leases of dead local processes do not count.
         gcs.put("bucket", "other/run.lock", b"")
         holder = lease(gcs, host="elsewhere")
         gcs.put("bucket", f"held/{LOCK}", json.dumps(holder).encode())
@@ -112,7 +112,7 @@ def test_renewed_lease_excludes_others_until_released(gcs):
 
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(module._Lease, "_read", read)
-            assert "is in use by process" in refused(held)
+            assert "is in use by process" in refusal(held)
         time.sleep(0.7)
         assert gcs.objects["bucket"][f"run/{LOCK}"].generation > first
     assert f"run/{LOCK}" not in gcs.objects["bucket"]
@@ -145,10 +145,10 @@ def test_one_of_two_simultaneous_takers_gets_the_lease(gcs, monkeypatch):
         upload(self, generation)
 
     monkeypatch.setattr(module._Lease, "_write", overtaken)
-    assert "is in use by process 8 on b, since now" in refused(RUN)
+    assert "is in use by process 8 on b, since now" in refusal(RUN)
 
 
-def test_run_with_a_lost_lease_exits(gcs):
+def test_process_with_a_lost_lease_exits(gcs):
     with hold("gs://bucket/run", **gcs.environ) as process:
         lock = gcs.objects["bucket"][f"run/{LOCK}"]
         gcs.put("bucket", f"run/{LOCK}", lock.data)

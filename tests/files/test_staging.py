@@ -1,4 +1,4 @@
-"""The output of `prepare` is complete or absent, after any failure."""
+"""Staging directories: output is complete or absent after any failure."""
 
 import json
 import os
@@ -19,7 +19,7 @@ COMMAND = [sys.executable, "-m", "stackjax.prepare"]
 
 
 def write_jsonl(path: Path, copies: int) -> str:
-    """Writes 200 different documents with 12 kB each, `copies` times."""
+    """Writes `copies` times 200 different documents with 12 kB each."""
     texts = (f"{index} {'déjà vu ' * 1200}" for index in range(200))
     path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts) * copies)
     return str(path)
@@ -33,7 +33,7 @@ def test_success_renames_the_staging_directory(tmp_path):
     assert (tmp_path / "out" / "a").read_text() == "a"
 
 
-def test_failure_leaves_nothing(tmp_path):
+def test_failure_leaves_no_output(tmp_path):
     with pytest.raises(OSError, match="full"), staging_directory(tmp_path / "out") as staging:
         (staging / "a").write_text("a")
         raise OSError("full")
@@ -57,7 +57,7 @@ def test_existing_output_is_refused_and_kept(tmp_path, kind):
     kept.parent.mkdir(exist_ok=True)
     kept.write_text("kept")
     with pytest.raises(FileExistsError, match="exists already"), staging_directory(output):
-        pytest.fail("what exists was not refused")
+        pytest.fail("existing output was not refused")
     assert kept.read_text() == "kept"
     assert list(tmp_path.iterdir()) == [output]
 
@@ -77,7 +77,7 @@ def large(tmp_path_factory) -> str:
 
 def start(large: str, output: Path) -> subprocess.Popen:
     """Starts the command on two processes; returns once both are writing shards."""
-    # Background jobs of a shell, and their children, ignore Ctrl-C.
+    # Background jobs of a shell and child processes ignore Ctrl-C.
     handler = signal.signal(signal.SIGINT, signal.default_int_handler)
     process = subprocess.Popen(
         [*COMMAND, large, output, "--tokenizer", "bytes", "--num-processes", "2"],
@@ -145,7 +145,7 @@ def test_killed_worker_ends_the_command_with_a_message(large, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_interrupted_command_leaves_nothing(large, tmp_path):
+def test_interrupted_command_leaves_no_output(large, tmp_path):
     process = start(large, tmp_path / "out")
     process.send_signal(signal.SIGINT)
     _, error = process.communicate(timeout=60)
@@ -155,11 +155,11 @@ def test_interrupted_command_leaves_nothing(large, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_full_disk_is_one_line_and_leaves_nothing(tmp_path):
+def test_full_disk_is_one_line_and_leaves_no_output(tmp_path):
     path = write_jsonl(tmp_path / "a.jsonl", copies=1)
-    at_most_200_kib = ["bash", "-c", 'ulimit -f 200; exec "$@"', "bash"]
+    limit_200_kib = ["bash", "-c", 'ulimit -f 200; exec "$@"', "bash"]
     done = subprocess.run(
-        [*at_most_200_kib, *COMMAND, path, tmp_path / "out", "--tokenizer", "bytes"],
+        [*limit_200_kib, *COMMAND, path, tmp_path / "out", "--tokenizer", "bytes"],
         capture_output=True,
         text=True,
     )

@@ -1,4 +1,4 @@
-"""Data and runs in a bucket equal data and runs on disk; failures are one line."""
+"""Data and runs in a bucket: equality with files on disk, damage and errors."""
 
 import json
 import pickle
@@ -41,7 +41,7 @@ FIRST, SECOND = expand(tiny_run())
 
 @pytest.fixture(scope="module")
 def gcs():
-    """Yields a server with a bucket, for all clients in this process and its children."""
+    """A bucket server for all clients in this process and child processes."""
     with FakeGcs("bucket", "nameless") as server, pytest.MonkeyPatch.context() as patch:
         for name, value in server.environ.items():
             patch.setenv(name, value)
@@ -61,7 +61,7 @@ def files(directory: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in directory.iterdir()}
 
 
-def prepare_world(world, output: str) -> None:
+def prepare_corpus(world, output: str) -> None:
     """Prepares the same corpus as `world` in another place."""
     paths = (str(world.path / "text.jsonl"), output)
     prepare(PrepareConfig(paths=paths, tokenizer="bytes", validation_fraction=0.2))
@@ -70,7 +70,7 @@ def prepare_world(world, output: str) -> None:
 @pytest.fixture(scope="module")
 def shards(world, gcs) -> str:
     """The corpus of `world`, in the bucket."""
-    prepare_world(world, "gs://bucket/data")
+    prepare_corpus(world, "gs://bucket/data")
     return "gs://bucket/data"
 
 
@@ -101,7 +101,7 @@ def test_shards_in_a_bucket_equal_shards_on_disk(world, gcs, shards):
             np.testing.assert_array_equal(remote[index], local[index])
 
 
-def test_interrupted_upload_is_incomplete_and_repeated(world, gcs, monkeypatch):
+def test_interrupted_upload_is_incomplete_and_can_be_repeated(world, gcs, monkeypatch):
     path_type = type(epath.Path("gs://bucket"))
     copy = path_type.copy
 
@@ -114,14 +114,14 @@ def test_interrupted_upload_is_incomplete_and_repeated(world, gcs, monkeypatch):
     gcs.put("bucket", "cut/train-00000-of-00009.array_record", b"of an upload before")
     with monkeypatch.context() as patch, pytest.raises(OSError, match="connection lost"):
         patch.setattr(path_type, "copy", fail_at_the_manifest)
-        prepare_world(world, "gs://bucket/cut")
+        prepare_corpus(world, "gs://bucket/cut")
     assert len(objects(gcs, "cut/")) == 4
     with pytest.raises(ValueError, match=r"not a complete set"):
         read_manifest("gs://bucket/cut")
-    prepare_world(world, "gs://bucket/cut")
+    prepare_corpus(world, "gs://bucket/cut")
     assert objects(gcs, "cut/") == files(world.path / "data")
     with pytest.raises(FileExistsError, match=r"'gs://bucket/cut' exists already"):
-        prepare_world(world, "gs://bucket/cut")
+        prepare_corpus(world, "gs://bucket/cut")
 
 
 def test_tokenizer_in_a_bucket_is_found(gcs, tmp_path):
@@ -138,7 +138,7 @@ def test_tokenizer_in_a_bucket_is_found(gcs, tmp_path):
 
 
 def test_shards_are_copied_once_and_incomplete_copies_again(world, gcs, tmp_path):
-    prepare_world(world, "gs://bucket/copied")
+    prepare_corpus(world, "gs://bucket/copied")
     config = DataConfig(path="gs://bucket/copied", cache_dir=str(tmp_path), seq_len=300)
     expected = TokenSource(str(world.path / "data"), "train", 300)
 
@@ -152,11 +152,11 @@ def test_shards_are_copied_once_and_incomplete_copies_again(world, gcs, tmp_path
     assert not is_copied()
     (directory,) = tmp_path.iterdir()
     (shard,) = directory.glob("train-*")
-    (directory / f"{shard.name}.unfinished").write_bytes(b"left by a process that was killed")
+    (directory / f"{shard.name}.unfinished").write_bytes(b"left by a killed process")
     assert not is_copied()
     shard.write_bytes(b"cut")
     assert is_copied()
-    # The same set, uploaded again.
+    # The same data set is uploaded again.
     gcs.put("bucket", "copied/manifest.json", objects(gcs, "copied/")["manifest.json"])
     assert not is_copied()
 
@@ -202,7 +202,7 @@ def test_damaged_copy_is_removed(world, tmp_path, monkeypatch):
     np.testing.assert_array_equal(TokenSource(copied, "train", len(tokens))[0], tokens)
 
 
-def test_committed_marker_is_read_and_half_a_phase_is_cleared(gcs):
+def test_marker_in_a_bucket_is_read_and_an_incomplete_phase_is_cleared(gcs):
     workdir = epath.Path("gs://bucket/halves")
     assert read_marker(workdir).phase == 0
     write_marker(workdir, after_entering(Marker(), None, SECOND))
@@ -215,7 +215,7 @@ def test_committed_marker_is_read_and_half_a_phase_is_cleared(gcs):
 
 @pytest.fixture(scope="module")
 def run(world, uncut, gcs, shards) -> str:
-    """A run in the bucket, killed during the second save, and resumed."""
+    """A run in the bucket, killed during the second save and resumed."""
     args = world.args("gs://bucket/run", "--data.path", shards, "--logging.tensorboard")
 
     def start(*signalled: str) -> int:
@@ -232,7 +232,7 @@ def run(world, uncut, gcs, shards) -> str:
     return "gs://bucket/run"
 
 
-def test_killed_and_resumed_run_in_a_bucket_equals_run_on_disk(uncut, gcs, run, tmp_path):
+def test_resumed_run_in_a_bucket_equals_run_on_disk(uncut, gcs, run, tmp_path):
     for name, data in objects(gcs, "run/").items():
         path = tmp_path / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -344,7 +344,7 @@ def test_compilation_cache_in_a_bucket_is_used(gcs, compilation_cache):
         assert len(read) == kept
         programs = objects(gcs, "programs/compilation_cache/")
         assert sum("_lambda" in name for name in programs) == 1
-    # Otherwise XLA would write another cache there, and cannot write to buckets.
+    # The cache of XLA itself cannot be in a bucket.
     assert jax.config.jax_persistent_cache_enable_xla_caches == "none"
 
 

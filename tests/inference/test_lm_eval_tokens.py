@@ -39,7 +39,7 @@ def write_tokenizer(path, name) -> int:
         (path / "tokenizer_config.json").write_text(json.dumps(settings))
         return 310
     begin, end, settings = TOKENIZERS[name]
-    model = tokenizer_kinds.bpe_with_merges_to_the_end()
+    model = tokenizer_kinds.bpe_with_merges()
     if begin or end:
         model.post_processor = processors.TemplateProcessing(
             single=f"{begin} $A {end}".strip(),

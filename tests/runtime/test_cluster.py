@@ -1,4 +1,4 @@
-"""The job of a process, for every launcher and for a single process."""
+"""Detection of multi-process jobs: Slurm, Open MPI, Kubernetes, TPU slices."""
 
 import importlib.util
 import os
@@ -53,7 +53,7 @@ def without(variables: dict[str, str], *names: str) -> dict[str, str]:
 
 @pytest.fixture
 def find(monkeypatch):
-    """Returns the job found with only these environment variables."""
+    """A function from environment variables to the job."""
 
     def find(variables: dict[str, str]) -> Job | None:
         monkeypatch.setattr(os, "environ", dict(variables))
@@ -98,7 +98,7 @@ def test_single_process_has_no_job(find, variables):
         ),
     ],
 )
-def test_job_of_each_launcher(find, variables, expected):
+def test_job_is_found_for_each_launcher(find, variables, expected):
     assert find(variables) == expected
 
 
@@ -167,7 +167,7 @@ def test_slurm_node_list_is_expanded(nodes, expected, monkeypatch):
 
 @pytest.mark.parametrize("name", ["JAX_INITIALIZATION_TIMEOUT", "JAX_HEARTBEAT_TIMEOUT"])
 @pytest.mark.parametrize("value", ["", "0", "1.5", "5m"])
-def test_timeouts_are_positive_integers(name, value, monkeypatch):
+def test_timeout_that_is_no_positive_integer_is_refused(name, value, monkeypatch):
     monkeypatch.setenv(name, value)
     with pytest.raises(ValueError, match=f"{name} is {value!r}, but has to be a whole number"):
         distributed.initialize()

@@ -1,4 +1,4 @@
-"""Command-line mistakes are one line, in the same form for every command."""
+"""Errors on the command line: one line for every command."""
 
 import dataclasses
 import importlib
@@ -61,7 +61,7 @@ WRONG_VALUES = [
 ]
 
 
-ON_NO_DISK = [
+UNKNOWN_SCHEMES = [
     ("stackjax.convert", "foo://b/x", "out"),
     ("stackjax.evaluate", "a", "--task-dir", "gs://b/x"),
     ("stackjax.generate", "s3://b/x"),
@@ -74,7 +74,7 @@ ON_NO_DISK = [
     ("stackjax.train", "--config", "configs/tiny.py", "--workdir", "foo://b/x"),
     ("stackjax.train", "--config", "gs://b/x"),
 ]
-PATHS_ON_A_DISK = [
+DISK_ONLY_OPTIONS = [
     ("scripts.bakeoff", "--output"),
     ("scripts.benchmark", "--out"),
     ("scripts.benchmark", "--profile"),
@@ -92,8 +92,8 @@ PATHS_ON_A_DISK = [
 
 
 @pytest.fixture
-def mistake(run_main):
-    """Runs a command with a mistake, and returns the printed line."""
+def error_line(run_main):
+    """Runs a command with an error, and returns the printed line."""
 
     def call(module: str, *args: str) -> str:
         code, out, err = run_main(importlib.import_module(module).main, *args)
@@ -105,32 +105,32 @@ def mistake(run_main):
 
 
 @pytest.mark.parametrize("module", COMMANDS)
-def test_unknown_option_is_one_line(mistake, module):
-    line = mistake(module, *COMMANDS[module], "--nonsense", "5")
+def test_unknown_option_is_one_line(error_line, module):
+    line = error_line(module, *COMMANDS[module], "--nonsense", "5")
     assert line.startswith("error: '--nonsense 5' is not an option or a value of an option")
     assert re.search(r"; see `python -m \S+.* --help`\.$", line)
 
 
 @pytest.mark.parametrize("module", COMMANDS)
-def test_missing_arguments_are_one_line(mistake, module):
-    line = mistake(module)
+def test_missing_arguments_are_one_line(error_line, module):
+    line = error_line(module)
     assert re.search("must be given|no config given|must be from 1 to|give exactly one", line)
 
 
 @pytest.mark.parametrize(("module", "option", "value", "message"), WRONG_VALUES)
-def test_wrong_value_is_one_line(mistake, module, option, value, message):
-    line = mistake(module, *COMMANDS[module], option, value)
+def test_wrong_value_is_one_line(error_line, module, option, value, message):
+    line = error_line(module, *COMMANDS[module], option, value)
     assert line.startswith(f"error: {message}")
 
 
-def test_similar_option_is_suggested(mistake):
-    line = mistake("stackjax.generate", "a", "--max_tokns=5")
+def test_similar_option_is_suggested(error_line):
+    line = error_line("stackjax.generate", "a", "--max_tokns=5")
     assert "'--max_tokns=5' is not an option or a value of an option (perhaps " in line
     assert "(perhaps --max-tokens is meant)" in line
 
 
-def test_option_without_value_is_one_line(mistake):
-    line = mistake("stackjax.generate", "a", "--seed")
+def test_option_without_value_is_one_line(error_line):
+    line = error_line("stackjax.generate", "a", "--seed")
     assert line.startswith("error: --seed must have a value, INT >= 0; see ")
 
 
@@ -138,8 +138,8 @@ def test_option_without_value_is_one_line(mistake):
     ("args", "message"),
     [(["--config"], "no config given"), (["--config", "a.py"], "there is no such file")],
 )
-def test_missing_config_is_one_line(mistake, args, message):
-    assert message in mistake("stackjax.train", *args)
+def test_missing_config_is_one_line(error_line, args, message):
+    assert message in error_line("stackjax.train", *args)
 
 
 @dataclasses.dataclass
@@ -166,14 +166,14 @@ def test_help_is_printed(run_main, module):
     assert "usage: " in out and len(out.splitlines()) > 20
 
 
-@pytest.mark.parametrize("args", ON_NO_DISK, ids=" ".join)
-def test_unknown_path_scheme_is_one_line(mistake, args):
-    assert re.search("://b|:/b", mistake(*args))
+@pytest.mark.parametrize("args", UNKNOWN_SCHEMES, ids=" ".join)
+def test_unknown_path_scheme_is_one_line(error_line, args):
+    assert re.search("://b|:/b", error_line(*args))
 
 
 @pytest.mark.parametrize("url", ["gs://b/x", "foo://b/x"])
-@pytest.mark.parametrize(("module", "option"), PATHS_ON_A_DISK)
-def test_bucket_is_refused_for_disk_only_options(mistake, module, option, url):
-    line = mistake(module, *COMMANDS[module], option, url)
+@pytest.mark.parametrize(("module", "option"), DISK_ONLY_OPTIONS)
+def test_bucket_is_refused_for_disk_only_options(error_line, module, option, url):
+    line = error_line(module, *COMMANDS[module], option, url)
     name = option.removeprefix("--").replace("-", "_")
     assert line == f"error: {name} is {url.replace('//', '/')!r}; it must be a path on a disk."

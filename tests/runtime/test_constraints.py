@@ -1,4 +1,4 @@
-"""Every config field has a type and a range, and errors name the field."""
+"""Constraints of config fields: types, ranges and fields without effect."""
 
 import dataclasses
 import functools
@@ -68,51 +68,51 @@ ROOTS = ["stackjax.config.Config"] + [
 ]
 
 
-def named(name: str) -> Any:
+def config_class(name: str) -> Any:
     module, _, kind = name.rpartition(".")
     return getattr(importlib.import_module(module), kind)
 
 
-def arms(hint, rules=()):
-    """Yields each type in a union, with its annotations."""
+def alternatives(hint, rules=()):
+    """Yields each type in a union, with annotations."""
     if typing.get_origin(hint) is Annotated:
         hint, *more = typing.get_args(hint)
-        yield from arms(hint, (*rules, *more))
+        yield from alternatives(hint, (*rules, *more))
     elif type(None) in typing.get_args(hint) or "Union" in str(type(hint)):
         for each in typing.get_args(hint):
-            yield from arms(each, rules)
+            yield from alternatives(each, rules)
     else:
         yield hint, rules
 
 
 def scalars(kind, path=""):
-    """Yields the path, type and rules of every scalar inside a dataclass."""
+    """Yields the path, type and rules of every scalar in a dataclass."""
     for name, hint in typing.get_type_hints(kind, include_extras=True).items():
-        for arm, rules in arms(hint):
+        for alternative, rules in alternatives(hint):
             inside = f"{path}.{name}".lstrip(".")
-            if dataclasses.is_dataclass(arm):
-                yield from scalars(arm, inside)
-            elif typing.get_origin(arm) is tuple:
-                for item, more in arms(typing.get_args(arm)[0]):
+            if dataclasses.is_dataclass(alternative):
+                yield from scalars(alternative, inside)
+            elif typing.get_origin(alternative) is tuple:
+                for item, more in alternatives(typing.get_args(alternative)[0]):
                     if dataclasses.is_dataclass(item):
                         yield from scalars(item, f"{inside}.0")
                     else:
                         yield f"{inside}.0", item, (*rules, *more)
             else:
-                yield inside, arm, rules
+                yield inside, alternative, rules
 
 
 @pytest.mark.parametrize("root", [*ROOTS, *(f"growth.{name}" for name in operators())])
 def test_every_number_has_a_range_and_every_config_is_checked(root):
     is_growth = root.startswith("growth.")
-    kind = operators()[root.removeprefix("growth.")] if is_growth else named(root)
+    kind = operators()[root.removeprefix("growth.")] if is_growth else config_class(root)
     assert issubclass(kind, Growth if is_growth else Checked)
-    for path, arm, rules in scalars(kind):
-        if arm in (int, float, Fraction):
+    for path, alternative, rules in scalars(kind):
+        if alternative in (int, float, Fraction):
             assert any(isinstance(rule, Range) and rule.bounds for rule in rules), path
 
 
-# --- one rule at a time ---------------------------------------------------------------------
+# Single rules.
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -210,7 +210,7 @@ REFUSED = [
 
 
 @pytest.mark.parametrize("fields", ACCEPTED, ids=str)
-def test_values_in_range_are_unchanged(fields):
+def test_value_in_range_is_unchanged(fields):
     outer = Outer(**fields)
     assert {name: getattr(outer, name) for name in fields} == fields
     assert type(outer.share) is type(outer.scale) is float
@@ -218,7 +218,7 @@ def test_values_in_range_are_unchanged(fields):
 
 
 @pytest.mark.parametrize(("fields", "message"), REFUSED)
-def test_values_out_of_range_are_refused(fields, message):
+def test_value_out_of_range_is_refused(fields, message):
     with pytest.raises(UserError) as raised:
         Outer(**fields)
     assert message in str(raised.value)
@@ -241,17 +241,17 @@ def test_command_line_numbers_are_parsed(rule, text, value):
 
 
 @pytest.mark.parametrize("text", ["0.5", "nan", "inf", "1e400", "", "many", "9" * 5000])
-def test_texts_without_an_integer_are_refused(text):
+def test_text_without_an_integer_is_refused(text):
     with pytest.raises(UserError, match="is not a whole number"):
         Whole().instance_from_str([text])
 
 
-# --- fields without effect ------------------------------------------------------------------
+# Fields without effect.
 
 OPTIMIZER = AdamW(peak_learning_rate=1e-2)
 STAGE = tiny_run().stages[0]
 
-IDLE = {
+WITHOUT_EFFECT = {
     "optimizer.schedule.decay_tokens": ({"decay_tokens": 5}, {"shape": "wsd"}),
     "optimizer.schedule.final_fraction": (
         {"shape": "constant", "final_fraction": 0.5},
@@ -279,7 +279,7 @@ IDLE = {
 
 
 def config_with(field: str, fields: dict[str, Any]) -> Any:
-    """Returns the tiny run, with changed fields in the dataclass that owns a field."""
+    """Returns the tiny run with changes in the dataclass of a field."""
     if "." not in field:
         return Sampling(**fields)
     holder = field.rpartition(".")[0]
@@ -300,26 +300,26 @@ def config_with(field: str, fields: dict[str, Any]) -> Any:
     }[holder]()
 
 
-@pytest.mark.parametrize("field", IDLE)
-def test_fields_without_effect_are_refused(field):
-    alone, what_it_needs = IDLE[field]
+@pytest.mark.parametrize("field", WITHOUT_EFFECT)
+def test_field_without_effect_is_refused(field):
+    changes, required = WITHOUT_EFFECT[field]
     with pytest.raises(
         UserError, match=rf"^{re.escape(field)} is .* which has no effect while"
     ):
-        config_with(field, alone)
-    config_with(field, alone | what_it_needs)
+        config_with(field, changes)
+    config_with(field, changes | required)
 
 
-# --- mutations of every scalar of a run -----------------------------------------------------
+# Mutations of every scalar in a run.
 
-NASTY = [
+ODD_VALUES = [
     *(None, True, -1, 0, 1, 2, 3, 7, 255, 2**16, 2**31, 2**63, 10**9, 10**12, 10**18, 10**30),
     *(10**400, -0.0, 0.5, 1.0, 2e6, 1e-320, 1e300, -1e-9, math.nan, math.inf, -math.inf),
     *("", "1", "none", "a\0", "\ud800", "x" * 5000, b"x", [], [1], {}, set(), (), (1,), ("",)),
     *(np.int32(1), np.float64(0.5), np.zeros(3), Fraction(1, 2), 1j, print),
 ]
 
-FULL = tiny_run(
+FULL_RUN = tiny_run(
     model=tiny_model(num_layers=6, rope_scaling=RopeScaling()),
     optimizer=Muon(peak_learning_rate=1e-2, schedule=Schedule(shape="wsd", decay_tokens=64)),
     stages=(
@@ -340,7 +340,7 @@ FULL = tiny_run(
 
 
 def leaves(value: Any, path: str = "") -> list[str]:
-    """Returns the path of every scalar inside a run."""
+    """Returns the path of every scalar in a run."""
     if dataclasses.is_dataclass(value) and not isinstance(value, Growth):
         items = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
     elif isinstance(value, tuple) and value:
@@ -376,12 +376,12 @@ def is_sane(path: str, value: Any) -> bool:
 
 @functools.cache
 def accepted_mutations() -> list[tuple[str, Any, Config]]:
-    """Returns the accepted mutations of a run; all others must be refused in one line."""
+    """Returns the accepted mutations; asserts that the others are refused in one line."""
     accepted = []
-    for path in (leaf.lstrip(".") for leaf in leaves(FULL)):
-        for value in NASTY:
+    for path in (leaf.lstrip(".") for leaf in leaves(FULL_RUN)):
+        for value in ODD_VALUES:
             try:
-                config = with_value(FULL, path.split("."), value)
+                config = with_value(FULL_RUN, path.split("."), value)
             except UserError as error:
                 assert len(str(error).splitlines()) == 1 and len(str(error)) < 700, error
                 continue
@@ -408,9 +408,9 @@ def test_scalars_of_a_run_accept_only_sane_values():
         *(("optimizer.weight_decay", 101), ("optimizer.weight_decay", 1e-40)),
     ],
 )
-def test_meaningless_numbers_are_refused(field, value):
+def test_excessive_number_is_refused(field, value):
     with pytest.raises(UserError, match=f"{field} is {value}".replace("+", r"\+")):
-        with_value(FULL, field.split("."), value)
+        with_value(FULL_RUN, field.split("."), value)
 
 
 def test_accepted_configs_trace_or_are_refused():
@@ -475,7 +475,7 @@ def test_largest_sizes_are_checked_fast_in_little_memory(field):
     ],
     ids=lambda text: text[:40],
 )
-def test_impossible_growths_are_refused(text):
+def test_invalid_growth_is_refused(text):
     with pytest.raises(UserError) as raised:
         parse_growth(text)
     assert len(str(raised.value).splitlines()) == 1
@@ -484,7 +484,7 @@ def test_impossible_growths_are_refused(text):
 @pytest.mark.parametrize(
     "text", ["stack(1000)+stack(1000)", "width_split(embed=1000)+width_split(embed=1000)"]
 )
-def test_growths_beyond_the_largest_model_are_refused(text):
+def test_growth_beyond_the_largest_model_is_refused(text):
     model = tiny_model(embed_dim=2048, num_layers=1000)
     with pytest.raises(UserError, match=r"makes \d+ layers|makes model.embed_dim \d+"):
         parse_growth(text).target_config(model)

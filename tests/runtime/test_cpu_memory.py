@@ -1,4 +1,4 @@
-"""On a CPU, steps reuse memory, unless the user sets malloc options."""
+"""Reuse of memory between train steps on a CPU."""
 
 import subprocess
 import sys
@@ -43,7 +43,7 @@ def numbers(code: str) -> list[int]:
 
 
 @pytest.mark.parametrize(
-    ("prepare", "tunables", "keeps"),
+    ("prepare", "tunables", "is_reused"),
     [
         (KEEP, None, True),
         ("", None, False),
@@ -52,14 +52,16 @@ def numbers(code: str) -> list[int]:
         (KEEP, "glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=17179869184", True),
     ],
 )
-def test_memory_is_mapped_once(prepare, tunables, keeps, monkeypatch):
+def test_steps_reuse_memory_unless_malloc_options_are_set(
+    prepare, tunables, is_reused, monkeypatch
+):
     monkeypatch.delenv("GLIBC_TUNABLES", raising=False)
     if tunables is not None:
         monkeypatch.setenv("GLIBC_TUNABLES", tunables)
     temporary, faults = numbers(STEPS.format(prepare=prepare))
-    assert temporary > 2**27, "less would fit into the arena of a thread"
+    assert temporary > 2**27, "smaller arrays fit into the arena of a thread"
     pages = temporary / 4096
-    assert faults < pages / 50 if keeps else faults > pages / 2
+    assert faults < pages / 50 if is_reused else faults > pages / 2
 
 
 def test_kept_memory_can_be_released(monkeypatch):

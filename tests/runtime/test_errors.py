@@ -1,4 +1,4 @@
-"""User errors end in one line; bugs keep the traceback."""
+"""User errors in one line, and bugs with a traceback."""
 
 import multiprocessing
 import os
@@ -86,7 +86,7 @@ def fail_as_a_user():
     raise UserError("data.path is 'x'; it must exist.")
 
 
-def die():
+def exit_at_once():
     os._exit(1)
 
 
@@ -100,7 +100,7 @@ def in_a_worker(fail):
     ("fail", "line"),
     [
         (fail_as_a_user, "error: data.path is 'x'; it must exist.\n"),
-        (die, "error: a worker process was killed"),
+        (exit_at_once, "error: a worker process was killed"),
     ],
 )
 def test_worker_process_errors_are_one_line(fail, line, capsys):
@@ -112,8 +112,8 @@ def test_worker_process_errors_are_one_line(fail, line, capsys):
 
 def test_other_errors_keep_the_traceback():
     with pytest.raises(ValueError, match="invalid literal"), one_line_errors():
-        int("nothing of ours")
-    # Also if stackjax caused the error: that is a bug.
+        int("text")
+    # An invalid call inside stackjax is a bug, too.
     with pytest.raises(ValueError, match="one unknown dimension"), one_line_errors():
         packing.cut_records(np.zeros(5), -1)
     with pytest.raises(TypeError), one_line_errors():

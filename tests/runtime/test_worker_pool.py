@@ -1,4 +1,4 @@
-"""A worker pool returns all results, or raises the first error at once."""
+"""Worker pools: order of results and errors."""
 
 import time
 
@@ -16,12 +16,12 @@ def wait(seconds: float) -> float:
 
 
 @pytest.mark.parametrize("num_processes", [1, 2])
-def test_results_have_the_index_of_their_item(num_processes):
+def test_every_result_has_the_index_of_its_item(num_processes):
     items = [0.2, 0.0, 0.1]
     assert dict(run_in_processes(wait, items, num_processes)) == dict(enumerate(items))
 
 
-def test_first_error_ends_all_processes():
+def test_first_error_ends_all_processes_at_once():
     start = time.monotonic()
     with pytest.raises(UserError, match="cannot wait for -1 seconds"):
         list(run_in_processes(wait, [600, -1, 600], 2))

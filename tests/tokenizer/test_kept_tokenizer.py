@@ -1,4 +1,4 @@
-"""The tokenizer is stored with the data, the run, and every model made from the run."""
+"""Copies of the tokenizer in data sets, runs, checkpoints and exported folders."""
 
 import dataclasses
 import json
@@ -27,7 +27,7 @@ from stackjax.run.init_from import check_start, run_tokenization
 from stackjax.tokenizer.special_tokens import read_tokenization
 
 TEXTS = ["a model that grows", "while it trains", f"it quotes {EOS} and {BOS}"] * 90
-KIND = "bpe_that_ignores_merges"
+KIND = "bpe_ignoring_merges"
 
 
 def prepared(directory, tokenizer) -> str:
@@ -55,13 +55,13 @@ def write_folder(path, begins=True):
     return folder
 
 
-def first_document(path: str) -> list[int]:
+def first_document_tokens(path: str) -> list[int]:
     manifest = read_manifest(path)
     stream = TokenSource(path, "train", manifest.splits["train"].tokens)[0].tolist()
     return stream[: stream.index(manifest.tokenizer.end_id)]
 
 
-def test_finished_run_needs_neither_tokenizer_folder_nor_data(world, tmp_path):
+def test_finished_run_is_usable_without_its_tokenizer_folder_and_data(world, tmp_path):
     folder = write_folder(tmp_path / "folder")
     data = prepared(tmp_path, folder / "tokenizer.json")
     config = world.config("--workdir", str(tmp_path / "run"))
@@ -74,7 +74,7 @@ def test_finished_run_needs_neither_tokenizer_folder_nor_data(world, tmp_path):
     )
     before = run_tokenization(config)
     train.train(config)
-    document = first_document(data)
+    document = first_document_tokens(data)
     assert document[0] == before.tokenizer.find(BOS)
     shutil.rmtree(folder)
     shutil.rmtree(data)
@@ -111,7 +111,7 @@ def test_tokenizer_file_is_stored_in_the_data_set(kind, tmp_path):
     assert kept.end_ids == (before.end_id,)
 
 
-def test_damaged_copy_is_one_line(tmp_path):
+def test_damaged_tokenizer_copy_is_refused(tmp_path):
     data = prepared(tmp_path, write_kind(KIND, tmp_path))
     file = tmp_path / "set" / "tokenizer.json"
     whole = file.read_text()
@@ -128,9 +128,9 @@ def test_damaged_copy_is_one_line(tmp_path):
     ("begins", "tokenizer", "message"),
     [
         (True, "the folder", None),
-        (True, "the same, written again", None),
+        (True, "saved again", None),
         (False, "the folder", None),
-        (True, "the same without a BOS", "begin with the tokens"),
+        (True, "without BOS", "begin with the tokens"),
         (True, "bytes", "has a different tokenizer"),
         (True, "another", "has a different tokenizer"),
     ],
@@ -139,9 +139,9 @@ def test_data_of_another_tokenizer_is_refused(begins, tokenizer, message, tmp_pa
     folder = write_folder(tmp_path / "folder", begins)
     other = tmp_path / "other"
     other.mkdir()
-    if tokenizer == "the same, written again":
+    if tokenizer == "saved again":
         transformers.AutoTokenizer.from_pretrained(folder).save_pretrained(other)
-    elif tokenizer == "the same without a BOS":
+    elif tokenizer == "without BOS":
         write_kind(KIND, other, begins=False)
     elif tokenizer == "another":
         write_kind("unigram", other)
@@ -164,7 +164,7 @@ def test_bytes_tokenizer_round_trips_through_export(uncut, world, tmp_path):
     assert read_tokenization(tmp_path / "out").prefix_id == 0
 
 
-def test_chat_templates_are_copied_but_not_through_links(tmp_path):
+def test_portable_files_are_copied_but_links_out_of_the_folder_are_refused(tmp_path):
     source, target = tmp_path / "source", epath.Path(tmp_path / "target")
     (source / "additional_chat_templates").mkdir(parents=True)
     names = [

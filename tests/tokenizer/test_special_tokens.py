@@ -2,7 +2,6 @@
 
 import functools
 import json
-import re
 
 import pytest
 import tokenizer_kinds
@@ -56,9 +55,12 @@ def byte_level(template: str = "none"):
     return model
 
 
-NAMED = {"bos_token": BEGIN, "eos_token": END}
-MAP = {"bos_token": BOS, "eos_token": {"content": EOS, "lstrip": False, "normalized": False}}
-DECODER = {
+CONFIG_TOKENS = {"bos_token": BEGIN, "eos_token": END}
+TOKEN_MAP = {
+    "bos_token": BOS,
+    "eos_token": {"content": EOS, "lstrip": False, "normalized": False},
+}
+ADDED_TOKENS = {
     str(256 + i): {
         "content": token,
         "lstrip": False,
@@ -71,29 +73,35 @@ DECODER = {
 }
 PLACES = {
     "nowhere": (None, None),
-    "tokenizer_config": (NAMED, None),
-    "special_tokens_map": (None, MAP),
-    "both": (NAMED, MAP),
-    "both, and added tokens": (NAMED | {"added_tokens_decoder": DECODER}, MAP),
+    "tokenizer_config": (CONFIG_TOKENS, None),
+    "special_tokens_map": (None, TOKEN_MAP),
+    "both": (CONFIG_TOKENS, TOKEN_MAP),
+    "both, and added tokens": (
+        CONFIG_TOKENS | {"added_tokens_decoder": ADDED_TOKENS},
+        TOKEN_MAP,
+    ),
     "no BOS": ({"bos_token": None, "eos_token": END}, None),
     "not in the vocabulary": ({"eos_token": "<|new|>"}, None),
-    "more": (NAMED | {"additional_special_tokens": ["<|more|>", END]}, None),
-    "more, in an object": (NAMED | {"extra_special_tokens": {"image": "<|more|>"}}, None),
+    "more": (CONFIG_TOKENS | {"additional_special_tokens": ["<|more|>", END]}, None),
+    "more, in an object": (
+        CONFIG_TOKENS | {"extra_special_tokens": {"image": "<|more|>"}},
+        None,
+    ),
 }
 
 
 def write(path, kind="llama", cls=None, place="nowhere", template="none", flags=None):
-    named, of_map = PLACES[place]
+    named, token_map = PLACES[place]
     byte_level(template).save(str(path / "tokenizer.json"))
     settings = (named or {}) | (flags or {}) | ({} if cls is None else {"tokenizer_class": cls})
-    files = {"tokenizer_config": settings, "special_tokens_map": of_map}
+    files = {"tokenizer_config": settings, "special_tokens_map": token_map}
     for name, fields in files.items():
         if fields:
             (path / f"{name}.json").write_text(json.dumps(fields))
     (path / "config.json").write_text(json.dumps({"model_type": kind}))
 
 
-def assert_as_transformers(path) -> None:
+def assert_matches_transformers(path) -> None:
     theirs, ours = transformers.AutoTokenizer.from_pretrained(path), read_tokenization(path)
     tokenizer = ours.tokenizer
     if theirs.eos_token_id is not None:
@@ -110,12 +118,12 @@ def assert_as_transformers(path) -> None:
 
 @pytest.mark.parametrize("kind", ["llama", "mistral", "qwen2", "qwen3"])
 @pytest.mark.parametrize("cls", CLASSES)
-def test_special_tokens_are_found_in_every_file(kind, cls, tmp_path):
+def test_special_tokens_of_every_file_match_transformers(kind, cls, tmp_path):
     for place in PLACES:
         directory = tmp_path / place
         directory.mkdir()
         write(directory, kind, cls, place)
-        assert_as_transformers(directory)
+        assert_matches_transformers(directory)
 
 
 @pytest.mark.parametrize("template", TEMPLATES)
@@ -125,11 +133,11 @@ def test_template_takes_precedence_over_flags(cls, template, tmp_path):
         directory = tmp_path / str(i)
         directory.mkdir()
         write(directory, "llama", cls, "tokenizer_config", template, flags)
-        assert_as_transformers(directory)
+        assert_matches_transformers(directory)
 
 
 @functools.cache
-def pieces() -> bytes:
+def bpe_pieces() -> bytes:
     return sentencepiece_model(model_type="bpe")
 
 
@@ -143,25 +151,25 @@ def pieces() -> bytes:
         {"add_bos_token": True, "add_eos_token": True, "eos_token": EOS},
     ],
 )
-def test_sentencepiece_models_use_the_flags(flags, tmp_path):
-    (tmp_path / "tokenizer.model").write_bytes(pieces())
+def test_sentencepiece_flags_match_transformers(flags, tmp_path):
+    (tmp_path / "tokenizer.model").write_bytes(bpe_pieces())
     settings = {"tokenizer_class": "LlamaTokenizer"} | flags
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
     (tmp_path / "config.json").write_text('{"model_type": "llama"}')
-    assert_as_transformers(tmp_path)
+    assert_matches_transformers(tmp_path)
 
 
 def test_user_defined_bos_and_eos_are_special_in_prompts(tmp_path):
     write_kind("sentencepiece, user-defined end", tmp_path)
     (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "LlamaTokenizer"}')
     (tmp_path / "config.json").write_text('{"model_type": "llama"}')
-    assert_as_transformers(tmp_path)
+    assert_matches_transformers(tmp_path)
 
 
-def test_added_tokens_get_the_ids_of_transformers(tmp_path):
-    more = {"added_tokens_decoder": {"300": DECODER["256"] | {"content": "<|more|>"}}}
+def test_added_tokens_have_the_ids_of_transformers(tmp_path):
+    more = {"added_tokens_decoder": {"300": ADDED_TOKENS["256"] | {"content": "<|more|>"}}}
     write(tmp_path, cls="PreTrainedTokenizerFast", flags={"eos_token": "<|new|>"} | more)
-    assert_as_transformers(tmp_path)
+    assert_matches_transformers(tmp_path)
     for found in (read_tokenization(tmp_path), tokenization_by_name(str(tmp_path), EOS)):
         find = found.tokenizer.find
         assert (find("<|more|>"), find("<|new|>")) == (261, 262)
@@ -199,7 +207,7 @@ def test_documents_contain_no_stop_tokens(tmp_path):
     ids=str,
 )
 def test_unsupported_settings_are_refused(settings, message, tmp_path):
-    (tmp_path / "tokenizer.model").write_bytes(pieces())
+    (tmp_path / "tokenizer.model").write_bytes(bpe_pieces())
     if "bos_token" not in settings:
         byte_level().save(str(tmp_path / "tokenizer.json"))
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
@@ -207,7 +215,7 @@ def test_unsupported_settings_are_refused(settings, message, tmp_path):
         read_tokenization(tmp_path)
 
 
-def with_ends(path, settings, generation, config=None):
+def write_end_tokens(path, settings, generation, config=None):
     byte_level().save(str(path / "tokenizer.json"))
     (path / "tokenizer_config.json").write_text(json.dumps(settings))
     (path / "generation_config.json").write_text(json.dumps(generation))
@@ -218,7 +226,7 @@ def with_ends(path, settings, generation, config=None):
 @pytest.mark.parametrize(
     ("settings", "generation", "config", "end_ids", "separator"),
     [
-        # As in Qwen: end of turn and end of document.
+        # Qwen: end of turn and end of document.
         ({"eos_token": END}, {"eos_token_id": [260, 258]}, None, (260, 258), 258),
         ({"eos_token": ENDOFTEXT}, {"eos_token_id": [260, 258]}, None, (258, 260), 258),
         ({"eos_token": END}, {}, None, (260,), 260),
@@ -228,23 +236,23 @@ def with_ends(path, settings, generation, config=None):
         ({}, {}, None, (257,), 257),
     ],
 )
-def test_all_end_tokens_end_texts_and_one_separates_documents(
+def test_several_end_tokens_end_texts_and_one_separates_documents(
     settings, generation, config, end_ids, separator, tmp_path
 ):
-    found = with_ends(tmp_path, settings, generation, config)
+    found = write_end_tokens(tmp_path, settings, generation, config)
     assert (found.end_ids, found.tokenizer.end_id) == (end_ids, separator)
     by_name = tokenization_by_name(str(tmp_path))
     assert (by_name.end_ids, by_name.tokenizer.end_id) == (end_ids, separator)
 
 
 def test_requested_end_token_separates_documents(tmp_path):
-    with_ends(tmp_path, {"eos_token": END}, {"eos_token_id": [260, 258]})
+    write_end_tokens(tmp_path, {"eos_token": END}, {"eos_token_id": [260, 258]})
     found = tokenization_by_name(str(tmp_path), EOS)
     assert (found.end_ids, found.tokenizer.end_id) == ((257, 260, 258), 257)
-    assert found.tokenizer.encode(EOS).tolist() == [*(s for s in (27, 14, 82, 29))]
+    assert found.tokenizer.encode(EOS).tolist() == [27, 14, 82, 29]
 
 
-WRONG = {
+DAMAGED_FILES = {
     "tokenizer_config.json": [
         ("[1]", "is not a JSON object"),
         ('{"eos_token": 5}', "eos_token is 5; "),
@@ -269,15 +277,14 @@ WRONG = {
 
 @pytest.mark.parametrize(
     ("name", "text", "message"),
-    [(name, *each) for name, cases in WRONG.items() for each in cases],
+    [(name, *each) for name, cases in DAMAGED_FILES.items() for each in cases],
     ids=lambda value: str(value)[:30],
 )
 def test_damaged_file_is_one_line(name, text, message, tmp_path):
     byte_level().save(str(tmp_path / "tokenizer.json"))
     (tmp_path / name).write_text(text)
-    with pytest.raises(ValueError, match=message) as error:
+    with pytest.raises(UserError, match=message) as error:
         read_tokenization(tmp_path)
-    assert type(error.value).__name__ == "UserError"
     assert "\n" not in str(error.value)
 
 
@@ -347,16 +354,15 @@ def test_damaged_tokenizer_is_one_line(fields, message, tmp_path):
     file = tmp_path / "tokenizer.json"
     byte_level().save(str(file))
     tokenizer_kinds.rewritten(file, **fields)
-    with pytest.raises(ValueError, match=message) as error:
+    with pytest.raises(UserError, match=message):
         read_tokenization(tmp_path)
-    assert type(error.value).__name__ == "UserError"
 
 
-def test_tokenizer_linked_from_outside_is_refused(tmp_path):
+def test_tokenizer_link_out_of_the_folder_is_refused(tmp_path):
     (tmp_path / "folder").mkdir()
     byte_level().save(str(tmp_path / "secret.json"))
     (tmp_path / "folder" / "tokenizer.json").symlink_to(tmp_path / "secret.json")
-    with pytest.raises(ValueError, match=re.escape("is a link to")):
+    with pytest.raises(ValueError, match="is a link to"):
         read_tokenization(tmp_path / "folder")
 
 
@@ -364,7 +370,7 @@ def test_rewritten_file_has_the_same_digest(tmp_path):
     directories = [tmp_path / name for name in ("one", "two", "three")]
     for directory in directories:
         directory.mkdir()
-    write_kind("bpe_with_merges_to_the_end", directories[0], begins=True)
+    write_kind("bpe_with_merges", directories[0], begins=True)
     (directories[0] / "tokenizer_config.json").write_text(
         json.dumps({"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": EOS})
     )

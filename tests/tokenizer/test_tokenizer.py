@@ -1,4 +1,4 @@
-"""Tokenizers round-trip text, ids fit the vocabulary, and documents end once."""
+"""Tokenizers: round trips, vocabulary, digests and end tokens."""
 
 import io
 from pathlib import Path
@@ -90,7 +90,7 @@ def test_encode_adds_no_tokens(tokenizer):
     assert len(tokenizer.encode("")) == 0
 
 
-def test_digest_depends_on_the_definition_only(names, tmp_path):
+def test_digest_depends_only_on_the_definition(names, tmp_path):
     digests = {load_tokenizer(name).digest for name in names.values()}
     assert len(digests) == 3
     copy = tmp_path / "copy.json"
@@ -99,7 +99,7 @@ def test_digest_depends_on_the_definition_only(names, tmp_path):
 
 
 @hypothesis.given(st.text())
-def test_bytes_are_utf8_without_nul(text):
+def test_bytes_tokens_are_utf8_without_nul(text):
     tokenizer = load_tokenizer("bytes")
     ids = tokenizer.encode(text)
     assert tokenizer.vocab_size == 256
@@ -113,7 +113,7 @@ def test_common_end_tokens_are_found(tmp_path, end):
     assert load_tokenizer(name).end_id == 1
 
 
-def test_other_end_tokens_must_be_named(tmp_path):
+def test_uncommon_end_token_must_be_named(tmp_path):
     name = write_hugging_face(tmp_path / "t.json", ["<s>", "<done>"])
     with pytest.raises(ValueError, match="--end-token"):
         load_tokenizer(name)
@@ -122,7 +122,7 @@ def test_other_end_tokens_must_be_named(tmp_path):
         load_tokenizer(name, "<nix>")
 
 
-def test_sentencepiece_without_eos_needs_an_end_token(tmp_path):
+def test_sentencepiece_without_eos_requires_an_end_token(tmp_path):
     name = write_sentencepiece(tmp_path / "t.model", eos_id=-1, user_defined_symbols=["<done>"])
     with pytest.raises(ValueError, match="--end-token"):
         load_tokenizer(name)
@@ -141,7 +141,7 @@ def test_sentencepiece_without_eos_needs_an_end_token(tmp_path):
         ("a.model", b"", "cannot be read"),
     ],
 )
-def test_unreadable_files_are_named(tmp_path, file, content, message):
+def test_unreadable_file_is_named(tmp_path, file, content, message):
     path = tmp_path / file
     if content is not None:
         path.write_bytes(content)
@@ -150,6 +150,6 @@ def test_unreadable_files_are_named(tmp_path, file, content, message):
     assert file in str(error.value)
 
 
-def test_bytes_take_no_end_token():
+def test_bytes_tokenizer_refuses_an_end_token():
     with pytest.raises(ValueError, match="leave it out"):
         load_tokenizer("bytes", "</s>")
