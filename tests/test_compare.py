@@ -354,7 +354,7 @@ def test_runs_may_differ_in_execution_fields(tmp_path):
     assert len(group([read_record(path) for path in paths])) == 2
 
 
-def test_missing_side_or_duplicate_run_is_refused_in_one_line(tmp_path, monkeypatch, capsys):
+def test_missing_side_or_duplicate_run_is_refused_in_one_line(tmp_path, run_main):
     scratch = write_run(tmp_path / "scratch", grown=False)
     again = write_run(tmp_path / "again", grown=False)
     grown = write_run(tmp_path / "grown")
@@ -369,12 +369,9 @@ def test_missing_side_or_duplicate_run_is_refused_in_one_line(tmp_path, monkeypa
         ),
     ]
     for paths, message in cases:
-        monkeypatch.setattr("sys.argv", ["compare", *map(str, paths)])
-        with pytest.raises(SystemExit) as ended:
-            main()
-        assert ended.value.code == 2
-        [line] = capsys.readouterr().err.splitlines()
-        assert message in line
+        code, _, error = run_main(main, *paths)
+        assert (code, error.count("\n")) == (2, 1)
+        assert message in error
 
 
 # Initial models.

@@ -3,7 +3,6 @@
 import functools
 import json
 import re
-import sys
 
 import jax
 import numpy as np
@@ -188,22 +187,12 @@ def test_incomplete_character_is_printed_at_the_end():
 
 
 @pytest.fixture
-def command(monkeypatch, capsys):
+def command(monkeypatch, run_main):
     """Runs the command on an in-memory model; returns exit code, stdout and stderr."""
     loaded = pretrained("gqa", end_id=3)
     load = "stackjax.inference.continue_prompts.load_pretrained"
     monkeypatch.setattr(load, lambda path, name: loaded)
-
-    def run(*args: str):
-        monkeypatch.setattr(sys, "argv", ["generate", "MODEL", *args])
-        try:
-            main()
-            code = 0
-        except SystemExit as error:
-            code = error.code
-        return code, *capsys.readouterr()
-
-    return run
+    return functools.partial(run_main, main, "MODEL")
 
 
 def test_single_text_is_printed_with_its_prompt(command):

@@ -179,11 +179,7 @@ def test_runs_of_a_size_may_differ_in_execution_fields(tmp_path):
     assert len(find_optima([read_record(path) for path in paths], "held_out").sizes) == 1
 
 
-def test_runs_without_growth_are_refused_in_one_line(tmp_path, monkeypatch, capsys):
-    paths = [write_cell(tmp_path / "scratch", 16, 0, 1)]
-    monkeypatch.setattr("sys.argv", ["isoflop", *map(str, paths)])
-    with pytest.raises(SystemExit) as ended:
-        main()
-    assert ended.value.code == 2
-    [line] = capsys.readouterr().err.splitlines()
-    assert "none of the 1 runs grows" in line
+def test_runs_without_growth_are_refused_in_one_line(tmp_path, run_main):
+    code, _, error = run_main(main, write_cell(tmp_path / "scratch", 16, 0, 1))
+    assert (code, error.count("\n")) == (2, 1)
+    assert "none of the 1 runs grows" in error

@@ -42,11 +42,6 @@ def inside():
     return plan(PlanConfig(params=1.1e9, tokens=1e11))
 
 
-def run_main(monkeypatch, *args):
-    monkeypatch.setattr(sys, "argv", ["plan", *map(str, args)])
-    main()
-
-
 @pytest.mark.parametrize("name", TABLE_4)
 def test_timing_matches_table_4_with_warnings(name):
     params, tokens, billions = TABLE_4[name]
@@ -356,10 +351,10 @@ def test_batches_divide_over_the_devices(fsdp, tokens):
     ],
     ids=" ".join,
 )
-def test_written_config_is_the_planned_run(monkeypatch, tmp_path, capsys, args):
+def test_written_config_is_the_planned_run(run_main, tmp_path, args):
     path = tmp_path / "planned.py"
-    run_main(monkeypatch, *args, "--write", path, "--json")
-    printed, config = json.loads(capsys.readouterr().out), read_config(path)
+    _, out, _ = run_main(main, *args, "--write", path, "--json")
+    printed, config = json.loads(out), read_config(path)
     assert json.loads(json.dumps(flatten(config))) == printed["config"]
     assert config.workdir == "runs/planned"
     phases = expand(config)
@@ -386,19 +381,17 @@ def test_written_config_is_the_planned_run(monkeypatch, tmp_path, capsys, args):
     assert ("Rates(" in text) == ("--params" in args)
 
 
-def test_json_has_all_fields(monkeypatch, capsys, inside):
-    run_main(monkeypatch, "--params", 1.1e9, "--tokens", 1e11, "--json")
-    printed = json.loads(capsys.readouterr().out)
+def test_json_has_all_fields(run_main, inside):
+    printed = json.loads(run_main(main, "--params", 1.1e9, "--tokens", 1e11, "--json")[1])
     assert printed == json.loads(json.dumps(report(inside)))
     assert printed.keys() == {field.name for field in dataclasses.fields(inside)}
     assert printed["config"]["stages.1.growth"] == "stack(4)"
     assert printed["speed"] is None
 
 
-def test_printed_plan_fits_a_screen(monkeypatch, capsys):
+def test_printed_plan_fits_a_screen(run_main):
     args = ("--params", 7e9, "--tokens", 2e12, "--devices", 64, "--tokens-per-second", 5e5)
-    run_main(monkeypatch, *args)
-    text = capsys.readouterr().out
+    _, text, _ = run_main(main, *args)
     lines = text.splitlines()
     assert len(lines) <= 45
     assert max(map(len, lines)) <= 96
@@ -517,13 +510,12 @@ def test_damaged_benchmark_is_refused(tmp_path, text):
         plan(PlanConfig(params=1.1e9, tokens=1e11, benchmark=path))
 
 
-def test_error_is_one_line_and_writes_nothing(monkeypatch, tmp_path, capsys):
+def test_error_is_one_line_and_writes_nothing(run_main, tmp_path):
     path = tmp_path / "planned.py"
-    with pytest.raises(SystemExit) as exit:
-        run_main(monkeypatch, "--params", 1e9, "--tokens", 2500, "--write", path)
-    assert exit.value.code == 2
-    (line,) = capsys.readouterr().err.splitlines()
-    assert "1.5e+13 FLOPs (6ND)" in line
+    args = ("--params", 1e9, "--tokens", 2500, "--write", path)
+    code, _, error = run_main(main, *args)
+    assert (code, error.count("\n")) == (2, 1)
+    assert "1.5e+13 FLOPs (6ND)" in error
     assert not path.exists()
 
 
@@ -538,7 +530,7 @@ HOSTILE = [
 
 
 @pytest.mark.parametrize("name", HOSTILE, ids=ascii)
-def test_names_in_a_written_config_are_escaped(monkeypatch, tmp_path, capsys, name):
+def test_names_in_a_written_config_are_escaped(monkeypatch, run_main, tmp_path, name):
     path, source = tmp_path / f"{name}.py", tmp_path / "source.py"
     text = f"""
 import dataclasses
@@ -552,7 +544,8 @@ def get_config():
 """
     source.write_text(text, encoding="utf-8")
     monkeypatch.syspath_prepend("configs")
-    run_main(monkeypatch, "--config", source, "--flops", "2e20", "--write", path)
+    args = ("--config", source, "--flops", "2e20", "--write", path)
+    assert run_main(main, *args)[0] == 0
     config = read_config(path)
     assert config.workdir == f"runs/{name}"
     assert (config.data.path, config.data.cache_dir, config.logging.wandb_project) == (
@@ -560,6 +553,5 @@ def get_config():
     ) * 3
     # An existing file is not overwritten.
     before = path.read_bytes()
-    with pytest.raises(SystemExit):
-        run_main(monkeypatch, "--config", source, "--flops", "2e20", "--write", path)
+    assert run_main(main, *args)[0] == 2
     assert path.read_bytes() == before

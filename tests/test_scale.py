@@ -137,24 +137,18 @@ def test_unequal_runs_are_reported_with_the_field(sizes, lengths, tmp_path):
     assert str(paths[-1]) in (out / "index.html").read_text()
 
 
-def test_unusable_runs_are_refused_in_one_line(sizes, tmp_path, monkeypatch, capsys):
+def test_unusable_runs_are_refused_in_one_line(sizes, tmp_path, run_main):
     other = write_end(tmp_path / "other", grown=True, flops=1e15, loss=3.0, data="others")
     longer = {"stages.1.tokens": 10**10}
     unfinished = write_end(tmp_path / "short", grown=True, flops=1e15, loss=3.0, **longer)
     cases = [
         (sizes[:4], "scratch has 2, stack(2) has 2"),
-        (
-            sizes[1::2],
-            "model sizes: stack(2) has 4",
-        ),
+        (sizes[1::2], "model sizes: stack(2) has 4"),
         ([*sizes, sizes[0]], "is listed twice"),
         ([*sizes, unfinished], "is unfinished"),
         ([*sizes, other], "data is others in "),
     ]
     for paths, message in cases:
-        monkeypatch.setattr("sys.argv", ["scale", *map(str, paths)])
-        with pytest.raises(SystemExit) as ended:
-            main()
-        assert ended.value.code == 2
-        [line] = capsys.readouterr().err.splitlines()
-        assert message in line
+        code, _, error = run_main(main, *paths)
+        assert (code, error.count("\n")) == (2, 1)
+        assert message in error

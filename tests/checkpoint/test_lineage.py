@@ -152,10 +152,7 @@ def test_lineage_with_wrong_types_is_a_user_error(name):
             from_json([whole | {field: value}])
 
 
-def test_inspect_without_a_checkpoint_prints_a_one_line_error(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("sys.argv", ["inspect", str(tmp_path)])
-    with pytest.raises(SystemExit) as ended:
-        main()
-    assert ended.value.code == 2
-    [line] = capsys.readouterr().err.splitlines()
-    assert line.startswith("error: there is no checkpoint in ")
+def test_inspect_without_a_checkpoint_prints_a_one_line_error(tmp_path, run_main):
+    code, _, error = run_main(main, tmp_path)
+    assert (code, error.count("\n")) == (2, 1)
+    assert error.startswith("error: there is no checkpoint in ")

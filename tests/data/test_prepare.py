@@ -199,36 +199,38 @@ def test_skipped_rows_are_counted(tmp_path, capsys, small_pieces):
     assert "left out: 2 documents without a token\n" in printed
 
 
-def fail(capsys, *arguments) -> str:
-    """Runs the command in this process and returns the error line."""
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit) as end:
-        patch.setattr(sys, "argv", ["prepare", *map(str, arguments)])
-        command.main()
-    assert end.value.code == 2
-    error = capsys.readouterr().err
-    assert error.startswith("error: ") and error.count("\n") == 1
-    return error
+@pytest.fixture
+def error_of(run_main):
+    """Runs the command with an error; returns the error line."""
+
+    def run(*args) -> str:
+        code, _, error = run_main(command.main, *args)
+        assert (code, error.count("\n")) == (2, 1)
+        assert error.startswith("error: ")
+        return error
+
+    return run
 
 
 @pytest.mark.parametrize("content", [b'{"text": "a"}\n{\n', b"", b'{"text": ""}\n'])
-def test_user_error_is_one_line_and_leaves_no_output(tmp_path, capsys, content):
+def test_user_error_is_one_line_and_leaves_no_output(tmp_path, error_of, content):
     path = tmp_path / "a.jsonl"
     path.write_bytes(content)
-    error = fail(capsys, path, tmp_path / "out", "--tokenizer", "bytes")
+    error = error_of(path, tmp_path / "out", "--tokenizer", "bytes")
     assert ("line 2: not JSON" if len(content) > 14 else "have no text") in error
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_user_error_in_a_worker_is_one_line(tmp_path, capsys):
+def test_user_error_in_a_worker_is_one_line(tmp_path, error_of):
     path = tmp_path / "a.jsonl"
     path.write_bytes(json_lines([text * 3000 for text in TEXTS]) + b"{\n")
     options = ("--tokenizer", "bytes", "--num-processes", "2")
-    error = fail(capsys, path, tmp_path / "out", *options)
+    error = error_of(path, tmp_path / "out", *options)
     assert f"line {len(TEXTS) + 1}: not JSON" in error
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_lack_of_memory_is_one_line(tmp_path, capsys, monkeypatch):
+def test_lack_of_memory_is_one_line(tmp_path, error_of, monkeypatch):
     path = write_jsonl(tmp_path / "a.jsonl", TEXTS)
 
     def too_large(*_):
@@ -236,7 +238,7 @@ def test_lack_of_memory_is_one_line(tmp_path, capsys, monkeypatch):
 
     monkeypatch.setattr("stackjax.data.prepare.write_shards", too_large)
     options = ("--tokenizer", "bytes", "--num-processes", "1")
-    error = fail(capsys, path, tmp_path / "out", *options)
+    error = error_of(path, tmp_path / "out", *options)
     assert f"too little memory to read {path!r}" in error
     assert list(tmp_path.iterdir()) == [Path(path)]
 
@@ -250,9 +252,9 @@ def test_small_disk_prints_a_warning(tmp_path, capsys, monkeypatch, small_pieces
     assert warning.count("\n") == 1
 
 
-def test_existing_file_as_output_is_refused_and_kept(tmp_path, capsys):
+def test_existing_file_as_output_is_refused_and_kept(tmp_path, error_of):
     paths = [write_jsonl(tmp_path / name, TEXTS) for name in ("a.jsonl", "b.jsonl")]
-    error = fail(capsys, *paths, "--tokenizer", "bytes")
+    error = error_of(*paths, "--tokenizer", "bytes")
     assert f"the last path, {paths[1]!r}, is the OUTPUT" in error
     assert Path(paths[1]).read_bytes() == json_lines(TEXTS)
 
@@ -265,9 +267,9 @@ def test_home_and_temporary_directory_are_optional(tmp_path):
     assert (done.returncode, done.stderr) == (0, "")
 
 
-def test_missing_tokenizer_is_named(tmp_path, capsys):
+def test_missing_tokenizer_is_named(tmp_path, error_of):
     path = write_jsonl(tmp_path / "a.jsonl", TEXTS)
-    error = fail(capsys, path, tmp_path / "out", "--tokenizer", "absent.json")
+    error = error_of(path, tmp_path / "out", "--tokenizer", "absent.json")
     assert "tokenizer 'absent.json' is not a file" in error
 
 
@@ -281,12 +283,12 @@ def test_invalid_options_are_refused(change):
         PrepareConfig(**options)
 
 
-def test_existing_output_is_never_overwritten(tmp_path, capsys):
+def test_existing_output_is_never_overwritten(tmp_path, error_of):
     path = write_jsonl(tmp_path / "a.jsonl", TEXTS)
     output = run(path, tmp_path / "out")
     before = contents(output)
-    assert "exists already" in fail(capsys, path, output, "--tokenizer", "bytes")
-    assert "exists already" in fail(capsys, path, path, "--tokenizer", "bytes")
+    assert "exists already" in error_of(path, output, "--tokenizer", "bytes")
+    assert "exists already" in error_of(path, path, "--tokenizer", "bytes")
     assert contents(output) == before
 
 

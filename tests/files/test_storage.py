@@ -242,18 +242,17 @@ def test_resumed_run_in_a_bucket_equals_run_on_disk(uncut, gcs, run, tmp_path):
     assert any(b"train/loss" in data for data in files(tmp_path / "tensorboard").values())
 
 
-def test_checkpoint_in_a_bucket_grows_in_the_bucket(uncut, run, monkeypatch, capsys):
+def test_checkpoint_in_a_bucket_grows_in_the_bucket(uncut, run, run_main):
     target = "gs://bucket/grown/stage_0/train"
-    command = ["grow", f"{run}/stage_0/train", target, "--growth", "stack(2)"]
-    monkeypatch.setattr("sys.argv", command)
-    grow.main()
+    args = (f"{run}/stage_0/train", target, "--growth", "stack(2)")
+    assert run_main(grow.main, *args)[0] == 0
     source = last_state(uncut, 0)["params"]
     grown = last_state(epath.Path("gs://bucket/grown"), 0, step=0)["params"]
     for name, leaf in grown["layers"].items():
         np.testing.assert_array_equal(leaf, np.repeat(source["layers"][name], 2, axis=0))
-    with pytest.raises(SystemExit):
-        grow.main()
-    assert f"error: output {target!r} exists already" in capsys.readouterr().err
+    code, _, error = run_main(grow.main, *args)
+    assert code == 2
+    assert f"error: output {target!r} exists already" in error
 
 
 def open_data(path: str) -> TokenSource:
@@ -309,12 +308,10 @@ def test_inputs_in_a_bucket_are_refused(tmp_path):
         prepare_from("gs://bucket/a.txt", str(tmp_path / "out"))
 
 
-def test_bucket_without_permission_is_one_line(world, gcs, monkeypatch, capsys):
-    monkeypatch.setattr("sys.argv", ["train", *world.args("gs://forbidden/run")])
-    with pytest.raises(SystemExit) as exit_info:
-        train.main()
-    assert exit_info.value.code == 2
-    assert capsys.readouterr().err.startswith("error: gs://forbidden cannot be used")
+def test_bucket_without_permission_is_one_line(world, gcs, run_main):
+    code, _, error = run_main(train.main, *world.args("gs://forbidden/run"))
+    assert code == 2
+    assert error.startswith("error: gs://forbidden cannot be used")
 
 
 @pytest.fixture

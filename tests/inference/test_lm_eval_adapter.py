@@ -280,22 +280,21 @@ def only_local_tasks(monkeypatch):
     monkeypatch.setattr(lm_eval.tasks, "TaskManager", only)
 
 
-def run(monkeypatch, pretrained, *arguments) -> None:
-    monkeypatch.setattr("sys.argv", ["evaluate", *map(str, arguments)])
+@pytest.fixture
+def command(monkeypatch, pretrained, run_main):
+    """Runs the command on an in-memory model; returns exit code, stdout and stderr."""
     saved = types.SimpleNamespace(path="a model", contents=types.SimpleNamespace(lineage=()))
     monkeypatch.setattr(evaluation, "open_model", lambda path: saved)
     monkeypatch.setattr(evaluation, "load_saved", lambda saved, tokenizer: pretrained)
-    main()
+    return functools.partial(run_main, main)
 
 
 @pytest.mark.usefixtures("only_local_tasks")
-def test_command_prints_and_writes_scores(
-    pretrained, measured, task_dir, tmp_path, monkeypatch, capsys
-):
+def test_command_prints_and_writes_scores(command, measured, task_dir, tmp_path):
     output = tmp_path / "results.json"
     arguments = ("--task-dir", task_dir, "--tasks", "both", "--output", output)
-    run(monkeypatch, pretrained, "runs/mine", *arguments)
-    printed = capsys.readouterr()
+    code, printed, error = command("runs/mine", *arguments)
+    assert (code, error) == (0, "")
     results = json.loads(output.read_text())
     for task in ("choices", "rolling"):
         written, reference = results["tasks"][task], measured[0]["results"][task]
@@ -306,10 +305,9 @@ def test_command_prints_and_writes_scores(
     assert results["tasks"]["choices"]["num_documents"] == 16
     assert (results["tokens"], results["checkpoint"]) == (None, "a model")
     accuracy = results["tasks"]["choices"]["metrics"]["acc"]
-    assert f"choices  0      acc              {accuracy:.4f}" in printed.out
-    assert str(output) in printed.out
-    assert printed.err == ""
-    assert "Lambada" not in printed.out and "bootstrapping" not in printed.out
+    assert f"choices  0      acc              {accuracy:.4f}" in printed
+    assert str(output) in printed
+    assert "Lambada" not in printed and "bootstrapping" not in printed
 
 
 def results_of(scores: dict[str, float]) -> dict:
@@ -355,10 +353,17 @@ def test_paper_tasks_exist_in_the_harness():
     assert set(PAPER_TASKS) <= set(lm_eval.tasks.TaskManager().all_tasks)
 
 
-def error_line(capsys) -> str:
-    printed = capsys.readouterr().err
-    assert printed.startswith("error: ") and printed.count("\n") == 1
-    return printed
+@pytest.fixture
+def error_of(command):
+    """Runs the command with an error; returns the error line."""
+
+    def run(*arguments) -> str:
+        code, _, error = command(*arguments)
+        assert (code, error.count("\n")) == (2, 1)
+        assert error.startswith("error: ")
+        return error
+
+    return run
 
 
 @pytest.mark.usefixtures("only_local_tasks")
@@ -373,13 +378,8 @@ def error_line(capsys) -> str:
         (("--tasks", "choices", "--output", "no/where.json"), "there is no directory .*/no;"),
     ],
 )
-def test_invalid_argument_is_one_line(
-    pretrained, task_dir, monkeypatch, capsys, arguments, message
-):
-    arguments = ("--task-dir", task_dir, *arguments)
-    with pytest.raises(SystemExit, match="2"):
-        run(monkeypatch, pretrained, "runs/mine", *arguments)
-    assert re.search(message, error_line(capsys))
+def test_invalid_argument_is_one_line(error_of, task_dir, arguments, message):
+    assert re.search(message, error_of("runs/mine", "--task-dir", task_dir, *arguments))
 
 
 @pytest.mark.parametrize(
@@ -390,12 +390,8 @@ def test_invalid_argument_is_one_line(
         ("--num-fewshot", "-1", "num_fewshot is -1"),
     ],
 )
-def test_option_out_of_range_is_refused_by_name(
-    pretrained, monkeypatch, capsys, option, value, message
-):
-    with pytest.raises(SystemExit, match="2"):
-        run(monkeypatch, pretrained, "runs/mine", option, value)
-    assert message in capsys.readouterr().err
+def test_option_out_of_range_is_refused_by_name(error_of, option, value, message):
+    assert message in error_of("runs/mine", option, value)
 
 
 @pytest.mark.parametrize(
@@ -426,18 +422,15 @@ def test_read_only_output_directory_is_named(tmp_path, monkeypatch):
 
 
 @pytest.mark.usefixtures("only_local_tasks")
-def test_failed_download_is_one_line(pretrained, task_dir, monkeypatch, capsys):
+def test_failed_download_is_one_line(error_of, task_dir, monkeypatch):
     def refuse(*args, **kwargs):
         raise ConnectionError("Couldn't reach 'a/set' on the Hub")
 
     monkeypatch.setattr("datasets.load_dataset", refuse)
-    with pytest.raises(SystemExit, match="2"):
-        run(monkeypatch, pretrained, "m", "--task-dir", task_dir, "--tasks", "choices")
-    assert re.search("data of task 'choices' cannot be loaded: Couldn't", error_line(capsys))
+    error = error_of("m", "--task-dir", task_dir, "--tasks", "choices")
+    assert "data of task 'choices' cannot be loaded: Couldn't" in error
 
 
-def test_missing_harness_is_one_line(pretrained, monkeypatch, capsys):
+def test_missing_harness_is_one_line(error_of, monkeypatch):
     monkeypatch.setitem(sys.modules, "lm_eval.tasks", None)
-    with pytest.raises(SystemExit, match="2"):
-        run(monkeypatch, pretrained, "runs/mine")
-    assert "pip install -r requirements-interop.txt" in error_line(capsys)
+    assert "pip install -r requirements-interop.txt" in error_of("runs/mine")

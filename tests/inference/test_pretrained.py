@@ -87,7 +87,7 @@ def test_folder_tokenizer_matches_transformers(name, tmp_path):
 
 
 @pytest.mark.parametrize("begins", [False, True])
-def test_prompt_starts_with_the_folder_begin_tokens(begins, tmp_path, capsys, monkeypatch):
+def test_prompt_starts_with_the_folder_begin_tokens(begins, tmp_path, run_main):
     folder = folders.write(tmp_path / "folder", "llama", vocab_size=270)
     write_tokenizer_json(folder, begins=begins)
     settings = SETTINGS["tokens"][0] | {"tokenizer_class": "PreTrainedTokenizerFast"}
@@ -99,10 +99,8 @@ def test_prompt_starts_with_the_folder_begin_tokens(begins, tmp_path, capsys, mo
     with torch.inference_mode():
         out = network.generate(**ids, do_sample=False, max_new_tokens=9, pad_token_id=1)
     expected = theirs.decode(out[0], skip_special_tokens=True)
-    arguments = [str(folder), "--prompt", TEXT, "--temperature", "0", "--max-tokens", "9"]
-    monkeypatch.setattr("sys.argv", ["generate", *arguments, "--json"])
-    generate.main()
-    found = json.loads(capsys.readouterr().out)
+    args = ("--prompt", TEXT, "--temperature", "0", "--max-tokens", "9", "--json")
+    found = json.loads(run_main(generate.main, folder, *args)[1])
     assert found["prompt"] + found["text"] == expected
 
 

@@ -472,14 +472,11 @@ DAMAGES = {
 
 
 @pytest.mark.parametrize("damage", DAMAGES, ids=lambda damage: damage.__name__)
-def test_damaged_folder_is_one_line(damage, copy, tmp_path, monkeypatch, capsys):
+def test_damaged_folder_is_one_line(damage, copy, tmp_path, run_main):
     damage(copy)
-    monkeypatch.setattr("sys.argv", ["convert", str(copy), str(tmp_path / "target")])
-    with pytest.raises(SystemExit) as exit_info:
-        main()
-    assert exit_info.value.code == 2
-    (line,) = capsys.readouterr().err.splitlines()
-    assert re.search(DAMAGES[damage], line), line
+    code, _, error = run_main(main, copy, tmp_path / "target")
+    assert (code, error.count("\n")) == (2, 1)
+    assert re.search(DAMAGES[damage], error), error
     assert not (tmp_path / "target").exists()
 
 

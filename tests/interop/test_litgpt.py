@@ -150,17 +150,13 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_damaged_file_is_one_line_and_runs_no_code(name, tmp_path, monkeypatch, capsys):
+def test_damaged_file_is_one_line_and_runs_no_code(name, tmp_path, run_main):
     folder = folders.write(tmp_path / "folder", "llama")
     write_damaged(name, lit_state(folder, 4, 2), tmp_path / "model.pth")
-    args = [str(tmp_path / "model.pth"), str(tmp_path / "target")]
-    args += [] if name == "unknown width" else ["--head-dim", "4"]
-    monkeypatch.setattr("sys.argv", ["convert", *args])
-    with pytest.raises(SystemExit) as exit_info:
-        main()
-    assert exit_info.value.code == 2
-    (line,) = capsys.readouterr().err.splitlines()
-    assert re.search(REFUSED[name], line), line
+    args = [] if name == "unknown width" else ["--head-dim", "4"]
+    code, _, error = run_main(main, tmp_path / "model.pth", tmp_path / "target", *args)
+    assert (code, error.count("\n")) == (2, 1)
+    assert re.search(REFUSED[name], error), error
     assert not (tmp_path / "it_ran").exists()
     assert not (tmp_path / "target").exists()
 

@@ -4,7 +4,6 @@ import dataclasses
 import json
 import re
 import shutil
-import sys
 import types
 from pathlib import Path
 
@@ -254,14 +253,12 @@ def test_invalid_option_is_refused_with_field_and_value(tmp_path, fields, messag
         benchmark(BenchmarkConfig(config=tmp_path, **fields), run_config(tmp_path))
 
 
-def test_invalid_option_is_one_line(world, monkeypatch, capsys):
-    args = [str(world.path / "config.py"), "--sections", "stp", "--model.num-layers", "4"]
-    monkeypatch.setattr(sys, "argv", ["benchmark", *args])
+def test_invalid_option_is_one_line(world, monkeypatch, run_main):
     monkeypatch.setattr(jax.config, "update", lambda *_: None)
-    with pytest.raises(SystemExit) as exit_info:
-        command.main()
-    assert exit_info.value.code == 2
-    assert re.fullmatch(r"error: --sections has 'stp'.*\n", capsys.readouterr().err)
+    args = ("--sections", "stp", "--model.num-layers", "4")
+    code, _, error = run_main(command.main, world.path / "config.py", *args)
+    assert code == 2
+    assert re.fullmatch(r"error: --sections has 'stp'.*\n", error)
 
 
 @pytest.fixture
