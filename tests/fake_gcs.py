@@ -14,6 +14,8 @@ import threading
 from typing import Any, NamedTuple
 from urllib.parse import parse_qsl, quote, unquote, urlsplit
 
+import pytest
+
 PAGE = 40  # objects per page; small, so listings have several pages
 ROUTES = {
     "describe_bucket": r"GET /storage/v1/b/([^/]+)",
@@ -44,7 +46,7 @@ class Blob(NamedTuple):
 
 
 class FakeGcs(http.server.ThreadingHTTPServer):
-    """A running server, as a context manager.
+    """A running server; as a context manager, all clients use the server.
 
     The bucket `forbidden` denies all access, `nameless` only its metadata.
     """
@@ -67,7 +69,14 @@ class FakeGcs(http.server.ThreadingHTTPServer):
         }
         threading.Thread(target=self.serve_forever, daemon=True).start()
 
+    def __enter__(self) -> "FakeGcs":
+        self.patch = pytest.MonkeyPatch()
+        for name, value in self.environ.items():
+            self.patch.setenv(name, value)
+        return self
+
     def __exit__(self, *_: object) -> None:
+        self.patch.undo()
         self.shutdown()
         self.server_close()
 

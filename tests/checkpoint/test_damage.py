@@ -82,6 +82,12 @@ def assert_same(state, expected):
         assert np.asarray(leaf).tobytes() == np.asarray(other).tobytes()
 
 
+def with_flipped_bit(data: bytes, bit: int) -> bytes:
+    flipped = bytearray(data)
+    flipped[bit // 8] ^= 1 << bit % 8
+    return bytes(flipped)
+
+
 def damages(data: bytes, rng: random.Random, flips: int):
     """Yields a name and damaged bytes, or None for a deleted file."""
     yield "gone", None
@@ -90,9 +96,7 @@ def damages(data: bytes, rng: random.Random, flips: int):
     yield "zeros", bytes(len(data))
     for _ in range(flips if data else 0):
         bit = rng.randrange(8 * len(data))
-        flipped = bytearray(data)
-        flipped[bit // 8] ^= 1 << bit % 8
-        yield f"bit {bit}", bytes(flipped)
+        yield f"bit {bit}", with_flipped_bit(data, bit)
 
 
 def test_damaged_checkpoint_file_is_reported_or_has_no_effect(tmp_path):
@@ -374,9 +378,7 @@ def test_flipped_bit_in_the_marker_is_reported_or_has_no_effect(run):
     path, expected = run / "phase.json", read_marker(run)
     data, refused = path.read_bytes(), 0
     for bit in range(0, 8 * len(data), 5):
-        flipped = bytearray(data)
-        flipped[bit // 8] ^= 1 << bit % 8
-        path.write_bytes(bytes(flipped))
+        path.write_bytes(with_flipped_bit(data, bit))
         try:
             assert read_marker(run) == expected
         except UserError as error:
@@ -469,9 +471,7 @@ def test_flipped_bit_in_a_record_is_reported_or_has_no_effect(tmp_path):
     for path, read in readers.items():
         data, expected, refused = path.read_bytes(), read(), 0
         for bit in range(0, 8 * len(data), 3):
-            flipped = bytearray(data)
-            flipped[bit // 8] ^= 1 << bit % 8
-            path.write_bytes(bytes(flipped))
+            path.write_bytes(with_flipped_bit(data, bit))
             try:
                 assert read() == expected
             except UserError as error:

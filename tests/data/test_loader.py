@@ -305,12 +305,18 @@ def test_token_outside_the_vocabulary_is_refused(tmp_path):
         take(open_source(config, "train", 9), config, 9)
 
 
-def test_builtin_corpus_is_prepared_on_first_use(tmp_path, monkeypatch):
+@pytest.fixture
+def library(tmp_path) -> str:
+    """The path of a standard library with 100 modules."""
     root = tmp_path / "lib"
     root.mkdir()
     for index in range(100):
         (root / f"module_{index}.py").write_text(f"x = {index}\n" * 9)
-    monkeypatch.setattr("sysconfig.get_path", lambda name: str(root))
+    return str(root)
+
+
+def test_builtin_corpus_is_prepared_on_first_use(tmp_path, library, monkeypatch):
+    monkeypatch.setattr("sysconfig.get_path", lambda name: library)
     path = tmp_path / "data" / "stdlib"
     config = DataConfig(path=str(path), seq_len=T)
     with pytest.raises(ValueError, match="python -m stackjax"):
@@ -336,12 +342,9 @@ print(open_source(config, "train", 256).manifest.digest)
 """
 
 
-def test_simultaneous_processes_prepare_the_corpus_once(tmp_path):
-    root, path = tmp_path / "lib", tmp_path / "data" / "stdlib"
-    root.mkdir()
-    for index in range(100):
-        (root / f"module_{index}.py").write_text(f"x = {index}\n" * 9)
-    command = [sys.executable, "-c", OPEN, str(root), str(path)]
+def test_simultaneous_processes_prepare_the_corpus_once(tmp_path, library):
+    path = tmp_path / "data" / "stdlib"
+    command = [sys.executable, "-c", OPEN, library, str(path)]
     both = [
         subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         for _ in range(2)

@@ -78,9 +78,7 @@ def test_failed_conversion_leaves_no_output_and_can_be_repeated(tmp_path, point)
 def test_killed_upload_is_incomplete_and_can_be_repeated(uncut):
     target = "gs://bucket/grown/stage_0/train"
     config = GrowConfig(source=str(uncut), target=target, growth=Stack(2))
-    with FakeGcs("bucket") as server, pytest.MonkeyPatch.context() as patch:
-        for name, value in server.environ.items():
-            patch.setenv(name, value)
+    with FakeGcs("bucket") as server:
         for point in POINTS:
             owner, name, when = failure(SavedCheckpoint, "copy_files", point)
             with (
@@ -105,9 +103,7 @@ def test_killed_upload_is_incomplete_and_can_be_repeated(uncut):
 
 
 def test_leftovers_in_a_bucket_are_removed():
-    with FakeGcs("bucket") as server, pytest.MonkeyPatch.context() as patch:
-        for name, value in server.environ.items():
-            patch.setenv(name, value)
+    with FakeGcs("bucket") as server:
         for name in (UPLOADING, "left.json", "0/half"):
             server.put("bucket", f"target/{name}", b"")
         with new_directory(epath.Path("gs://bucket/target")) as directory:

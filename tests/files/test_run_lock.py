@@ -28,11 +28,11 @@ with run_lock.run_lock(epath.Path(sys.argv[1])):
 """
 
 
-def hold(workdir, **env) -> subprocess.Popen:
+def hold(workdir) -> subprocess.Popen:
     """Returns a process that holds the lock on a run directory."""
     process = subprocess.Popen(
         [sys.executable, "-c", HOLD, str(workdir)],
-        env=os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"} | env,
+        env=os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"},
         stdout=subprocess.PIPE,
         text=True,
     )
@@ -82,8 +82,6 @@ def test_unreadable_lock_excludes_others(tmp_path):
 @pytest.fixture
 def gcs(monkeypatch):
     with FakeGcs("bucket") as server:
-        for name, value in server.environ.items():
-            monkeypatch.setenv(name, value)
         monkeypatch.setattr(module, "LEASE_SECONDS", 2.0)
         yield server
 
@@ -149,7 +147,7 @@ def test_one_of_two_simultaneous_takers_gets_the_lease(gcs, monkeypatch):
 
 
 def test_process_with_a_lost_lease_exits(gcs):
-    with hold("gs://bucket/run", **gcs.environ) as process:
+    with hold("gs://bucket/run") as process:
         lock = gcs.objects["bucket"][f"run/{LOCK}"]
         gcs.put("bucket", f"run/{LOCK}", lock.data)
         assert process.wait(60) == 2

@@ -42,9 +42,7 @@ FIRST, SECOND = expand(tiny_run())
 @pytest.fixture(scope="module")
 def gcs():
     """A bucket server for all clients in this process and child processes."""
-    with FakeGcs("bucket", "nameless") as server, pytest.MonkeyPatch.context() as patch:
-        for name, value in server.environ.items():
-            patch.setenv(name, value)
+    with FakeGcs("bucket", "nameless") as server:
         yield server
 
 
