@@ -4,7 +4,8 @@ import argparse
 import dataclasses
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from dataclasses import MISSING
 from pathlib import Path
 from typing import Annotated, Any, Generic, TypeVar
 
@@ -253,6 +254,8 @@ def check_same_data(workdir: epath.Path, manifest: Manifest) -> None:
 def changed_fields(workdir: epath.Path, config: Config, stage: int) -> dict[str, str]:
     """Returns a line for each field that differs from the recorded config.
 
+    A field newer than the record counts as recorded with its default.
+
     Args:
       stage: The current stage. Later stages may change in every field.
 
@@ -261,6 +264,7 @@ def changed_fields(workdir: epath.Path, config: Config, stage: int) -> dict[str,
     """
     old = read_config_record(workdir / RECORD)["config"]
     new = json.loads(json.dumps(flatten(config)))
+    old |= {field: _default(config, field, old) for field in new.keys() - old.keys()}
     changed = {
         field: f"{field}: {old.get(field)} -> {new.get(field)}"
         for field in sorted(old.keys() | new.keys())
@@ -274,6 +278,21 @@ def changed_fields(workdir: epath.Path, config: Config, stage: int) -> dict[str,
             f"resume: {said}. Use the old values, or start a new run with --workdir."
         )
     return changed
+
+
+def _default(config: Config, field: str, recorded: Collection[str]) -> Any:
+    """Returns the default of a field newer than the record; None for any other field."""
+    owner, path = config, ""
+    for name in field.split("."):
+        path = f"{path}.{name}" if path else name
+        if path in recorded:
+            return None  # a nested config, recorded as None
+        if not any(known.startswith(f"{path}.") for known in recorded):
+            fields = dataclasses.fields(owner) if dataclasses.is_dataclass(owner) else ()
+            defaults = {f.name: f.default for f in fields if f.default is not MISSING}
+            return flatten(defaults.get(name), path).get(field)
+        owner = owner[int(name)] if isinstance(owner, tuple) else getattr(owner, name)
+    return None
 
 
 def is_of_training(field: str) -> bool:

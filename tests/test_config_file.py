@@ -19,6 +19,7 @@ from stackjax.config_file import (
 )
 from stackjax.data.manifest import Manifest, Split
 from stackjax.growth import LayerMap, Stack
+from stackjax.model.config import RopeScaling
 from stackjax.optimizers import Muon
 from stackjax.runtime.errors import UserError
 from stackjax.sharding.config import MeshConfig
@@ -273,6 +274,26 @@ def test_older_record_of_adamw_with_a_momentum_is_the_same_config(recorded):
     del record["sha256"]
     (recorded / "config.json").write_text(json.dumps(record))
     assert changed_fields(recorded, tiny_run(), stage=0) == {}
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("model.qk_norm", True), ("data.mask_documents", True), ("stages.0.train_layers", "12")],
+)
+def test_field_newer_than_the_record_had_its_default(recorded, field, value):
+    record = json.loads((recorded / "config.json").read_text())
+    default = record["config"].pop(field)
+    del record["sha256"]
+    (recorded / "config.json").write_text(json.dumps(record))
+    assert changed_fields(recorded, tiny_run(), 0) == {}
+    with pytest.raises(UserError, match=rf"{re.escape(field)}: {default} -> {value}"):
+        changed_fields(recorded, replace(tiny_run(), field, value), 0)
+
+
+def test_nested_config_set_after_the_record_is_a_change(recorded):
+    config = replace(tiny_run(), "model.rope_scaling", RopeScaling())
+    with pytest.raises(UserError, match=r"model\.rope_scaling\.factor: None -> 8\.0"):
+        changed_fields(recorded, config, 0)
 
 
 MAY_CHANGE = [
