@@ -96,31 +96,25 @@ def test_overridden_growth_factor_keeps_the_target_model(load):
 @pytest.mark.parametrize(
     ("args", "shown"),
     [
-        (
-            ("--stages.1.tokens", "0.5"),
-            "--stages.1.tokens is '0.5'; it must be {None}|{INT >= 1}",
-        ),
+        (("--stages.1.tokens", "0.5"), "--stages.1.tokens is '0.5'"),
         (("--model.num-layer", "12"), "--model.num-layers"),
         (("--model.num-layers", "many"), "many"),
-        (("--stages.1.tokens", "nan"), "--stages.1.tokens is 'nan'; it must be {None}|{INT "),
+        (("--stages.1.tokens", "nan"), "--stages.1.tokens is 'nan'"),
         (("--stages.9.tokens", "5"), "'--stages.9.tokens 5' is not an option"),
         (("--stages." + "9" * 5000 + ".growth", "stack(2)"), "is not an option"),
         (("--seed", "1e400"), "'1e400' is not a whole number"),
-        (("--mesh.fsdp", ""), "--mesh.fsdp is ''; it must be {-1}|{INT >= 1}"),
-        (("--mesh.fsdp", "0"), "mesh.fsdp is 0; it must be -1, or at least 1"),
-        (
-            ("--optimizer.b1", "2"),
-            "optimizer.b1 is 2.0; it must be at least 0 and less than 1.",
-        ),
-        (("--workdir", ""), "workdir is ''; it must be from 1 to 4096 long"),
-        (("--stages.1.batch-size", "-1"), "stages.1.batch_size is -1; it must be at least 1"),
+        (("--mesh.fsdp", ""), "--mesh.fsdp is ''"),
+        (("--mesh.fsdp", "0"), "mesh.fsdp is 0"),
+        (("--optimizer.b1", "2"), "optimizer.b1 is 2.0"),
+        (("--workdir", ""), "workdir is ''"),
+        (("--stages.1.batch-size", "-1"), "stages.1.batch_size is -1"),
         (
             ("--optimizer.schedule.decay-tokens", "5"),
             "optimizer.schedule.decay_tokens is 5, which has no effect while "
             "optimizer.schedule.shape is 'cosine'",
         ),
-        (("--model.num-layers", "0"), "model.num_layers is 0; it must be at least 1"),
-        (("--stages.1.growth.factor", "0"), "stack.factor is 0; it must be at least 1"),
+        (("--model.num-layers", "0"), "model.num_layers is 0"),
+        (("--stages.1.growth.factor", "0"), "stack.factor is 0"),
         (("--stages.7.tokens", "5"), "--stages.7.tokens"),
     ],
 )

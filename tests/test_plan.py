@@ -404,82 +404,63 @@ def test_printed_plan_fits_a_screen(run_main):
 
 # Options, and the expected error.
 ERRORS = {
-    "no model": (
-        {"params": None},
-        "--params is None and --config is None; give exactly one",
-    ),
+    "no model": ({"params": None}, "--params is None and --config is None"),
     "two models": (
         {"config": Path("configs/tiny.py")},
-        "--params is 1100000000.0 and --config is configs/tiny.py; give exactly one",
+        "--params is 1100000000.0 and --config is configs/tiny.py",
     ),
     "no budget": (
         {"tokens": None},
-        "--tokens is None and --flops is None and --device-hours is None; give exactly one of "
-        "--tokens, --flops, --device-hours.",
+        "--tokens is None and --flops is None and --device-hours is None",
     ),
     "two budgets": (
         {"flops": 1e20},
-        "--tokens is 100000000000.0 and --flops is 1e+20 and --device-hours is None; give",
+        "--tokens is 100000000000.0 and --flops is 1e+20 and --device-hours is None",
     ),
-    "negative": ({"tokens": -1.0}, "tokens is -1.0; it must be more than 0, or None."),
-    "infinite": (
-        {"params": math.inf},
-        "params is inf; it must be a number that float32 can hold, more than 0",
-    ),
-    "not a number": ({"tokens": math.nan}, "tokens is nan; it must be a number that"),
-    "no devices": ({"devices": 0}, "devices is 0; it must be at least 1"),
-    "small": (
-        {"params": 1e6},
-        "--params is 1e+06, too small for a model with 24 layers; use --config",
-    ),
+    "negative": ({"tokens": -1.0}, "tokens is -1.0"),
+    "infinite": ({"params": math.inf}, "params is inf"),
+    "not a number": ({"tokens": math.nan}, "tokens is nan"),
+    "no devices": ({"devices": 0}, "devices is 0"),
+    "small": ({"params": 1e6}, "--params is 1e+06, too small for a model with 24 layers"),
     "factor": (
         {"factor": 5},
         "--factor is 5; it must divide the target's 24 layers, so take one of [2, 3, 4, 6, 8, "
         "12, 24].",
     ),
-    "no growth": ({"factor": 1}, "factor is 1; it must be at least 2"),
+    "no growth": ({"factor": 1}, "factor is 1"),
     "hours without a speed": (
         {"tokens": None, "device_hours": 100.0},
-        "--device-hours is 100.0, but the target's speed is unknown; add --benchmark",
+        "--device-hours is 100.0, but the target's speed is unknown",
     ),
     "speed of an unknown number of devices": (
         {"tokens_per_second": 1e5},
-        "--tokens-per-second is 100000.0 over an unknown number of devices; add --devices",
+        "--tokens-per-second is 100000.0 over an unknown number of devices",
     ),
     "two speeds": (
         {"tokens_per_second": 1e5, "benchmark": Path("benchmark.json")},
-        "--tokens-per-second is 100000.0 and --benchmark is benchmark.json; give exactly one",
+        "--tokens-per-second is 100000.0 and --benchmark is benchmark.json",
     ),
-    "no benchmark": (
-        {"benchmark": Path("nowhere.json")},
-        "--benchmark is nowhere.json; there is no such file.",
-    ),
+    "no benchmark": ({"benchmark": Path("nowhere.json")}, "--benchmark is nowhere.json"),
     "no config": (
         {"params": None, "config": Path("nowhere.py")},
         "--config nowhere.py: there is no such file",
     ),
     "mesh": (
         {"devices": 8, "mesh": MeshSizes(fsdp=3)},
-        "mesh {'replica': 1, 'fsdp': 3, 'tensor': 1} does not fit 8 devices; the sizes must",
+        "mesh {'replica': 1, 'fsdp': 3, 'tensor': 1} does not fit 8 devices",
     ),
-    "mesh that cuts a model badly": (
+    "mesh that does not divide the heads": (
         {"mesh": MeshSizes(fsdp=1, tensor=64)},
         "model.num_heads is 32 in stage 0, which does not divide over 64 shards",
     ),
-    "few tokens": (
-        {"tokens": 2.5e3},
-        "grow earlier, or increase the budget",
-    ),
+    "few tokens": ({"tokens": 2.5e3}, "grow earlier, or increase the budget"),
     "hardly a FLOP": (
         {"tokens": None, "flops": 2.0},
-        "the budget is 3.03e-10 tokens, but a sequence has 2048; increase it.",
+        "the budget is 3.03e-10 tokens, but a sequence has 2048",
     ),
-    "suffix": (
-        {"write": Path("plan.txt")},
-        "--write is plan.txt; it must be a new file, named *.py, in an existing directory.",
-    ),
-    "file that exists": ({"write": Path("configs/tiny.py")}, "--write is configs/tiny.py; it"),
-    "no directory": ({"write": Path("nowhere/plan.py")}, "--write is nowhere/plan.py; it must"),
+    "suffix": ({"write": Path("plan.txt")}, "--write is plan.txt"),
+    "file that exists": ({"write": Path("configs/tiny.py")}, "--write is configs/tiny.py"),
+    "no directory": ({"write": Path("nowhere/plan.py")}, "--write is nowhere/plan.py"),
 }
 
 
@@ -493,20 +474,22 @@ def test_impossible_plan_is_refused_with_field_and_value(name):
 def test_benchmark_of_another_model_is_refused(tmp_path):
     longer = ("model", "stage_1/train", sizes(TARGET, seq_len=4096))
     path = benchmark(tmp_path, *SMALL_ROWS, longer, TARGET_ROWS[1])
-    message = (
-        f"without the target: {num_params(TARGET):,} parameters, 24 layers, sequences of 2048. "
-        f"It has {num_params(SMALL):,} parameters, 6 layers, sequences of 2048; "
-        f"{num_params(TARGET):,} parameters, 24 layers, sequences of 4096."
-    )
-    with pytest.raises(ValueError, match=re.escape(message)):
+    with pytest.raises(ValueError) as error:
         plan(PlanConfig(params=1.1e9, tokens=1e11, benchmark=path))
+    target, small = f"{num_params(TARGET):,} parameters", f"{num_params(SMALL):,} parameters"
+    for model in (
+        f"{target}, 24 layers, sequences of 2048",
+        f"{small}, 6 layers, sequences of 2048",
+        f"{target}, 24 layers, sequences of 4096",
+    ):
+        assert model in str(error.value)
 
 
 @pytest.mark.parametrize("text", ["", "[]", '{"rows": []}'])
 def test_damaged_benchmark_is_refused(tmp_path, text):
     path = tmp_path / "other.json"
     path.write_text(text)
-    with pytest.raises(UserError, match=r"other\.json is damaged: .*; name a benchmark\.json"):
+    with pytest.raises(UserError, match=r"other\.json is damaged: .*benchmark\.json"):
         plan(PlanConfig(params=1.1e9, tokens=1e11, benchmark=path))
 
 

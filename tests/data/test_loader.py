@@ -364,7 +364,5 @@ def test_source_in_use_can_be_pickled(source, config):
 @pytest.mark.parametrize("cache_dir", ["gs://bucket/cache", "foo://x"])
 def test_cache_in_a_bucket_is_refused(config, cache_dir):
     config = dataclasses.replace(config, cache_dir=cache_dir)
-    with pytest.raises(
-        UserError, match=rf"data.cache_dir is {cache_dir}; it must be a path on"
-    ):
+    with pytest.raises(UserError, match=rf"data.cache_dir is {cache_dir}"):
         open_source(config, "train", 256)

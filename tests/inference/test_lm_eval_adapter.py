@@ -385,7 +385,7 @@ def test_invalid_argument_is_one_line(error_of, task_dir, arguments, message):
 @pytest.mark.parametrize(
     ("option", "value", "message"),
     [
-        ("--limit", "0", "limit is 0; it must be at least 1"),
+        ("--limit", "0", "limit is 0"),
         ("--batch-size", "0", "batch_size is 0"),
         ("--num-fewshot", "-1", "num_fewshot is -1"),
     ],

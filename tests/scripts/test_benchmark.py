@@ -244,7 +244,7 @@ def test_loader_reads_the_config_shards_if_they_exist(tmp_path):
     [
         ({"sections": ("stp",)}, "--sections has 'stp', which is none of loader, growth"),
         ({"phases": (2,)}, "--phases has 2; those of the run are 0 to 1"),
-        ({"steps": 0}, "steps is 0; it must be at least 1"),
+        ({"steps": 0}, "steps is 0"),
         ({"out": Path("no/such/x.json")}, "--out is no/such/x.json, but there is no directory"),
     ],
 )

@@ -266,7 +266,7 @@ DAMAGED_FILES = {
     "generation_config.json": [
         ('{"eos_token_id": -1}', "is -1, and its vocabulary has the ids 0 to 260"),
         ('{"eos_token_id": 261}', "is 261, and its"),
-        ('{"eos_token_id": [256, 9e99]}', r"eos_token_id is \[256, 9e\+99\]; it must be an id"),
+        ('{"eos_token_id": [256, 9e99]}', r"eos_token_id is \[256, 9e\+99\]"),
         ('{"eos_token_id": "x"}', "eos_token_id is 'x'"),
         ('{"eos_token_id": true}', "eos_token_id is True"),
         ('{"eos_token_id": 99999999999999999999}', "is 99999999999999999999, and"),
