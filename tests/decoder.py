@@ -44,7 +44,7 @@ class NumpyDecoder:
         return rotated
 
     def frequency(self, fraction):
-        """Returns the rotary frequency of a channel, in radians per position."""
+        """Returns a channel's rotary frequency in radians per position."""
         frequency = self.config.rope_theta**-fraction
         scaling = self.config.rope_scaling
         if scaling is None:

@@ -48,7 +48,7 @@ class Blob(NamedTuple):
 class FakeGcs(http.server.ThreadingHTTPServer):
     """A running server; as a context manager, all clients use the server.
 
-    The bucket `forbidden` denies all access, `nameless` only its metadata.
+    The bucket `forbidden` denies all access; `nameless` denies access to the metadata.
     """
 
     def __init__(self, *buckets: str):
@@ -64,7 +64,7 @@ class FakeGcs(http.server.ThreadingHTTPServer):
             "CLOUD_STORAGE_EMULATOR_ENDPOINT": self.url,  # ArrayRecord
             "TENSORSTORE_GCS_HTTP_URL": self.url,
             "GOOGLE_AUTH_TOKEN_FOR_TESTING": "anyone",  # TensorStore
-            # gcsfs would request the bucket type over gRPC, which this server lacks.
+            # gcsfs would request the bucket type over gRPC; this server has no gRPC.
             "GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT": "false",
         }
         threading.Thread(target=self.serve_forever, daemon=True).start()
@@ -90,7 +90,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
     """Answers the requests on a connection."""
 
     protocol_version = "HTTP/1.1"
-    wbufsize = -1  # One packet per answer; a second packet waits for an acknowledgment.
+    wbufsize = -1  # A single packet per answer; a second packet waits for an acknowledgment.
     server: FakeGcs
 
     def handle(self) -> None:

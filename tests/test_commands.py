@@ -1,4 +1,4 @@
-"""Every command, called by its module or by the console script `stackjax`."""
+"""Commands as modules and in the console script `stackjax`."""
 
 import json
 import subprocess
@@ -28,7 +28,7 @@ print(json.dumps(found))
 
 @pytest.fixture(scope="module")
 def help_pages() -> dict[str, tuple[str, list[str]]]:
-    """The help page and the loaded heavy packages of each command."""
+    """Each command's help page and loaded heavy packages."""
     command = [sys.executable, "-c", HELP, *COMMANDS]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     return json.loads(done.stdout)

@@ -1,4 +1,4 @@
-"""Comparisons of runs: speed-ups, intervals, reports and incomparable runs."""
+"""Run comparisons: speed-ups, intervals, reports and incomparable runs."""
 
 import dataclasses
 import itertools
@@ -76,8 +76,8 @@ def test_intervals_cover_the_truth_despite_noise_and_missing_points():
         values.append(estimate.value)
     # Welch's intervals are wide for three seeds. The bounds are six standard errors apart.
     assert 0.9 <= covered / 200 <= 0.99
-    # A loss error of 0.5 % is a FLOPs error of 5.7 %. Means over three seeds on both sides give
-    # an error of 0.07, reduced by smoothing.
+    # A loss error of 0.5 % is a FLOPs error of 5.7 %. With three seeds per side, the speed-up
+    # has an error of 0.07, reduced by smoothing.
     assert np.median(values) == pytest.approx(0.5, abs=0.01)
     assert np.std(values) < 0.07
 
@@ -100,7 +100,7 @@ def test_loss_reached_by_one_side_gives_a_bound():
     found = speedup_at_loss([short], [curve(0.5)], losses(1.2e16))
     assert found.is_bound == ">"
     assert found.estimate.value > 0
-    # The bound is below the true speed-up of 0.5.
+    # The bound is below the true speed-up, 0.5.
     assert found.estimate.value < 0.5
     mirrored = speedup_at_loss([curve()], [curve(0.5, last=1e16)], losses(2e16))
     assert mirrored.is_bound == "<"
@@ -160,10 +160,10 @@ def write_run(
     layers=(),
     **fields,
 ):
-    """Writes a run directory; losses of the last model follow the power law.
+    """Writes a run directory; the last model's losses follow the power law.
 
     Args:
-      layers: Additional rows of layer statistics.
+      layers: Additional rows with layer statistics.
     """
     stages = (Stage(tokens=640, batch_size=8),)
     if grown:
@@ -205,7 +205,7 @@ def run_without_tokenizer(path):
 
 @pytest.fixture
 def runs(tmp_path):
-    """Three seeds of scratch, and of a growth with a speed-up of 0.5."""
+    """Scratch runs and grown runs with a speed-up of 0.5, three seeds each."""
     return [
         write_run(tmp_path / f"{name}-{seed}", seed=seed, grown=grown, speedup=s, noise=0.003)
         for name, grown, s in (("scratch", False, 0.0), ("grown", True, 0.5))
@@ -302,7 +302,7 @@ def test_layer_figure_has_a_panel_per_statistic(tmp_path):
     ends = [line.get_ydata()[-1] for line in similarity.lines]
     assert np.isnan(ends[0])
     assert ends[1:] == [0.5] * 11
-    # The x axis has the tokens since growth, which was at 5e8 tokens.
+    # The x axis has the tokens since growth, at 5e8 tokens.
     assert list(similarity.lines[0].get_xdata()) == [0, 1e11 - 5e8]
     record, no_copies = drawn("no copies", layer_rows(similar=False))
     assert len(no_copies.axes) == 2
@@ -490,7 +490,7 @@ def test_unequal_settings_are_reported_with_values(tmp_path):
 
 
 def slow_down(path, factor):
-    """Divides the tokens/s of a run by a factor."""
+    """Divides a run's tokens/s by a factor."""
     file = path / "metrics.jsonl"
     found = [json.loads(line) for line in file.read_text().splitlines()]
     for each in found:

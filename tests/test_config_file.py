@@ -1,4 +1,4 @@
-"""Config files, overrides on the command line, and the config record of a run."""
+"""Config files, overrides on the command line, and config records."""
 
 import dataclasses
 import json

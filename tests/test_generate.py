@@ -28,7 +28,7 @@ KEY = jax.random.key(3)
 LENGTHS = (3, 1, 7, 4)
 NO_END = -1
 
-# Characters with one to four bytes; the models have as many tokens as the text has bytes.
+# Characters with 1 to 4 bytes; each distinct byte is a token.
 TEXT = "abé→🎄"
 ALPHABET = sorted(set(TEXT.encode()))
 
@@ -117,7 +117,7 @@ def test_greedy_tokens_match_teacher_forcing(name):
     # The longest prompt is read in three chunks; the others end in the first two.
     texts = prompts((600, 20, 300))
     for prompt, new in zip(texts, continued(name, texts, max_tokens=4), strict=True):
-        # Padding to one length compiles one program.
+        # Texts padded to a common length share a compiled program.
         text_T = np.concatenate([prompt, new, np.zeros(604 - len(prompt) - len(new), int)])
         argmax_T = teacher_forced(MODELS[name], text_T)
         assert new.tolist() == argmax_T[len(prompt) - 1 :][: len(new)].tolist()

@@ -32,14 +32,14 @@ def model_of(dim):
 
 
 def loss_of(model, d, factor, flops):
-    """Returns a power law of compute plus parabolas around the best timing and factor."""
+    """Returns a power law in compute plus parabolas around the best timing and factor."""
     late = math.log10(d / PLANTED(num_params(model), flops))
     large = math.log10(factor / BEST_FACTOR)
     return 3 * (flops / 1e15) ** -0.3 + 0.02 * late**2 + 0.03 * large**2
 
 
 def write_cell(path, dim, d, factor, seed=0, growth=None, **fields):
-    """Writes a run with a growth timing and factor; a factor of 1 is scratch."""
+    """Writes a run with a growth timing and factor; factor 1 is scratch."""
     model = model_of(dim)
     stages = (Stage(tokens=max(640, int(d)), batch_size=8),)
     rows = [row("train", 0, 1e12, 5.0)]
@@ -58,7 +58,7 @@ def write_cell(path, dim, d, factor, seed=0, growth=None, **fields):
 
 @pytest.fixture(scope="module")
 def cells(tmp_path_factory):
-    """Runs of three sizes: scratch, four timings at one factor, three factors at one timing."""
+    """Runs with three sizes: scratch, four timings at factor 3, three factors at 1e8 tokens."""
     path = tmp_path_factory.mktemp("cells")
     found = []
     for dim in DIMS:

@@ -26,7 +26,7 @@ from stackjax.sharding.config import MeshConfig
 from stackjax.training.expand import expand
 from stackjax.training.preflight import check
 
-# N, D, and d in billions of tokens, from table 4 of arXiv:2405.15319.
+# N, D, and d in 1e9 tokens, from arXiv:2405.15319, table 4.
 TABLE_4 = {
     "Llama3-8B": (8e9, 15e12, 6.58),
     "Llama2-7B": (7e9, 2e12, 11.11),
@@ -38,7 +38,7 @@ TINY = PlanConfig(params=1e8, tokens=2e9)
 
 @pytest.fixture(scope="module")
 def inside():
-    """A plan within the fitted range of the law."""
+    """A plan within the law's fitted range."""
     return plan(PlanConfig(params=1.1e9, tokens=1e11))
 
 
@@ -168,7 +168,7 @@ def test_growth_factor_counts_non_embedding_parameters(inside):
 def test_nominal_size_gives_the_named_architecture(shape):
     model, name = choose_model(shape.params)
     assert (model, name) == (shape.model(), shape.name)
-    # Nominal sizes of the paper are up to 25 % off.
+    # The paper's nominal sizes are up to 25 % off.
     assert num_params(model) == pytest.approx(shape.params, rel=0.25)
     assert model.num_layers % 4 == 0
 
@@ -194,7 +194,7 @@ def test_budgets_are_equivalent(inside, budget):
 
 
 def benchmark(tmp_path, *rows):
-    """Writes a result of scripts/benchmark.py on eight devices."""
+    """Writes a scripts/benchmark.py result for eight devices."""
     path = tmp_path / "benchmark.json"
     path.write_text(
         json.dumps(
@@ -236,7 +236,7 @@ def test_device_hours_use_measured_speeds(tmp_path):
     assert found.total.device_hours == small.device_hours + target.device_hours
     assert found.scratch.device_hours == pytest.approx(1e11 / 1e3 / 3600)
     assert found.num_devices == 8
-    # Device-hours saved when the grown run reaches the loss of scratch.
+    # Device-hours saved when the grown run reaches scratch's loss.
     for share, hours in zip(found.saving.fewer_flops, found.saving.device_hours, strict=True):
         rest = (1 - share) * found.tokens - found.break_even.tokens
         spent = small.device_hours + rest / 1e3 / 3600

@@ -1,4 +1,4 @@
-"""The direction of imports between rooms of the package."""
+"""Imports between the package's rooms point downward."""
 
 import ast
 from pathlib import Path
@@ -7,7 +7,7 @@ import pytest
 
 PACKAGE = Path("stackjax")
 CONFIG = {"config", "config_file", "config_record", "options"}
-# From lowest to highest. Commands are modules at the root of the package.
+# From lowest to highest. Commands are modules at the package root.
 ROOMS = (
     *("runtime", "files", "sharding", "tokenizer", "data", "model", "growth", "optimizers"),
     *("config", "training", "checkpoint", "interop", "inference", "run", "analysis"),
@@ -16,7 +16,7 @@ ROOMS = (
 
 
 def room(module: str) -> str:
-    """Returns the room of a module such as `growth.depth`."""
+    """Returns a module's room, such as `growth` for `growth.depth`."""
     name, _, rest = module.partition(".")
     if rest or (PACKAGE / name).is_dir():
         return name

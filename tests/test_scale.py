@@ -1,4 +1,4 @@
-"""Scaling laws of runs: planted laws, extrapolation, reports and errors."""
+"""Scaling laws: planted laws, extrapolation, reports and errors."""
 
 import dataclasses
 import json
@@ -46,7 +46,7 @@ def law(flops, speedup=0.0):
 
 @pytest.fixture
 def sizes(tmp_path):
-    """Runs of four sizes on exact laws, grown and from scratch."""
+    """Grown and scratch runs with four sizes, on exact laws."""
     return [
         write_end(tmp_path / f"{dim}-{s}", dim=dim, grown=s > 0, flops=at, loss=law(at, s))
         for dim, at in FLOPS.items()
@@ -56,7 +56,7 @@ def sizes(tmp_path):
 
 @pytest.fixture
 def lengths(tmp_path):
-    """Runs of several lengths; the gap shrinks by 0.02 per tenfold tokens."""
+    """Runs with several lengths; the gap shrinks by 0.02 per tenfold tokens."""
     found = []
     for tokens in LENGTHS:
         flops = tokens * 1e6

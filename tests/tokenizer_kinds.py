@@ -1,4 +1,4 @@
-"""Small tokenizers of every kind."""
+"""Small tokenizers: BPE, Unigram, WordLevel, WordPiece and SentencePiece."""
 
 import io
 import json
@@ -9,7 +9,7 @@ import tokenizers
 from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers, processors
 
 BOS, EOS, TURN = "<s>", "</s>", "<|turn|>"
-"""The BOS, the end token of documents, and another stop token."""
+"""The BOS, the end token, and another stop token."""
 LETTERS = sorted(pre_tokenizers.ByteLevel.alphabet())
 TEXT = "a model that grows while it trains, in HTML <s>struck</s> text <|turn|>\n"
 WORDS = ("a", "model", "that", "grows", "<", "/", "s", ">", "s>", "</", "x")
@@ -155,7 +155,7 @@ def write_kind(kind: str, directory: Path, begins: bool = False) -> str:
     """Writes a tokenizer file and returns the path.
 
     Args:
-      begins: Add a template that puts the BOS before every text.
+      begins: Add a template with the BOS before every text.
     """
     if kind in SENTENCEPIECE_KINDS:
         path = directory / "tokenizer.model"

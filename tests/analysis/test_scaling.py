@@ -81,8 +81,8 @@ def test_intervals_cover_planted_values_in_90_to_99_of_100_draws(
 def test_half_the_noise_makes_intervals_half_as_wide(
     fit: Callable[[np.random.Generator, float], list[Check]],
 ):
-    # The errors differ by a factor of two. Gradients of the delta method follow the estimates
-    # and change by up to 4e-4 (parabola).
+    # Only the scale differs. The delta method's gradients follow the estimates and change by
+    # up to 4e-4 (parabola).
     widths = [
         [high - low for (low, high), _ in fit(np.random.default_rng(1), noise)]
         for noise in (1e-5, 0.5e-5)
@@ -123,7 +123,7 @@ def test_gap_and_covariance_match_curve_fit():
     best, covariance = scipy.optimize.curve_fit(
         lambda tokens, p, q: p + q * np.log10(tokens), TOKENS, values
     )
-    # Finite differences and the tolerance of curve_fit are both about 1e-8.
+    # In curve_fit, finite differences and tolerance are about 1e-8.
     assert (law.p, law.q) == pytest.approx(best, rel=1e-5)
     assert law.fit.covariance == pytest.approx(covariance, rel=1e-5)
 
@@ -153,7 +153,7 @@ def test_constant_speedup_is_recovered_at_every_compute():
     grown = fit_power_law(COMPUTE, losses(60 * 1.546**-0.07, -0.07, np.zeros(8)))
     for compute in (1e18, 1e20, 1e24):
         found = speedup(scratch, grown, compute)
-        # The rounding of a log loss, 1e-16, is divided by b.
+        # The log loss is rounded to 1e-16; the error is divided by b.
         assert (found.low, found.value, found.high) == pytest.approx([0.546] * 3, abs=1e-9)
 
 
@@ -189,7 +189,7 @@ def test_speedup_of_laws_with_equal_b_has_welchs_interval():
     found = speedup(scratch, grown, 1e22)
     assert found.low is not None and found.high is not None
     log_ratio = np.log1p([found.low, found.high])
-    # The rounding of a log loss, 1e-15, is divided by b.
+    # The log loss is rounded to 1e-15; the error is divided by b.
     assert log_ratio == pytest.approx(np.array([judge.low, judge.high]) / 0.07, rel=1e-9)
 
 
@@ -217,7 +217,7 @@ def test_speedup_interval_matches_numerical_derivatives():
     found = speedup(laws[0], laws[1], 1e24)
     assert found.low is not None and found.high is not None
     width = math.log1p(found.high) - math.log1p(found.low)
-    # Errors of central differences: (1e-6 / b)^2 and rounding, 1e-15 / 1e-6.
+    # Central differences: a truncation error (1e-6 / b)^2 and rounding, 1e-15 / 1e-6.
     margin = scipy.stats.norm.ppf(0.975) * math.sqrt(variance)
     assert width == pytest.approx(2 * margin, rel=1e-6)
 

@@ -1,4 +1,4 @@
-"""The growth-timing guideline of the paper: values, warnings and refits."""
+"""The paper's growth-timing guideline: values, warnings and refits."""
 
 import math
 
@@ -16,8 +16,8 @@ from stackjax.analysis.timing import (
     refit,
 )
 
-# Table 4: parameters, tokens, and growth timing in billions of tokens. The paper gives no C;
-# C = 6 N D with nominal sizes reproduces all three Llama2 rows at 2T tokens.
+# Table 4: parameters, tokens, and growth timing in 1e9 tokens. The paper gives no C; for all
+# three Llama2 rows, C = 6 N D with nominal sizes and 2T tokens reproduces the timing.
 TABLE_4 = {
     "Llama3-8B": (8e9, 15e12, "6.58"),
     "Llama2-7B": (7e9, 2e12, "11.11"),
@@ -25,7 +25,7 @@ TABLE_4 = {
     "Llama2-70B": (70e9, 2e12, "42.48"),
 }
 
-# Three sizes, each at three values of compute.
+# Three sizes, each with three compute budgets.
 PARAMS = np.repeat([0.41e9, 1.1e9, 3e9], 3)
 FLOPS = np.tile(np.geomspace(1e20, 1.2e21, 3), 3)
 
@@ -100,7 +100,7 @@ def test_half_the_noise_makes_intervals_half_as_wide():
 
 
 def test_refit_and_covariance_match_curve_fit():
-    # The full grid has covariances of zero, which have no relative error; drop the last point.
+    # Drop the last point: on the full grid, some covariances are zero, without relative error.
     params, flops, tokens = PARAMS[:8], FLOPS[:8], optima(0.3, np.random.default_rng(3))[:8]
     fitted = refit(params, flops, tokens)
     best, covariance = scipy.optimize.curve_fit(
@@ -109,7 +109,7 @@ def test_refit_and_covariance_match_curve_fit():
         np.log10(tokens),
         p0=(0.88, 163.27, -5.74),
     )
-    # Finite differences of curve_fit have errors of 1e-8, amplified by a condition of 1e4.
+    # curve_fit's finite differences have errors near 1e-8; the condition number is 1e4.
     law = fitted.law
     assert (law.params, law.flops, law.constant) == pytest.approx(best, rel=1e-4)
     assert fitted.fit.covariance == pytest.approx(covariance, rel=1e-4)

@@ -22,7 +22,7 @@ DTYPES = ("float32", "bfloat16", "float16", "int32", "uint32", "int8", "bool")
 
 
 def array_of(dtype, shape=(8, 4, 6), seed=0):
-    """Returns an array of random bits."""
+    """Returns an array with random bits."""
     bits = np.random.default_rng(seed).integers(0, 256, (*shape, 4), np.uint8)
     if dtype == "bool":
         return bits[..., 0] % 2 == 1
@@ -35,7 +35,7 @@ def checksum(array):
 
 
 def reference(words):
-    """Returns the two checksums of 32-bit words, computed with Python integers."""
+    """Computes both checksums with Python integers from 32-bit words."""
     strides, stride = [], 0x9E3779B1
     for size in reversed(words.shape):
         strides.insert(0, stride)

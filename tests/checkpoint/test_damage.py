@@ -145,7 +145,7 @@ def test_failed_read_silences_only_its_own_late_errors(tmp_path, monkeypatch):
 
 
 def corrupt(checkpoint: epath.Path) -> None:
-    """Zeroes the middle of the array file, the largest file of a checkpoint."""
+    """Zeroes the middle of a checkpoint's largest file, the array file."""
     files = [path for path in Path(checkpoint).rglob("*") if path.is_file()]
     largest = max(files, key=lambda path: path.stat().st_size)
     data = bytearray(largest.read_bytes())
@@ -281,7 +281,7 @@ ROWS = [
 
 @pytest.fixture
 def run(tmp_path):
-    """A run with five rows, four of them before its newest checkpoint."""
+    """A run with four rows before the newest checkpoint and a fifth row after."""
     workdir = epath.Path(tmp_path)
     log = MetricsLog(workdir, NO_ROWS)
     for row in ROWS[:4]:

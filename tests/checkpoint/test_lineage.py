@@ -1,4 +1,4 @@
-"""Checkpoint lineage: the generations of a model and their costs."""
+"""Checkpoint lineage: generations, costs and code version."""
 
 import dataclasses
 import importlib.metadata

@@ -1,4 +1,4 @@
-"""Saving, restoring, retention and lookup of checkpoints."""
+"""Checkpoints: saving, restoring, retention and lookup."""
 
 import dataclasses
 import functools
@@ -73,7 +73,7 @@ def test_states_restore_bit_for_bit_on_any_mesh(workdir, restored_on):
     with jax.set_mesh(mesh):
         abstract = abstract_state(RUN, PHASE)
         state, contents = load_whole(workdir / PHASE.directory / "4", abstract, mesh)
-    # Counts are Python integers of any size.
+    # Counts are Python integers without a size limit.
     assert contents.counts == COUNTS
     assert_same(state, host_state())
     for leaf, place in zip(
@@ -206,7 +206,7 @@ def test_newest_step_ignores_incomplete_checkpoints(workdir):
     assert newest_step(workdir, PHASE) is None
     assert not (workdir / PHASE.directory).exists()
     saved_steps(workdir, KEEP, [9])
-    # An unfinished save of a killed run.
+    # A killed run's unfinished save.
     (workdir / PHASE.directory / "10.orbax-checkpoint-tmp-1").mkdir()
     for name in ("010", "\N{ARABIC-INDIC DIGIT ONE}1"):
         (workdir / PHASE.directory / name).mkdir()

@@ -16,8 +16,8 @@ from stackjax.training.preflight import check
 
 CONFIGS = sorted(Path("configs").glob("*.py"))
 PAPER = {
-    # Parameters in billions, with and without embedding and head; target tokens; layers of
-    # source and target; peak learning rates of both. Table 1 of arXiv:2405.15319 and its code.
+    # Parameters in billions, with and without embedding and head; target tokens; source and
+    # target layers; peak learning rates. From arXiv:2405.15319, table 1, and the paper's code.
     "410m": (0.374, 0.308, 750e9, (6, 24), (1e-3, 6e-4)),
     "1b": (1.364, 1.233, 97.5e9, (6, 24), (1e-3, 3e-4)),
     "3b": (2.397, 2.234, 300e9, (8, 32), (5e-4, 1.6e-4)),
@@ -75,7 +75,7 @@ def test_paper_models_have_the_paper_sizes(name):
     assert 0 <= target.end.tokens - base.end.tokens - tokens < step_tokens
     for phase, peak in zip((base, target), peaks, strict=True):
         rate = phase.learning_rate
-        assert float(rate(2_999)) == pytest.approx(peak)  # the end of 3000 warm-up steps
+        assert float(rate(2_999)) == pytest.approx(peak)  # after 3000 warm-up steps
         assert float(rate(0)) == pytest.approx(peak / 3000)
         assert float(rate(10**6)) == pytest.approx(peak / 10)
 

@@ -1,4 +1,4 @@
-"""Transfer of batches to devices: order, prefetch and errors."""
+"""Batch transfer to devices: order, prefetch and errors."""
 
 import itertools
 import threading

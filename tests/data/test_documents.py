@@ -1,4 +1,4 @@
-"""Documents of every input format: order, splitting into pieces, and errors."""
+"""Documents in every input format: order, splitting into pieces, and errors."""
 
 import gzip
 import json

@@ -20,7 +20,7 @@ def lines(*texts: str | None) -> bytes:
 
 
 def wide_window(data: bytes) -> bytes:
-    """Compresses like `zstd --long=31` for a stream of unknown length."""
+    """Compresses like `zstd --long=31` with unknown stream length."""
     options = zstandard.ZstdCompressionParameters(window_log=31, enable_ldm=True)
     stream = zstandard.ZstdCompressor(compression_params=options).compressobj()
     return stream.compress(data) + stream.flush()
@@ -138,7 +138,7 @@ def test_unreadable_files_are_refused_in_one_line(tmp_path, name):
 
 
 def unchecked_strings(*values: bytes) -> pa.Array:
-    """Returns an array of strings with any bytes, not only UTF-8."""
+    """Returns a string array with any bytes, not only UTF-8."""
     buffers = pa.array(values, pa.binary()).buffers()
     return pa.Array.from_buffers(pa.string(), len(values), buffers)
 

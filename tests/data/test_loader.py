@@ -33,7 +33,7 @@ ALL = slice(None)
 
 
 def write_set(path: Path) -> None:
-    """Writes two shards per split; every sequence begins with its index."""
+    """Writes two shards per split; the first token is the sequence index."""
     tokenizer = TokenizerInfo(name="bytes", digest="0", vocab_size=256, end_id=0)
     stream = np.random.default_rng(0).integers(0, 9, NUM_SEQUENCES * T + 3)
     stream[: NUM_SEQUENCES * T : T] = 100 + np.arange(NUM_SEQUENCES)
@@ -64,7 +64,7 @@ def source(config) -> TokenSource:
 
 @pytest.fixture(scope="module")
 def order(source, config) -> np.ndarray:
-    """Returns the sequences of five epochs, in order."""
+    """Sequence indices in the order read, for five epochs."""
     return sequences(take(source, config, 5, batch_size=NUM_SEQUENCES)).ravel()
 
 
@@ -80,7 +80,7 @@ def stack(batches) -> Batch:
 
 
 def sequences(batch: Batch) -> np.ndarray:
-    """Returns the index of the sequence in each row."""
+    """Returns each row's sequence index."""
     return batch.tokens[..., 0] - 100
 
 
@@ -169,7 +169,7 @@ def test_distant_start_takes_constant_time(source, config):
 @hypothesis.given(st.permutations(range(6)), st.integers(1, 5))
 @hypothesis.settings(max_examples=8, deadline=None)
 def test_rows_of_a_process_are_rows_of_the_whole_batch(source, config, rows, cut):
-    """Rows in two processes, in any order, give the batch of one process."""
+    """Two processes with any rows read the same batch as a single process."""
     options = dict(batch_size=12, accumulate=2, first_example=31)
     whole = take(source, config, 3, **options)
     for share in (np.array(rows[:cut]), np.array(rows[cut:]), slice(cut, None)):
@@ -307,7 +307,7 @@ def test_token_outside_the_vocabulary_is_refused(tmp_path):
 
 @pytest.fixture
 def library(tmp_path) -> str:
-    """The path of a standard library with 100 modules."""
+    """A standard library with 100 modules."""
     root = tmp_path / "lib"
     root.mkdir()
     for index in range(100):

@@ -1,4 +1,4 @@
-"""Manifests of data sets: round trips, damage and digests."""
+"""Data set manifests: round trips, damage and digests."""
 
 import dataclasses
 import json
@@ -35,7 +35,7 @@ GOOD = Manifest(
 
 
 def refusal(directory: Path) -> str:
-    """Returns the error message of a damaged manifest."""
+    """Returns a damaged manifest's error message."""
     with pytest.raises(UserError) as error:
         read_manifest(str(directory))
     assert "\n" not in str(error.value)
@@ -165,7 +165,7 @@ VALUES = [None, True, -1, 0, 1, 2**70, 1.5, float("inf"), "", "../x", [], {}, [N
 
 
 def mutate(value: object, rng: random.Random) -> object:
-    """Returns a JSON value with a change in one place, at any depth."""
+    """Returns a JSON value with a single change at any depth."""
     if rng.random() < 0.3 or not isinstance(value, dict | list) or not value:
         return rng.choice(VALUES)
     keys = list(value) if isinstance(value, dict) else list(range(len(value)))

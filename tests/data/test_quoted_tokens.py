@@ -29,7 +29,7 @@ def loaded(kind: str, begins: bool = False) -> Tokenizer:
 
 
 def special_ids(kind: str) -> set[int]:
-    """Returns the ids that a document may have only at its start or end."""
+    """Returns the ids allowed only at the start or end of a document."""
     tokenizer = loaded(kind)
     # User-defined SentencePiece symbols may occur in texts, except the end token.
     names = [] if kind == "sentencepiece, user-defined end" else [BOS]

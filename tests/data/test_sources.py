@@ -1,4 +1,4 @@
-"""Reading of token shards: sequences, damaged files and damaged records."""
+"""Reading token shards: sequences, damaged files and damaged records."""
 
 import json
 import pickle
@@ -29,7 +29,7 @@ VOCAB_SIZE = {"uint16": 256, "uint32": 70_000}
 
 
 def write_set(path: Path, shard_tokens=SHARD_TOKENS, dtype="uint32") -> np.ndarray:
-    """Writes random tokens and returns the stream of the split `train`."""
+    """Writes random tokens and returns the stream in the split `train`."""
     rng = np.random.default_rng(0)
     parts = [rng.integers(0, VOCAB_SIZE[dtype], length) for length in shard_tokens]
     write_parts(path, parts, dtype)
@@ -37,7 +37,7 @@ def write_set(path: Path, shard_tokens=SHARD_TOKENS, dtype="uint32") -> np.ndarr
 
 
 def write_parts(path: Path, parts: list[np.ndarray], dtype: str) -> Manifest:
-    """Writes a data set with a shard for each part of the stream."""
+    """Writes a data set with a shard per part."""
     path.mkdir(exist_ok=True)
     shards = []
     for index, tokens in enumerate(parts):
@@ -154,7 +154,7 @@ def test_shard_with_other_records_is_refused(directory):
 
 
 def other_shard(size: int) -> bytes:
-    """Returns a shard of another data set, with as many tokens and bytes as `train-3`."""
+    """Returns a shard with as many tokens and bytes as `train-3`, but other tokens."""
     with tempfile.TemporaryDirectory() as name:
         writer = ShardWriter(Path(name) / "other", "uint32")
         writer.write(np.arange(4096))

@@ -44,7 +44,7 @@ def failing(owner, name, when, error):
 
 
 def failure(owner, copy_files, point):
-    """Returns owner and name of the failing function, and "before" or "after" the call."""
+    """Returns the failing function's owner and name, and "before" or "after" the call."""
     *checkpointer, name, when = POINTS[point]
     return (*checkpointer, name, when) if checkpointer else (owner, copy_files, when)
 

@@ -1,4 +1,4 @@
-"""Damaged JSON records of runs, benchmarks and tokenizers."""
+"""Damaged JSON records: run configs, benchmarks and tokenizers."""
 
 import itertools
 import json

@@ -1,4 +1,4 @@
-"""Locks of run directories on disk and in buckets."""
+"""Run locks on disk and in buckets."""
 
 import json
 import os
@@ -90,7 +90,7 @@ RUN = epath.Path("gs://bucket/run")
 
 
 def lease(gcs, **fields) -> dict:
-    """Returns the holder of the lease in the bucket, with changed fields."""
+    """Returns the lease holder in the bucket, with changed fields."""
     return json.loads(gcs.objects["bucket"][f"run/{LOCK}"].data) | fields
 
 

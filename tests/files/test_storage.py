@@ -218,7 +218,7 @@ def run(world, uncut, gcs, shards) -> str:
 
     def start(*signalled: str) -> int:
         code, _, stderr = world.run(args, *signalled)
-        lines = stderr.splitlines()  # TensorStore logs the origin of its token.
+        lines = stderr.splitlines()  # TensorStore logs the token's origin.
         assert all("GOOGLE_AUTH_TOKEN_FOR_TESTING" in line for line in lines), stderr
         return code
 
@@ -339,7 +339,7 @@ def test_compilation_cache_in_a_bucket_is_used(gcs, compilation_cache):
         assert len(read) == kept
         programs = objects(gcs, "programs/compilation_cache/")
         assert sum("_lambda" in name for name in programs) == 1
-    # The cache of XLA itself cannot be in a bucket.
+    # XLA's own cache cannot be in a bucket.
     assert jax.config.jax_persistent_cache_enable_xla_caches == "none"
 
 

@@ -96,7 +96,7 @@ def random_text(rng: np.random.Generator, num_bytes: int) -> str:
 
 @pytest.fixture(scope="module")
 def task_dir(theirs, tmp_path_factory):
-    """Tasks of every output type; half of the generated answers are correct."""
+    """Tasks with every output type; every second generated answer is correct."""
     directory, rng = tmp_path_factory.mktemp("tasks"), np.random.default_rng(0)
     ending = {"until": ["a", "\n"], "max_gen_toks": NEW_TOKENS, "do_sample": False}
     # Some prompts are longer than the context.
@@ -275,7 +275,7 @@ def test_text_longer_than_the_context_is_refused(ours):
 
 @pytest.fixture
 def only_local_tasks(monkeypatch):
-    """Skips indexing the harness's thousands of tasks, which takes seconds."""
+    """Skips the slow index over the harness's thousands of tasks."""
     only = functools.partial(lm_eval.tasks.TaskManager, include_defaults=False)
     monkeypatch.setattr(lm_eval.tasks, "TaskManager", only)
 

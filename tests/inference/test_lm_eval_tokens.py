@@ -31,7 +31,7 @@ TOKENIZERS = {
 
 
 def write_tokenizer(path, name) -> int:
-    """Writes the files of a tokenizer and returns its number of tokens."""
+    """Writes a tokenizer and returns the number of tokens."""
     if TOKENIZERS[name] is None:
         data = sentencepiece_model(model_type="bpe")
         (path / "tokenizer.model").write_bytes(data)

@@ -39,7 +39,7 @@ def num_kept(logits_V, sampling, top_p):
 
 
 def kept(logits_V, sampling):
-    """Returns the logits and tokens of the candidates."""
+    """Returns the candidates' logits and tokens."""
     logits_BK, tokens_BK = candidates(jnp.asarray(logits_V, jnp.float32)[None], sampling)
     is_kept_K = np.asarray(logits_BK[0]) > -np.inf
     return np.asarray(logits_BK[0])[is_kept_K], np.asarray(tokens_BK[0])[is_kept_K]

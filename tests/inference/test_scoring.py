@@ -1,4 +1,4 @@
-"""Scores match a float64 log-softmax of the logits."""
+"""Log-likelihood scores: reference values, meshes, memory and invalid spans."""
 
 import dataclasses
 import functools
@@ -50,7 +50,7 @@ _apply = jax.jit(model.apply, static_argnums=0)
 
 
 def log_likelihoods(config: ModelConfig, text: Sequence[int]) -> np.ndarray:
-    """Returns float64 log-likelihoods of every next token, [T, V]."""
+    """Returns float64 log-likelihoods of the next token, [T, V]."""
     tokens = np.zeros((1, SEQ_LEN + 1), np.int32)
     tokens[0, : len(text)] = text
     positions = np.arange(SEQ_LEN + 1, dtype=np.int32)[None]
@@ -60,7 +60,7 @@ def log_likelihoods(config: ModelConfig, text: Sequence[int]) -> np.ndarray:
 
 
 def expected(config: ModelConfig, span: Span) -> tuple[float, bool]:
-    """Returns the reference score of a span."""
+    """Returns a span's reference score."""
     labels = np.asarray(span.tokens[span.start : span.stop], int)
     log_likelihoods_TV = log_likelihoods(config, span.tokens)[span.start - 1 : span.stop - 1]
     is_greedy = bool(np.all(log_likelihoods_TV.argmax(-1) == labels))

@@ -188,7 +188,7 @@ def kind(request):
 
 @pytest.fixture(scope="module")
 def folder(kind, tmp_path_factory):
-    """A folder of the family."""
+    """A valid folder of the model family."""
     return ValidFolder(folders.write(tmp_path_factory.mktemp(kind), KINDS[kind]))
 
 
@@ -198,7 +198,7 @@ class ValidFolder:
     def __init__(self, path):
         self.path = path
         fields = json.loads((path / "config.json").read_text())
-        # The context is as long as the text of this test.
+        # The context is as long as the tested text.
         self.fields = fields | {"max_position_embeddings": LENGTH}
         (path / "config.json").write_text(json.dumps(self.fields))
         self.weights = {n: tensor.double() for n, tensor in folders.weights(path).items()}
@@ -274,7 +274,7 @@ def mismatches(original, cases):
 
 
 def values_for(kind, values):
-    """Returns the values for a family; each value goes to one family."""
+    """Returns the values for a family; each value belongs to a single family."""
     return values[list(KINDS).index(kind) :: len(KINDS)]
 
 

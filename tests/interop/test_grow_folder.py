@@ -1,4 +1,4 @@
-"""Growth of Hugging Face folders: logits, model cards, lineage, errors and memory."""
+"""Grown Hugging Face folders: logits, model cards, lineage, errors and memory."""
 
 import functools
 import json

@@ -56,7 +56,7 @@ def load_arrays(folder):
 
 
 def write_checkpoint(path, config, params):
-    """Writes a checkpoint of an untrained model."""
+    """Writes an untrained model's checkpoint."""
     generation = Generation(
         stage=0, name="train", growth=None, model=config, spent=Counts(), code="test"
     )

@@ -1,4 +1,4 @@
-"""Detection of multi-process jobs: Slurm, Open MPI, Kubernetes, TPU slices."""
+"""Multi-process jobs found in the environment: Slurm, Open MPI, Kubernetes, TPU slices."""
 
 import importlib.util
 import os
@@ -15,7 +15,7 @@ EXPLICIT = {
     "JAX_NUM_PROCESSES": "2",
     "JAX_PROCESS_ID": "1",
 }
-# Task 3 on node 2 of two; JAX derives the port from the job number.
+# The third task on the second node; JAX derives the port from the job number.
 SLURM = {
     "SLURM_JOB_ID": "5000",
     "SLURM_STEP_NODELIST": "gpu[08-09]",
@@ -69,7 +69,7 @@ def find(monkeypatch):
         EXPLICIT | {"JAX_NUM_PROCESSES": "1", "JAX_PROCESS_ID": "0"},
         {"JAX_NUM_PROCESSES": "1"},
         SLURM | {"JAX_NUM_PROCESSES": "1"},
-        SLURM | SLURM_SHELL,  # a shell in an allocation, of eight tasks
+        SLURM | SLURM_SHELL,  # a shell in an allocation with eight tasks
         without(SLURM, "SLURM_STEP_NODELIST", "SLURM_STEP_NUM_TASKS"),  # sbatch without srun
         MPI_4 | {"OMPI_COMM_WORLD_SIZE": "1"},
         POD,
@@ -91,7 +91,7 @@ def test_single_process_has_no_job(find, variables):
         (SLURM | {"SLURM_STEP_TASKS_PER_NODE": "1,7"}, Job("gpu08:62344", 8, 6, [2])),
         (MPI_4, Job("10.96.0.1:62880", 4, 3, [1])),
         (MPI_4 | {"OMPI_COMM_WORLD_LOCAL_SIZE": "1"}, Job("10.96.0.1:62880", 4, 3)),
-        # mpirun starts its own daemons with srun.
+        # mpirun starts daemons with srun.
         (
             SLURM | {"SLURM_STEP_TASKS_PER_NODE": "1(x2)"} | MPI_4,
             Job("10.96.0.1:62880", 4, 3, [1]),

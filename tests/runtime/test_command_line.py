@@ -1,4 +1,4 @@
-"""Errors on the command line: one line for every command."""
+"""Errors on the command line, in the same form for every command."""
 
 import dataclasses
 import importlib
@@ -28,7 +28,7 @@ COMMANDS = {
     "stackjax.scale": ["a"],
     "stackjax.train": ["--config", "configs/tiny.py"],
 }
-"""Each command, with its required arguments."""
+"""Each command with the required arguments."""
 
 WRONG_VALUES = [
     ("scripts.bakeoff", "--seeds", "0", "seeds is 0"),

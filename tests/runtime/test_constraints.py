@@ -1,4 +1,4 @@
-"""Constraints of config fields: types, ranges and fields without effect."""
+"""Constraints on config fields: types, ranges and fields without effect."""
 
 import dataclasses
 import functools
@@ -271,7 +271,7 @@ WITHOUT_EFFECT = {
 
 
 def config_with(field: str, fields: dict[str, Any]) -> Any:
-    """Returns the tiny run with changes in the dataclass of a field."""
+    """Returns the tiny run with changes in the dataclass that has the field."""
     if "." not in field:
         return Sampling(**fields)
     holder = field.rpartition(".")[0]
@@ -368,7 +368,7 @@ def is_sane(path: str, value: Any) -> bool:
 
 @functools.cache
 def accepted_mutations() -> list[tuple[str, Any, Config]]:
-    """Returns the accepted mutations; asserts that the others are refused in one line."""
+    """Returns the accepted mutations; all others are refused in one line."""
     accepted = []
     for path in (leaf.lstrip(".") for leaf in leaves(FULL_RUN)):
         for value in ODD_VALUES:

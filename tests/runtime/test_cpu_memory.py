@@ -1,4 +1,4 @@
-"""Reuse of memory between train steps on a CPU."""
+"""Memory reuse between train steps on a CPU."""
 
 import subprocess
 import sys

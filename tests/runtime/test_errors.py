@@ -1,4 +1,4 @@
-"""User errors in one line, and bugs with a traceback."""
+"""User errors without a traceback, and bugs with a traceback."""
 
 import multiprocessing
 import os

@@ -1,4 +1,4 @@
-"""Worker pools: order of results and errors."""
+"""Worker pools: results and errors."""
 
 import time
 

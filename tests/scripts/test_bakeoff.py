@@ -37,7 +37,7 @@ def get_runs(seed):
 
 @pytest.fixture
 def options(world, tmp_path, monkeypatch):
-    # Runs are subprocesses that share a compilation cache.
+    # Runs are subprocesses with a shared compilation cache.
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(world.path / "compilation_cache"))
     monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
     path = tmp_path / "compared.py"
@@ -77,7 +77,7 @@ def test_runs_share_the_first_stage_and_give_a_table(options, tmp_path, monkeypa
 
 
 def spoiled(options, change):
-    """Returns the comparison with one run that cannot start."""
+    """Returns the comparison with an invalid run."""
     path = options.config.with_name("spoiled.py")
     lines = [options.config.read_text(), "whole = get_runs", "def get_runs(seed):"]
     lines += ["    runs = whole(seed)", "    run = runs['zero, d']", *change]
@@ -134,7 +134,7 @@ def test_every_run_is_checked_before_the_first_starts(options, tmp_path, name):
 
 
 def test_failed_run_is_named_and_other_runs_are_kept(options, tmp_path, monkeypatch, capsys):
-    # One run cannot start, because its directory is a file.
+    # The run's directory is a file, so the run fails.
     monkeypatch.setattr(bakeoff, "_check_apart", lambda runs: None)
     (tmp_path / "scra-0").write_text("")
     with pytest.raises(UserError, match=r"1 of 3 runs failed, .*: scratch, seed 0\."):

@@ -29,7 +29,7 @@ CPU = "no peak is known of 'cpu'"
 
 
 def run_config(path):
-    """Returns a run with two stages and a data path that does not exist."""
+    """Returns a run with two stages and a missing data path."""
     data = DataConfig(path=str(path / "data"), seq_len=SEQ_LEN)
     model = tiny_model(num_layers=4)
     return tiny_run(path / "run", model=model, data=data)

@@ -105,7 +105,7 @@ def test_worker_answers_each_line_with_times():
     started, warm, first, second = map(json.loads, answers.getvalue().splitlines())
     assert started == {"num_params": 1}
     assert warm["losses"] == [6.0, 5.0]
-    # Each line runs one extra step first.
+    # Each line first runs an extra step.
     assert (first["loss"], second["loss"]) == (3.5, 1.5)
     assert first["seconds"] > 0
     assert first["peak_rss_mb"] > 1

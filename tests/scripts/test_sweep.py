@@ -49,7 +49,7 @@ def options(world, path, **fields):
 
 @pytest.fixture
 def environment(world, monkeypatch):
-    # Runs are subprocesses that share a compilation cache.
+    # Runs are subprocesses with a shared compilation cache.
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(world.path / "compilation_cache"))
     monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 
@@ -59,7 +59,7 @@ def test_cells_have_equal_cost_and_equal_small_model(world, tmp_path):
     assert len(runs) == 2 * (2 * 2 + 1)
     ends = [expand(config)[-1] for config in runs.values()]
     budgets = {phase.end.flops_6nd // (STEP * flops_6nd(phase.model)) for phase in ends}
-    # Costs differ by at most one step of the large model.
+    # Costs differ by at most one large-model step.
     assert max(budgets) - min(budgets) <= 1
     for (name, seed), config in runs.items():
         assert config.seed == seed

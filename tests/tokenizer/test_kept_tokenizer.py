@@ -1,4 +1,4 @@
-"""Copies of the tokenizer in data sets, runs, checkpoints and exported folders."""
+"""Tokenizer copies in data sets, runs, checkpoints and exported folders."""
 
 import dataclasses
 import json
@@ -31,7 +31,7 @@ KIND = "bpe_ignoring_merges"
 
 
 def prepared(directory, tokenizer) -> str:
-    """Returns the path of a data set made from `TEXTS`."""
+    """Prepares a data set from `TEXTS`; returns the path."""
     inputs = directory / "documents.jsonl"
     inputs.write_text("".join(json.dumps({"text": text}) + "\n" for text in TEXTS))
     output = str(directory / "set")

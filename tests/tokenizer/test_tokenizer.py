@@ -27,7 +27,7 @@ def write_hugging_face(path: Path, special_tokens: list[str]) -> str:
         show_progress=False,
     )
     model.train_from_iterator([TEXT], trainer)
-    # Many published tokenizers have a template; the tokens must not depend on it.
+    # Many published tokenizers have a template; encoding must ignore templates.
     model.post_processor = tokenizers.processors.TemplateProcessing(
         single=f"{special_tokens[0]} $A", special_tokens=[(special_tokens[0], 0)]
     )
