@@ -93,15 +93,15 @@ def test_half_the_noise_makes_intervals_half_as_wide(
 def test_power_law_and_errors_match_scipy():
     loss = losses(60, -0.07, 0.01 * np.random.default_rng(2).standard_normal(8))
     law = fit_power_law(COMPUTE, loss)
-    judge = scipy.stats.linregress(np.log(COMPUTE), np.log(loss))
-    margin = scipy.stats.t.ppf(0.975, 6) * judge.stderr
-    margin_a = scipy.stats.t.ppf(0.975, 6) * judge.intercept_stderr
+    reference = scipy.stats.linregress(np.log(COMPUTE), np.log(loss))
+    margin = scipy.stats.t.ppf(0.975, 6) * reference.stderr
+    margin_a = scipy.stats.t.ppf(0.975, 6) * reference.intercept_stderr
     # Only rounding differs, amplified by logarithms over a wide range.
-    assert law.b == pytest.approx(judge.slope, rel=1e-9)
+    assert law.b == pytest.approx(reference.slope, rel=1e-9)
     assert law.intervals["b"] == pytest.approx((law.b - margin, law.b + margin), rel=1e-9)
-    assert math.log(law.a) == pytest.approx(judge.intercept, rel=1e-9)
+    assert math.log(law.a) == pytest.approx(reference.intercept, rel=1e-9)
     assert np.log(law.intervals["a"]) == pytest.approx(
-        (judge.intercept - margin_a, judge.intercept + margin_a), rel=1e-9
+        (reference.intercept - margin_a, reference.intercept + margin_a), rel=1e-9
     )
 
 
@@ -166,9 +166,11 @@ def noisy_law(a: float, b: float, seed: int) -> PowerLaw:
 def test_speedup_equalizes_losses_and_its_inverse_undoes_it(seed: int):
     scratch, grown = noisy_law(60, -0.07, seed), noisy_law(50, -0.068, seed + 100)
     found = speedup(scratch, grown, 1e22).value
-    judge = scipy.optimize.brentq(lambda x: grown(10**x) - scratch(1e22), 10, 30, xtol=1e-12)
+    reference = scipy.optimize.brentq(
+        lambda x: grown(10**x) - scratch(1e22), 10, 30, xtol=1e-12
+    )
     # `xtol` is the tolerance in log10 C.
-    assert 1e22 / (1 + found) == pytest.approx(10**judge, rel=1e-9)
+    assert 1e22 / (1 + found) == pytest.approx(10**reference, rel=1e-9)
     back = speedup(grown, scratch, 1e22 / (1 + found)).value
     assert (1 + found) * (1 + back) == pytest.approx(1, rel=1e-9)
 
@@ -185,12 +187,14 @@ def test_speedup_of_laws_with_equal_b_has_welchs_interval():
         given_law(x.mean(), -0.07, np.diag([x.var(ddof=1) / len(x), 0]), len(x) - 1)
         for x in samples
     )
-    judge = scipy.stats.ttest_ind(*samples, equal_var=False).confidence_interval(0.95)
+    reference = scipy.stats.ttest_ind(*samples, equal_var=False).confidence_interval(0.95)
     found = speedup(scratch, grown, 1e22)
     assert found.low is not None and found.high is not None
     log_ratio = np.log1p([found.low, found.high])
     # The log loss is rounded to 1e-15; the error is divided by b.
-    assert log_ratio == pytest.approx(np.array([judge.low, judge.high]) / 0.07, rel=1e-9)
+    assert log_ratio == pytest.approx(
+        np.array([reference.low, reference.high]) / 0.07, rel=1e-9
+    )
 
 
 def test_speedup_interval_matches_numerical_derivatives():

@@ -146,7 +146,7 @@ def test_documents_are_split_by_their_text(tmp_path, small_pieces):
         assert read_back(output, split) == expected
 
 
-def test_builtin_corpus_is_an_input(tmp_path, monkeypatch):
+def test_builtin_corpus_can_be_prepared(tmp_path, monkeypatch):
     for index in range(100):
         (tmp_path / f"m{index:02d}.py").write_text(f"x = {index}\n")
     monkeypatch.setattr("sysconfig.get_path", lambda name: str(tmp_path))

@@ -210,7 +210,7 @@ def flip(file: Path, offset: int) -> None:
     file.write_bytes(data)
 
 
-def test_flipped_bit_names_the_record(directory):
+def test_flipped_bit_is_reported_with_the_record(directory):
     flip(directory / "train-0.array_record", 12_000)
     source = TokenSource(str(directory), "train", 2048)
     with pytest.raises(OSError, match=r"record 1 of shard .*train-0.*damaged") as error:

@@ -235,9 +235,9 @@ def test_exported_context_covers_training_without_a_window(name):
     fields = config_json.config_fields(source, None, template, TRAINED)
     assert fields["max_position_embeddings"] == length
     assert config_json.model_config(fields) == source
-    judge = transformers.CONFIG_MAPPING[kind].from_dict(fields)
-    assert "sliding_attention" not in (getattr(judge, "layer_types", None) or ())
-    assert getattr(judge, "sliding_window", None) is None or "window" not in name
+    reference = transformers.CONFIG_MAPPING[kind].from_dict(fields)
+    assert "sliding_attention" not in (getattr(reference, "layer_types", None) or ())
+    assert getattr(reference, "sliding_window", None) is None or "window" not in name
 
 
 def test_growth_adds_no_sliding_windows():

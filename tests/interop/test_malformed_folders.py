@@ -300,7 +300,7 @@ def write(file, text):
 
 
 @pytest.mark.parametrize("name", INDICES)
-def test_index_entry_that_is_no_file_of_the_folder_is_refused(name, folder, outcomes):
+def test_invalid_index_entry_is_refused(name, folder, outcomes):
     tensors = load_file(folder / ONE_FILE)
     (folder / ONE_FILE).rename(folder.parent / "secret.safetensors")
     os.mkfifo(folder / "pipe")

@@ -167,7 +167,7 @@ def test_slurm_node_list_is_expanded(nodes, expected, monkeypatch):
 
 @pytest.mark.parametrize("name", ["JAX_INITIALIZATION_TIMEOUT", "JAX_HEARTBEAT_TIMEOUT"])
 @pytest.mark.parametrize("value", ["", "0", "1.5", "5m"])
-def test_timeout_that_is_no_positive_integer_is_refused(name, value, monkeypatch):
+def test_invalid_timeout_is_refused(name, value, monkeypatch):
     monkeypatch.setenv(name, value)
     with pytest.raises(ValueError, match=f"{name} is {value!r}, but has to be a whole number"):
         distributed.initialize()

@@ -354,10 +354,10 @@ def with_value(holder: Any, path: list[str], value: Any) -> Any:
     return dataclasses.replace(holder, **{name: inner})
 
 
-def is_sane(path: str, value: Any) -> bool:
+def is_valid(path: str, value: Any) -> bool:
     """Returns whether an accepted value is plain, finite and not negative."""
     if isinstance(value, tuple):
-        return all(is_sane(path, item) for item in value)
+        return all(is_valid(path, item) for item in value)
     if path.endswith("growth"):
         return value is None or isinstance(value, Growth)
     if isinstance(value, float | int) and not isinstance(value, bool):
@@ -377,12 +377,12 @@ def accepted_mutations() -> list[tuple[str, Any, Config]]:
             except UserError as error:
                 assert len(str(error).splitlines()) == 1 and len(str(error)) < 700, error
                 continue
-            assert is_sane(path, value), (path, value)
+            assert is_valid(path, value), (path, value)
             accepted.append((path, value, config))
     return accepted
 
 
-def test_scalars_of_a_run_accept_only_sane_values():
+def test_scalars_of_a_run_accept_only_valid_values():
     assert len({path for path, *_ in accepted_mutations()}) > 60
     for path, value, config in accepted_mutations():
         flat = flatten(config)
@@ -400,7 +400,7 @@ def test_scalars_of_a_run_accept_only_sane_values():
         *(("optimizer.weight_decay", 101), ("optimizer.weight_decay", 1e-40)),
     ],
 )
-def test_excessive_number_is_refused(field, value):
+def test_number_beyond_its_limit_is_refused(field, value):
     with pytest.raises(UserError, match=f"{field} is {value}".replace("+", r"\+")):
         with_value(FULL_RUN, field.split("."), value)
 
