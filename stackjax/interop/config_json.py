@@ -9,7 +9,7 @@ from stackjax.files.paths import file_inside
 from stackjax.interop.families import FAMILIES, LLAMA3_RULES, ROPE_RULES, RULES, SIZES, Family
 from stackjax.interop.rule import check_fields, shown
 from stackjax.model import ModelConfig
-from stackjax.model.config import RopeScaling
+from stackjax.model.config import RopeScaling, differences
 from stackjax.runtime.errors import UserError
 
 CONFIG = "config.json"
@@ -229,7 +229,8 @@ def config_fields(
     _check_family(config, fields["model_type"])
     fields |= {theirs: getattr(config, ours) for ours, theirs in SIZES.items()}
     fields["num_key_value_heads"] = config.num_kv_heads
-    if "head_dim" in fields or config.head_dim * config.num_heads != config.embed_dim:
+    head_dim = FAMILIES[fields["model_type"]].head_dim or config.embed_dim / config.num_heads
+    if "head_dim" in fields or config.head_dim != head_dim:
         fields["head_dim"] = config.head_dim
     fields["rms_norm_eps"] = float(config.norm_epsilon)
     fields["tie_word_embeddings"] = config.tie_head
@@ -237,7 +238,18 @@ def config_fields(
         fields["dtype" if "dtype" in fields else "torch_dtype"] = dtype
     if fields.get("layer_types"):
         fields["layer_types"] = ["full_attention"] * config.num_layers
-    return _with_rope(_with_length(fields, seq_len), config)
+    fields = _with_rope(_with_length(fields, seq_len), config)
+    _check_same_model(config, fields)
+    return fields
+
+
+def _check_same_model(config: ModelConfig, fields: Mapping[str, Any]) -> None:
+    """Raises UserError if a config.json describes another model."""
+    if lost := differences(config, model_config(fields), besides=("vocab_multiple",)):
+        raise UserError(
+            f"config.json of model_type {fields['model_type']} cannot hold this model: {lost}; "
+            f"for a new field, extend config_fields and model_config (docs/interop.md)."
+        )
 
 
 def _check_family(config: ModelConfig, kind: str) -> None:

@@ -31,6 +31,7 @@ from stackjax.interop.stored_types import types_of
 from stackjax.interop.tensors import INDEX
 from stackjax.model.config import RopeScaling
 from stackjax.options import ConvertConfig
+from stackjax.runtime.errors import UserError
 from stackjax.training.phase import Counts
 from stackjax.training.train_state import TrainState
 
@@ -282,6 +283,24 @@ def test_checkpoint_round_trip_is_exact(name, tmp_path, monkeypatch):
         else:
             true = tuple(slice(11 if size == 24 else None) for size in table.shape)
             np.testing.assert_array_equal(found[kind][true], table[true])
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize("head_dim", [4, 6])
+def test_new_config_json_gives_the_head_dim_to_transformers(name, head_dim):
+    config = dataclasses.replace(ARCHITECTURES[name], head_dim=head_dim)
+    assert config.embed_dim == 4 * config.num_heads
+    fields = config_json.config_fields(config, None, None, TRAINED)
+    judge = transformers.CONFIG_MAPPING[fields["model_type"]].from_dict(fields)
+    assert getattr(judge, "head_dim", None) in (None, head_dim)
+    assert config_json.model_config(fields).head_dim == head_dim
+
+
+def test_config_json_of_another_model_is_refused():
+    fields = config_json.config_fields(MODELS["gqa"], None, None, TRAINED)
+    other = dataclasses.replace(MODELS["gqa"], rope_theta=5.0)
+    with pytest.raises(UserError, match=r"llama .* model\.rope_theta is 5\.0, not 10000\.0"):
+        config_json._check_same_model(other, fields)
 
 
 @pytest.mark.parametrize("mesh_name", MESHES)
