@@ -183,6 +183,16 @@ def write_run(
     return record_run(path, config, rows, **fields)
 
 
+def scratch_and_grown(path, **fields):
+    """Writes a scratch run and a grown run; the grown run has these fields."""
+    return [write_run(path / "scratch", grown=False), write_run(path / "grown", **fields)]
+
+
+def report(path, runs):
+    """Writes the report of a comparison; returns the printed text."""
+    return write(CompareConfig(runs=tuple(runs), output=path / "out"))
+
+
 def layer_rows(*, similar=True, last=1e17):
     """Returns layer statistics at growth, with six new layers that add nothing, and later."""
     before = {"contribution_before": [0.5] * 6, "norm_before": [0.1] * 6}
@@ -244,8 +254,7 @@ def test_device_seconds_count_all_devices_while_training(runs):
 
 
 def test_report_has_table_json_figures_and_self_contained_page(runs, tmp_path):
-    out = tmp_path / "out"
-    printed = write(CompareConfig(runs=tuple(runs), output=out))
+    printed, out = report(tmp_path, runs), tmp_path / "out"
     assert "% fewer FLOPs (6ND) than scratch" in printed
     assert {path.name for path in out.iterdir()} == {
         "comparison.md",
@@ -281,7 +290,7 @@ def test_report_shows_layer_statistics_if_measured(tmp_path):
     paths += [
         write_run(tmp_path / f"grown-{seed}", seed=seed, layers=layer_rows()) for seed in (3, 4)
     ]
-    write(CompareConfig(runs=tuple(paths), output=tmp_path / "out"))
+    report(tmp_path, paths)
     assert (tmp_path / "out" / "layers-1.png").exists()
     html = (tmp_path / "out" / "index.html").read_text()
     # Only the first seed has a layer figure.
@@ -315,11 +324,7 @@ def test_layer_figure_has_a_panel_per_statistic(tmp_path):
 
 
 def test_negative_speedup_is_reported(tmp_path):
-    paths = [
-        write_run(tmp_path / "scratch", grown=False),
-        write_run(tmp_path / "grown", speedup=-0.2),
-    ]
-    printed = write(CompareConfig(runs=tuple(paths), output=tmp_path / "out"))
+    printed = report(tmp_path, scratch_and_grown(tmp_path, speedup=-0.2))
     assert "25.0 % more FLOPs (6ND) than scratch" in printed
     assert "a speed-up of -20.0 %" in printed
     assert "never" in printed
@@ -338,19 +343,13 @@ REFUSED = {
 @pytest.mark.parametrize("name", REFUSED)
 def test_incomparable_runs_are_refused_with_the_field(tmp_path, name):
     fields, message = REFUSED[name]
-    paths = [
-        write_run(tmp_path / "scratch", grown=False),
-        write_run(tmp_path / "grown", **fields),
-    ]
+    paths = scratch_and_grown(tmp_path, **fields)
     with pytest.raises(ValueError, match=message):
         group([read_record(path) for path in paths])
 
 
 def test_runs_may_differ_in_execution_fields(tmp_path):
-    paths = [
-        write_run(tmp_path / "scratch", grown=False),
-        write_run(tmp_path / "grown", **{"model.remat": "full", "model.scan_unroll": 0}),
-    ]
+    paths = scratch_and_grown(tmp_path, **{"model.remat": "full", "model.scan_unroll": 0})
     assert len(group([read_record(path) for path in paths])) == 2
 
 
@@ -412,7 +411,7 @@ def test_growth_before_the_run_is_charged_and_reported(tmp_path):
     grown = started_from(
         tmp_path / "grown", generations=[(None, SMALL), ("stack(2)", Counts())], speedup=0.5
     )
-    printed = write(CompareConfig(runs=(scratch, grown), output=tmp_path / "out"))
+    printed = report(tmp_path, [scratch, grown])
     assert "stack(2) at 500M tokens, from elsewhere: " in printed
     assert "charged with 500M tokens and 5e+14 FLOPs (6ND)" in printed
     found = json.loads((tmp_path / "out" / "comparison.json").read_text())
@@ -475,11 +474,8 @@ def test_group_members_differ_only_in_seed_and_execution(tmp_path):
 
 
 def test_unequal_settings_are_reported_with_values(tmp_path):
-    paths = [
-        write_run(tmp_path / "scratch", grown=False),
-        write_run(tmp_path / "grown", **{"optimizer.b2": 0.999, "stages.1.batch_size": 4}),
-    ]
-    printed = write(CompareConfig(runs=tuple(paths), output=tmp_path / "out"))
+    paths = scratch_and_grown(tmp_path, **{"optimizer.b2": 0.999, "stages.1.batch_size": 4})
+    printed = report(tmp_path, paths)
     assert "optimizer.b2 is 0.95 in scratch; 0.999 in stack(2) at 500M" in printed
     assert "last stage's batch_size is 8 in scratch; 4 in stack(2)" in printed
     found = json.loads((tmp_path / "out" / "comparison.json").read_text())
@@ -505,12 +501,12 @@ def test_headline_names_costs_with_the_opposite_result(tmp_path):
         write_run(tmp_path / "scratch", grown=False),
         slow_down(write_run(tmp_path / "grown", speedup=0.5), 3),
     ]
-    headline = write(CompareConfig(runs=tuple(paths), output=tmp_path / "out")).splitlines()[0]
+    headline = report(tmp_path, paths).splitlines()[0]
     assert "a speed-up of +50.0 % (one seed of scratch and of grown; no interval)" in headline
     assert headline.endswith("loses in device-seconds (-50.0 %).")
     paths[1] = write_run(tmp_path / "other", speedup=-0.2)
     slow_down(paths[0], 3)
-    headline = write(CompareConfig(runs=tuple(paths), output=tmp_path / "out")).splitlines()[0]
+    headline = report(tmp_path, paths).splitlines()[0]
     assert "a speed-up of -20.0 %" in headline
     assert headline.endswith("wins in device-seconds (+140.0 %).")
 
@@ -521,13 +517,10 @@ def test_zero_speedup_and_interval_around_zero_are_reported(tmp_path):
         for grown in (False, True)
         for seed, noisy in ((0, True), (1, True))
     ]
-    printed = write(CompareConfig(runs=tuple(paths), output=tmp_path / "out"))
+    printed = report(tmp_path, paths)
     assert "the interval includes 0" in printed
-    even = [
-        write_run(tmp_path / "even scratch", grown=False),
-        write_run(tmp_path / "even grown", speedup=1e-6),
-    ]
-    printed = write(CompareConfig(runs=tuple(even), output=tmp_path / "even"))
+    even = tmp_path / "even"
+    printed = report(even, scratch_and_grown(even, speedup=1e-6))
     assert "as many FLOPs (6ND) as scratch" in printed
 
 
@@ -536,7 +529,7 @@ def test_zero_speedup_and_interval_around_zero_are_reported(tmp_path):
 
 def test_pages_and_figures_have_provenance(runs, tmp_path):
     out = tmp_path / "out"
-    write(CompareConfig(runs=tuple(runs), output=out))
+    report(tmp_path, runs)
     for page in ("comparison.md", "index.html"):
         text = (out / page).read_text()
         for each in ("6 layers x 16 channels", "shards (data/test), bytes", "0.01", runs[0]):
@@ -555,7 +548,7 @@ def test_names_are_escaped(tmp_path):
         write_run(tmp_path / HOSTILE / "scratch", grown=False, **{"data.path": HOSTILE}),
         write_run(tmp_path / HOSTILE / "grown"),
     ]
-    write(CompareConfig(runs=tuple(paths), output=tmp_path / "out"))
+    report(tmp_path, paths)
     html, markdown = (
         (tmp_path / "out" / name).read_text() for name in ("index.html", "comparison.md")
     )

@@ -56,6 +56,10 @@ def write_cell(path, dim, d, factor, seed=0, growth=None, **fields):
     return record_run(path, config, rows, **fields)
 
 
+def optima(paths, *budgets):
+    return find_optima([read_record(path) for path in paths], "held_out", budgets)
+
+
 @pytest.fixture(scope="module")
 def cells(tmp_path_factory):
     """Runs with three sizes: scratch, four timings at factor 3, three factors at 1e8 tokens."""
@@ -70,7 +74,7 @@ def cells(tmp_path_factory):
 
 
 def test_planted_best_timing_is_recovered_for_every_size_and_budget(cells):
-    found = find_optima([read_record(path) for path in cells], "held_out")
+    found = optima(cells)
     factor_three = [each for each in found.timings if each.fixed == "stack(3)"]
     assert len(factor_three) == len(DIMS) * 2
     for each in factor_three:
@@ -81,7 +85,7 @@ def test_planted_best_timing_is_recovered_for_every_size_and_budget(cells):
 
 
 def test_three_points_are_too_few_for_a_best_factor(cells):
-    found = find_optima([read_record(path) for path in cells], "held_out", [BUDGET])
+    found = optima(cells, BUDGET)
     assert [each.fixed for each in found.factors] == ["stack(g) at 100,000,000 tokens"] * len(
         DIMS
     )
@@ -93,13 +97,13 @@ def test_two_seeds_and_three_factors_give_the_best_factor(tmp_path):
     paths = [write_cell(tmp_path / f"scratch-{seed}", 16, 0, 1, seed) for seed in (0, 1)]
     for factor, seed in itertools.product(FACTORS, (0, 1)):
         paths.append(write_cell(tmp_path / f"{factor}-{seed}", 16, 1e8, factor, seed))
-    [best] = find_optima([read_record(path) for path in paths], "held_out", [BUDGET]).factors
+    [best] = optima(paths, BUDGET).factors
     assert 10**best.parabola.optimum == pytest.approx(BEST_FACTOR, rel=1e-6)
     assert [len(losses) for _, losses in best.points] == [2, 2, 2]
 
 
 def test_planted_timing_law_is_recovered(cells):
-    found = find_optima([read_record(path) for path in cells], "held_out", [BUDGET / 4, BUDGET])
+    found = optima(cells, BUDGET / 4, BUDGET)
     law = found.laws["stack(3)"].law
     for name, value in dataclasses.asdict(PLANTED).items():
         assert getattr(law, name) == pytest.approx(value, rel=1e-4), name
@@ -120,7 +124,7 @@ def test_report_has_table_json_page_and_figures(cells, tmp_path):
 def test_missing_best_timing_has_a_reason_and_gives_no_law(tmp_path):
     paths = [write_cell(tmp_path / "scratch", 16, 0, 1)]
     paths += [write_cell(tmp_path / f"{d:.0f}", 16, d, 3) for d in TIMINGS[:2]]
-    found = find_optima([read_record(path) for path in paths], "held_out")
+    found = optima(paths)
     assert all(each.parabola is None for each in found.timings)
     assert found.laws["stack(3)"].startswith("0 best timings")
     printed = write(IsoflopConfig(runs=tuple(paths), output=tmp_path / "out"))
@@ -133,14 +137,14 @@ def test_different_growths_stay_separate_and_ambiguous_cells_are_refused(tmp_pat
     for factor, growth in ((2, None), (3, None), (3, noisy)):
         path = tmp_path / f"{factor}-{growth is None}"
         paths.append(write_cell(path, 16, 1e8, factor, growth=growth))
-    found = find_optima([read_record(path) for path in paths], "held_out", [BUDGET])
+    found = optima(paths, BUDGET)
     assert [(each.fixed, len(each.points)) for each in found.factors] == [
         ("stack(g) at 100,000,000 tokens", 2)
     ]
     again = {"optimizer.peak_learning_rate": 0.5}
     paths.append(write_cell(tmp_path / "again", 16, 1e8, 3, **again))
     with pytest.raises(ValueError, match="other settings; leave one out"):
-        find_optima([read_record(path) for path in paths], "held_out", [BUDGET])
+        optima(paths, BUDGET)
 
 
 def test_unequal_cells_are_reported_with_the_field(tmp_path):
@@ -176,7 +180,7 @@ def test_infinite_interval_is_written_as_null(tmp_path):
 def test_runs_of_a_size_may_differ_in_execution_fields(tmp_path):
     paths = [write_cell(tmp_path / "scratch", 16, 0, 1, **{"model.remat": "full"})]
     paths += [write_cell(tmp_path / f"{d:.0f}", 16, d, 3) for d in TIMINGS]
-    assert len(find_optima([read_record(path) for path in paths], "held_out").sizes) == 1
+    assert len(optima(paths).sizes) == 1
 
 
 def test_runs_without_growth_are_refused_in_one_line(tmp_path, run_main):
