@@ -1,6 +1,13 @@
 from stackjax.growth.base import Growth, OptimizerState, Preservation
 from stackjax.growth.composition import chain
-from stackjax.growth.depth import DepthUpscale, InsertBlock, Interleave, LayerMap, Stack
+from stackjax.growth.depth import (
+    DepthUpscale,
+    InsertBlock,
+    Interleave,
+    LayerGather,
+    LayerMap,
+    Stack,
+)
 from stackjax.growth.learned import Learn
 from stackjax.growth.masked import DepthRandom, WidthRandom
 from stackjax.growth.moments import grow_opt_state, zero_where
@@ -16,6 +23,7 @@ __all__ = [
     "Growth",
     "InsertBlock",
     "Interleave",
+    "LayerGather",
     "LayerMap",
     "Learn",
     "Noise",

@@ -289,5 +289,6 @@ def _check_schedule(stage: int, schedule: Schedule, horizon: int) -> None:
         raise UserError(
             f"the schedule of stages.{stage} warms up over {schedule.warmup_tokens} and "
             f"decays over {schedule.decay_tokens or 0} tokens, which is more than its "
-            f"horizon of {horizon}."
+            f"horizon of {horizon}; lower schedule.warmup_tokens or schedule.decay_tokens, or "
+            f"train longer."
         )

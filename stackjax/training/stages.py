@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from stackjax.config import Config, Stage
 from stackjax.growth.pattern import parse_pattern
-from stackjax.model.config import ModelConfig
+from stackjax.model.config import ModelConfig, differences
 from stackjax.runtime.errors import UserError
 from stackjax.training.learning_rate import ParameterRates
 
@@ -18,14 +18,15 @@ def stage_models(config: Config) -> list[ModelConfig]:
         for growth in growths:
             models.append(growth.target_config(models[-1]) if growth else models[-1])
         return models
-    for growth in reversed(growths):
-        source = growth.source_config(models[0]) if growth else models[0]
-        if growth is not None and growth.target_config(source) != models[0]:
+    for stage in range(len(growths), 0, -1):
+        growth, target = growths[stage - 1], models[0]
+        models.insert(0, growth.source_config(target) if growth else target)
+        if growth and (grown := growth.target_config(models[0])) != target:
             raise UserError(
-                f"{growth}.source_config and .target_config contradict each other: {models[0]} "
-                f"comes from {source}, which grows into {growth.target_config(source)}."
+                f"stages.{stage}.growth is {growth}, which cannot make this model: from its "
+                f"source_config it makes another, where {differences(grown, target)}; choose "
+                f"other sizes, or correct the operator."
             )
-        models.insert(0, source)
     return models
 
 

@@ -204,7 +204,8 @@ ERRORS = {
     ),
     "a growth that contradicts itself": (
         with_stages({"tokens": 64}, {"tokens": 64, "growth": Halved(2)}),
-        "halved(2).source_config and .target_config contradict each other",
+        "stages.1.growth is halved(2), which cannot make this model: from its source_config it "
+        "makes another, where model.num_layers is 12, not 6",
     ),
     "wsd without decay": (
         with_schedule(shape="wsd"),
@@ -213,7 +214,7 @@ ERRORS = {
     "long warm-up": (
         with_schedule(warmup_tokens=641),
         "stages.0 warms up over 641 and decays over 0 tokens, which is more than its "
-        "horizon of 640.",
+        "horizon of 640",
     ),
     "long decay": (
         with_schedule(shape="wsd", warmup_tokens=600, decay_tokens=41),
