@@ -11,16 +11,17 @@ Every process calls every hook at the same steps; process 0 alone writes the row
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
 from jax.sharding import Mesh
 
+from stackjax.data.batch import Batch
 from stackjax.model import Params
 from stackjax.run.run import Run
 from stackjax.run.sinks import plain_values
-from stackjax.run.validation import model_params
+from stackjax.run.validation import model_params, validation_batches
 from stackjax.runtime.errors import UserError
 from stackjax.training.phase import Counts, Phase
 from stackjax.training.train_state import TrainState
@@ -58,6 +59,10 @@ class StepInfo:
     def params(self) -> Params:
         """The model's parameters after the step, with masks and learned maps applied."""
         return model_params(self.phase, self.state)
+
+    def validation_batches(self) -> Iterator[Batch]:
+        """Returns the validation batches `[1, B, T]`, on the devices."""
+        return validation_batches(self.run.config, self.run.validation, self.mesh)
 
     @property
     def stopped_early(self) -> bool:

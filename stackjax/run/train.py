@@ -40,7 +40,7 @@ from stackjax.run.validation import (
     layer_metrics,
     model_params,
     open_data,
-    validation_loss,
+    validation_metrics,
 )
 from stackjax.runtime import distributed
 from stackjax.runtime.agreement import check_agreement, from_process_0, program
@@ -212,10 +212,11 @@ def enter(run: Run, source: Phase, target: Phase, state: TrainState) -> TrainSta
     with memory_used_by(lambda: f"the growth into stage {target.stage}"):
         entered = _grow(run.config, source, target, state)
         after, layers = _evaluate(run, target, entered)
+        losses = before["held_out_loss"], after["held_out_loss"]
         if target.growth is not None:
-            check_preserved(target.growth, target.model, before, after)
-        losses = {"held_out_loss_before": before, "held_out_loss": after}
-        run.write("growth", target, 0, target.start, **losses)
+            check_preserved(target.growth, target.model, *losses)
+        metrics = {f"{name}_before": value for name, value in before.items()} | after
+        run.write("growth", target, 0, target.start, **metrics)
         if layers:
             layers |= {f"{name}_before": values for name, values in old_layers.items()}
             run.write("layers", target, 0, target.start, **layers)
@@ -230,7 +231,7 @@ def enter(run: Run, source: Phase, target: Phase, state: TrainState) -> TrainSta
         run.commit(after_entering(run.marker, source, target))
     run.progress.note(
         f"{target.start.tokens:,} tokens: {target.growth or 'same model'}: held-out loss "
-        f"{before:.4f} -> {after:.4f}"
+        f"{losses[0]:.4f} -> {losses[1]:.4f}"
     )
     if target.stays_symmetric:
         run.progress.note(
@@ -242,14 +243,16 @@ def enter(run: Run, source: Phase, target: Phase, state: TrainState) -> TrainSta
 
 def _evaluate(
     run: Run, phase: Phase, state: TrainState
-) -> tuple[float, dict[str, list[float]]]:
-    """Returns a state's validation loss and layer statistics."""
+) -> tuple[dict[str, float], dict[str, list[float]]]:
+    """Returns a state's validation metrics and layer statistics."""
     config, mesh = run.config, build_mesh(phase.mesh)
     with jax.set_mesh(mesh):
         params = model_params(phase, state)
-        loss = validation_loss(config, phase.model, run.validation, mesh, params)
+        metrics = validation_metrics(config, phase.model, run.validation, mesh, params)
         phases = run.phases[: phase.index + 1]
-        return loss, plain_values(layer_metrics(config, phases, run.validation, mesh, params))
+        return metrics, plain_values(
+            layer_metrics(config, phases, run.validation, mesh, params)
+        )
 
 
 def _grow(config: Config, source: Phase, target: Phase, state: TrainState) -> TrainState:

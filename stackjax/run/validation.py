@@ -53,7 +53,7 @@ def validation_metrics(
     totals: dict[str, float] = collections.defaultdict(float)
     total_weight = 0.0
     for sums, weight in _in_flight(
-        batch_sums(model, params, batch) for batch in _batches(config, source, mesh)
+        batch_sums(model, params, batch) for batch in validation_batches(config, source, mesh)
     ):
         total_weight += float(weight)
         for name, value in sums.items():
@@ -82,7 +82,7 @@ def layer_metrics(
     """
     if not config.evaluation.layers:
         return {}
-    batch = next(_batches(config, source, mesh))
+    batch = next(validation_batches(config, source, mesh))
     return _layer_statistics(phases[-1].model, layer_sources(phases), params, batch)
 
 
@@ -131,8 +131,8 @@ def _in_flight(results: Iterable[T]) -> Iterator[T]:
     yield from started
 
 
-def _batches(config: Config, source: TokenSource, mesh: Mesh) -> Iterator[Batch]:
-    """Returns the validation batches, on the devices."""
+def validation_batches(config: Config, source: TokenSource, mesh: Mesh) -> Iterator[Batch]:
+    """Returns the validation batches `[1, B, T]`, on the devices."""
     num_rows = config.evaluation.batch_size
     batches = eval_batches(
         source,

@@ -10,6 +10,7 @@ import pytest
 from conftest import phase_of, tiny_model, tiny_run
 from runs import rows
 
+from stackjax.run import validation
 from stackjax.run.hooks import BUILT_IN_KINDS, Hook, StepInfo, check_hooks, every
 from stackjax.run.step_log import StepLog
 from stackjax.run.train import train
@@ -17,15 +18,22 @@ from stackjax.runtime.errors import UserError
 from stackjax.training.phase import Counts
 
 
-def test_hook_rows_are_written_once_across_a_restart(world, tmp_path):
-    calls = []
+def test_rows_of_a_hook_and_a_validation_metric_survive_a_restart(world, tmp_path, monkeypatch):
+    calls, batch_sums = [], validation.batch_sums
+
+    def with_ones(*args):
+        sums, weight = batch_sums(*args)
+        return sums | {"ones": weight}, weight
+
+    monkeypatch.setattr(validation, "batch_sums", with_ones)
 
     def weights(step: StepInfo):
         calls.append(step.step)
         if len(calls) == 2:
             raise InterruptedError
         norms = [jnp.sqrt(jnp.sum(leaf**2)) for leaf in jax.tree.leaves(step.params)]
-        return {"norms": jnp.stack(norms), "worst": jnp.inf}
+        batch = next(step.validation_batches())
+        return {"norms": jnp.stack(norms), "worst": jnp.inf, "rows": batch.tokens.shape[1]}
 
     config = world.config("--workdir", str(tmp_path))
     hooks = [Hook(kind="weights", when=every(5 * 128), on_step=weights)]
@@ -35,7 +43,11 @@ def test_hook_rows_are_written_once_across_a_restart(world, tmp_path):
     found = [row for row in rows(tmp_path) if row["kind"] == "weights"]
     assert [row["tokens"] for row in found] == [5 * 128, 10 * 128, 15 * 128, 16 * 128]
     assert [row["worst"] for row in found] == [None] * 4
+    assert [row["rows"] for row in found] == [config.evaluation.batch_size] * 4
     assert min(found[0]["norms"]) > 0
+    (seam,) = (row for row in rows(tmp_path) if row["kind"] == "growth")
+    evaluations = [row["ones"] for row in rows(tmp_path) if row["kind"] == "evaluation"]
+    assert {*evaluations, seam["ones_before"], seam["ones"]} == {1.0}
 
 
 @pytest.mark.parametrize("kind", BUILT_IN_KINDS)
