@@ -9,7 +9,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
 from stackjax.data.batch import Batch
-from stackjax.sharding.partition import logical
+from stackjax.sharding.partition import logical, num_shards
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
@@ -33,7 +33,8 @@ def put_rows(rows: np.ndarray) -> jax.Array:
 
 def local_rows(mesh: Mesh, num_rows: int) -> np.ndarray:
     """Returns the batch rows on this process's devices, ascending indices below B."""
-    indices = batch_sharding(mesh).addressable_devices_indices_map((1, num_rows, 1))
+    shape = (1, num_rows, num_shards("seq"))
+    indices = batch_sharding(mesh).addressable_devices_indices_map(shape)
     rows = [np.arange(num_rows)[index[1]] for index in indices.values() if index]
     return np.unique(np.concatenate(rows))
 
@@ -49,7 +50,7 @@ def put(batches: Iterable[Batch], mesh: Mesh, num_rows: int) -> Iterator[Batch]:
         def shard(index: Any) -> np.ndarray:
             start, stop, _ = index[1].indices(num_rows)
             first = np.searchsorted(rows, start)
-            return field[:, first : first + stop - start]
+            return field[:, first : first + stop - start, index[2]]
 
         # Takes half as long as `jax.make_array_from_process_local_data`.
         shape = (field.shape[0], num_rows, field.shape[2])

@@ -1,5 +1,6 @@
 """Growth for optimizer states."""
 
+import itertools
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -85,21 +86,38 @@ def zero_where(is_zeroed: Any, opt_state: Any) -> Any:
 
 
 def register_moments(state: type, **orders: Order) -> None:
-    """Adds an optax state to the known types.
+    """Adds an optax state to the known types, for example from a config file.
 
         register_moments(optax.ScaleByBeliefState, mu=1, nu=2)
 
     Args:
       state: The type, a NamedTuple.
       orders: The moments' order in each field: 1 for averaged gradients, 2 for averaged squared
-        gradients.
+        gradients. Moments have the shapes of the parameters.
     """
     _ORDERS[state] = orders
 
 
-def check_moments(opt_state: Any) -> None:
-    """Raises UserError if a state, perhaps abstract, has an array with unknown growth."""
-    _map_moments(lambda moment, _: moment, opt_state)
+def check_moments(opt_state: Any, params: Any) -> None:
+    """Raises UserError if a state, perhaps abstract, has an array with unknown growth.
+
+    Args:
+      params: The parameters, perhaps abstract. A moment has its parameter's shape.
+    """
+    shapes = [leaf.shape for leaf in jax.tree.leaves(params)]
+
+    def check(moment: Any, _: Order) -> Any:
+        leaves = jax.tree.leaves(moment, is_leaf=_is_absent)
+        for leaf, shape in itertools.zip_longest(leaves, shapes):
+            if not _is_absent(leaf) and getattr(leaf, "shape", None) != shape:
+                raise UserError(
+                    f"the optimizer state has a moment of shape {getattr(leaf, 'shape', None)} "
+                    f"for a parameter of shape {shape}; growth needs equal shapes, so set "
+                    f"optimizer_state to 'reset'."
+                )
+        return moment
+
+    _map_moments(check, opt_state)
 
 
 def _map_moments(function: Callable[[Any, Order], Any], opt_state: Any) -> Any:

@@ -82,8 +82,8 @@ def _call(module: nn.Module, params: Params, *args: Any) -> Any:
 def _init_named(config: ModelConfig, key: jax.Array) -> dict[str, Any]:
     """Returns the parameter tree with axes; layers are stacked along the first axis."""
     embedding_key, layers_key, head_key = jax.random.split(key, 3)
-    # Linen runs the modules to find the parameters, here on one token per batch shard.
-    shape = (num_shards("batch"), 1)
+    # Linen runs the modules to find the parameters, here on one token per shard.
+    shape = (num_shards("batch"), num_shards("seq"))
     zeros_BT = jnp.zeros(shape, jnp.int32, out_sharding=logical("batch", "seq"))
     x_BTD = jnp.zeros(
         (*shape, config.embed_dim),

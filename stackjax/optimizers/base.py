@@ -96,6 +96,7 @@ def find_optimizer(name: str) -> type[Optimizer]:
     """Returns the optimizer class with a name; UserError for an unknown name."""
     if name not in OPTIMIZERS:
         raise UserError(
-            f"optimizer is {name!r}; it must be {' or '.join(map(repr, OPTIMIZERS))}."
+            f"optimizer is {name!r}; it must be {', '.join(map(repr, OPTIMIZERS))}, or a "
+            f"subclass of Optimizer in the file of --config."
         )
     return OPTIMIZERS[name]

@@ -62,7 +62,7 @@ def slices_along_axes(shape: Sequence[int], num_slices: int) -> tuple[int, ...]:
             f"mesh {sizes} does not fit {num_slices} TPU slices: the slices must divide "
             f"replica x fsdp; set mesh.replica to {num_slices}, and mesh.fsdp to -1."
         )
-    return (replica, fsdp, 1)
+    return (replica, fsdp, *(1,) * (len(shape) - 2))
 
 
 def largest_mesh(*sizes: int) -> Mesh:

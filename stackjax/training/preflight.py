@@ -100,7 +100,7 @@ def _check_phase(
     config: Config, phase: Phase, num_devices: int, memory: int | None
 ) -> Estimate:
     shape = mesh_shape(phase.mesh, num_devices)
-    mesh = AbstractMesh(shape, MESH_AXES, axis_types=(AxisType.Explicit,) * 3)
+    mesh = AbstractMesh(shape, MESH_AXES, axis_types=(AxisType.Explicit,) * len(MESH_AXES))
     with jax.sharding.use_abstract_mesh(mesh):
         _check_steps(phase)
         _check_batch(config, phase)
@@ -108,7 +108,7 @@ def _check_phase(
         _check_divides(phase)
         state = abstract_state(config, phase)
         if phase.growth is not None and phase.optimizer_state != "reset":
-            check_moments(state.opt_state)
+            check_moments(state.opt_state, state.params)
     state_bytes = bytes_per_device(state, mesh)
     gradient_bytes = bytes_per_device(state.params, mesh) * (2 if phase.accumulate > 1 else 1)
     if memory is not None and state_bytes + gradient_bytes > memory:

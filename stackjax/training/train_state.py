@@ -14,6 +14,7 @@ from stackjax.data.batch import Batch
 from stackjax.growth import Growth, OptimizerState, grow_opt_state, zero_where
 from stackjax.growth.base import Fit
 from stackjax.growth.grow_tree import axes_of, grow_tree
+from stackjax.growth.moments import check_moments
 from stackjax.model import LossSums, ModelConfig, Params
 from stackjax.sharding.partition import auto_sharded, partition_of
 from stackjax.training.phase import Phase, StepInputs
@@ -192,6 +193,7 @@ def grow_state(
     elif optimizer_state == "reset":
         opt_state = tx.init(params)
     elif growth is not None:
+        check_moments(opt_state, state.params)
         axes = axes_of(source, state.params)
         grow_moments = functools.partial(
             grow_opt_state, growth, axes=axes, source=source, moments=optimizer_state

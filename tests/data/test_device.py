@@ -11,6 +11,7 @@ from stackjax.data.batch import Batch
 from stackjax.data.device import batch_sharding, put
 from stackjax.sharding.config import MeshConfig
 from stackjax.sharding.mesh import build_mesh
+from stackjax.sharding.partition import RULES
 
 ROWS, T = 8, 4
 
@@ -37,6 +38,16 @@ def test_batches_arrive_complete_and_in_order(mesh):
     for batch, expected in zip(sent, batches(), strict=False):
         jax.tree.map(np.testing.assert_array_equal, batch, expected)
         assert batch.tokens.sharding == batch_sharding(mesh)
+
+
+def test_sequences_are_sharded_by_the_table(monkeypatch):
+    monkeypatch.setitem(RULES, "batch", "fsdp")
+    monkeypatch.setitem(RULES, "seq", "replica")
+    mesh, field = build_mesh(MeshConfig(replica=4)), np.arange(ROWS * T).reshape(1, ROWS, T)
+    with jax.set_mesh(mesh):
+        (sent,) = put([Batch(field, field, None, field)], mesh, ROWS)
+    np.testing.assert_array_equal(sent.tokens, field)
+    assert sent.tokens.sharding.shard_shape(field.shape) == (1, ROWS // 2, T // 4)
 
 
 def test_exactly_one_batch_is_sent_ahead(mesh):

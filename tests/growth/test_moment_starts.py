@@ -28,6 +28,7 @@ from stackjax.config import Stage
 from stackjax.growth import Learn, Stack, WidthZero, grow_opt_state
 from stackjax.growth.axis_map import is_new
 from stackjax.growth.moment_starts import MomentStarts
+from stackjax.growth.moments import check_moments, register_moments
 from stackjax.model.config import axis_size
 from stackjax.optimizers import AdamW, Muon
 from stackjax.runtime.errors import UserError
@@ -284,3 +285,12 @@ def test_unknown_optimizer_state_is_rejected_by_type():
     state = optax.chain(optax.clip(1.0), optax.adafactor(1e-3)).init(params)
     with pytest.raises(UserError, match="FactoredState"):
         grow_opt_state(GROWTHS["stack"], state, model.logical_axes(SOURCE), SOURCE, "grow")
+
+
+def test_moments_of_other_shapes_are_rejected(monkeypatch):
+    monkeypatch.setattr("stackjax.growth.moments._ORDERS", {})
+    register_moments(optax.FactoredState, v_row=2, v_col=2, v=2)
+    params = jax.eval_shape(lambda: model.init(SOURCE, jax.random.key(0)))
+    tx = optax.scale_by_factored_rms(min_dim_size_to_factor=8)
+    with pytest.raises(UserError, match=r"parameter of shape \(24, 16\).*optimizer_state"):
+        check_moments(jax.eval_shape(tx.init, params), params)

@@ -8,14 +8,22 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import MODELS, first_microbatch, phase_of, random_batch, random_params, tiny_model
+from conftest import (
+    MODELS,
+    first_microbatch,
+    mesh_of,
+    phase_of,
+    random_batch,
+    random_params,
+    tiny_model,
+)
 from decoder import NumpyDecoder
 
 from stackjax import model
 from stackjax.model import LayerSpan
 from stackjax.model.flops import num_params
 from stackjax.sharding.axes import Axes
-from stackjax.sharding.partition import num_shards
+from stackjax.sharding.partition import RULES, num_shards
 
 B, T = 2, 8
 
@@ -291,6 +299,16 @@ def test_initial_values_are_the_same_on_every_mesh(initial_values, mesh):
     # Shards along heads and along embed, in that order.
     shard = params["layers"]["query"].addressable_shards[0].data.shape
     assert shard == (2, 16 // num_shards("embed"), 4 // num_shards("heads"), 6)
+
+
+def test_sharded_sequences_do_not_change_the_parameters(monkeypatch):
+    monkeypatch.setitem(RULES, "batch", "fsdp")
+    monkeypatch.setitem(RULES, "seq", "replica")
+    config = tiny_model()
+    with jax.set_mesh(mesh_of("replica 2, fsdp 2, tensor 2")):
+        params = jax.eval_shape(lambda: model.init(config, jax.random.key(0)))
+    whole = jax.eval_shape(lambda: model.init(config, jax.random.key(0)))
+    assert jax.tree.map(jnp.shape, params) == jax.tree.map(jnp.shape, whole)
 
 
 # Field, invalid value, and reason.
