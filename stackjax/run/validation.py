@@ -117,7 +117,8 @@ def check_preserved(growth: Growth, model: ModelConfig, before: float, after: fl
     if growth.preserves_function != "never" and not abs(after - before) <= tolerance:
         raise UserError(
             f"{growth}.preserves_function is {growth.preserves_function!r}, but the held-out "
-            f"loss went from {before} to {after}; nothing was committed."
+            f"loss went from {before} to {after}; nothing was committed. Choose another "
+            f"growth, or correct the operator."
         )
 
 

@@ -107,8 +107,7 @@ def _check_phase(
         _check_until(config, phase)
         _check_divides(phase)
         state = abstract_state(config, phase)
-        if phase.growth is not None and phase.optimizer_state != "reset":
-            check_moments(state.opt_state, state.params)
+        _check_moments(phase, state)
     state_bytes = bytes_per_device(state, mesh)
     gradient_bytes = bytes_per_device(state.params, mesh) * (2 if phase.accumulate > 1 else 1)
     if memory is not None and state_bytes + gradient_bytes > memory:
@@ -177,6 +176,17 @@ def _check_reached(config: Config, phases: Sequence[Phase]) -> None:
                     f"stages.{stage}.until.{field} is {limit:.10g}, which has no effect while "
                     f"the stage ends at {last:.10g} anyway; give it less, or leave it out."
                 )
+
+
+def _check_moments(phase: Phase, state: TrainState) -> None:
+    """Raises UserError if the optimizer state cannot grow."""
+    if phase.growth is None or phase.optimizer_state == "reset":
+        return
+    try:
+        check_moments(state.opt_state, state.params)
+    except UserError as error:
+        field = f"stages.{phase.stage}.optimizer_state"
+        raise UserError(f"{field} is {phase.optimizer_state!r}, but {error}") from None
 
 
 def _check_divides(phase: Phase) -> None:

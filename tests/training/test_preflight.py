@@ -1,10 +1,12 @@
 """Preflight checks of a run, without allocating device memory."""
 
+import dataclasses
 import re
 import types
 
 import jax
 import jax.extend
+import optax
 import pytest
 from conftest import MESHES, mesh_of, tiny_model, tiny_run
 
@@ -16,7 +18,7 @@ from stackjax.config import (
     Stage,
 )
 from stackjax.growth import Stack
-from stackjax.optimizers import AdamW, Muon
+from stackjax.optimizers import AdamW, Muon, Optimizer
 from stackjax.runtime.errors import UserError
 from stackjax.sharding.config import MeshConfig
 from stackjax.sharding.partition import on_mesh
@@ -42,6 +44,20 @@ def checkpoints(**fields):
 def optimizer(kind=AdamW, **fields):
     values = {"peak_learning_rate": 1e-2, "moments_dtype": "bfloat16"} | fields
     return {"optimizer": kind(**values)}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Belief(Optimizer):
+    def build(self, axes):
+        return optax.scale_by_belief()
+
+
+def keeping(growth):
+    """Returns two stages; the second keeps the optimizer state."""
+    lengths = {"tokens": 640, "batch_size": 8}
+    return {
+        "stages": (Stage(**lengths), Stage(**lengths, growth=growth, optimizer_state="keep"))
+    }
 
 
 TENSOR = {"mesh": MeshConfig(tensor=4)}
@@ -110,6 +126,10 @@ ERRORS = {
     "never evaluated": (
         evaluation(every_tokens=0),
         "evaluation.every_tokens is 0; it must be at least 1.",
+    ),
+    "moments of unknown growth": (
+        {"optimizer": Belief(peak_learning_rate=1e-2), **keeping(Stack(2))},
+        "stages.1.optimizer_state is 'keep', but the optimizer state has an array .mu[",
     ),
     "never logged": (
         {"logging": LoggingConfig(every_tokens=0)},
