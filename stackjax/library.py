@@ -100,7 +100,7 @@ def make_step(
     if tx is not None:
         tx, phase = _negated(tx), _at_rate_1(phase)
     jitted, inputs, mesh = (
-        jit_step(config, phase, tx),
+        jit_step(phase, tx),
         step_inputs(phase),
         build_mesh(phase.mesh),
     )
@@ -174,7 +174,7 @@ def grow_state(
       tx: An optax optimizer for the target, instead of the config's.
     """
     mesh = build_mesh(target.mesh)
-    tx = phase_optimizer(config, target) if tx is None else _negated(tx)
+    tx = phase_optimizer(target) if tx is None else _negated(tx)
     if target.optimizer_state == "reset":
         state = dataclasses.replace(state, opt_state=None)
     with jax.set_mesh(mesh):

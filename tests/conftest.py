@@ -1,13 +1,14 @@
 """Eight CPU devices, strict rank promotion, and shared tables of models, meshes and growths."""
 
 import functools
+import os
 from fractions import Fraction
 
 import jax
 import numpy as np
 import pytest
 from jax.extend.core import ClosedJaxpr, Jaxpr
-from runs import uncut, world  # noqa: F401, session fixtures
+from runs import FAST_COMPILATION, uncut, world  # noqa: F401, session fixtures
 
 from stackjax import model
 from stackjax.config import (
@@ -45,6 +46,7 @@ from stackjax.training.phase import Counts, Phase, Waypoint
 jax.config.update("jax_num_cpu_devices", 8)
 # Tests mostly compile; unoptimized compilation takes a quarter of the time.
 jax.config.update("jax_disable_most_optimizations", True)
+os.environ["XLA_FLAGS"] = FAST_COMPILATION
 # Dtype promotion is not strict: optax and jax.nn mix dtypes themselves.
 jax.config.update("jax_numpy_rank_promotion", "raise")
 

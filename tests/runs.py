@@ -28,6 +28,10 @@ from stackjax.data.config import PrepareConfig
 from stackjax.data.prepare import prepare
 
 ROOT = Path(__file__).parent.parent
+# JAX 0.12 has no such flag. Without it, XLA compiles a train step in three times the time.
+FAST_COMPILATION = (
+    "--xla_cpu_use_fusion_emitters=false" if jax.__version_info__ < (0, 11) else ""
+)
 WORDS = ("a", "model", "that", "grows", "while", "it", "trains", "and", "never", "forgets")
 CLOCK = ("seconds", "tokens_per_second", "mfu")
 CONFIG = """
@@ -91,6 +95,7 @@ class World:
                 "JAX_COMPILATION_CACHE_DIR": str(self.path / "compilation_cache"),
                 "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
                 "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+                "XLA_FLAGS": FAST_COMPILATION,
                 "PYTHONPATH": str(ROOT),
             }
             | env,

@@ -98,7 +98,7 @@ def measure_seam(config: Config, source: Phase, target: Phase, grown: Grown) -> 
     if target.growth is None:
         raise CannotMeasure("no operator grows the model of this phase")
     before = read_peaks()
-    tx = phase_optimizer(config, target)
+    tx = phase_optimizer(target)
     if grown == "parameters":
         tx, grown = optax.identity(), "reset"
     target = dataclasses.replace(target, optimizer_state=grown)
@@ -111,7 +111,7 @@ def measure_seam(config: Config, source: Phase, target: Phase, grown: Grown) -> 
         return jax.device_put(state, jax.tree.map(lambda leaf: _on(leaf, mesh), state))
 
     with jax.set_mesh(mesh):
-        whole = abstract_state(config, source)
+        whole = abstract_state(source)
         state = _parted(whole, grown)
         result = jax.eval_shape(enter, state, jax.random.key(0))
         check_memory("growing", max(_on_each(whole, mesh), 2 * _on_each((state, result), mesh)))
@@ -171,7 +171,7 @@ def measure_saves(config: Config, phase: Phase, mesh: Mesh) -> Saves:
     Raises:
       CannotMeasure: Memory or disk do not suffice.
     """
-    before, abstract = read_peaks(), abstract_state(config, phase)
+    before, abstract = read_peaks(), abstract_state(phase)
     check_memory("a state with its copy", 2 * _on_each(abstract, mesh))
     with _directory(config) as workdir:
         _check_disk(workdir, (config.checkpoints.keep_last + 1) * _num_bytes(abstract))

@@ -160,8 +160,8 @@ def _unrolled_flops(config: Config, phase: Phase, mesh: Mesh) -> Number:
     model = dataclasses.replace(phase.model, scan_unroll=phase.model.num_layers)
     rows = phase.batch_size // phase.accumulate
     unrolled = dataclasses.replace(phase, model=model, accumulate=1, batch_size=rows)
-    state = on_mesh(abstract_state(config, phase), mesh)
-    step = jit_step(config, unrolled)
+    state = on_mesh(abstract_state(phase), mesh)
+    step = jit_step(unrolled)
     batch = random_batch(config, unrolled, mesh)
     counted: Any = step.lower(phase.step_inputs, state, batch).cost_analysis()
     if counted is None:

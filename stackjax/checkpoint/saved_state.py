@@ -16,7 +16,6 @@ from orbax.checkpoint import v1 as ocp
 
 from stackjax.checkpoint.checksums import WORDS, by_path, checksums
 from stackjax.checkpoint.contents import Contents, from_json
-from stackjax.config import Config
 from stackjax.files.json_file import parse_object
 from stackjax.runtime.errors import UserError
 from stackjax.sharding.mesh import build_mesh
@@ -179,8 +178,8 @@ def _reason(error: BaseException) -> str:
     return text if len(text) <= _MAX_REASON else f"{text[:_MAX_REASON]}..."
 
 
-def compile_checksums(config: Config, phase: Phase) -> None:
+def compile_checksums(phase: Phase) -> None:
     """Compiles the checksums for a phase's state, for the first save."""
     mesh = build_mesh(phase.mesh)
     with jax.set_mesh(mesh):
-        checksums.lower(saved_tree(on_mesh(abstract_state(config, phase), mesh))).compile()
+        checksums.lower(saved_tree(on_mesh(abstract_state(phase), mesh))).compile()

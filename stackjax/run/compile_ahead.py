@@ -30,7 +30,8 @@ def compile_ahead(
 ) -> Callable[[Phase, Phase | None], jax.stages.Compiled | None]:
     """Returns a function (phase, next phase) -> the phase's compiled train step.
 
-    The function returns None after a signal to stop.
+    The function returns None after a signal to stop. The newest steps are kept: a probe of the
+    next phase and the phase itself share the step.
 
     On a CPU, checkpoint checksums and the next phase's step are compiled while a phase trains.
     This does not slow down training, as measured.
@@ -44,15 +45,16 @@ def compile_ahead(
         step = _in_thread(lambda: compile_step(config, phase))
         if jax.default_backend() == "cpu":
             # After the step, because training waits for the step.
-            _in_thread(lambda: futures.wait([step]) and compile_checksums(config, phase))
+            _in_thread(lambda: futures.wait([step]) and compile_checksums(phase))
         return step
 
     def step_of(phase: Phase, following: Phase | None) -> jax.stages.Compiled | None:
         compiling = ahead.get(phase.index) or start(phase)
+        ahead.clear()
+        ahead[phase.index] = compiling
         while not futures.wait([compiling], seconds).done:
             if stop.is_set():
                 return None
-        ahead.clear()
         if jax.default_backend() == "cpu" and following is not None:
             ahead[following.index] = start(following)
         return compiling.result()

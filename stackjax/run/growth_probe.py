@@ -20,7 +20,7 @@ from stackjax.run.validation import model_params, validation_loss
 from stackjax.runtime.errors import UserError
 from stackjax.sharding.mesh import build_mesh
 from stackjax.sharding.partition import move
-from stackjax.training.compile import compile_step, growth_key, phase_optimizer, step_inputs
+from stackjax.training.compile import growth_key, phase_optimizer, step_inputs
 from stackjax.training.expand import expand
 from stackjax.training.phase import Phase, StepInputs
 from stackjax.training.preflight import Estimate
@@ -74,10 +74,9 @@ def probe_hooks(run: Run, phase: Phase) -> list[Hook]:
     config, target = run.config, _following(run.phases, phase)
     if target is None or not config.probes.at_tokens:
         return []
-    mesh, tx = build_mesh(target.mesh), phase_optimizer(config, target)
+    mesh, tx = build_mesh(target.mesh), phase_optimizer(target)
     num_steps = math.ceil((config.probes.lag_tokens or 0) / target.per_step.tokens)
     grow = jax.jit(functools.partial(enter_phase, phase, target, tx))
-    compiled = functools.cache(lambda: compile_step(config, target))
 
     def loss(state: TrainState) -> float:
         params = model_params(target, state)
@@ -91,7 +90,12 @@ def probe_hooks(run: Run, phase: Phase) -> list[Hook]:
         with jax.set_mesh(mesh):
             copy = grow(move(state, mesh), growth_key(config, target))
             grown = loss(copy)
-            train_step, inputs = compiled(), _inputs(run, phase, target, step.step)
+            train_step, inputs = (
+                run.step_of(target, None),
+                _inputs(run, phase, target, step.step),
+            )
+            if train_step is None:  # after a signal to stop
+                return {}
             for batch in run.batches(target, mesh, step.counts, num_steps):
                 copy, _ = train_step(inputs, copy, batch)
             return {

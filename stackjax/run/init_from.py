@@ -107,7 +107,7 @@ def state_at(
         of = of_directory[checkpoint.parent]
         mesh = build_mesh(of.mesh)
         with jax.set_mesh(mesh):
-            return load_whole(checkpoint, abstract_state(config, of), mesh)
+            return load_whole(checkpoint, abstract_state(of), mesh)
 
     state, contents = read_or_go_back(workdir, phases, step, load)
     counts = phase.counts(step)
@@ -133,7 +133,7 @@ def start_from(
         params = source.load_params(phase.model, mesh)
         if jax.process_index() == 0:
             source.copy_huggingface_files(workdir)
-        opt_state = jax.jit(phase_optimizer(config, phase).init)(params)
+        opt_state = jax.jit(phase_optimizer(phase).init)(params)
         state = TrainState(jnp.zeros((), jnp.int32), params, opt_state)
         with Checkpoints(
             workdir, phase, config.checkpoints, source.contents.lineage

@@ -258,7 +258,7 @@ def _evaluate(
 def _grow(config: Config, source: Phase, target: Phase, state: TrainState) -> TrainState:
     """Returns the target phase's first state, on the target's mesh; deletes the source."""
     mesh = build_mesh(target.mesh)
-    grow = functools.partial(enter_phase, source, target, phase_optimizer(config, target))
+    grow = functools.partial(enter_phase, source, target, phase_optimizer(target))
     with jax.set_mesh(mesh), warnings.catch_warnings():
         # JAX can reuse only buffers with equal shapes.
         warnings.filterwarnings("ignore", "Some donated buffers were not usable")

@@ -2,6 +2,7 @@
 
 import functools
 import os
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -26,12 +27,15 @@ from stackjax.training.compiler_options import COMPILER_OPTIONS
 from stackjax.training.phase import Phase, StepInputs
 from stackjax.training.train_state import TrainState, fit_state, init_state, train_step
 
+_PROGRAMS = 4
+"""Jitted functions to keep, with their compiled programs, for phases with equal programs."""
 
-def phase_optimizer(config: Config, phase: Phase) -> optax.GradientTransformationExtraArgs:
+
+def phase_optimizer(phase: Phase) -> optax.GradientTransformationExtraArgs:
     """Returns a phase's optimizer, without learning rate."""
     if phase.fit is not None:
-        return fit_transformation(config.optimizer)
-    tx = config.optimizer.build(model.logical_axes(phase.model))
+        return fit_transformation(phase.optimizer)
+    tx = phase.optimizer.build(model.logical_axes(phase.model))
     return optax.with_extra_args_support(tx)
 
 
@@ -50,25 +54,36 @@ def growth_key(config: Config, phase: Phase) -> jax.Array:
 
 def new_state(config: Config, phase: Phase) -> TrainState:
     """Returns a new model's state on the current mesh."""
-    init = functools.partial(init_state, phase.model, phase_optimizer(config, phase))
+    return _jit_init(phase.program)(jax.random.key(config.seed))
+
+
+@functools.lru_cache(_PROGRAMS)
+def _jit_init(program: Phase) -> Any:
+    init = functools.partial(init_state, program.model, phase_optimizer(program))
     # This runs once. For a tiny model on a CPU, optimized compilation takes 11 s, and
     # unoptimized compilation 2 s.
     options = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
-    return jax.jit(init, compiler_options=options)(jax.random.key(config.seed))
+    return jax.jit(init, compiler_options=options)
 
 
-def abstract_state(config: Config, phase: Phase) -> TrainState:
+def abstract_state(phase: Phase) -> TrainState:
     """Returns a phase's state on the current mesh, abstract: shapes, types and partitions."""
-    tx = phase_optimizer(config, phase)
+    return jax.eval_shape(_state_of(phase.program))
+
+
+@functools.lru_cache(_PROGRAMS)
+def _state_of(program: Phase) -> Callable[[], TrainState]:
+    """Returns the function that makes a phase's state."""
+    tx = phase_optimizer(program)
 
     def state() -> TrainState:
         key = jax.random.key(0)
-        if phase.fit is not None:
-            params = model.init(phase.source, key)
-            return fit_state(phase.fit, phase.source, tx, params, key)
-        return init_state(phase.model, tx, key)
+        if program.fit is not None:
+            params = model.init(program.source, key)
+            return fit_state(program.fit, program.source, tx, params, key)
+        return init_state(program.model, tx, key)
 
-    return jax.eval_shape(state)
+    return state
 
 
 def abstract_part(config: ModelConfig, optimizer: Optimizer | None, axes: Any) -> TrainState:
@@ -93,19 +108,25 @@ def abstract_part(config: ModelConfig, optimizer: Optimizer | None, axes: Any) -
     return jax.eval_shape(state)
 
 
-def jit_step(
-    config: Config, phase: Phase, tx: optax.GradientTransformationExtraArgs | None = None
-) -> Any:
+def jit_step(phase: Phase, tx: optax.GradientTransformationExtraArgs | None = None) -> Any:
     """Returns a phase's train step, jitted: (inputs, state, batch) -> (state, metrics).
 
-    The state is donated. Phases with equal shapes share the step: learning rate, tokens and
+    The state is donated. Phases with equal programs share the step: learning rate, tokens and
     moment starts are inputs.
 
     Args:
       tx: An optimizer without learning rate, instead of the config's.
     """
-    tx = phase_optimizer(config, phase) if tx is None else tx
-    step = functools.partial(train_step, phase, tx, config.optimizer.z_loss)
+    return _shared_step(phase.program) if tx is None else _jit_step(phase.program, tx)
+
+
+@functools.lru_cache(_PROGRAMS)
+def _shared_step(program: Phase) -> Any:
+    return _jit_step(program, phase_optimizer(program))
+
+
+def _jit_step(program: Phase, tx: optax.GradientTransformationExtraArgs) -> Any:
+    step = functools.partial(train_step, program, tx, program.optimizer.z_loss)
     return jax.jit(step, donate_argnums=1)
 
 
@@ -130,9 +151,9 @@ def compile_step(config: Config, phase: Phase) -> jax.stages.Compiled:
     # Threads do not inherit the mesh.
     with jax.set_mesh(mesh):
         inputs = on_mesh(jax.eval_shape(lambda: phase.step_inputs), mesh)
-        state = on_mesh(abstract_state(config, phase), mesh)
+        state = on_mesh(abstract_state(phase), mesh)
         batch = abstract_batch(config, phase, mesh)
-        lowered = jit_step(config, phase).lower(inputs, state, batch)
+        lowered = jit_step(phase).lower(inputs, state, batch)
         return lowered.compile(COMPILER_OPTIONS.get(jax.default_backend()))
 
 

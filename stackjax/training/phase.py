@@ -20,6 +20,17 @@ from stackjax.sharding.config import MeshConfig
 from stackjax.sharding.partition import auto_sharded, partition
 from stackjax.training.learning_rate import LearningRate, ParameterRates
 
+_ANY_RATE = LearningRate(
+    shape="constant",
+    peak=0.0,
+    warmup_tokens=0.0,
+    decay_start=0.0,
+    decay_tokens=0.0,
+    final_fraction=0.0,
+    first_tokens=0.0,
+    tokens_per_step=0.0,
+)
+
 
 @dataclasses.dataclass(frozen=True)
 class Counts:
@@ -188,6 +199,22 @@ class Phase:
             )
             for trains, run in itertools.groupby(self.trained_layers)
         ]
+
+    @property
+    def program(self) -> "Phase":
+        """The phase without position, length and step inputs: equal for equal train steps."""
+        return dataclasses.replace(
+            self,
+            index=0,
+            stage=0,
+            growth=None,
+            optimizer_state="reset",
+            num_steps=0,
+            learning_rate=_ANY_RATE,
+            moment_starts=None,
+            start=Counts(),
+            waypoint=Waypoint(step=0, counts=Counts()),
+        )
 
     def trains_model(self, step: int) -> bool:
         """Returns whether the trained parameters are the model's parameters after a step.

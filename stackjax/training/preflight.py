@@ -106,7 +106,7 @@ def _check_phase(
         _check_batch(config, phase)
         _check_until(config, phase)
         _check_divides(phase)
-        state = abstract_state(config, phase)
+        state = abstract_state(phase)
         _check_moments(phase, state)
     state_bytes = bytes_per_device(state, mesh)
     gradient_bytes = bytes_per_device(state.params, mesh) * (2 if phase.accumulate > 1 else 1)

@@ -145,7 +145,7 @@ def test_first_save_reuses_the_precompiled_checksum_program(caplog):
     phase = expand(config)[0]
     mesh = build_mesh(phase.mesh)
     with futures.ThreadPoolExecutor(max_workers=1) as thread:
-        thread.submit(compile_checksums, config, phase).result()
+        thread.submit(compile_checksums, phase).result()
 
     def compiled(tree) -> bool:
         caplog.clear()
@@ -154,7 +154,7 @@ def test_first_save_reuses_the_precompiled_checksum_program(caplog):
         return any("checksums" in message for message in caplog.messages)
 
     with jax.set_mesh(mesh):
-        layout = on_mesh(abstract_state(config, phase), mesh)
+        layout = on_mesh(abstract_state(phase), mesh)
         state = jax.tree.map(
             lambda leaf: jax.device_put(np.zeros(leaf.shape, leaf.dtype), leaf.sharding), layout
         )

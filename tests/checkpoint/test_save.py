@@ -51,7 +51,7 @@ def host_state() -> TrainState:
 
 def state_on(mesh) -> TrainState:
     """Returns the state sharded over a mesh."""
-    layout = on_mesh(abstract_state(RUN, PHASE), mesh)
+    layout = on_mesh(abstract_state(PHASE), mesh)
     return jax.device_put(host_state(), jax.tree.map(lambda leaf: leaf.sharding, layout))
 
 
@@ -71,7 +71,7 @@ def test_states_restore_bit_for_bit_on_any_mesh(workdir, restored_on):
         assert checkpoints.latest_step == 4
     mesh = mesh_of(restored_on)
     with jax.set_mesh(mesh):
-        abstract = abstract_state(RUN, PHASE)
+        abstract = abstract_state(PHASE)
         state, contents = load_whole(workdir / PHASE.directory / "4", abstract, mesh)
     # Counts are Python integers without a size limit.
     assert contents.counts == COUNTS
@@ -93,7 +93,7 @@ def test_donating_a_state_after_save_does_not_change_the_checkpoint(workdir):
         jax.block_until_ready(spoil(state))
         checkpoints.wait()
         newest = checkpoints.directory / "4"
-        restored, _ = load_whole(newest, abstract_state(RUN, PHASE), mesh)
+        restored, _ = load_whole(newest, abstract_state(PHASE), mesh)
     assert_same(restored, host_state())
 
 
@@ -136,8 +136,7 @@ def test_step_is_saved_only_once(workdir):
 
 
 def other_model(**fields):
-    run = dataclasses.replace(RUN, model=dataclasses.replace(RUN.model, **fields))
-    return run, expand(run)[0]
+    return expand(dataclasses.replace(RUN, model=dataclasses.replace(RUN.model, **fields)))[0]
 
 
 @pytest.mark.parametrize(
@@ -160,7 +159,7 @@ def test_checkpoint_of_another_model_is_rejected_by_parameter(workdir, fields, m
         checkpoints.save(4, state_on(mesh), COUNTS)
         checkpoints.wait()
         with pytest.raises(ValueError, match=f"checkpoint of another model: {message}"):
-            abstract = abstract_state(*other_model(**fields))
+            abstract = abstract_state(other_model(**fields))
             load_whole(checkpoints.directory / "4", abstract, mesh)
 
 

@@ -9,6 +9,7 @@ from runs import last_state, rows
 
 from stackjax.config import ProbeConfig, Schedule
 from stackjax.growth import Learn
+from stackjax.run import compile_ahead
 from stackjax.run.growth_probe import check_probes
 from stackjax.run.train import train
 from stackjax.sharding.config import MeshConfig
@@ -50,10 +51,20 @@ def test_probe_losses_equal_losses_of_real_growth(world, tmp_path, axis, mesh, m
     assert probe["lag_flops_6nd"] == lagged["flops_6nd"] - seam["flops_6nd"]
 
 
-def test_probes_do_not_change_the_run(world, tmp_path):
+def test_probes_compile_no_step_of_their_own_and_do_not_change_the_run(
+    world, tmp_path, monkeypatch
+):
     plain, probing = tmp_path / "plain", tmp_path / "probing"
     train(run(world, plain))
+    compiled, compile_step = [], compile_ahead.compile_step
+
+    def counted(config, phase):
+        compiled.append(phase.index)
+        return compile_step(config, phase)
+
+    monkeypatch.setattr(compile_ahead, "compile_step", counted)
     train(run(world, probing, at_tokens=(3 * STEP, 5 * STEP + 1), lag_tokens=STEP))
+    assert compiled == [0, 1]
     found = rows(probing)
     # A probe inside a step is due after the step.
     tokens = [row["tokens"] for row in found if row["kind"] == "probe"]

@@ -55,9 +55,9 @@ def lowered(platform: str, stage: int, overrides: list[str]) -> jax.export.Expor
     phase = expand(config)[stage]
     mesh = build_mesh(phase.mesh)
     with jax.set_mesh(mesh):
-        state = on_mesh(abstract_state(config, phase), mesh)
+        state = on_mesh(abstract_state(phase), mesh)
         export = jax.export.export(
-            jit_step(config, phase), platforms=[platform], disabled_checks=ALLOWED
+            jit_step(phase), platforms=[platform], disabled_checks=ALLOWED
         )
         return export(step_inputs(phase), state, abstract_batch(config, phase, mesh))
 
