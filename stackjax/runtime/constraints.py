@@ -76,6 +76,7 @@ def check_fields(value: Any, path: str = "") -> None:
     for field, hint in fields:
         item = getattr(value, field.name)
         _check(item, hint, join(path, field.name))
+        _check_hashable(item, join(path, field.name))
         if type(item) is int and any(kind is float for kind, _ in _alternatives(hint)):
             # An integer in JAX stays an integer, with at most 32 bits.
             object.__setattr__(value, field.name, float(item))
@@ -137,6 +138,17 @@ def _check(value: Any, hint: Any, path: str) -> None:
     has_type = any(_is_a(value, kind) for kind, _ in alternatives)
     of_type = "" if has_type else f", of type {type(value).__name__}"
     raise UserError(f"{path} is {show(value)}{of_type}; it must be {wanted}.")
+
+
+def _check_hashable(value: Any, path: str) -> None:
+    """Raises UserError for a value that can change, such as a list in an own operator."""
+    try:
+        hash(value)
+    except TypeError as error:
+        raise UserError(
+            f"{path} is {show(value)}, which can change ({error}); use a tuple or a frozen "
+            f"dataclass."
+        ) from error
 
 
 def _is_a(value: Any, kind: Any) -> bool:

@@ -133,6 +133,7 @@ class Outer(Checked):
     text: Text = "text"
     path: Path = Path()
     sizes: Annotated[tuple[Size, ...], Length(at_most=3)] = (1,)
+    labels: list | tuple = ()
     inner: Inner = Inner()
     inners: tuple[Inner, ...] = ()
     optional: Size | None = None
@@ -184,6 +185,8 @@ REFUSED = [
     ({"sizes": [1]}, "sizes is [1], of type list"),
     ({"sizes": (1, 2, 3, 4)}, "sizes is (1, 2, 3, 4); it must be from 1 to 3 long."),
     ({"sizes": (1, 0)}, "sizes.1 is 0; it must be at least 1"),
+    ({"labels": ["a"]}, "labels is ['a'], which can change"),
+    ({"labels": (["a"],)}, "labels is (['a'],), which can change"),
     ({"inner": None}, "inner is None, of type NoneType"),
     ({"inner": Inner(rate=1)}, "inner.rate is 1; it must be at least 0 and less than 1."),
     ({"inner": Inner(rate=1 - 1e-9)}, "inner.rate is 0.999999999"),
