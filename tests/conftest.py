@@ -1,5 +1,6 @@
 """Eight CPU devices, strict rank promotion, and shared tables of models, meshes and growths."""
 
+import collections
 import functools
 import os
 from fractions import Fraction
@@ -49,6 +50,30 @@ jax.config.update("jax_disable_most_optimizations", True)
 os.environ["XLA_FLAGS"] = FAST_COMPILATION
 # Dtype promotion is not strict: optax and jax.nn mix dtypes themselves.
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+def pytest_addoption(parser):
+    parser.addoption("--all", action="store_true", help="run all cases of every test")
+
+
+def pytest_collection_modifyitems(config, items):
+    """Leaves out `slow` tests, and all but every nth case of a test marked `sample(n)`.
+
+    Every law keeps cases. `--all` runs everything; so does the name of a test.
+    """
+    if config.getoption("all") or any("::" in arg for arg in config.args):
+        return
+    counts, kept, left_out = collections.Counter(), [], []
+    for item in items:
+        test = item.nodeid.partition("[")[0]
+        sample = item.get_closest_marker("sample")
+        runs = item.get_closest_marker("slow") is None
+        if sample is not None:
+            runs = counts[test] % sample.args[0] == 0
+            counts[test] += 1
+        (kept if runs else left_out).append(item)
+    items[:] = kept
+    config.hook.pytest_deselected(items=left_out)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -70,8 +70,8 @@ def test_optimizer_is_built_and_its_state_grows(load):
 
 
 def test_metric_joins_the_metrics_of_a_step():
-    config, phase = tiny_run(), phase_of(MODEL)
-    tx, last = phase_optimizer(config, phase), '"is_finite": is_finite,\n'
+    phase = phase_of(MODEL)
+    tx, last = phase_optimizer(phase), '"is_finite": is_finite,\n'
     step = edited(train_state.train_step, last, last + METRIC)
     state = jax.eval_shape(
         functools.partial(train_state.init_state, MODEL, tx), jax.random.key(0)

@@ -56,6 +56,7 @@ def state_of(config, optimizer) -> TrainState:
     return TrainState(jnp.int32(4), params, opt_state)
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize(
     ("name", "optimizer", "moments", "on"),
     [
@@ -151,6 +152,7 @@ def test_checkpoint_grown_with_its_optimizer_restores_like_a_run(uncut, tmp_path
     np.testing.assert_array_equal(state.opt_state[1].nu["head"], before)
 
 
+@pytest.mark.slow
 def test_bfloat16_moments_grow_and_stay_bfloat16(tmp_path, run):
     source, growth, mesh = tiny_model(num_layers=1), Stack(2), mesh_of("one device")
     state = jax.tree.map(jnp.asarray, state_of(source, BFLOAT16))
@@ -175,6 +177,7 @@ def test_bfloat16_moments_grow_and_stay_bfloat16(tmp_path, run):
     assert_same(restored, expected)
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("array", ["params.final_norm", "opt_state.1.nu.final_norm"])
 def test_nonfinite_arrays_are_rejected_unless_allowed(tmp_path, run, array):
     source, phase = tiny_model(num_layers=1), phase_of(tiny_model(num_layers=1))

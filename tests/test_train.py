@@ -111,6 +111,7 @@ def test_growth_that_changes_the_function_is_not_committed(at_the_seam, tmp_path
     assert {row["stage"] for row in rows(tmp_path)} == {0}
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize(
     "fields", [{}, {"optimizer_state": "grow", "mesh": MeshConfig(tensor=2)}]
 )
@@ -137,6 +138,7 @@ WIDE = {"embed": 2, "mlp": 2, "heads": 2}
 KEPT = {"optimizer_state": "keep", "rewarm": Rewarm(tokens=256), "scale_by_fan_in": True}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("growth", "fields"),
     [
@@ -164,6 +166,7 @@ def test_growth_on_eight_devices(growth, fields, world, tmp_path):
     assert moved == [False] * frozen + [True] * (target.num_layers - frozen)
 
 
+@pytest.mark.slow
 def test_learned_growth_resumes_between_fit_and_training(world, tmp_path, monkeypatch, capsys):
     growth = Learn(2, **WIDE, fit_steps=3)
     whole, cut_short = (grown_run(world, tmp_path / name, growth) for name in ("a", "b"))

@@ -106,6 +106,7 @@ def damages(data: bytes, rng: random.Random, kinds=tuple(WHOLE_FILE), flips: int
         yield f"bit {bit}", with_flipped_bit(data, bit)
 
 
+@pytest.mark.slow
 def test_damaged_checkpoint_file_is_reported_or_has_no_effect(tmp_path):
     checkpoint = Path(saved(epath.Path(tmp_path), [4]) / PHASE.directory / "4")
     mesh, rng, named = mesh_of("one device"), random.Random(0), 0

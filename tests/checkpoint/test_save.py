@@ -62,6 +62,7 @@ def assert_same(tree, other):
         np.testing.assert_array_equal(leaf, expected)
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("restored_on", ["one device", "fsdp 8", "fsdp 4, tensor 2"])
 def test_states_restore_bit_for_bit_on_any_mesh(workdir, restored_on):
     mesh = mesh_of("fsdp 8")

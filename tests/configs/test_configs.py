@@ -29,6 +29,7 @@ def load(name: str, *overrides: str):
     return load_config("test", ["--config", f"configs/{name}.py", *overrides])
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_every_config_fits_a_mesh_of_8_by_4(path):
     mesh = ["--mesh.fsdp", "8", "--mesh.tensor", "4"]

@@ -49,6 +49,7 @@ def failure(owner, copy_files, point):
     return (*checkpointer, name, when) if checkpointer else (owner, copy_files, when)
 
 
+@pytest.mark.sample(5)
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), FULL_DISK], ids=["killed", "full disk"])
 @pytest.mark.parametrize("point", POINTS)
 def test_failed_growth_leaves_no_output_and_can_be_repeated(uncut, tmp_path, point, error):
@@ -62,6 +63,7 @@ def test_failed_growth_leaves_no_output_and_can_be_repeated(uncut, tmp_path, poi
     assert {path.name for path in target.iterdir()} == {"0", "config.json", "tokenizer"}
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("point", POINTS)
 def test_failed_conversion_leaves_no_output_and_can_be_repeated(tmp_path, point):
     folder = folders.write(tmp_path / "folder", "llama")
@@ -75,6 +77,7 @@ def test_failed_conversion_leaves_no_output_and_can_be_repeated(tmp_path, point)
     assert {path.name for path in target.iterdir()} == {"0", "huggingface"}
 
 
+@pytest.mark.slow
 def test_killed_upload_is_incomplete_and_can_be_repeated(uncut):
     target = "gs://bucket/grown/stage_0/train"
     config = GrowConfig(source=str(uncut), target=target, growth=Stack(2))

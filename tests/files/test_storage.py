@@ -230,6 +230,7 @@ def run(world, uncut, gcs, shards) -> str:
     return "gs://bucket/run"
 
 
+@pytest.mark.slow
 def test_resumed_run_in_a_bucket_equals_run_on_disk(uncut, gcs, run, tmp_path):
     for name, data in objects(gcs, "run/").items():
         path = tmp_path / name

@@ -148,12 +148,14 @@ def test_model_matches_transformers(config):
     assert distance(logits, expected) < 1e-5
 
 
+@pytest.mark.sample(3)
 @preserving("always")
 def test_always_preserving_growth_keeps_the_logits(name, config):
     logits = judge.logits(*grow_operator(name, config), TOKENS)
     assert distance(logits, source_logits(config)) < FLOAT64
 
 
+@pytest.mark.sample(3)
 @preserving("never")
 def test_never_preserving_growth_changes_the_logits(name, config):
     logits = judge.logits(*grow_operator(name, config), TOKENS)
@@ -181,12 +183,14 @@ def running_params(name, config, tokens):
     return target, jax.tree.map(np.asarray, running)
 
 
+@pytest.mark.sample(3)
 @preserving("at_start")
 def test_growth_with_closed_masks_keeps_the_logits(name, config):
     logits = judge.logits(*running_params(name, config, 0), TOKENS)
     assert distance(logits, source_logits(config)) < FLOAT64
 
 
+@pytest.mark.sample(3)
 @preserving("at_start")
 def test_open_masks_keep_parameters_and_change_the_logits(name, config):
     target, params = running_params(name, config, ALL_OPEN)
@@ -213,6 +217,7 @@ def masks_at(name, source, target, tokens):
     }
 
 
+@pytest.mark.sample(3)
 @preserving("at_start")
 def test_masked_parameters_match_masked_activations(name, config):
     _, unmasked = grow_operator(name, config)
@@ -223,6 +228,7 @@ def test_masked_parameters_match_masked_activations(name, config):
         assert distance(judge.logits(target, params, TOKENS), expected) < FLOAT64
 
 
+@pytest.mark.sample(6)
 @preserving("always", models=["gqa, tied, qk_norm"])
 def test_always_preserving_growth_keeps_the_logits_in_training_dtypes(name, config):
     models = (config, source_params(config)), grow_operator(name, config)
@@ -300,6 +306,7 @@ def chains(draw, source):
     return chain(first, draw(preserving_growths(first.target_config(source))))
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("growths", [width_splits, width_zeros, depth_zeros, chains])
 @hypothesis.settings(max_examples=8, deadline=None)
 @hypothesis.given(data=st.data())

@@ -87,6 +87,7 @@ def starts_of(growth):
     return MomentStarts().after_growth(growth, SOURCE, STEPS_BEFORE, keeps=True)
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize(
     ("name", "dtype"), [*((name, "float32") for name in KEPT), ("stack", "bfloat16")]
 )
@@ -119,6 +120,7 @@ def test_updates_of_new_entries_are_too_long_without_moment_starts():
     np.testing.assert_allclose(first, 1, rtol=1e-3)
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("name", KEPT)
 def test_moment_starts_do_not_change_updates_of_old_entries(name):
     growth = GROWTHS[name]
@@ -168,6 +170,7 @@ def test_muon_corrects_new_entries_of_a_widened_matrix_by_their_own_count():
 LINEAR = {name: g for name, g in GROWTHS.items() if not isinstance(g, Learn)}
 
 
+@pytest.mark.sample(11)
 @pytest.mark.parametrize("name", LINEAR)
 @pytest.mark.parametrize("mode", ["grow", "keep"])
 def test_moments_start_at_growth_exactly_for_zero_entries(name, mode):
@@ -248,6 +251,7 @@ def test_released_layers_start_with_fresh_moments(optimizer):
         np.testing.assert_allclose(found["embedding"], expected["embedding"], rtol=1e-6)
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("optimizer", [ADAMW, MUON], ids=lambda config: config.name)
 def test_moment_starts_do_not_change_the_layout_of_a_step(optimizer):
     growth = GROWTHS["chain of both"]

@@ -99,6 +99,7 @@ def grown_phase(growth, source=SOURCE, **fields):
 # Law 1: shapes, dtypes, axes.
 
 
+@pytest.mark.sample(5)
 @pytest.mark.parametrize("source", MODELS)
 @pytest.mark.parametrize("name", GROWTHS)
 def test_grown_parameters_have_the_target_shapes_and_axes(name, source):
@@ -113,6 +114,7 @@ def test_grown_parameters_have_the_target_shapes_and_axes(name, source):
     assert growth.source_config(target) == source
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("name", LINEAR)  # fitted maps and their products are float32
 def test_grown_parameters_keep_the_source_dtype(name):
     half = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), random_params(SOURCE))
@@ -220,6 +222,7 @@ def moments(state) -> optax.ScaleByAdamState:
     return found
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("mode", ["grow", "keep"])
 @pytest.mark.parametrize("name", LINEAR)
 def test_grown_optimizer_state_has_the_target_structure(name, mode):
@@ -251,6 +254,7 @@ def test_moments_of_copied_layers_equal_their_source(copies):
         np.testing.assert_array_equal(after["embedding"], before["embedding"])
 
 
+@pytest.mark.sample(6)
 @pytest.mark.parametrize("name", LINEAR)
 def test_kept_moments_equal_the_sources_and_new_moments_are_zero(name):
     growth, state = GROWTHS[name], trained_source()
@@ -275,6 +279,7 @@ def test_kept_moments_equal_the_sources_and_new_moments_are_zero(name):
     assert int(grown.count) == 1
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("name", ["stack", "split", "width zero", "learn both"])
 def test_reset_optimizer_state_is_zero(name):
     growth = GROWTHS[name]
@@ -306,6 +311,7 @@ def gradient_of(phase):
     return jax.jit(jax.grad(loss))
 
 
+@pytest.mark.sample(6)
 @pytest.mark.parametrize(
     "name",
     [
@@ -356,6 +362,7 @@ def test_every_unit_gets_a_gradient_within_two_updates(name):
 # Law 4: sharding.
 
 
+@pytest.mark.sample(8)
 @pytest.mark.parametrize("name", GROWTHS)
 def test_growth_on_eight_devices_matches_one_device_and_keeps_the_sharding(name):
     growth = GROWTHS[name]
@@ -401,6 +408,7 @@ def source_gradient(source):
     )
 
 
+@pytest.mark.sample(5)
 @pytest.mark.parametrize("source", ["gqa", "mqa, tied, slowed"])
 @pytest.mark.parametrize("name", MULTIPLES)
 def test_moments_scale_by_the_gradient_factor_and_its_square(name, source):
@@ -425,6 +433,7 @@ def test_moments_scale_by_the_gradient_factor_and_its_square(name, source):
     jax.tree.map(check, jax.device_get(found), jax.device_get(expected), grown_squares, axes)
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize(
     "name", ["split", "split, uneven", "split, noise", "split, odd ratios", "depth zero"]
 )
@@ -481,6 +490,7 @@ def test_split_noise_sums_to_zero_over_copies_and_has_the_given_size():
     assert noise.std() == pytest.approx(stddev, rel=0.02)
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("alpha", [0.0, 0.2, 1.0])
 def test_noise_mixes_matrices_with_the_papers_distribution(alpha):
     source = tiny_model(embed_dim=64, mlp_dim=96)
@@ -511,6 +521,7 @@ def unscaled_entries(params, config):
     }
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize(
     ("growth", "parts"),
     [

@@ -349,6 +349,7 @@ def test_published_averages_match_published_accuracies(row):
         assert row.average == pytest.approx(mean, abs=0.0101)
 
 
+@pytest.mark.slow
 def test_paper_tasks_exist_in_the_harness():
     assert set(PAPER_TASKS) <= set(lm_eval.tasks.TaskManager().all_tasks)
 

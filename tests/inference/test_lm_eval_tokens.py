@@ -77,6 +77,7 @@ def responses(models, kind, *arguments):
 LONG = "Grown models train faster, and this text is longer than they read. "
 
 
+@pytest.mark.sample(3)
 def test_log_likelihoods_match_hf(both):
     ours, theirs = responses(
         both,
@@ -101,6 +102,7 @@ def test_rolling_log_likelihoods_match_hf(both):
     np.testing.assert_allclose(ours, theirs, rtol=2e-5)
 
 
+@pytest.mark.sample(7)
 @pytest.mark.parametrize(
     "kwargs",
     [

@@ -253,6 +253,7 @@ def test_data_tokenizer_is_read_from_the_shards(world, tmp_path):
         data_tokenizer(str(data))
 
 
+@pytest.mark.slow
 def test_only_tokens_of_the_tokenizer_are_drawn(tmp_path):
     folder = folders.write(tmp_path / "folder", "qwen3, tied, other base", vocab_size=300)
     found = load_pretrained(str(folder), "bytes")

@@ -80,6 +80,7 @@ SETTINGS = {
 }
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("name", SETTINGS)
 def test_candidates_match_transformers_and_frequencies_match_probabilities(name):
     sampling, num_draws = SETTINGS[name], 20_000

@@ -95,6 +95,7 @@ def assert_scored(pretrained: Pretrained, batch: list[Span], batch_size: int) ->
     assert [each.is_greedy for each in found] == [is_greedy for _, is_greedy in reference]
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("config", MODELS.values(), ids=MODELS)
 @settings(max_examples=15, deadline=None, derandomize=True)
 @given(batch=st.lists(spans(), max_size=9), batch_size=st.sampled_from([1, 4]))

@@ -278,16 +278,19 @@ def values_for(kind, values):
     return values[list(KINDS).index(kind) :: len(KINDS)]
 
 
+@pytest.mark.sample(3)
 def test_class_fields_are_read_as_in_transformers(kind, folder):
     cases = [{name: value} for name in OWN_FIELDS[kind] for value in values_for(kind, ANYTHING)]
     assert mismatches(folder, cases) == []
 
 
+@pytest.mark.sample(3)
 def test_special_values_are_read_as_in_transformers(folder):
     cases = [{name: value} for name, values in CHANGES.items() for value in values]
     assert mismatches(folder, cases) == []
 
 
+@pytest.mark.sample(3)
 def test_field_combinations_are_read_as_in_transformers(folder):
     assert mismatches(folder, COMBINATIONS) == []
 

@@ -58,6 +58,7 @@ CASES = [
 ]
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize(("folder", "growth"), CASES, indirect=["folder"])
 def test_exact_growth_keeps_the_logits(folder, growth, run, tmp_path):
     code, out, err = run(folder, tmp_path / "grown", "--growth", growth)
@@ -71,6 +72,7 @@ def test_exact_growth_keeps_the_logits(folder, growth, run, tmp_path):
     assert {tensor.dtype for tensor in folders.weights(tmp_path / "grown").values()} == {dtype}
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("growth", ["stack(2)", "layer_map(1-2*2-32)"])
 def test_copied_layers_equal_source_layers_bit_for_bit(folder, growth, run, tmp_path):
     assert run(folder, tmp_path / "grown", "--growth", growth)[0] == 0
@@ -235,6 +237,7 @@ print(peak[0] - before, max(parameters.values()))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("growth", ["stack(2)", "width_split(embed=2, mlp=2, heads=2)"])
 def test_growth_holds_one_parameter_in_memory(growth, tmp_path):
     # Parameters are much larger than the compiler's tens of megabytes.

@@ -71,6 +71,7 @@ def convert_model(source, target, **fields):
     return convert.convert(config)
 
 
+@pytest.mark.sample(3)
 def test_logits_match_transformers(folder):
     found = read_folder(folder)
     logits = jax.jit(model.apply, static_argnums=0)(
@@ -92,6 +93,7 @@ def test_float64_logits_match_transformers(folder):
     np.testing.assert_allclose(logits[..., : folders.VOCAB], expected, rtol=0, atol=2e-6)
 
 
+@pytest.mark.sample(4)
 def test_folder_round_trip_is_exact(folder, tmp_path):
     (folder / "tokenizer.json").write_text("{}")
     (folder / "LICENSE").write_text("free")
@@ -261,6 +263,7 @@ ARCHITECTURES = {
 }
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_checkpoint_round_trip_is_exact(name, tmp_path, monkeypatch):
     config, mesh = ARCHITECTURES[name], mesh_of("one device")
@@ -303,6 +306,7 @@ def test_config_json_of_another_model_is_refused():
         config_json._check_same_model(other, fields)
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("mesh_name", MESHES)
 @pytest.mark.parametrize("name", ["mistral, wide heads", "qwen2"])
 def test_parameters_are_equal_on_every_mesh(name, mesh_name, tmp_path):

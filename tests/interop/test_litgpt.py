@@ -149,6 +149,7 @@ REFUSED = {
 }
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("name", REFUSED)
 def test_damaged_file_is_one_line_and_runs_no_code(name, tmp_path, run_main):
     folder = folders.write(tmp_path / "folder", "llama")

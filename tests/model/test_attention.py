@@ -132,6 +132,7 @@ KERNELS = [
 TOLERANCES = {jnp.float32: 1e-5, jnp.bfloat16: 2e-2}
 
 
+@pytest.mark.sample(3)
 @pytest.mark.usefixtures("interpreted")
 @pytest.mark.parametrize(
     ("kernel", "dtype", "seq_len", "num_kv_heads", "head_dim", "documents"), KERNELS

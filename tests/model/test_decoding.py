@@ -40,6 +40,7 @@ def filled(cache):
     return jax.tree.map(lambda leaf: jnp.full_like(leaf, 1e3), cache)
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("pieces", PIECES)
 def test_incremental_logits_match_the_full_forward_pass(config, pieces):
     cache = filled(empty_cache(config, B, CAPACITY))

@@ -63,6 +63,7 @@ def compiled(remat, loss_chunk, scan_unroll=1):
     return gradient.lower(*args).compile()
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("scan_unroll", [0, 1, 2])
 def test_remat_policies_are_ordered_by_memory(scan_unroll):
     none, dots, full = (

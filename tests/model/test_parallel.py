@@ -85,6 +85,7 @@ WAYS = [
 ]
 
 
+@pytest.mark.sample(6)
 @pytest.mark.parametrize(("mesh", "accumulate", "fields"), WAYS)
 def test_mesh_and_accumulation_do_not_change_loss_and_gradient(mesh, accumulate, fields):
     loss, grads = loss_and_grads(mesh, accumulate, fields)
@@ -95,6 +96,7 @@ def test_mesh_and_accumulation_do_not_change_loss_and_gradient(mesh, accumulate,
         np.testing.assert_allclose(leaf, other, rtol=0, atol=1e-5 * np.abs(other).max())
 
 
+@pytest.mark.slow
 def test_bfloat16_loss_and_gradient_match_float32_up_to_rounding():
     fields = {"compute_dtype": "bfloat16", "remat": "full", "loss_chunk": 3}
     loss, grads = loss_and_grads(MeshConfig(fsdp=4, tensor=2), 2, fields)

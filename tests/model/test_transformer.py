@@ -33,6 +33,7 @@ def inputs(seed=0):
     return first_microbatch(random_batch(seed, rows=B, seq_len=T))[:3]
 
 
+@pytest.mark.sample(2)
 def test_logits_match_a_numpy_decoder(config):
     params, tokens = random_params(config), inputs()
     expected = NumpyDecoder(config, params).logits(*tokens)
@@ -133,6 +134,7 @@ OUTER = {
 }
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("qkv_bias", [False, True])
 @pytest.mark.parametrize("qk_norm", [False, True])
 @pytest.mark.parametrize("tie_head", [False, True])
@@ -243,6 +245,7 @@ TRAINED = {
 }
 
 
+@pytest.mark.sample(4)
 @pytest.mark.parametrize(
     ("name", "remat"), [*((name, "none") for name in TRAINED), ("all but the middle", "full")]
 )
@@ -276,6 +279,7 @@ def test_logits_do_not_depend_on_frozen_layers():
     np.testing.assert_allclose(logits, expected, rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("name", ["last", "first"])
 def test_tied_embedding_gets_only_head_gradients_while_frozen(name):
     tied = MODELS["mqa, tied, slowed"]
@@ -289,6 +293,7 @@ def test_tied_embedding_gets_only_head_gradients_while_frozen(name):
     np.testing.assert_allclose(grads["embedding"], apart["head"].T, atol=1e-6)
 
 
+@pytest.mark.sample(2)
 def test_initial_values_are_the_same_on_every_mesh(initial_values, mesh):
     params = jax.jit(functools.partial(model.init, SMALL))(jax.random.key(0))
     for leaf, other in zip(

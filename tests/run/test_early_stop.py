@@ -1,16 +1,18 @@
 """Early stopping: conditions, rows, and kills at the early end."""
 
 import dataclasses
+import importlib
+import itertools
 import json
 
 import jax
 import numpy as np
 import pytest
 from conftest import tiny_run
-from runs import assert_same_run, last_state, rows
+from runs import last_state, rows
 
 from stackjax.analysis.reading import read_record
-from stackjax.config import EarlyStop, Schedule
+from stackjax.config import EarlyStop, ProbeConfig, Schedule
 from stackjax.growth import DepthRandom, Learn
 from stackjax.run.early_stop import budget_reason, loss_reason
 from stackjax.run.train import train
@@ -169,6 +171,7 @@ def test_run_ended_early_is_finished(world, tmp_path, capsys):
     assert "This run is finished" in said
 
 
+@pytest.mark.slow
 def test_stage_does_not_end_before_masks_are_open(world, tmp_path):
     config = with_until(run(world, tmp_path), 1, tokens=9 * STEP)
     small, large = config.stages
@@ -193,6 +196,7 @@ PLATEAU = ["--stages.0.until.slope", "9", "--stages.0.until.slope-tokens", str(3
 PLATEAU += ["--evaluation.every-tokens", str(STEP)]
 
 
+@pytest.mark.slow
 def test_run_killed_at_early_end_resumes_bit_for_bit(world, tmp_path):
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     # Logging is not due at the early end. A save waits for the save before, so a checkpoint
@@ -214,30 +218,50 @@ def test_run_killed_at_early_end_resumes_bit_for_bit(world, tmp_path):
     jax.tree.map(np.testing.assert_array_equal, *states)
 
 
-def test_run_without_checkpoint_does_not_constrain_the_next(world, uncut, tmp_path):
-    early = world.args(tmp_path, "--stages.0.until.tokens", str(2 * STEP))
-    assert world.run(early, "SIGKILL", MARK, "after", "1")[0] == -9
-    args = world.args(tmp_path)
-    assert world.run(args, "SIGKILL", SAVE, "after", "2")[0] == -9
-    code, _, stderr = world.run(args)
-    assert (code, stderr) == (0, "")
-    assert_same_run(tmp_path, uncut)
+def interrupt(config, monkeypatch, point, nth):
+    """Trains until a function of `stackjax.run` has been called for the nth time."""
+    module, name = point.split(":")
+    owner = importlib.import_module(module)
+    for part in name.split(".")[:-1]:
+        owner = getattr(owner, part)
+    name, calls = name.split(".")[-1], itertools.count(1)
+    function = getattr(owner, name)
+
+    def call(*args, **kwargs):
+        function(*args, **kwargs)
+        if next(calls) == nth:
+            raise InterruptedError(point)
+
+    with monkeypatch.context() as patch, pytest.raises(InterruptedError):
+        patch.setattr(owner, name, call)
+        train(config)
 
 
-def test_probe_after_early_end_is_skipped(world, tmp_path):
-    probes = ["--probes.at-tokens", "256", "768", "--probes.lag-tokens", "128"]
-    args = world.args(tmp_path, "--stages.0.until.tokens", str(4 * STEP), *probes)
-    assert world.run(args, "SIGKILL", "stackjax.run.run:write_marker", "after", "2")[0] == -9
-    code, _, stderr = world.run(args)
-    assert (code, stderr) == (0, "")
+@pytest.mark.slow
+def test_run_without_checkpoint_does_not_constrain_the_next(world, tmp_path, monkeypatch):
+    plain, again = tmp_path / "plain", tmp_path / "again"
+    train(run(world, plain))
+    interrupt(run(world, again, tokens=STEP), monkeypatch, MARK, 1)
+    assert not list(again.glob("stage_*/train/*"))
+    interrupt(run(world, again), monkeypatch, SAVE, 2)
+    train(run(world, again))
+    assert rows(again) == rows(plain)
+    jax.tree.map(np.testing.assert_array_equal, last_state(again, 1), last_state(plain, 1))
+
+
+def test_probe_after_early_end_is_skipped(world, tmp_path, monkeypatch):
+    probes = ProbeConfig(at_tokens=(2 * STEP, 6 * STEP), lag_tokens=STEP)
+    config = dataclasses.replace(run(world, tmp_path, tokens=4 * STEP), probes=probes)
+    interrupt(config, monkeypatch, MARK, 2)
+    train(config)
     assert [row["tokens"] for row in of_kind(tmp_path, "probe")] == [2 * STEP]
 
 
 def test_early_end_has_a_train_row(world, tmp_path):
-    overrides = ["--stages.1.until.tokens", str(10 * STEP + 1)]
     for every, workdir in ((STEP, tmp_path / "all"), (3 * STEP, tmp_path / "some")):
-        args = world.args(workdir, *overrides, "--logging.every-tokens", str(every))
-        assert world.run(args)[0] == 0
+        config = with_until(run(world, workdir), 1, tokens=10 * STEP + 1)
+        logging = dataclasses.replace(config.logging, every_tokens=every)
+        train(dataclasses.replace(config, logging=logging))
         tokens = [row["tokens"] for row in of_kind(workdir, "train")]
         expected = {*range(every, 11 * STEP, every), 8 * STEP, 11 * STEP}
         assert tokens == sorted(expected)

@@ -31,6 +31,7 @@ def of_kind(workdir, kind):
     return [row for row in rows(workdir) if row["kind"] == kind]
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize(
     ("axis", "mesh", "moments"),
     # The bias correction of kept moments starts at growth.

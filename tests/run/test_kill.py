@@ -3,6 +3,7 @@
 import random
 import time
 
+import pytest
 from runs import assert_same_run, rows
 
 FINALIZE = "orbax.checkpoint._src.path.atomicity:AtomicRenameTemporaryPath.finalize"
@@ -23,6 +24,8 @@ KILLS = [
     ("stackjax.run.run:write_marker", "after", 1, ["stage_1/train/0"]),
     (SAVE, "after", 2, ["stage_1/train/1", "stage_1/train/4"]),
 ]
+# A save in the background, growth, and the commit of the next stage.
+FEW_KILLS = [KILLS[1], KILLS[4], KILLS[6]]
 
 
 def truncate_cache(world) -> None:
@@ -37,9 +40,12 @@ def newest(workdir) -> str | None:
     return str(order[-1].relative_to(workdir)) if order else None
 
 
-def test_killed_run_resumes_bit_for_bit(world, uncut, tmp_path):
+@pytest.mark.parametrize(
+    "kills", [FEW_KILLS, pytest.param(KILLS, marks=pytest.mark.slow)], ids=["few", "all"]
+)
+def test_killed_run_resumes_bit_for_bit(world, uncut, tmp_path, kills):
     args = world.args(tmp_path)
-    for point, when, nth, expected in KILLS:
+    for point, when, nth, expected in kills:
         code, _, stderr = world.run(args, "SIGKILL", point, when, str(nth))
         assert (code, stderr) == (-9, ""), f"{when} call {nth} of {point}"
         assert newest(tmp_path) in expected, f"{when} call {nth} of {point}"
@@ -47,6 +53,7 @@ def test_killed_run_resumes_bit_for_bit(world, uncut, tmp_path):
     assert_same_run(tmp_path, uncut)
 
 
+@pytest.mark.slow
 def test_run_killed_at_random_moments_resumes_bit_for_bit(world, uncut, tmp_path):
     rng = random.Random(0)
     args = world.args(tmp_path)

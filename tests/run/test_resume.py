@@ -155,6 +155,7 @@ def test_resume_from_and_skip_examples_happen_once(config, monkeypatch):
     assert skipped["step"] == 8
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("point", ["write_marker", "record_config", "discard_after"])
 def test_change_survives_a_kill(config, point, monkeypatch, world):
     train(config)
@@ -194,6 +195,7 @@ def test_resume_from_earlier_stage_grows_again(world, tmp_path):
     jax.tree.map(np.testing.assert_array_equal, before, last_state(workdir, 1, step=0))
 
 
+@pytest.mark.slow
 def test_stage_without_checkpoints_names_earlier_checkpoint(world, tmp_path):
     config = world.config("--workdir", str(tmp_path / "run"))
     train(config)
@@ -213,6 +215,7 @@ REFUSED = [
 ]
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize(("options", "message"), REFUSED)
 def test_missing_checkpoint_is_refused(config, uncut, options, message, tmp_path):
     train(config)

@@ -42,6 +42,7 @@ def numbers(code: str) -> list[int]:
     return [int(number) for number in ended.stdout.split()]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("prepare", "tunables", "is_reused"),
     [
@@ -64,6 +65,7 @@ def test_steps_reuse_memory_unless_malloc_options_are_set(
     assert faults < pages / 50 if is_reused else faults > pages / 2
 
 
+@pytest.mark.slow
 def test_kept_memory_can_be_released(monkeypatch):
     monkeypatch.delenv("GLIBC_TUNABLES", raising=False)
     temporary, _, released = numbers(STEPS.format(prepare=KEEP) + RELEASE)

@@ -84,6 +84,7 @@ def finish(processes: list[subprocess.Popen]) -> list[tuple[int, str, str]]:
     return [(p.returncode, *output) for p, output in zip(processes, outputs, strict=True)]
 
 
+@pytest.mark.slow
 def test_two_processes_survive_a_kill_and_equal_one_process(world, uncut, tmp_path):
     both, alone = tmp_path / "both", tmp_path / "alone"
     (world.path / "two_meshes.py").write_text(TWO_MESHES)
@@ -116,6 +117,7 @@ def test_two_processes_survive_a_kill_and_equal_one_process(world, uncut, tmp_pa
     np.testing.assert_allclose(losses(alone), losses(uncut), rtol=RTOL)
 
 
+@pytest.mark.slow
 def test_two_processes_probe_measure_and_stop_early_like_one(world, uncut, tmp_path):
     [loss, *_] = [row["held_out_loss"] for row in rows(uncut) if row["kind"] == "evaluation"]
     # Step 5 lies between the evaluations at steps 4 and 6.

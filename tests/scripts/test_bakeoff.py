@@ -45,6 +45,7 @@ def options(world, tmp_path, monkeypatch):
     return BakeoffConfig(config=path, seeds=1, jobs=2)
 
 
+@pytest.mark.slow
 def test_runs_share_the_first_stage_and_give_a_table(options, tmp_path, monkeypatch, capsys):
     bake(options)
     [base] = (path for path in tmp_path.glob("base-*") if path.is_dir())
@@ -123,6 +124,7 @@ SPOILED = {
 }
 
 
+@pytest.mark.sample(5)
 @pytest.mark.parametrize("name", SPOILED)
 def test_every_run_is_checked_before_the_first_starts(options, tmp_path, name):
     change, message = SPOILED[name]
@@ -133,6 +135,7 @@ def test_every_run_is_checked_before_the_first_starts(options, tmp_path, name):
     assert sorted(tmp_path.iterdir()) == sorted([*before, tmp_path / "spoiled.py"])
 
 
+@pytest.mark.slow
 def test_failed_run_is_named_and_other_runs_are_kept(options, tmp_path, monkeypatch, capsys):
     # The run's directory is a file, so the run fails.
     monkeypatch.setattr(bakeoff, "_check_apart", lambda runs: None)

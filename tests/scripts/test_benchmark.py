@@ -80,6 +80,7 @@ def phase(measured):
     return expand(measured[0])[1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "section", ["machine", "model", "flops", "compile", "choice", *SECTIONS]
 )
@@ -92,12 +93,14 @@ def test_every_section_has_positive_numbers(values, section):
         assert number > 0 or name in differences or name == "temporary_bytes", name
 
 
+@pytest.mark.slow
 def test_numbers_unknown_on_a_cpu_have_a_reason(values):
     reason = {"not_measured": "no peak is known of 'cpu'"}
     assert values["step"]["mfu"] == values["step"]["causal_mfu"] == reason
     assert "does not count" in values["step"]["device_peak_bytes"]["not_measured"]
 
 
+@pytest.mark.slow
 def test_rates_match_times(values, phase):
     step, tokens = values["step"], phase.per_step.tokens
     assert step["p10_seconds"] <= step["median_seconds"] <= step["p90_seconds"]
@@ -114,6 +117,7 @@ def test_rates_match_times(values, phase):
     assert values["checkpoint"]["stall_seconds"] <= values["checkpoint"]["on_disk_seconds"]
 
 
+@pytest.mark.slow
 def test_flops_match_formulas(values, phase):
     found, model, tokens = values["flops"], phase.model, phase.per_step.tokens
     attention = model.num_layers * SEQ_LEN * model.num_heads * model.head_dim
@@ -126,6 +130,7 @@ def test_flops_match_formulas(values, phase):
     assert found["xla_flops"] > found["matmul_flops"]
 
 
+@pytest.mark.slow
 def test_bytes_match_the_state(measured, values, phase):
     model = phase.model
     padding = 2 * (model.padded_vocab_size - model.vocab_size) * model.embed_dim
@@ -144,6 +149,7 @@ def test_bytes_match_the_state(measured, values, phase):
     assert values["checkpoint"]["state_bytes"] == grown["reset"]
 
 
+@pytest.mark.slow
 def test_choice_without_effect_needs_equal_memory(measured):
     rows = [row for row in rows_of(measured[1]) if row["section"] in ("compile", "choice")]
     assert [row["case"] for row in rows] == ["", "as configured", f"loss_chunk={2 * SEQ_LEN}"]
@@ -169,6 +175,7 @@ def test_each_choice_changes_a_single_field(tmp_path):
         assert changed == [name] * (name != "as configured")
 
 
+@pytest.mark.slow
 def test_file_has_command_and_versions_and_trace_exists(measured):
     _, out = measured
     report = json.loads(out.read_text())
@@ -266,6 +273,7 @@ def page(tmp_path):
     return Path(shutil.copy(ROOT / "docs" / "performance.md", tmp_path))
 
 
+@pytest.mark.slow
 def test_page_has_every_table(measured, values, page):
     write(PerformanceConfig(results=(measured[1],), page=page))
     text = page.read_text()
@@ -285,6 +293,7 @@ def test_page_has_every_table(measured, values, page):
     assert page.read_text() == text
 
 
+@pytest.mark.slow
 def test_accelerators_have_a_separate_table(measured, page, tmp_path):
     report = json.loads(measured[1].read_text()) | {"platform": "gpu"}
     (tmp_path / "gpu.json").write_text(json.dumps(report))
@@ -309,6 +318,7 @@ def test_damaged_result_is_refused(tmp_path, page, text, message):
         write(PerformanceConfig(results=(tmp_path / "x.json",), page=page))
 
 
+@pytest.mark.slow
 def test_page_without_markers_is_refused(measured, page):
     page.write_text(page.read_text().replace("<!-- end growth -->", ""))
     with pytest.raises(ValueError, match=r"must have one <!-- begin growth --> and one"):

@@ -69,6 +69,7 @@ def test_cells_have_equal_cost_and_equal_small_model(world, tmp_path):
             assert small == [3 * STEP, 2 * STEP]
 
 
+@pytest.mark.slow
 def test_randomly_killed_sweep_resumes_to_an_equal_table(world, tmp_path, environment, capsys):
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     for path in (whole, killed):

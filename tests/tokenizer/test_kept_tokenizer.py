@@ -61,6 +61,7 @@ def first_document_tokens(path: str) -> list[int]:
     return stream[: stream.index(manifest.tokenizer.end_id)]
 
 
+@pytest.mark.slow
 def test_finished_run_is_usable_without_its_tokenizer_folder_and_data(world, tmp_path):
     folder = write_folder(tmp_path / "folder")
     data = prepared(tmp_path, folder / "tokenizer.json")

@@ -66,6 +66,7 @@ def lowered(platform: str, stage: int, overrides: list[str]) -> jax.export.Expor
 STAGES = {0: [], 1: ["--data.mask-documents"]}
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("stage", STAGES)
 @pytest.mark.parametrize("platform", CALLS)
 def test_step_of_the_1b_run_lowers_to_the_platforms_attention_kernel(

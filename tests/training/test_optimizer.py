@@ -347,6 +347,7 @@ GROWN = [
 ]
 
 
+@pytest.mark.sample(4)
 @pytest.mark.parametrize("mode", ["grow", "keep"])
 @pytest.mark.parametrize("name", GROWN)
 def test_grown_muon_state_has_the_target_structure_and_grown_moments(name, mode):
@@ -537,6 +538,7 @@ def expected_rewarm_factors(growth, source, new_rate):
     return found
 
 
+@pytest.mark.sample(4)
 @pytest.mark.parametrize("name", GROWTHS)
 def test_rewarm_scales_new_parameters_and_keeps_old_rates(name):
     rates = rates_of(GROWTHS[name], rewarm=Rewarm(tokens=256, ratio=1.3))

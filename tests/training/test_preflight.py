@@ -216,6 +216,7 @@ def test_states_larger_than_device_memory_are_rejected():
         check(config, 8, memory=needed[1] - 1)
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("accumulate", [1, 2, 4])
 def test_step_with_full_remat_needs_little_more_memory_than_its_gradients(accumulate):
     run = tiny_run(

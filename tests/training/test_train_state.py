@@ -111,6 +111,7 @@ def three_steps(accumulate, step, state, put):
     return state, float(metrics["loss"])
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize(
     ("name", "accumulate"),
     [("fsdp 8", 1), ("replica 2, fsdp 2, tensor 2", 2), ("fsdp 4, tensor 2", 1)],
@@ -190,6 +191,7 @@ def frozen_phase(config, trained):
     return phase_of(config, rate=RATE, trained_layers=trained, parameter_rates=rates)
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize(
     ("name", "trained", "optimizer"),
     [
