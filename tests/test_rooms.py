@@ -10,8 +10,8 @@ CONFIG = {"config", "config_file", "config_record", "options"}
 # From lowest to highest. Commands are modules at the package root.
 ROOMS = (
     *("runtime", "files", "sharding", "tokenizer", "data", "model", "growth", "optimizers"),
-    *("config", "training", "checkpoint", "interop", "inference", "run", "analysis"),
-    "commands",
+    *("config", "training", "checkpoint", "interop", "inference", "run", "accelerators"),
+    *("analysis", "commands"),
 )
 
 

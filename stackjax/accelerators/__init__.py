@@ -1,0 +1,1 @@
+"""Programs of a run, compiled for devices that are not present."""
