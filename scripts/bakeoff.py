@@ -37,7 +37,7 @@ from stackjax.runtime.errors import UserError, one_line_errors
 from stackjax.runtime.numbers import Seed, Size, Text
 from stackjax.runtime.ranges import Whole, show
 from stackjax.training.expand import expand
-from stackjax.training.run_position import NEW_RUN, after_entering, write_marker
+from stackjax.training.run_history import NEW_RUN, after_entering, write_history
 from stackjax.training.stages import stage_models
 
 BEST = 3
@@ -199,7 +199,7 @@ def _branch(trunk: Config, config: Config) -> None:
     for stage in range(last + 1):
         shutil.copytree(source / f"stage_{stage}", partial / f"stage_{stage}")
     # A resumed run drops later rows.
-    write_marker(partial, after_entering(NEW_RUN, None, expand(trunk)[last]))
+    write_history(partial, after_entering(NEW_RUN, None, expand(trunk)[last]))
     partial.rename(workdir)
 
 

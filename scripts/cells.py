@@ -15,7 +15,7 @@ from stackjax.run.validation import open_data
 from stackjax.runtime.errors import UserError
 from stackjax.training.expand import expand
 from stackjax.training.preflight import check, check_backend, device_memory
-from stackjax.training.run_position import read_marker
+from stackjax.training.run_history import read_history
 
 Cells = Mapping[tuple[str, int], Config]
 """Configs by name and seed."""
@@ -83,8 +83,8 @@ def _check_config(config: Config) -> None:
 def _check_directory(config: Config) -> None:
     """Raises UserError if another config has trained in the directory."""
     workdir, phases = absolute(config.workdir), expand(config)
-    marker = read_marker(workdir)
-    if marker.phase or newest_step(workdir, phases[0]) is not None:
-        phase = phases[min(marker.phase, len(phases) - 1)]
+    history = read_history(workdir)
+    if history.phase or newest_step(workdir, phases[0]) is not None:
+        phase = phases[min(history.phase, len(phases) - 1)]
         changed_fields(workdir, config, phase.stage)
     check_sinks(config.logging, workdir)

@@ -423,6 +423,7 @@ def test_growth_before_the_run_is_charged_and_reported(tmp_path):
     assert budget < 0.5
 
 
+@pytest.mark.slow
 def test_real_run_is_charged_for_the_previous_run(world, uncut, tmp_path):
     config = world.config("--workdir", str(tmp_path / "next"))
     stages = (dataclasses.replace(config.stages[0], growth=None),)

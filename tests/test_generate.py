@@ -113,7 +113,7 @@ def teacher_forced(config, text_T):
     return np.argmax(apply(random_params(config), text_1T, positions_1T, None)[0], axis=-1)
 
 
-@pytest.mark.sample(2)
+@pytest.mark.sample(4)
 @pytest.mark.parametrize("name", MODELS)
 def test_greedy_tokens_match_teacher_forcing(name):
     # The longest prompt is read in three chunks; the others end in the first two.
@@ -133,7 +133,7 @@ def test_empty_prompt_starts_from_the_prefix():
 WARM = Sampling(temperature=1.5, top_k=9, top_p=0.95)
 
 
-@pytest.mark.sample(3)
+@pytest.mark.sample(4)
 @pytest.mark.parametrize("sampling", [GREEDY, WARM], ids=["greedy", "warm"])
 @pytest.mark.parametrize("mesh", ["one device", "fsdp 8"])
 def test_rows_are_independent(sampling, mesh):
@@ -144,6 +144,7 @@ def test_rows_are_independent(sampling, mesh):
     assert alone.tolist() == together[0].tolist() == others[0].tolist()
 
 
+@pytest.mark.slow
 def test_draws_depend_on_key_and_row_but_not_on_the_mesh():
     found = {mesh: continued("gqa", prompts(), WARM, mesh=mesh) for mesh in MESHES}
     rows = {tuple(map(tuple, each)) for each in found.values()}

@@ -138,6 +138,7 @@ def test_run_can_be_grown_repeatedly_by_the_command(uncut, tmp_path, run):
     assert not (tmp_path / "x").exists()
 
 
+@pytest.mark.slow
 def test_checkpoint_grown_with_its_optimizer_restores_like_a_run(uncut, tmp_path, run):
     args = ("--growth", "stack(2)", "--optimizer-state", "keep")
     assert run(uncut / "stage_0/train/6", tmp_path / "stage_0" / "train", *args)[0] == 0
@@ -201,6 +202,7 @@ def test_nonfinite_arrays_are_rejected_unless_allowed(tmp_path, run, array):
     assert run(*args, "--allow-nonfinite")[0] == 0
 
 
+@pytest.mark.slow
 def test_growth_that_breaks_its_preservation_claim_writes_nothing(
     uncut, tmp_path, run, monkeypatch
 ):

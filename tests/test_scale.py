@@ -74,7 +74,7 @@ def test_planted_power_laws_are_recovered_and_extrapolated(sizes, tmp_path):
     scratch, grown = found["laws"]["scratch"], found["laws"]["stack(2)"]
     assert (scratch["a"], scratch["b"]) == pytest.approx((A, B), rel=1e-6)
     assert grown["a"] == pytest.approx(A * (1 + SPEEDUP) ** B, rel=1e-6)
-    [extrapolated] = found["foretold"]
+    [extrapolated] = found["predicted"]
     assert extrapolated["value"] == pytest.approx(SPEEDUP, rel=1e-6)
     assert {path.name for path in (tmp_path / "out").iterdir()} == {
         "scale.md",
@@ -89,7 +89,7 @@ def test_planted_gap_law_is_extrapolated(lengths, tmp_path):
     assert "model sizes: scratch has 1, stack(2) has 1" in printed
     found = json.loads((tmp_path / "out" / "scale.json").read_text())
     assert found["gaps"]["stack(2)"]["q"] == pytest.approx(-0.02, rel=1e-6)
-    last = found["gaps_foretold"][-1]
+    last = found["predicted_gaps"][-1]
     assert last["tokens"] == 1000 * LENGTHS[-1]
     assert last["gap"] == pytest.approx(0.3 - 0.02 * 14, abs=1e-9)
     assert (tmp_path / "out" / "gap.png").exists()

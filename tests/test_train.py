@@ -30,7 +30,7 @@ from stackjax.run import train as run_module
 from stackjax.run.train import train
 from stackjax.sharding.config import MeshConfig
 from stackjax.train import main
-from stackjax.training.run_position import read_marker
+from stackjax.training.run_history import read_history
 
 
 def with_stage_1(config, **fields):
@@ -106,7 +106,7 @@ class Boastful(Stack):
 def test_growth_that_changes_the_function_is_not_committed(at_the_seam, tmp_path):
     with pytest.raises(ValueError, match="preserves_function is 'always'"):
         train(with_stage_1(at_the_seam, growth=Boastful(factor=2)))
-    assert read_marker(epath.Path(tmp_path)).phase == 0
+    assert read_history(epath.Path(tmp_path)).phase == 0
     assert not (tmp_path / "stage_1").exists()
     assert {row["stage"] for row in rows(tmp_path)} == {0}
 
@@ -195,6 +195,7 @@ def test_learned_growth_resumes_between_fit_and_training(world, tmp_path, monkey
     assert into_train["held_out_loss"] == same
 
 
+@pytest.mark.slow
 def test_symmetric_copies_are_reported(world, tmp_path, monkeypatch, capsys):
     config = grown_run(world, tmp_path, WidthSplit(**WIDE))
     monkeypatch.setattr(

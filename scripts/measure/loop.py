@@ -36,7 +36,7 @@ from stackjax.tokenizer.tokenizer_info import TokenizerInfo
 from stackjax.training.compile import compile_step, new_state, step_inputs
 from stackjax.training.expand import expand
 from stackjax.training.phase import Phase
-from stackjax.training.run_position import NEW_RUN
+from stackjax.training.run_history import NEW_RUN
 from stackjax.training.train_state import TrainState
 
 SYNTHETIC_TOKENS = 2**23
@@ -218,7 +218,7 @@ def _loop_seconds(config: Config, phase: Phase) -> tuple[float, TrainState]:
             progress=open_progress(),
             stop=ticks,
             step_of=lambda phase, _: compile_step(config, phase),
-            marker=NEW_RUN,
+            history=NEW_RUN,
             phases=expand(config),
         )
         for output in (*run.sinks, run.progress):

@@ -172,7 +172,7 @@ def _numbers(found: Laws, flops: Sequence[float]) -> dict[str, Any]:
             name: {"a": law.a, "b": law.b, "intervals": law.intervals}
             for name, law in laws.items()
         },
-        "foretold": [
+        "predicted": [
             {"run": name, "flops": at} | dataclasses.asdict(speedup(laws["scratch"], law, at))
             for name, law in laws.items()
             if name != "scratch"
@@ -182,7 +182,7 @@ def _numbers(found: Laws, flops: Sequence[float]) -> dict[str, Any]:
             name: {"p": law.p, "q": law.q, "intervals": law.intervals}
             for name, law in gaps.items()
         },
-        "gaps_foretold": [
+        "predicted_gaps": [
             {"run": name, "tokens": at, "gap": law(at), "interval": law.interval(at)}
             for name, law in gaps.items()
             for at in _lengths(found.pairs)

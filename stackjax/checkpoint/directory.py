@@ -9,7 +9,7 @@ from jax.experimental import multihost_utils
 from stackjax.files.storage import check_bucket, is_remote
 from stackjax.runtime.errors import UserError
 from stackjax.training.phase import Phase
-from stackjax.training.run_position import read_marker
+from stackjax.training.run_history import read_history
 
 _STEP = re.compile("0|[1-9][0-9]*")
 _TEMPORARY = ".orbax-checkpoint-tmp"
@@ -61,9 +61,9 @@ def find_checkpoint(path: epath.Path) -> epath.Path:
       path: A run directory, meaning the present phase; a directory with checkpoints; or a
         checkpoint, named by step.
     """
-    marker, directory = read_marker(path), path
-    if marker.directory:
-        directory = path / marker.directory
+    history, directory = read_history(path), path
+    if history.directory:
+        directory = path / history.directory
     elif (path / "stage_0").exists():
         directory = path / "stage_0" / "train"
     if steps := saved_steps(directory):

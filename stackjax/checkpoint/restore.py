@@ -19,7 +19,7 @@ from stackjax.checkpoint.saved_state import (
 from stackjax.files.rows_file import check_rows
 from stackjax.runtime.errors import UserError
 from stackjax.training.phase import Phase
-from stackjax.training.run_position import read_marker
+from stackjax.training.run_history import read_history
 from stackjax.training.train_state import TrainState
 
 T = TypeVar("T")
@@ -131,7 +131,7 @@ def check_is_model(checkpoint: epath.Path, contents: Contents) -> None:
 
 def check_rows_of(workdir: epath.Path) -> None:
     """Raises UserError if metric rows up to the newest checkpoint are missing."""
-    directory = workdir / (read_marker(workdir).directory or "stage_0/train")
+    directory = workdir / (read_history(workdir).directory or "stage_0/train")
     if steps := saved_steps(directory):
         check_rows(workdir, read_contents(directory / str(max(steps))).rows)
 

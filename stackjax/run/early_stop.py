@@ -47,7 +47,7 @@ def log_early_end(step: StepInfo, log: StepLog) -> None:
     """Writes the last rows in a stage, if the stage ended early."""
     if step.stopped_early:
         log.write_newest()
-        phase, reason = step.phase, step.run.marker.ended[step.phase.stage].reason
+        phase, reason = step.phase, step.run.history.ended[step.phase.stage].reason
         note = f"stage {phase.stage} ended early: {reason}"
         step.write("trigger", {"reason": reason}, note)
 

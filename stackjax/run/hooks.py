@@ -67,7 +67,7 @@ class StepInfo:
     @property
     def stopped_early(self) -> bool:
         """Whether early stopping has shortened this stage, now or before a restart."""
-        return self.phase.stage in self.run.marker.ended
+        return self.phase.stage in self.run.history.ended
 
     @property
     def ends_phase(self) -> bool:

@@ -21,13 +21,13 @@ from stackjax.options import ResumeConfig
 from stackjax.runtime.errors import UserError
 from stackjax.training.expand import expand
 from stackjax.training.phase import Change, Counts, Phase, Waypoint
-from stackjax.training.run_position import (
+from stackjax.training.run_history import (
     NEW_RUN,
-    Marker,
+    RunHistory,
     after_entering,
     check_phase,
-    read_marker,
-    write_marker,
+    read_history,
+    write_history,
 )
 
 T = TypeVar("T")
@@ -41,7 +41,7 @@ NEWEST = ResumeConfig()
 class Position:
     """A run's start position."""
 
-    marker: Marker
+    history: RunHistory
     phases: tuple[Phase, ...]
     """The run's phases, as far as currently known."""
     step: int | None
@@ -52,7 +52,7 @@ class Position:
     @property
     def phase(self) -> Phase:
         """The present phase."""
-        return self.phases[self.marker.phase]
+        return self.phases[self.history.phase]
 
     @property
     def is_finished(self) -> bool:
@@ -66,38 +66,38 @@ def find_position(workdir: epath.Path, config: Config, options: ResumeConfig) ->
     Raises:
       UserError: The run cannot be resumed like this, or a checkpoint is missing.
     """
-    found = read_marker(workdir)
+    found = read_history(workdir)
     phases = expand(config, found)
     if found.phase == 0 and newest_step(workdir, phases[0]) is None:
         # A run without checkpoints does not constrain the next run.
         _check_is_resumed(options)
-        marker = after_entering(NEW_RUN, None, phases[0])
-        phases = phases if found in (NEW_RUN, marker) else expand(config)
-        return Position(marker=marker, phases=phases, step=None, changed={})
+        history = after_entering(NEW_RUN, None, phases[0])
+        phases = phases if found in (NEW_RUN, history) else expand(config)
+        return Position(history=history, phases=phases, step=None, changed={})
     check_phase(workdir, found, phases)
     # If only the first stage is left, `directory` is all that is missing.
-    marker = found if found.directory else after_entering(found, None, phases[0])
-    phase = phases[marker.phase]
+    history = found if found.directory else after_entering(found, None, phases[0])
+    phase = phases[history.phase]
     changed = changed_fields(workdir, config, phase.stage)
     if any(field.startswith(_lengths(phase.stage)) for field in changed):
-        ended = {at: ending for at, ending in marker.ended.items() if at != phase.stage}
-        marker = dataclasses.replace(marker, ended=ended)
+        ended = {at: early_end for at, early_end in history.ended.items() if at != phase.stage}
+        history = dataclasses.replace(history, ended=ended)
     fields = tuple(line for field, line in changed.items() if is_of_training(field))
-    if not fields and _is_applied(options, marker):
+    if not fields and _is_applied(options, history):
         options = NEWEST
     if options.resume_from:
-        phase, step = _named_checkpoint(workdir, phases, marker, options)
-        marker = _gone_back(marker, phase)
+        phase, step = _named_checkpoint(workdir, phases, history, options)
+        history = _gone_back(history, phase)
     else:
         step = _newest(workdir, phases, phase)
     if fields or options != NEWEST:
         contents = read_or_go_back(
             workdir, phases[: phase.index + 1], step, saved_state.read_contents
         )
-        marker = _with_change(marker, phase, step, contents.counts, fields, options)
-    if marker != found:
-        phases = expand(config, marker)
-    return Position(marker=marker, phases=phases, step=step, changed=changed)
+        history = _with_change(history, phase, step, contents.counts, fields, options)
+    if history != found:
+        phases = expand(config, history)
+    return Position(history=history, phases=phases, step=step, changed=changed)
 
 
 def commit_position(
@@ -105,7 +105,7 @@ def commit_position(
 ) -> None:
     """Writes a run's start position and config.
 
-    All changes are in the marker before training begins, so a killed run resumes from the same
+    All changes are in the history before training begins, so a killed run resumes from the same
     position.
 
     Raises:
@@ -115,8 +115,8 @@ def commit_position(
     if position.step is not None:
         check_same_data(workdir, manifest)
         discard_after(workdir, position.phase, position.step)
-    # The marker first: after a kill in between, the same change is found again.
-    write_marker(workdir, position.marker)
+    # The history first: after a kill in between, the same change is found again.
+    write_history(workdir, position.history)
     record_config(workdir, config, manifest)
 
 
@@ -178,19 +178,19 @@ def _newest(workdir: epath.Path, phases: Sequence[Phase], phase: Phase) -> int:
 
 
 def _with_change(
-    marker: Marker,
+    history: RunHistory,
     phase: Phase,
     step: int,
     counts: Counts,
     fields: tuple[str, ...],
     options: ResumeConfig,
-) -> Marker:
-    """Returns a marker with a change at a step, and a waypoint with the counts there.
+) -> RunHistory:
+    """Returns a history with a change at a step, and a waypoint with the counts there.
 
     Args:
       counts: The counts in the checkpoint at this step.
     """
-    known = marker.waypoints.get(phase.index)
+    known = history.waypoints.get(phase.index)
     if known is not None and known.step == step and not options.resume_from:
         counts = known.counts  # with examples skipped earlier
     counts = dataclasses.replace(counts, examples=counts.examples + options.skip_examples)
@@ -201,26 +201,28 @@ def _with_change(
         fields=fields,
         **dataclasses.asdict(options),
     )
-    changes = marker.changes if marker.changes[-1:] == (change,) else (*marker.changes, change)
-    waypoints = {**marker.waypoints, phase.index: Waypoint(step=step, counts=counts)}
-    return dataclasses.replace(marker, waypoints=waypoints, changes=changes)
+    changes = (
+        history.changes if history.changes[-1:] == (change,) else (*history.changes, change)
+    )
+    waypoints = {**history.waypoints, phase.index: Waypoint(step=step, counts=counts)}
+    return dataclasses.replace(history, waypoints=waypoints, changes=changes)
 
 
-def _is_applied(options: ResumeConfig, marker: Marker) -> bool:
+def _is_applied(options: ResumeConfig, history: RunHistory) -> bool:
     """Returns whether the newest change has the same options: the command is repeated."""
-    return bool(marker.changes) and options == ResumeConfig(
-        resume_from=marker.changes[-1].resume_from,
-        skip_examples=marker.changes[-1].skip_examples,
+    return bool(history.changes) and options == ResumeConfig(
+        resume_from=history.changes[-1].resume_from,
+        skip_examples=history.changes[-1].skip_examples,
     )
 
 
 def _named_checkpoint(
-    workdir: epath.Path, phases: tuple[Phase, ...], marker: Marker, options: ResumeConfig
+    workdir: epath.Path, phases: tuple[Phase, ...], history: RunHistory, options: ResumeConfig
 ) -> tuple[Phase, int]:
     """Returns phase and step for `--resume-from`."""
     directory, _, name = options.resume_from.rpartition("/")
-    directory = directory or phases[marker.phase].directory
-    phase = next((p for p in phases[: marker.phase + 1] if p.directory == directory), None)
+    directory = directory or phases[history.phase].directory
+    phase = next((p for p in phases[: history.phase + 1] if p.directory == directory), None)
     path = workdir / directory / name
     if phase is None or name not in map(str, saved_steps(path.parent)):
         raise UserError(
@@ -230,9 +232,9 @@ def _named_checkpoint(
     return phase, int(name)
 
 
-def _gone_back(marker: Marker, phase: Phase) -> Marker:
-    """Returns a run's marker after going back to a phase."""
-    waypoints = {i: each for i, each in marker.waypoints.items() if i < phase.index}
-    ended = {stage: each for stage, each in marker.ended.items() if stage < phase.stage}
-    back = dataclasses.replace(marker, waypoints=waypoints, ended=ended)
+def _gone_back(history: RunHistory, phase: Phase) -> RunHistory:
+    """Returns a run's history after going back to a phase."""
+    waypoints = {i: each for i, each in history.waypoints.items() if i < phase.index}
+    ended = {stage: each for stage, each in history.ended.items() if stage < phase.stage}
+    back = dataclasses.replace(history, waypoints=waypoints, ended=ended)
     return after_entering(back, None, phase)

@@ -18,8 +18,8 @@ from stackjax.run.sinks import Row, Sink, flush_all
 from stackjax.runtime.errors import UserError
 from stackjax.training.batches import phase_batches
 from stackjax.training.expand import expand
-from stackjax.training.phase import Counts, Ending, Phase
-from stackjax.training.run_position import Marker, write_marker
+from stackjax.training.phase import Counts, EarlyEnd, Phase
+from stackjax.training.run_history import RunHistory, write_history
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -38,24 +38,24 @@ class Run:
     """Set by a signal to stop."""
     step_of: Callable[[Phase, Phase | None], jax.stages.Compiled | None]
     """(phase, next phase) -> the phase's compiled step; None after a signal to stop."""
-    marker: Marker
+    history: RunHistory
     """The position, as committed to the run directory."""
     phases: tuple[Phase, ...]
     """All phases, as far as currently known."""
 
-    def commit(self, marker: Marker) -> None:
+    def commit(self, history: RunHistory) -> None:
         """Writes a new position to the run directory, and derives the phases again."""
-        write_marker(self.workdir, marker)
-        self.marker, self.phases = marker, expand(self.config, marker)
+        write_history(self.workdir, history)
+        self.history, self.phases = history, expand(self.config, history)
 
-    def ended_at(self, phase: Phase, step: int, reason: str = "") -> Marker:
+    def ended_at(self, phase: Phase, step: int, reason: str = "") -> RunHistory:
         """Returns the position if a phase's stage ends at a step of the phase."""
         fit_steps = sum(
             p.num_steps for p in self.phases[: phase.index] if p.stage == phase.stage
         )
-        ending = Ending(steps=fit_steps + step, reason=reason)
+        early_end = EarlyEnd(steps=fit_steps + step, reason=reason)
         return dataclasses.replace(
-            self.marker, ended={**self.marker.ended, phase.stage: ending}
+            self.history, ended={**self.history.ended, phase.stage: early_end}
         )
 
     def write(self, kind: str, phase: Phase, step: int, counts: Counts, **values: Any) -> Row:
@@ -72,7 +72,7 @@ class Run:
     def write_changes(self, phase: Phase, step: int, counts: Counts) -> None:
         """Writes and shows the user's changes at this position."""
         here = (phase.index, step)
-        changes = [str(c) for c in self.marker.changes if (c.phase, c.step) == here]
+        changes = [str(c) for c in self.history.changes if (c.phase, c.step) == here]
         for change in changes:
             self.progress.note(f"changed {change}")
         if changes:

@@ -58,7 +58,7 @@ from stackjax.training.compile import (
 )
 from stackjax.training.phase import Counts, Phase
 from stackjax.training.preflight import check, check_backend, device_memory
-from stackjax.training.run_position import after_entering
+from stackjax.training.run_history import after_entering
 from stackjax.training.train_state import TrainState, enter_phase
 
 
@@ -105,7 +105,7 @@ def train(config: Config, options: ResumeConfig = NEWEST, hooks: Sequence[Hook] 
             progress=open_progress(),
             stop=stop,
             step_of=compile_ahead(config, stop),
-            marker=position.marker,
+            history=position.history,
             phases=position.phases,
         )
         for output in (*run.sinks, run.progress):
@@ -141,7 +141,7 @@ def _show_start(run: Run, position: Position, counts: Counts) -> None:
 def _check(config: Config, position: Position) -> None:
     """Raises UserError if the run cannot work here; evaluates every phase abstractly."""
     check_backend(config)
-    estimates = check(config, jax.device_count(), device_memory(), position.marker)
+    estimates = check(config, jax.device_count(), device_memory(), position.history)
     check_probes(config, estimates, device_memory())
     check_sinks(config.logging, config.workdir)
 
@@ -157,7 +157,7 @@ def run_phase(
     with (
         jax.set_mesh(mesh),
         Checkpoints(
-            run.workdir, phase, config.checkpoints, changes=run.marker.changes
+            run.workdir, phase, config.checkpoints, changes=run.history.changes
         ) as checkpoints,
         memory_used_by(lambda: f"stage {phase.stage}, step {step}"),
     ):
@@ -201,7 +201,7 @@ def _compiled_step(run: Run, phase: Phase, step: int) -> jax.stages.Compiled | N
 def enter(run: Run, source: Phase, target: Phase, state: TrainState) -> TrainState:
     """Returns the target phase's first state, committed to disk.
 
-    Until the marker is written the run is in the source phase, whose last checkpoint is
+    Until the history is written the run is in the source phase, whose last checkpoint is
     complete. A run killed before then grows again, to the same bits.
     """
     before, old_layers = _evaluate(run, source, state)
@@ -228,7 +228,7 @@ def enter(run: Run, source: Phase, target: Phase, state: TrainState) -> TrainSta
             Checkpoints(run.workdir, target, run.config.checkpoints, lineage) as checkpoints,
         ):
             checkpoints.save(0, entered, target.start, rows)
-        run.commit(after_entering(run.marker, source, target))
+        run.commit(after_entering(run.history, source, target))
     run.progress.note(
         f"{target.start.tokens:,} tokens: {target.growth or 'same model'}: held-out loss "
         f"{losses[0]:.4f} -> {losses[1]:.4f}"

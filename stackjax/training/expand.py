@@ -13,7 +13,7 @@ from stackjax.model.transformer import logical_axes
 from stackjax.runtime.errors import UserError
 from stackjax.training.learning_rate import LearningRate
 from stackjax.training.phase import Counts, Phase, Waypoint, with_moment_starts
-from stackjax.training.run_position import NEW_RUN, Marker
+from stackjax.training.run_history import NEW_RUN, RunHistory
 from stackjax.training.stages import (
     parameter_rates,
     stage_lengths,
@@ -23,11 +23,11 @@ from stackjax.training.stages import (
 )
 
 
-def expand(config: Config, marker: Marker = NEW_RUN) -> tuple[Phase, ...]:
+def expand(config: Config, history: RunHistory = NEW_RUN) -> tuple[Phase, ...]:
     """Returns a run's phases.
 
     Args:
-      marker: The run's position. After an early end, later stages start sooner; lengths and
+      history: The run's position. After an early end, later stages start sooner; lengths and
         learning-rate horizons stay as in the config.
 
     Raises:
@@ -50,9 +50,9 @@ def expand(config: Config, marker: Marker = NEW_RUN) -> tuple[Phase, ...]:
         before = models[max(stage - 1, 0)]
         for fit in _fits(config, stage, before):
             parts = _Parts(config, stage, fit, before, models[stage])
-            course = _course(parts, len(phases), start, end_tokens, marker)
+            course = _course(parts, len(phases), start, end_tokens, history)
             phase = _build_phase(parts, len(phases), course, run_tokens)
-            phases.append(_shortened(phase, phases, marker))
+            phases.append(_shortened(phase, phases, history))
             start = phases[-1].end
     return with_moment_starts(phases)
 
@@ -131,7 +131,7 @@ class _Course:
 
 
 def _course(
-    parts: _Parts, index: int, start: Counts, end_tokens: float, marker: Marker
+    parts: _Parts, index: int, start: Counts, end_tokens: float, history: RunHistory
 ) -> _Course:
     """Returns a phase's course.
 
@@ -140,8 +140,8 @@ def _course(
       start: Counts before the phase.
       end_tokens: The run's tokens after the stage.
     """
-    waypoint = marker.waypoints.get(index, Waypoint(step=0, counts=start))
-    if index < marker.phase and index in marker.waypoints:
+    waypoint = history.waypoints.get(index, Waypoint(step=0, counts=start))
+    if index < history.phase and index in history.waypoints:
         return _Course(start, waypoint, waypoint.step)  # where an earlier phase ended
     left = math.ceil((end_tokens - waypoint.counts.tokens) / parts.per_step.tokens)
     if parts.fit is not None:
@@ -198,12 +198,12 @@ def _optimizer_state(parts: _Parts) -> OptimizerState:
     return parts.stage.optimizer_state if parts.growth is not None else "keep"
 
 
-def _shortened(phase: Phase, before: Sequence[Phase], marker: Marker) -> Phase:
+def _shortened(phase: Phase, before: Sequence[Phase], history: RunHistory) -> Phase:
     """Returns a phase, shortened after an early end of its stage."""
-    if phase.stage not in marker.ended or phase.fit is not None:
+    if phase.stage not in history.ended or phase.fit is not None:
         return phase
     fitted = sum(each.num_steps for each in before if each.stage == phase.stage)
-    return dataclasses.replace(phase, num_steps=marker.ended[phase.stage].steps - fitted)
+    return dataclasses.replace(phase, num_steps=history.ended[phase.stage].steps - fitted)
 
 
 def _check_fit(parts: _Parts, fit: Fit, num_steps: int) -> None:

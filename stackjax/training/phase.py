@@ -92,7 +92,7 @@ class Change:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Ending:
+class EarlyEnd:
     """A stage's early end."""
 
     steps: int

@@ -19,7 +19,7 @@ from stackjax.sharding.partition import RULES, num_shards, partition_of
 from stackjax.training.compile import abstract_state
 from stackjax.training.expand import expand
 from stackjax.training.phase import Phase
-from stackjax.training.run_position import NEW_RUN, Marker
+from stackjax.training.run_history import NEW_RUN, RunHistory
 from stackjax.training.train_state import TrainState
 
 _FIELDS = {
@@ -78,20 +78,20 @@ def check(
     config: Config,
     num_devices: int,
     memory: int | None = None,
-    marker: Marker = NEW_RUN,
+    history: RunHistory = NEW_RUN,
 ) -> list[Estimate]:
     """Returns an estimate for each phase, without allocation.
 
     Args:
       num_devices: Device count for the run.
       memory: Memory per device in bytes, if known.
-      marker: The run's position.
+      history: The run's position.
 
     Raises:
       UserError: A stage does not fit the mesh, batch or devices.
     """
-    phases = expand(config, marker)
-    if marker == NEW_RUN:
+    phases = expand(config, history)
+    if history == NEW_RUN:
         _check_reached(config, phases)
     return [_check_phase(config, phase, num_devices, memory) for phase in phases]
 

@@ -30,13 +30,13 @@ from stackjax.run.sinks import MetricsLog
 from stackjax.runtime.errors import UserError
 from stackjax.tokenizer.tokenizer import load_tokenizer
 from stackjax.training.expand import expand
-from stackjax.training.phase import Counts, Ending
-from stackjax.training.run_position import (
-    Marker,
+from stackjax.training.phase import Counts, EarlyEnd
+from stackjax.training.run_history import (
+    RunHistory,
     after_entering,
     check_phase,
-    read_marker,
-    write_marker,
+    read_history,
+    write_history,
 )
 from stackjax.training.train_state import TrainState
 
@@ -305,8 +305,8 @@ def run(tmp_path):
         checkpoints.save(4, state_of(4), COUNTS, log.extent)
     log.write(ROWS[4])
     log.close()
-    ended = {0: Ending(steps=4, reason="enough")}
-    write_marker(workdir, after_entering(Marker(ended=ended), None, PHASE))
+    ended = {0: EarlyEnd(steps=4, reason="enough")}
+    write_history(workdir, after_entering(RunHistory(ended=ended), None, PHASE))
     return workdir
 
 
@@ -377,7 +377,7 @@ def test_malformed_row_is_reported_by_line_number(tmp_path, name):
 
 
 def test_directory_in_place_of_a_file_is_a_user_error(tmp_path):
-    for name, read in {"metrics.jsonl": read_rows, "phase.json": read_marker}.items():
+    for name, read in {"metrics.jsonl": read_rows, "phase.json": read_history}.items():
         (tmp_path / name).mkdir()
         with pytest.raises(UserError, match=f"{name} is"):
             read(epath.Path(tmp_path))
@@ -386,12 +386,12 @@ def test_directory_in_place_of_a_file_is_a_user_error(tmp_path):
 
 
 def test_flipped_bit_in_the_marker_is_reported_or_has_no_effect(run):
-    path, expected = run / "phase.json", read_marker(run)
+    path, expected = run / "phase.json", read_history(run)
     data, refused = path.read_bytes(), 0
     for bit in range(0, 8 * len(data), 5):
         path.write_bytes(with_flipped_bit(data, bit))
         try:
-            assert read_marker(run) == expected
+            assert read_history(run) == expected
         except UserError as error:
             assert "\n" not in str(error)
             refused += 1
@@ -399,7 +399,7 @@ def test_flipped_bit_in_the_marker_is_reported_or_has_no_effect(run):
 
 
 @pytest.mark.parametrize(
-    ("marker", "message"),
+    ("history", "message"),
     [
         ({"phase": 1, "directory": "../x"}, "no phase directory"),
         ({"phase": 1, "directory": "/etc"}, "no phase directory"),
@@ -418,28 +418,28 @@ def test_flipped_bit_in_the_marker_is_reported_or_has_no_effect(run):
         ({"phase": 1, "directory": "stage_1/train", "more": 1}, "more is not a known field"),
     ],
 )
-def test_invalid_marker_is_refused_with_field_and_value(tmp_path, marker, message):
-    (tmp_path / "phase.json").write_text(json.dumps(seal(marker)))
+def test_invalid_history_is_refused_with_field_and_value(tmp_path, history, message):
+    (tmp_path / "phase.json").write_text(json.dumps(seal(history)))
     with pytest.raises(UserError, match=message):
-        read_marker(epath.Path(tmp_path))
+        read_history(epath.Path(tmp_path))
 
 
 def test_missing_marker_of_a_later_stage_is_reported(tmp_path):
     (tmp_path / "stage_1" / "train").mkdir(parents=True)
     with pytest.raises(UserError, match=r"has a stage_1, but no phase.json; bring"):
-        read_marker(epath.Path(tmp_path))
+        read_history(epath.Path(tmp_path))
 
 
 def test_phase_missing_from_the_config_is_rejected(tmp_path):
     phases, workdir = expand(tiny_run()), epath.Path(tmp_path)
     for phase in phases:
-        check_phase(workdir, Marker(phase.index, phase.directory), phases)
-    check_phase(workdir, Marker(), phases)
-    for marker in (Marker(7, "stage_7/train"), Marker(0, "stage_1/train")):
+        check_phase(workdir, RunHistory(phase.index, phase.directory), phases)
+    check_phase(workdir, RunHistory(), phases)
+    for history in (RunHistory(7, "stage_7/train"), RunHistory(0, "stage_1/train")):
         with pytest.raises(
             UserError, match=r"is in stage_\d/train, but the config has stage_0"
         ):
-            check_phase(workdir, marker, phases)
+            check_phase(workdir, history, phases)
 
 
 RECORDS = {

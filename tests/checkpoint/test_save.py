@@ -25,8 +25,13 @@ from stackjax.runtime.errors import UserError
 from stackjax.sharding.partition import on_mesh
 from stackjax.training.compile import abstract_state
 from stackjax.training.expand import expand
-from stackjax.training.phase import Change, Counts, Ending, Waypoint
-from stackjax.training.run_position import Marker, after_entering, read_marker, write_marker
+from stackjax.training.phase import Change, Counts, EarlyEnd, Waypoint
+from stackjax.training.run_history import (
+    RunHistory,
+    after_entering,
+    read_history,
+    write_history,
+)
 from stackjax.training.train_state import TrainState
 
 RUN = tiny_run(model=tiny_model(num_layers=2), stages=(Stage(tokens=640, batch_size=8),))
@@ -164,32 +169,32 @@ def test_checkpoint_of_another_model_is_rejected_by_parameter(workdir, fields, m
             load_whole(checkpoints.directory / "4", abstract, mesh)
 
 
-def test_marker_names_the_last_committed_phase(workdir):
+def test_history_names_the_last_committed_phase(workdir):
     workdir.mkdir()
-    assert read_marker(workdir) == Marker()
-    marker, source = Marker(), None
+    assert read_history(workdir) == RunHistory()
+    history, source = RunHistory(), None
     for phase in expand(tiny_run()):
-        marker = after_entering(marker, source, phase)
+        history = after_entering(history, source, phase)
         change = Change(phase=phase.index, step=2, tokens=9, fields=("seed: 0 -> 1",))
-        marker = dataclasses.replace(
-            marker,
-            ended={**marker.ended, phase.stage: Ending(steps=3, reason="enough")},
-            changes=(*marker.changes, change),
+        history = dataclasses.replace(
+            history,
+            ended={**history.ended, phase.stage: EarlyEnd(steps=3, reason="enough")},
+            changes=(*history.changes, change),
         )
-        write_marker(workdir, marker)
-        assert read_marker(workdir) == marker
+        write_history(workdir, history)
+        assert read_history(workdir) == history
         source = phase
-    assert (marker.phase, marker.directory) == (1, "stage_1/train")
+    assert (history.phase, history.directory) == (1, "stage_1/train")
     first, _ = expand(tiny_run())
-    assert marker.waypoints == {0: Waypoint(step=first.num_steps, counts=first.end)}
+    assert history.waypoints == {0: Waypoint(step=first.num_steps, counts=first.end)}
     assert [path.name for path in workdir.iterdir()] == ["phase.json"]
 
 
 def test_interrupted_write_keeps_the_old_file(workdir, monkeypatch):
     workdir.mkdir()
     path = workdir / "phase.json"
-    marker = {"phase": 1, "directory": "stage_1/train", "ended": {}}
-    replace_text(path, json.dumps(seal(marker)))
+    history = {"phase": 1, "directory": "stage_1/train", "ended": {}}
+    replace_text(path, json.dumps(seal(history)))
 
     def killed(*_):
         raise KeyboardInterrupt
@@ -197,8 +202,8 @@ def test_interrupted_write_keeps_the_old_file(workdir, monkeypatch):
     # The text goes to a temporary file first. The interrupt comes before the rename.
     monkeypatch.setattr(type(path), "replace", killed)
     with pytest.raises(KeyboardInterrupt):
-        replace_text(path, json.dumps(seal(marker | {"phase": 2})))
-    assert read_marker(workdir).phase == 1
+        replace_text(path, json.dumps(seal(history | {"phase": 2})))
+    assert read_history(workdir).phase == 1
     assert [path.name for path in workdir.iterdir()] == ["phase.json"]
 
 
@@ -221,12 +226,12 @@ def test_checkpoint_is_found_from_its_run_and_records_its_model(workdir):
     phases = expand(tiny_run())
     for phase, steps in zip(phases, ([2, 9], [3]), strict=True):
         saved_steps(workdir, KEEP, steps, phase)
-    write_marker(workdir, after_entering(Marker(), None, phases[0]))
+    write_history(workdir, after_entering(RunHistory(), None, phases[0]))
     first, second = (workdir / phase.directory for phase in phases)
     table = {first: first / "9", first / "2": first / "2", workdir: first / "9"}
     for path, found in table.items():
         assert find_checkpoint(path) == found
-    write_marker(workdir, after_entering(Marker(), None, phases[1]))
+    write_history(workdir, after_entering(RunHistory(), None, phases[1]))
     assert find_checkpoint(workdir) == second / "3"
     contents = read_contents(second / "3")
     lineage = spend(begin((), phases[1]), phases[1], 3)

@@ -33,7 +33,12 @@ from stackjax.inference.saved_model import SavedCheckpoint
 from stackjax.runtime.errors import UserError
 from stackjax.training.compile import use_compilation_cache
 from stackjax.training.expand import expand
-from stackjax.training.run_position import Marker, after_entering, read_marker, write_marker
+from stackjax.training.run_history import (
+    RunHistory,
+    after_entering,
+    read_history,
+    write_history,
+)
 
 COMMIT = "orbax.checkpoint._src.path.atomicity:CommitFileTemporaryPath.finalize"
 FIRST, SECOND = expand(tiny_run())
@@ -202,9 +207,9 @@ def test_damaged_copy_is_removed(world, tmp_path, monkeypatch):
 
 def test_marker_in_a_bucket_is_read_and_an_incomplete_phase_is_cleared(gcs):
     workdir = epath.Path("gs://bucket/halves")
-    assert read_marker(workdir).phase == 0
-    write_marker(workdir, after_entering(Marker(), None, SECOND))
-    assert read_marker(workdir).phase == SECOND.index
+    assert read_history(workdir).phase == 0
+    write_history(workdir, after_entering(RunHistory(), None, SECOND))
+    assert read_history(workdir).phase == SECOND.index
     gcs.put("bucket", f"halves/{SECOND.directory}/10/_CHECKPOINT_METADATA", b"{}")
     assert newest_step(workdir, SECOND) is None
     clear(workdir, SECOND)
@@ -241,6 +246,7 @@ def test_resumed_run_in_a_bucket_equals_run_on_disk(uncut, gcs, run, tmp_path):
     assert any(b"train/loss" in data for data in files(tmp_path / "tensorboard").values())
 
 
+@pytest.mark.slow
 def test_checkpoint_in_a_bucket_grows_in_the_bucket(uncut, run, run_main):
     target = "gs://bucket/grown/stage_0/train"
     args = (f"{run}/stage_0/train", target, "--growth", "stack(2)")

@@ -306,7 +306,7 @@ def chains(draw, source):
     return chain(first, draw(preserving_growths(first.target_config(source))))
 
 
-@pytest.mark.sample(2)
+@pytest.mark.sample(4)
 @pytest.mark.parametrize("growths", [width_splits, width_zeros, depth_zeros, chains])
 @hypothesis.settings(max_examples=8, deadline=None)
 @hypothesis.given(data=st.data())

@@ -178,6 +178,7 @@ def measured(task_dir, ours, theirs):
     ]
 
 
+@pytest.mark.slow
 def test_accuracies_and_exact_matches_equal_hf(measured):
     for task, metric in (
         ("choices", "acc"),

@@ -284,13 +284,13 @@ def test_class_fields_are_read_as_in_transformers(kind, folder):
     assert mismatches(folder, cases) == []
 
 
-@pytest.mark.sample(3)
+@pytest.mark.sample(4)
 def test_special_values_are_read_as_in_transformers(folder):
     cases = [{name: value} for name, values in CHANGES.items() for value in values]
     assert mismatches(folder, cases) == []
 
 
-@pytest.mark.sample(3)
+@pytest.mark.sample(4)
 def test_field_combinations_are_read_as_in_transformers(folder):
     assert mismatches(folder, COMBINATIONS) == []
 

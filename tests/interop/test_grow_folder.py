@@ -58,7 +58,7 @@ CASES = [
 ]
 
 
-@pytest.mark.sample(3)
+@pytest.mark.sample(6)
 @pytest.mark.parametrize(("folder", "growth"), CASES, indirect=["folder"])
 def test_exact_growth_keeps_the_logits(folder, growth, run, tmp_path):
     code, out, err = run(folder, tmp_path / "grown", "--growth", growth)

@@ -17,9 +17,9 @@ from stackjax.growth import DepthRandom, Learn
 from stackjax.run.early_stop import budget_reason, loss_reason
 from stackjax.run.train import train
 from stackjax.training.expand import expand
-from stackjax.training.phase import Ending, Waypoint
+from stackjax.training.phase import EarlyEnd, Waypoint
 from stackjax.training.preflight import check
-from stackjax.training.run_position import Marker
+from stackjax.training.run_history import RunHistory
 
 STEP = 128
 
@@ -103,7 +103,7 @@ def test_early_stopping_without_effect_is_refused_at_launch(tmp_path, stage, fie
 def test_early_end_keeps_planned_learning_rates(world):
     config = world.config()
     planned = expand(config)
-    first, second = expand(config, Marker(ended={0: Ending(steps=3, reason="enough")}))
+    first, second = expand(config, RunHistory(ended={0: EarlyEnd(steps=3, reason="enough")}))
     assert first == dataclasses.replace(planned[0], num_steps=3)
     start = planned[0].start.after(planned[0].per_step, 3)
     waypoint = Waypoint(step=0, counts=start)
@@ -115,7 +115,7 @@ def test_stage_steps_include_fit_steps(world):
     small, large = config.stages
     learned = dataclasses.replace(large, growth=Learn(2, fit_steps=3))
     config = dataclasses.replace(config, stages=(small, learned))
-    _, fit, fitted = expand(config, Marker(ended={1: Ending(steps=5, reason="enough")}))
+    _, fit, fitted = expand(config, RunHistory(ended={1: EarlyEnd(steps=5, reason="enough")}))
     assert (fit.num_steps, fitted.num_steps) == (3, 2)
 
 
@@ -181,7 +181,7 @@ def test_stage_does_not_end_before_masks_are_open(world, tmp_path):
     assert ending["tokens"] == 12 * STEP
 
 
-MARK, SAVE = "stackjax.run.run:write_marker", "stackjax.checkpoint.save:Checkpoints.save"
+MARK, SAVE = "stackjax.run.run:write_history", "stackjax.checkpoint.save:Checkpoints.save"
 KILLS = [
     (MARK, "before", 1, False),
     (MARK, "after", 1, True),
@@ -257,6 +257,7 @@ def test_probe_after_early_end_is_skipped(world, tmp_path, monkeypatch):
     assert [row["tokens"] for row in of_kind(tmp_path, "probe")] == [2 * STEP]
 
 
+@pytest.mark.slow
 def test_early_end_has_a_train_row(world, tmp_path):
     for every, workdir in ((STEP, tmp_path / "all"), (3 * STEP, tmp_path / "some")):
         config = with_until(run(world, workdir), 1, tokens=10 * STEP + 1)

@@ -61,7 +61,7 @@ class Recorder:
 
     def __init__(self):
         self.config, self.rows, self.phases = tiny_run(), [], [phase_of(tiny_model())]
-        self.marker = types.SimpleNamespace(ended={})
+        self.history = types.SimpleNamespace(ended={})
         self.progress = types.SimpleNamespace(row=lambda *_: None)
 
     def write(self, kind, phase, step, counts, **values):

@@ -74,6 +74,7 @@ def test_files_of_folder_outlive_folder(started, tmp_path):
     assert read_folder(tmp_path / "grown").model.num_layers == 6
 
 
+@pytest.mark.slow
 def test_run_from_checkpoint_continues_lineage(world, uncut, tmp_path):
     config = config_from(world, uncut, tmp_path / "run")
     train.train(config)
@@ -86,6 +87,7 @@ def test_run_from_checkpoint_continues_lineage(world, uncut, tmp_path):
     assert (pretrained.tokenizer.name, pretrained.seq_len) == ("bytes", 16)
 
 
+@pytest.mark.slow
 def test_run_killed_before_first_save_starts_again(
     world, folder, started, tmp_path, monkeypatch
 ):

@@ -20,8 +20,8 @@ KILLS = [
     (FINALIZE, "before", 1, ["stage_0/train/3", "stage_0/train/6", "stage_0/train/8"]),
     ("stackjax.run.train:enter_phase", "after", 1, ["stage_0/train/8"]),
     (SAVE, "after", 1, ["stage_0/train/8", "stage_1/train/0"]),
-    ("stackjax.run.run:write_marker", "before", 1, ["stage_1/train/0"]),
-    ("stackjax.run.run:write_marker", "after", 1, ["stage_1/train/0"]),
+    ("stackjax.run.run:write_history", "before", 1, ["stage_1/train/0"]),
+    ("stackjax.run.run:write_history", "after", 1, ["stage_1/train/0"]),
     (SAVE, "after", 2, ["stage_1/train/1", "stage_1/train/4"]),
 ]
 # A save in the background, growth, and the commit of the next stage.
@@ -70,14 +70,19 @@ def test_run_killed_at_random_moments_resumes_bit_for_bit(world, uncut, tmp_path
     assert_same_run(tmp_path, uncut)
 
 
-def test_stopped_run_resumes_bit_for_bit(world, uncut, tmp_path):
+STOPS = [
+    ("SIGTERM", "stackjax.run.compile_ahead:compile_step", 0),
+    ("SIGHUP", "stackjax.run.validation:eval_batches", 5),
+    ("SIGINT", "stackjax.run.train:enter_phase", 8),
+]
+
+
+@pytest.mark.parametrize(
+    "stops", [STOPS[1:2], pytest.param(STOPS, marks=pytest.mark.slow)], ids=["one", "all"]
+)
+def test_stopped_run_resumes_bit_for_bit(world, uncut, tmp_path, stops):
     args = world.args(tmp_path)
-    moments = [
-        ("SIGTERM", "stackjax.run.compile_ahead:compile_step", 0),
-        ("SIGHUP", "stackjax.run.validation:eval_batches", 5),
-        ("SIGINT", "stackjax.run.train:enter_phase", 8),
-    ]
-    for number, point, step in moments:
+    for number, point, step in stops:
         code, stdout, stderr = world.run(args, number, point, "before", "1")
         assert (code, stderr) == (143, "")
         assert "stopping: the run saves after this step and ends" in stdout

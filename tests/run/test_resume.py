@@ -22,7 +22,7 @@ from stackjax.run.train import train
 from stackjax.runtime.errors import UserError
 from stackjax.training.expand import expand
 from stackjax.training.phase import Change, Waypoint
-from stackjax.training.run_position import Marker, read_marker
+from stackjax.training.run_history import RunHistory, read_history
 
 STEP = 128
 """Tokens per step: 8 sequences of 16."""
@@ -84,7 +84,7 @@ def changes(config) -> list[str]:
 def lineage(config):
     """The lineage in the run's newest checkpoint."""
     workdir = epath.Path(config.workdir)
-    phase = expand(config, read_marker(workdir))[-1]
+    phase = expand(config, read_history(workdir))[-1]
     step = newest_step(workdir, phase)
     return read_contents(workdir / phase.directory / str(step)).lineage
 
@@ -123,8 +123,8 @@ def test_schedule_counts_tokens_across_batch_sizes(config):
     config = dataclasses.replace(config, optimizer=optimizer)
     [planned] = expand(config)
     at = planned.counts(4)
-    marker = Marker(waypoints={0: Waypoint(step=4, counts=at)})
-    [wide] = expand(with_stage(config, batch_size=16), marker)
+    history = RunHistory(waypoints={0: Waypoint(step=4, counts=at)})
+    [wide] = expand(with_stage(config, batch_size=16), history)
     assert (wide.num_steps, wide.end.tokens) == (6, planned.end.tokens)
     # Equal tokens have equal rates.
     for steps, tokens in ((5, 6 * STEP), (6, 8 * STEP)):
@@ -132,7 +132,7 @@ def test_schedule_counts_tokens_across_batch_sizes(config):
         rate = float(planned.learning_rate(tokens // STEP - 1))
         assert float(wide.learning_rate(steps - 1)) == pytest.approx(rate)
     # A waypoint alone changes nothing.
-    [same] = expand(config, marker)
+    [same] = expand(config, history)
     assert dataclasses.replace(same, waypoint=planned.waypoint) == planned
 
 
@@ -156,7 +156,7 @@ def test_resume_from_and_skip_examples_happen_once(config, monkeypatch):
 
 
 @pytest.mark.sample(2)
-@pytest.mark.parametrize("point", ["write_marker", "record_config", "discard_after"])
+@pytest.mark.parametrize("point", ["write_history", "record_config", "discard_after"])
 def test_change_survives_a_kill(config, point, monkeypatch, world):
     train(config)
     workdir, manifest = epath.Path(config.workdir), read_manifest(config.data.path)
@@ -174,22 +174,23 @@ def test_change_survives_a_kill(config, point, monkeypatch, world):
         patch.setattr(resume, point, killed)
         start(workdir, changed, options, manifest)
     found = start(workdir, changed, options, manifest)
-    assert found.marker == dataclasses.replace(read_marker(whole))
+    assert found.history == dataclasses.replace(read_history(whole))
     assert found.step == 3
     assert newest_step(workdir, expand(changed)[0]) == 3
     # Repeated: no changes remain.
     again = start(workdir, changed, options, manifest)
-    assert (again.marker, again.changed) == (found.marker, {})
+    assert (again.history, again.changed) == (found.history, {})
 
 
+@pytest.mark.slow
 def test_resume_from_earlier_stage_grows_again(world, tmp_path):
     config = world.config("--workdir", str(tmp_path / "run"))
     train(config)
     workdir, manifest = epath.Path(config.workdir), read_manifest(config.data.path)
     before = last_state(workdir, 1, step=0)
     found = start(workdir, config, ResumeConfig(resume_from="stage_0/train/6"), manifest)
-    assert (found.marker.phase, found.marker.directory, found.step) == (0, "stage_0/train", 6)
-    assert set(found.marker.waypoints) == {0}
+    assert (found.history.phase, found.history.directory, found.step) == (0, "stage_0/train", 6)
+    assert set(found.history.waypoints) == {0}
     train(config)
     # Same data, same model.
     jax.tree.map(np.testing.assert_array_equal, before, last_state(workdir, 1, step=0))
@@ -222,7 +223,7 @@ def test_missing_checkpoint_is_refused(config, uncut, options, message, tmp_path
     manifest = read_manifest(config.data.path)
     with pytest.raises(UserError, match=message):
         start(epath.Path(config.workdir), config, options, manifest)
-    assert read_marker(epath.Path(config.workdir)).changes == ()
+    assert read_history(epath.Path(config.workdir)).changes == ()
 
 
 def test_new_run_refuses_resume_options(config):

@@ -60,6 +60,7 @@ def with_tasks(world, task_dir, workdir, **changes):
     return dataclasses.replace(config, tasks=dataclasses.replace(tasks, **changes))
 
 
+@pytest.mark.slow
 def test_scores_at_intervals_and_at_the_end(world, task_dir, tmp_path):
     train.train(with_tasks(world, task_dir, tmp_path / "run"))
     found = [row for row in rows(tmp_path / "run") if row["kind"] == "tasks"]

@@ -195,6 +195,7 @@ def measure(config, path, *sections, **fields):
     return {(row["section"], row["case"]): row["values"] for row in rows_of(out)}
 
 
+@pytest.mark.slow
 def test_insufficient_memory_is_a_reason_for_missing_numbers(tmp_path, monkeypatch):
     memory = types.SimpleNamespace(available=8 * 2**10)
     monkeypatch.setattr(machine.psutil, "virtual_memory", lambda: memory)

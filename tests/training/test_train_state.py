@@ -254,6 +254,7 @@ def test_frozen_step_matches_a_masked_gradient():
     assert_same_params(state.params, expected, tolerance=1e-6)
 
 
+@pytest.mark.slow
 def test_frozen_step_matches_on_a_mesh():
     expected, _ = compiled_frozen(initial_state(), random_batch())
     mesh = mesh_of("replica 2, fsdp 2, tensor 2")

@@ -11,9 +11,9 @@ from etils import epath
 from stackjax.files.json_file import Fields, decode, read_object, seal, unseal
 from stackjax.files.storage import replace_text
 from stackjax.runtime.errors import UserError
-from stackjax.training.phase import Change, Ending, Phase, Waypoint
+from stackjax.training.phase import Change, EarlyEnd, Phase, Waypoint
 
-_MARKER = "phase.json"
+_FILE = "phase.json"
 _DIRECTORY = re.compile(r"stage_\d+/(fit|train)")
 _WAY_OUT = (
     "bring phase.json back from a copy of the run, or start a new run with --workdir, from a "
@@ -22,14 +22,14 @@ _WAY_OUT = (
 
 
 @dataclasses.dataclass(frozen=True)
-class Marker:
+class RunHistory:
     """A run's position and history."""
 
     phase: int = 0
     """The present phase's index."""
     directory: str = ""
     """The present phase's checkpoint directory; empty for a new run."""
-    ended: Mapping[int, Ending] = dataclasses.field(default_factory=dict)
+    ended: Mapping[int, EarlyEnd] = dataclasses.field(default_factory=dict)
     """Stages with an early end."""
     waypoints: Mapping[int, Waypoint] = dataclasses.field(default_factory=dict)
     """By phase index: each earlier phase's end, and the present phase's newest change."""
@@ -37,16 +37,16 @@ class Marker:
     """All changes at resumes, the newest last."""
 
 
-NEW_RUN = Marker()
+NEW_RUN = RunHistory()
 
 
-def read_marker(workdir: epath.Path) -> Marker:
+def read_history(workdir: epath.Path) -> RunHistory:
     """Returns a run's position; `NEW_RUN` for a new run.
 
     Raises:
       UserError: The file is damaged, or missing from a run beyond the first stage.
     """
-    path = workdir / _MARKER
+    path = workdir / _FILE
     if not path.exists():
         if (workdir / "stage_1").exists():
             raise UserError(f"{workdir} has a stage_1, but no phase.json; {_WAY_OUT}.")
@@ -54,39 +54,39 @@ def read_marker(workdir: epath.Path) -> Marker:
     return read_object(path, _WAY_OUT, _from_fields)
 
 
-def _from_fields(fields: Fields) -> Marker:
-    marker = decode(Marker, unseal(fields))
-    if not _DIRECTORY.fullmatch(marker.directory):
-        raise UserError(f"directory {marker.directory!r} is no phase directory")
-    return marker
+def _from_fields(fields: Fields) -> RunHistory:
+    history = decode(RunHistory, unseal(fields))
+    if not _DIRECTORY.fullmatch(history.directory):
+        raise UserError(f"directory {history.directory!r} is no phase directory")
+    return history
 
 
-def check_phase(workdir: epath.Path, marker: Marker, phases: Sequence[Phase]) -> None:
+def check_phase(workdir: epath.Path, history: RunHistory, phases: Sequence[Phase]) -> None:
     """Raises UserError if the config does not have the present phase."""
     places = [phase.directory for phase in phases]
-    if marker.directory and places[marker.phase : marker.phase + 1] != [marker.directory]:
+    if history.directory and places[history.phase : history.phase + 1] != [history.directory]:
         raise UserError(
-            f"{workdir} is in {marker.directory}, but the config has {', '.join(places)}; use "
+            f"{workdir} is in {history.directory}, but the config has {', '.join(places)}; use "
             f"the run's own config, or start a new run with --workdir."
         )
 
 
-def write_marker(workdir: epath.Path, marker: Marker) -> None:
+def write_history(workdir: epath.Path, history: RunHistory) -> None:
     """Commits a run's position, atomically."""
     if jax.process_index() == 0:
-        text = json.dumps(seal(dataclasses.asdict(marker)))
-        replace_text(workdir / _MARKER, text + "\n")
+        text = json.dumps(seal(dataclasses.asdict(history)))
+        replace_text(workdir / _FILE, text + "\n")
 
 
-def after_entering(marker: Marker, source: Phase | None, phase: Phase) -> Marker:
-    """Returns the marker for a phase without steps yet.
+def after_entering(history: RunHistory, source: Phase | None, phase: Phase) -> RunHistory:
+    """Returns the history for a phase without steps yet.
 
     Args:
       source: The finished previous phase; None for the first phase.
     """
-    waypoints = dict(marker.waypoints)
+    waypoints = dict(history.waypoints)
     if source is not None:
         waypoints[source.index] = Waypoint(step=source.num_steps, counts=source.end)
     return dataclasses.replace(
-        marker, phase=phase.index, directory=phase.directory, waypoints=waypoints
+        history, phase=phase.index, directory=phase.directory, waypoints=waypoints
     )
