@@ -39,7 +39,7 @@ from stackjax.growth import (
 from stackjax.model import ModelConfig
 from stackjax.model.config import RopeScaling
 from stackjax.optimizers import AdamW
-from stackjax.sharding.config import MeshConfig
+from stackjax.sharding.config import MESH_AXES, MeshConfig
 from stackjax.sharding.mesh import build_mesh
 from stackjax.training.learning_rate import LearningRate
 from stackjax.training.phase import Counts, Phase, Waypoint
@@ -168,6 +168,16 @@ def mesh_of(name: str) -> jax.sharding.Mesh:
     """Returns a mesh from `MESHES`."""
     config, num_devices = MESHES[name]
     return build_mesh(config, jax.devices()[:num_devices])
+
+
+def described_mesh(device_kind: str, platform: str, **sizes: int) -> jax.sharding.AbstractMesh:
+    """Returns a mesh of described devices, with size 1 along other axes."""
+    return jax.sharding.AbstractMesh(
+        tuple(sizes.get(axis, 1) for axis in MESH_AXES),
+        MESH_AXES,
+        axis_types=(jax.sharding.AxisType.Explicit,) * len(MESH_AXES),
+        abstract_device=jax.sharding.AbstractDevice(device_kind, None, platform),
+    )
 
 
 @functools.cache

@@ -17,6 +17,7 @@ from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_ma
 from stackjax.model.block_attention import block_attention
 from stackjax.model.config import AttentionKernel, ModelConfig, RopeScaling
 from stackjax.sharding.partition import logical
+from stackjax.sharding.platform import DeviceKind, is_nvidia, platform_of, target_device
 
 Kernel = Callable[[jax.Array, jax.Array, jax.Array, jax.Array | None], jax.Array]
 
@@ -55,13 +56,12 @@ def rotate(x_BTNH: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
     return jnp.concatenate(turned, axis=-1).astype(x_BTNH.dtype)
 
 
-def has_kernel(kernel: AttentionKernel) -> bool:
-    """Returns whether the current backend supports a kernel."""
-    backend = jax.extend.backend.get_backend()
+def has_kernel(kernel: AttentionKernel, device: DeviceKind) -> bool:
+    """Returns whether a device kind supports a kernel."""
     return {
         "xla": True,
-        "cudnn": "cuda" in backend.platform_version,
-        "splash": backend.platform == "tpu",
+        "cudnn": is_nvidia(device),
+        "splash": platform_of(device) == "tpu",
     }[kernel]
 
 
@@ -69,12 +69,13 @@ def choose_kernel(config: ModelConfig, dtype: jnp.dtype, seq_len: int) -> Attent
     """Returns the configured kernel; for "auto", the fastest for this dtype and length."""
     if config.attention != "auto":
         return config.attention
+    device = target_device()
     # On all GPUs since Ampere, cuDNN supports bfloat16, at most 128 channels per head, and
     # masks with an even length.
     narrow = dtype == jnp.bfloat16 and config.head_dim % 8 == 0 and config.head_dim <= 128
-    if narrow and seq_len % 2 == 0 and has_kernel("cudnn"):
+    if narrow and seq_len % 2 == 0 and has_kernel("cudnn", device):
         return "cudnn"
-    if seq_len % _LANES == 0 and has_kernel("splash"):
+    if seq_len % _LANES == 0 and has_kernel("splash", device):
         return "splash"
     return "xla"
 

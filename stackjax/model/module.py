@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from stackjax.model.config import ModelConfig, axis_size
 from stackjax.sharding.axes import Axes
 from stackjax.sharding.partition import partition
+from stackjax.sharding.platform import platform_of, target_device
 
 
 class Named(flax.struct.PyTreeNode, nn.meta.AxisMetadata[jax.Array]):
@@ -83,8 +84,8 @@ def init_stddev(config: ModelConfig, axes: Axes) -> float:
 
 
 def compute_dtype(config: ModelConfig) -> jnp.dtype:
-    """Returns the dtype of activations and matrix products on this backend."""
+    """Returns the dtype of activations and matrix products on the target device."""
     if config.compute_dtype == "auto":
-        on_cpu = jax.default_backend() == "cpu"
+        on_cpu = platform_of(target_device()) == "cpu"
         return jnp.dtype(jnp.float32 if on_cpu else jnp.bfloat16)
     return jnp.dtype(config.compute_dtype)

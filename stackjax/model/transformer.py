@@ -19,6 +19,7 @@ from stackjax.model.einsum import PRODUCT, contract, gathered
 from stackjax.model.module import Module, Named, compute_dtype
 from stackjax.sharding.axes import Axes
 from stackjax.sharding.partition import logical, num_shards
+from stackjax.sharding.platform import platform_of, target_device
 
 Params = dict[str, Any]
 
@@ -173,7 +174,8 @@ def layers_per_iteration(span: LayerSpan) -> int:
     """Returns the number of layers per scan iteration."""
     if span.unroll == 0:
         # With remat, keep the loop: after unrolling, XLA recomputes early and uses more memory.
-        is_unrolled = jax.default_backend() == "cpu" and span.remat == "none"
+        on_cpu = platform_of(target_device()) == "cpu"
+        is_unrolled = on_cpu and span.remat == "none"
         return span.num_layers if is_unrolled else 1
     return min(span.unroll, span.num_layers)
 

@@ -2,7 +2,7 @@
 
 import functools
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -23,6 +23,7 @@ from stackjax.model.config import axis_size
 from stackjax.optimizers import Optimizer
 from stackjax.sharding.mesh import build_mesh
 from stackjax.sharding.partition import on_mesh, partition
+from stackjax.sharding.platform import platform_of, target_device
 from stackjax.training.compiler_options import COMPILER_OPTIONS
 from stackjax.training.phase import Phase, StepInputs
 from stackjax.training.train_state import TrainState, fit_state, init_state, train_step
@@ -54,15 +55,15 @@ def growth_key(config: Config, phase: Phase) -> jax.Array:
 
 def new_state(config: Config, phase: Phase) -> TrainState:
     """Returns a new model's state on the current mesh."""
-    return _jit_init(phase.program)(jax.random.key(config.seed))
+    return _jit_init(phase.program, platform_of(target_device()))(jax.random.key(config.seed))
 
 
 @functools.lru_cache(_PROGRAMS)
-def _jit_init(program: Phase) -> Any:
+def _jit_init(program: Phase, platform: str) -> Any:
     init = functools.partial(init_state, program.model, phase_optimizer(program))
     # This runs once. For a tiny model on a CPU, optimized compilation takes 11 s, and
     # unoptimized compilation 2 s.
-    options = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
+    options = {"xla_backend_optimization_level": 0} if platform == "cpu" else None
     return jax.jit(init, compiler_options=options)
 
 
@@ -145,16 +146,23 @@ def step_inputs(phase: Phase) -> StepInputs:
     return jax.device_put(phase.step_inputs, NamedSharding(build_mesh(phase.mesh), P()))
 
 
-def compile_step(config: Config, phase: Phase) -> jax.stages.Compiled:
-    """Returns `jit_step`, compiled for the phase's mesh."""
-    mesh = build_mesh(phase.mesh)
+def compile_step(
+    config: Config, phase: Phase, devices: Sequence[jax.Device] | None = None
+) -> jax.stages.Compiled:
+    """Returns `jit_step`, compiled for the phase's mesh.
+
+    Args:
+      devices: The mesh's devices, such as described devices of another machine; by default all
+        devices of the run.
+    """
+    mesh = build_mesh(phase.mesh, devices)
     # Threads do not inherit the mesh.
     with jax.set_mesh(mesh):
         inputs = on_mesh(jax.eval_shape(lambda: phase.step_inputs), mesh)
         state = on_mesh(abstract_state(phase), mesh)
         batch = abstract_batch(config, phase, mesh)
         lowered = jit_step(phase).lower(inputs, state, batch)
-        return lowered.compile(COMPILER_OPTIONS.get(jax.default_backend()))
+        return lowered.compile(COMPILER_OPTIONS.get(platform_of(target_device())))
 
 
 def use_compilation_cache(workdir: epath.Path) -> None:

@@ -17,4 +17,4 @@ COMPILER_OPTIONS: dict[str, dict[str, bool | str]] = {
         "xla_tpu_overlap_compute_collective_tc": True,
     },
 }
-"""Options by `jax.default_backend()`; none for other backends."""
+"""Options by the platform of the mesh's devices; none for other platforms."""

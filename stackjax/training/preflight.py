@@ -16,6 +16,7 @@ from stackjax.runtime.errors import UserError
 from stackjax.sharding.config import MESH_AXES
 from stackjax.sharding.mesh import mesh_shape
 from stackjax.sharding.partition import RULES, num_shards, partition_of
+from stackjax.sharding.platform import DeviceKind, platform_of
 from stackjax.training.compile import abstract_state
 from stackjax.training.expand import expand
 from stackjax.training.phase import Phase
@@ -47,9 +48,15 @@ class Estimate:
     """Gradients on one device: a microbatch's gradient, and the sum over microbatches."""
 
 
-def check_backend(config: Config) -> None:
-    """Raises UserError if JAX lacks the devices for a run."""
-    if config.platform == "accelerator" and jax.default_backend() == "cpu":
+def check_backend(config: Config, device: DeviceKind | None = None) -> None:
+    """Raises UserError if a run does not work on a device kind.
+
+    Args:
+      device: By default JAX's first device.
+    """
+    device = jax.devices()[0] if device is None else device
+    platform = platform_of(device)
+    if config.platform == "accelerator" and platform == "cpu":
         raise UserError(
             "platform is 'accelerator', but JAX has only the CPU here, on which this run would "
             "crawl; run it on a GPU or TPU (`pip install -r requirements-cuda.txt`, or "
@@ -61,10 +68,10 @@ def check_backend(config: Config) -> None:
             "model.attention is 'cudnn', which takes bfloat16 alone, and model.compute_dtype "
             "is 'float32'; use bfloat16, or `--model.attention xla`."
         )
-    if kernel != "auto" and not has_kernel(kernel):
+    if kernel != "auto" and not has_kernel(kernel, device):
         raise UserError(
             f"model.attention is {kernel!r}, which needs {_KERNEL_DEVICES[kernel]}, but JAX "
-            f"runs on {jax.default_backend()} here; use `--model.attention auto`."
+            f"runs on {platform} here; use `--model.attention auto`."
         )
 
 

@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import types
 
 import hypothesis
 import hypothesis.strategies as st
@@ -10,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import mesh_of, tiny_model
+from conftest import described_mesh, mesh_of, tiny_model
 
 from stackjax.model import attention
 from stackjax.model.attention import causal_attention, choose_kernel, rotate, rotation
@@ -177,21 +176,26 @@ def test_splash_attention_supports_every_chosen_length(seq_len):
     assert jax.eval_shape(attend, x, x, x) == x
 
 
-CUDA = types.SimpleNamespace(platform="gpu", platform_version="PJRT C API\ncuda 12090")
-ROCM = types.SimpleNamespace(platform="gpu", platform_version="PJRT C API\nrocm 60300")
-TPU = types.SimpleNamespace(platform="tpu", platform_version="libtpu\nBuilt on Mar 4 2026")
-CPU = types.SimpleNamespace(platform="cpu", platform_version="cpu")
+H100 = "NVIDIA H100 80GB HBM3", "gpu"
+# Described GPUs have the platform "cuda".
+B200 = "NVIDIA B200", "cuda"
+V100 = "Tesla V100-SXM2-16GB", "gpu"
+MI300X = "AMD Instinct MI300X", "gpu"
+TPU = "TPU v5", "tpu"
+CPU = "cpu", "cpu"
 
 
-# Backend, type, head_dim, sequence length, and the kernel for them.
+# Device kind and platform, type, head_dim, sequence length, and the kernel for them.
 CHOICES = [
-    (CUDA, jnp.bfloat16, 64, 2048, "cudnn"),
-    (CUDA, jnp.bfloat16, 128, 1000, "cudnn"),
-    (CUDA, jnp.float32, 64, 2048, "xla"),
-    (CUDA, jnp.bfloat16, 160, 2048, "xla"),
-    (CUDA, jnp.bfloat16, 4, 2048, "xla"),
-    (CUDA, jnp.bfloat16, 64, 2047, "xla"),
-    (ROCM, jnp.bfloat16, 64, 2048, "xla"),
+    (H100, jnp.bfloat16, 64, 2048, "cudnn"),
+    (H100, jnp.bfloat16, 128, 1000, "cudnn"),
+    (H100, jnp.float32, 64, 2048, "xla"),
+    (H100, jnp.bfloat16, 160, 2048, "xla"),
+    (H100, jnp.bfloat16, 4, 2048, "xla"),
+    (H100, jnp.bfloat16, 64, 2047, "xla"),
+    (MI300X, jnp.bfloat16, 64, 2048, "xla"),
+    (B200, jnp.bfloat16, 64, 2048, "cudnn"),
+    (V100, jnp.bfloat16, 64, 2048, "xla"),
     (TPU, jnp.bfloat16, 64, 2048, "splash"),
     (TPU, jnp.float32, 256, 640, "splash"),
     (TPU, jnp.bfloat16, 64, 2000, "xla"),
@@ -200,16 +204,16 @@ CHOICES = [
 ]
 
 
-@pytest.mark.parametrize(("backend", "dtype", "head_dim", "seq_len", "kernel"), CHOICES)
-def test_auto_chooses_the_fastest_supported_kernel(
-    monkeypatch, backend, dtype, head_dim, seq_len, kernel
+@pytest.mark.parametrize(("device", "dtype", "head_dim", "seq_len", "kernel"), CHOICES)
+def test_auto_chooses_the_fastest_kernel_on_the_meshs_devices(
+    device, dtype, head_dim, seq_len, kernel
 ):
-    monkeypatch.setattr(jax.extend.backend, "get_backend", lambda: backend)
     config = tiny_model(head_dim=head_dim)
-    assert choose_kernel(config, dtype, seq_len) == kernel
-    for named in ("xla", "cudnn", "splash"):
-        config = dataclasses.replace(config, attention=named)
-        assert choose_kernel(config, dtype, seq_len) == named
+    with jax.sharding.use_abstract_mesh(described_mesh(*device)):
+        assert choose_kernel(config, dtype, seq_len) == kernel
+        for named in ("xla", "cudnn", "splash"):
+            config = dataclasses.replace(config, attention=named)
+            assert choose_kernel(config, dtype, seq_len) == named
 
 
 @hypothesis.settings(max_examples=25, deadline=None)

@@ -1,28 +1,26 @@
-"""Cross-platform lowering of the train step of the paper's 1.1B run."""
+"""Lowering of the paper's 1.1B train step for devices that this process lacks."""
 
+import functools
 import re
 
 import jax
 import jax._src.cudnn.fused_attention_stablehlo as cudnn_attention
+import jax._src.dispatch as dispatch
 import pytest
+from conftest import described_mesh
 
 from stackjax.config_file import load_config
-from stackjax.sharding.mesh import build_mesh
 from stackjax.sharding.partition import on_mesh
-from stackjax.training.compile import abstract_batch, abstract_state, jit_step, step_inputs
+from stackjax.training.compile import abstract_batch, abstract_state, jit_step
 from stackjax.training.compiler_options import COMPILER_OPTIONS
 from stackjax.training.expand import expand
 
-OVERRIDES = [
-    "--model.compute-dtype=bfloat16",
-    "--model.scan-unroll=1",
-    "--mesh.fsdp=4",
-    "--mesh.tensor=2",
-]
-# For each platform: the attention kernel, and its forward and backward calls.
-CALLS = {
+# For each platform: a device kind, the type of products, and the attention kernel's forward and
+# backward calls.
+PLATFORMS = {
     "tpu": (
-        "splash",
+        ("TPU v5", "tpu"),
+        "bf16",
         [
             r"@tpu_custom_call\(.*splash_mha_fwd_(segmented_)?residuals",
             r"@tpu_custom_call\(.*splash_mha_dq_(segmented_)?no_residuals",
@@ -30,56 +28,64 @@ CALLS = {
         ],
     ),
     "cuda": (
-        "cudnn",
+        ("NVIDIA H100 80GB HBM3", "gpu"),
+        "bf16",
         [
             r"@__cudnn\$fmha(ScaleBias)?Softmax\(",
             r"@__cudnn\$fmha(ScaleBias)?SoftmaxBackward\(",
         ],
     ),
+    "cpu": (("cpu", "cpu"), "f32", []),
 }
-# The exported module is only read, so these calls need no version guarantee.
-ALLOWED = [
-    jax.export.DisabledSafetyCheck.custom_call(f"__cudnn$fmha{call}")
-    for call in (
-        "Softmax",
-        "SoftmaxBackward",
-        "ScaleBiasSoftmax",
-        "ScaleBiasSoftmaxBackward",
-    )
-]
-
-
-def lowered(platform: str, stage: int, overrides: list[str]) -> jax.export.Exported:
-    """Returns the train step of a stage, lowered for eight devices of a platform."""
-    config = load_config("test", ["--config", "configs/gstack_1b.py", *OVERRIDES, *overrides])
-    phase = expand(config)[stage]
-    mesh = build_mesh(phase.mesh)
-    with jax.set_mesh(mesh):
-        state = on_mesh(abstract_state(phase), mesh)
-        export = jax.export.export(
-            jit_step(phase), platforms=[platform], disabled_checks=ALLOWED
-        )
-        return export(step_inputs(phase), state, abstract_batch(config, phase, mesh))
-
-
 # Stage 0 has 6 layers. Stage 1 has 24 layers and masks documents.
-STAGES = {0: [], 1: ["--data.mask-documents"]}
+STAGES = {0: (), 1: ("--data.mask-documents",)}
+CALL = r"stablehlo.custom_call @(tpu_custom_call|__cudnn)"
+# Products with weights have no batch dimensions, unlike products within attention.
+PRODUCT = (
+    r"stablehlo.dot_general %\w+, %\w+, contracting_dims.* : "
+    r"\(tensor<[^>]*x(\w+)>, tensor<[^>]*x(\w+)>\)"
+)
+
+
+@pytest.fixture(autouse=True)
+def _without_devices(monkeypatch):
+    """Lowers cuDNN calls without a GPU, whose cuDNN version JAX would check."""
+    monkeypatch.setattr(cudnn_attention, "check_cudnn_version", lambda: 91000)
+    monkeypatch.setattr(dispatch, "prim_requires_devices_during_lowering", set())
+
+
+@functools.cache
+def lowered(platform: str, stage: int, *overrides: str) -> str:
+    """Returns the text of a stage's train step, lowered for eight devices of a platform."""
+    config = load_config("test", ["--config", "configs/gstack_1b.py", *overrides])
+    phase = expand(config)[stage]
+    mesh = described_mesh(*PLATFORMS[platform][0], fsdp=4, tensor=2)
+    with jax.sharding.use_abstract_mesh(mesh):
+        inputs = on_mesh(jax.eval_shape(lambda: phase.step_inputs), mesh)
+        state = on_mesh(abstract_state(phase), mesh)
+        batch = abstract_batch(config, phase, mesh)
+        trace = jit_step(phase).trace(inputs, state, batch)
+        return trace.lower(lowering_platforms=(platform,)).as_text()
 
 
 @pytest.mark.sample(2)
 @pytest.mark.parametrize("stage", STAGES)
-@pytest.mark.parametrize("platform", CALLS)
-def test_step_of_the_1b_run_lowers_to_the_platforms_attention_kernel(
-    monkeypatch, platform, stage
-):
-    # cuDNN is not installed here, so its version check is replaced.
-    monkeypatch.setattr(cudnn_attention, "check_cudnn_version", lambda: 91000)
-    attention, calls = CALLS[platform]
-    exported = lowered(platform, stage, [f"--model.attention={attention}", *STAGES[stage]])
-    assert exported.nr_devices == 8
-    module = exported.mlir_module()
+@pytest.mark.parametrize("platform", PLATFORMS)
+def test_step_has_the_attention_kernel_of_the_meshs_devices(platform, stage):
+    text = lowered(platform, stage, *STAGES[stage])
+    _, _, calls = PLATFORMS[platform]
+    assert bool(re.search(CALL, text)) == bool(calls)
     for call in calls:
-        assert re.search(call, module), call
+        assert re.search(call, text), call
+
+
+@pytest.mark.parametrize("platform", PLATFORMS)
+def test_weight_products_have_the_compute_type_of_the_meshs_devices(platform):
+    _, dtype, _ = PLATFORMS[platform]
+    operands = re.findall(PRODUCT, lowered(platform, 0, *STAGES[0]))
+    # Forward and twice backward: at least seven products in a layer, and the head's.
+    assert len(operands) >= 3 * 8
+    assert set(operands) == {(dtype, dtype)}
 
 
 @pytest.mark.parametrize(("name", "value"), COMPILER_OPTIONS["gpu"].items())
