@@ -133,11 +133,12 @@ def uncut(world) -> Path:
 
 
 def rows(workdir: Path) -> list[dict]:
-    """A run's rows, without times."""
+    """A run's rows, without times. A stopped run has one more row of kind `goodput`."""
     lines = (workdir / "metrics.jsonl").read_text().splitlines()
     return [
-        {name: value for name, value in json.loads(line).items() if name not in CLOCK}
-        for line in lines
+        {name: value for name, value in row.items() if name not in CLOCK}
+        for row in map(json.loads, lines)
+        if row["kind"] != "goodput"
     ]
 
 

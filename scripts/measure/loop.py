@@ -27,6 +27,7 @@ from stackjax.data.shards import ShardWriter
 from stackjax.data.sources import TokenSource
 from stackjax.files.rows_file import NO_ROWS
 from stackjax.model import ModelConfig
+from stackjax.run.goodput import Clock
 from stackjax.run.progress import open_progress
 from stackjax.run.run import Run
 from stackjax.run.sinks import open_sinks
@@ -216,6 +217,7 @@ def _loop_seconds(config: Config, phase: Phase) -> tuple[float, TrainState]:
             validation=source,
             sinks=sinks,
             progress=open_progress(),
+            clock=Clock(),
             stop=ticks,
             step_of=lambda phase, _: compile_step(config, phase),
             history=NEW_RUN,

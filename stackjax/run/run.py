@@ -13,6 +13,7 @@ from stackjax.config import Config
 from stackjax.data.batch import Batch
 from stackjax.data.sources import TokenSource
 from stackjax.files.rows_file import Extent
+from stackjax.run.goodput import Clock
 from stackjax.run.progress import Progress
 from stackjax.run.sinks import Row, Sink, flush_all
 from stackjax.runtime.errors import UserError
@@ -34,6 +35,8 @@ class Run:
     """Sequences for validation."""
     sinks: list[Sink]
     progress: Progress
+    clock: Clock
+    """Seconds by class."""
     stop: threading.Event
     """Set by a signal to stop."""
     step_of: Callable[[Phase, Phase | None], jax.stages.Compiled | None]

@@ -10,6 +10,7 @@ import jax
 from stackjax.checkpoint.save import Checkpoints
 from stackjax.files.rows_file import Extent
 from stackjax.model.flops import mfu
+from stackjax.run.goodput import KIND as GOODPUT
 from stackjax.run.hooks import StepInfo
 from stackjax.run.run import Run
 from stackjax.run.sinks import plain_values
@@ -30,7 +31,11 @@ class StepLog:
         self._run, self._phase, self._checkpoints = run, phase, checkpoints
         self._newest: tuple[int, Counts, Metrics] | None = None
         self._is_unread = self._is_due = False
-        self._start = self._last_row = time.monotonic(), counts
+        self._start = time.monotonic(), counts
+        self._last_row = self._training_seconds(), counts
+        self._settled_at = counts
+        if phase.index > 0 and counts == phase.start:
+            run.clock.switch("seam")  # until the first step's metrics are read
 
     def add(self, step: StepInfo, metrics: Metrics) -> None:
         """Adds a step's metrics; never waits for this step."""
@@ -52,7 +57,9 @@ class StepLog:
         if self._newest is None or not self._is_unread:
             return
         self._is_unread = False
-        if not self._newest[2]["is_finite"]:
+        is_finite = bool(self._newest[2]["is_finite"])  # waits for the step
+        self._run.clock.switch("step")
+        if not is_finite:
             raise self._not_finite(*self._newest)
         if self._is_due:
             self.write_newest()
@@ -62,7 +69,7 @@ class StepLog:
         if self._newest is None or self._newest[1] == self._last_row[1]:
             return
         step, counts, metrics = self._newest
-        (then, before), now = self._last_row, time.monotonic()
+        (then, before), now = self._last_row, self._training_seconds()
         self._last_row = now, counts
         rate = (counts.tokens - before.tokens) / (now - then)
         per_token = self._phase.per_step.flops / self._phase.per_step.tokens
@@ -74,22 +81,38 @@ class StepLog:
         }
         row = self._run.write("train", self._phase, step, counts, **_values(metrics), **speed)
         end = self._run.phases[-1].end
-        seconds_left = self._seconds_left(now, counts, end)
+        seconds_left = self._seconds_left(time.monotonic(), counts, end)
         self._run.progress.row(row, end.tokens, seconds_left)
 
     def settle(self) -> Extent:
-        """Brings all rows to disk and returns their extent, after checking all steps."""
+        """Writes a goodput row, and returns the extent of all rows, which are on disk.
+
+        Raises:
+          FloatingPointError: The loss or the gradient norm is not finite.
+        """
         self.catch_up()
-        return self._run.flush()
+        with self._run.clock.measure("checkpoint"):
+            self._write_goodput()
+            return self._run.flush()
+
+    def _write_goodput(self) -> None:
+        """Writes a goodput row, unless there is one at this step."""
+        if self._newest is None or self._newest[1] == self._settled_at:
+            return
+        step, self._settled_at, _ = self._newest
+        values = self._run.clock.values()
+        self._run.write(GOODPUT, self._phase, step, self._settled_at, **values)
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
-        """Writes the row that is due, and excludes the time spent inside from tokens/s."""
+        """Writes the row that is due, and counts the time inside as evaluation."""
         self.catch_up()
-        start = time.monotonic()
-        yield
-        then, counts = self._last_row
-        self._last_row = then + time.monotonic() - start, counts
+        with self._run.clock.measure("evaluation"):
+            yield
+
+    def _training_seconds(self) -> float:
+        """Returns the run's seconds in steps, with the first steps after growth."""
+        return self._run.clock.seconds("step", "seam")
 
     def _seconds_left(self, now: float, counts: Counts, end: Counts) -> float:
         """Returns the seconds until the run ends, at the phase's FLOP/s so far."""

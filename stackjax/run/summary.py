@@ -8,6 +8,7 @@ from etils import epath
 
 from stackjax.config import Config
 from stackjax.model.flops import num_params
+from stackjax.run.goodput import describe_goodput
 from stackjax.runtime.numbers import short
 from stackjax.training.phase import Phase
 
@@ -39,6 +40,8 @@ def summarize(
             lines.append(f"stage {row['stage']} ended early: {row['reason']}")
         if row["kind"] == "probe":
             lines.append(f"at {short(row['tokens'])} tokens: {describe_probe(row)}")
+    if (goodput := describe_goodput(rows)) is not None:
+        lines.append(goodput)
     losses = [row["held_out_loss"] for row in rows if row["kind"] == "evaluation"]
     final = losses[-1] if losses else math.nan
     lines += [

@@ -25,6 +25,8 @@ from stackjax.options import ResumeConfig
 from stackjax.run.compile_ahead import compile_ahead, ends_while_compiling
 from stackjax.run.early_stop import end_at_budget, log_early_end
 from stackjax.run.evaluation_hooks import evaluation_hooks
+from stackjax.run.goodput import KIND as GOODPUT
+from stackjax.run.goodput import Clock
 from stackjax.run.growth_probe import check_probes, probe_hooks
 from stackjax.run.hooks import Hook, StepInfo, check_hooks, run_hooks
 from stackjax.run.init_from import check_start, state_at
@@ -75,6 +77,7 @@ def train(config: Config, options: ResumeConfig = NEWEST, hooks: Sequence[Hook] 
       SystemExit: After a signal to stop; the run is saved.
     """
     check_hooks(hooks)
+    clock = Clock()
     workdir = absolute(config.workdir)
     check_agreement(program() | same_everywhere(config))
     with contextlib.ExitStack() as stack:
@@ -94,7 +97,8 @@ def train(config: Config, options: ResumeConfig = NEWEST, hooks: Sequence[Hook] 
         from_process_0(lambda: commit_position(workdir, config, position, source.manifest))
         copy_data_tokenizer(config.data.path, workdir)
         use_compilation_cache(workdir)
-        state, counts, rows = state_at(config, workdir, position)
+        with clock.measure("restore"):
+            state, counts, rows = state_at(config, workdir, position)
         resume_at = None if counts == Counts() else (position.phase.index, counts.tokens)
         run = Run(
             config=config,
@@ -103,6 +107,7 @@ def train(config: Config, options: ResumeConfig = NEWEST, hooks: Sequence[Hook] 
             validation=validation,
             sinks=open_sinks(config, workdir, resume_at, rows),
             progress=open_progress(),
+            clock=clock,
             stop=stop,
             step_of=compile_ahead(config, stop),
             history=position.history,
@@ -110,6 +115,8 @@ def train(config: Config, options: ResumeConfig = NEWEST, hooks: Sequence[Hook] 
         )
         for output in (*run.sinks, run.progress):
             stack.enter_context(contextlib.closing(output))
+        if resume_at is not None:
+            clock.resume(from_process_0(lambda: read_rows(workdir)))
         _show_start(run, position, counts)
         for index in range(position.phase.index, len(run.phases)):
             if index > position.phase.index:
@@ -156,9 +163,11 @@ def run_phase(
     steps_before = sum(earlier.num_steps for earlier in run.phases[: phase.index])
     with (
         jax.set_mesh(mesh),
+        run.clock.measure("checkpoint"),
         Checkpoints(
             run.workdir, phase, config.checkpoints, changes=run.history.changes
         ) as checkpoints,
+        run.clock.measure("step"),
         memory_used_by(lambda: f"stage {phase.stage}, step {step}"),
     ):
         train_step, inputs = _compiled_step(run, phase, step), step_inputs(phase)
@@ -181,7 +190,9 @@ def run_phase(
                 log_early_end(info, log)
             if info.ends_phase or info.reaches_multiple(config.checkpoints.every_tokens):
                 # Rows are on disk before the checkpoint that refers to them.
-                checkpoints.save(step, state, counts, log.settle())
+                rows = log.settle()
+                with run.clock.measure("checkpoint"):
+                    checkpoints.save(step, state, counts, rows)
             if info.ends_phase:
                 break
     return state, counts
@@ -194,7 +205,11 @@ def _compiled_step(run: Run, phase: Phase, step: int) -> jax.stages.Compiled | N
         f"{num_params(phase.model) / 1e6:.3g}M parameters, {phase.num_steps - step} steps"
     )
     following = next(iter(run.phases[phase.index + 1 :]), None)
-    with timed(run.progress, f"compiling the train step of stage {phase.stage}"):
+    is_seam = phase.index > 0 and step == 0
+    with (
+        run.clock.measure("seam" if is_seam else "compile"),
+        timed(run.progress, f"compiling the train step of stage {phase.stage}"),
+    ):
         return run.step_of(phase, following)
 
 
@@ -209,7 +224,10 @@ def enter(run: Run, source: Phase, target: Phase, state: TrainState) -> TrainSta
     if target.optimizer_state == "reset":
         jax.tree.map(lambda moment: moment.delete(), state.opt_state)
         state = dataclasses.replace(state, opt_state=None)
-    with memory_used_by(lambda: f"the growth into stage {target.stage}"):
+    with (
+        run.clock.measure("seam"),
+        memory_used_by(lambda: f"the growth into stage {target.stage}"),
+    ):
         entered = _grow(run.config, source, target, state)
         after, layers = _evaluate(run, target, entered)
         losses = before["held_out_loss"], after["held_out_loss"]
@@ -220,10 +238,12 @@ def enter(run: Run, source: Phase, target: Phase, state: TrainState) -> TrainSta
         if layers:
             layers |= {f"{name}_before": values for name, values in old_layers.items()}
             run.write("layers", target, 0, target.start, **layers)
+        run.write(GOODPUT, target, 0, target.start, **run.clock.values())
         rows = run.flush()
         clear(run.workdir, target)
         lineage = newest_lineage(run.workdir, source)
         with (
+            run.clock.measure("checkpoint"),
             jax.set_mesh(build_mesh(target.mesh)),
             Checkpoints(run.workdir, target, run.config.checkpoints, lineage) as checkpoints,
         ):
@@ -246,7 +266,7 @@ def _evaluate(
 ) -> tuple[dict[str, float], dict[str, list[float]]]:
     """Returns a state's validation metrics and layer statistics."""
     config, mesh = run.config, build_mesh(phase.mesh)
-    with jax.set_mesh(mesh):
+    with run.clock.measure("evaluation"), jax.set_mesh(mesh):
         params = model_params(phase, state)
         metrics = validation_metrics(config, phase.model, run.validation, mesh, params)
         phases = run.phases[: phase.index + 1]

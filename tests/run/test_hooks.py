@@ -11,6 +11,7 @@ from conftest import phase_of, tiny_model, tiny_run
 from runs import rows
 
 from stackjax.run import validation
+from stackjax.run.goodput import Clock
 from stackjax.run.hooks import BUILT_IN_KINDS, Hook, StepInfo, check_hooks, every
 from stackjax.run.step_log import StepLog
 from stackjax.run.train import train
@@ -63,6 +64,7 @@ class Recorder:
         self.config, self.rows, self.phases = tiny_run(), [], [phase_of(tiny_model())]
         self.history = types.SimpleNamespace(ended={})
         self.progress = types.SimpleNamespace(row=lambda *_: None)
+        self.clock = Clock()
 
     def write(self, kind, phase, step, counts, **values):
         self.rows.append(values)
