@@ -54,6 +54,17 @@ class ResumeConfig(Checked):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainOptions(Checked):
+    """Options for training, besides the config."""
+
+    resume: Annotated[ResumeConfig, tyro.conf.arg(name="")] = ResumeConfig()
+    """Resuming after a bad loss or a damaged checkpoint."""
+    dry_run: bool = False
+    """Stop before training: check config and data, compile the train step of every phase, and
+    show its memory on each device."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class GrowConfig(Checked):
     """Grows a checkpoint or a Hugging Face folder outside of a run."""
 

@@ -8,7 +8,7 @@ The same command again resumes the run.
 import sys
 
 from stackjax.config_file import load_command
-from stackjax.options import ResumeConfig
+from stackjax.options import TrainOptions
 from stackjax.runtime.command_line import program, silence_absl
 from stackjax.runtime.errors import one_line_errors
 
@@ -20,7 +20,7 @@ def main(owns_process: bool = False) -> None:
       owns_process: No other code runs in the process, so exits need not wait for the compiler.
     """
     with one_line_errors():
-        config, options = load_command(program("train"), sys.argv[1:], ResumeConfig())
+        config, options = load_command(program("train"), sys.argv[1:], TrainOptions())
     from stackjax.run.train import run_command
 
     silence_absl()

@@ -26,6 +26,7 @@ from stackjax.growth import (
     WidthZero,
     chain,
 )
+from stackjax.run import seam as seam_module
 from stackjax.run import train as run_module
 from stackjax.run.train import train
 from stackjax.sharding.config import MeshConfig
@@ -177,9 +178,9 @@ def test_learned_growth_resumes_between_fit_and_training(world, tmp_path, monkey
             raise InterruptedError("killed")
         real_clear(workdir, phase)
 
-    real_clear = run_module.clear
+    real_clear = seam_module.clear
     with monkeypatch.context() as patch:
-        patch.setattr(run_module, "clear", clear)
+        patch.setattr(seam_module, "clear", clear)
         with pytest.raises(InterruptedError):
             train(cut_short)
     train(cut_short)

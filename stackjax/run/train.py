@@ -1,31 +1,29 @@
 """The training run, top to bottom: resume; step, evaluate and save; grow between phases."""
 
 import contextlib
-import dataclasses
-import functools
 import shlex
 import sys
-import warnings
 from collections.abc import Sequence
 from typing import NoReturn
 
 import jax
 from etils import epath
 
-from stackjax.checkpoint.directory import absolute, clear
-from stackjax.checkpoint.restore import check_rows_of, newest_lineage
+from stackjax.checkpoint.directory import absolute
+from stackjax.checkpoint.restore import check_rows_of
 from stackjax.checkpoint.save import Checkpoints
 from stackjax.config import Config
 from stackjax.config_file import is_of_training, same_everywhere
+from stackjax.data.sources import TokenSource
 from stackjax.files.rows_file import read_rows
 from stackjax.files.run_lock import run_lock
 from stackjax.inference.run_tokenizer import copy_data_tokenizer
 from stackjax.model.flops import describe, num_params, peak_flops
-from stackjax.options import ResumeConfig
+from stackjax.options import ResumeConfig, TrainOptions
 from stackjax.run.compile_ahead import compile_ahead, ends_while_compiling
+from stackjax.run.compile_all import compile_all
 from stackjax.run.early_stop import end_at_budget, log_early_end
 from stackjax.run.evaluation_hooks import evaluation_hooks
-from stackjax.run.goodput import KIND as GOODPUT
 from stackjax.run.goodput import Clock
 from stackjax.run.growth_probe import check_probes, probe_hooks
 from stackjax.run.hooks import Hook, StepInfo, check_hooks, run_hooks
@@ -33,42 +31,44 @@ from stackjax.run.init_from import check_start, state_at
 from stackjax.run.progress import open_progress, timed
 from stackjax.run.resume import NEWEST, Position, commit_position, find_position
 from stackjax.run.run import Run
-from stackjax.run.sinks import check_sinks, open_sinks, plain_values
+from stackjax.run.seam import enter
+from stackjax.run.sinks import check_sinks, open_sinks
 from stackjax.run.step_log import StepLog
 from stackjax.run.summary import how_to_train_longer, summarize
 from stackjax.run.task_scores import task_hooks
-from stackjax.run.validation import (
-    check_preserved,
-    layer_metrics,
-    model_params,
-    open_data,
-    validation_metrics,
-)
+from stackjax.run.validation import open_data
 from stackjax.runtime import distributed
 from stackjax.runtime.agreement import check_agreement, from_process_0, program
 from stackjax.runtime.command_line import program as program_name
-from stackjax.runtime.cpu_memory import keep_memory, release_memory
+from stackjax.runtime.cpu_memory import keep_memory
 from stackjax.runtime.errors import memory_used_by, one_line_errors
 from stackjax.runtime.preemption import EXIT_CODE, should_stop, stop_on_signals
 from stackjax.sharding.mesh import build_mesh
-from stackjax.sharding.partition import move
+from stackjax.sharding.platform import platform_of, target_device
 from stackjax.training.compile import (
-    growth_key,
-    phase_optimizer,
     step_inputs,
     use_compilation_cache,
 )
 from stackjax.training.phase import Counts, Phase
 from stackjax.training.preflight import check, check_backend, device_memory
-from stackjax.training.run_history import after_entering
-from stackjax.training.train_state import TrainState, enter_phase
+from stackjax.training.train_state import TrainState
 
 
-def train(config: Config, options: ResumeConfig = NEWEST, hooks: Sequence[Hook] = ()) -> None:
+def train(
+    config: Config,
+    options: ResumeConfig = NEWEST,
+    hooks: Sequence[Hook] = (),
+    *,
+    dry_run: bool = False,
+) -> None:
     """Trains a run from the position in the run directory.
+
+    On an accelerator the train steps of all phases are compiled first.
 
     Args:
       hooks: Functions to call at chosen steps, besides evaluation, probes and tasks.
+      dry_run: Stop after all checks and compilations, without training. Only the compilation
+        cache is written.
 
     Raises:
       UserError: The config, the data, the hosts or the run directory do not fit together.
@@ -77,8 +77,7 @@ def train(config: Config, options: ResumeConfig = NEWEST, hooks: Sequence[Hook] 
       SystemExit: After a signal to stop; the run is saved.
     """
     check_hooks(hooks)
-    clock = Clock()
-    workdir = absolute(config.workdir)
+    clock, workdir = Clock(), absolute(config.workdir)
     check_agreement(program() | same_everywhere(config))
     with contextlib.ExitStack() as stack:
         # From here on no other run changes the directory.
@@ -87,16 +86,19 @@ def train(config: Config, options: ResumeConfig = NEWEST, hooks: Sequence[Hook] 
         if position.is_finished:
             _show_finished(config, workdir, position)
             return
-        _check(config, position)
-        source, validation = open_data(config)
-        check_agreement({"the data at data.path": source.manifest.digest})
-        if position.step is None and config.init_from is not None:
-            check_start(config.init_from, position.phase.model, config.data.path)
+        source, validation = _check(config, position)
         hooks = (*task_hooks(config), *hooks)
         stop = stack.enter_context(stop_on_signals())
+        progress = stack.enter_context(contextlib.closing(open_progress()))
+        use_compilation_cache(workdir)
+        step_of = compile_ahead(config, stop)
+        if dry_run or platform_of(target_device()) != "cpu":
+            with clock.measure("compile"):
+                compile_all(position, step_of, progress, device_memory())
+        if dry_run:
+            return
         from_process_0(lambda: commit_position(workdir, config, position, source.manifest))
         copy_data_tokenizer(config.data.path, workdir)
-        use_compilation_cache(workdir)
         with clock.measure("restore"):
             state, counts, rows = state_at(config, workdir, position)
         resume_at = None if counts == Counts() else (position.phase.index, counts.tokens)
@@ -106,24 +108,31 @@ def train(config: Config, options: ResumeConfig = NEWEST, hooks: Sequence[Hook] 
             source=source,
             validation=validation,
             sinks=open_sinks(config, workdir, resume_at, rows),
-            progress=open_progress(),
+            progress=progress,
             clock=clock,
             stop=stop,
-            step_of=compile_ahead(config, stop),
+            step_of=step_of,
             history=position.history,
             phases=position.phases,
         )
-        for output in (*run.sinks, run.progress):
-            stack.enter_context(contextlib.closing(output))
+        for sink in run.sinks:
+            stack.enter_context(contextlib.closing(sink))
         if resume_at is not None:
             clock.resume(from_process_0(lambda: read_rows(workdir)))
         _show_start(run, position, counts)
-        for index in range(position.phase.index, len(run.phases)):
-            if index > position.phase.index:
-                state = enter(run, run.phases[index - 1], run.phases[index], state)
-            state, counts = run_phase(run, run.phases[index], state, counts, hooks)
+        _train_phases(run, position, state, counts, hooks)
     if jax.process_index() == 0:
         print(summarize(workdir, run.phases, read_rows(workdir)))
+
+
+def _train_phases(
+    run: Run, position: Position, state: TrainState, counts: Counts, hooks: Sequence[Hook]
+) -> None:
+    """Trains all phases from a position on."""
+    for index in range(position.phase.index, len(run.phases)):
+        if index > position.phase.index:
+            state = enter(run, run.phases[index - 1], run.phases[index], state)
+        state, counts = run_phase(run, run.phases[index], state, counts, hooks)
 
 
 def _show_finished(config: Config, workdir: epath.Path, position: Position) -> None:
@@ -145,12 +154,21 @@ def _show_start(run: Run, position: Position, counts: Counts) -> None:
         run.progress.note(f"peak FLOP/s of {device.device_kind!r} is unknown, so no MFU")
 
 
-def _check(config: Config, position: Position) -> None:
-    """Raises UserError if the run cannot work here; evaluates every phase abstractly."""
+def _check(config: Config, position: Position) -> tuple[TokenSource, TokenSource]:
+    """Returns training and validation data.
+
+    Raises:
+      UserError: The run cannot work here. Every phase is evaluated abstractly.
+    """
     check_backend(config)
     estimates = check(config, jax.device_count(), device_memory(), position.history)
     check_probes(config, estimates, device_memory())
     check_sinks(config.logging, config.workdir)
+    source, validation = open_data(config)
+    check_agreement({"the data at data.path": source.manifest.digest})
+    if position.step is None and config.init_from is not None:
+        check_start(config.init_from, position.phase.model, config.data.path)
+    return source, validation
 
 
 def run_phase(
@@ -213,82 +231,6 @@ def _compiled_step(run: Run, phase: Phase, step: int) -> jax.stages.Compiled | N
         return run.step_of(phase, following)
 
 
-def enter(run: Run, source: Phase, target: Phase, state: TrainState) -> TrainState:
-    """Returns the target phase's first state, committed to disk.
-
-    Until the history is written the run is in the source phase, whose last checkpoint is
-    complete. A run killed before then grows again, to the same bits.
-    """
-    before, old_layers = _evaluate(run, source, state)
-    release_memory()  # after the smaller model's steps
-    if target.optimizer_state == "reset":
-        jax.tree.map(lambda moment: moment.delete(), state.opt_state)
-        state = dataclasses.replace(state, opt_state=None)
-    with (
-        run.clock.measure("seam"),
-        memory_used_by(lambda: f"the growth into stage {target.stage}"),
-    ):
-        entered = _grow(run.config, source, target, state)
-        after, layers = _evaluate(run, target, entered)
-        losses = before["held_out_loss"], after["held_out_loss"]
-        if target.growth is not None:
-            check_preserved(target.growth, target.model, *losses)
-        metrics = {f"{name}_before": value for name, value in before.items()} | after
-        run.write("growth", target, 0, target.start, **metrics)
-        if layers:
-            layers |= {f"{name}_before": values for name, values in old_layers.items()}
-            run.write("layers", target, 0, target.start, **layers)
-        run.write(GOODPUT, target, 0, target.start, **run.clock.values())
-        rows = run.flush()
-        clear(run.workdir, target)
-        lineage = newest_lineage(run.workdir, source)
-        with (
-            run.clock.measure("checkpoint"),
-            jax.set_mesh(build_mesh(target.mesh)),
-            Checkpoints(run.workdir, target, run.config.checkpoints, lineage) as checkpoints,
-        ):
-            checkpoints.save(0, entered, target.start, rows)
-        run.commit(after_entering(run.history, source, target))
-    run.progress.note(
-        f"{target.start.tokens:,} tokens: {target.growth or 'same model'}: held-out loss "
-        f"{losses[0]:.4f} -> {losses[1]:.4f}"
-    )
-    if target.stays_symmetric:
-        run.progress.note(
-            f"copies made by {target.growth} are equal and have equal gradients, so they stay "
-            f"equal and the model is no larger in effect; split=uneven or noise separates them"
-        )
-    return entered
-
-
-def _evaluate(
-    run: Run, phase: Phase, state: TrainState
-) -> tuple[dict[str, float], dict[str, list[float]]]:
-    """Returns a state's validation metrics and layer statistics."""
-    config, mesh = run.config, build_mesh(phase.mesh)
-    with run.clock.measure("evaluation"), jax.set_mesh(mesh):
-        params = model_params(phase, state)
-        metrics = validation_metrics(config, phase.model, run.validation, mesh, params)
-        phases = run.phases[: phase.index + 1]
-        return metrics, plain_values(
-            layer_metrics(config, phases, run.validation, mesh, params)
-        )
-
-
-def _grow(config: Config, source: Phase, target: Phase, state: TrainState) -> TrainState:
-    """Returns the target phase's first state, on the target's mesh; deletes the source."""
-    mesh = build_mesh(target.mesh)
-    grow = functools.partial(enter_phase, source, target, phase_optimizer(target))
-    with jax.set_mesh(mesh), warnings.catch_warnings():
-        # JAX can reuse only buffers with equal shapes.
-        warnings.filterwarnings("ignore", "Some donated buffers were not usable")
-        moved = move(state, mesh)
-        entered = jax.jit(grow, donate_argnums=0)(moved, growth_key(config, target))
-    # `moved` may share buffers with `state`, so both are deleted after growth.
-    jax.tree.map(lambda leaf: leaf.delete(), (state, moved))
-    return entered
-
-
 def _save_and_exit(
     run: Run,
     checkpoints: Checkpoints,
@@ -304,7 +246,7 @@ def _save_and_exit(
     sys.exit(EXIT_CODE)
 
 
-def run_command(config: Config, options: ResumeConfig, owns_process: bool) -> None:
+def run_command(config: Config, options: TrainOptions, owns_process: bool) -> None:
     """Runs the command `train`.
 
     Args:
@@ -314,4 +256,4 @@ def run_command(config: Config, options: ResumeConfig, owns_process: bool) -> No
     with leave, one_line_errors(), distributed.errors_once():
         distributed.initialize()
         keep_memory()
-        train(config, options)
+        train(config, options.resume, dry_run=options.dry_run)

@@ -53,6 +53,7 @@ COMMANDS = {
         "options.PlanConfig",
         "options.ResumeConfig",
         "options.ScaleConfig",
+        "options.TrainOptions",
     ),
     "scripts": (
         "bakeoff.BakeoffConfig",

@@ -1,0 +1,105 @@
+"""The seam between two phases: growth, evaluation before and after, first checkpoint."""
+
+import dataclasses
+import functools
+import warnings
+
+import jax
+
+from stackjax.checkpoint.directory import clear
+from stackjax.checkpoint.restore import newest_lineage
+from stackjax.checkpoint.save import Checkpoints
+from stackjax.config import Config
+from stackjax.run.goodput import KIND as GOODPUT
+from stackjax.run.run import Run
+from stackjax.run.sinks import plain_values
+from stackjax.run.validation import (
+    check_preserved,
+    layer_metrics,
+    model_params,
+    validation_metrics,
+)
+from stackjax.runtime.cpu_memory import release_memory
+from stackjax.runtime.errors import memory_used_by
+from stackjax.sharding.mesh import build_mesh
+from stackjax.sharding.partition import move
+from stackjax.training.compile import growth_key, phase_optimizer
+from stackjax.training.phase import Phase
+from stackjax.training.run_history import after_entering
+from stackjax.training.train_state import TrainState, enter_phase
+
+
+def enter(run: Run, source: Phase, target: Phase, state: TrainState) -> TrainState:
+    """Returns the target phase's first state, committed to disk.
+
+    Until the history is written the run is in the source phase, whose last checkpoint is
+    complete. A run killed before then grows again, to the same bits.
+    """
+    before, old_layers = _evaluate(run, source, state)
+    release_memory()  # after the smaller model's steps
+    if target.optimizer_state == "reset":
+        jax.tree.map(lambda moment: moment.delete(), state.opt_state)
+        state = dataclasses.replace(state, opt_state=None)
+    with (
+        run.clock.measure("seam"),
+        memory_used_by(lambda: f"the growth into stage {target.stage}"),
+    ):
+        entered = _grow(run.config, source, target, state)
+        after, layers = _evaluate(run, target, entered)
+        losses = before["held_out_loss"], after["held_out_loss"]
+        if target.growth is not None:
+            check_preserved(target.growth, target.model, *losses)
+        metrics = {f"{name}_before": value for name, value in before.items()} | after
+        run.write("growth", target, 0, target.start, **metrics)
+        if layers:
+            layers |= {f"{name}_before": values for name, values in old_layers.items()}
+            run.write("layers", target, 0, target.start, **layers)
+        run.write(GOODPUT, target, 0, target.start, **run.clock.values())
+        rows = run.flush()
+        clear(run.workdir, target)
+        lineage = newest_lineage(run.workdir, source)
+        with (
+            run.clock.measure("checkpoint"),
+            jax.set_mesh(build_mesh(target.mesh)),
+            Checkpoints(run.workdir, target, run.config.checkpoints, lineage) as checkpoints,
+        ):
+            checkpoints.save(0, entered, target.start, rows)
+        run.commit(after_entering(run.history, source, target))
+    run.progress.note(
+        f"{target.start.tokens:,} tokens: {target.growth or 'same model'}: held-out loss "
+        f"{losses[0]:.4f} -> {losses[1]:.4f}"
+    )
+    if target.stays_symmetric:
+        run.progress.note(
+            f"copies made by {target.growth} are equal and have equal gradients, so they stay "
+            f"equal and the model is no larger in effect; split=uneven or noise separates them"
+        )
+    return entered
+
+
+def _evaluate(
+    run: Run, phase: Phase, state: TrainState
+) -> tuple[dict[str, float], dict[str, list[float]]]:
+    """Returns a state's validation metrics and layer statistics."""
+    config, mesh = run.config, build_mesh(phase.mesh)
+    with run.clock.measure("evaluation"), jax.set_mesh(mesh):
+        params = model_params(phase, state)
+        metrics = validation_metrics(config, phase.model, run.validation, mesh, params)
+        phases = run.phases[: phase.index + 1]
+        return metrics, plain_values(
+            layer_metrics(config, phases, run.validation, mesh, params)
+        )
+
+
+def _grow(config: Config, source: Phase, target: Phase, state: TrainState) -> TrainState:
+    """Returns the target phase's first state, on the target's mesh; deletes the source."""
+    mesh = build_mesh(target.mesh)
+    grow = functools.partial(enter_phase, source, target, phase_optimizer(target))
+    with jax.set_mesh(mesh), warnings.catch_warnings():
+        # JAX can reuse only buffers with equal shapes.
+        warnings.filterwarnings("ignore", "Some donated buffers were not usable")
+        moved = move(state, mesh)
+        entered = jax.jit(grow, donate_argnums=0)(moved, growth_key(config, target))
+    # `moved` may share buffers with `state`, so both are deleted after growth.
+    jax.tree.map(lambda leaf: leaf.delete(), (state, moved))
+    return entered
