@@ -1,9 +1,11 @@
 """Models on disk: checkpoints, Hugging Face folders and lit-gpt files."""
 
+import atexit
 import dataclasses
 import functools
 import json
 import operator
+import shutil
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -213,10 +215,14 @@ def model_of(path: str) -> ModelConfig:
 
 
 def local_files(source: epath.Path) -> Path:
-    """Returns a local directory with the Hugging Face files, copied if in a bucket."""
+    """Returns a local directory with the Hugging Face files.
+
+    Files in a bucket are copied to a temporary directory, which is removed at exit.
+    """
     if not is_remote(source):
         return Path(source)
-    local = Path(tempfile.mkdtemp())
+    local = Path(tempfile.mkdtemp(prefix="stackjax-"))
+    atexit.register(shutil.rmtree, local, ignore_errors=True)
     _copy_huggingface_files(source, epath.Path(local))
     return local
 

@@ -7,6 +7,7 @@ import sys
 import time
 from pathlib import Path
 
+import folders
 import jax
 import numpy as np
 import pytest
@@ -29,7 +30,8 @@ from stackjax.data.shards import ShardWriter
 from stackjax.data.sources import TokenSource
 from stackjax.files.storage import check_bucket
 from stackjax.inference.run_tokenizer import copy_data_tokenizer
-from stackjax.inference.saved_model import SavedCheckpoint
+from stackjax.inference.saved_model import SavedCheckpoint, local_files
+from stackjax.interop.stored_types import TYPES
 from stackjax.runtime.errors import UserError
 from stackjax.training.compile import use_compilation_cache
 from stackjax.training.expand import expand
@@ -258,6 +260,19 @@ def test_checkpoint_in_a_bucket_grows_in_the_bucket(uncut, run, run_main):
     code, _, error = run_main(grow.main, *args)
     assert code == 2
     assert f"error: output {target!r} exists already" in error
+
+
+def test_copies_of_hugging_face_files_in_a_bucket_are_removed_at_exit(monkeypatch, tmp_path):
+    folder, at_exit = folders.write(tmp_path / "folder", "llama"), []
+    (folder / TYPES).write_text("{}")
+    monkeypatch.setattr("atexit.register", lambda *call, **options: at_exit.append(call))
+    with FakeGcs("bucket") as server:
+        for path in folder.iterdir():
+            server.put("bucket", f"run/huggingface/{path.name}", path.read_bytes())
+        copy = local_files(epath.Path("gs://bucket/run/huggingface"))
+    assert copy.joinpath("config.json").read_bytes() == (folder / "config.json").read_bytes()
+    assert (shutil.rmtree, copy) in at_exit
+    shutil.rmtree(copy)
 
 
 def open_data(path: str) -> TokenSource:
