@@ -45,7 +45,7 @@ def choices(config: Config, phase: Phase) -> dict[str, tuple[Any, ...]]:
     layers, seq_len = phase.model.num_layers, config.data.seq_len
     return {
         "attention": KERNELS[jax.default_backend()],
-        "remat": ("none", "dots", "full"),
+        "remat": ("none", "dots", "lean", "full"),
         "scan_unroll": tuple(unroll for unroll in (1, 2, layers) if unroll <= layers),
         "loss_chunk": (*(size for size in CHUNKS if size < seq_len), seq_len),
     }

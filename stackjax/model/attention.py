@@ -13,6 +13,7 @@ import jax.extend
 import jax.numpy as jnp
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
+from jax.extend.core import Primitive
 
 from stackjax.model.block_attention import block_attention
 from stackjax.model.config import AttentionKernel, ModelConfig, RopeScaling
@@ -21,9 +22,24 @@ from stackjax.sharding.platform import DeviceKind, is_nvidia, platform_of, targe
 
 Kernel = Callable[[jax.Array, jax.Array, jax.Array, jax.Array | None], jax.Array]
 
+_RESIDUALS = "flash_residuals"
+"""Checkpoint name of splash attention's output and logsumexp."""
 _SPLASH_BLOCK = 512
 _LANES = 128
 """Splash attention needs a multiple of this sequence length."""
+
+
+def _is_cudnn_forward(primitive: Primitive, *_: Any, **__: Any) -> bool:
+    return primitive.name.startswith("dot_product_attention_fwd")
+
+
+save_flash_residuals = jax.checkpoint_policies.save_from_both_policies(
+    # The cuDNN call has no checkpoint name.
+    jax.checkpoint_policies.save_only_these_names(_RESIDUALS),
+    _is_cudnn_forward,
+)
+"""Remat policy: saves the output and logsumexp of flash attention, so the backward pass does not
+run the forward kernel again. Other attention is recomputed."""
 
 
 def rotation(
@@ -153,6 +169,7 @@ def _splash(
             block_q_dq=size,
             block_kv_dq=size,
         ),
+        residual_checkpoint_name=_RESIDUALS,
     )
     segments = None if segments_BT is None else splash.SegmentIds(segments_BT, segments_BT)
     q_BNTH, k_BKSH, v_BKSH = (x.transpose(0, 2, 1, 3) for x in (q_BTNH, k_BSKH, v_BSKH))

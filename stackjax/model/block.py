@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from stackjax.model.attention import rotate
-from stackjax.model.einsum import contract
+from stackjax.model.einsum import MLP_PRODUCT, contract
 from stackjax.model.module import Module
 from stackjax.sharding.axes import Axes
 from stackjax.sharding.partition import logical
@@ -64,7 +64,7 @@ class Block(Module):
         layout = logical("batch", "seq", "mlp")
         # Two products avoid a concatenation in the backward pass.
         gate_BTF, value_BTF = (
-            contract("BTD,DF->BTF", x_BTD, jnp.squeeze(w_D1F, 1), layout)
+            contract("BTD,DF->BTF", x_BTD, jnp.squeeze(w_D1F, 1), layout, MLP_PRODUCT)
             for w_D1F in jnp.split(w_DGF, 2, axis=1)
         )
         h_BTF = _swiglu(gate_BTF, value_BTF)

@@ -10,7 +10,7 @@ from stackjax.runtime.numbers import Epsilon, Positive
 from stackjax.runtime.ranges import Real, Whole
 
 AttentionKernel = Literal["xla", "cudnn", "splash"]
-RematPolicy = Literal["none", "dots", "full"]
+RematPolicy = Literal["none", "dots", "lean", "full"]
 
 MAX_LAYERS = 10_000
 MAX_DIM = 2**22
@@ -94,7 +94,9 @@ class ModelConfig:
     compute_dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Dtype of activations and matrix products; `auto` is float32 on CPU, else bfloat16."""
     remat: RematPolicy = "none"
-    """Rematerialization in the backward pass: nothing, all but matrix products, everything."""
+    """Rematerialization in the backward pass. `none` recomputes nothing. `dots` saves the
+    products with weights, and the output of cuDNN or splash attention. `lean` is `dots` without
+    the products with `mlp_dim` channels. `full` recomputes everything."""
     attention: Literal["auto"] | AttentionKernel = "auto"
     """Attention kernel: cuDNN (NVIDIA GPUs, bfloat16), splash attention (TPUs), or XLA (all
     devices); `auto` is the fastest supported kernel."""

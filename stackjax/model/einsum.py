@@ -15,7 +15,9 @@ from jax.sharding import PartitionSpec as P
 from stackjax.sharding.partition import layout, num_shards, unsharded_along
 
 PRODUCT = "product"
-"""Checkpoint name of matrix products, for remat policies."""
+"""Checkpoint name of matrix products with weights, for remat policies."""
+MLP_PRODUCT = "mlp_product"
+"""Checkpoint name of the products with `mlp_dim` channels, the largest of a layer."""
 
 
 def gathered(w: jax.Array, dtype: jnp.dtype) -> jax.Array:
@@ -25,15 +27,20 @@ def gathered(w: jax.Array, dtype: jnp.dtype) -> jax.Array:
     return w if stored is None else jax.reshard(w, unsharded_along("embed", stored))
 
 
-def contract(spec: str, x: jax.Array, w: jax.Array, out_sharding: P | None) -> jax.Array:
+def contract(
+    spec: str, x: jax.Array, w: jax.Array, out_sharding: P | None, name: str = PRODUCT
+) -> jax.Array:
     """Returns the einsum of activations and a weight, in the activations' dtype.
 
     The weight is cast and all-gathered along `embed` for the forward pass, and again for the
     backward pass, so no gathered weight stays in memory. The weight's gradient is accumulated
     in the stored dtype and reduce-scattered to the stored shards.
+
+    Args:
+      name: Checkpoint name of the product.
     """
     product: Any = _contract(spec, x, w, out_sharding)
-    return checkpoint_name(product, PRODUCT)
+    return checkpoint_name(product, name)
 
 
 def contract_gradients(

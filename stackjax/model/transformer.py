@@ -12,10 +12,15 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from stackjax.model.attention import causal_attention, choose_kernel, rotation
+from stackjax.model.attention import (
+    causal_attention,
+    choose_kernel,
+    rotation,
+    save_flash_residuals,
+)
 from stackjax.model.block import Attend, Block
 from stackjax.model.config import ModelConfig, RematPolicy
-from stackjax.model.einsum import PRODUCT, contract, gathered
+from stackjax.model.einsum import MLP_PRODUCT, PRODUCT, contract, gathered
 from stackjax.model.module import Module, Named, compute_dtype
 from stackjax.sharding.axes import Axes
 from stackjax.sharding.partition import logical, num_shards
@@ -185,10 +190,11 @@ def _remat(block: Any, policy: RematPolicy) -> Any:
     policies = jax.checkpoint_policies
     if policy == "none":
         return block
-    saveable = {
-        "dots": policies.save_only_these_names(PRODUCT),
-        "full": policies.nothing_saveable,
-    }[policy]
+    names = {"dots": (PRODUCT, MLP_PRODUCT), "lean": (PRODUCT,), "full": ()}[policy]
+    saveable = policies.nothing_saveable
+    if names:
+        saved_products = policies.save_only_these_names(*names)
+        saveable = policies.save_from_both_policies(saved_products, save_flash_residuals)
     # Inside a scan, common subexpression elimination cannot undo the recomputation.
     return jax.checkpoint(block, policy=saveable, prevent_cse=False)
 

@@ -49,11 +49,13 @@ def num_products(remat):
     return counts["weights"] - 3, counts["heads"]
 
 
-def test_remat_dots_recomputes_attention_and_full_recomputes_everything():
+def test_remat_recomputes_attention_then_gate_and_value_then_everything():
     # Seven products of weights, and two of heads in each of four blocks of queries; each has
     # two products in the backward pass. Nothing needs the result of the layer's last one.
     assert num_products("none") == (3 * 7, 3 * 2 * 4)
     assert num_products("dots") == (3 * 7, 4 * 2 * 4)
+    # Gate and value again.
+    assert num_products("lean") == (3 * 7 + 2, 4 * 2 * 4)
     assert num_products("full") == (4 * 7 - 1, 4 * 2 * 4)
 
 
@@ -66,12 +68,13 @@ def compiled(remat, loss_chunk, scan_unroll=1):
 @pytest.mark.sample(3)
 @pytest.mark.parametrize("scan_unroll", [0, 1, 2])
 def test_remat_policies_are_ordered_by_memory(scan_unroll):
-    none, dots, full = (
+    none, dots, lean, full = (
         compiled(remat, 64, scan_unroll).memory_analysis().temp_size_in_bytes
-        for remat in ("none", "dots", "full")
+        for remat in ("none", "dots", "lean", "full")
     )
     # Four layers store at least 64 + 2 x 192 float32 channels per token.
     assert none > 1.2 * dots
+    assert dots > lean > full
     assert dots > 1.2 * full
 
 

@@ -164,6 +164,7 @@ def test_each_choice_changes_a_single_field(tmp_path):
     assert list(found) == [
         "as configured",
         "remat=none",
+        "remat=lean",
         "remat=full",
         "scan_unroll=2",
         "scan_unroll=8",

@@ -79,6 +79,20 @@ def test_step_has_the_attention_kernel_of_the_meshs_devices(platform, stage):
         assert re.search(call, text), call
 
 
+@pytest.mark.sample(2)
+@pytest.mark.parametrize(("remat", "num_calls"), [("dots", 1), ("lean", 1), ("full", 2)])
+@pytest.mark.parametrize("platform", ["tpu", "cuda"])
+def test_forward_attention_runs_once_per_layer_unless_everything_is_recomputed(
+    platform, remat, num_calls
+):
+    forward = {"tpu": r"@tpu_custom_call\(.*splash_mha_fwd_", "cuda": r"fmhaSoftmax\("}[
+        platform
+    ]
+    text = lowered(platform, 0, f"--model.remat={remat}")
+    # Layers are a loop, in the first microbatch and in the loop over the others.
+    assert len(re.findall(forward, text)) == 2 * num_calls
+
+
 @pytest.mark.parametrize("platform", PLATFORMS)
 def test_weight_products_have_the_compute_type_of_the_meshs_devices(platform):
     _, dtype, _ = PLATFORMS[platform]
