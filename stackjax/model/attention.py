@@ -38,8 +38,10 @@ save_flash_residuals = jax.checkpoint_policies.save_from_both_policies(
     jax.checkpoint_policies.save_only_these_names(_RESIDUALS),
     _is_cudnn_forward,
 )
-"""Remat policy: saves the output and logsumexp of flash attention, so the backward pass does not
-run the forward kernel again. Other attention is recomputed."""
+"""Remat policy: saves flash attention's output and logsumexp.
+
+The backward pass then does not run the forward kernel again. Other attention is recomputed.
+"""
 
 
 def rotation(
