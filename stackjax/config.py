@@ -149,6 +149,20 @@ class TasksConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class SpikeConfig:
+    """Loss spikes: steps with a loss or gradient norm far above the steps before."""
+
+    action: Literal["ignore", "skip", "stop"] = "ignore"
+    """`skip`: leave parameters and optimizer state unchanged in such a step. `stop`: end the
+    run before the step."""
+    deviations: Annotated[Positive, OnlyWith(action=("skip", "stop"))] = 6.0
+    """A spike is above the running mean by more than this many standard deviations."""
+    window_steps: Annotated[Size, OnlyWith(action=("skip", "stop"))] = 128
+    """Steps in the running mean and deviation. They start anew in each stage, and no step is a
+    spike before the window is full."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class CheckpointConfig:
     """Saving and retention of checkpoints."""
 
@@ -197,6 +211,8 @@ class Config(Checked):
     """Growth probes."""
     tasks: TasksConfig = TasksConfig()
     """Evaluation on tasks."""
+    spikes: SpikeConfig = SpikeConfig()
+    """Loss spikes."""
     checkpoints: CheckpointConfig
     """Checkpoints."""
     logging: LoggingConfig

@@ -27,7 +27,7 @@ _GROWTH_FLAG = re.compile(
 )
 
 _MAY_CHANGE = re.compile(
-    r"workdir|platform|(mesh|probes|checkpoints|logging)\..*"
+    r"workdir|platform|(mesh|probes|spikes|checkpoints|logging)\..*"
     r"|evaluation\.(every_tokens|batch_size|layers)"
     r"|tasks\.(names|every_tokens|directory|batch_size)"
     r"|optimizer\.(peak_learning_rate|schedule\..*|epsilon|weight_decay|clip_norm|z_loss)"

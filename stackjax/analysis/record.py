@@ -86,10 +86,13 @@ class Record:
     @property
     def training(self) -> dict[str, Any]:
         """All settings shared by runs that differ only in their seed."""
+        ignores_spikes = self.config.get("spikes.action") == "ignore"
         fields = {
             name: value
             for name, value in self.config.items()
             if not _NOT_TRAINING.fullmatch(name)
+            # As in older records, without these fields.
+            and not (ignores_spikes and name.startswith("spikes."))
         }
         start = [(each.growth, str(each.model), each.spent) for each in self.origin]
         return {**fields, **self.data, "init_from": str(start)}

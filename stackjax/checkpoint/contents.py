@@ -13,6 +13,7 @@ from stackjax.model.config import ModelConfig
 from stackjax.optimizers import Optimizer, find_optimizer
 from stackjax.runtime.errors import UserError
 from stackjax.training.phase import Counts
+from stackjax.training.spikes import SpikeStatistics
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,6 +39,8 @@ class Contents:
     """The run's metric rows up to this state."""
     optimizer: OptimizerForm | None = None
     """None without optimizer state, and in older checkpoints."""
+    spikes: SpikeStatistics | None = None
+    """Running statistics for loss spikes; None if spikes are ignored."""
 
 
 def form_of(optimizer: Optimizer) -> OptimizerForm:

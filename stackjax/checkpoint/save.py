@@ -18,6 +18,7 @@ from stackjax.config import CheckpointConfig
 from stackjax.files.rows_file import NO_ROWS, Extent
 from stackjax.runtime.errors import UserError
 from stackjax.training.phase import Change, Counts, Phase
+from stackjax.training.spikes import SpikeStatistics
 from stackjax.training.train_state import TrainState
 
 _RESUMES = "those before it are whole, and the same command resumes from the newest"
@@ -90,12 +91,18 @@ class Checkpoints:
         return read_contents(self.directory / str(self.latest_step)).lineage
 
     def save(
-        self, step: int, state: TrainState, counts: Counts, rows: Extent = NO_ROWS
+        self,
+        step: int,
+        state: TrainState,
+        counts: Counts,
+        rows: Extent = NO_ROWS,
+        spikes: SpikeStatistics | None = None,
     ) -> None:
         """Starts saving; the state may be donated as soon as this returns.
 
         Args:
           rows: Metric rows so far, already on disk.
+          spikes: Running statistics for loss spikes.
 
         Raises:
           OSError: This checkpoint or the previous checkpoint could not be written.
@@ -105,7 +112,7 @@ class Checkpoints:
         lineage = spend(self._lineage, self._phase, step, self._changes)
         model, is_model = self._phase.model, self._phase.trains_model(step)
         form = form_of(self._phase.optimizer)
-        metadata = to_json(Contents(counts, model, is_model, lineage, rows, form))
+        metadata = to_json(Contents(counts, model, is_model, lineage, rows, form, spikes))
         with _as_os_error(self.directory, _RESUMES):
             self._checkpointer.save_async(
                 step, to_save(state), force=True, custom_metadata=metadata

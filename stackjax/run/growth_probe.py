@@ -24,6 +24,7 @@ from stackjax.training.compile import growth_key, phase_optimizer, step_inputs
 from stackjax.training.expand import expand
 from stackjax.training.phase import Phase, StepInputs
 from stackjax.training.preflight import Estimate
+from stackjax.training.spikes import spike_inputs
 from stackjax.training.train_state import TrainState, enter_phase
 
 
@@ -124,5 +125,9 @@ def _following(phases: Sequence[Phase], phase: Phase) -> Phase | None:
 
 
 def _inputs(run: Run, source: Phase, target: Phase, step: int) -> StepInputs:
-    """Returns the inputs of the target's step if the source ends at a step."""
-    return step_inputs(expand(run.config, run.ended_at(source, step))[target.index])
+    """Returns the inputs of the target's step if the source ends at a step.
+
+    Statistics for loss spikes start anew at every step, so no step is a spike.
+    """
+    phase = expand(run.config, run.ended_at(source, step))[target.index]
+    return step_inputs(phase, spike_inputs(run.config.spikes, None))

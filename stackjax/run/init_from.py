@@ -25,6 +25,7 @@ from stackjax.tokenizer.special_tokens import read_tokenization
 from stackjax.tokenizer.tokenization import Tokenization
 from stackjax.training.compile import abstract_state, new_state, phase_optimizer
 from stackjax.training.phase import Counts, Phase
+from stackjax.training.spikes import SpikeStatistics
 from stackjax.training.train_state import TrainState
 
 
@@ -87,8 +88,8 @@ def _huggingface_files(config: Config) -> Path | None:
 
 def state_at(
     config: Config, workdir: epath.Path, position: Position
-) -> tuple[TrainState, Counts, Extent]:
-    """Returns the state at a position, the run's counts, and the earlier rows' extent.
+) -> tuple[TrainState, Counts, Extent, SpikeStatistics | None]:
+    """Returns a position's state, counts, earlier rows' extent, and statistics for spikes.
 
     Raises:
       UserError: The checkpoint is damaged or belongs to another run.
@@ -96,10 +97,10 @@ def state_at(
     phase, step, mesh = position.phase, position.step, build_mesh(position.phase.mesh)
     if step is None and config.init_from is not None:
         state = start_from(config.init_from, config, workdir, phase, mesh)
-        return state, phase.start, NO_ROWS
+        return state, phase.start, NO_ROWS, None
     if step is None:
         with jax.set_mesh(mesh):
-            return new_state(config, phase), phase.start, NO_ROWS
+            return new_state(config, phase), phase.start, NO_ROWS, None
     phases = position.phases[: phase.index + 1]
     of_directory = {workdir / each.directory: each for each in phases}
 
@@ -118,7 +119,7 @@ def state_at(
             f"tokens; phase.json is damaged or belongs to another run: restore the right file, "
             f"or start a new run with --workdir."
         )
-    return state, counts, contents.rows
+    return state, counts, contents.rows, contents.spikes
 
 
 def start_from(

@@ -19,6 +19,9 @@ from stackjax.training.phase import Counts, Phase
 Metrics = Mapping[str, Any]
 """Arrays by name, still being computed."""
 
+_FLAGS = ("is_finite", "is_spike")
+"""Metrics without a field in rows."""
+
 
 class StepLog:
     """Writes train rows one step late, so reading never stalls the devices.
@@ -52,7 +55,7 @@ class StepLog:
         """Reads the newest step, and writes a row if due.
 
         Raises:
-          FloatingPointError: The loss or the gradient norm is not finite.
+          FloatingPointError: The loss or the gradient norm is not finite, or a spike.
         """
         if self._newest is None or not self._is_unread:
             return
@@ -60,7 +63,9 @@ class StepLog:
         is_finite = bool(self._newest[2]["is_finite"])  # waits for the step
         self._run.clock.switch("step")
         if not is_finite:
-            raise self._not_finite(*self._newest)
+            raise self._not_taken(*self._newest)
+        if self._newest[2].get("is_spike", False):
+            self._write_spike(*self._newest)
         if self._is_due:
             self.write_newest()
 
@@ -119,8 +124,28 @@ class StepLog:
         then, before = self._start
         return (end.flops - counts.flops) * (now - then) / (counts.flops - before.flops)
 
-    def _not_finite(self, step: int, counts: Counts, metrics: Metrics) -> FloatingPointError:
-        """Returns the error for a step with a loss or gradient norm that is not finite."""
+    def _write_spike(self, step: int, counts: Counts, metrics: Metrics) -> None:
+        """Writes a row about a loss spike.
+
+        Raises:
+          FloatingPointError: The run stops at spikes.
+        """
+        names = ("loss", "loss_limit", "grad_norm", "grad_norm_limit")
+        values = _values({name: metrics[name] for name in names})
+        self._run.write("spike", self._phase, step, counts, **values)
+        loss, loss_limit, norm, norm_limit = values.values()
+        spike = (
+            f"loss spike: loss {loss:.4g} (limit {loss_limit:.4g}), gradient norm {norm:.4g} "
+            f"(limit {norm_limit:.4g})"
+        )
+        if self._run.config.spikes.action == "stop":
+            raise self._not_taken(step, counts, metrics, f"spikes.action is 'stop', {spike}; ")
+        self._run.progress.note(f"{counts.tokens:,} tokens: {spike}; the step was skipped")
+
+    def _not_taken(
+        self, step: int, counts: Counts, metrics: Metrics, reason: str = ""
+    ) -> FloatingPointError:
+        """Returns the error for a loss or gradient norm that is not finite or a spike."""
         self._run.flush()
         self._checkpoints.wait()
         values, stage = _values(metrics), self._phase.stage
@@ -133,12 +158,12 @@ class StepLog:
                 f"leave out the data since then"
             )
         return FloatingPointError(
-            f"loss {values['loss']:.4g}, gradient norm {values['grad_norm']:.4g} at learning "
-            f"rate {values['learning_rate']:.3g} in step {step:,} of stage {stage}, after "
-            f"{counts.tokens:,} tokens; the step was not taken, and {way_out}."
+            f"{reason}loss {values['loss']:.4g}, gradient norm {values['grad_norm']:.4g} at "
+            f"learning rate {values['learning_rate']:.3g} in step {step:,} of stage {stage}, "
+            f"after {counts.tokens:,} tokens; the step was not taken, and {way_out}."
         )
 
 
 def _values(metrics: Metrics) -> dict[str, Any]:
     """Returns a step's metrics as numbers or lists of numbers."""
-    return plain_values({name: metrics[name] for name in metrics if name != "is_finite"})
+    return plain_values({name: metrics[name] for name in metrics if name not in _FLAGS})

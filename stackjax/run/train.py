@@ -49,8 +49,9 @@ from stackjax.training.compile import (
     step_inputs,
     use_compilation_cache,
 )
-from stackjax.training.phase import Counts, Phase
+from stackjax.training.phase import Counts, Phase, StepInputs
 from stackjax.training.preflight import check, check_backend, device_memory
+from stackjax.training.spikes import SpikeStatistics, plain_statistics, spike_inputs
 from stackjax.training.train_state import TrainState
 
 
@@ -100,7 +101,7 @@ def train(
         from_process_0(lambda: commit_position(workdir, config, position, source.manifest))
         copy_data_tokenizer(config.data.path, workdir)
         with clock.measure("restore"):
-            state, counts, rows = state_at(config, workdir, position)
+            state, counts, rows, spikes = state_at(config, workdir, position)
         resume_at = None if counts == Counts() else (position.phase.index, counts.tokens)
         run = Run(
             config=config,
@@ -120,19 +121,25 @@ def train(
         if resume_at is not None:
             clock.resume(from_process_0(lambda: read_rows(workdir)))
         _show_start(run, position, counts)
-        _train_phases(run, position, state, counts, hooks)
+        _train_phases(run, position, state, counts, hooks, spikes)
     if jax.process_index() == 0:
         print(summarize(workdir, run.phases, read_rows(workdir)))
 
 
 def _train_phases(
-    run: Run, position: Position, state: TrainState, counts: Counts, hooks: Sequence[Hook]
+    run: Run,
+    position: Position,
+    state: TrainState,
+    counts: Counts,
+    hooks: Sequence[Hook],
+    spikes: SpikeStatistics | None,
 ) -> None:
     """Trains all phases from a position on."""
     for index in range(position.phase.index, len(run.phases)):
         if index > position.phase.index:
             state = enter(run, run.phases[index - 1], run.phases[index], state)
-        state, counts = run_phase(run, run.phases[index], state, counts, hooks)
+        state, counts = run_phase(run, run.phases[index], state, counts, hooks, spikes)
+        spikes = None  # a seam is no spike
 
 
 def _show_finished(config: Config, workdir: epath.Path, position: Position) -> None:
@@ -172,9 +179,18 @@ def _check(config: Config, position: Position) -> tuple[TokenSource, TokenSource
 
 
 def run_phase(
-    run: Run, phase: Phase, state: TrainState, counts: Counts, hooks: Sequence[Hook] = ()
+    run: Run,
+    phase: Phase,
+    state: TrainState,
+    counts: Counts,
+    hooks: Sequence[Hook] = (),
+    spikes: SpikeStatistics | None = None,
 ) -> tuple[TrainState, Counts]:
-    """Returns a phase's last state and counts, everything logged and saved."""
+    """Returns a phase's last state and counts, everything logged and saved.
+
+    Args:
+      spikes: The statistics saved with the state; None at the start of a phase.
+    """
     config, step, mesh = run.config, int(state.step), build_mesh(phase.mesh)
     if step == phase.num_steps:
         return state, counts
@@ -188,17 +204,21 @@ def run_phase(
         run.clock.measure("step"),
         memory_used_by(lambda: f"stage {phase.stage}, step {step}"),
     ):
-        train_step, inputs = _compiled_step(run, phase, step), step_inputs(phase)
+        train_step = _compiled_step(run, phase, step)
+        inputs = step_inputs(phase, spike_inputs(config.spikes, spikes))
         log = StepLog(run, phase, checkpoints, counts)
         # A step's rows are written in this order.
         evaluation = evaluation_hooks(run, phase, counts)
         hooks = (*evaluation, *probe_hooks(run, phase), *hooks)
         if train_step is None:
-            _save_and_exit(run, checkpoints, log, step, state, counts)
+            _save(run, checkpoints, log, step, state, counts, inputs)
+            _exit_saved(run, checkpoints, counts)
         for batch in run.batches(phase, mesh, counts, phase.num_steps - step):
             if should_stop(run.stop, steps_before + step):
-                _save_and_exit(run, checkpoints, log, step, state, counts)
+                _save(run, checkpoints, log, step, state, counts, inputs)
+                _exit_saved(run, checkpoints, counts)
             state, metrics = train_step(inputs, state, batch)
+            inputs = inputs._replace(spikes=metrics.pop("spikes", None))
             step, counts = step + 1, counts.after(phase.per_step)
             info = StepInfo(run, phase.index, mesh, step, counts, state)
             log.add(info, metrics)
@@ -207,10 +227,7 @@ def run_phase(
             if info.ends_phase:
                 log_early_end(info, log)
             if info.ends_phase or info.reaches_multiple(config.checkpoints.every_tokens):
-                # Rows are on disk before the checkpoint that refers to them.
-                rows = log.settle()
-                with run.clock.measure("checkpoint"):
-                    checkpoints.save(step, state, counts, rows)
+                _save(run, checkpoints, log, step, state, counts, inputs)
             if info.ends_phase:
                 break
     return state, counts
@@ -231,15 +248,23 @@ def _compiled_step(run: Run, phase: Phase, step: int) -> jax.stages.Compiled | N
         return run.step_of(phase, following)
 
 
-def _save_and_exit(
+def _save(
     run: Run,
     checkpoints: Checkpoints,
     log: StepLog,
     step: int,
     state: TrainState,
     counts: Counts,
-) -> NoReturn:
-    checkpoints.save(step, state, counts, log.settle())
+    inputs: StepInputs,
+) -> None:
+    """Starts saving; rows are on disk before the checkpoint that refers to them."""
+    rows = log.settle()
+    with run.clock.measure("checkpoint"):
+        checkpoints.save(step, state, counts, rows, plain_statistics(inputs.spikes))
+
+
+def _exit_saved(run: Run, checkpoints: Checkpoints, counts: Counts) -> NoReturn:
+    """Ends the process after a signal, once the checkpoint is complete."""
     checkpoints.wait()
     command = f"{program_name('train')} {shlex.join(sys.argv[1:])}"
     run.progress.note(f"stopped and saved at {counts.tokens:,} tokens; resume with: {command}")

@@ -26,6 +26,7 @@ from stackjax.sharding.partition import on_mesh, partition
 from stackjax.sharding.platform import platform_of, target_device
 from stackjax.training.compiler_options import COMPILER_OPTIONS
 from stackjax.training.phase import Phase, StepInputs
+from stackjax.training.spikes import SpikeInputs, spike_inputs
 from stackjax.training.train_state import TrainState, fit_state, init_state, train_step
 
 _PROGRAMS = 4
@@ -141,9 +142,10 @@ def abstract_batch(config: Config, phase: Phase, mesh: Mesh) -> Batch:
     return jax.tree.map(lambda d: jax.ShapeDtypeStruct(shape, d, sharding=sharding), dtypes)
 
 
-def step_inputs(phase: Phase) -> StepInputs:
+def step_inputs(phase: Phase, spikes: SpikeInputs | None = None) -> StepInputs:
     """Returns a phase's step inputs, on every device of the mesh."""
-    return jax.device_put(phase.step_inputs, NamedSharding(build_mesh(phase.mesh), P()))
+    inputs = phase.step_inputs._replace(spikes=spikes)
+    return jax.device_put(inputs, NamedSharding(build_mesh(phase.mesh), P()))
 
 
 def compile_step(
@@ -158,7 +160,9 @@ def compile_step(
     mesh = build_mesh(phase.mesh, devices)
     # Threads do not inherit the mesh.
     with jax.set_mesh(mesh):
-        inputs = on_mesh(jax.eval_shape(lambda: phase.step_inputs), mesh)
+        spikes = spike_inputs(config.spikes, None)
+        inputs = phase.step_inputs._replace(spikes=spikes)
+        inputs = on_mesh(jax.eval_shape(lambda: inputs), mesh)
         state = on_mesh(abstract_state(phase), mesh)
         batch = abstract_batch(config, phase, mesh)
         lowered = jit_step(phase).lower(inputs, state, batch)

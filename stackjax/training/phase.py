@@ -19,6 +19,7 @@ from stackjax.sharding.axes import Axes
 from stackjax.sharding.config import MeshConfig
 from stackjax.sharding.partition import auto_sharded, partition
 from stackjax.training.learning_rate import LearningRate, ParameterRates
+from stackjax.training.spikes import SpikeInputs
 
 _ANY_RATE = LearningRate(
     shape="constant",
@@ -101,12 +102,14 @@ class EarlyEnd:
 
 
 class StepInputs(NamedTuple):
-    """Inputs to a compiled train step besides state and batch, fixed over a phase."""
+    """Inputs to a compiled train step besides state and batch."""
 
     learning_rate: LearningRate
     first_tokens: Any
     """`Phase.first_tokens`, a float32 scalar."""
     moment_starts: MomentStarts | None
+    spikes: SpikeInputs | None = None
+    """Limits and running statistics for loss spikes, new at every step; None without."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -18,6 +18,7 @@ from stackjax.growth.moments import check_moments
 from stackjax.model import LossSums, ModelConfig, Params
 from stackjax.sharding.partition import auto_sharded, partition_of
 from stackjax.training.phase import Phase, StepInputs
+from stackjax.training.spikes import find_spike
 
 
 @jax.tree_util.register_dataclass
@@ -50,7 +51,9 @@ def train_step(
     """Returns the state after an optimizer step, and the step's metrics.
 
     If the loss or the gradient norm is not finite, the parameters do not change, the optimizer
-    moments are not finite, and the metric `is_finite` is false.
+    moments may not be finite, and the metric `is_finite` is false. With `inputs.spikes`,
+    parameters and moments do not change in a loss spike, the metric `is_spike` is true, and
+    the metric `spikes` is the next step's `inputs.spikes`.
 
     Args:
       phase: The model and the trained layers.
@@ -80,15 +83,26 @@ def train_step(
     rate = inputs.learning_rate(state.step)
     tokens = phase.tokens(state.step + 1, inputs.first_tokens)
     stepped = phase.step_params(state.params, updates, rate, tokens)
-    # Only parameters: a choice between moments would store two copies.
-    params = jax.tree.map(lambda new, p: jnp.where(is_finite, new, p), stepped, state.params)
+    is_taken, spike_metrics = is_finite, {}
+    if inputs.spikes is not None:
+        spike_metrics, statistics = find_spike(inputs.spikes, loss, grad_norm)
+        is_taken &= ~spike_metrics["is_spike"]
+        spike_metrics["spikes"] = inputs.spikes._replace(statistics=statistics)
+        opt_state = _choose(is_taken, opt_state, state.opt_state)
+    # Without spikes only parameters: a choice between moments may store two copies.
+    params = _choose(is_taken, stepped, state.params)
     metrics = {
         "loss": loss,
         "grad_norm": grad_norm,
         "learning_rate": rate,
         "is_finite": is_finite,
+        **spike_metrics,
     }
     return TrainState(state.step + 1, params, opt_state), metrics
+
+
+def _choose(is_taken: jax.Array, new: Any, old: Any) -> Any:
+    return jax.tree.map(lambda n, o: jnp.where(is_taken, n, o), new, old)
 
 
 def _accumulate(

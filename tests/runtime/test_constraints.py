@@ -25,6 +25,7 @@ from stackjax.config import (
     ProbeConfig,
     Rewarm,
     Schedule,
+    SpikeConfig,
     TasksConfig,
 )
 from stackjax.config_file import flatten
@@ -264,6 +265,8 @@ WITHOUT_EFFECT = {
     "stages.0.until.slope": ({"slope": 0.1}, {"slope_tokens": 5000}),
     "stages.0.until.slope_tokens": ({"slope_tokens": 5000}, {"slope": 0.1}),
     "probes.lag_tokens": ({"lag_tokens": 64}, {"at_tokens": (320,)}),
+    "spikes.deviations": ({"deviations": 3.0}, {"action": "skip"}),
+    "spikes.window_steps": ({"window_steps": 9}, {"action": "stop"}),
     "tasks.every_tokens": ({"every_tokens": 64}, {"names": ("piqa",)}),
     "tasks.limit": ({"limit": 5}, {"names": ("piqa",)}),
     "tasks.num_fewshot": ({"num_fewshot": 5}, {"names": ("piqa",)}),
@@ -292,6 +295,7 @@ def config_with(field: str, fields: dict[str, Any]) -> Any:
         ),
         "optimizer": lambda: tiny_run(optimizer=dataclasses.replace(OPTIMIZER, **fields)),
         "probes": lambda: tiny_run(probes=ProbeConfig(**fields)),
+        "spikes": lambda: tiny_run(spikes=SpikeConfig(**fields)),
         "tasks": lambda: tiny_run(tasks=TasksConfig(**fields)),
     }[holder]()
 
