@@ -13,6 +13,7 @@ from stackjax.run.growth_probe import check_probes
 from stackjax.run.sinks import check_sinks
 from stackjax.run.validation import open_data
 from stackjax.runtime.errors import UserError
+from stackjax.sharding.mesh import num_slices_of
 from stackjax.training.expand import expand
 from stackjax.training.preflight import check, check_backend, device_memory
 from stackjax.training.run_history import read_history
@@ -75,7 +76,9 @@ def _check_config(config: Config) -> None:
         )
     check_backend(config)
     memory = device_memory()
-    estimates = check(config, jax.device_count(), memory)
+    estimates = check(
+        config, jax.device_count(), memory, num_slices=num_slices_of(jax.devices())
+    )
     check_probes(config, estimates, memory)
     open_data(config)
 

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import math
 import shlex
 import sys
 from typing import Any
@@ -25,7 +24,7 @@ from stackjax.model.flops import num_params
 from stackjax.options import PlanConfig
 from stackjax.runtime.command_line import program
 from stackjax.runtime.errors import UserError
-from stackjax.sharding.config import MESH_AXES, MeshConfig
+from stackjax.sharding.config import MeshConfig
 from stackjax.training.stages import stage_models
 
 
@@ -134,11 +133,10 @@ def _small_model(factor: int, target: ModelConfig) -> ModelConfig:
 def _num_devices(
     options: PlanConfig, mesh: MeshConfig, benchmark: Benchmark | None
 ) -> int | None:
-    sizes = [getattr(mesh, axis) for axis in MESH_AXES]
     if options.devices is not None:
         return options.devices
-    if -1 not in sizes:
-        return math.prod(sizes)
+    if -1 not in (mesh.fsdp, mesh.tensor):
+        return max(mesh.replica, 1) * mesh.fsdp * mesh.tensor
     return None if benchmark is None else benchmark.num_devices
 
 

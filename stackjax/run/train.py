@@ -43,7 +43,7 @@ from stackjax.runtime.command_line import program as program_name
 from stackjax.runtime.cpu_memory import keep_memory
 from stackjax.runtime.errors import memory_used_by, one_line_errors
 from stackjax.runtime.preemption import EXIT_CODE, should_stop, stop_on_signals
-from stackjax.sharding.mesh import build_mesh
+from stackjax.sharding.mesh import build_mesh, num_slices_of
 from stackjax.sharding.platform import platform_of, target_device
 from stackjax.training.compile import (
     step_inputs,
@@ -168,7 +168,13 @@ def _check(config: Config, position: Position) -> tuple[TokenSource, TokenSource
       UserError: The run cannot work here. Every phase is evaluated abstractly.
     """
     check_backend(config)
-    estimates = check(config, jax.device_count(), device_memory(), position.history)
+    estimates = check(
+        config,
+        jax.device_count(),
+        device_memory(),
+        position.history,
+        num_slices_of(jax.devices()),
+    )
     check_probes(config, estimates, device_memory())
     check_sinks(config.logging, config.workdir)
     source, validation = open_data(config)

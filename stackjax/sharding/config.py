@@ -10,11 +10,16 @@ MESH_AXES = ("replica", "fsdp", "tensor")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MeshConfig:
-    """Mesh axis sizes. A single size may be -1 and takes the remaining devices."""
+    """Mesh axis sizes; the devices divide over axes with size -1.
 
-    replica: Literal[-1] | Size = 1
-    """Parameter copies (data parallelism)."""
+    By default, up to 32 devices have a single copy of the parameters.
+    """
+
+    replica: Literal[-1] | Size = -1
+    """Parameter copies (data parallelism); -1 takes the devices left by the other axes."""
     fsdp: Literal[-1] | Size = -1
-    """Shards for batch, parameters and optimizer state (ZeRO-3)."""
+    """Shards for batch, parameters and optimizer state (ZeRO-3); -1 takes all devices with a
+    stated `replica`, otherwise up to 32 devices within a slice."""
     tensor: Literal[-1] | Size = 1
-    """Shards for heads, mlp and vocabulary (tensor parallelism)."""
+    """Shards for heads, mlp and vocabulary (tensor parallelism); -1 takes the remaining devices
+    with a stated `fsdp`."""

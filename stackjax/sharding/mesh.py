@@ -10,35 +10,73 @@ from jax.sharding import AxisType, Mesh
 from stackjax.runtime.errors import UserError
 from stackjax.sharding.config import MESH_AXES, MeshConfig
 
+_MAX_FSDP = 32
+"""Largest default size of `fsdp`. On TPUs with more shards, the compiler replaces gradient
+reduce-scatters by synchronous all-reduces of whole float32 gradients (docs/performance.md)."""
 
-def mesh_shape(config: MeshConfig, num_devices: int) -> tuple[int, ...]:
-    """Returns the mesh axis sizes for `num_devices` devices."""
-    sizes = [getattr(config, axis) for axis in MESH_AXES]
+
+def mesh_shape(
+    config: MeshConfig, num_devices: int, num_slices: int = 1
+) -> tuple[int, int, int]:
+    """Returns the mesh axis sizes.
+
+    Args:
+      num_slices: Number of TPU slices, or other device groups with a slow network in between.
+
+    Raises:
+      UserError: The sizes do not fit the devices.
+    """
+    replica, fsdp, tensor = sizes = [getattr(config, axis) for axis in MESH_AXES]
     stated = f"mesh {dict(zip(MESH_AXES, sizes, strict=True))}"
-    if any(size < 1 and size != -1 for size in sizes) or sizes.count(-1) > 1:
-        raise UserError(f"{stated}: sizes are at least 1, and at most one is -1.")
+    if any(size < 1 and size != -1 for size in sizes) or fsdp == tensor == -1:
+        raise UserError(
+            f"{stated}: sizes are at least 1, or -1; fsdp and tensor cannot both be -1."
+        )
     known = math.prod(size for size in sizes if size != -1)
     if num_devices % known or (-1 not in sizes and known != num_devices):
         raise UserError(
             f"{stated} does not fit {num_devices} devices; the sizes must multiply to "
             f"{num_devices}, or set one of them to -1."
         )
-    return tuple(num_devices // known if size == -1 else size for size in sizes)
+    left = num_devices // known
+    if tensor == -1:
+        return max(replica, 1), fsdp, left
+    if replica != -1:
+        return replica, left if fsdp == -1 else fsdp, tensor
+    if fsdp != -1:
+        return left, fsdp, tensor
+    fsdp = default_fsdp(left // num_slices if left % num_slices == 0 else left)
+    return left // fsdp, fsdp, tensor
+
+
+def default_fsdp(num_devices: int) -> int:
+    """Returns the largest divisor up to 32.
+
+    >>> default_fsdp(256), default_fsdp(48)
+    (32, 24)
+    """
+    return max(size for size in range(1, _MAX_FSDP + 1) if num_devices % size == 0)
+
+
+def num_slices_of(devices: Sequence[jax.Device]) -> int:
+    """Returns the number of TPU slices, or GPU hosts with a `slice_index` for each."""
+    return len({getattr(device, "slice_index", 0) for device in devices})
 
 
 def build_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
     """Returns the configured mesh, with explicit axes.
 
     With several TPU slices, `replica` spans as many slices as possible, because only gradients
-    are communicated along `replica`. `fsdp` spans the rest.
+    are communicated along `replica`. `fsdp` spans the rest. In the same way, `replica` spans
+    GPU hosts: JAX numbers GPUs host by host.
 
     Raises:
       UserError: The sizes do not fit the devices or slices.
     """
     devices = jax.devices() if devices is None else devices
-    shape = mesh_shape(config, len(devices))
+    num_slices = num_slices_of(devices)
+    shape = mesh_shape(config, len(devices), num_slices)
     axis_types = (AxisType.Explicit,) * len(MESH_AXES)
-    num_slices = len({getattr(device, "slice_index", 0) for device in devices})
     if num_slices == 1:
         return jax.make_mesh(shape, MESH_AXES, axis_types=axis_types, devices=devices)
     across = slices_along_axes(shape, num_slices)
@@ -68,4 +106,4 @@ def slices_along_axes(shape: Sequence[int], num_slices: int) -> tuple[int, ...]:
 def largest_mesh(*sizes: int) -> Mesh:
     """Returns an `fsdp` mesh with the most local devices that divide all sizes."""
     devices = jax.local_devices()
-    return build_mesh(MeshConfig(), devices[: math.gcd(len(devices), *sizes)])
+    return build_mesh(MeshConfig(replica=1), devices[: math.gcd(len(devices), *sizes)])

@@ -86,6 +86,7 @@ def check(
     num_devices: int,
     memory: int | None = None,
     history: RunHistory = NEW_RUN,
+    num_slices: int = 1,
 ) -> list[Estimate]:
     """Returns an estimate for each phase, without allocation.
 
@@ -93,6 +94,7 @@ def check(
       num_devices: Device count for the run.
       memory: Memory per device in bytes, if known.
       history: The run's position.
+      num_slices: Number of TPU slices, as in `mesh_shape`.
 
     Raises:
       UserError: A stage does not fit the mesh, batch or devices.
@@ -100,13 +102,16 @@ def check(
     phases = expand(config, history)
     if history == NEW_RUN:
         _check_reached(config, phases)
-    return [_check_phase(config, phase, num_devices, memory) for phase in phases]
+    shapes = [mesh_shape(phase.mesh, num_devices, num_slices) for phase in phases]
+    return [
+        _check_phase(config, phase, shape, memory)
+        for phase, shape in zip(phases, shapes, strict=True)
+    ]
 
 
 def _check_phase(
-    config: Config, phase: Phase, num_devices: int, memory: int | None
+    config: Config, phase: Phase, shape: tuple[int, ...], memory: int | None
 ) -> Estimate:
-    shape = mesh_shape(phase.mesh, num_devices)
     mesh = AbstractMesh(shape, MESH_AXES, axis_types=(AxisType.Explicit,) * len(MESH_AXES))
     with jax.sharding.use_abstract_mesh(mesh):
         _check_steps(phase)

@@ -20,12 +20,31 @@ WEIGHT = Axes(("layers",), ("embed",), ("heads", "head_dim"))
 GAIN = Axes(("layers",), (), ("embed",))
 
 
-def test_mesh_size_minus_one_takes_the_remaining_devices():
+def test_mesh_size_minus_one_takes_remaining_devices():
     assert mesh_shape(MeshConfig(), 8) == (1, 8, 1)
     assert mesh_shape(MeshConfig(replica=-1, fsdp=2), 8) == (4, 2, 1)
     assert mesh_shape(MeshConfig(replica=2, fsdp=2, tensor=-1), 8) == (2, 2, 2)
     assert mesh_shape(MeshConfig(replica=2, fsdp=2, tensor=2), 8) == (2, 2, 2)
     assert mesh_shape(MeshConfig(fsdp=8, tensor=-1), 8) == (1, 8, 1)
+    assert mesh_shape(MeshConfig(fsdp=2), 8) == (4, 2, 1)
+
+
+@pytest.mark.parametrize(
+    ("config", "num_devices", "num_slices", "shape"),
+    [
+        (MeshConfig(), 32, 1, (1, 32, 1)),
+        (MeshConfig(), 64, 1, (2, 32, 1)),
+        (MeshConfig(), 256, 1, (8, 32, 1)),
+        (MeshConfig(), 48, 1, (2, 24, 1)),
+        (MeshConfig(tensor=4), 256, 1, (2, 32, 4)),
+        (MeshConfig(replica=1), 256, 1, (1, 256, 1)),
+        # Parameters stay within a slice.
+        (MeshConfig(), 32, 2, (2, 16, 1)),
+        (MeshConfig(), 512, 2, (16, 32, 1)),
+    ],
+)
+def test_default_fsdp_is_at_most_32_within_a_slice(config, num_devices, num_slices, shape):
+    assert mesh_shape(config, num_devices, num_slices) == shape
 
 
 @pytest.mark.parametrize(
@@ -34,9 +53,9 @@ def test_mesh_size_minus_one_takes_the_remaining_devices():
         (MeshConfig(replica=2, fsdp=2), "does not fit 8 devices; the sizes must multiply"),
         (MeshConfig(fsdp=-1, tensor=3), "does not fit 8 devices"),
         (MeshConfig(fsdp=16, tensor=-1), "does not fit 8 devices"),
-        (MeshConfig(fsdp=-1, tensor=-1), "sizes are at least 1, and at most one is -1"),
-        (MeshConfig(fsdp=0), "sizes are at least 1, and at most one is -1"),
-        (MeshConfig(fsdp=-2), "sizes are at least 1, and at most one is -1"),
+        (MeshConfig(fsdp=-1, tensor=-1), "fsdp and tensor cannot both be -1"),
+        (MeshConfig(fsdp=0), "sizes are at least 1, or -1"),
+        (MeshConfig(fsdp=-2), "sizes are at least 1, or -1"),
     ],
 )
 def test_wrong_mesh_sizes_are_refused(config, message):
@@ -75,15 +94,40 @@ class SliceDevice:
     device_kind: str = "simulated"
 
 
-@pytest.mark.parametrize("config", [MeshConfig(replica=2), MeshConfig(), MeshConfig(tensor=2)])
+@pytest.mark.parametrize(
+    "config", [MeshConfig(replica=1), MeshConfig(), MeshConfig(replica=1, tensor=2)]
+)
 def test_devices_of_a_slice_are_contiguous(config, monkeypatch):
     devices = [SliceDevice(i, i // 4) for i in range(8)]
     monkeypatch.setattr(mesh, "Mesh", lambda layout, *_, **__: layout)
     layout = build_mesh(config, devices)
     slices = np.vectorize(lambda device: device.slice_index)(layout)
-    assert layout.shape == mesh_shape(config, 8)
-    first, second = np.split(slices, 2, axis=0 if config.replica == 2 else 1)
+    assert layout.shape == mesh_shape(config, 8, 2)
+    first, second = np.split(slices, 2, axis=1 if config.replica == 1 else 0)
     assert (first == 0).all() and (second == 1).all()
+
+
+@dataclasses.dataclass(frozen=True)
+class HostDevice:
+    """A GPU on one of several hosts, with the attributes that mesh layout reads."""
+
+    id: int
+    process_index: int
+    platform: str = "gpu"
+    device_kind: str = "simulated"
+
+
+def test_replica_spans_gpu_hosts(monkeypatch):
+    # By process, devices of a host need not follow each other.
+    devices = [HostDevice(i, i // 4) for i in (0, 4, 1, 5, 2, 6, 3, 7)]
+    monkeypatch.setattr(
+        jax,
+        "make_mesh",
+        lambda shape, *_, devices, **__: mesh.mesh_utils.create_device_mesh(shape, devices),
+    )
+    layout = build_mesh(MeshConfig(replica=2), devices)
+    hosts = np.vectorize(lambda device: device.process_index)(layout)
+    assert (hosts[0] == 0).all() and (hosts[1] == 1).all()
 
 
 def test_default_mesh_has_every_device():

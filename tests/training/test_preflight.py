@@ -293,4 +293,4 @@ def test_each_phase_is_estimated_on_its_own_mesh():
     # Replication makes all but the unsharded gains eight times larger.
     assert 2 * sharded < replicated <= 8 * sharded
     assert 1.5 * sharded < grown < 2 * sharded
-    assert [phase.mesh.replica for phase in expand(config)] == [1, 8, 1]
+    assert [phase.mesh.replica for phase in expand(config)] == [-1, 8, -1]
