@@ -12,6 +12,7 @@ COMMANDS = {
     "evaluate": "score a model on tasks of lm-evaluation-harness",
     "inspect": "show the lineage of a checkpoint",
     "plan": "plan when to grow, with cost and savings",
+    "fit": "compile every program of a run for devices that are not there",
     "compare": "compare grown runs with runs from scratch",
     "isoflop": "find the best timing and factor of growth",
     "scale": "fit scaling laws to runs",

@@ -65,6 +65,17 @@ class TrainOptions(Checked):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class FitConfig(Checked):
+    """Compilation for devices that are not present."""
+
+    devices: str = ""
+    """Devices: `v5p:2x2x2`, `v5e:16x16*2` for two slices, `h100:8`, or `h200:8x4` for 4 hosts
+    of 8. TPUs v5e, v5p, v6e, tpu7x; GPUs h100, h200, a100-40, a100-80, b200."""
+    json: Path | None = None
+    """JSON file to write, with all numbers."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class GrowConfig(Checked):
     """Grows a checkpoint or a Hugging Face folder outside of a run."""
 

@@ -111,3 +111,8 @@ def _tpu_memory(device: jax.Device) -> int:
             raise
         return int(float(match["size"]) * _UNITS[match["unit"]])
     raise AssertionError("no TPU has 4 TiB of memory")
+
+
+def devices_per_host(group: DeviceGroup, num_devices: int) -> int:
+    """Returns the number of devices in each part with fast links: a GPU host or TPU slice."""
+    return num_devices // group.num_slices if group.is_tpu else group.sizes[0]
