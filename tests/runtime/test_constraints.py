@@ -47,6 +47,7 @@ COMMANDS = {
         "options.CompareConfig",
         "options.ConvertConfig",
         "options.EvaluateConfig",
+        "options.FitConfig",
         "options.GenerateConfig",
         "options.GrowConfig",
         "options.InspectConfig",
