@@ -184,6 +184,11 @@ class LoggingConfig:
     """Write TensorBoard events into the run directory."""
     wandb_project: Text | None = None
     """Weights & Biases project; needs `pip install wandb`."""
+    profile_from: Size | None = None
+    """First step of a profiler trace (XProf) in `profile/` of the run directory, counted from
+    1 over all stages."""
+    profile_steps: Size = 5
+    """Steps in a profiler trace, also in a trace requested by SIGUSR1."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -28,6 +28,7 @@ from stackjax.data.sources import TokenSource
 from stackjax.files.rows_file import NO_ROWS
 from stackjax.model import ModelConfig
 from stackjax.run.goodput import Clock
+from stackjax.run.profiler import Profiler
 from stackjax.run.progress import open_progress
 from stackjax.run.run import Run
 from stackjax.run.sinks import open_sinks
@@ -210,13 +211,15 @@ def _loop_seconds(config: Config, phase: Phase) -> tuple[float, TrainState]:
     ticks = _Ticks()
     with contextlib.ExitStack() as stack:
         stack.enter_context(contextlib.redirect_stdout(io.StringIO()))
+        progress = open_progress()
         run = Run(
             config=config,
             workdir=workdir,
             source=source,
             validation=source,
             sinks=sinks,
-            progress=open_progress(),
+            progress=progress,
+            profiler=Profiler(config.logging, workdir, progress),
             clock=Clock(),
             stop=ticks,
             step_of=lambda phase, _: compile_step(config, phase),

@@ -14,6 +14,7 @@ from stackjax.data.batch import Batch
 from stackjax.data.sources import TokenSource
 from stackjax.files.rows_file import Extent
 from stackjax.run.goodput import Clock
+from stackjax.run.profiler import Profiler
 from stackjax.run.progress import Progress
 from stackjax.run.sinks import Row, Sink, flush_all
 from stackjax.runtime.errors import UserError
@@ -35,6 +36,7 @@ class Run:
     """Sequences for validation."""
     sinks: list[Sink]
     progress: Progress
+    profiler: Profiler
     clock: Clock
     """Seconds by class."""
     stop: threading.Event

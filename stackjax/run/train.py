@@ -28,6 +28,7 @@ from stackjax.run.goodput import Clock
 from stackjax.run.growth_probe import check_probes, probe_hooks
 from stackjax.run.hooks import Hook, StepInfo, check_hooks, run_hooks
 from stackjax.run.init_from import check_start, state_at
+from stackjax.run.profiler import Profiler, check_profile
 from stackjax.run.progress import open_progress, timed
 from stackjax.run.resume import NEWEST, Position, commit_position, find_position
 from stackjax.run.run import Run
@@ -110,6 +111,7 @@ def train(
             validation=validation,
             sinks=open_sinks(config, workdir, resume_at, rows),
             progress=progress,
+            profiler=stack.enter_context(Profiler(config.logging, workdir, progress)),
             clock=clock,
             stop=stop,
             step_of=step_of,
@@ -177,6 +179,7 @@ def _check(config: Config, position: Position) -> tuple[TokenSource, TokenSource
     )
     check_probes(config, estimates, device_memory())
     check_sinks(config.logging, config.workdir)
+    check_profile(config.logging, absolute(config.workdir))
     source, validation = open_data(config)
     check_agreement({"the data at data.path": source.manifest.digest})
     if position.step is None and config.init_from is not None:
@@ -223,7 +226,9 @@ def run_phase(
             if should_stop(run.stop, steps_before + step):
                 _save(run, checkpoints, log, step, state, counts, inputs)
                 _exit_saved(run, checkpoints, counts)
-            state, metrics = train_step(inputs, state, batch)
+            with run.profiler.step(steps_before + step + 1):
+                state, metrics = train_step(inputs, state, batch)
+            run.profiler.end_step(steps_before + step + 1, metrics["is_finite"])
             inputs = inputs._replace(spikes=metrics.pop("spikes", None))
             step, counts = step + 1, counts.after(phase.per_step)
             info = StepInfo(run, phase.index, mesh, step, counts, state)
