@@ -80,5 +80,6 @@ def check_profile(config: LoggingConfig, workdir: epath.Path) -> None:
     if config.profile_from is not None and is_remote(workdir):
         raise UserError(
             f"logging.profile_from is {config.profile_from}, and the run directory is "
-            f"{workdir}; a profiler trace needs a directory on a disk: leave it out, or change --workdir."
+            f"{workdir}; a profiler trace needs a directory on a disk: leave it out, or change "
+            f"--workdir."
         )
