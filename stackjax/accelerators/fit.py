@@ -9,6 +9,7 @@ from stackjax.accelerators.topology import described_devices, usable_memory
 from stackjax.config import Config
 from stackjax.options import FitConfig
 from stackjax.runtime.errors import UserError
+from stackjax.sharding.mesh import num_slices_of
 from stackjax.training.preflight import check, check_backend
 
 
@@ -23,8 +24,9 @@ def fit(config: Config, options: FitConfig, name: str) -> None:
     """
     machine = describe_machine(options.devices)
     check_backend(config, machine.devices[0])
-    phases = [estimate.phase for estimate in check(config, len(machine.devices))]
-    found = programs(config, phases)
+    num_slices = num_slices_of(machine.devices)
+    estimates = check(config, len(machine.devices), num_slices=num_slices)
+    found = programs(config, [estimate.phase for estimate in estimates])
     rows = [measure(config, program, machine) for program in found]
     if options.json is not None:
         options.json.write_text(to_json(name, machine.group, rows), encoding="utf-8")

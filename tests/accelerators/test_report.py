@@ -145,6 +145,7 @@ def test_run_that_does_not_fit_is_reported_and_refused_in_one_line(
     monkeypatch, tmp_path, capsys
 ):
     monkeypatch.setattr(fit_module, "describe_machine", lambda text: machine(60 * GIB))
+    monkeypatch.setattr(fit_module, "num_slices_of", lambda devices: 1)
     monkeypatch.setattr(fit_module, "check_backend", lambda config, device: None)
     monkeypatch.setattr(fit_module, "measure", lambda config, program, machine: TOO_LARGE)
     monkeypatch.setattr(fit_module, "report", lambda name, machine, rows: table(rows))
