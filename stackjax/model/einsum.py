@@ -44,15 +44,19 @@ def contract(
 
 
 def contract_gradients(
-    spec: str, x: jax.Array, w: jax.Array, g: jax.Array
+    spec: str, x: jax.Array, w: jax.Array, g: jax.Array, whole: jax.Array | None = None
 ) -> tuple[jax.Array, jax.Array]:
-    """Returns the gradients of `contract` for `x` and `w`, given the output gradient `g`."""
+    """Returns the gradients of `contract` for `x` and `w`, given the output gradient `g`.
+
+    Args:
+      whole: `w` as from `gathered`; by default `w` is gathered again.
+    """
     of_x, of_w, of_g = spec.replace("->", ",").split(",")
     x_layout, w_layout = layout(x), layout(w)
-    if num_shards("embed") > 1:
+    if whole is None:
         # Without the barrier, the compiler keeps the gathered weights of all layers.
-        w = jax.lax.optimization_barrier(w)
-    whole = gathered(w, x.dtype)
+        again = jax.lax.optimization_barrier(w) if num_shards("embed") > 1 else w
+        whole = gathered(again, x.dtype)
     x_gradient = _einsum(f"{of_g},{of_w}->{of_x}", g, whole, out_sharding=x_layout)
     if x.dtype == w.dtype:
         # A product over tokens transposes the first operand: let it be the smaller one.

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from stackjax.data.batch import Batch
 from stackjax.model.config import ModelConfig
-from stackjax.model.einsum import contract_gradients
+from stackjax.model.einsum import contract_gradients, gathered
 from stackjax.model.transformer import (
     HEAD_PRODUCT,
     LayerSpan,
@@ -67,8 +67,9 @@ def _loss_sums(
     weights_BT: jax.Array,
 ) -> LossSums:
     zeros = LossSums(jnp.zeros(()), jnp.zeros(()))
+    whole = gathered(w, x_BTD.dtype)
     chunks = _chunks(config, x_BTD, labels_BT, weights_BT)
-    parts = (_chunk_loss(config, z_loss, w, *chunk)[0] for chunk in chunks)
+    parts = (_chunk_loss(config, z_loss, whole, *chunk)[0] for chunk in chunks)
     return functools.reduce(lambda *sums: jax.tree.map(jnp.add, *sums), parts, zeros)
 
 
@@ -83,10 +84,12 @@ def _forward(
     """Returns the sums, and the gradients of the objective for `x_BTD` and `w`."""
     sums, w_gradient = LossSums(jnp.zeros(()), jnp.zeros(())), None
     x_gradients = []
+    # Gathered once, not for every chunk.
+    whole = gathered(w, x_BTD.dtype)
     for x_BCD, *targets in _chunks(config, x_BTD, labels_BT, weights_BT):
-        part, logits_gradient = _chunk_loss(config, z_loss, w, x_BCD, *targets)
+        part, logits_gradient = _chunk_loss(config, z_loss, whole, x_BCD, *targets)
         by_x, by_w = contract_gradients(
-            HEAD_PRODUCT[config.tie_head], x_BCD, w, logits_gradient.astype(x_BCD.dtype)
+            HEAD_PRODUCT[config.tie_head], x_BCD, w, logits_gradient.astype(x_BCD.dtype), whole
         )
         sums = jax.tree.map(jnp.add, sums, part)
         x_gradients.append(by_x)

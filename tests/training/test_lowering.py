@@ -95,6 +95,13 @@ def test_forward_attention_runs_once_per_layer_unless_everything_is_recomputed(
     assert len(re.findall(forward, text)) == num_calls * num_backward
 
 
+def test_head_is_cast_and_gathered_once_per_microbatch():
+    text = lowered("cuda", 0, "--model.loss-chunk=256")
+    cast = r"stablehlo.convert .*\(tensor<2048x32000xf32>\) -> tensor<2048x32000xbf16>"
+    # In the first microbatch and in the loop over the others, for eight chunks each.
+    assert len(re.findall(cast, text)) == 2
+
+
 @pytest.mark.parametrize("platform", PLATFORMS)
 def test_weight_products_have_the_compute_type_of_the_meshs_devices(platform):
     _, dtype, _ = PLATFORMS[platform]
