@@ -189,6 +189,9 @@ class LoggingConfig:
     1 over all stages."""
     profile_steps: Size = 5
     """Steps in a profiler trace, also in a trace requested by SIGUSR1."""
+    stall_seconds: Positive | None = None
+    """Print all stacks to stderr if the next step does not start for this many seconds, also in
+    a long evaluation."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -28,7 +28,7 @@ from stackjax.training.train_state import TrainState
 
 BUILT_IN_KINDS = (
     *("train", "evaluation", "layers", "growth", "probe", "tasks", "trigger", "change"),
-    *("goodput", "spike"),
+    *("goodput", "spike", "late"),
 )
 
 

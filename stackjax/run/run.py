@@ -17,6 +17,7 @@ from stackjax.run.goodput import Clock
 from stackjax.run.profiler import Profiler
 from stackjax.run.progress import Progress
 from stackjax.run.sinks import Row, Sink, flush_all
+from stackjax.run.watchdog import Watchdog
 from stackjax.runtime.errors import UserError
 from stackjax.training.batches import phase_batches
 from stackjax.training.expand import expand
@@ -47,6 +48,7 @@ class Run:
     """The position, as committed to the run directory."""
     phases: tuple[Phase, ...]
     """All phases, as far as currently known."""
+    watchdog: Watchdog = dataclasses.field(default_factory=Watchdog)
 
     def commit(self, history: RunHistory) -> None:
         """Writes a new position to the run directory, and derives the phases again."""

@@ -3,7 +3,8 @@
 A row is a dict with the coordinates `kind`, `phase`, `stage`, `step` and `tokens`, the run's
 cumulative counts, and values: numbers, lists of numbers, or short text. Lists and text are
 written to `metrics.jsonl` alone. The kinds are "train", "evaluation", "layers", "growth",
-"probe", "tasks", "trigger", "change", "goodput", "spike", and the hooks' kinds.
+"probe", "tasks", "trigger", "change", "goodput", "spike", "late", and the hooks'
+kinds.
 
 Train rows have all metrics from `train_step`, `tokens_per_second` over all `num_devices`, and
 `mfu` if the peak FLOP/s is known. Layer rows have the lists from `layer_statistics`; at

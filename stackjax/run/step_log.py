@@ -14,6 +14,7 @@ from stackjax.run.goodput import KIND as GOODPUT
 from stackjax.run.hooks import StepInfo
 from stackjax.run.run import Run
 from stackjax.run.sinks import plain_values
+from stackjax.run.watchdog import expect_step
 from stackjax.training.phase import Counts, Phase
 
 Metrics = Mapping[str, Any]
@@ -37,12 +38,17 @@ class StepLog:
         self._start = time.monotonic(), counts
         self._last_row = self._training_seconds(), counts
         self._settled_at = counts
+        self._waited = 0.0
+        """Seconds spent on waiting for devices since the last row."""
         if phase.index > 0 and counts == phase.start:
             run.clock.switch("seam")  # until the first step's metrics are read
 
     def add(self, step: StepInfo, metrics: Metrics) -> None:
         """Adds a step's metrics; never waits for this step."""
         self.catch_up()
+        stall = self._run.config.logging.stall_seconds
+        if stall is not None:
+            expect_step(None if step.ends_phase else stall)
         self._newest = step.step, step.counts, metrics
         # A row at an early end is written by `write_newest`, also after a restart.
         is_full_length = step.ends_phase and not step.stopped_early
@@ -60,7 +66,9 @@ class StepLog:
         if self._newest is None or not self._is_unread:
             return
         self._is_unread = False
+        start = time.monotonic()
         is_finite = bool(self._newest[2]["is_finite"])  # waits for the step
+        self._waited += time.monotonic() - start
         self._run.clock.switch("step")
         if not is_finite:
             raise self._not_taken(*self._newest)
@@ -88,6 +96,17 @@ class StepLog:
         end = self._run.phases[-1].end
         seconds_left = self._seconds_left(time.monotonic(), counts, end)
         self._run.progress.row(row, end.tokens, seconds_left)
+        num_steps = (counts.tokens - before.tokens) / self._phase.per_step.tokens
+        self._report_lateness((now - then) / num_steps, self._waited / num_steps)
+        self._waited = 0.0
+
+    def _report_lateness(self, step_seconds: float, waited: float) -> None:
+        """Compares the hosts' own seconds per step, and writes a row if a host is late."""
+        late = self._run.watchdog.report(step_seconds - waited, step_seconds)
+        if late is not None and self._newest is not None:
+            values, line = late
+            self._run.write("late", self._phase, *self._newest[:2], **values)
+            self._run.progress.note(line)
 
     def settle(self) -> Extent:
         """Writes a goodput row, and returns the extent of all rows, which are on disk.

@@ -38,6 +38,7 @@ from stackjax.run.step_log import StepLog
 from stackjax.run.summary import how_to_train_longer, summarize
 from stackjax.run.task_scores import task_hooks
 from stackjax.run.validation import open_data
+from stackjax.run.watchdog import expect_step
 from stackjax.runtime import distributed
 from stackjax.runtime.agreement import check_agreement, from_process_0, program
 from stackjax.runtime.command_line import program as program_name
@@ -91,6 +92,7 @@ def train(
         source, validation = _check(config, position)
         hooks = (*task_hooks(config), *hooks)
         stop = stack.enter_context(stop_on_signals())
+        stack.callback(expect_step, None)
         progress = stack.enter_context(contextlib.closing(open_progress()))
         use_compilation_cache(workdir)
         step_of = compile_ahead(config, stop)

@@ -15,6 +15,7 @@ from stackjax.run.goodput import Clock
 from stackjax.run.hooks import BUILT_IN_KINDS, Hook, StepInfo, check_hooks, every
 from stackjax.run.step_log import StepLog
 from stackjax.run.train import train
+from stackjax.run.watchdog import Watchdog
 from stackjax.runtime.errors import UserError
 from stackjax.training.phase import Counts
 
@@ -65,6 +66,7 @@ class Recorder:
         self.history = types.SimpleNamespace(ended={})
         self.progress = types.SimpleNamespace(row=lambda *_: None)
         self.clock = Clock()
+        self.watchdog = Watchdog()
 
     def write(self, kind, phase, step, counts, **values):
         self.rows.append(values)
