@@ -92,7 +92,11 @@ def test_growth_by_parts_equals_growth_of_the_whole_state(name, optimizer, momen
         expected, layout = (
             dataclasses.replace(state, opt_state=None) for state in (expected, layout)
         )
-    assert_same(grown, expected)
+    if name.startswith("learn"):  # other programs sum the products in another order
+        close = functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6)
+        jax.tree.map(close, jax.device_get(grown), jax.device_get(expected))
+    else:
+        assert_same(grown, expected)
     for leaf, place in zip(jax.tree.leaves(grown), jax.tree.leaves(layout), strict=True):
         assert leaf.sharding.is_equivalent_to(place.sharding, leaf.ndim)
 

@@ -53,7 +53,7 @@ class Compiling(Exception):
 def train_until_compiling(config, monkeypatch) -> int:
     """Trains until a train step is compiled; returns the state's step."""
 
-    def run_phase(run, phase, state, counts, hooks):
+    def run_phase(run, phase, state, counts, *_):
         if int(state.step) < phase.num_steps:
             raise Compiling(int(state.step))
         return state, counts
@@ -200,7 +200,7 @@ def test_learned_growth_resumes_between_fit_and_training(world, tmp_path, monkey
 def test_symmetric_copies_are_reported(world, tmp_path, monkeypatch, capsys):
     config = grown_run(world, tmp_path, WidthSplit(**WIDE))
     monkeypatch.setattr(
-        run_module, "run_phase", lambda run, phase, state, counts, hooks: (state, counts)
+        run_module, "run_phase", lambda run, phase, state, counts, *_: (state, counts)
     )
     train(config)
     said = " ".join(capsys.readouterr().out.split())

@@ -12,7 +12,7 @@ from scripts.measure.result import CannotMeasure, seconds_of
 from scripts.measure.step import WARMUP_STEPS, random_batch, run_steps
 from stackjax.config import Config
 from stackjax.sharding.mesh import build_mesh
-from stackjax.training.compile import compile_step, new_state, step_inputs
+from stackjax.training.compile import clear_programs, compile_step, new_state, step_inputs
 from stackjax.training.phase import Phase
 
 
@@ -49,7 +49,9 @@ def measure_ahead(
         warm_up, state = run_steps(step, state, batch, WARMUP_STEPS)
         check_time(num_steps, warm_up / WARMUP_STEPS, limit_seconds)
         together, state = run_steps(step, state, batch, num_steps)
+        clear_programs()
         compile_seconds, _ = seconds_of(lambda: compile_step(config, phase) and None)
+        clear_programs()
         steps, start = 0, time.perf_counter()
         with futures.ThreadPoolExecutor(max_workers=1) as thread:
             compiled = thread.submit(compile_step, config, phase)

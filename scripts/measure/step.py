@@ -22,6 +22,7 @@ from stackjax.model.module import compute_dtype
 from stackjax.sharding.partition import on_mesh
 from stackjax.training.compile import (
     abstract_state,
+    clear_programs,
     compile_step,
     jit_step,
     new_state,
@@ -181,6 +182,7 @@ def least_seconds(config: Config, phase: Phase, mesh: Mesh) -> float:
 
 def compile_phase(config: Config, phase: Phase, mesh: Mesh) -> tuple[Step, Program]:
     """Returns a phase's compiled train step, without allocating a state."""
+    clear_programs()
     start = time.perf_counter()
     step = compile_step(config, phase)
     seconds = time.perf_counter() - start

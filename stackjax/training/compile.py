@@ -169,6 +169,12 @@ def compile_step(
         return lowered.compile(COMPILER_OPTIONS.get(platform_of(target_device())))
 
 
+def clear_programs() -> None:
+    """Drops all shared functions and programs, so that the next compilation starts anew."""
+    for shared in (_jit_init, _state_of, _shared_step):
+        shared.cache_clear()
+
+
 def use_compilation_cache(workdir: epath.Path) -> None:
     """Turns on the compilation cache, in the run directory or JAX's configured directory.
 

@@ -24,7 +24,7 @@ from stackjax import model
 from stackjax.config import Stage
 from stackjax.data.device import batch_sharding
 from stackjax.growth import DepthRandom, DepthZero, Learn, Noise, Stack, WidthSplit, chain
-from stackjax.run import train as run_module
+from stackjax.run import seam as seam_module
 from stackjax.run.layer_statistics import layer_sources, layer_statistics
 from stackjax.run.train import train
 from stackjax.sharding.partition import on_mesh
@@ -184,7 +184,7 @@ def test_layer_rows_at_evaluations_and_growth(world, tmp_path, monkeypatch):
         raise InterruptedError("killed")
 
     with monkeypatch.context() as patch:
-        patch.setattr(run_module, "clear", clear)
+        patch.setattr(seam_module, "clear", clear)
         with pytest.raises(InterruptedError):
             train(config)
     # The row is on disk, and is rewritten on resume.
