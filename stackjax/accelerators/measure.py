@@ -111,7 +111,9 @@ def _with_costs(
 ) -> Measured:
     num_devices = len(machine.devices)
     hosts = devices_per_host(machine.group, num_devices)
-    costs = program_costs(parse_module(compiled.as_text()), num_devices, hosts)
+    text = compiled.as_text()
+    assert text is not None, "described devices have one program"
+    costs = program_costs(parse_module(text), num_devices, hosts)
     speeds = speeds_of(machine.group, machine.devices[0], program.phase.model.head_dim)
     bounds, flops = time_bounds(costs, speeds), None
     if program.kind == "step":
