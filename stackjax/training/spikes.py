@@ -45,7 +45,7 @@ def spike_inputs(config: SpikeConfig, saved: SpikeStatistics | None) -> SpikeInp
 
 def find_spike(
     inputs: SpikeInputs, loss: jax.Array, grad_norm: jax.Array
-) -> tuple[dict[str, jax.Array], SpikeStatistics]:
+) -> tuple[dict[str, Any], SpikeStatistics]:
     """Returns the step's spike metrics, and the statistics with this step.
 
     A step is a spike if the loss or the gradient norm is above mean + `deviations` x standard
@@ -57,10 +57,10 @@ def find_spike(
     is_full = before.num_steps >= inputs.window
     weight = 1 / jnp.minimum(before.num_steps + 1, inputs.window)
 
-    def limit(mean: jax.Array, variance: jax.Array) -> jax.Array:
+    def limit(mean: Any, variance: Any) -> jax.Array:
         return jnp.where(is_full, mean + inputs.deviations * jnp.sqrt(variance), jnp.inf)
 
-    def after(mean: jax.Array, variance: jax.Array, value: jax.Array) -> tuple[Any, Any]:
+    def after(mean: Any, variance: Any, value: jax.Array) -> tuple[Any, Any]:
         difference = value - mean
         return (
             mean + weight * difference,

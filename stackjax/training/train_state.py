@@ -83,7 +83,8 @@ def train_step(
     rate = inputs.learning_rate(state.step)
     tokens = phase.tokens(state.step + 1, inputs.first_tokens)
     stepped = phase.step_params(state.params, updates, rate, tokens)
-    is_taken, spike_metrics = is_finite, {}
+    is_taken = is_finite
+    spike_metrics: dict[str, Any] = {}
     if inputs.spikes is not None:
         spike_metrics, statistics = find_spike(inputs.spikes, loss, grad_norm)
         is_taken &= ~spike_metrics["is_spike"]
