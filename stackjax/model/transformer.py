@@ -139,8 +139,10 @@ def _run_layers(
             part = jax.tree.map(lambda leaf: leaf[start:stop], layers)  # noqa: B023
         if not span.trains:
             part = jax.lax.stop_gradient(part)
-        body = _remat(block, span.remat)
         unroll = layers_per_iteration(span)
+        on_cpu = platform_of(target_device()) == "cpu"
+        # A loop of one iteration is inlined. On a CPU, the compiler ignores the barrier.
+        body = _remat(block, span.remat, barrier=unroll == span.num_layers and not on_cpu)
         x_BTD, _ = jax.lax.scan(body, x_BTD, part, unroll=unroll)
         start = stop
     assert start == config.num_layers, "the spans do not cover the layers"
@@ -185,8 +187,13 @@ def layers_per_iteration(span: LayerSpan) -> int:
     return min(span.unroll, span.num_layers)
 
 
-def _remat(block: Any, policy: RematPolicy) -> Any:
-    """Returns the block with a rematerialization policy."""
+def _remat(block: Any, policy: RematPolicy, barrier: bool) -> Any:
+    """Returns the block with a rematerialization policy.
+
+    Args:
+      barrier: Recompute only after the layer's output gradient is known. Inside a loop, common
+        subexpression elimination cannot undo the recomputation.
+    """
     policies = jax.checkpoint_policies
     if policy == "none":
         return block
@@ -195,8 +202,7 @@ def _remat(block: Any, policy: RematPolicy) -> Any:
     if names:
         saved_products = policies.save_only_these_names(*names)
         saveable = policies.save_from_both_policies(saved_products, save_flash_residuals)
-    # Inside a scan, common subexpression elimination cannot undo the recomputation.
-    return jax.checkpoint(block, policy=saveable, prevent_cse=False)
+    return jax.checkpoint(block, policy=saveable, prevent_cse=barrier)
 
 
 def apply(

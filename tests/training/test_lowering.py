@@ -95,6 +95,21 @@ def test_forward_attention_runs_once_per_layer_unless_everything_is_recomputed(
     assert len(re.findall(forward, text)) == num_calls * num_backward
 
 
+@pytest.mark.parametrize(("scan_unroll", "has_barrier"), [(1, False), (6, True)])
+def test_remat_has_a_barrier_where_no_loop_over_layers_remains(
+    monkeypatch, scan_unroll, has_barrier
+):
+    barriers, checkpoint = [], jax.checkpoint
+
+    def record(function, *, policy, prevent_cse):
+        barriers.append(prevent_cse)
+        return checkpoint(function, policy=policy, prevent_cse=prevent_cse)
+
+    monkeypatch.setattr(jax, "checkpoint", record)
+    lowered("tpu", 0, f"--model.scan-unroll={scan_unroll}", "--model.remat=lean")
+    assert set(barriers) == {has_barrier}
+
+
 def test_head_is_cast_and_gathered_once_per_microbatch():
     text = lowered("cuda", 0, "--model.loss-chunk=256")
     cast = r"stablehlo.convert .*\(tensor<2048x32000xf32>\) -> tensor<2048x32000xbf16>"
