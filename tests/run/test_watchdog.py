@@ -82,6 +82,6 @@ def test_stalled_step_prints_stacks(tmp_path, monkeypatch):
         expect_step(0.01)
         time.sleep(0.2)
         expect_step(None)
-        # Not this thread's stack: only the newest 100 threads are printed, and tests leave more.
+        # Perhaps without this thread: only the newest 100 threads are printed.
         printed = (tmp_path / "stderr").read_text()
         assert printed.startswith("Timeout") and "most recent call first" in printed
