@@ -32,9 +32,9 @@ from stackjax.training import train_state
 from stackjax.training.batches import phase_batches
 from stackjax.training.compile import (
     growth_key,
+    jit_growth,
     jit_step,
     new_state,
-    phase_optimizer,
     step_inputs,
 )
 from stackjax.training.phase import Phase
@@ -174,12 +174,11 @@ def grow_state(
       tx: An optax optimizer for the target, instead of the config's.
     """
     mesh = build_mesh(target.mesh)
-    tx = phase_optimizer(target) if tx is None else _negated(tx)
+    tx = None if tx is None else _negated(tx)
     if target.optimizer_state == "reset":
         state = dataclasses.replace(state, opt_state=None)
     with jax.set_mesh(mesh):
-        enter = functools.partial(train_state.enter_phase, source, target, tx)
-        return jax.jit(enter)(move(state, mesh), growth_key(config, target))
+        return jit_growth(source, target, tx)(move(state, mesh), growth_key(config, target))
 
 
 def generate_text(

@@ -34,6 +34,7 @@ FAST_COMPILATION = (
 )
 WORDS = ("a", "model", "that", "grows", "while", "it", "trains", "and", "never", "forgets")
 CLOCK = ("seconds", "tokens_per_second", "mfu")
+TIMED = ("goodput", "late")
 CONFIG = """
 from stackjax.config import *
 from stackjax.growth import Stack
@@ -133,12 +134,12 @@ def uncut(world) -> Path:
 
 
 def rows(workdir: Path) -> list[dict]:
-    """A run's rows, without times. A stopped run has one more row of kind `goodput`."""
+    """A run's rows, without what depends on the clock: times, and rows of kinds in `TIMED`."""
     lines = (workdir / "metrics.jsonl").read_text().splitlines()
     return [
         {name: value for name, value in row.items() if name not in CLOCK}
         for row in map(json.loads, lines)
-        if row["kind"] != "goodput"
+        if row["kind"] not in TIMED
     ]
 
 

@@ -29,6 +29,7 @@ from stackjax.training.compile import (
     step_inputs,
 )
 from stackjax.training.phase import Phase
+from stackjax.training.program_memory import program_memory
 from stackjax.training.train_state import TrainState
 
 Step = Callable[[TrainState, Batch], tuple[TrainState, Any]]
@@ -186,14 +187,12 @@ def compile_phase(config: Config, phase: Phase, mesh: Mesh) -> tuple[Step, Progr
     start = time.perf_counter()
     step = compile_step(config, phase)
     seconds = time.perf_counter() - start
-    memory: Any = step.memory_analysis()
-    results = memory.output_size_in_bytes - memory.alias_size_in_bytes
-    arguments, temporaries = memory.argument_size_in_bytes, memory.temp_size_in_bytes
+    memory = program_memory(step, jax.default_backend())
     return functools.partial(step, step_inputs(phase)), Program(
         compile_seconds=seconds,
-        argument_bytes=arguments,
-        temporary_bytes=temporaries,
-        program_bytes=arguments + temporaries + results,
+        argument_bytes=memory.arguments,
+        temporary_bytes=memory.temporaries,
+        program_bytes=memory.total,
         xla_scanned_flops=_scanned_flops(step, mesh),
     )
 

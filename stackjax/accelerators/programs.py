@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import warnings
 from collections.abc import Callable, Hashable, Sequence
 from typing import Literal
 
@@ -17,10 +16,10 @@ from stackjax.training.compile import (
     abstract_state,
     compile_step,
     growth_key,
-    phase_optimizer,
+    jit_growth,
+    partial_donation,
 )
 from stackjax.training.phase import Phase
-from stackjax.training.train_state import enter_phase
 
 ProgramKind = Literal["step", "evaluation", "growth"]
 Devices = Sequence[jax.Device]
@@ -103,12 +102,9 @@ def _compile_growth(
     config: Config, source: Phase, phase: Phase, devices: Devices
 ) -> jax.stages.Compiled:
     mesh = build_mesh(phase.mesh, devices)
-    grow = functools.partial(enter_phase, source, phase, phase_optimizer(phase))
-    with jax.set_mesh(mesh), warnings.catch_warnings():
-        # JAX can reuse only buffers with equal shapes.
-        warnings.filterwarnings("ignore", "Some donated buffers were not usable")
+    with jax.set_mesh(mesh), partial_donation():
         state = on_mesh(abstract_state(source), mesh)
         if phase.optimizer_state == "reset":
             state = dataclasses.replace(state, opt_state=None)
         key = on_mesh(jax.eval_shape(lambda: growth_key(config, phase)), mesh)
-        return jax.jit(grow, donate_argnums=0).lower(state, key).compile()
+        return jit_growth(source, phase, donate=True).lower(state, key).compile()

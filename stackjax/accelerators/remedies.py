@@ -3,11 +3,14 @@
 import dataclasses
 from collections.abc import Iterator
 
+import jax
+
 from stackjax.accelerators.measure import Machine, measure
-from stackjax.accelerators.programs import Program, evaluation_program, step_program
+from stackjax.accelerators.programs import Devices, Program, evaluation_program, step_program
 from stackjax.config import Config
 from stackjax.model.config import RematPolicy
-from stackjax.sharding.mesh import mesh_shape
+from stackjax.sharding.mesh import build_mesh
+from stackjax.sharding.partition import num_shards
 from stackjax.training.phase import Phase
 
 _STRONGER: dict[RematPolicy, tuple[RematPolicy, ...]] = {
@@ -30,7 +33,7 @@ class Candidate:
 
 def way_out(config: Config, program: Program, machine: Machine) -> str:
     """Returns the smallest change with which a program fits, found by compiling."""
-    for candidate in candidates(config, program, len(machine.devices)):
+    for candidate in candidates(config, program, machine.devices):
         measured = measure(candidate.config, candidate.program, machine)
         if measured.fits:
             assert measured.peak_bytes is not None, "a program that fits has a peak"
@@ -38,17 +41,17 @@ def way_out(config: Config, program: Program, machine: Machine) -> str:
     return "nothing smaller fits; use more devices or a larger mesh.fsdp"
 
 
-def candidates(config: Config, program: Program, num_devices: int) -> Iterator[Candidate]:
+def candidates(config: Config, program: Program, devices: Devices) -> Iterator[Candidate]:
     """Yields changes that need less memory, the smallest first."""
     if program.kind == "step":
-        yield from _step_candidates(config, program.phase, num_devices)
+        yield from _step_candidates(config, program.phase, devices)
     elif program.kind == "evaluation":
-        yield from _evaluation_candidates(config, program.phase, num_devices)
+        yield from _evaluation_candidates(config, program.phase, devices)
 
 
-def _step_candidates(config: Config, phase: Phase, num_devices: int) -> Iterator[Candidate]:
+def _step_candidates(config: Config, phase: Phase, devices: Devices) -> Iterator[Candidate]:
     """Yields more microbatches, then stronger remat with most microbatches."""
-    shards = _batch_shards(phase, num_devices)
+    shards = _batch_shards(phase, devices)
     smaller = phase
     while phase.batch_size % (2 * smaller.accumulate * shards) == 0:
         smaller = dataclasses.replace(smaller, accumulate=2 * smaller.accumulate)
@@ -69,10 +72,10 @@ def _step_candidates(config: Config, phase: Phase, num_devices: int) -> Iterator
 
 
 def _evaluation_candidates(
-    config: Config, phase: Phase, num_devices: int
+    config: Config, phase: Phase, devices: Devices
 ) -> Iterator[Candidate]:
     """Yields smaller evaluation batches."""
-    rows, shards = config.evaluation.batch_size, _batch_shards(phase, num_devices)
+    rows, shards = config.evaluation.batch_size, _batch_shards(phase, devices)
     while rows % (2 * shards) == 0:
         rows //= 2
         evaluation = dataclasses.replace(config.evaluation, batch_size=rows)
@@ -84,6 +87,6 @@ def _evaluation_candidates(
         )
 
 
-def _batch_shards(phase: Phase, num_devices: int) -> int:
-    replica, fsdp, *_ = mesh_shape(phase.mesh, num_devices)
-    return replica * fsdp
+def _batch_shards(phase: Phase, devices: Devices) -> int:
+    with jax.set_mesh(build_mesh(phase.mesh, devices)):
+        return num_shards("batch")

@@ -5,7 +5,6 @@ The loss right after growth predicts little; the loss after a short lag predicts
 """
 
 import dataclasses
-import functools
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -20,12 +19,12 @@ from stackjax.run.validation import model_params, validation_loss
 from stackjax.runtime.errors import UserError
 from stackjax.sharding.mesh import build_mesh
 from stackjax.sharding.partition import move
-from stackjax.training.compile import growth_key, phase_optimizer, step_inputs
+from stackjax.training.compile import growth_key, jit_growth, step_inputs
 from stackjax.training.expand import expand
 from stackjax.training.phase import Phase, StepInputs
 from stackjax.training.preflight import Estimate
 from stackjax.training.spikes import spike_inputs
-from stackjax.training.train_state import TrainState, enter_phase
+from stackjax.training.train_state import TrainState
 
 
 def check_probes(
@@ -75,9 +74,8 @@ def probe_hooks(run: Run, phase: Phase) -> list[Hook]:
     config, target = run.config, _following(run.phases, phase)
     if target is None or not config.probes.at_tokens:
         return []
-    mesh, tx = build_mesh(target.mesh), phase_optimizer(target)
+    mesh, grow = build_mesh(target.mesh), jit_growth(phase, target)
     num_steps = math.ceil((config.probes.lag_tokens or 0) / target.per_step.tokens)
-    grow = jax.jit(functools.partial(enter_phase, phase, target, tx))
 
     def loss(state: TrainState) -> float:
         params = model_params(target, state)
@@ -91,12 +89,10 @@ def probe_hooks(run: Run, phase: Phase) -> list[Hook]:
         with jax.set_mesh(mesh):
             copy = grow(move(state, mesh), growth_key(config, target))
             grown = loss(copy)
-            train_step, inputs = (
-                run.step_of(target, None),
-                _inputs(run, phase, target, step.step),
-            )
+            train_step = run.step_of(target, None)
             if train_step is None:  # after a signal to stop
                 return {}
+            inputs = _inputs(run, phase, target, step.step)
             for batch in run.batches(target, mesh, step.counts, num_steps):
                 copy, _ = train_step(inputs, copy, batch)
             return {

@@ -1,8 +1,6 @@
 """The seam between two phases: growth, evaluation before and after, first checkpoint."""
 
 import dataclasses
-import functools
-import warnings
 
 import jax
 
@@ -23,10 +21,10 @@ from stackjax.runtime.cpu_memory import release_memory
 from stackjax.runtime.errors import memory_used_by
 from stackjax.sharding.mesh import build_mesh
 from stackjax.sharding.partition import move
-from stackjax.training.compile import growth_key, phase_optimizer
+from stackjax.training.compile import growth_key, jit_growth, partial_donation
 from stackjax.training.phase import Phase
 from stackjax.training.run_history import after_entering
-from stackjax.training.train_state import TrainState, enter_phase
+from stackjax.training.train_state import TrainState
 
 
 def enter(run: Run, source: Phase, target: Phase, state: TrainState) -> TrainState:
@@ -94,12 +92,10 @@ def _evaluate(
 def _grow(config: Config, source: Phase, target: Phase, state: TrainState) -> TrainState:
     """Returns the target phase's first state, on the target's mesh; deletes the source."""
     mesh = build_mesh(target.mesh)
-    grow = functools.partial(enter_phase, source, target, phase_optimizer(target))
-    with jax.set_mesh(mesh), warnings.catch_warnings():
-        # JAX can reuse only buffers with equal shapes.
-        warnings.filterwarnings("ignore", "Some donated buffers were not usable")
+    with jax.set_mesh(mesh), partial_donation():
         moved = move(state, mesh)
-        entered = jax.jit(grow, donate_argnums=0)(moved, growth_key(config, target))
+        grow = jit_growth(source, target, donate=True)
+        entered = grow(moved, growth_key(config, target))
     # `moved` may share buffers with `state`, so both are deleted after growth.
     jax.tree.map(lambda leaf: leaf.delete(), (state, moved))
     return entered

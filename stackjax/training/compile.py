@@ -1,8 +1,10 @@
 """Compiled train steps, and the compilation cache."""
 
+import contextlib
 import functools
 import os
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -27,7 +29,13 @@ from stackjax.sharding.platform import platform_of, target_device
 from stackjax.training.compiler_options import COMPILER_OPTIONS
 from stackjax.training.phase import Phase, StepInputs
 from stackjax.training.spikes import SpikeInputs, spike_inputs
-from stackjax.training.train_state import TrainState, fit_state, init_state, train_step
+from stackjax.training.train_state import (
+    TrainState,
+    enter_phase,
+    fit_state,
+    init_state,
+    train_step,
+)
 
 _PROGRAMS = 4
 """Jitted functions to keep, with their compiled programs, for phases with equal programs."""
@@ -130,6 +138,33 @@ def _shared_step(program: Phase) -> Any:
 def _jit_step(program: Phase, tx: optax.GradientTransformationExtraArgs) -> Any:
     step = functools.partial(train_step, program, tx, program.optimizer.z_loss)
     return jax.jit(step, donate_argnums=1)
+
+
+def jit_growth(
+    source: Phase,
+    target: Phase,
+    tx: optax.GradientTransformationExtraArgs | None = None,
+    *,
+    donate: bool = False,
+) -> Any:
+    """Returns the growth from a phase to the next, jitted: (state, key) -> state.
+
+    Args:
+      tx: The target's optimizer without learning rate, instead of the config's.
+      donate: Whether the source state may be overwritten.
+    """
+    tx = phase_optimizer(target) if tx is None else tx
+    enter = functools.partial(enter_phase, source, target, tx)
+    return jax.jit(enter, donate_argnums=0 if donate else ())
+
+
+@contextlib.contextmanager
+def partial_donation() -> Iterator[None]:
+    """Silences JAX's warning about donated buffers that no result can reuse."""
+    with warnings.catch_warnings():
+        # JAX can reuse only buffers with equal shapes.
+        warnings.filterwarnings("ignore", "Some donated buffers were not usable")
+        yield
 
 
 def abstract_batch(config: Config, phase: Phase, mesh: Mesh) -> Batch:

@@ -12,6 +12,8 @@ class ProgramMemory:
 
     arguments: int
     temporaries: int
+    total: int
+    """Arguments, temporaries and outputs that do not overwrite arguments."""
     peak: int
     """The most memory in use at one time."""
 
@@ -28,4 +30,4 @@ def program_memory(program: jax.stages.Compiled, platform: str) -> ProgramMemory
     outputs = memory.output_size_in_bytes - memory.alias_size_in_bytes
     total = arguments + temporaries + outputs
     peak = memory.peak_memory_in_bytes if platform == "tpu" else total
-    return ProgramMemory(arguments=arguments, temporaries=temporaries, peak=peak)
+    return ProgramMemory(arguments=arguments, temporaries=temporaries, total=total, peak=peak)

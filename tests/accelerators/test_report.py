@@ -3,6 +3,7 @@
 import dataclasses
 import json
 
+import jax
 import pytest
 from conftest import tiny_run
 
@@ -112,10 +113,16 @@ def test_programs_are_every_step_growth_and_evaluation_once():
     assert len(set(names)) == len(names) and "stage 1 growth" in names
 
 
+def two_devices():
+    return jax.devices()[:2]
+
+
 def test_candidates_for_a_step_split_the_batch_and_then_save_activations():
     config = tiny_run()
     phase = dataclasses.replace(expand(config)[0], batch_size=8, accumulate=1)
-    changes = [each.change for each in candidates(config, step_program(config, phase), 2)]
+    changes = [
+        each.change for each in candidates(config, step_program(config, phase), two_devices())
+    ]
     assert changes == [
         "--stages.0.accumulate 2",
         "--stages.0.accumulate 4",
@@ -126,8 +133,8 @@ def test_candidates_for_a_step_split_the_batch_and_then_save_activations():
 
 
 def machine(memory: int) -> Machine:
-    """Returns two GPUs, without a compiler."""
-    return Machine(group=parse_devices("h100:2"), devices=[None] * 2, memory=memory)  # type: ignore
+    """Returns two devices in place of two GPUs, without a compiler."""
+    return Machine(group=parse_devices("h100:2"), devices=two_devices(), memory=memory)
 
 
 @pytest.mark.parametrize(("fitting", "said"), [(2, "accumulate 2 fits"), (99, "more devices")])

@@ -187,7 +187,7 @@ KILLS = [
     (MARK, "after", 1, True),
     # The early end is committed, without a checkpoint yet.
     (SAVE, "before", 1, True),
-    ("stackjax.run.seam:enter_phase", "before", 1, True),
+    ("stackjax.training.compile:enter_phase", "before", 1, True),
 ]
 
 

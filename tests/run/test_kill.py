@@ -18,7 +18,7 @@ KILLS = [
     (SAVE, "after", 1, [None, "stage_0/train/3"]),
     (FLUSH, "before", 3, ["stage_0/train/3", "stage_0/train/6", "stage_0/train/8"]),
     (FINALIZE, "before", 1, ["stage_0/train/3", "stage_0/train/6", "stage_0/train/8"]),
-    ("stackjax.run.seam:enter_phase", "after", 1, ["stage_0/train/8"]),
+    ("stackjax.training.compile:enter_phase", "after", 1, ["stage_0/train/8"]),
     (SAVE, "after", 1, ["stage_0/train/8", "stage_1/train/0"]),
     ("stackjax.run.run:write_history", "before", 1, ["stage_1/train/0"]),
     ("stackjax.run.run:write_history", "after", 1, ["stage_1/train/0"]),
@@ -73,7 +73,7 @@ def test_run_killed_at_random_moments_resumes_bit_for_bit(world, uncut, tmp_path
 STOPS = [
     ("SIGTERM", "stackjax.run.compile_ahead:compile_step", 0),
     ("SIGHUP", "stackjax.run.validation:eval_batches", 5),
-    ("SIGINT", "stackjax.run.seam:enter_phase", 8),
+    ("SIGINT", "stackjax.training.compile:enter_phase", 8),
 ]
 
 

@@ -98,7 +98,7 @@ def test_two_processes_survive_a_kill_and_equal_one_process(world, uncut, tmp_pa
     assert "another" in stderr
 
     # Only one process is signalled, while the model grows onto the other mesh.
-    stopped = ("SIGTERM", "stackjax.run.seam:enter_phase", "before", "1")
+    stopped = ("SIGTERM", "stackjax.training.compile:enter_phase", "before", "1")
     first, second = run_two(world, args, {0: stopped})
     assert (first[0], second[0]) == (143, 143), first[2] + second[2]
     assert re.search(r"^stage 0, .* (2|5) steps$", first[1], re.MULTILINE), first[1]
