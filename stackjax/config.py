@@ -7,7 +7,7 @@ import tyro
 
 from stackjax.data.config import DataConfig
 from stackjax.growth.base import Growth
-from stackjax.model.config import ModelConfig
+from stackjax.model.config import ModelConfig, RematPolicy
 from stackjax.optimizers import Optimizer, Schedule
 from stackjax.runtime.constraints import Checked, OnlyWith
 from stackjax.runtime.errors import UserError
@@ -103,6 +103,10 @@ class Stage:
     """Learning-rate schedule; by default the optimizer's."""
     mesh: MeshConfig | None = None
     """Mesh for this stage; by default the run's mesh."""
+    remat: RematPolicy | None = None
+    """Rematerialization in this stage; by default the model's."""
+    loss_chunk: Annotated[int, Whole(at_least=1, at_most=2**24)] | None = None
+    """Positions per chunk of the loss in this stage; by default the model's."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

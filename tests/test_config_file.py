@@ -298,6 +298,8 @@ MAY_CHANGE = [
     ("mesh", MeshConfig(tensor=2)),
     ("stages.0.mesh", MeshConfig(tensor=2)),
     ("stages.0.accumulate", 2),
+    ("stages.0.remat", "full"),
+    ("stages.0.loss_chunk", 4),
     ("evaluation.every_tokens", 5),
     ("evaluation.layers", True),
     ("checkpoints.keep_last", 5),

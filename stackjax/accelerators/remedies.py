@@ -65,7 +65,7 @@ def _step_candidates(config: Config, phase: Phase, devices: Devices) -> Iterator
         changed = dataclasses.replace(smaller, model=model)
         yield Candidate(
             change=f"--stages.{phase.stage}.accumulate {smaller.accumulate} "
-            f"--model.remat {remat}",
+            f"--stages.{phase.stage}.remat {remat}",
             config=config,
             program=step_program(config, changed),
         )

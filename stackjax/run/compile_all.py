@@ -74,7 +74,7 @@ def _check_fits(phase: Phase, taken: ProgramMemory, memory: int | None) -> None:
             f"stages.{phase.stage}: the train step takes {_gib(taken.peak)} on each device "
             f"({_parts(taken)}), which has {_gib(memory)}; use a larger "
             f"stages.{phase.stage}.accumulate than {phase.accumulate}, a larger mesh.fsdp, "
-            f"model.remat 'full', or more devices."
+            f"stages.{phase.stage}.remat 'full', or more devices."
         )
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 _OUT_OF_MEMORY = "out of memory in "
 _LESS_MEMORY = (
-    "use more devices, or for a run a larger stages.N.accumulate or mesh.fsdp, model.remat "
+    "use more devices, or for a run a larger stages.N.accumulate or mesh.fsdp, stages.N.remat "
     "'full', or a smaller batch_size"
 )
 

@@ -163,7 +163,7 @@ def _build_phase(parts: _Parts, index: int, course: _Course, run_tokens: int) ->
         stage=parts.index,
         fit=parts.fit,
         source=parts.source,
-        model=parts.model,
+        model=_with_execution(parts.model, stage),
         growth=parts.growth,
         optimizer=parts.config.optimizer,
         optimizer_state=_optimizer_state(parts),
@@ -183,6 +183,15 @@ def _build_phase(parts: _Parts, index: int, course: _Course, run_tokens: int) ->
     if not parts.is_fitted:
         _check_growth(phase)
     return phase
+
+
+def _with_execution(model: ModelConfig, stage: Stage) -> ModelConfig:
+    """Returns a stage's model with the stage's own choices of execution."""
+    return dataclasses.replace(
+        model,
+        remat=stage.remat or model.remat,
+        loss_chunk=stage.loss_chunk or model.loss_chunk,
+    )
 
 
 def _reparameterizations(parts: _Parts) -> tuple[Reparameterization, ...]:

@@ -126,9 +126,9 @@ def test_candidates_for_a_step_split_the_batch_and_then_save_activations():
     assert changes == [
         "--stages.0.accumulate 2",
         "--stages.0.accumulate 4",
-        "--stages.0.accumulate 4 --model.remat dots",
-        "--stages.0.accumulate 4 --model.remat lean",
-        "--stages.0.accumulate 4 --model.remat full",
+        "--stages.0.accumulate 4 --stages.0.remat dots",
+        "--stages.0.accumulate 4 --stages.0.remat lean",
+        "--stages.0.accumulate 4 --stages.0.remat full",
     ]
 
 

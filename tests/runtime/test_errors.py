@@ -73,7 +73,7 @@ def out_of_memory(fail, capsys) -> str:
 def test_out_of_memory_is_one_line_with_place_and_remedy(fail, message, capsys):
     line = out_of_memory(fail, capsys)
     assert line.startswith(f"error: out of memory in stage 1, step 3 ({message}")
-    for field in ("stages.N.accumulate", "mesh.fsdp", "model.remat", "batch_size"):
+    for field in ("stages.N.accumulate", "mesh.fsdp", "stages.N.remat", "batch_size"):
         assert field in line
 
 

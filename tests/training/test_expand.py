@@ -85,6 +85,8 @@ def test_each_phase_has_its_stages_settings():
             peak_learning_rate=5e-3,
             schedule=schedule,
             optimizer_state="grow",
+            remat="full",
+            loss_chunk=3,
         ),
     )
     first, second = expand(dataclasses.replace(config, stages=stages))
@@ -94,6 +96,9 @@ def test_each_phase_has_its_stages_settings():
     assert (first.accumulate, second.accumulate) == (1, 2)
     assert second.optimizer_state == "grow"
     assert expand(config)[1].optimizer_state == "reset"
+    assert first.model == expand(config)[0].model
+    executed = dataclasses.replace(expand(config)[1].model, remat="full", loss_chunk=3)
+    assert second.model == executed
     assert (first.learning_rate.peak, second.learning_rate.peak) == (1e-2, 5e-3)
     # The first schedule covers its stage. The second covers the run.
     assert first.learning_rate.horizon_tokens == 640
