@@ -23,7 +23,9 @@ def main() -> None:
         from stackjax.accelerators.fit import fit
 
         silence_absl()
-        fit(config, options, str(config_argument(sys.argv[1:])[0]))
+        path, _ = config_argument(sys.argv[1:])
+        assert path is not None, "the config was loaded"
+        fit(config, options, path)
 
 
 if __name__ == "__main__":

@@ -73,6 +73,11 @@ class FitConfig(Checked):
     of 8. TPUs v5e, v5p, v6e, tpu7x; GPUs h100, h200, a100-40, a100-80, b200."""
     json: Path | None = None
     """JSON file to write, with all numbers."""
+    search: bool = False
+    """For each stage, search the mesh, accumulate, remat and loss_chunk with the shortest
+    estimated step that fits. This compiles some twenty steps per stage."""
+    write: Annotated[Path | None, OnlyWith("search")] = None
+    """Config file to write, with the result of the search."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from pathlib import Path
 
 import jax
 import pytest
@@ -159,6 +160,6 @@ def test_run_that_does_not_fit_is_reported_and_refused_in_one_line(
     monkeypatch.setattr(fit_module, "way_out", lambda *_: "--stages.0.accumulate 2 fits")
     options = FitConfig(devices="h100:8", json=tmp_path / "fit.json")
     with pytest.raises(UserError, match=r"61\.00 GiB.*60\.00 GiB; --stages\.0\.accumulate 2"):
-        fit(tiny_run(), options, "run.py")
+        fit(tiny_run(), options, Path("run.py"))
     assert "stage 1 step" in capsys.readouterr().out
     assert json.loads((tmp_path / "fit.json").read_text())["devices"] == "h100:2"

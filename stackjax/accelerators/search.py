@@ -1,0 +1,202 @@
+"""The fastest choice that fits, for each stage: mesh, microbatches, remat and loss chunk."""
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterator
+
+from stackjax.accelerators.measure import Machine, Measured, measure
+from stackjax.accelerators.programs import programs
+from stackjax.config import Config
+from stackjax.model.config import RematPolicy
+from stackjax.runtime.errors import UserError
+from stackjax.sharding.config import MESH_AXES, MeshConfig
+from stackjax.sharding.mesh import default_fsdp, num_slices_of
+from stackjax.training.preflight import Estimate, check
+
+_REMAT: tuple[RematPolicy, ...] = ("none", "dots", "lean", "full")
+"""Policies, from least computation to least memory."""
+_LOSS_CHUNKS = (512, 2048)
+"""Positions per chunk of the loss; the first is used to choose everything else."""
+_TENSOR = (1, 2, 4, 8)
+"""Sizes of mesh axis `tensor`."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Choice:
+    """How a stage runs. The stage learns the same, but for rounding."""
+
+    mesh: MeshConfig
+    accumulate: int
+    remat: RematPolicy
+    loss_chunk: int
+
+    def __str__(self) -> str:
+        sizes = " x ".join(f"{axis} {getattr(self.mesh, axis)}" for axis in MESH_AXES)
+        return (
+            f"{sizes}, accumulate {self.accumulate}, remat {self.remat}, "
+            f"loss_chunk {self.loss_chunk}"
+        )
+
+
+Try = Callable[[Choice], Measured]
+"""Compiles a stage's train step with a choice."""
+
+
+def search(config: Config, machine: Machine, show: Callable[[str], None]) -> list[Choice]:
+    """Returns the choice with the shortest estimated step that fits, for each stage.
+
+    Args:
+      show: Receives a line for each compiled choice.
+
+    Raises:
+      UserError: Nothing fits a stage.
+    """
+    return [_search_stage(config, stage, machine, show) for stage in range(len(config.stages))]
+
+
+def with_choices(config: Config, choices: list[Choice]) -> Config:
+    """Returns a config with a choice for each stage."""
+    stages = (
+        dataclasses.replace(stage, **vars(choice))
+        for stage, choice in zip(config.stages, choices, strict=True)
+    )
+    return dataclasses.replace(config, stages=tuple(stages))
+
+
+def _search_stage(
+    config: Config, stage: int, machine: Machine, show: Callable[[str], None]
+) -> Choice:
+    found: dict[Choice, float] = {}
+
+    def attempt(choice: Choice) -> Measured:
+        measured = _measure_stage(config, stage, choice, machine)
+        show(f"stage {stage}: {choice}: {_result(measured)}")
+        if measured.fits:
+            found[choice] = _seconds(measured)
+        return measured
+
+    def fastest() -> float:
+        return min(found.values(), default=math.inf)
+
+    # Fewer shards and more tensor parallelism are tried as long as steps get faster.
+    for tensor in _tensor_sizes(machine):
+        before = fastest()
+        for mesh in _meshes(machine, tensor):
+            seconds = fastest()
+            _search_mesh(config, stage, mesh, machine, attempt)
+            if fastest() == seconds:
+                break
+        if found and fastest() == before:
+            break
+    if not found:
+        raise UserError(
+            f"stages.{stage} does not fit {machine.group} with any mesh, accumulate and remat; "
+            f"use more devices, or devices with more memory."
+        )
+    best = min(found, key=found.__getitem__)
+    for loss_chunk in _LOSS_CHUNKS[1:]:
+        attempt(dataclasses.replace(best, loss_chunk=loss_chunk))
+    return min(found, key=found.__getitem__)
+
+
+def _search_mesh(
+    config: Config, stage: int, mesh: MeshConfig, machine: Machine, attempt: Try
+) -> None:
+    """Compiles the choices of a mesh that may be the fastest.
+
+    More computation only pays with fewer microbatches, because each microbatch gathers all
+    parameters. So each stronger policy is tried with fewer microbatches than the one before.
+    """
+    fewest: int | None = None
+    for remat in _REMAT:
+        accumulate = 1
+        while fewest is None or accumulate < fewest:
+            choice = Choice(
+                mesh=mesh, accumulate=accumulate, remat=remat, loss_chunk=_LOSS_CHUNKS[0]
+            )
+            if not _is_possible(config, stage, choice, machine):
+                break
+            measured = attempt(choice)
+            if measured.fits:
+                fewest = accumulate
+                break
+            accumulate *= _smallest_factor(measured)
+
+
+def _smallest_factor(measured: Measured) -> int:
+    """Returns by how much to multiply the microbatches of a step that does not fit.
+
+    Temporaries shrink at most in proportion, so no smaller power of two fits.
+    """
+    if measured.peak_bytes is None or measured.argument_bytes is None:
+        return 2
+    temporaries = measured.peak_bytes - measured.argument_bytes
+    room = max(measured.usable_bytes - measured.argument_bytes, 1)
+    factor = 2
+    while factor * room < temporaries:
+        factor *= 2
+    return factor
+
+
+def _tensor_sizes(machine: Machine) -> list[int]:
+    per_slice = len(machine.devices) // num_slices_of(machine.devices)
+    return [size for size in _TENSOR if per_slice % size == 0]
+
+
+def _meshes(machine: Machine, tensor: int) -> Iterator[MeshConfig]:
+    """Yields meshes, the most shards first."""
+    left = len(machine.devices) // tensor
+    fsdp = default_fsdp(left // num_slices_of(machine.devices))
+    while True:
+        yield MeshConfig(replica=left // fsdp, fsdp=fsdp, tensor=tensor)
+        if fsdp % 2:
+            return
+        fsdp //= 2
+
+
+def _estimates(
+    config: Config, stage: int, choice: Choice, machine: Machine
+) -> tuple[Config, list[Estimate]]:
+    stages = list(config.stages)
+    stages[stage] = dataclasses.replace(stages[stage], **vars(choice))
+    changed = dataclasses.replace(config, stages=tuple(stages))
+    estimates = check(changed, len(machine.devices), num_slices=num_slices_of(machine.devices))
+    return changed, [each for each in estimates if each.phase.stage == stage]
+
+
+def _is_possible(config: Config, stage: int, choice: Choice, machine: Machine) -> bool:
+    """Returns whether a choice divides batch and model, and its state fits."""
+    try:
+        _, estimates = _estimates(config, stage, choice, machine)
+    except UserError:
+        return False
+    return all(each.state_bytes + each.gradient_bytes <= machine.memory for each in estimates)
+
+
+def _measure_stage(config: Config, stage: int, choice: Choice, machine: Machine) -> Measured:
+    """Returns a stage's train step; for a learned growth, the fit's step if it does not fit."""
+    changed, estimates = _estimates(config, stage, choice, machine)
+    steps = [
+        program
+        for program in programs(changed, [each.phase for each in estimates])
+        if program.kind == "step"
+    ]
+    for program in steps:
+        measured = measure(changed, program, machine)
+        if not measured.fits:
+            return measured
+    return measured
+
+
+def _seconds(measured: Measured) -> float:
+    assert measured.bounds is not None, "a program that fits has bounds"
+    return measured.bounds.estimate
+
+
+def _result(measured: Measured) -> str:
+    if measured.peak_bytes is None:
+        return "does not fit"
+    size = f"{measured.peak_bytes / 2**30:.2f} GiB"
+    if not measured.fits or measured.mfu is None:
+        return f"does not fit, {size}"
+    return f"{size}, {_seconds(measured):.2f} s, MFU {measured.mfu:.0%}"

@@ -1,0 +1,114 @@
+"""The search for the fastest choice that fits, against all choices of a made-up machine."""
+
+import dataclasses
+import itertools
+
+import jax
+import pytest
+from conftest import tiny_run
+
+from stackjax.accelerators import search as search_module
+from stackjax.accelerators.bounds import Bounds
+from stackjax.accelerators.choice_file import choice_file
+from stackjax.accelerators.devices import parse_devices
+from stackjax.accelerators.measure import Machine, Measured
+from stackjax.accelerators.search import Choice, search, with_choices
+from stackjax.config_file import read_config
+from stackjax.runtime.errors import UserError
+from stackjax.sharding.config import MeshConfig
+
+SAVED = {"none": 16, "dots": 8, "lean": 5, "full": 1}
+"""Activations of a policy."""
+COMPUTED = {"none": 1.0, "dots": 1.1, "lean": 1.2, "full": 1.4}
+"""Time of a policy's products."""
+
+
+def costs(choice):
+    """Memory and seconds of a choice: fewer shards gather less and need more memory."""
+    shards = choice.mesh.fsdp * choice.mesh.tensor
+    rows = 64 / (choice.mesh.replica * choice.mesh.fsdp * choice.accumulate)
+    memory = 800 / shards + rows * SAVED[choice.remat] / choice.mesh.tensor
+    gathers = 0.02 * choice.accumulate * (choice.mesh.fsdp - 1) / choice.mesh.tensor
+    return memory, COMPUTED[choice.remat] + gathers + 0.1 * (choice.mesh.tensor - 1)
+
+
+def measured(choice, memory):
+    peak, seconds = costs(choice)
+    return Measured(
+        name="step",
+        compute_dtype="bfloat16",
+        attention="xla",
+        attention_reason="",
+        compile_seconds=1.0,
+        usable_bytes=memory,
+        argument_bytes=0,
+        peak_bytes=round(peak),
+        bounds=Bounds(flops=0, memory=0, wire=0, estimate=seconds),
+        mfu=0.5,
+    )
+
+
+@pytest.fixture
+def made_up(monkeypatch):
+    """A machine with costs as above, on which every choice divides the batch."""
+
+    def make(memory):
+        monkeypatch.setattr(
+            search_module,
+            "_measure_stage",
+            lambda config, stage, choice, machine: measured(choice, memory),
+        )
+        monkeypatch.setattr(
+            search_module,
+            "_is_possible",
+            lambda config, stage, choice, machine: choice.accumulate * choice.mesh.fsdp <= 64,
+        )
+        return Machine(group=parse_devices("h100:8"), devices=jax.devices(), memory=memory)
+
+    return make
+
+
+MESHES = [
+    MeshConfig(replica=8 // (fsdp * tensor), fsdp=fsdp, tensor=tensor)
+    for tensor, fsdp in itertools.product((1, 2, 4, 8), repeat=2)
+    if fsdp * tensor <= 8
+]
+
+
+@pytest.mark.parametrize("memory", [110, 120, 150, 200, 300, 500, 900, 2000])
+def test_search_finds_the_fastest_choice_that_fits(made_up, memory):
+    lines = []
+    found = search(tiny_run(), made_up(memory), lines.append)
+    assert len(found) == 2 and found[0] == found[1]
+    everything = [
+        Choice(mesh=mesh, accumulate=accumulate, remat=remat, loss_chunk=512)
+        for mesh, accumulate, remat in itertools.product(
+            MESHES, (1, 2, 4, 8, 16, 32, 64), SAVED
+        )
+        if accumulate * mesh.fsdp <= 64
+    ]
+    fastest = min(costs(choice)[1] for choice in everything if costs(choice)[0] <= memory)
+    assert costs(found[0])[1] == pytest.approx(fastest)
+    assert len(lines) < len(everything), "both stages take less than all choices of one"
+
+
+def test_stage_that_fits_with_no_choice_is_refused(made_up):
+    with pytest.raises(UserError, match=r"stages\.0 does not fit h100:8 .* more devices"):
+        search(tiny_run(), made_up(90), lambda line: None)
+
+
+def test_written_config_has_the_choices(tmp_path):
+    source, target = tmp_path / "run.py", tmp_path / "found.py"
+    source.write_text(
+        "from pathlib import Path\nfrom stackjax.config_file import read_config\n"
+        "def get_config():\n    return read_config(Path('configs/tiny.py'))\n"
+    )
+    choices = [
+        Choice(mesh=MESHES[0], accumulate=2, remat="lean", loss_chunk=2048),
+        Choice(mesh=MESHES[-1], accumulate=1, remat="none", loss_chunk=512),
+    ]
+    target.write_text(choice_file(source, target, "h100:8", choices))
+    assert read_config(target) == with_choices(read_config(source), choices)
+    assert read_config(target).stages[0] == dataclasses.replace(
+        read_config(source).stages[0], **vars(choices[0])
+    )
