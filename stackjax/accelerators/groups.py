@@ -10,6 +10,7 @@ _IOTA = re.compile(r"\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?")
 _MESH = re.compile(
     r"replica_groups=mesh\[([^\]]*)\](?:, device_ids=\((.*?)\)(?= |\{))? *\{([^}]*)\}"
 )
+_TRANSPOSED = re.compile(r"\[([\d,]+)\]T\(([\d,]+)\)")
 _AXIS = re.compile(r"'([^']+)'=(\d+)")
 _SUB_AXIS = re.compile(r"'([^']+)'(?::\((\d+)\)(\d+))?")
 _PAIRS = re.compile(r"source_target_pairs=\{(\{[\d,{} ]*\})\}")
@@ -64,5 +65,9 @@ def _mesh_devices(text: str | None, num_devices: int) -> np.ndarray:
     """Returns the mesh's device numbers, in order."""
     if text is None:
         return np.arange(num_devices)
-    match = _IOTA.search(text)
-    return np.array(_numbers(text)) if match is None else _iota(match)
+    if match := _IOTA.search(text):
+        return _iota(match)
+    if match := _TRANSPOSED.search(text):
+        shape, order = _numbers(match[1]), _numbers(match[2])
+        return np.arange(num_devices).reshape(shape).transpose(order)
+    return np.array(_numbers(text))

@@ -84,6 +84,10 @@ def test_arrays_in_on_chip_memory_are_no_memory_traffic():
             "replica_groups=mesh['x'=2,'y'=2], device_ids=([4]<=[2,2]T(1,0)) {'y'}",
             [[0, 2], [1, 3]],
         ),
+        (
+            "replica_groups=mesh['x'=1,'y'=2,'z'=2], device_ids=([2,2]T(1,0)) {'y'}",
+            [[0, 1], [2, 3]],
+        ),
         ("source_target_pairs={{0,1},{1,2}}", [[0, 1], [1, 2]]),
         ("to_apply=%add", [[0, 1, 2, 3]]),
     ],
