@@ -112,9 +112,8 @@ def _accumulate(
     batch: Batch,
 ) -> tuple[jax.Array, Params]:
     """Returns loss and gradient, summed over microbatches."""
-    first = jax.tree.map(lambda field: field[0], batch)
-    grads, loss = gradient(params, first)
     if batch.tokens.shape[0] == 1:
+        grads, loss = gradient(params, jax.tree.map(lambda field: field[0], batch))
         return loss, grads
 
     def add(
@@ -123,8 +122,10 @@ def _accumulate(
         grads, loss = gradient(params, microbatch)
         return jax.tree.map(jnp.add, sums, (loss, grads)), None
 
-    rest = jax.tree.map(lambda field: field[1:], batch)
-    sums, _ = jax.lax.scan(add, (loss, grads), rest)
+    # Every microbatch is an iteration, the first too: two microbatches outside of the loop
+    # would have their activations in memory at the same time.
+    zeros = jax.tree.map(jnp.zeros_like, (jnp.float32(0), params))
+    sums, _ = jax.lax.scan(add, zeros, batch)
     return sums
 
 
