@@ -115,8 +115,11 @@ def _collectives(
     module: Module, runs: Runs, num_devices: int, devices_per_host: int
 ) -> Iterator[Collective]:
     found: dict[tuple[str, bool, bool], list[int]] = collections.defaultdict(lambda: [0, 0])
+    begun = {name: _channels(module, module.computations[name]) for name in runs.counts}
     for computation, instruction, times in _executed(module, runs):
         for inner, each in _inside(module, computation, instruction):
+            if not _begins(instruction) and _channel(each) in begun[computation.name]:
+                continue  # counted where it began
             groups = collective_groups(each.attributes, num_devices)
             hosts = [{device // devices_per_host for device in group} for group in groups]
             kind, is_synchronous = _kind(module, instruction, each)
@@ -146,6 +149,29 @@ def _inside(
                 yield from _inside(module, called, each)
 
 
+def _channels(module: Module, computation: Computation) -> set[str]:
+    """Returns the channels of the collectives that begin in fusions of their own.
+
+    A TPU's asynchronous collective has several fusions: one that begins, any number during
+    which it continues, and one that ends. Each contains the collective.
+    """
+    return {
+        _channel(each)
+        for start in computation.instructions.values()
+        if _begins(start)
+        for _, each in _inside(module, computation, start)
+    }
+
+
+def _channel(collective: Instruction) -> str:
+    match = re.search(r"channel_id=(\d+)", collective.attributes)
+    return "" if match is None else match[1]
+
+
+def _begins(instruction: Instruction) -> bool:
+    return instruction.name.startswith("async-collective-start")
+
+
 def _base(opcode: str) -> str:
     return opcode.removesuffix("-start")
 
@@ -155,7 +181,7 @@ def _kind(module: Module, outer: Instruction, inner: Instruction) -> tuple[str, 
     kind, called = _base(inner.opcode), " ".join(outer.called)
     if kind == "all-reduce" and "all-reduce-scatter" in called:
         kind = "reduce-scatter"  # a TPU's fusion of all-reduce and slice
-    is_async = outer.opcode.endswith("-start") or "async_collective" in called
+    is_async = outer.opcode.endswith("-start") or _begins(outer) or "async_collective" in called
     # A GPU's collective can be split in two, and yet be followed by its end at once.
     says_sync = re.search(r'"is_sync":true', inner.attributes) is not None
     return kind, says_sync or not (is_async or inner.opcode in ("send",))

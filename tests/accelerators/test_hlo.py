@@ -64,6 +64,32 @@ def test_tpu_convolution_is_a_product_and_splash_attention_is_counted_as_squares
     assert reduction.wire_bytes == 512 * 3 / 4
 
 
+GATHER = """
+%{name} (param.{name}: bf16[4,8]) -> bf16[16,8] {{
+  %param.{name} = bf16[4,8] parameter(0)
+  ROOT %all-gather.{name} = bf16[16,8] all-gather(%param.{name}), channel_id={channel}
+}}
+"""
+STEPS = """
+ENTRY %main (x: bf16[4,8]) -> bf16[16,8] {
+  %x = bf16[4,8] parameter(0)
+  %async-collective-start.1 = bf16[16,8] fusion(%x), kind=kCustom, calls=%begin
+  %fusion.1 = bf16[16,8] fusion(%x), kind=kOutput, calls=%async_collective_fusion.1
+  %async-collective-done.1 = bf16[16,8] fusion(%x), kind=kCustom, calls=%end
+  ROOT %fusion.2 = bf16[16,8] fusion(%x), kind=kOutput, calls=%alone
+}
+"""
+
+
+def test_asynchronous_gather_in_several_fusions_counts_once():
+    names = {"begin": 7, "async_collective_fusion.1": 7, "end": 7, "alone": 8}
+    gathers = [GATHER.format(name=name, channel=names[name]) for name in names]
+    module = parse_module("HloModule m, num_partitions=4\n" + "".join(gathers) + STEPS)
+    collectives = program_costs(module, 4, 4).collectives
+    assert {each.is_synchronous: each.calls for each in collectives} == {False: 1, True: 1}
+    assert {each.wire_bytes for each in collectives} == {3 * 4 * 8 * 2}
+
+
 def test_arrays_in_on_chip_memory_are_no_memory_traffic():
     module = parse_module(TPU)
     (weights,) = module.computations["main"].instructions["w"].shapes
