@@ -1,5 +1,6 @@
 """A config file with the result of a search."""
 
+import json
 import os.path
 from collections.abc import Sequence
 from pathlib import Path
@@ -7,7 +8,7 @@ from pathlib import Path
 from stackjax.accelerators.search import Choice
 
 _FILE = '''\
-"""{name} on {devices}: each stage runs as chosen by `stackjax fit --search`."""
+"""Each stage runs as chosen by `stackjax fit --search` for {devices}."""
 
 import dataclasses
 from pathlib import Path
@@ -24,7 +25,7 @@ CHOICES = (
 
 def get_config() -> Config:
     """Returns the run; the other fields are those of the other file."""
-    config = read_config(Path(__file__).parent / {path!r})
+    config = read_config(Path(__file__).parent / {path})
     stages = (
         dataclasses.replace(stage, **choice)
         for stage, choice in zip(config.stages, CHOICES, strict=True)
@@ -41,8 +42,15 @@ def choice_file(config: Path, target: Path, devices: str, choices: Sequence[Choi
       target: The file that will have this source.
     """
     return _FILE.format(
-        name=config.name,
         devices=devices,
-        path=os.path.relpath(config, target.parent),
-        choices="\n".join(f"    {vars(choice)}," for choice in choices),
+        path=json.dumps(os.path.relpath(config, target.parent), ensure_ascii=False),
+        choices="\n".join(map(_source, choices)),
     )
+
+
+def _source(choice: Choice) -> str:
+    fields = (
+        f'        "{name}": {json.dumps(value) if isinstance(value, str) else repr(value)},\n'
+        for name, value in vars(choice).items()
+    )
+    return f"    {{\n{''.join(fields)}    }},"

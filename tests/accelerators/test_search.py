@@ -2,11 +2,15 @@
 
 import dataclasses
 import itertools
+import subprocess
+import sys
+from pathlib import Path
 
 import jax
 import pytest
 from conftest import tiny_run
 
+from stackjax.accelerators import fit as fit_module
 from stackjax.accelerators import search as search_module
 from stackjax.accelerators.bounds import Bounds
 from stackjax.accelerators.choice_file import choice_file
@@ -14,6 +18,7 @@ from stackjax.accelerators.devices import parse_devices
 from stackjax.accelerators.measure import Machine, Measured
 from stackjax.accelerators.search import Choice, search, with_choices
 from stackjax.config_file import read_config
+from stackjax.options import FitConfig
 from stackjax.runtime.errors import UserError
 from stackjax.sharding.config import MeshConfig
 
@@ -97,18 +102,57 @@ def test_stage_that_fits_with_no_choice_is_refused(made_up):
         search(tiny_run(), made_up(90), lambda line: None)
 
 
-def test_written_config_has_the_choices(tmp_path):
-    source, target = tmp_path / "run.py", tmp_path / "found.py"
-    source.write_text(
-        "from pathlib import Path\nfrom stackjax.config_file import read_config\n"
-        "def get_config():\n    return read_config(Path('configs/tiny.py'))\n"
+CHOICES = [
+    Choice(mesh=MESHES[0], accumulate=2, remat="lean", loss_chunk=2048),
+    Choice(mesh=MESHES[1], accumulate=1, remat="none", loss_chunk=512),
+]
+
+
+@pytest.fixture
+def source(tmp_path):
+    """A config file."""
+    path = tmp_path / "run.py"
+    path.write_text(Path("configs/tiny.py").read_text())
+    return path
+
+
+def test_written_config_has_the_choices(source, tmp_path):
+    target = tmp_path / "found.py"
+    target.write_text(choice_file(source, target, "h100:8", CHOICES))
+    assert read_config(target) == with_choices(read_config(source), CHOICES)
+    assert read_config(target).stages[0].remat == "lean"
+    ruff = [sys.executable, "-m", "ruff", "format", "--check", "--line-length", "96", target]
+    assert subprocess.run(ruff, capture_output=True, check=False).returncode == 0
+
+
+def test_fit_reports_the_run_as_found_and_writes_it(monkeypatch, source, made_up, tmp_path):
+    reported = []
+    monkeypatch.setattr(fit_module, "describe_machine", lambda text: made_up(150))
+    monkeypatch.setattr(fit_module, "check_backend", lambda config, device: None)
+    monkeypatch.setattr(fit_module, "search", lambda config, machine, show: CHOICES)
+    monkeypatch.setattr(
+        fit_module,
+        "programs",
+        lambda config, phases: reported.extend(phase.model.remat for phase in phases) or [],
     )
-    choices = [
-        Choice(mesh=MESHES[0], accumulate=2, remat="lean", loss_chunk=2048),
-        Choice(mesh=MESHES[-1], accumulate=1, remat="none", loss_chunk=512),
-    ]
-    target.write_text(choice_file(source, target, "h100:8", choices))
-    assert read_config(target) == with_choices(read_config(source), choices)
-    assert read_config(target).stages[0] == dataclasses.replace(
-        read_config(source).stages[0], **vars(choices[0])
-    )
+    options = FitConfig(devices="h100:8", search=True, write=tmp_path / "found.py")
+    fit_module.fit(read_config(source), options, source)
+    assert reported == ["lean", "none"]
+    assert read_config(tmp_path / "found.py") == with_choices(read_config(source), CHOICES)
+    with pytest.raises(UserError, match="which exists already"):
+        fit_module.fit(read_config(source), options, source)
+
+
+@pytest.mark.parametrize(
+    ("write", "seed", "message"),
+    [("new/found.py", None, "does not exist"), ("found.py", 5, "cannot be overridden")],
+)
+def test_config_that_cannot_be_written_is_refused_before_the_search(
+    source, tmp_path, write, seed, message
+):
+    config = read_config(source)
+    if seed is not None:
+        config = dataclasses.replace(config, seed=seed)
+    options = FitConfig(devices="h100:8", search=True, write=tmp_path / write)
+    with pytest.raises(UserError, match=message):
+        fit_module.fit(config, options, source)
