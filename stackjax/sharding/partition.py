@@ -36,7 +36,16 @@ def logical(*names: str | None) -> P | None:
     """
     if not _is_explicit(jax.sharding.get_abstract_mesh()):
         return None
-    return P(*(RULES.get(name) if name else None for name in names))
+    return P(*(_mesh_axes(name) if name else None for name in names))
+
+
+def _mesh_axes(name: str) -> str | tuple[str, ...] | None:
+    """Returns the explicit mesh axes of a logical axis."""
+    rule = RULES.get(name) or ()
+    axes = (rule,) if isinstance(rule, str) else rule
+    explicit = jax.sharding.get_abstract_mesh().explicit_axes
+    left = tuple(axis for axis in axes if axis in explicit)
+    return left[0] if len(left) == 1 else left or None
 
 
 def partition(axes: Axes) -> P | None:
@@ -75,13 +84,16 @@ def move(tree: Any, mesh: Mesh) -> Any:
     )
 
 
-def auto_sharded(function: Callable[..., Any], layout: Any) -> Callable[..., Any]:
+def auto_sharded(
+    function: Callable[..., Any], layout: Any, axes: str | None = None
+) -> Callable[..., Any]:
     """Returns a function with automatic sharding inside.
 
     Args:
       layout: Partition specs of the results.
+      axes: The mesh axis with automatic sharding; by default all axes.
     """
-    return jax.sharding.auto_axes(function, out_sharding=layout)
+    return jax.sharding.auto_axes(function, axes=axes, out_sharding=layout)
 
 
 def partition_of(leaf: jax.Array | jax.ShapeDtypeStruct) -> P:
@@ -95,10 +107,10 @@ def num_shards(name: str) -> int:
     With automatic mesh axes the result is 1.
     """
     mesh = jax.sharding.get_abstract_mesh()
-    rule = RULES.get(name) or ()
-    axes = (rule,) if isinstance(rule, str) else rule
+    found = _mesh_axes(name) or ()
+    axes = (found,) if isinstance(found, str) else found
     return math.prod(mesh.shape[axis] for axis in axes) if _is_explicit(mesh) else 1
 
 
 def _is_explicit(mesh: jax.sharding.AbstractMesh) -> bool:
-    return not mesh.empty and AxisType.Auto not in mesh.axis_types
+    return AxisType.Explicit in mesh.axis_types

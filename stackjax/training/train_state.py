@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -17,6 +16,7 @@ from stackjax.growth.grow_tree import axes_of, grow_tree
 from stackjax.growth.moments import check_moments
 from stackjax.model import LossSums, ModelConfig, Params
 from stackjax.sharding.partition import auto_sharded, partition_of
+from stackjax.training.gradients import sum_gradients
 from stackjax.training.phase import Phase, StepInputs
 from stackjax.training.spikes import find_spike
 
@@ -67,14 +67,18 @@ def train_step(
     shares = batch.loss_weights / jnp.sum(batch.loss_weights)
     batch = batch._replace(loss_weights=shares)
 
-    def objective(params: Params, microbatch: Batch) -> tuple[jax.Array, jax.Array]:
-        run = phase.model_params(params, phase.tokens(state.step, inputs.first_tokens))
+    def objective(
+        params: Params, tokens: jax.Array, microbatch: Batch
+    ) -> tuple[jax.Array, jax.Array]:
+        run = phase.model_params(params, tokens)
         sums = model.next_token_loss(
             phase.model, run, microbatch, z_loss=z_loss, spans=phase.spans
         )
         return sums.objective, sums.nll
 
-    loss, grads = _accumulate(jax.grad(objective, has_aux=True), state.params, batch)
+    tokens = phase.tokens(state.step, inputs.first_tokens)
+    gradient = jax.grad(objective, has_aux=True)
+    loss, grads = sum_gradients(gradient, state.params, tokens, batch)
     grad_norm = optax.tree.norm(grads)
     is_finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
     updates, opt_state = tx.update(
@@ -104,29 +108,6 @@ def train_step(
 
 def _choose(is_taken: jax.Array, new: Any, old: Any) -> Any:
     return jax.tree.map(lambda n, o: jnp.where(is_taken, n, o), new, old)
-
-
-def _accumulate(
-    gradient: Callable[[Params, Batch], tuple[Params, jax.Array]],
-    params: Params,
-    batch: Batch,
-) -> tuple[jax.Array, Params]:
-    """Returns loss and gradient, summed over microbatches."""
-    if batch.tokens.shape[0] == 1:
-        grads, loss = gradient(params, jax.tree.map(lambda field: field[0], batch))
-        return loss, grads
-
-    def add(
-        sums: tuple[jax.Array, Params], microbatch: Batch
-    ) -> tuple[tuple[jax.Array, Params], None]:
-        grads, loss = gradient(params, microbatch)
-        return jax.tree.map(jnp.add, sums, (loss, grads)), None
-
-    # Every microbatch is an iteration, the first too: two microbatches outside of the loop
-    # would have their activations in memory at the same time.
-    zeros = jax.tree.map(jnp.zeros_like, (jnp.float32(0), params))
-    sums, _ = jax.lax.scan(add, zeros, batch)
-    return sums
 
 
 def eval_step(config: ModelConfig, params: Params, batch: Batch) -> tuple[LossSums, jax.Array]:
