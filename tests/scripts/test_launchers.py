@@ -7,7 +7,9 @@ import math
 import os
 import re
 import shlex
+import shutil
 import subprocess
+import sys
 import sysconfig
 from pathlib import Path
 
@@ -234,3 +236,23 @@ def test_examples_in_the_docs_fit_their_devices(example, num_devices, tmp_path):
     else:
         rest = example.removeprefix("python -m stackjax.train ")
     check(load_config("test", rest.split()), num_devices)
+
+
+@pytest.mark.parametrize("platform", ["cuda", "tpu"])
+def test_image_has_the_package_and_the_platforms_requirements(platform, tmp_path):
+    text = (ROOT / f"docker/{platform}.Dockerfile").read_text()
+    sources = [
+        source
+        for line in text.splitlines()
+        if line.startswith("COPY ")
+        for source in line.split()[1:-1]
+    ]
+    for source in sources:
+        copy = shutil.copytree if (ROOT / source).is_dir() else shutil.copy
+        copy(ROOT / source, tmp_path / source)
+    [requirements] = re.findall(r"--requirement (\S+)", text)
+    assert platform in requirements and (tmp_path / requirements).is_file()
+    for included in re.findall(r"-r (\S+)", (tmp_path / requirements).read_text()):
+        assert (tmp_path / included).is_file()
+    command = [sys.executable, "-m", "stackjax.train", "--config", "configs/gstack_1b.py", "-h"]
+    assert subprocess.run(command, cwd=tmp_path, capture_output=True).returncode == 0
