@@ -11,7 +11,8 @@ from stackjax.model.config import RematPolicy
 from stackjax.runtime.errors import UserError
 from stackjax.sharding.config import MESH_AXES, MeshConfig
 from stackjax.sharding.mesh import default_fsdp, num_slices_of
-from stackjax.training.preflight import Estimate, check
+from stackjax.training.expand import expand
+from stackjax.training.preflight import Estimate, check_phase
 
 _REMAT: tuple[RematPolicy, ...] = ("none", "dots", "lean", "full")
 """Policies, from least computation to least memory."""
@@ -21,7 +22,7 @@ _TENSOR = (1, 2, 4, 8)
 """Sizes of mesh axis `tensor`."""
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@dataclasses.dataclass(frozen=True)
 class Choice:
     """How a stage runs. The stage learns the same, but for rounding."""
 
@@ -89,6 +90,9 @@ def _search_stage(
         if found and fastest() == before:
             break
     if not found:
+        # Raises the reason if the batch or the model does not divide.
+        mesh = next(_meshes(machine, tensor=1))
+        _estimates(config, stage, Choice(mesh, 1, _REMAT[0], _LOSS_CHUNKS[0]), machine)
         raise UserError(
             f"stages.{stage} does not fit {machine.group} with any mesh, accumulate and remat; "
             f"use more devices, or devices with more memory."
@@ -111,9 +115,7 @@ def _search_mesh(
     for remat in _REMAT:
         accumulate = 1
         while fewest is None or accumulate < fewest:
-            choice = Choice(
-                mesh=mesh, accumulate=accumulate, remat=remat, loss_chunk=_LOSS_CHUNKS[0]
-            )
+            choice = Choice(mesh, accumulate, remat, _LOSS_CHUNKS[0])
             if not _is_possible(config, stage, choice, machine):
                 break
             measured = attempt(choice)
@@ -157,11 +159,20 @@ def _meshes(machine: Machine, tensor: int) -> Iterator[MeshConfig]:
 def _estimates(
     config: Config, stage: int, choice: Choice, machine: Machine
 ) -> tuple[Config, list[Estimate]]:
+    """Returns the config with a choice for a stage, and the stage's phases.
+
+    Only this stage is checked: the others may not fit the machine before their own search.
+    """
     stages = list(config.stages)
     stages[stage] = dataclasses.replace(stages[stage], **vars(choice))
     changed = dataclasses.replace(config, stages=tuple(stages))
-    estimates = check(changed, len(machine.devices), num_slices=num_slices_of(machine.devices))
-    return changed, [each for each in estimates if each.phase.stage == stage]
+    num_devices, num_slices = len(machine.devices), num_slices_of(machine.devices)
+    estimates = [
+        check_phase(changed, phase, num_devices, num_slices=num_slices)
+        for phase in expand(changed)
+        if phase.stage == stage
+    ]
+    return changed, estimates
 
 
 def _is_possible(config: Config, stage: int, choice: Choice, machine: Machine) -> bool:

@@ -102,16 +102,18 @@ def check(
     phases = expand(config, history)
     if history == NEW_RUN:
         _check_reached(config, phases)
-    shapes = [mesh_shape(phase.mesh, num_devices, num_slices) for phase in phases]
-    return [
-        _check_phase(config, phase, shape, memory)
-        for phase, shape in zip(phases, shapes, strict=True)
-    ]
+    return [check_phase(config, phase, num_devices, memory, num_slices) for phase in phases]
 
 
-def _check_phase(
-    config: Config, phase: Phase, shape: tuple[int, ...], memory: int | None
+def check_phase(
+    config: Config,
+    phase: Phase,
+    num_devices: int,
+    memory: int | None = None,
+    num_slices: int = 1,
 ) -> Estimate:
+    """Returns an estimate for one phase; arguments and errors as for `check`."""
+    shape = mesh_shape(phase.mesh, num_devices, num_slices)
     mesh = AbstractMesh(shape, MESH_AXES, axis_types=(AxisType.Explicit,) * len(MESH_AXES))
     with jax.sharding.use_abstract_mesh(mesh):
         _check_steps(phase)

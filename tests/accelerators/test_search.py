@@ -53,6 +53,9 @@ def measured(choice, memory):
     )
 
 
+FITS = measured(Choice(MeshConfig(replica=1, fsdp=8), 1, "none", 512), 10**6)
+
+
 @pytest.fixture
 def made_up(monkeypatch):
     """A machine with costs as above, on which every choice divides the batch."""
@@ -100,6 +103,27 @@ def test_search_finds_the_fastest_choice_that_fits(made_up, memory):
 def test_stage_that_fits_with_no_choice_is_refused(made_up):
     with pytest.raises(UserError, match=r"stages\.0 does not fit h100:8 .* more devices"):
         search(tiny_run(), made_up(90), lambda line: None)
+
+
+def test_other_stages_need_not_fit_before_their_own_search(monkeypatch):
+    config = tiny_run()
+    wrong = dataclasses.replace(config.stages[1], accumulate=7)
+    config = dataclasses.replace(config, stages=(config.stages[0], wrong))
+    monkeypatch.setattr(search_module, "measure", lambda config, program, machine: FITS)
+    machine = Machine(group=parse_devices("h100:8"), devices=jax.devices(), memory=10**12)
+    assert [choice.accumulate for choice in search(config, machine, lambda line: None)] == [
+        1,
+        1,
+    ]
+
+
+def test_batch_that_divides_on_no_mesh_is_named(monkeypatch):
+    config = tiny_run()
+    odd = dataclasses.replace(config.stages[0], batch_size=7)
+    config = dataclasses.replace(config, stages=(odd, config.stages[1]))
+    machine = Machine(group=parse_devices("h100:8"), devices=jax.devices(), memory=10**12)
+    with pytest.raises(UserError, match=r"stages\.0\.batch_size is 7"):
+        search(config, machine, lambda line: None)
 
 
 CHOICES = [
