@@ -11,9 +11,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from stackjax.model.attention import rotate
 from stackjax.model.einsum import MLP_PRODUCT, contract
 from stackjax.model.module import Module
+from stackjax.model.rotary import rotate
 from stackjax.sharding.axes import Axes
 from stackjax.sharding.partition import logical
 

@@ -21,6 +21,7 @@ from stackjax.model.transformer import (
     hidden,
     logits,
 )
+from stackjax.sharding.partition import logical, num_shards
 
 
 class LossSums(NamedTuple):
@@ -50,11 +51,19 @@ def next_token_loss(
       spans: Execution of the layers, as in `apply`.
     """
     x_BTD = hidden(config, params, batch.tokens, batch.positions, batch.segments, spans)
-    # Position t predicts token t + 1; the last position has weight 0.
-    labels_BT = jnp.pad(batch.tokens[:, 1:], ((0, 0), (0, 1)))
+    labels_BT = _next_tokens(batch.tokens)
     w = head_weight(config, params)
     sums: Any = _loss_sums(config, z_loss, x_BTD, w, labels_BT, batch.loss_weights)
     return LossSums(jax.lax.stop_gradient(sums.nll), sums.objective)
+
+
+def _next_tokens(tokens_BT: jax.Array) -> jax.Array:
+    """Returns the label of each position: the next token; the last position has weight 0."""
+    is_sharded = num_shards("seq") > 1
+    if is_sharded:
+        tokens_BT = jax.reshard(tokens_BT, logical("batch", None))
+    labels_BT = jnp.pad(tokens_BT[:, 1:], ((0, 0), (0, 1)))
+    return jax.reshard(labels_BT, logical("batch", "seq")) if is_sharded else labels_BT
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
@@ -95,7 +104,7 @@ def _forward(
         x_gradients.append(by_x)
         w_gradient = by_w if w_gradient is None else w_gradient + by_w
     assert w_gradient is not None, "a sequence has at least one position"
-    return sums, (jnp.concatenate(x_gradients, axis=1), w_gradient)
+    return sums, (_joined(x_gradients), w_gradient)
 
 
 def _backward(
@@ -113,9 +122,38 @@ _loss_sums.defvjp(_forward, _backward)
 
 
 def _chunks(config: ModelConfig, *arrays: jax.Array) -> Iterator[tuple[jax.Array, ...]]:
-    # Slice along T, the unsharded axis, not along B * T.
-    for start in range(0, arrays[0].shape[1], config.loss_chunk):
-        yield tuple(array[:, start : start + config.loss_chunk] for array in arrays)
+    """Yields chunks with the same positions of every shard of the sequence."""
+    # Slice along T, not along B * T: the batch is sharded.
+    for start in range(0, arrays[0].shape[1] // num_shards("seq"), config.loss_chunk):
+        chunk = slice(start, start + config.loss_chunk)
+        yield tuple(
+            _from_shards(_by_shard(array)[:, :, chunk])
+            if num_shards("seq") > 1
+            else array[:, chunk]
+            for array in arrays
+        )
+
+
+def _joined(chunks: Sequence[jax.Array]) -> jax.Array:
+    """Returns an array [B, T, D] of all positions, from chunks as from `_chunks`."""
+    if num_shards("seq") == 1:
+        return jnp.concatenate(chunks, axis=1)
+    return _from_shards(jnp.concatenate([_by_shard(chunk) for chunk in chunks], axis=2))
+
+
+def _by_shard(x: jax.Array) -> jax.Array:
+    """Returns an array [B, T, ...] as [B, shard, T / shards, ...]."""
+    batch, seq_len, *rest = x.shape
+    shards = num_shards("seq")
+    layout = logical("batch", "seq", None, *(None,) * len(rest))
+    return jnp.reshape(x, (batch, shards, seq_len // shards, *rest), out_sharding=layout)
+
+
+def _from_shards(x: jax.Array) -> jax.Array:
+    """Returns an array [B, shard, T / shards, ...] as [B, T, ...]."""
+    batch, shards, length, *rest = x.shape
+    layout = logical("batch", "seq", *(None,) * len(rest))
+    return jnp.reshape(x, (batch, shards * length, *rest), out_sharding=layout)
 
 
 def _chunk_loss(

@@ -12,16 +12,13 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from stackjax.model.attention import (
-    causal_attention,
-    choose_kernel,
-    rotation,
-    save_flash_residuals,
-)
+from stackjax.model.attention import causal_attention, choose_kernel
+from stackjax.model.attention_kernels import save_flash_residuals
 from stackjax.model.block import Attend, Block
 from stackjax.model.config import ModelConfig, RematPolicy
 from stackjax.model.einsum import MLP_PRODUCT, PRODUCT, contract, gathered
 from stackjax.model.module import Module, Named, compute_dtype
+from stackjax.model.rotary import rotation
 from stackjax.sharding.axes import Axes
 from stackjax.sharding.partition import logical, num_shards
 from stackjax.sharding.platform import platform_of, target_device

@@ -9,6 +9,8 @@ from stackjax.inference.tasks import load_tasks, measure
 from stackjax.run.hooks import Hook, StepInfo, every
 from stackjax.run.init_from import run_tokenization
 from stackjax.runtime.errors import UserError
+from stackjax.sharding.mesh import without_context
+from stackjax.sharding.partition import move
 
 
 def task_hooks(config: Config) -> list[Hook]:
@@ -38,10 +40,11 @@ def task_hooks(config: Config) -> list[Hook]:
     tokenization = run_tokenization(config)
 
     def scores(step: StepInfo) -> Mapping[str, float | None]:
+        mesh = without_context(step.mesh)
         pretrained = Pretrained(
             config=step.phase.model,
-            params=step.params,
-            mesh=step.mesh,
+            params=move(step.params, mesh),
+            mesh=mesh,
             tokenization=tokenization,
             seq_len=config.data.seq_len,
         )

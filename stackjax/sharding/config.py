@@ -5,7 +5,7 @@ from typing import Literal
 
 from stackjax.runtime.numbers import Size
 
-MESH_AXES = ("replica", "fsdp", "tensor")
+MESH_AXES = ("replica", "fsdp", "context", "tensor")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -20,6 +20,9 @@ class MeshConfig:
     fsdp: Literal[-1] | Size = -1
     """Shards for batch, parameters and optimizer state (ZeRO-3); -1 takes all devices with a
     stated `replica`, otherwise up to 32 devices within a slice."""
+    context: Size = 1
+    """Shards for the sequence (context parallelism) and, with `fsdp`, for parameters and
+    optimizer state."""
     tensor: Literal[-1] | Size = 1
     """Shards for heads, mlp and vocabulary (tensor parallelism); -1 takes the remaining devices
     with a stated `fsdp`."""

@@ -10,14 +10,15 @@ from jax.sharding import AxisType, Mesh
 from stackjax.runtime.errors import UserError
 from stackjax.sharding.config import MESH_AXES, MeshConfig
 
-_MAX_FSDP = 32
-"""Largest default size of `fsdp`. On TPUs with more shards, the compiler replaces gradient
-reduce-scatters by synchronous all-reduces of whole float32 gradients (docs/performance.md)."""
+_MAX_SHARDS = 32
+"""Largest default number of parameter shards, `fsdp` times `context`. On TPUs with more shards,
+the compiler replaces gradient reduce-scatters by synchronous all-reduces of whole float32
+gradients (docs/performance.md)."""
 
 
 def mesh_shape(
     config: MeshConfig, num_devices: int, num_slices: int = 1
-) -> tuple[int, int, int]:
+) -> tuple[int, int, int, int]:
     """Returns the mesh axis sizes.
 
     Args:
@@ -26,7 +27,7 @@ def mesh_shape(
     Raises:
       UserError: The sizes do not fit the devices.
     """
-    replica, fsdp, tensor = sizes = [getattr(config, axis) for axis in MESH_AXES]
+    replica, fsdp, context, tensor = sizes = [getattr(config, axis) for axis in MESH_AXES]
     stated = f"mesh {dict(zip(MESH_AXES, sizes, strict=True))}"
     if any(size < 1 and size != -1 for size in sizes) or fsdp == tensor == -1:
         raise UserError(
@@ -40,22 +41,23 @@ def mesh_shape(
         )
     left = num_devices // known
     if tensor == -1:
-        return max(replica, 1), fsdp, left
+        return max(replica, 1), fsdp, context, left
     if replica != -1:
-        return replica, left if fsdp == -1 else fsdp, tensor
+        return replica, left if fsdp == -1 else fsdp, context, tensor
     if fsdp != -1:
-        return left, fsdp, tensor
-    fsdp = default_fsdp(left // num_slices if left % num_slices == 0 else left)
-    return left // fsdp, fsdp, tensor
+        return left, fsdp, context, tensor
+    fsdp = default_fsdp(left // num_slices if left % num_slices == 0 else left, context)
+    return left // fsdp, fsdp, context, tensor
 
 
-def default_fsdp(num_devices: int) -> int:
-    """Returns the largest divisor up to 32.
+def default_fsdp(num_devices: int, context: int = 1) -> int:
+    """Returns the largest divisor with up to 32 parameter shards.
 
-    >>> default_fsdp(256), default_fsdp(48)
-    (32, 24)
+    >>> default_fsdp(256), default_fsdp(48), default_fsdp(64, context=2)
+    (32, 24, 16)
     """
-    return max(size for size in range(1, _MAX_FSDP + 1) if num_devices % size == 0)
+    most = max(_MAX_SHARDS // context, 1)
+    return max(size for size in range(1, most + 1) if num_devices % size == 0)
 
 
 def num_slices_of(devices: Sequence[jax.Device]) -> int:
@@ -89,8 +91,8 @@ def build_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) 
 def slices_along_axes(shape: Sequence[int], num_slices: int) -> tuple[int, ...]:
     """Returns the number of TPU slices along each mesh axis; UserError if impossible.
 
-    >>> slices_along_axes((2, 16, 1), 4)
-    (2, 2, 1)
+    >>> slices_along_axes((2, 16, 1, 1), 4)
+    (2, 2, 1, 1)
     """
     replica = math.gcd(shape[0], num_slices)
     fsdp = num_slices // replica
@@ -101,6 +103,16 @@ def slices_along_axes(shape: Sequence[int], num_slices: int) -> tuple[int, ...]:
             f"replica x fsdp; set mesh.replica to {num_slices}, and mesh.fsdp to -1."
         )
     return (replica, fsdp, *(1,) * (len(shape) - 2))
+
+
+def without_context(mesh: Mesh) -> Mesh:
+    """Returns a mesh with the same devices and `context` merged into `fsdp`.
+
+    Parameters keep their shards. Whole sequences are on every device.
+    """
+    replica, fsdp, context, tensor = mesh.devices.shape
+    devices = mesh.devices.reshape(replica, fsdp * context, 1, tensor)
+    return Mesh(devices, MESH_AXES, axis_types=mesh.axis_types)
 
 
 def largest_mesh(*sizes: int) -> Mesh:

@@ -12,19 +12,22 @@ from stackjax.sharding.axes import Axes
 
 RULES: dict[str, str | tuple[str, ...] | None] = {
     "batch": ("replica", "fsdp"),
-    "seq": None,
-    "embed": "fsdp",
+    "seq": "context",
+    "embed": ("fsdp", "context"),
     "heads": "tensor",
     "kv_heads": "tensor",
+    # Attention reads whole sequences: each device then has some of the heads.
+    "attention_heads": ("tensor", "context"),
     "mlp": "tensor",
     "vocab": "tensor",
 }
 """Mesh axes for each logical axis.
 
 Model code gives every array dimension a logical name, such as "batch" or "heads". The device
-mesh has the axes `replica`, `fsdp` and `tensor`. This table maps logical names to mesh axes; a
-dimension is split over these mesh axes. A dimension without mesh axes is not split. To shard
-another dimension, change the table; no two dimensions in the same array may share a mesh axis.
+mesh has the axes `replica`, `fsdp`, `context` and `tensor`. This table maps logical names to
+mesh axes; a dimension is split over these mesh axes. A dimension without mesh axes is not
+split. To shard another dimension, change the table; no two dimensions in the same array may
+share a mesh axis.
 """
 
 
@@ -43,8 +46,11 @@ def _mesh_axes(name: str) -> str | tuple[str, ...] | None:
     """Returns the explicit mesh axes of a logical axis."""
     rule = RULES.get(name) or ()
     axes = (rule,) if isinstance(rule, str) else rule
-    explicit = jax.sharding.get_abstract_mesh().explicit_axes
-    left = tuple(axis for axis in axes if axis in explicit)
+    mesh = jax.sharding.get_abstract_mesh()
+    left = tuple(axis for axis in axes if axis in mesh.explicit_axes)
+    if left == ("context",) and mesh.shape["context"] == 1:
+        # A product of queries and keys would have this mesh axis twice, which JAX refuses.
+        return None
     return left[0] if len(left) == 1 else left or None
 
 
@@ -61,7 +67,7 @@ def layout(x: jax.Array) -> P | None:
 
 def unsharded_along(name: str, spec: P) -> P:
     """Returns a partition spec without sharding along a logical axis."""
-    return P(*(None if axis == RULES[name] else axis for axis in spec))
+    return P(*(None if axis == _mesh_axes(name) else axis for axis in spec))
 
 
 def on_mesh(abstract: Any, mesh: Mesh) -> Any:

@@ -10,7 +10,7 @@ from jax.sharding import AbstractMesh, AxisType
 
 from stackjax.config import Config
 from stackjax.growth.moments import check_moments
-from stackjax.model.attention import has_kernel
+from stackjax.model.attention_kernels import has_kernel
 from stackjax.model.config import axis_size
 from stackjax.runtime.errors import UserError
 from stackjax.sharding.config import MESH_AXES
@@ -153,6 +153,12 @@ def _check_batch(config: Config, phase: Phase) -> None:
             f"into accumulate {phase.accumulate} x {shards} shards of the batch (mesh "
             f"replica x fsdp); use a multiple of {rows}."
         )
+    context = num_shards("seq")
+    if config.data.seq_len % context:
+        raise UserError(
+            f"data.seq_len is {config.data.seq_len}, which does not divide over {context} "
+            f"shards of the sequence (mesh context); use a multiple of {context}."
+        )
     if config.evaluation.batch_size % shards:
         raise UserError(
             f"evaluation.batch_size is {config.evaluation.batch_size}, which does not "
@@ -209,8 +215,14 @@ def _check_divides(phase: Phase) -> None:
         if size % shards:
             raise UserError(
                 f"model.{field} is {size} in stage {phase.stage}, which does not divide "
-                f"over {shards} shards of mesh axis {RULES[axis]!r}; change one of them."
+                f"over {shards} shards (mesh {_mesh_axes(axis)}); change one of them."
             )
+
+
+def _mesh_axes(axis: str) -> str:
+    """Returns the mesh axes of a logical axis, for a message."""
+    rule = RULES[axis] or ()
+    return rule if isinstance(rule, str) else " x ".join(rule)
 
 
 def bytes_per_device(tree: object, mesh: AbstractMesh) -> int:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 
 import hypothesis
 import hypothesis.strategies as st
@@ -10,9 +11,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import described_mesh, mesh_of, tiny_model
+from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash
 
-from stackjax.model import attention
-from stackjax.model.attention import causal_attention, choose_kernel, rotate, rotation
+from stackjax.model.attention import causal_attention, choose_kernel
+from stackjax.model.context_attention import query_pieces
+from stackjax.model.rotary import rotate, rotation
+from stackjax.sharding.config import MeshConfig
+from stackjax.sharding.mesh import build_mesh
 from stackjax.sharding.partition import logical
 
 B, T, H = 2, 5, 4
@@ -67,14 +72,14 @@ def test_softmax_is_float32_for_bfloat16_inputs():
 @pytest.fixture
 def interpreted(monkeypatch):
     """Runs kernels on a CPU: splash interpreted, the cuDNN call by XLA."""
-    name = "make_splash_mha_single_device"
-    make = functools.partial(getattr(attention.splash, name), interpret=True)
-    monkeypatch.setattr(attention.splash, name, make)
+    for name in ("make_splash_mha_single_device", "make_splash_mha"):
+        make = functools.partial(getattr(splash, name), interpret=True)
+        monkeypatch.setattr(splash, name, make)
     if jax.default_backend() != "gpu":
         attend = jax.nn.dot_product_attention
 
         def attend_by_xla(*args, implementation, **options):
-            assert implementation == "cudnn"
+            assert implementation in ("cudnn", "xla")
             return attend(*args, implementation="xla", **options)
 
         monkeypatch.setattr(jax.nn, "dot_product_attention", attend_by_xla)
@@ -167,6 +172,48 @@ def test_kernel_runs_on_each_devices_rows_and_heads():
         assert leaf.sharding.shard_shape(leaf.shape) == (1, 128, leaf.shape[2] // 2, 8)
         # The tolerance is as above.
         np.testing.assert_allclose(leaf, other, rtol=0, atol=1e-5 * np.abs(other).max())
+
+
+# Kernel, type, mesh, sequence length, key heads, and pieces of the queries: 1 if each device
+# gets whole sequences for some heads.
+CONTEXT = [
+    ("xla", jnp.float32, {"fsdp": 2, "context": 4}, 24, 4, 1),
+    ("xla", jnp.float32, {"fsdp": 2, "context": 4}, 24, 2, 8),
+    ("xla", jnp.float32, {"context": 3}, 24, 2, 6),
+    ("cudnn", jnp.bfloat16, {"context": 2, "tensor": 2}, 64, 4, 1),
+    ("cudnn", jnp.bfloat16, {"context": 2, "tensor": 2}, 64, 2, 4),
+    ("splash", jnp.float32, {"fsdp": 2, "context": 2, "tensor": 2}, 128, 4, 1),
+    ("splash", jnp.float32, {"fsdp": 2, "context": 2, "tensor": 2}, 512, 2, 4),
+    ("splash", jnp.bfloat16, {"context": 4}, 1024, 2, 8),
+]
+
+
+@pytest.mark.sample(2)
+@pytest.mark.usefixtures("interpreted")
+@pytest.mark.parametrize("documents", [False, True])
+@pytest.mark.parametrize(
+    ("kernel", "dtype", "sizes", "seq_len", "num_kv_heads", "pieces"), CONTEXT
+)
+def test_sharded_sequences_do_not_change_attention(
+    kernel, dtype, sizes, seq_len, num_kv_heads, pieces, documents
+):
+    arrays, segments = kernel_inputs(dtype, 2, seq_len, num_kv_heads, 8)
+    segments = segments if documents else None
+    expected = value_and_gradients(plain_attention, arrays, segments)
+    devices = jax.devices()[: math.prod(sizes.values())]
+    with jax.set_mesh(build_mesh(MeshConfig(**sizes), devices)):
+        assert query_pieces(num_kv_heads) == pieces
+        heads = logical("batch", "seq", "heads", None)
+        arrays = [jax.device_put(x, heads) for x in arrays]
+        if documents:
+            segments = jax.device_put(segments, logical("batch", "seq"))
+        attend = functools.partial(causal_attention, kernel=kernel)
+        found = value_and_gradients(attend, arrays, segments)
+    for leaf, other in zip(found, expected, strict=True):
+        assert leaf.sharding.spec == heads
+        leaf, other = np.float32(leaf), np.float32(other)
+        tolerance = TOLERANCES[dtype] * np.abs(other).max()
+        np.testing.assert_allclose(leaf, other, rtol=0, atol=tolerance)
 
 
 @pytest.mark.parametrize("seq_len", [128, 384, 640, 2048])

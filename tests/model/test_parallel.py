@@ -82,6 +82,14 @@ WAYS = [
         1,
         {"remat": "none", "scan_unroll": 2, "loss_chunk": 2},
     ),
+    # Whole sequences for some heads, then all keys for some queries.
+    (MeshConfig(fsdp=2, context=4), 2, {"remat": "dots", "scan_unroll": 1, "loss_chunk": 2}),
+    (
+        MeshConfig(replica=2, context=2, tensor=2),
+        2,
+        {"remat": "dots", "scan_unroll": 1, "loss_chunk": 3},
+    ),
+    (MeshConfig(context=4, tensor=2), 1, {"remat": "none", "scan_unroll": 1, "loss_chunk": 1}),
 ]
 
 

@@ -1,0 +1,110 @@
+"""Causal attention kernels for the rows and heads on one device.
+
+Shapes: B batch, T query time, S key time, N query heads, K key/value heads, H head_dim. Query
+head n reads key head n // (N / K).
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash
+from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
+from jax.extend.core import Primitive
+
+from stackjax.model.config import AttentionKernel
+from stackjax.sharding.platform import DeviceKind, is_nvidia, platform_of
+
+Kernel = Callable[[jax.Array, jax.Array, jax.Array, jax.Array | None], jax.Array]
+"""Attention function: (q_BTNH, k_BSKH, v_BSKH, segments_BT) -> output [B, T, N, H]."""
+
+SPLASH_LANES = 128
+"""Splash attention needs a multiple of this sequence length."""
+SPLASH_RESIDUALS = "flash_residuals"
+"""Checkpoint name of splash attention's output and logsumexp."""
+_SPLASH_BLOCK = 512
+
+
+def _is_cudnn_forward(primitive: Primitive, *_: Any, **__: Any) -> bool:
+    return primitive.name.startswith("dot_product_attention_fwd")
+
+
+save_flash_residuals = jax.checkpoint_policies.save_from_both_policies(
+    # The cuDNN call has no checkpoint name.
+    jax.checkpoint_policies.save_only_these_names(SPLASH_RESIDUALS),
+    _is_cudnn_forward,
+)
+"""Remat policy: saves flash attention's output and logsumexp.
+
+The backward pass then does not run the forward kernel again. Other attention is recomputed.
+"""
+
+
+def has_kernel(kernel: AttentionKernel, device: DeviceKind) -> bool:
+    """Returns whether a device kind supports a kernel."""
+    return {
+        "xla": True,
+        "cudnn": is_nvidia(device),
+        "splash": platform_of(device) == "tpu",
+    }[kernel]
+
+
+def cudnn_attention(
+    q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, segments_BT: jax.Array | None
+) -> jax.Array:
+    """Returns causal attention by cuDNN's flash attention, for bfloat16."""
+    mask = None
+    if segments_BT is not None:
+        mask = (segments_BT[:, :, None] == segments_BT[:, None, :])[:, None]
+    return jax.nn.dot_product_attention(
+        q_BTNH, k_BSKH, v_BSKH, mask=mask, is_causal=True, implementation="cudnn"
+    )
+
+
+def splash_attention(
+    q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, segments_BT: jax.Array | None
+) -> jax.Array:
+    """Returns causal attention by splash attention, for TPUs."""
+    _, seq_len, num_heads, _ = q_BTNH.shape
+    attend = splash.make_splash_mha_single_device(
+        masks.MultiHeadMask([masks.CausalMask((seq_len, seq_len))] * num_heads),
+        block_sizes=splash_blocks(seq_len),
+        residual_checkpoint_name=SPLASH_RESIDUALS,
+    )
+    segments = None if segments_BT is None else splash.SegmentIds(segments_BT, segments_BT)
+    return run_splash(attend, q_BTNH, k_BSKH, v_BSKH, segments)
+
+
+def splash_blocks(seq_len: int) -> splash.BlockSizes:
+    """Returns splash attention's block sizes for sequences of queries and keys."""
+    size = math.gcd(_SPLASH_BLOCK, seq_len)
+    return splash.BlockSizes(
+        block_q=size,
+        block_kv=size,
+        block_kv_compute=size,
+        block_q_dkv=size,
+        block_kv_dkv=size,
+        block_kv_dkv_compute=size,
+        block_q_dq=size,
+        block_kv_dq=size,
+    )
+
+
+def run_splash(
+    attend: Any,
+    q_BTNH: jax.Array,
+    k_BSKH: jax.Array,
+    v_BSKH: jax.Array,
+    segments: splash.SegmentIds | None,
+) -> jax.Array:
+    """Returns the output of a splash attention kernel, [B, T, N, H]."""
+    q_BNTH, k_BKSH, v_BKSH = (x.transpose(0, 2, 1, 3) for x in (q_BTNH, k_BSKH, v_BSKH))
+    # Splash attention does not scale the logits.
+    q_BNTH *= q_BTNH.shape[-1] ** -0.5
+    out_BNTH: Any = jax.vmap(attend)(q_BNTH, k_BKSH, v_BKSH, segments)
+    return out_BNTH.transpose(0, 2, 1, 3)
+
+
+FLASH_KERNELS: Mapping[str, Kernel] = {"cudnn": cudnn_attention, "splash": splash_attention}
+"""The flash attention kernels by name."""
