@@ -447,7 +447,7 @@ ERRORS = {
     ),
     "mesh": (
         {"devices": 8, "mesh": MeshSizes(fsdp=3)},
-        "mesh {'replica': -1, 'fsdp': 3, 'tensor': 1} does not fit 8 devices",
+        "mesh {'replica': -1, 'fsdp': 3, 'context': 1, 'tensor': 1} does not fit 8 devices",
     ),
     "mesh that does not divide the heads": (
         {"mesh": MeshSizes(fsdp=1, tensor=64)},

@@ -129,6 +129,21 @@ def test_growth_frees_source(fields, at_the_seam, monkeypatch):
         train(with_stage_1(at_the_seam, **fields))
 
 
+@pytest.mark.slow
+def test_losses_do_not_change_with_sharded_sequences(at_the_seam, uncut, tmp_path):
+    # Stage 1 has whole sequences for one of two key heads on each device.
+    config = with_stage_1(at_the_seam, mesh=MeshConfig(fsdp=4, context=2))
+    layers = dataclasses.replace(config.evaluation, layers=True)
+    train(dataclasses.replace(config, evaluation=layers))
+    found, expected = ([row for row in rows(run) if row["stage"]] for run in (tmp_path, uncut))
+    assert "layers" in {row["kind"] for row in found}
+    for name in ("loss", "grad_norm", "held_out_loss"):
+        values = [[row[name] for row in rows if name in row] for rows in (found, expected)]
+        assert len(values[0]) >= 2
+        # The same float32 sums in another order, over eight updates.
+        assert values[0] == pytest.approx(values[1], rel=1e-4)
+
+
 def grown_run(world, workdir, growth, **fields):
     """A run whose second stage has eight steps and grows from 2 layers x 16 channels."""
     config = with_stage_1(world.config(), growth=growth, **fields)

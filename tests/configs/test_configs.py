@@ -42,7 +42,7 @@ def test_every_config_fits_a_mesh_of_8_by_4(path):
         assert estimate.state_bytes < 80 * 2**30
         # Matrices are sharded over all mesh axes.
         query = partition_of(params["layers"]["query"])
-        assert tuple(query) == (None, "fsdp", "tensor", None)
+        assert tuple(query) == (None, ("fsdp", "context"), "tensor", None)
         # Float32 parameters and two moments are sharded; gains and counts are replicated.
         whole = 12 * num_params(estimate.phase.model) / devices
         assert whole <= estimate.state_bytes < 1.01 * whole + 12 * 2**20

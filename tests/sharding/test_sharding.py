@@ -13,34 +13,41 @@ from stackjax.runtime.errors import UserError
 from stackjax.sharding import mesh
 from stackjax.sharding.axes import Axes
 from stackjax.sharding.config import MeshConfig
-from stackjax.sharding.mesh import build_mesh, mesh_shape, slices_along_axes
-from stackjax.sharding.partition import logical, num_shards, on_mesh, partition
+from stackjax.sharding.mesh import (
+    build_mesh,
+    mesh_shape,
+    slices_along_axes,
+    without_context,
+)
+from stackjax.sharding.partition import logical, move, num_shards, on_mesh, partition
 
 WEIGHT = Axes(("layers",), ("embed",), ("heads", "head_dim"))
 GAIN = Axes(("layers",), (), ("embed",))
 
 
 def test_mesh_size_minus_one_takes_remaining_devices():
-    assert mesh_shape(MeshConfig(), 8) == (1, 8, 1)
-    assert mesh_shape(MeshConfig(replica=-1, fsdp=2), 8) == (4, 2, 1)
-    assert mesh_shape(MeshConfig(replica=2, fsdp=2, tensor=-1), 8) == (2, 2, 2)
-    assert mesh_shape(MeshConfig(replica=2, fsdp=2, tensor=2), 8) == (2, 2, 2)
-    assert mesh_shape(MeshConfig(fsdp=8, tensor=-1), 8) == (1, 8, 1)
-    assert mesh_shape(MeshConfig(fsdp=2), 8) == (4, 2, 1)
+    assert mesh_shape(MeshConfig(), 8) == (1, 8, 1, 1)
+    assert mesh_shape(MeshConfig(replica=-1, fsdp=2), 8) == (4, 2, 1, 1)
+    assert mesh_shape(MeshConfig(replica=2, fsdp=2, tensor=-1), 8) == (2, 2, 1, 2)
+    assert mesh_shape(MeshConfig(replica=2, fsdp=2, tensor=2), 8) == (2, 2, 1, 2)
+    assert mesh_shape(MeshConfig(fsdp=8, tensor=-1), 8) == (1, 8, 1, 1)
+    assert mesh_shape(MeshConfig(fsdp=2), 8) == (4, 2, 1, 1)
 
 
 @pytest.mark.parametrize(
     ("config", "num_devices", "num_slices", "shape"),
     [
-        (MeshConfig(), 32, 1, (1, 32, 1)),
-        (MeshConfig(), 64, 1, (2, 32, 1)),
-        (MeshConfig(), 256, 1, (8, 32, 1)),
-        (MeshConfig(), 48, 1, (2, 24, 1)),
-        (MeshConfig(tensor=4), 256, 1, (2, 32, 4)),
-        (MeshConfig(replica=1), 256, 1, (1, 256, 1)),
+        (MeshConfig(), 32, 1, (1, 32, 1, 1)),
+        (MeshConfig(), 64, 1, (2, 32, 1, 1)),
+        (MeshConfig(), 256, 1, (8, 32, 1, 1)),
+        (MeshConfig(), 48, 1, (2, 24, 1, 1)),
+        (MeshConfig(tensor=4), 256, 1, (2, 32, 1, 4)),
+        (MeshConfig(replica=1), 256, 1, (1, 256, 1, 1)),
+        (MeshConfig(context=4), 256, 1, (8, 8, 4, 1)),
+        (MeshConfig(fsdp=2, context=4), 8, 1, (1, 2, 4, 1)),
         # Parameters stay within a slice.
-        (MeshConfig(), 32, 2, (2, 16, 1)),
-        (MeshConfig(), 512, 2, (16, 32, 1)),
+        (MeshConfig(), 32, 2, (2, 16, 1, 1)),
+        (MeshConfig(), 512, 2, (16, 32, 1, 1)),
     ],
 )
 def test_default_fsdp_is_at_most_32_within_a_slice(config, num_devices, num_slices, shape):
@@ -51,6 +58,7 @@ def test_default_fsdp_is_at_most_32_within_a_slice(config, num_devices, num_slic
     ("config", "message"),
     [
         (MeshConfig(replica=2, fsdp=2), "does not fit 8 devices; the sizes must multiply"),
+        (MeshConfig(context=3), "does not fit 8 devices"),
         (MeshConfig(fsdp=-1, tensor=3), "does not fit 8 devices"),
         (MeshConfig(fsdp=16, tensor=-1), "does not fit 8 devices"),
         (MeshConfig(fsdp=-1, tensor=-1), "fsdp and tensor cannot both be -1"),
@@ -66,18 +74,18 @@ def test_wrong_mesh_sizes_are_refused(config, message):
 @pytest.mark.parametrize(
     ("shape", "num_slices", "across"),
     [
-        ((2, 16, 1), 2, (2, 1, 1)),
-        ((4, 16, 2), 2, (2, 1, 1)),
-        ((1, 32, 1), 2, (1, 2, 1)),
-        ((2, 16, 1), 4, (2, 2, 1)),
-        ((8, 32, 1), 8, (8, 1, 1)),
+        ((2, 16, 1, 1), 2, (2, 1, 1, 1)),
+        ((4, 16, 1, 2), 2, (2, 1, 1, 1)),
+        ((1, 32, 1, 1), 2, (1, 2, 1, 1)),
+        ((2, 16, 1, 1), 4, (2, 2, 1, 1)),
+        ((8, 32, 1, 1), 8, (8, 1, 1, 1)),
     ],
 )
 def test_slices_span_replica_before_fsdp(shape, num_slices, across):
     assert slices_along_axes(shape, num_slices) == across
 
 
-@pytest.mark.parametrize("shape", [(1, 16, 2), (1, 1, 32), (2, 8, 2)])
+@pytest.mark.parametrize("shape", [(1, 16, 1, 2), (1, 1, 1, 32), (2, 8, 1, 2)])
 def test_indivisible_slices_are_refused(shape):
     with pytest.raises(UserError, match=r"does not fit 3 TPU slices.*set mesh\.replica to 3"):
         slices_along_axes(shape, 3)
@@ -136,7 +144,7 @@ def test_default_mesh_has_every_device():
 
 def test_weights_are_sharded_by_the_table_and_gains_replicated():
     with jax.set_mesh(mesh_of("replica 2, fsdp 2, tensor 2")):
-        assert partition(WEIGHT) == P(None, "fsdp", "tensor", None)
+        assert partition(WEIGHT) == P(None, ("fsdp", "context"), "tensor", None)
         assert partition(GAIN) == P(None, None)
         # The residual stream passes None for its channels.
         assert logical("batch", None, None) == P(("replica", "fsdp"), None, None)
@@ -158,3 +166,16 @@ def test_abstract_arrays_keep_their_partition_specs_on_a_mesh():
     moved = on_mesh({"cut": cut, "scalar": jax.ShapeDtypeStruct((), "int32")}, mesh)
     assert moved["cut"].sharding.shard_shape((4, 8)) == (1, 4)
     assert moved["scalar"].sharding.is_fully_replicated
+
+
+def test_parameters_keep_their_devices_without_context():
+    before = build_mesh(MeshConfig(fsdp=2, context=2, tensor=2))
+    after = without_context(before)
+    assert after.shape == {"replica": 1, "fsdp": 4, "context": 1, "tensor": 2}
+    with jax.set_mesh(before):
+        w = jax.device_put(np.arange(2 * 8 * 4 * 3.0).reshape(2, 8, 4, 3), partition(WEIGHT))
+    moved = move(w, after)
+    for shard, other in zip(w.addressable_shards, moved.addressable_shards, strict=True):
+        assert shard.device == other.device and shard.index == other.index
+    with jax.set_mesh(after):
+        assert num_shards("seq") == 1 and num_shards("batch") == 4

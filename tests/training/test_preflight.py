@@ -15,6 +15,7 @@ from stackjax.config import (
     LoggingConfig,
     Stage,
 )
+from stackjax.data.config import DataConfig
 from stackjax.growth import Stack
 from stackjax.optimizers import AdamW, Muon, Optimizer
 from stackjax.runtime.errors import UserError
@@ -64,12 +65,12 @@ TENSOR = {"mesh": MeshConfig(tensor=4)}
 ERRORS = {
     "mesh": (
         {"mesh": MeshConfig(replica=2, fsdp=2)},
-        "mesh {'replica': 2, 'fsdp': 2, 'tensor': 1} does not fit 8 devices; the sizes must "
-        "multiply to 8, or set one of them to -1.",
+        "mesh {'replica': 2, 'fsdp': 2, 'context': 1, 'tensor': 1} does not fit 8 devices; the "
+        "sizes must multiply to 8, or set one of them to -1.",
     ),
     "mesh of a stage": (
         stage(mesh=MeshConfig(fsdp=3, tensor=-1)),
-        "'fsdp': 3, 'tensor': -1} does not fit 8 devices",
+        "'fsdp': 3, 'context': 1, 'tensor': -1} does not fit 8 devices",
     ),
     "batch": (
         stage(batch_size=12),
@@ -86,10 +87,15 @@ ERRORS = {
         "evaluation.batch_size is 12, which does not divide over 8 shards of the batch; use "
         "a multiple of 8.",
     ),
+    "sequence": (
+        {"data": DataConfig(path="data/test", seq_len=12), "mesh": MeshConfig(context=8)},
+        "data.seq_len is 12, which does not divide over 8 shards of the sequence (mesh "
+        "context); use a multiple of 8.",
+    ),
     "embed": (
         {"model": tiny_model(num_layers=6, embed_dim=20)},
-        "model.embed_dim is 20 in stage 0, which does not divide over 8 shards of mesh axis "
-        "'fsdp'; change one of them.",
+        "model.embed_dim is 20 in stage 0, which does not divide over 8 shards (mesh fsdp x "
+        "context); change one of them.",
     ),
     "kv heads": (
         TENSOR,
