@@ -14,10 +14,11 @@ from stackjax.accelerators.speeds import (
 FORMULA = f"""\
 The estimate adds the times of matrix products, at {TPU_PRODUCTS:.0%} of a TPU's peak or
 {GPU_PRODUCTS:.0%} of a GPU's; of attention kernels, at 20 to 70% of the peak by device and
-head_dim, over the causal half of the scores; of the memory traffic of elementwise
-operations, at {MEMORY_EFFICIENCY:.0%} of the bandwidth; and of collectives, all of synchronous
-ones and {EXPOSED:.0%} of asynchronous ones. MFU is our FLOPs (full attention squares, no
-rematerialization) / (estimate x peak). These speeds are assumptions."""
+head_dim, over the causal half of the scores (all scores with an explicit mask); of the memory
+traffic of elementwise operations, at {MEMORY_EFFICIENCY:.0%} of the bandwidth; and of
+collectives, all of synchronous ones and {EXPOSED:.0%} of asynchronous ones. MFU is our FLOPs
+(full attention squares, no rematerialization) / (estimate x peak). These speeds are
+assumptions."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -36,7 +37,7 @@ class Bounds:
 
 def time_bounds(costs: Costs, speeds: Speeds) -> Bounds:
     """Returns the bounds and the estimate of a program's time."""
-    attention = costs.attention_flops / 2  # the causal half
+    attention = costs.computed_attention_flops
     wire = {
         is_synchronous: sum(
             _wire_seconds(each, speeds)

@@ -44,7 +44,9 @@ class Costs:
     dot_flops: float
     """FLOPs of matrix products outside of attention kernels."""
     attention_flops: float
-    """FLOPs of attention kernels' matrix products, counted as full squares."""
+    """FLOPs of attention kernels' matrix products, for all queries and keys."""
+    computed_attention_flops: float
+    """FLOPs that attention kernels compute: mostly the causal half."""
     forward_kernels: int
     """Calls of forward attention kernels."""
     traffic: float
@@ -74,6 +76,7 @@ def program_costs(module: Module, num_devices: int, devices_per_host: int) -> Co
     return Costs(
         dot_flops=totals["dot_flops"],
         attention_flops=totals["attention_flops"],
+        computed_attention_flops=totals["computed_attention_flops"],
         forward_kernels=int(totals["forward_kernels"]),
         traffic=totals["traffic"],
         elementwise_traffic=totals["elementwise_traffic"],
@@ -99,6 +102,7 @@ def _instruction_costs(
     costs["traffic"] = traffic_bytes(module, computation, instruction)
     if attention is not None:
         costs["attention_flops"] = attention.flops
+        costs["computed_attention_flops"] = attention.computed_flops
         costs["forward_kernels"] = attention.is_forward
     elif not dots and _is_elementwise(module, computation, instruction):
         costs["elementwise_traffic"] = costs["traffic"]

@@ -30,7 +30,9 @@ class AttentionCall:
     """A call of an attention kernel."""
 
     flops: float
-    """FLOPs of all products over full squares of scores."""
+    """FLOPs of all products over the scores of all queries and keys."""
+    computed_flops: float
+    """FLOPs that the kernel computes: the causal half, or all with an explicit mask."""
     is_forward: bool
 
 
@@ -49,11 +51,13 @@ def attention_products(
         assert match is not None, "cuDNN attention states the shape of its scores"
         scores = math.prod(int(size) for size in json.loads(match[1]))
         head_dim = shapes[0].sizes[-1]
+        is_causal = '"NO_MASK"' not in instruction.attributes
     else:
-        # The mask's integer tables come before the queries.
-        *rows, seq_len, head_dim = next(each.sizes for each in shapes if _is_float(each))
-        scores = math.prod(rows) * seq_len**2
-    return AttentionCall(products * 2 * scores * head_dim, is_forward)
+        # The mask's integer tables come before queries and keys.
+        queries, keys, *_ = (each.sizes for each in shapes if _is_float(each))
+        scores, head_dim, is_causal = math.prod(queries[:-1]) * keys[-2], queries[-1], True
+    flops = products * 2 * scores * head_dim
+    return AttentionCall(flops, flops / 2 if is_causal else flops, is_forward)
 
 
 def _is_float(shape: Shape) -> bool:

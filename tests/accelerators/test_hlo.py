@@ -1,5 +1,6 @@
 """Costs read from the text of compiled programs."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -58,10 +59,33 @@ def test_tpu_convolution_is_a_product_and_splash_attention_is_counted_as_squares
     costs = program_costs(parse_module(TPU), num_devices=4, devices_per_host=4)
     assert costs.dot_flops == 2 * 4 * 16 * 8
     assert costs.attention_flops == 2 * (2 * 2 * 3 * 256**2 * 64)
+    assert costs.computed_attention_flops == costs.attention_flops / 2
     assert costs.forward_kernels == 1
     (reduction,) = costs.collectives
     assert (reduction.kind, reduction.is_synchronous) == ("reduce-scatter", True)
     assert reduction.wire_bytes == 512 * 3 / 4
+
+
+SCORES = {"intermediate_tensor_shape": {"dimensions": ["2", "4", "8", "32"]}}
+CUDNN = """
+HloModule jit_attention
+
+ENTRY %main (q: bf16[2,8,4,64], k: bf16[2,32,4,64]) -> bf16[2,8,4,64] {{
+  %q = bf16[2,8,4,64] parameter(0)
+  %k = bf16[2,32,4,64] parameter(1)
+  ROOT %fmha = bf16[2,8,4,64] custom-call(%q, %k, %k), {config}
+}}
+"""
+
+
+@pytest.mark.parametrize(("mask", "computed"), [("CAUSAL", 0.5), ("NO_MASK", 1.0)])
+def test_cudnn_attention_computes_all_scores_under_an_explicit_mask(mask, computed):
+    fields = json.dumps({"cudnn_fmha_backend_config": SCORES | {"mask_type": mask}})
+    config = f'custom_call_target="__cudnn$fmhaSoftmax", backend_config={fields}'
+    module = parse_module(CUDNN.format(config=config))
+    costs = program_costs(module, num_devices=1, devices_per_host=1)
+    assert costs.attention_flops == 2 * 2 * (2 * 4 * 8 * 32) * 64
+    assert costs.computed_attention_flops == computed * costs.attention_flops
 
 
 GATHER = """

@@ -27,6 +27,7 @@ GIB = 2**30
 COSTS = Costs(
     dot_flops=8e12,
     attention_flops=4e12,
+    computed_attention_flops=2e12,
     forward_kernels=24,
     traffic=3e12,
     elementwise_traffic=1e12,
