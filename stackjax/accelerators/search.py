@@ -18,8 +18,8 @@ _REMAT: tuple[RematPolicy, ...] = ("none", "dots", "lean", "full")
 """Policies, from least computation to least memory."""
 _LOSS_CHUNKS = (512, 2048)
 """Positions per chunk of the loss; the first is used to choose everything else."""
-_TENSOR = (1, 2, 4, 8)
-"""Sizes of mesh axis `tensor`."""
+_SIZES = (1, 2, 4, 8)
+"""Sizes of the mesh axes `context` and `tensor`."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,19 +79,29 @@ def _search_stage(
     def fastest() -> float:
         return min(found.values(), default=math.inf)
 
-    # Fewer shards and more tensor parallelism are tried as long as steps get faster.
-    for tensor in _tensor_sizes(machine):
-        before = fastest()
-        for mesh in _meshes(machine, tensor):
-            seconds = fastest()
+    def search_tensor(context: int, tensor: int) -> None:
+        for mesh in _meshes(machine, context, tensor):
+            before = fastest()
             _search_mesh(config, stage, mesh, machine, attempt)
-            if fastest() == seconds:
-                break
+            if fastest() == before:
+                return
+
+    def search_context(context: int) -> None:
+        for tensor in _sizes(machine, context):
+            before = fastest()
+            search_tensor(context, tensor)
+            if found and fastest() == before:
+                return
+
+    # Fewer shards, more tensor and more context parallelism: each as long as it pays.
+    for context in _sizes(machine):
+        before = fastest()
+        search_context(context)
         if found and fastest() == before:
             break
     if not found:
         # Raises the reason if the batch or the model does not divide.
-        mesh = next(_meshes(machine, tensor=1))
+        mesh = next(_meshes(machine, context=1, tensor=1))
         _estimates(config, stage, Choice(mesh, 1, _REMAT[0], _LOSS_CHUNKS[0]), machine)
         raise UserError(
             f"stages.{stage} does not fit {machine.group} with any mesh, accumulate and remat; "
@@ -140,17 +150,18 @@ def _smallest_factor(measured: Measured) -> int:
     return factor
 
 
-def _tensor_sizes(machine: Machine) -> list[int]:
+def _sizes(machine: Machine, others: int = 1) -> list[int]:
+    """Returns the possible sizes of a mesh axis within a slice, beside `others` shards."""
     per_slice = len(machine.devices) // num_slices_of(machine.devices)
-    return [size for size in _TENSOR if per_slice % size == 0]
+    return [size for size in _SIZES if per_slice % (others * size) == 0]
 
 
-def _meshes(machine: Machine, tensor: int) -> Iterator[MeshConfig]:
+def _meshes(machine: Machine, context: int, tensor: int) -> Iterator[MeshConfig]:
     """Yields meshes, the most shards first."""
-    left = len(machine.devices) // tensor
-    fsdp = default_fsdp(left // num_slices_of(machine.devices))
+    left = len(machine.devices) // (context * tensor)
+    fsdp = default_fsdp(left // num_slices_of(machine.devices), context)
     while True:
-        yield MeshConfig(replica=left // fsdp, fsdp=fsdp, tensor=tensor)
+        yield MeshConfig(replica=left // fsdp, fsdp=fsdp, context=context, tensor=tensor)
         if fsdp % 2:
             return
         fsdp //= 2

@@ -30,11 +30,13 @@ COMPUTED = {"none": 1.0, "dots": 1.1, "lean": 1.2, "full": 1.4}
 
 def costs(choice):
     """Memory and seconds of a choice: fewer shards gather less and need more memory."""
-    shards = choice.mesh.fsdp * choice.mesh.tensor
-    rows = 64 / (choice.mesh.replica * choice.mesh.fsdp * choice.accumulate)
-    memory = 800 / shards + rows * SAVED[choice.remat] / choice.mesh.tensor
-    gathers = 0.02 * choice.accumulate * (choice.mesh.fsdp - 1) / choice.mesh.tensor
-    return memory, COMPUTED[choice.remat] + gathers + 0.1 * (choice.mesh.tensor - 1)
+    mesh = choice.mesh
+    shards = mesh.fsdp * mesh.context
+    rows = 64 / (mesh.replica * mesh.fsdp * mesh.context * choice.accumulate)
+    memory = (800 / shards + rows * SAVED[choice.remat]) / mesh.tensor
+    gathers = 0.02 * choice.accumulate * (shards - 1) / mesh.tensor
+    exchanges = 0.1 * (mesh.tensor - 1) + 0.2 * (mesh.context - 1)
+    return memory, COMPUTED[choice.remat] + gathers + exchanges
 
 
 def measured(choice, memory):
@@ -77,9 +79,11 @@ def made_up(monkeypatch):
 
 
 MESHES = [
-    MeshConfig(replica=8 // (fsdp * tensor), fsdp=fsdp, tensor=tensor)
-    for tensor, fsdp in itertools.product((1, 2, 4, 8), repeat=2)
-    if fsdp * tensor <= 8
+    MeshConfig(
+        replica=8 // (fsdp * context * tensor), fsdp=fsdp, context=context, tensor=tensor
+    )
+    for context, tensor, fsdp in itertools.product((1, 2, 4, 8), repeat=3)
+    if fsdp * context * tensor <= 8
 ]
 
 
@@ -120,7 +124,8 @@ def test_other_stages_need_not_fit_before_their_own_search(monkeypatch):
 def test_batch_that_divides_on_no_mesh_is_named(monkeypatch):
     config = tiny_run()
     odd = dataclasses.replace(config.stages[0], batch_size=7)
-    config = dataclasses.replace(config, stages=(odd, config.stages[1]))
+    data = dataclasses.replace(config.data, seq_len=7)
+    config = dataclasses.replace(config, data=data, stages=(odd, config.stages[1]))
     machine = Machine(group=parse_devices("h100:8"), devices=jax.devices(), memory=10**12)
     with pytest.raises(UserError, match=r"stages\.0\.batch_size is 7"):
         search(config, machine, lambda line: None)
