@@ -71,6 +71,9 @@ class FitConfig(Checked):
     devices: str = ""
     """Devices: `v5p:2x2x2`, `v5e:16x16*2` for two slices, `h100:8`, or `h200:8x4` for 4 hosts
     of 8. TPUs v5e, v5p, v6e, tpu7x; GPUs h100, h200, a100-40, a100-80, b200."""
+    target: Path | None = None
+    """A GPU's own description, instead of the package's: a program on this GPU writes a file
+    `*.gpu_target_config.pbtxt` with XLA_FLAGS=--xla_dump_to=DIRECTORY."""
     json: Path | None = None
     """JSON file to write, with all numbers."""
     search: bool = False

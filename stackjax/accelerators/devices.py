@@ -3,6 +3,7 @@
 import dataclasses
 import math
 import re
+from pathlib import Path
 
 from stackjax.runtime.errors import UserError
 
@@ -25,6 +26,8 @@ class DeviceGroup:
     """TPUs: the topology's sizes. GPUs: devices per host, and hosts."""
     num_slices: int = 1
     """TPU slices."""
+    target: Path | None = None
+    """GPUs: a file with XLA's description of the GPU; None for the package's."""
 
     @property
     def is_tpu(self) -> bool:
@@ -36,21 +39,27 @@ class DeviceGroup:
         return f"{self.name}:{'x'.join(map(str, self.sizes))}{slices}"
 
 
-def parse_devices(text: str) -> DeviceGroup:
+def parse_devices(text: str, target: Path | None = None) -> DeviceGroup:
     """Returns the devices named on a command line.
 
     >>> parse_devices("h200:8x4").sizes
     (8, 4)
 
+    Args:
+      target: A file with XLA's description of the GPU; by default the package's.
+
     Raises:
-      UserError: The text does not name devices.
+      UserError: The text does not name devices, or names TPUs with a target.
     """
     match = _TEXT.fullmatch(text)
     if match is None:
         raise _refusal(text, f"write NAME:SIZES, such as {_EXAMPLES}")
     sizes = tuple(map(int, match["sizes"].split("x")))
     group = DeviceGroup(
-        name=match["name"].lower(), sizes=sizes, num_slices=int(match["slices"] or 1)
+        name=match["name"].lower(),
+        sizes=sizes,
+        num_slices=int(match["slices"] or 1),
+        target=target,
     )
     _check_sizes(text, group)
     return group
@@ -63,6 +72,8 @@ def _check_sizes(text: str, group: DeviceGroup) -> None:
         raise _refusal(text, f"{group.name!r} is unknown; choose one of {known}")
     if not math.prod(group.sizes) * group.num_slices:
         raise _refusal(text, "every size must be at least 1")
+    if group.is_tpu and group.target is not None:
+        raise _refusal(text, "--target describes a GPU; leave it out for TPUs")
     if group.is_tpu and len(group.sizes) != TPU_DIMENSIONS[group.name]:
         example = "x".join("2" * TPU_DIMENSIONS[group.name])
         raise _refusal(

@@ -30,7 +30,7 @@ def fit(config: Config, options: FitConfig, path: Path) -> None:
     """
     if options.write is not None:
         _check_writable(config, options.write, path)
-    machine = describe_machine(options.devices)
+    machine = describe_machine(options.devices, options.target)
     check_backend(config, machine.devices[0])
     if options.search:
         choices = search(config, machine, functools.partial(print, flush=True))
@@ -64,9 +64,13 @@ def _check_writable(config: Config, target: Path, path: Path) -> None:
         )
 
 
-def describe_machine(text: str) -> Machine:
-    """Returns the devices named on the command line, ready to compile for."""
-    group = parse_devices(text)
+def describe_machine(text: str, target: Path | None = None) -> Machine:
+    """Returns the devices named on the command line, ready to compile for.
+
+    Args:
+      target: A GPU's own description, as for `parse_devices`.
+    """
+    group = parse_devices(text, target)
     devices = described_devices(group)
     return Machine(group=group, devices=devices, memory=usable_memory(group, devices))
 

@@ -7,6 +7,7 @@ import jax
 from stackjax.accelerators.devices import DeviceGroup
 from stackjax.accelerators.topology import target_number
 from stackjax.model.flops import peak_flops
+from stackjax.runtime.errors import UserError
 
 # Bytes per second on each JAX device. A TPU7x chip is two devices.
 _TPU_MEMORY = {"v5e": 819e9, "v5p": 2765e9, "v6e": 1638e9, "tpu7x": 3690e9}
@@ -56,13 +57,17 @@ class Speeds:
 
 
 def speeds_of(group: DeviceGroup, device: jax.Device, head_dim: int) -> Speeds:
-    """Returns the assumed speeds of a device."""
+    """Returns the assumed speeds of a device; UserError if its peak is unknown."""
     peak, is_wide = peak_flops(device), head_dim >= 128
-    assert peak is not None, "the peak of every described device is known"
+    if peak is None:
+        raise UserError(
+            f"--target describes {device.device_kind!r}, whose peak FLOP/s are unknown; name "
+            f"the most similar GPU with --devices, without --target."
+        )
     if group.is_tpu:
         memory, products, attention = _TPU_MEMORY[group.name], TPU_PRODUCTS, _TPU_ATTENTION
     else:
-        memory, products = target_number(group.name, "memory_bandwidth"), GPU_PRODUCTS
+        memory, products = target_number(group, "memory_bandwidth"), GPU_PRODUCTS
         is_ampere = group.name.startswith("a100")
         attention = _AMPERE_ATTENTION if is_ampere else _HOPPER_ATTENTION
     return Speeds(

@@ -54,7 +54,7 @@ def _gpus(group: DeviceGroup) -> Sequence[jax.Device]:
     return topologies.get_topology_desc(
         platform="cuda",
         topology_name="",
-        target_config=target_description(group.name),
+        target_config=target_description(group),
         # Partitions x hosts x devices.
         topology=f"1x{hosts[0] if hosts else 1}x{per_host}",
     ).devices
@@ -78,15 +78,28 @@ def _is_installed(package: str) -> bool:
     )
 
 
-def target_description(name: str) -> str:
-    """Returns a GPU's description for XLA, a GpuTargetConfigProto as text."""
-    return (_TARGETS / f"{name}.txtpb").read_text(encoding="utf-8")
+def target_description(group: DeviceGroup) -> str:
+    """Returns a GPU's description for XLA, a GpuTargetConfigProto as text.
+
+    Raises:
+      UserError: The user's description cannot be read.
+    """
+    path = group.target or _TARGETS / f"{group.name}.txtpb"
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"--target is {path}, which cannot be read ({error}).") from None
 
 
-def target_number(name: str, field: str) -> float:
-    """Returns a number from a GPU's description."""
-    match = re.search(rf"\b{field}: ([\d.]+)", target_description(name))
-    assert match is not None, "every description has the field"
+def target_number(group: DeviceGroup, field: str) -> float:
+    """Returns a number from a GPU's description; UserError if it is missing."""
+    match = re.search(rf"\b{field}: ([\d.]+)", target_description(group))
+    if match is None:
+        raise UserError(
+            f"--target is {group.target}, which has no {field}; give a file "
+            f"`*.gpu_target_config.pbtxt`, which XLA writes on a GPU with "
+            f"XLA_FLAGS=--xla_dump_to=DIRECTORY."
+        )
     return float(match[1])
 
 
@@ -95,7 +108,7 @@ def usable_memory(group: DeviceGroup, devices: Sequence[jax.Device]) -> int:
     if group.is_tpu:
         return _tpu_memory(devices[0])
     fraction = float(os.environ.get("XLA_PYTHON_CLIENT_MEM_FRACTION", 0.75))
-    return int(fraction * target_number(group.name, "device_memory_size"))
+    return int(fraction * target_number(group, "device_memory_size"))
 
 
 @functools.lru_cache

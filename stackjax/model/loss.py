@@ -21,7 +21,7 @@ from stackjax.model.transformer import (
     hidden,
     logits,
 )
-from stackjax.sharding.partition import logical, num_shards
+from stackjax.sharding.partition import logical, num_shards, resharded
 
 
 class LossSums(NamedTuple):
@@ -59,11 +59,9 @@ def next_token_loss(
 
 def _next_tokens(tokens_BT: jax.Array) -> jax.Array:
     """Returns the label of each position: the next token; the last position has weight 0."""
-    is_sharded = num_shards("seq") > 1
-    if is_sharded:
-        tokens_BT = jax.reshard(tokens_BT, logical("batch", None))
+    tokens_BT = resharded(tokens_BT, logical("batch", None))
     labels_BT = jnp.pad(tokens_BT[:, 1:], ((0, 0), (0, 1)))
-    return jax.reshard(labels_BT, logical("batch", "seq")) if is_sharded else labels_BT
+    return resharded(labels_BT, logical("batch", "seq"))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))

@@ -16,11 +16,11 @@ from stackjax.model.attention import causal_attention, choose_kernel
 from stackjax.model.attention_kernels import save_flash_residuals
 from stackjax.model.block import Attend, Block
 from stackjax.model.config import ModelConfig, RematPolicy
-from stackjax.model.einsum import MLP_PRODUCT, PRODUCT, contract, gathered
+from stackjax.model.einsum import MLP_PRODUCT, PRODUCT, contract
 from stackjax.model.module import Module, Named, compute_dtype
 from stackjax.model.rotary import rotation
 from stackjax.sharding.axes import Axes
-from stackjax.sharding.partition import logical, num_shards
+from stackjax.sharding.partition import logical, num_shards, resharded
 from stackjax.sharding.platform import platform_of, target_device
 
 Params = dict[str, Any]
@@ -54,11 +54,16 @@ def all_layers(config: ModelConfig) -> LayerSpan:
 class _Embedding(Module):
     @nn.compact
     def __call__(self, tokens_BT: jax.Array) -> jax.Array:
-        stored_VD = self.weight("embedding", _EMBEDDING)
-        table_VD = gathered(stored_VD, stored_VD.dtype)
+        table_VD = self.weight("embedding", _EMBEDDING)
+        # To exchange the channels of tokens takes less communication than to gather the table
+        # and to sum its gradient.
+        tokens_BT = resharded(tokens_BT, logical("lookup_batch", None))
+        x_BTD = table_VD.at[tokens_BT].get(out_sharding=logical("lookup_batch", None, "embed"))
         # Cast after the lookup, so that gradients of repeated tokens are summed in float32.
-        x_BTD = table_VD.at[tokens_BT].get(out_sharding=logical("batch", "seq", None))
-        return x_BTD.astype(compute_dtype(self.config))
+        x_BTD = x_BTD.astype(compute_dtype(self.config))
+        # With a step for each mesh axis, the compiler needs no gather.
+        x_BTD = resharded(x_BTD, logical("lookup_batch", "seq", "lookup_embed"))
+        return resharded(x_BTD, logical("batch", "seq", None))
 
 
 class _Head(Module):

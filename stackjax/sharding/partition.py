@@ -18,6 +18,9 @@ RULES: dict[str, str | tuple[str, ...] | None] = {
     "kv_heads": "tensor",
     # Attention reads whole sequences: each device then has some of the heads.
     "attention_heads": ("tensor", "context"),
+    # A device looks up its channels of the embedding for all tokens in its replica.
+    "lookup_batch": "replica",
+    "lookup_embed": "fsdp",
     "mlp": "tensor",
     "vocab": "tensor",
 }
@@ -68,6 +71,11 @@ def layout(x: jax.Array) -> P | None:
 def unsharded_along(name: str, spec: P) -> P:
     """Returns a partition spec without sharding along a logical axis."""
     return P(*(None if axis == _mesh_axes(name) else axis for axis in spec))
+
+
+def resharded(x: jax.Array, spec: P | None) -> jax.Array:
+    """Returns an array with a partition spec; the array itself for None."""
+    return x if spec is None else jax.reshard(x, spec)
 
 
 def on_mesh(abstract: Any, mesh: Mesh) -> Any:

@@ -2,11 +2,13 @@
 
 import importlib.metadata
 import re
+import types
 
 import pytest
 
 from stackjax.accelerators import topology
 from stackjax.accelerators.devices import GPUS, DeviceGroup, parse_devices
+from stackjax.accelerators.speeds import speeds_of
 from stackjax.model.flops import _PEAK_FLOPS
 from stackjax.runtime.errors import UserError
 
@@ -48,14 +50,47 @@ def test_wrong_device_name_is_refused_with_the_way_out(text, way_out):
 
 @pytest.mark.parametrize("name", GPUS)
 def test_described_gpu_has_a_known_peak_memory_and_bandwidth(name):
-    kind = re.search(r'device_description_str: "(.*)"', topology.target_description(name))
+    group = parse_devices(f"{name}:8")
+    kind = re.search(r'device_description_str: "(.*)"', topology.target_description(group))
     assert kind is not None and kind[1] in _PEAK_FLOPS
-    assert 40e9 < topology.target_number(name, "device_memory_size") < 200e9
-    assert 1.5e12 < topology.target_number(name, "memory_bandwidth") < 8e12
+    assert 40e9 < topology.target_number(group, "device_memory_size") < 200e9
+    assert 1.5e12 < topology.target_number(group, "memory_bandwidth") < 8e12
+
+
+def test_gpu_may_have_its_own_description(tmp_path):
+    target = tmp_path / "mine.gpu_target_config.pbtxt"
+    h100 = topology.target_description(parse_devices("h100:8"))
+    target.write_text(h100.replace("device_memory_size: 8", "device_memory_size: 1"))
+    group = parse_devices("h100:8", target)
+    assert topology.target_number(group, "device_memory_size") < 20e9
+    assert topology.target_description(group) == target.read_text()
+
+
+@pytest.mark.parametrize(
+    ("text", "content", "said"),
+    [
+        ("v5p:2x2x2", "", "leave it out for TPUs"),
+        ("h100:8", None, "cannot be read"),
+        ("h100:8", "name: 'a GPU'", "which has no device_memory_size"),
+    ],
+)
+def test_wrong_description_is_refused(text, content, said, tmp_path):
+    target = tmp_path / "mine.pbtxt"
+    if content is not None:
+        target.write_text(content)
+    with pytest.raises(UserError, match=said):
+        topology.usable_memory(parse_devices(text, target), [])
+
+
+def test_gpu_without_a_known_peak_is_refused():
+    device = types.SimpleNamespace(platform="cuda", device_kind="NVIDIA Z9")
+    with pytest.raises(UserError, match="NVIDIA Z9"):
+        speeds_of(parse_devices("h100:8"), device, 64)
 
 
 def test_gpu_memory_is_the_process_share(monkeypatch):
-    group, total = parse_devices("h100:8"), topology.target_number("h100", "device_memory_size")
+    group = parse_devices("h100:8")
+    total = topology.target_number(group, "device_memory_size")
     monkeypatch.delenv("XLA_PYTHON_CLIENT_MEM_FRACTION", raising=False)
     assert topology.usable_memory(group, []) == int(0.75 * total)
     monkeypatch.setenv("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.9")

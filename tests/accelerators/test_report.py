@@ -153,7 +153,7 @@ def test_way_out_is_the_first_candidate_that_fits(monkeypatch, fitting, said):
 def test_run_that_does_not_fit_is_reported_and_refused_in_one_line(
     monkeypatch, tmp_path, capsys
 ):
-    monkeypatch.setattr(fit_module, "describe_machine", lambda text: machine(60 * GIB))
+    monkeypatch.setattr(fit_module, "describe_machine", lambda *_: machine(60 * GIB))
     monkeypatch.setattr(fit_module, "num_slices_of", lambda devices: 1)
     monkeypatch.setattr(fit_module, "check_backend", lambda config, device: None)
     monkeypatch.setattr(fit_module, "measure", lambda config, program, machine: TOO_LARGE)

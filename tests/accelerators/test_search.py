@@ -156,7 +156,7 @@ def test_written_config_has_the_choices(source, tmp_path):
 
 def test_fit_reports_the_run_as_found_and_writes_it(monkeypatch, source, made_up, tmp_path):
     reported = []
-    monkeypatch.setattr(fit_module, "describe_machine", lambda text: made_up(150))
+    monkeypatch.setattr(fit_module, "describe_machine", lambda *_: made_up(150))
     monkeypatch.setattr(fit_module, "check_backend", lambda config, device: None)
     monkeypatch.setattr(fit_module, "search", lambda config, machine, show: CHOICES)
     monkeypatch.setattr(

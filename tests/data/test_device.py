@@ -11,7 +11,6 @@ from stackjax.data.batch import Batch
 from stackjax.data.device import batch_sharding, put
 from stackjax.sharding.config import MeshConfig
 from stackjax.sharding.mesh import build_mesh
-from stackjax.sharding.partition import RULES
 
 ROWS, T = 8, 4
 
@@ -40,10 +39,8 @@ def test_batches_arrive_complete_and_in_order(mesh):
         assert batch.tokens.sharding == batch_sharding(mesh)
 
 
-def test_sequences_are_sharded_by_the_table(monkeypatch):
-    monkeypatch.setitem(RULES, "batch", "fsdp")
-    monkeypatch.setitem(RULES, "seq", "replica")
-    mesh, field = build_mesh(MeshConfig(replica=4)), np.arange(ROWS * T).reshape(1, ROWS, T)
+def test_sequences_are_sharded_along_context():
+    mesh, field = build_mesh(MeshConfig(context=4)), np.arange(ROWS * T).reshape(1, ROWS, T)
     with jax.set_mesh(mesh):
         (sent,) = put([Batch(field, field, None, field)], mesh, ROWS)
     np.testing.assert_array_equal(sent.tokens, field)

@@ -11,7 +11,6 @@ import pytest
 from conftest import (
     MODELS,
     first_microbatch,
-    mesh_of,
     phase_of,
     random_batch,
     random_params,
@@ -23,7 +22,9 @@ from stackjax import model
 from stackjax.model import LayerSpan
 from stackjax.model.flops import num_params
 from stackjax.sharding.axes import Axes
-from stackjax.sharding.partition import RULES, num_shards
+from stackjax.sharding.config import MeshConfig
+from stackjax.sharding.mesh import build_mesh
+from stackjax.sharding.partition import num_shards
 
 B, T = 2, 8
 
@@ -306,11 +307,9 @@ def test_initial_values_are_the_same_on_every_mesh(initial_values, mesh):
     assert shard == (2, 16 // num_shards("embed"), 4 // num_shards("heads"), 6)
 
 
-def test_sharded_sequences_do_not_change_the_parameters(monkeypatch):
-    monkeypatch.setitem(RULES, "batch", "fsdp")
-    monkeypatch.setitem(RULES, "seq", "replica")
+def test_sharded_sequences_do_not_change_the_parameters():
     config = tiny_model()
-    with jax.set_mesh(mesh_of("replica 2, fsdp 2, tensor 2")):
+    with jax.set_mesh(build_mesh(MeshConfig(fsdp=2, context=2, tensor=2))):
         params = jax.eval_shape(lambda: model.init(config, jax.random.key(0)))
     whole = jax.eval_shape(lambda: model.init(config, jax.random.key(0)))
     assert jax.tree.map(jnp.shape, params) == jax.tree.map(jnp.shape, whole)
