@@ -1,31 +1,71 @@
-"""Programs compiled for described devices; needs XLA's GPU compiler, but no GPU."""
+"""Programs compiled for described devices; needs their compilers, but no device."""
 
 import importlib.util
 import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from stackjax.accelerators.topology import _PLUGINS, _is_installed
 
-HAS_COMPILER = any(map(_is_installed, _PLUGINS)) and importlib.util.find_spec("nvidia.cudnn")
+HAS_GPU = any(map(_is_installed, _PLUGINS)) and importlib.util.find_spec("nvidia.cudnn")
+HAS_TPU = _is_installed("libtpu")
+for_gpu = pytest.mark.skipif(not HAS_GPU, reason="XLA's GPU compiler, cuDNN are not installed")
+for_tpu = pytest.mark.skipif(not HAS_TPU, reason="libtpu is not installed")
 OPTIONS = [
     *("--model.head-dim", "64", "--data.seq-len", "256", "--stages.0.batch-size", "16"),
     *("--stages.1.batch-size", "16", "--stages.1.accumulate", "2", "--model.remat", "dots"),
 ]
 
 
-@pytest.mark.skipif(not HAS_COMPILER, reason="XLA's GPU compiler and cuDNN are not installed")
-def test_tiny_run_compiles_for_a_described_gpu(tmp_path):
-    output = tmp_path / "fit.json"
-    command = [sys.executable, "-m", "stackjax.fit", "--config", "configs/tiny.py", *OPTIONS]
-    command += ["--devices", "h100:8", "--json", str(output)]
+def fit(config: str, devices: str, output: Path, *options: str) -> dict[str, dict]:
+    """Returns the programs that the command reports, by name."""
+    command = [sys.executable, "-m", "stackjax.fit", "--config", config, *options]
+    command += ["--devices", devices, "--json", str(output)]
     environment = os.environ | {"XLA_PYTHON_CLIENT_MEM_FRACTION": "0.75"}
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr
-    found = {each["name"]: each for each in json.loads(output.read_text())["programs"]}
+    return {each["name"]: each for each in json.loads(output.read_text())["programs"]}
+
+
+def synchronous_gigabytes(program: dict, kind: str) -> float:
+    return sum(
+        each["wire_bytes"] / 1e9
+        for each in program["costs"]["collectives"]
+        if each["is_synchronous"] and each["kind"] == kind
+    )
+
+
+# Devices, peak GiB, and the synchronous GB of the whole step. The v5p slice gathers weights
+# synchronously (71 GB).
+LARGE = [
+    pytest.param("h100:8", 24, 0.001, marks=for_gpu),
+    pytest.param("v5p:2x2x2", 31, 75, marks=for_tpu),
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("devices", "peak", "synchronous"), LARGE)
+def test_large_step_keeps_its_bounds_on_memory_and_communication(
+    devices, peak, synchronous, tmp_path
+):
+    found = fit("configs/scratch_1b.py", devices, tmp_path / "fit.json")
+    step = found["stage 0 step"]
+    assert step["fits"] and step["peak_bytes"] < peak * 2**30
+    # Attention runs forward once in each of 24 layers and 16 microbatches.
+    assert step["costs"]["forward_kernels"] == 24 * 16
+    kinds = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
+    waits = {kind: synchronous_gigabytes(step, kind) for kind in kinds}
+    assert sum(waits.values()) < synchronous
+    assert waits["all-reduce"] < 0.1, "gradients of weights are not summed as a whole"
+
+
+@for_gpu
+def test_tiny_run_compiles_for_a_described_gpu(tmp_path):
+    found = fit("configs/tiny.py", "h100:8", tmp_path / "fit.json", *OPTIONS)
     assert [*found] == [
         *("stage 0 step", "stage 0 evaluation"),
         *("stage 1 growth", "stage 1 step", "stage 1 evaluation"),
