@@ -71,6 +71,11 @@ def get_config():
 """
 
 
+@functools.cache
+def config_with(path: Path, overrides: tuple[str, ...]) -> Config:
+    return load_config("test", ["--config", str(path), *overrides])
+
+
 @dataclasses.dataclass(frozen=True)
 class World:
     """Corpus, config and compilation cache, shared by all runs."""
@@ -82,9 +87,10 @@ class World:
         config = str(self.path / "config.py")
         return ["--config", config, "--workdir", str(workdir), *overrides]
 
-    def config(self, *overrides: str) -> Config:
+    def config(self, *overrides: str, workdir: Path | None = None) -> Config:
         """The config of a run, for calls in this process."""
-        return load_config("test", ["--config", str(self.path / "config.py"), *overrides])
+        config = config_with(self.path / "config.py", overrides)
+        return config if workdir is None else dataclasses.replace(config, workdir=str(workdir))
 
     def start(self, args: list[str], *signalled: str, **env: str) -> subprocess.Popen:
         """Starts a run. `signalled`: SIGNAL POINT WHEN NTH."""
@@ -155,6 +161,12 @@ def uncut(world) -> Path:
 
     make_once(world.path / "uncut", run)
     return world.path / "uncut"
+
+
+def rarely_saved(config: Config) -> Config:
+    """The run with checkpoints only where stages start and end."""
+    checkpoints = dataclasses.replace(config.checkpoints, every_tokens=10**9)
+    return dataclasses.replace(config, checkpoints=checkpoints)
 
 
 def rows(workdir: Path) -> list[dict]:

@@ -425,7 +425,7 @@ def test_growth_before_the_run_is_charged_and_reported(tmp_path):
 
 @pytest.mark.slow
 def test_real_run_is_charged_for_the_previous_run(world, uncut, tmp_path):
-    config = world.config("--workdir", str(tmp_path / "next"))
+    config = world.config(workdir=tmp_path / "next")
     stages = (dataclasses.replace(config.stages[0], growth=None),)
     train(dataclasses.replace(config, stages=stages, init_from=str(uncut)))
     before, after = read_record(uncut), read_record(tmp_path / "next")

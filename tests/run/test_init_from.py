@@ -22,7 +22,7 @@ from stackjax.run import train
 
 def config_from(world, path, workdir, **changes):
     """A run that starts from a model and doubles the depth."""
-    config = world.config("--workdir", str(workdir))
+    config = world.config(workdir=workdir)
     model = dataclasses.replace(model_of(str(path)), scan_unroll=1)
     return dataclasses.replace(
         config,
@@ -126,7 +126,7 @@ def test_damaged_folder_is_refused_without_side_effects(world, folder, tmp_path)
 
 
 def test_missing_source_is_refused(world, tmp_path):
-    config = world.config("--workdir", str(tmp_path / "run"), "--init-from", "nowhere")
+    config = world.config("--init-from", "nowhere", workdir=tmp_path / "run")
     with pytest.raises(ValueError, match=r"there is no checkpoint in .*nowhere"):
         train.train(config)
 

@@ -172,7 +172,7 @@ def test_last_growth_in_depth_defines_copies(growths, expected):
 
 def layer_run(world, workdir, **fields):
     """A run with layer statistics; the second stage has 8 steps."""
-    config = world.config("--workdir", str(workdir), "--evaluation.layers")
+    config = world.config("--evaluation.layers", workdir=workdir)
     stage = dataclasses.replace(config.stages[1], **fields)
     return dataclasses.replace(config, stages=(config.stages[0], stage))
 
