@@ -3,6 +3,7 @@
 import collections
 import functools
 import gc
+import io
 import os
 from fractions import Fraction
 
@@ -176,6 +177,17 @@ def mesh_of(name: str) -> jax.sharding.Mesh:
     """Returns a mesh from `MESHES`."""
     config, num_devices = MESHES[name]
     return build_mesh(config, jax.devices()[:num_devices])
+
+
+@pytest.fixture
+def undrawn(monkeypatch):
+    """Leaves out the drawings of reports, for tests of their words."""
+
+    def save(self, out, **_):
+        if isinstance(out, io.StringIO):
+            out.write("<svg></svg>")
+
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", save)
 
 
 def described_mesh(device_kind: str, platform: str, **sizes: int) -> jax.sharding.AbstractMesh:

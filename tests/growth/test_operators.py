@@ -112,7 +112,7 @@ def grown_phase(growth, source=SOURCE, **fields):
 # Law 1: shapes, dtypes, axes.
 
 
-@pytest.mark.sample(5)
+@pytest.mark.sample(9)
 @pytest.mark.parametrize("source", MODELS)
 @pytest.mark.parametrize("name", GROWTHS)
 def test_grown_parameters_have_the_target_shapes_and_axes(name, source):

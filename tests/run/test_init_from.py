@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 from etils import epath
-from runs import last_state
+from runs import last_state, rarely_saved
 
 from stackjax.checkpoint.directory import find_checkpoint
 from stackjax.checkpoint.restore import read_contents
@@ -24,10 +24,8 @@ def config_from(world, path, workdir, **changes):
     """A run that starts from a model and doubles the depth."""
     config = world.config(workdir=workdir)
     model = dataclasses.replace(model_of(str(path)), scan_unroll=1)
-    return dataclasses.replace(
-        config,
-        **{"model": model, "model_is": "source", "init_from": str(path)} | changes,
-    )
+    start = {"model": model, "model_is": "source", "init_from": str(path)}
+    return rarely_saved(dataclasses.replace(config, **start | changes))
 
 
 @pytest.fixture(scope="module")
