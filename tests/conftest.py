@@ -2,6 +2,8 @@
 
 import collections
 import functools
+import gc
+import io
 import os
 from fractions import Fraction
 
@@ -48,6 +50,8 @@ jax.config.update("jax_num_cpu_devices", 8)
 # Tests mostly compile; unoptimized compilation takes a quarter of the time.
 jax.config.update("jax_disable_most_optimizations", True)
 os.environ["XLA_FLAGS"] = FAST_COMPILATION
+# Nothing that imports make is garbage: the collector need not look at it again and again.
+gc.disable()
 # Dtype promotion is not strict: optax and jax.nn mix dtypes themselves.
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
@@ -74,6 +78,11 @@ def pytest_collection_modifyitems(config, items):
         (kept if runs else left_out).append(item)
     items[:] = kept
     config.hook.pytest_deselected(items=left_out)
+
+
+def pytest_collection_finish():
+    gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -168,6 +177,17 @@ def mesh_of(name: str) -> jax.sharding.Mesh:
     """Returns a mesh from `MESHES`."""
     config, num_devices = MESHES[name]
     return build_mesh(config, jax.devices()[:num_devices])
+
+
+@pytest.fixture
+def undrawn(monkeypatch):
+    """Leaves out the drawings of reports, for tests of their words."""
+
+    def save(self, out, **_):
+        if isinstance(out, io.StringIO):
+            out.write("<svg></svg>")
+
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", save)
 
 
 def described_mesh(device_kind: str, platform: str, **sizes: int) -> jax.sharding.AbstractMesh:

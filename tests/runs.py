@@ -5,6 +5,7 @@ itself `before` or `after` the nth call of the function POINT, given as `module:
 """
 
 import dataclasses
+import fcntl
 import functools
 import importlib
 import json
@@ -14,6 +15,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
@@ -28,10 +30,11 @@ from stackjax.data.config import PrepareConfig
 from stackjax.data.prepare import prepare
 
 ROOT = Path(__file__).parent.parent
-# JAX 0.12 has no such flag. Without it, XLA compiles a train step in three times the time.
-FAST_COMPILATION = (
-    "--xla_cpu_use_fusion_emitters=false" if jax.__version_info__ < (0, 11) else ""
-)
+# A few small functions compile faster together than in one LLVM module each.
+FAST_COMPILATION = "--xla_cpu_parallel_codegen_split_count=1"
+if jax.__version_info__ < (0, 11):
+    # Newer JAX has no such flag. Without it, XLA compiles a train step in three times the time.
+    FAST_COMPILATION += " --xla_cpu_use_fusion_emitters=false"
 WORDS = ("a", "model", "that", "grows", "while", "it", "trains", "and", "never", "forgets")
 CLOCK = ("seconds", "tokens_per_second", "mfu")
 TIMED = ("goodput", "late")
@@ -68,6 +71,11 @@ def get_config():
 """
 
 
+@functools.cache
+def config_with(path: Path, overrides: tuple[str, ...]) -> Config:
+    return load_config("test", ["--config", str(path), *overrides])
+
+
 @dataclasses.dataclass(frozen=True)
 class World:
     """Corpus, config and compilation cache, shared by all runs."""
@@ -79,9 +87,10 @@ class World:
         config = str(self.path / "config.py")
         return ["--config", config, "--workdir", str(workdir), *overrides]
 
-    def config(self, *overrides: str) -> Config:
+    def config(self, *overrides: str, workdir: Path | None = None) -> Config:
         """The config of a run, for calls in this process."""
-        return load_config("test", ["--config", str(self.path / "config.py"), *overrides])
+        config = config_with(self.path / "config.py", overrides)
+        return config if workdir is None else dataclasses.replace(config, workdir=str(workdir))
 
     def start(self, args: list[str], *signalled: str, **env: str) -> subprocess.Popen:
         """Starts a run. `signalled`: SIGNAL POINT WHEN NTH."""
@@ -112,9 +121,27 @@ class World:
         return process.returncode, stdout, stderr
 
 
+def make_once(path: Path, make: Callable[[], None]) -> None:
+    """Calls a function in the first process that asks; the others wait for its end."""
+    with open(f"{path}.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        made = Path(f"{path}.made")
+        if not made.exists():
+            make()
+            made.touch()
+
+
 @pytest.fixture(scope="session")
 def world(tmp_path_factory) -> World:
-    path = tmp_path_factory.mktemp("world")
+    """All test processes share it."""
+    base = tmp_path_factory.getbasetemp()
+    path = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "world"
+    make_once(path, lambda: make_world(path))
+    return World(path)
+
+
+def make_world(path: Path) -> None:
+    path.mkdir()
     data, text = str(path / "data"), path / "text.jsonl"
     # Synthetic text: the validation split must not change with the code.
     rng = random.Random(0)
@@ -122,15 +149,24 @@ def world(tmp_path_factory) -> World:
     text.write_text("".join(json.dumps({"text": d}) + "\n" for d in documents))
     prepare(PrepareConfig(paths=(str(text), data), tokenizer="bytes", validation_fraction=0.2))
     (path / "config.py").write_text(CONFIG.format(data=data, runs=path))
-    return World(path)
 
 
 @pytest.fixture(scope="session")
 def uncut(world) -> Path:
     """The directory of an uninterrupted run, on one device."""
-    code, _, stderr = world.run(world.args(Path("uncut")))  # relative
-    assert (code, stderr) == (0, ""), stderr
+
+    def run():
+        code, _, stderr = world.run(world.args(Path("uncut")))  # relative
+        assert (code, stderr) == (0, ""), stderr
+
+    make_once(world.path / "uncut", run)
     return world.path / "uncut"
+
+
+def rarely_saved(config: Config) -> Config:
+    """The run with checkpoints only where stages start and end."""
+    checkpoints = dataclasses.replace(config.checkpoints, every_tokens=10**9)
+    return dataclasses.replace(config, checkpoints=checkpoints)
 
 
 def rows(workdir: Path) -> list[dict]:

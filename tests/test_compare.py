@@ -323,6 +323,7 @@ def test_layer_figure_has_a_panel_per_statistic(tmp_path):
         assert drawn(name, rows)[1] is None
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_negative_speedup_is_reported(tmp_path):
     printed = report(tmp_path, scratch_and_grown(tmp_path, speedup=-0.2))
     assert "25.0 % more FLOPs (6ND) than scratch" in printed
@@ -425,7 +426,7 @@ def test_growth_before_the_run_is_charged_and_reported(tmp_path):
 
 @pytest.mark.slow
 def test_real_run_is_charged_for_the_previous_run(world, uncut, tmp_path):
-    config = world.config("--workdir", str(tmp_path / "next"))
+    config = world.config(workdir=tmp_path / "next")
     stages = (dataclasses.replace(config.stages[0], growth=None),)
     train(dataclasses.replace(config, stages=stages, init_from=str(uncut)))
     before, after = read_record(uncut), read_record(tmp_path / "next")
@@ -474,6 +475,7 @@ def test_group_members_differ_only_in_seed_and_execution(tmp_path):
     assert not is_same_training(**{"optimizer.schedule.shape": "wsd"})
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_unequal_settings_are_reported_with_values(tmp_path):
     paths = scratch_and_grown(tmp_path, **{"optimizer.b2": 0.999, "stages.1.batch_size": 4})
     printed = report(tmp_path, paths)
@@ -497,6 +499,7 @@ def slow_down(path, factor):
     return path
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_headline_names_costs_with_the_opposite_result(tmp_path):
     paths = [
         write_run(tmp_path / "scratch", grown=False),
@@ -512,6 +515,7 @@ def test_headline_names_costs_with_the_opposite_result(tmp_path):
     assert headline.endswith("wins in device-seconds (+140.0 %).")
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_zero_speedup_and_interval_around_zero_are_reported(tmp_path):
     paths = [
         write_run(tmp_path / f"{grown}-{seed}", grown=grown, seed=seed, noise=0.003 * noisy)

@@ -120,6 +120,7 @@ def test_grown_runs_with_shared_scratch_are_one_point(lengths, tmp_path):
     assert len(gap_points(found.pairs)["stack(2)"]) == len(LENGTHS)
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_unequal_runs_are_reported_with_the_field(sizes, lengths, tmp_path):
     other = {"stages.1.peak_learning_rate": 0.02}
     paths = [

@@ -43,7 +43,7 @@ def with_stage_1(config, **fields):
 def at_the_seam(world, uncut, tmp_path):
     """A run at the end of the first stage."""
     cut(uncut, tmp_path, 8)
-    return world.config("--workdir", str(tmp_path))
+    return world.config(workdir=tmp_path)
 
 
 class Compiling(Exception):
@@ -231,7 +231,7 @@ def test_full_disk_keeps_earlier_checkpoint(world, uncut, tmp_path, monkeypatch,
         patch.setattr(atomicity.AtomicRenameTemporaryPath, "finalize", finalize)
         error = error_of(world.args(tmp_path), patch, capsys)
     assert "No space left on device" in error
-    config = world.config("--workdir", str(tmp_path))
+    config = world.config(workdir=tmp_path)
     assert train_until_compiling(config, monkeypatch) == 6
 
 

@@ -112,7 +112,7 @@ def test_num_processes_does_not_change_a_byte(tmp_path):
         write_jsonl(tmp_path / "b.jsonl", [text * 999 for text in TEXTS]),
     ]
     written = [
-        contents(run(*files, tmp_path / f"out{count}", num_processes=count)) for count in (1, 3)
+        contents(run(*files, tmp_path / f"out{count}", num_processes=count)) for count in (1, 2)
     ]
     assert written[0] == written[1]
     shards = [name for name in written[0] if name.startswith("train")]

@@ -72,7 +72,8 @@ def state_before(config):
 def updates_after_growth(config, growth, starts):
     """Returns the updates after a growth with kept moments, and their gradients."""
     axes, target = model.logical_axes(SOURCE), growth.target_config(SOURCE)
-    state = grow_opt_state(growth, state_before(config), axes, SOURCE, "keep")
+    grow = functools.partial(grow_opt_state, growth, axes=axes, source=SOURCE, moments="keep")
+    state = jax.jit(grow)(state_before(config))
     params = random_params(target)
     update = jax.jit(config.build(model.logical_axes(target)).update)
     gradients = [random_like(params, 100 + seed) for seed in range(STEPS_AFTER)]
@@ -186,12 +187,14 @@ def test_moments_start_at_growth_exactly_for_zero_entries(name, mode):
         is_leaf=lambda node: isinstance(node, Axes),
     )
     state = optax.ScaleByAdamState(count=jnp.int32(7), mu=ones, nu=ones)
-    grown = grow_opt_state(growth, state, axes, SOURCE, mode)
+    grow = functools.partial(grow_opt_state, growth, axes=axes, source=SOURCE, moments=mode)
+    grown = jax.device_get(jax.jit(grow)(state))
     starts = MomentStarts().after_growth(growth, SOURCE, 7, keeps=mode == "keep")
+    correct = functools.partial(starts.correction, decay=0.5, count=jnp.int32(7))
     for leaf, names in by_name(axes).items():
-        correction = starts.correction(names, 0.5, jnp.int32(7))
-        moment = np.asarray(by_name(grown.nu)[leaf])
-        starts_now = np.broadcast_to(correction == 0, moment.shape)
+        correction = jax.jit(functools.partial(correct, names))()
+        moment = by_name(grown.nu)[leaf]
+        starts_now = np.broadcast_to(np.asarray(correction) == 0, moment.shape)
         np.testing.assert_array_equal(moment == 0, starts_now, err_msg=leaf)
 
 
@@ -276,10 +279,12 @@ OTHER_STATES = [(optax.scale_by_lion(), 1), (optax.scale_by_rms(), 2), (optax.tr
 def test_moments_of_other_optax_states_grow(tx, order):
     growth, axes = GROWTHS["stack"], model.logical_axes(SOURCE)
     params = random_params(SOURCE)
-    _, state = tx.update(params, tx.init(params))
+    _, state = jax.jit(lambda: tx.update(params, tx.init(params)))()
     moments = getattr(state, "mu", getattr(state, "nu", getattr(state, "trace", None)))
-    grown = grow_opt_state(growth, (state, optax.EmptyState()), axes, SOURCE)[0]
-    expected = growth.grow_moment(moments, axes, SOURCE, order=order)
+    grow = functools.partial(grow_opt_state, growth, axes=axes, source=SOURCE)
+    grown = jax.jit(grow)((state, optax.EmptyState()))[0]
+    grow_moment = functools.partial(growth.grow_moment, axes=axes, source=SOURCE, order=order)
+    expected = jax.jit(grow_moment)(moments)
     found = getattr(grown, "mu", getattr(grown, "nu", getattr(grown, "trace", None)))
     jax.tree.map(np.testing.assert_array_equal, found, expected)
 

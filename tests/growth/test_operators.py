@@ -72,6 +72,19 @@ def grow_params(growth, params, config, fresh=random_params):
     return jax.jit(grow)(params, key=KEY)
 
 
+def grow_moment(growth, moment, config, order):
+    axes = model.logical_axes(config)
+    grow = functools.partial(growth.grow_moment, axes=axes, source=config, order=order)
+    return jax.device_get(jax.jit(grow)(moment))
+
+
+def new_entries(growth, config):
+    """Masks of new entries that broadcast against the grown parameters."""
+    axes, maps = model.logical_axes(config), growth.axis_maps(config)
+    masks = jax.jit(lambda: jax.tree.map(lambda names: is_new(names, maps), axes))
+    return jax.device_get(masks())
+
+
 def optimizer_of(config):
     return OPTIMIZER.build(model.logical_axes(config))
 
@@ -99,7 +112,7 @@ def grown_phase(growth, source=SOURCE, **fields):
 # Law 1: shapes, dtypes, axes.
 
 
-@pytest.mark.sample(5)
+@pytest.mark.sample(9)
 @pytest.mark.parametrize("source", MODELS)
 @pytest.mark.parametrize("name", GROWTHS)
 def test_grown_parameters_have_the_target_shapes_and_axes(name, source):
@@ -259,13 +272,14 @@ def test_moments_of_copied_layers_equal_their_source(copies):
 def test_kept_moments_equal_the_sources_and_new_moments_are_zero(name):
     growth, state = GROWTHS[name], trained_source()
     tx = optimizer_of(growth.target_config(SOURCE))
-    grown = moments(grow_jitted(growth, tx, state, "keep"))
+    grown = jax.device_get(moments(grow_jitted(growth, tx, state, "keep")))
+    kept_from = jax.device_get(moments(state))
     maps, axes = growth.axis_maps(SOURCE), model.logical_axes(SOURCE)
+    news = new_entries(growth, SOURCE)
     for kind in ("mu", "nu"):
 
-        def check(after, before, names):
-            new = np.broadcast_to(is_new(names, maps), after.shape)
-            assert not np.asarray(after)[new].any()
+        def check(after, before, names, new):
+            assert not after[np.broadcast_to(new, after.shape)].any()
             # The first copy of each entry keeps its moment.
             for axis, axis_name in enumerate(names.names):
                 if axis_name in maps:
@@ -275,7 +289,7 @@ def test_kept_moments_equal_the_sources_and_new_moments_are_zero(name):
                     before = np.take(before, kept, axis=axis)
             np.testing.assert_array_equal(after, before)
 
-        jax.tree.map(check, getattr(grown, kind), getattr(moments(state), kind), axes)
+        jax.tree.map(check, getattr(grown, kind), getattr(kept_from, kind), axes, news)
     assert int(grown.count) == 1
 
 
@@ -414,23 +428,23 @@ def source_gradient(source):
 def test_moments_scale_by_the_gradient_factor_and_its_square(name, source):
     growth, config = MULTIPLES[name], MODELS[source]
     assert growth.preserves_function == "always"
-    axes, maps = model.logical_axes(config), growth.axis_maps(config)
     params = grow_params(growth, random_params(config), config)
     found = gradient_of(grown_phase(growth, config))(params, 0, random_batch())
-    expected = growth.grow_moment(source_gradient(source), axes, config, order=1)
+    expected = grow_moment(growth, source_gradient(source), config, order=1)
     squares = jax.tree.map(np.square, source_gradient(source))
-    grown_squares = growth.grow_moment(squares, axes, config, order=2)
+    grown_squares = grow_moment(growth, squares, config, order=2)
     only_copies = isinstance(growth, WidthSplit)
 
-    def check(gradient, moment, square, names):
-        old = ~np.broadcast_to(is_new(names, maps), gradient.shape)
+    def check(gradient, moment, square, new):
+        old = ~np.broadcast_to(new, gradient.shape)
         known = old | only_copies  # gradients of new entries are unknown
         scale = np.abs(gradient).max()
         np.testing.assert_allclose(gradient[known], moment[known], rtol=1e-3, atol=2e-5 * scale)
         np.testing.assert_allclose(square, np.square(moment), rtol=1e-5, atol=1e-12)
         assert only_copies or not moment[~old].any()
 
-    jax.tree.map(check, jax.device_get(found), jax.device_get(expected), grown_squares, axes)
+    news = new_entries(growth, config)
+    jax.tree.map(check, jax.device_get(found), expected, grown_squares, news)
 
 
 @pytest.mark.sample(3)
@@ -440,13 +454,13 @@ def test_moments_scale_by_the_gradient_factor_and_its_square(name, source):
 def test_gradients_and_grown_moments_sum_to_the_source_gradient(name):
     """A copy's grown moment is the mean share of the source's moment."""
     growth = GROWTHS[name]
-    axes = model.logical_axes(SOURCE)
     grow = functools.partial(grow_params, growth, config=SOURCE)
-    params, pull_back = jax.vjp(grow, random_params(SOURCE))
-    moment = growth.grow_moment(source_gradient("gqa"), axes, SOURCE, order=1)
+    params = grow(random_params(SOURCE))
+    pull_back = jax.jit(lambda grown: jax.vjp(grow, random_params(SOURCE))[1](grown))
+    moment = grow_moment(growth, source_gradient("gqa"), SOURCE, order=1)
     gradient = gradient_of(grown_phase(growth))(params, 0, random_batch())
     for grown in (moment, gradient):
-        (back,) = pull_back(grown)
+        (back,) = jax.device_get(pull_back(grown))
         for leaf, expected in zip(
             jax.tree.leaves(back), jax.tree.leaves(source_gradient("gqa")), strict=True
         ):
@@ -483,7 +497,7 @@ def test_split_noise_sums_to_zero_over_copies_and_has_the_given_size():
     params = random_params(source)
     plain = grow_params(WidthSplit(mlp=3), params, source)["layers"]["down"]
     noisy = grow_params(WidthSplit(mlp=3, noise=0.3), params, source)["layers"]["down"]
-    noise = (noisy - plain).reshape(3, 3, 400, 16)
+    noise = np.asarray(noisy - plain).reshape(3, 3, 400, 16)
     np.testing.assert_allclose(noise.sum(axis=1), 0, atol=1e-6)
     # Subtracting the mean of three copies leaves two thirds of the variance.
     stddev = 0.3 * params["layers"]["down"].std() * np.sqrt(2 / 3)
@@ -495,7 +509,7 @@ def test_split_noise_sums_to_zero_over_copies_and_has_the_given_size():
 def test_noise_mixes_matrices_with_the_papers_distribution(alpha):
     source = tiny_model(embed_dim=64, mlp_dim=96)
     params = random_params(source)
-    grown = grow_params(Noise(alpha), params, source)
+    grown = jax.device_get(grow_params(Noise(alpha), params, source))
     rest = jax.tree.map(lambda new, old: new - (1 - alpha) * old, grown, params)
     for name, leaf in rest["layers"].items():
         if name.endswith("norm"):
@@ -572,9 +586,9 @@ def test_learned_layer_is_a_sum_of_mapped_layers():
     axes, params = model.logical_axes(SOURCE), random_params(SOURCE)
     maps = jax.tree.map(
         lambda leaf: rng.normal(size=leaf.shape).astype(np.float32),
-        growth.init_maps(axes, SOURCE, key=KEY),
+        jax.eval_shape(lambda: growth.init_maps(axes, SOURCE, key=KEY)),
     )
-    grown = growth.materialize(maps, params, axes, SOURCE)
+    grown = jax.jit(lambda m, p: growth.materialize(m, p, axes, SOURCE))(maps, params)
     m = jax.tree.map(np.float64, maps)
     p = jax.tree.map(np.float64, params)
     group = SOURCE.num_heads // SOURCE.num_kv_heads
@@ -617,7 +631,8 @@ def test_fit_lowers_the_loss_and_keeps_the_source_fixed():
     )
     tx = fit_transformation(OPTIMIZER)
     source = trained_source().params
-    state, losses = fit_state(phase.fit, SOURCE, tx, source, KEY), []
+    start = functools.partial(fit_state, phase.fit, SOURCE, tx)
+    state, losses = jax.jit(start)(source, KEY), []
     step = jax.jit(functools.partial(train_step, phase, tx, 0.0, phase.step_inputs))
     for _ in range(12):
         state, metrics = step(state, random_batch())

@@ -268,7 +268,7 @@ def damaged(draw) -> str:
     return text[:start] + draw(st.just("") | st.sampled_from(WORDS)) + text[stop:]
 
 
-@hypothesis.settings(max_examples=600, deadline=None)
+@hypothesis.settings(max_examples=300, deadline=None)
 @hypothesis.given(st.text() | st.lists(st.sampled_from(WORDS)).map("".join) | damaged())
 def test_any_text_round_trips_or_raises_value_error(text):
     try:

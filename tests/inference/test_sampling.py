@@ -18,7 +18,8 @@ ROWS = st.lists(st.floats(-8, 8, width=32), min_size=V, max_size=V)
 SAMPLINGS = st.builds(
     Sampling,
     temperature=st.floats(0.125, 4),
-    top_k=st.none() | st.integers(1, V + 2),
+    # Each number of candidates is compiled once.
+    top_k=st.sampled_from([None, 1, 2, 7, V, V + 2]),
     top_p=st.floats(0.01, 1),
 )
 
@@ -40,7 +41,8 @@ def num_kept(logits_V, sampling, top_p):
 
 def kept(logits_V, sampling):
     """Returns the candidates' logits and tokens."""
-    logits_BK, tokens_BK = candidates(jnp.asarray(logits_V, jnp.float32)[None], sampling)
+    logits_BV = jnp.broadcast_to(jnp.asarray(logits_V, jnp.float32), (8, V))
+    logits_BK, tokens_BK = candidates(logits_BV, sampling)
     is_kept_K = np.asarray(logits_BK[0]) > -np.inf
     return np.asarray(logits_BK[0])[is_kept_K], np.asarray(tokens_BK[0])[is_kept_K]
 
@@ -71,6 +73,8 @@ def test_sample_is_a_candidate(logits_V, sampling, seed):
     assert set(tokens_B.tolist()) <= set(tokens_K.tolist())
 
 
+# For tests with few settings.
+draw = jax.jit(sample, static_argnums=1)
 SETTINGS = {
     "default": Sampling(),
     "hot": Sampling(temperature=2.0),
@@ -95,7 +99,7 @@ def test_candidates_match_transformers_and_frequencies_match_probabilities(name)
     expected_V = probabilities(warped_1V[0].numpy(), 1)
     assert set(kept(logits_V, sampling)[1].tolist()) == set(np.flatnonzero(expected_V).tolist())
     logits_BV = jnp.broadcast_to(logits_V, (num_draws, V))
-    tokens_B = sample(logits_BV, sampling, KEY)
+    tokens_B = draw(logits_BV, sampling, KEY)
     found_V = np.bincount(tokens_B, minlength=V) / num_draws
     # The tolerance is four standard deviations; the key is fixed.
     allowed_V = 4 * np.sqrt(expected_V * (1 - expected_V) / num_draws)
@@ -113,25 +117,25 @@ GREEDY = {
 
 @pytest.mark.parametrize("name", GREEDY)
 def test_greedy_settings_take_the_argmax(name):
-    tokens_B = sample(LOGITS_BV, GREEDY[name], KEY)
+    tokens_B = draw(LOGITS_BV, GREEDY[name], KEY)
     np.testing.assert_array_equal(tokens_B, np.argmax(LOGITS_BV, axis=-1))
 
 
 @pytest.mark.parametrize("name", SETTINGS)
 def test_tokens_without_probability_are_never_drawn(name):
     logits_BV = jnp.full((400, V), -jnp.inf).at[:, 3:6].set(0.0)
-    tokens_B = sample(logits_BV, SETTINGS[name], KEY)
+    tokens_B = draw(logits_BV, SETTINGS[name], KEY)
     drawn = set(tokens_B.tolist())
     # A nucleus of 0.7 or 0.8 contains all three tokens.
     assert drawn == {3, 4, 5}
 
 
 def test_sample_does_not_depend_on_other_rows():
-    tokens_B = sample(LOGITS_BV, Sampling(), KEY)
+    tokens_B = draw(LOGITS_BV, Sampling(), KEY)
     others_BV = LOGITS_BV.at[1:].set(-LOGITS_BV[1:])
-    assert sample(others_BV, Sampling(), KEY)[0] == tokens_B[0]
-    assert sample(LOGITS_BV[:3], Sampling(), KEY).tolist() == tokens_B[:3].tolist()
-    equal_B = sample(jnp.zeros((64, V)), Sampling(), KEY)
+    assert draw(others_BV, Sampling(), KEY)[0] == tokens_B[0]
+    assert draw(LOGITS_BV[:3], Sampling(), KEY).tolist() == tokens_B[:3].tolist()
+    equal_B = draw(jnp.zeros((64, V)), Sampling(), KEY)
     assert len(set(equal_B.tolist())) > 1
 
 

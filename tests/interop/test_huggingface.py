@@ -178,6 +178,7 @@ def test_overflow_of_the_export_type_is_refused_by_default(tmp_path):
         convert_model(folder, tmp_path / "second")
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize(
     "name", ["llama, all heads, tied, llama 3 rope", "qwen3, tied, other base"]
 )

@@ -89,7 +89,7 @@ def test_peak_is_stated_by_tpu_compilers_and_a_sum_elsewhere(platform, peak):
 
 
 def test_dry_run_shows_each_phase_and_leaves_no_run(world, tmp_path, capsys):
-    config = world.config("--workdir", str(tmp_path))
+    config = world.config(workdir=tmp_path)
     train(config, dry_run=True)
     lines = [line for line in capsys.readouterr().out.splitlines() if "GiB" in line]
     assert [line.split(",")[0] for line in lines] == ["stage 1", "stage 0"]
@@ -99,7 +99,7 @@ def test_dry_run_shows_each_phase_and_leaves_no_run(world, tmp_path, capsys):
 def test_accelerator_refuses_a_step_that_does_not_fit_before_training(
     world, tmp_path, monkeypatch
 ):
-    config = world.config("--workdir", str(tmp_path))
+    config = world.config(workdir=tmp_path)
     monkeypatch.setattr(run_module, "platform_of", lambda _: "gpu")
     monkeypatch.setattr(run_module, "device_memory", lambda: 10 * GIB)
     monkeypatch.setattr(

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import pytest
 from conftest import tiny_run
-from runs import last_state, rows
+from runs import last_state, rarely_saved, rows
 
 from stackjax.analysis.reading import read_record
 from stackjax.config import EarlyStop, ProbeConfig, Schedule
@@ -128,7 +128,7 @@ def of_kind(workdir, kind):
 
 def run(world, workdir, *, first=8, axis="stage", **until):
     """A run with two stages, evaluated every two steps; the first may end early."""
-    config = world.config("--evaluation.every-tokens", str(2 * STEP), "--workdir", str(workdir))
+    config = world.config("--evaluation.every-tokens", str(2 * STEP), workdir=workdir)
     schedule = Schedule(horizon_tokens=32 * STEP, axis=axis)
     stages = [dataclasses.replace(stage, schedule=schedule) for stage in config.stages]
     stages[0] = dataclasses.replace(stages[0], tokens=first * STEP, until=EarlyStop(**until))
@@ -138,11 +138,12 @@ def run(world, workdir, *, first=8, axis="stage", **until):
 def test_stage_ended_early_equals_planned_stage_bit_for_bit(world, tmp_path):
     planned, early = tmp_path / "planned", tmp_path / "early"
     # Both runs have the same learning rates.
-    train(run(world, planned, first=4, axis="run"))
+    train(rarely_saved(run(world, planned, first=4, axis="run")))
     [before] = of_kind(planned, "growth")
     earlier = of_kind(planned, "evaluation")[0]["held_out_loss"]
     assert earlier > before["held_out_loss_before"]
-    train(run(world, early, axis="run", loss=before["held_out_loss_before"]))
+    config = rarely_saved(run(world, early, axis="run", loss=before["held_out_loss_before"]))
+    train(config)
     [ending] = of_kind(early, "trigger")
     assert (ending["tokens"], ending["step"], ending["stage"]) == (4 * STEP, 4, 0)
     assert ending["reason"].startswith("the held-out loss is")
@@ -153,12 +154,12 @@ def test_stage_ended_early_equals_planned_stage_bit_for_bit(world, tmp_path):
     ]
     assert [row for row in rows(planned) if row not in found] == []
     jax.tree.map(np.testing.assert_array_equal, last_state(early, 1), last_state(planned, 1))
-    train(run(world, early, axis="run", loss=before["held_out_loss_before"]))
+    train(config)
     assert len(of_kind(early, "trigger")) == 1
 
 
 def test_run_ended_early_is_finished(world, tmp_path, capsys):
-    config = with_until(run(world, tmp_path), 1, tokens=10 * STEP + 1)
+    config = rarely_saved(with_until(run(world, tmp_path), 1, tokens=10 * STEP + 1))
     train(config)
     [ending] = of_kind(tmp_path, "trigger")
     assert ending["tokens"] == 11 * STEP

@@ -5,7 +5,7 @@ import dataclasses
 import jax
 import numpy as np
 import pytest
-from runs import last_state, rows
+from runs import last_state, rarely_saved, rows
 
 from stackjax.config import ProbeConfig, Schedule
 from stackjax.growth import Learn
@@ -19,12 +19,13 @@ STEP = 128
 
 def run(world, workdir, *, first=8, axis="stage", mesh=None, moments="reset", **probes):
     """A run evaluated every two steps; rates do not depend on the first stage's length."""
-    config = world.config("--evaluation.every-tokens", str(2 * STEP), "--workdir", str(workdir))
+    config = world.config("--evaluation.every-tokens", str(2 * STEP), workdir=workdir)
     small, large = config.stages
     of_small = Schedule(horizon_tokens=16 * STEP, axis=axis)
     small = dataclasses.replace(small, tokens=first * STEP, schedule=of_small)
     large = dataclasses.replace(large, mesh=mesh, schedule=of_small, optimizer_state=moments)
-    return dataclasses.replace(config, stages=(small, large), probes=ProbeConfig(**probes))
+    probes = ProbeConfig(**probes)
+    return rarely_saved(dataclasses.replace(config, stages=(small, large), probes=probes))
 
 
 def of_kind(workdir, kind):

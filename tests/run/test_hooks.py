@@ -37,7 +37,7 @@ def test_rows_of_a_hook_and_a_validation_metric_survive_a_restart(world, tmp_pat
         batch = next(step.validation_batches())
         return {"norms": jnp.stack(norms), "worst": jnp.inf, "rows": batch.tokens.shape[1]}
 
-    config = world.config("--workdir", str(tmp_path))
+    config = world.config(workdir=tmp_path)
     hooks = [Hook(kind="weights", when=every(5 * 128), on_step=weights)]
     with pytest.raises(InterruptedError):
         train(config, hooks=hooks)

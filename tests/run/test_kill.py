@@ -24,8 +24,12 @@ KILLS = [
     ("stackjax.run.run:write_history", "after", 1, ["stage_1/train/0"]),
     (SAVE, "after", 2, ["stage_1/train/1", "stage_1/train/4"]),
 ]
-# A save in the background, growth, and the commit of the next stage.
-FEW_KILLS = [KILLS[1], KILLS[4], KILLS[6]]
+# Signal, point and the step after which the run saves.
+STOPS = [
+    ("SIGTERM", "stackjax.run.compile_ahead:compile_step", 0),
+    ("SIGHUP", "stackjax.run.validation:eval_batches", 5),
+    ("SIGINT", "stackjax.training.compile:enter_phase", 8),
+]
 
 
 def truncate_cache(world) -> None:
@@ -40,16 +44,48 @@ def newest(workdir) -> str | None:
     return str(order[-1].relative_to(workdir)) if order else None
 
 
-@pytest.mark.parametrize(
-    "kills", [FEW_KILLS, pytest.param(KILLS, marks=pytest.mark.slow)], ids=["few", "all"]
-)
-def test_killed_run_resumes_bit_for_bit(world, uncut, tmp_path, kills):
-    args = world.args(tmp_path)
-    for point, when, nth, expected in kills:
-        code, _, stderr = world.run(args, "SIGKILL", point, when, str(nth))
-        assert (code, stderr) == (-9, ""), f"{when} call {nth} of {point}"
-        assert newest(tmp_path) in expected, f"{when} call {nth} of {point}"
-    assert world.run(args)[0] == 0
+def kill(world, workdir, point, when, nth, expected):
+    code, _, stderr = world.run(world.args(workdir), "SIGKILL", point, when, str(nth))
+    assert (code, stderr) == (-9, ""), f"{when} call {nth} of {point}"
+    assert newest(workdir) in expected, f"{when} call {nth} of {point}"
+
+
+def stop(world, workdir, number, point, step):
+    args = world.args(workdir)
+    code, stdout, stderr = world.run(args, number, point, "before", "1")
+    assert (code, stderr) == (143, "")
+    assert "stopping: the run saves after this step and ends" in stdout
+    last = stdout.splitlines()[-1]
+    assert last.startswith(f"stopped and saved at {128 * step:,} tokens; resume with: ")
+    assert last.endswith(" ".join(args))
+
+
+def resume(world, workdir):
+    code, _, stderr = world.run(world.args(workdir))
+    assert (code, stderr) == (0, "")
+
+
+def test_killed_and_stopped_run_resumes_bit_for_bit(world, uncut, tmp_path):
+    kill(world, tmp_path, *KILLS[1])  # during a save in the background
+    stop(world, tmp_path, *STOPS[1])
+    kill(world, tmp_path, *KILLS[6])  # after growth, before the commit of the next stage
+    resume(world, tmp_path)
+    assert_same_run(tmp_path, uncut)
+
+
+@pytest.mark.slow
+def test_run_killed_at_every_point_resumes_bit_for_bit(world, uncut, tmp_path):
+    for kill_at in KILLS:
+        kill(world, tmp_path, *kill_at)
+    resume(world, tmp_path)
+    assert_same_run(tmp_path, uncut)
+
+
+@pytest.mark.slow
+def test_run_stopped_by_every_signal_resumes_bit_for_bit(world, uncut, tmp_path):
+    for stop_at in STOPS:
+        stop(world, tmp_path, *stop_at)
+    resume(world, tmp_path)
     assert_same_run(tmp_path, uncut)
 
 
@@ -65,32 +101,7 @@ def test_run_killed_at_random_moments_resumes_bit_for_bit(world, uncut, tmp_path
             time.sleep(rng.uniform(1, 5))
             process.kill()
     truncate_cache(world)
-    code, _, stderr = world.run(args)
-    assert (code, stderr) == (0, "")
-    assert_same_run(tmp_path, uncut)
-
-
-STOPS = [
-    ("SIGTERM", "stackjax.run.compile_ahead:compile_step", 0),
-    ("SIGHUP", "stackjax.run.validation:eval_batches", 5),
-    ("SIGINT", "stackjax.training.compile:enter_phase", 8),
-]
-
-
-@pytest.mark.parametrize(
-    "stops", [STOPS[1:2], pytest.param(STOPS, marks=pytest.mark.slow)], ids=["one", "all"]
-)
-def test_stopped_run_resumes_bit_for_bit(world, uncut, tmp_path, stops):
-    args = world.args(tmp_path)
-    for number, point, step in stops:
-        code, stdout, stderr = world.run(args, number, point, "before", "1")
-        assert (code, stderr) == (143, "")
-        assert "stopping: the run saves after this step and ends" in stdout
-        last = stdout.splitlines()[-1]
-        assert last.startswith(f"stopped and saved at {128 * step:,} tokens; resume with: ")
-        assert last.endswith(" ".join(args))
-    code, stdout, stderr = world.run(args)
-    assert (code, stderr) == (0, "")
+    resume(world, tmp_path)
     assert_same_run(tmp_path, uncut)
 
 

@@ -18,7 +18,7 @@ from conftest import (
     tiny_model,
     tiny_run,
 )
-from runs import rows
+from runs import rarely_saved, rows
 
 from stackjax import model
 from stackjax.config import Stage
@@ -172,9 +172,9 @@ def test_last_growth_in_depth_defines_copies(growths, expected):
 
 def layer_run(world, workdir, **fields):
     """A run with layer statistics; the second stage has 8 steps."""
-    config = world.config("--workdir", str(workdir), "--evaluation.layers")
+    config = world.config("--evaluation.layers", workdir=workdir)
     stage = dataclasses.replace(config.stages[1], **fields)
-    return dataclasses.replace(config, stages=(config.stages[0], stage))
+    return rarely_saved(dataclasses.replace(config, stages=(config.stages[0], stage)))
 
 
 def test_layer_rows_at_evaluations_and_growth(world, tmp_path, monkeypatch):

@@ -22,7 +22,7 @@ def die(step):
 
 @pytest.mark.slow
 def test_run_with_skipped_steps_resumes_bit_for_bit(world, tmp_path):
-    whole, cut = (world.config("--workdir", str(tmp_path / name), *SKIP) for name in "ab")
+    whole, cut = (world.config(*SKIP, workdir=tmp_path / name) for name in "ab")
     train(whole)
     killer = Hook(kind="killer", when=lambda step: step.counts.tokens == 7 * 128, on_step=die)
     with pytest.raises(Killed):
@@ -40,7 +40,7 @@ def test_run_with_skipped_steps_resumes_bit_for_bit(world, tmp_path):
 
 
 def test_run_stops_at_a_spike(world, tmp_path):
-    config = world.config(*SKIP, "--spikes.action", "stop", "--workdir", str(tmp_path))
+    config = world.config(*SKIP, "--spikes.action", "stop", workdir=tmp_path)
     with pytest.raises(FloatingPointError, match=r"spikes.action is 'stop'.*was not taken"):
         train(config)
     assert rows(tmp_path)[-1]["kind"] == "spike"

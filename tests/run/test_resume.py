@@ -28,10 +28,9 @@ STEP = 128
 """Tokens per step: 8 sequences of 16."""
 
 
-@pytest.fixture
-def config(world, tmp_path):
+def eight_steps(world, workdir):
     """A run with one stage of eight steps, saved after steps 3 and 6."""
-    config = world.config("--workdir", str(tmp_path / "run"))
+    config = world.config(workdir=workdir)
     constant = Schedule(shape="constant")
     return dataclasses.replace(
         config,
@@ -39,6 +38,25 @@ def config(world, tmp_path):
         stages=config.stages[:1],
         optimizer=dataclasses.replace(config.optimizer, schedule=constant),
     )
+
+
+@pytest.fixture
+def config(world, tmp_path):
+    return eight_steps(world, tmp_path / "run")
+
+
+@pytest.fixture(scope="module")
+def trained_once(world, tmp_path_factory):
+    config = eight_steps(world, tmp_path_factory.mktemp("trained") / "run")
+    train(config)
+    return config.workdir
+
+
+@pytest.fixture
+def trained(config, trained_once):
+    """The run after its eight steps."""
+    shutil.copytree(trained_once, config.workdir)
+    return config
 
 
 def start(workdir, config, options, manifest):
@@ -89,16 +107,15 @@ def lineage(config):
     return read_contents(workdir / phase.directory / str(step)).lineage
 
 
-def test_resume_with_new_rate_batch_size_and_length(config, monkeypatch, capsys):
-    train(config)
-    longer = with_rate(with_stage(config, tokens=16 * STEP, batch_size=16), 1e-3)
+def test_resume_with_new_rate_batch_size_and_length(trained, monkeypatch, capsys):
+    longer = with_rate(with_stage(trained, tokens=16 * STEP, batch_size=16), 1e-3)
     assert read_examples(longer, monkeypatch) == [(8 * 8, 16)]
     # Eight steps of 8 sequences, then four of 16.
-    trained = [row for row in rows(epath.Path(config.workdir)) if row["kind"] == "train"]
-    assert [row["step"] for row in trained] == list(range(1, 13))
-    assert [row["tokens"] for row in trained][7:] == [n * STEP for n in (8, 10, 12, 14, 16)]
-    assert [row["examples"] for row in trained][7:] == [64, 80, 96, 112, 128]
-    rates = [row["learning_rate"] for row in trained]
+    steps = [row for row in rows(epath.Path(longer.workdir)) if row["kind"] == "train"]
+    assert [row["step"] for row in steps] == list(range(1, 13))
+    assert [row["tokens"] for row in steps][7:] == [n * STEP for n in (8, 10, 12, 14, 16)]
+    assert [row["examples"] for row in steps][7:] == [64, 80, 96, 112, 128]
+    rates = [row["learning_rate"] for row in steps]
     np.testing.assert_allclose(rates, [1e-2] * 8 + [1e-3] * 4, rtol=1e-6)
     [said] = changes(longer)
     for line in (
@@ -136,32 +153,30 @@ def test_schedule_counts_tokens_across_batch_sizes(config):
     assert dataclasses.replace(same, waypoint=planned.waypoint) == planned
 
 
-def test_resume_from_and_skip_examples_happen_once(config, monkeypatch):
-    train(config)
-    workdir = epath.Path(config.workdir)
+def test_resume_from_and_skip_examples_happen_once(trained, monkeypatch):
+    workdir = epath.Path(trained.workdir)
     back = ResumeConfig(resume_from="3", skip_examples=5)
-    assert read_examples(config, monkeypatch, back) == [(3 * 8 + 5, 8)]
-    trained = [row for row in rows(workdir) if row["kind"] == "train"]
-    assert [row["step"] for row in trained] == list(range(1, 9))
-    assert [row["examples"] for row in trained] == [8, 16, 24, 37, 45, 53, 61, 69]
-    assert changes(config) == ["at 384 tokens: resumed from 3; 5 examples skipped"]
+    assert read_examples(trained, monkeypatch, back) == [(3 * 8 + 5, 8)]
+    steps = [row for row in rows(workdir) if row["kind"] == "train"]
+    assert [row["step"] for row in steps] == list(range(1, 9))
+    assert [row["examples"] for row in steps] == [8, 16, 24, 37, 45, 53, 61, 69]
+    assert changes(trained) == ["at 384 tokens: resumed from 3; 5 examples skipped"]
     # The same command again does not go back; a different command does.
-    assert read_examples(config, monkeypatch, back) == []
+    assert read_examples(trained, monkeypatch, back) == []
     again = ResumeConfig(resume_from="stage_0/train/3", skip_examples=8)
-    assert read_examples(config, monkeypatch, again) == [(32, 8)]
-    assert len(lineage(config)[0].changes) == 2
+    assert read_examples(trained, monkeypatch, again) == [(32, 8)]
+    assert len(lineage(trained)[0].changes) == 2
     skipped = last_state(tmp := workdir, 0)
-    assert newest_step(tmp, expand(config)[0]) == 8
+    assert newest_step(tmp, expand(trained)[0]) == 8
     assert skipped["step"] == 8
 
 
 @pytest.mark.sample(2)
 @pytest.mark.parametrize("point", ["write_history", "record_config", "discard_after"])
-def test_change_survives_a_kill(config, point, monkeypatch, world):
-    train(config)
-    workdir, manifest = epath.Path(config.workdir), read_manifest(config.data.path)
-    whole = epath.Path(shutil.copytree(config.workdir, f"{config.workdir}-whole"))
-    changed = with_stage(config, tokens=16 * STEP, batch_size=16)
+def test_change_survives_a_kill(trained, point, monkeypatch, world):
+    workdir, manifest = epath.Path(trained.workdir), read_manifest(trained.data.path)
+    whole = epath.Path(shutil.copytree(trained.workdir, f"{trained.workdir}-whole"))
+    changed = with_stage(trained, tokens=16 * STEP, batch_size=16)
     options = ResumeConfig(resume_from="3", skip_examples=5)
     start(whole, dataclasses.replace(changed, workdir=str(whole)), options, manifest)
 
@@ -184,7 +199,7 @@ def test_change_survives_a_kill(config, point, monkeypatch, world):
 
 @pytest.mark.slow
 def test_resume_from_earlier_stage_grows_again(world, tmp_path):
-    config = world.config("--workdir", str(tmp_path / "run"))
+    config = world.config(workdir=tmp_path / "run")
     train(config)
     workdir, manifest = epath.Path(config.workdir), read_manifest(config.data.path)
     before = last_state(workdir, 1, step=0)
@@ -198,7 +213,7 @@ def test_resume_from_earlier_stage_grows_again(world, tmp_path):
 
 @pytest.mark.slow
 def test_stage_without_checkpoints_names_earlier_checkpoint(world, tmp_path):
-    config = world.config("--workdir", str(tmp_path / "run"))
+    config = world.config(workdir=tmp_path / "run")
     train(config)
     workdir, before = epath.Path(config.workdir), last_state(tmp_path / "run", 1, step=0)
     (workdir / "stage_1").rmtree()
@@ -218,12 +233,11 @@ REFUSED = [
 
 @pytest.mark.sample(3)
 @pytest.mark.parametrize(("options", "message"), REFUSED)
-def test_missing_checkpoint_is_refused(config, uncut, options, message, tmp_path):
-    train(config)
-    manifest = read_manifest(config.data.path)
+def test_missing_checkpoint_is_refused(trained, options, message):
+    manifest = read_manifest(trained.data.path)
     with pytest.raises(UserError, match=message):
-        start(epath.Path(config.workdir), config, options, manifest)
-    assert read_history(epath.Path(config.workdir)).changes == ()
+        start(epath.Path(trained.workdir), trained, options, manifest)
+    assert read_history(epath.Path(trained.workdir)).changes == ()
 
 
 def test_new_run_refuses_resume_options(config):
@@ -233,10 +247,9 @@ def test_new_run_refuses_resume_options(config):
     assert find_position(workdir, config, NEWEST).step is None
 
 
-def test_stage_cannot_end_before_present_step(config):
-    train(config)
+def test_stage_cannot_end_before_present_step(trained):
     with pytest.raises(UserError, match=r"come to 1,024 already; give the stage more tokens"):
-        find_position(epath.Path(config.workdir), with_stage(config, tokens=3 * STEP), NEWEST)
+        find_position(epath.Path(trained.workdir), with_stage(trained, tokens=3 * STEP), NEWEST)
 
 
 def test_change_as_text():

@@ -56,7 +56,7 @@ def task_dir(tmp_path):
 
 
 def with_tasks(world, task_dir, workdir, **changes):
-    config = world.config("--workdir", str(workdir))
+    config = world.config(workdir=workdir)
     tasks = TasksConfig(names=("next_word",), every_tokens=5 * 128, directory=str(task_dir))
     return dataclasses.replace(config, tasks=dataclasses.replace(tasks, **changes))
 

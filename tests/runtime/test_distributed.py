@@ -109,7 +109,7 @@ def test_two_processes_survive_a_kill_and_equal_one_process(world, uncut, tmp_pa
 
     # One process with eight devices resumes the checkpoint of these two, on other meshes.
     cut(both, alone, 6)
-    config = world.config("--workdir", str(alone), "--mesh.replica", "2")
+    config = world.config("--mesh.replica", "2", workdir=alone)
     own = dataclasses.replace(config.stages[1], mesh=MeshConfig(tensor=2))
     train(dataclasses.replace(config, stages=(config.stages[0], own)))
     changes = [place for place in places(alone) if place[0] == "change"]

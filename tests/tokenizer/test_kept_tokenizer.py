@@ -65,7 +65,7 @@ def first_document_tokens(path: str) -> list[int]:
 def test_finished_run_is_usable_without_its_tokenizer_folder_and_data(world, tmp_path):
     folder = write_folder(tmp_path / "folder")
     data = prepared(tmp_path, folder / "tokenizer.json")
-    config = world.config("--workdir", str(tmp_path / "run"))
+    config = world.config(workdir=tmp_path / "run")
     config = dataclasses.replace(
         config,
         data=dataclasses.replace(config.data, path=data),

@@ -548,9 +548,9 @@ def test_step_scales_updates_by_the_parameter_rates():
     params = random_params(phase.model)
     updates = jax.tree.map(lambda leaf: 1 + leaf, params)
     rate, tokens = jnp.float32(1e-2), phase.tokens(2)
-    plain = phase.step_params(params, updates, rate, tokens)
+    plain = jax.jit(phase.step_params)(params, updates, rate, tokens)
     slow = dataclasses.replace(phase, parameter_rates=rates)
-    stepped = slow.step_params(params, updates, rate, tokens)
+    stepped = jax.jit(slow.step_params)(params, updates, rate, tokens)
     query, update = params["layers"]["query"], updates["layers"]["query"]
     # After 128 of 512 tokens, the warm-up is at a quarter of the ratio 2.
     for layer, factor in enumerate([1, 2 / 4, 0, 0]):

@@ -92,7 +92,7 @@ def test_step_with_spike_changes_only_the_step_count():
     tx = AdamW(peak_learning_rate=1e-2).build(model.logical_axes(config))
     params = jax.tree.map(jnp.asarray, random_params(config))
     # Not new, so that unchanged moments differ from fresh moments.
-    moments = jax.tree.map(lambda m: m + m.dtype.type(1), tx.init(params))
+    moments = jax.tree.map(lambda m: np.asarray(m) + m.dtype.type(1), jax.jit(tx.init)(params))
     state = TrainState(jnp.int32(3), params, moments)
     step = jax.jit(functools.partial(train_step, phase, tx, 0.0))
     plain, without = step(phase.step_inputs, state, random_batch())
