@@ -1,28 +1,33 @@
-"""Writes docs/fit_table.md: train steps of all configs, compiled for described machines.
+"""Writes docs/fit_table.md and .png: all configs' train steps, compiled for described machines.
 
     pip install "jax[cuda13]" "jax[tpu]"
     python -m scripts.fit_table
 
-No device is needed. Results are kept in `--results`, one file for each config and machine; only
-missing files are made, so the same command goes on after a stop.
+No device is needed. Results are kept in `--results`, one file for each step and machine; only
+missing files are made, so the same command goes on after a stop. After a change of the model or
+the compiler, use another directory.
 """
 
 import dataclasses
+import functools
+import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import jax
+import numpy as np
 import tyro
+from matplotlib.figure import Figure
 
 from scripts.page import replace_table
 from stackjax.accelerators.environment import expect_no_devices
 from stackjax.accelerators.fit import describe_machine
 from stackjax.accelerators.measure import Machine, Measured, measure
-from stackjax.accelerators.programs import Program, step_program
+from stackjax.accelerators.programs import step_program
 from stackjax.accelerators.remedies import candidates
-from stackjax.config import Config
+from stackjax.config import Config, Schedule
 from stackjax.config_file import read_config
 from stackjax.model.flops import num_params
 from stackjax.runtime.command_line import parse, silence_absl
@@ -52,6 +57,9 @@ MACHINES = (
     "v5p:8x8x4",
 )
 """From one H100 to a v5p-512 slice: TPU v5p counts two cores for each of its 256 chips."""
+Step = dict[str, Any]
+"""What is known of a train step on a machine."""
+
 _TOKENS = 16_384
 """Most tokens on a device in the first microbatch."""
 
@@ -67,7 +75,7 @@ class TableConfig(Checked):
     results: Path = Path("runs/fit_table")
     """Directory of results."""
     page: Path = Path("docs/fit_table.md")
-    """Page whose tables are replaced."""
+    """Page whose tables are replaced; the picture lies beside it."""
 
 
 def main() -> None:
@@ -79,19 +87,15 @@ def main() -> None:
 
 
 def write(options: TableConfig) -> None:
-    """Compiles what has no result yet, and replaces the page's tables."""
-    configs = options.configs or accelerator_configs()
-    options.results.mkdir(parents=True, exist_ok=True)
-    for name in options.devices:
-        missing = [path for path in configs if not _result(options, path, name).exists()]
-        if missing:
-            machine, known = describe_machine(name), {}
-            for path in missing:
-                text = json.dumps(list(fit_steps(read_config(path), machine, known)), indent=1)
-                _result(options, path, name).write_text(text, encoding="utf-8")
-                print(f"{path} on {name}", flush=True)
-    tables = (_section(options, path) for path in configs)
-    replace_table(options.page, "tables", "\n\n".join(tables))
+    """Compiles what has no result yet, and replaces the page's tables and picture."""
+    paths = options.configs or accelerator_configs()
+    found = {
+        path: {name: fit_steps(path, name, options.results) for name in options.devices}
+        for path in paths
+    }
+    sections = (_section(path, steps) for path, steps in found.items())
+    replace_table(options.page, "tables", "\n\n".join(sections))
+    draw(found).savefig(options.page.with_suffix(".png"), dpi=100)
 
 
 def accelerator_configs() -> tuple[Path, ...]:
@@ -100,23 +104,35 @@ def accelerator_configs() -> tuple[Path, ...]:
     return tuple(path for path in paths if read_config(path).platform == "accelerator")
 
 
-def _result(options: TableConfig, path: Path, machine: str) -> Path:
-    return options.results / f"{path.stem}_{machine.replace(':', '_')}.json"
-
-
-Known = dict[Any, dict[str, Any]]
-"""Results by program, for programs of several configs."""
-
-
-def fit_steps(config: Config, machine: Machine, known: Known) -> Iterator[dict[str, Any]]:
-    """Yields the result for each phase's train step, with the smallest change that fits."""
+def fit_steps(path: Path, devices: str, results: Path) -> list[Step]:
+    """Returns the result for each phase's train step, with the smallest change that fits."""
+    config = read_config(path)
+    steps = []
     for phase in expand(config):
-        phase = dataclasses.replace(phase, accumulate=_first_accumulate(config, phase, machine))
-        program = step_program(config, phase)
-        if program.key not in known:
-            known[program.key] = _fit_step(config, program, machine)
-        params = num_params(phase.model)
-        yield {"name": program.name, "params": params, **known[program.key]}
+        result = results / f"{devices.replace(':', '_')}_{_digest(config, phase)}.json"
+        if not result.exists():
+            step = _fit_step(config, phase, _machine(devices))
+            results.mkdir(parents=True, exist_ok=True)
+            result.write_text(json.dumps(step, indent=1), encoding="utf-8")
+            print(f"{path}, stage {phase.stage}, on {devices}", flush=True)
+        step = json.loads(result.read_text(encoding="utf-8"))
+        name, params = step_program(config, phase).name, num_params(phase.model)
+        steps.append({"name": name, "params": params, **step})
+    return steps
+
+
+_machine = functools.cache(describe_machine)
+
+
+def _digest(config: Config, phase: Phase) -> str:
+    """Returns a hash that is equal for equal train steps, also of several configs."""
+    optimizer = dataclasses.replace(
+        phase.optimizer, peak_learning_rate=1.0, schedule=Schedule()
+    )
+    source = phase.source if phase.fit else None
+    program = dataclasses.replace(phase.program, optimizer=optimizer, source=source)
+    text = f"{program} {config.data.seq_len} {config.data.mask_documents}"
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def _first_accumulate(config: Config, phase: Phase, machine: Machine) -> int:
@@ -129,14 +145,14 @@ def _first_accumulate(config: Config, phase: Phase, machine: Machine) -> int:
     return accumulate
 
 
-def _fit_step(config: Config, program: Program, machine: Machine) -> dict[str, Any]:
+def _fit_step(config: Config, phase: Phase, machine: Machine) -> Step:
     num_slices = num_slices_of(machine.devices)
+    phase = dataclasses.replace(phase, accumulate=_first_accumulate(config, phase, machine))
     try:
-        check_phase(
-            config, program.phase, len(machine.devices), machine.memory, num_slices=num_slices
-        )
+        check_phase(config, phase, len(machine.devices), machine.memory, num_slices=num_slices)
     except UserError as error:
         return {"refusal": str(error)}
+    program = step_program(config, phase)
     others = (each.program for each in candidates(config, program, machine.devices))
     for each in (program, *others):
         measured = measure(config, each, machine)
@@ -145,7 +161,7 @@ def _fit_step(config: Config, program: Program, machine: Machine) -> dict[str, A
     return {"refusal": "too large with every accumulate and remat"}
 
 
-def _summary(phase: Phase, measured: Measured) -> dict[str, Any]:
+def _summary(phase: Phase, measured: Measured) -> Step:
     assert measured.costs is not None and measured.bounds is not None and measured.mfu
     wire = {sync: measured.costs.wire_bytes(is_synchronous=sync) for sync in (True, False)}
     return {
@@ -176,16 +192,31 @@ _HEAD = (
 )
 
 
-def _section(options: TableConfig, path: Path) -> str:
+def draw(found: Mapping[Path, Mapping[str, list[Step]]]) -> Figure:
+    """Returns a picture of the estimated MFU of each config's last step on each machine."""
+    rows = [[steps[-1].get("mfu") for steps in each.values()] for each in found.values()]
+    machines = next(iter(found.values()))
+    figure = Figure(figsize=(1.5 + 0.7 * len(machines), 1.5 + 0.4 * len(rows)))
+    axes = figure.subplots()
+    shares = np.array([[np.nan if mfu is None else 100 * mfu for mfu in row] for row in rows])
+    axes.imshow(shares, cmap="YlGn", vmin=20, vmax=90, aspect="auto")
+    for (row, column), share in np.ndenumerate(shares):
+        text = "too\nlarge" if np.isnan(share) else f"{share:.0f} %"
+        axes.text(column, row, text, ha="center", va="center", fontsize=7 + 2 * (share > 0))
+    axes.set_xticks(range(len(machines)), machines, rotation=40, ha="right")
+    axes.set_yticks(range(len(rows)), [path.stem for path in found])
+    axes.set_title("Estimated MFU of the last stage's train step")
+    figure.tight_layout()
+    return figure
+
+
+def _section(path: Path, found: Mapping[str, list[Step]]) -> str:
     """Returns a config's heading and table."""
-    lines = []
-    for name in options.devices:
-        for step in json.loads(_result(options, path, name).read_text(encoding="utf-8")):
-            lines.append(_line(name, step))
+    lines = [_line(name, step) for name, steps in found.items() for step in steps]
     return f"## {path}\n\n{markdown_table(_HEAD, lines)}"
 
 
-def _line(machine: str, step: dict[str, Any]) -> Sequence[str]:
+def _line(machine: str, step: Step) -> Sequence[str]:
     start = machine, step["name"].removesuffix(" step"), f"{step['params'] / 1e9:.2f}B"
     if "refusal" in step:
         return *start, "too large", *("-",) * (len(_HEAD) - 4)

@@ -1,0 +1,67 @@
+"""The table of configs on described machines."""
+
+from pathlib import Path
+
+import pytest
+
+from scripts import fit_table
+from scripts.fit_table import TableConfig, accelerator_configs, write
+
+FITS = {
+    "accumulate": 4,
+    "remat": "lean",
+    "attention": "cudnn",
+    "peak_bytes": 20 * 2**30,
+    "usable_bytes": 60 * 2**30,
+    "synchronous_bytes": 2e9,
+    "wire_bytes": 30e9,
+    "seconds": 1.25,
+    "mfu": 0.543,
+}
+TOO_LARGE = {"refusal": "too large"}
+
+
+@pytest.fixture
+def options(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text("Before\n<!-- begin tables -->\n<!-- end tables -->\nAfter\n")
+    return TableConfig(
+        configs=(Path("configs/gstack_410m.py"),),
+        devices=("h100:8", "v5e:4x4"),
+        results=tmp_path / "results",
+        page=page,
+    )
+
+
+def test_page_has_a_line_for_each_step_and_only_missing_results_are_made(
+    options, monkeypatch, tmp_path
+):
+    made = []
+
+    def fit_step(config, phase, machine):
+        made.append((phase.stage, machine))
+        return TOO_LARGE if phase.stage else FITS
+
+    monkeypatch.setattr(fit_table, "_machine", lambda name: name)
+    monkeypatch.setattr(fit_table, "_fit_step", fit_step)
+    write(options)
+    write(options)
+    assert made == [(stage, name) for name in options.devices for stage in (0, 1)]
+    text = options.page.read_text()
+    assert text.startswith("Before\n") and text.endswith("\nAfter\n")
+    for devices in options.devices:
+        assert (
+            f"| {devices} | stage 0 | 0.14B | 4 | lean | 20.0 | 60.0 | 30.0 | 2.0 | 1.25 | 54 |"
+            in text
+        )
+        assert f"| {devices} | stage 1 | 0.37B | too large | - |" in text
+    assert (tmp_path / "page.png").stat().st_size > 1000
+
+
+def test_configs_for_accelerators_have_a_table_on_the_page():
+    page = Path("docs/fit_table.md").read_text()
+    assert len(accelerator_configs()) >= 14
+    for path in accelerator_configs():
+        assert f"## {path}\n" in page
+    for devices in fit_table.MACHINES:
+        assert f"| {devices} | stage 0 |" in page
