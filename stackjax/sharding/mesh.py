@@ -9,6 +9,7 @@ from jax.sharding import AxisType, Mesh
 
 from stackjax.runtime.errors import UserError
 from stackjax.sharding.config import MESH_AXES, MeshConfig
+from stackjax.sharding.platform import platform_of
 
 _MAX_SHARDS = 32
 """Largest default number of parameter shards, `fsdp` times `context`. On TPUs with more shards,
@@ -22,7 +23,7 @@ def mesh_shape(
     """Returns the mesh axis sizes.
 
     Args:
-      num_slices: Number of TPU slices, or other device groups with a slow network in between.
+      num_slices: Number of TPU slices or GPU hosts, as from `num_slices_of`.
 
     Raises:
       UserError: The sizes do not fit the devices.
@@ -61,16 +62,23 @@ def default_fsdp(num_devices: int, context: int = 1) -> int:
 
 
 def num_slices_of(devices: Sequence[jax.Device]) -> int:
-    """Returns the number of TPU slices, or GPU hosts with a `slice_index` for each."""
+    """Returns the number of TPU slices or GPU hosts: device groups with a fast network."""
+    if _are_described_gpus(devices):
+        return len({device.process_index for device in devices})
     return len({getattr(device, "slice_index", 0) for device in devices})
+
+
+def _are_described_gpus(devices: Sequence[jax.Device]) -> bool:
+    """Returns whether the GPUs are described. Real GPUs have a `slice_index` for each host."""
+    client = type(getattr(devices[0], "client", None)).__name__
+    return platform_of(devices[0]) == "gpu" and client.startswith("CompileOnly")
 
 
 def build_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
     """Returns the configured mesh, with explicit axes.
 
-    With several TPU slices, `replica` spans as many slices as possible, because only gradients
-    are communicated along `replica`. `fsdp` spans the rest. In the same way, `replica` spans
-    GPU hosts: JAX numbers GPUs host by host.
+    `replica` spans as many TPU slices or GPU hosts as possible, because only gradients are
+    communicated along `replica`. `fsdp` spans the rest.
 
     Raises:
       UserError: The sizes do not fit the devices or slices.
@@ -84,22 +92,27 @@ def build_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) 
     across = slices_along_axes(shape, num_slices)
     within = [size // slices for size, slices in zip(shape, across, strict=True)]
     # `make_mesh` refuses devices from several slices.
-    layout = mesh_utils.create_hybrid_device_mesh(within, across, devices)
+    layout = mesh_utils.create_hybrid_device_mesh(
+        within, across, devices, process_is_granule=_are_described_gpus(devices)
+    )
     return Mesh(layout, MESH_AXES, axis_types=axis_types)
 
 
 def slices_along_axes(shape: Sequence[int], num_slices: int) -> tuple[int, ...]:
-    """Returns the number of TPU slices along each mesh axis; UserError if impossible.
+    """Returns the number of TPU slices or GPU hosts along each mesh axis.
 
     >>> slices_along_axes((2, 16, 1, 1), 4)
     (2, 2, 1, 1)
+
+    Raises:
+      UserError: The slices do not divide the mesh.
     """
     replica = math.gcd(shape[0], num_slices)
     fsdp = num_slices // replica
     if shape[1] % fsdp:
         sizes = dict(zip(MESH_AXES, shape, strict=True))
         raise UserError(
-            f"mesh {sizes} does not fit {num_slices} TPU slices: the slices must divide "
+            f"mesh {sizes} does not fit {num_slices} TPU slices or GPU hosts: they must divide "
             f"replica x fsdp; set mesh.replica to {num_slices}, and mesh.fsdp to -1."
         )
     return (replica, fsdp, *(1,) * (len(shape) - 2))

@@ -16,6 +16,7 @@ from stackjax.sharding.config import MeshConfig
 from stackjax.sharding.mesh import (
     build_mesh,
     mesh_shape,
+    num_slices_of,
     slices_along_axes,
     without_context,
 )
@@ -117,23 +118,24 @@ def test_devices_of_a_slice_are_contiguous(config, monkeypatch):
 
 @dataclasses.dataclass(frozen=True)
 class HostDevice:
-    """A GPU on one of several hosts, with the attributes that mesh layout reads."""
+    """A described GPU on one of several hosts, with the attributes that mesh layout reads."""
 
     id: int
     process_index: int
+    client: object
+    slice_index: int = 0
     platform: str = "gpu"
     device_kind: str = "simulated"
 
 
-def test_replica_spans_gpu_hosts(monkeypatch):
+@pytest.mark.parametrize("config", [MeshConfig(), MeshConfig(replica=2)])
+def test_replica_spans_gpu_hosts(config, monkeypatch):
     # By process, devices of a host need not follow each other.
-    devices = [HostDevice(i, i // 4) for i in (0, 4, 1, 5, 2, 6, 3, 7)]
-    monkeypatch.setattr(
-        jax,
-        "make_mesh",
-        lambda shape, *_, devices, **__: mesh.mesh_utils.create_device_mesh(shape, devices),
-    )
-    layout = build_mesh(MeshConfig(replica=2), devices)
+    client = type("CompileOnlyClient", (), {})()
+    devices = [HostDevice(i, i // 4, client) for i in (0, 4, 1, 5, 2, 6, 3, 7)]
+    monkeypatch.setattr(mesh, "Mesh", lambda layout, *_, **__: layout)
+    layout = build_mesh(config, devices)
+    assert layout.shape == (2, 4, 1, 1) and num_slices_of(devices) == 2
     hosts = np.vectorize(lambda device: device.process_index)(layout)
     assert (hosts[0] == 0).all() and (hosts[1] == 1).all()
 
