@@ -34,8 +34,9 @@ def query_pieces(num_kv_heads: int) -> int:
 
     1 means whole sequences; otherwise each device has two pieces.
     """
-    is_by_heads = num_kv_heads % num_shards("attention_heads") == 0
-    return 1 if is_by_heads else 2 * num_shards("seq")
+    shards = num_shards("seq")
+    has_whole = shards == 1 or num_kv_heads % num_shards("attention_heads") == 0
+    return 1 if has_whole else 2 * shards
 
 
 def attention_by_heads(
