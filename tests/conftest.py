@@ -51,7 +51,9 @@ jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_disable_most_optimizations", True)
 os.environ["XLA_FLAGS"] = FAST_COMPILATION
 # Nothing that imports make is garbage: the collector need not look at it again and again.
+# Traces make millions of small objects, of which few are garbage.
 gc.disable()
+gc.set_threshold(50_000)
 # Dtype promotion is not strict: optax and jax.nn mix dtypes themselves.
 jax.config.update("jax_numpy_rank_promotion", "raise")
 

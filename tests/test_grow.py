@@ -49,9 +49,10 @@ def assert_same(tree, other):
 def state_of(config, optimizer) -> TrainState:
     """Returns a state with distinct moments."""
     params, rng = random_params(config), np.random.default_rng(1)
-    opt_state = optimizer.build(model.logical_axes(config)).init(params)
+    tx = optimizer.build(model.logical_axes(config))
     opt_state = jax.tree.map(
-        lambda leaf: rng.uniform(1, 2, leaf.shape).astype(leaf.dtype), opt_state
+        lambda leaf: rng.uniform(1, 2, leaf.shape).astype(leaf.dtype),
+        jax.eval_shape(tx.init, params),
     )
     return TrainState(jnp.int32(4), params, opt_state)
 

@@ -108,8 +108,8 @@ def test_piece_size_does_not_change_the_stream(tmp_path, monkeypatch):
 def test_num_processes_does_not_change_a_byte(tmp_path):
     # Spawned processes have the default piece size.
     files = [
-        write_jsonl(tmp_path / "a.jsonl", [text * 2000 for text in TEXTS]),
-        write_jsonl(tmp_path / "b.jsonl", [text * 999 for text in TEXTS]),
+        write_jsonl(tmp_path / "a.jsonl", [text * 1000 for text in TEXTS]),
+        write_jsonl(tmp_path / "b.jsonl", [text * 500 for text in TEXTS]),
     ]
     written = [
         contents(run(*files, tmp_path / f"out{count}", num_processes=count)) for count in (1, 2)
@@ -223,7 +223,8 @@ def test_user_error_is_one_line_and_leaves_no_output(tmp_path, error_of, content
 
 def test_user_error_in_a_worker_is_one_line(tmp_path, error_of):
     path = tmp_path / "a.jsonl"
-    path.write_bytes(json_lines([text * 3000 for text in TEXTS]) + b"{\n")
+    # Three pieces, in two parts.
+    path.write_bytes(json_lines([text * 1500 for text in TEXTS]) + b"{\n")
     options = ("--tokenizer", "bytes", "--num-processes", "2")
     error = error_of(path, tmp_path / "out", *options)
     assert f"line {len(TEXTS) + 1}: not JSON" in error

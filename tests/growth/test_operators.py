@@ -218,7 +218,7 @@ def test_chain_applies_growths_in_order():
 def trained_source() -> TrainState:
     """Returns the source after one step, with nonzero moments."""
     tx, params = optimizer_of(SOURCE), random_params(SOURCE)
-    state = TrainState(jnp.int32(0), params, tx.init(params))
+    state = TrainState(jnp.int32(0), params, jax.jit(tx.init)(params))
     phase = phase_of(SOURCE)
     step = jax.jit(functools.partial(train_step, phase, tx, 0.0, phase.step_inputs))
     return step(state, random_batch())[0]
@@ -357,7 +357,7 @@ def test_every_unit_gets_a_gradient_within_two_updates(name):
         return jax.tree.map(lambda p, u: p - 1e-2 * u, params, updates), opt_state, grads
 
     params = grow_params(growth, random_params(SOURCE), SOURCE)
-    opt_state = tx.init(params)
+    opt_state = jax.jit(tx.init)(params)
     seen = jax.tree.map(np.zeros_like, params)
     # Masks open one after another, over two steps each. All are open by step 20.
     for step in range(20, 23):
@@ -639,7 +639,7 @@ def test_fit_lowers_the_loss_and_keeps_the_source_fixed():
         losses.append(float(metrics["loss"]))
     assert losses[-1] < losses[0] - 0.1
     assert_same_tree(state.params["source"], jax.tree.map(np.asarray, source))
-    grown = phase.model_params(state.params, phase.tokens(state.step))
+    grown = jax.eval_shape(phase.model_params, state.params, phase.tokens(state.step))
     assert shapes(grown) == shapes(jax.eval_shape(lambda: model.init(phase.model, KEY)))
 
 

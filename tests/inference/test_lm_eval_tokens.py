@@ -17,8 +17,8 @@ from stackjax.inference.lm_eval_adapter import StackjaxLM
 from stackjax.inference.pretrained import load_pretrained
 
 SEQ_LEN = 40
-NUM_UNUSED = 20
-"""Token ids beyond the tokenizer's vocabulary."""
+VOCAB_SIZE = 330
+"""More than any tokenizer has, and equal for all, so that their models share programs."""
 TOKENIZERS = {
     "BOS template": (BOS, "", {"bos_token": BOS}),
     "BOS and EOS template": (BOS, EOS, {"bos_token": BOS}),
@@ -30,14 +30,14 @@ TOKENIZERS = {
 }
 
 
-def write_tokenizer(path, name) -> int:
-    """Writes a tokenizer and returns the number of tokens."""
+def write_tokenizer(path, name) -> None:
+    """Writes a tokenizer."""
     if TOKENIZERS[name] is None:
         data = sentencepiece_model(model_type="bpe")
         (path / "tokenizer.model").write_bytes(data)
         settings = {"tokenizer_class": "LlamaTokenizer", "add_bos_token": "flag" in name}
         (path / "tokenizer_config.json").write_text(json.dumps(settings))
-        return 310
+        return
     begin, end, settings = TOKENIZERS[name]
     model = tokenizer_kinds.bpe_with_merges()
     if begin or end:
@@ -49,7 +49,6 @@ def write_tokenizer(path, name) -> int:
     model.save(str(path / "tokenizer.json"))
     settings = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": EOS} | settings
     (path / "tokenizer_config.json").write_text(json.dumps(settings))
-    return model.get_vocab_size()
 
 
 @pytest.fixture(scope="module", params=TOKENIZERS)
@@ -57,8 +56,8 @@ def both(request, tmp_path_factory):
     """Our model and the hf model for the same folder."""
     path = tmp_path_factory.mktemp("folder") / "folder"
     path.mkdir()
-    size = write_tokenizer(path, request.param)
-    folders.write(path, "llama", vocab_size=size + NUM_UNUSED, max_position_embeddings=SEQ_LEN)
+    write_tokenizer(path, request.param)
+    folders.write(path, "llama", vocab_size=VOCAB_SIZE, max_position_embeddings=SEQ_LEN)
     generation = {"eos_token_id": [2, 70], "bos_token_id": 1}
     (path / "generation_config.json").write_text(json.dumps(generation))
     network = transformers.AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)

@@ -29,13 +29,16 @@ def test_rows_of_a_hook_and_a_validation_metric_survive_a_restart(world, tmp_pat
 
     monkeypatch.setattr(validation, "batch_sums", with_ones)
 
+    @jax.jit
+    def norms(params):
+        return jnp.stack([jnp.sqrt(jnp.sum(leaf**2)) for leaf in jax.tree.leaves(params)])
+
     def weights(step: StepInfo):
         calls.append(step.step)
         if len(calls) == 2:
             raise InterruptedError
-        norms = [jnp.sqrt(jnp.sum(leaf**2)) for leaf in jax.tree.leaves(step.params)]
-        batch = next(step.validation_batches())
-        return {"norms": jnp.stack(norms), "worst": jnp.inf, "rows": batch.tokens.shape[1]}
+        batch, found = next(step.validation_batches()), norms(step.params)
+        return {"norms": found, "worst": jnp.inf, "rows": batch.tokens.shape[1]}
 
     config = world.config(workdir=tmp_path)
     hooks = [Hook(kind="weights", when=every(5 * 128), on_step=weights)]

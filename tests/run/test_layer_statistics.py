@@ -42,13 +42,13 @@ def measure(config, params, sources=None, batch=None):
 
 def grown_params(growth, source):
     """Random source parameters after growth."""
-    return growth.grow_params(
-        random_params(source),
-        model.logical_axes(source),
-        source,
-        key=jax.random.key(1),
+    grow = functools.partial(
+        growth.grow_params,
+        axes=model.logical_axes(source),
+        source=source,
         fresh=random_params,
     )
+    return jax.jit(grow)(random_params(source), key=jax.random.key(1))
 
 
 def vectors(params):

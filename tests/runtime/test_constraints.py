@@ -416,7 +416,7 @@ def test_number_beyond_its_limit_is_refused(field, value):
 
 def test_accepted_configs_trace_or_are_refused():
     outcomes = {"fits": 0, "refused": 0}
-    for path, value, config in random.Random(1).sample(accepted_mutations(), 40):
+    for path, value, config in random.Random(1).sample(accepted_mutations(), 24):
         try:
             check(config, jax.device_count())
             outcomes["fits"] += 1

@@ -5,7 +5,7 @@ import dataclasses
 import jax
 import numpy as np
 import pytest
-from conftest import mesh_of, random_batch, tiny_run
+from conftest import mesh_of, random_batch, tiny_model, tiny_run
 
 from stackjax.accelerators.costs import program_costs
 from stackjax.accelerators.hlo import parse_module
@@ -21,7 +21,8 @@ from stackjax.training.expand import expand
 
 def bytes_between_replicas(accumulate):
     """Bytes that cross from four devices to the other four in a step."""
-    config = tiny_run()
+    # A single layer, so that the program has no loop over layers.
+    config = tiny_run(model=tiny_model(num_layers=1), model_is="source")
     phase = dataclasses.replace(
         expand(config)[0],
         batch_size=64,
@@ -58,10 +59,7 @@ def test_masked_and_learned_growth_train_alike_on_replicas(growth):
     stages = config.stages[0], Stage(tokens=1280, batch_size=16, accumulate=2, growth=growth)
     phase = expand(dataclasses.replace(config, stages=stages, model_is="source"))[1]
     batch = random_batch(accumulate=2)
-    rng, abstract = np.random.default_rng(0), abstract_state(phase)
-    state = jax.tree.map(
-        lambda leaf: rng.uniform(0.1, 0.2, leaf.shape).astype(leaf.dtype), abstract
-    )
+    state = random_state(phase)
     alone, metrics = jit_step(phase)(
         phase.step_inputs, jax.tree.map(jax.numpy.asarray, state), batch
     )

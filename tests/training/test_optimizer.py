@@ -140,10 +140,11 @@ def test_steps_match_optax_adamw(clip_norm):
     )
     params, *gradients = random_trees(0, 6)
     expected, our_state, their_state = params, ours.init(params), theirs.init(params)
+    update, expected_update = jax.jit(ours.update), jax.jit(theirs.update)
     for grads in gradients:
-        updates, our_state = ours.update(grads, our_state, params)
+        updates, our_state = update(grads, our_state, params)
         params = jax.tree.map(lambda p, u: p - 0.1 * u, params, updates)
-        updates, their_state = theirs.update(grads, their_state, expected)
+        updates, their_state = expected_update(grads, their_state, expected)
         expected = optax.apply_updates(expected, updates)
     for name in params:
         # The rate is multiplied in another order: float32 rounding.
@@ -517,13 +518,23 @@ def rates_of(growth, *, source=SOURCE, rewarm=None, fan_in=False, trained=None):
 
 def factors_by_name(rates, tokens=0):
     """Returns the rate factor of every entry, by parameter name."""
+    [factors] = factors_at(rates, [tokens])
+    return factors
+
+
+def factors_at(rates, all_tokens):
+    """Yields the rate factor of every entry, by parameter name, at each token count."""
     target = rates.source if rates.growth is None else rates.growth.target_config(rates.source)
     axes = model.logical_axes(target)
-    factors = by_name(rates(axes, jnp.float32(tokens)))
-    return {
-        leaf: np.broadcast_to(factors[leaf], [axis_size(target, axis) for axis in names.names])
-        for leaf, names in by_name(axes).items()
-    }
+    function = jax.jit(functools.partial(rates, axes))
+    for tokens in all_tokens:
+        factors = by_name(jax.device_get(function(jnp.float32(tokens))))
+        yield {
+            leaf: np.broadcast_to(
+                factors[leaf], [axis_size(target, axis) for axis in names.names]
+            )
+            for leaf, names in by_name(axes).items()
+        }
 
 
 def expected_rewarm_factors(growth, source, new_rate):
@@ -548,8 +559,8 @@ def expected_rewarm_factors(growth, source, new_rate):
 @pytest.mark.parametrize("name", GROWTHS)
 def test_rewarm_scales_new_parameters_and_keeps_old_rates(name):
     rates = rates_of(GROWTHS[name], rewarm=Rewarm(tokens=256, ratio=1.3))
-    for tokens in (1, 64, 256, 10**12):
-        found = factors_by_name(rates, tokens)
+    counts = (1, 64, 256, 10**12)
+    for tokens, found in zip(counts, factors_at(rates, counts), strict=True):
         expected = expected_rewarm_factors(GROWTHS[name], SOURCE, 1.3 * min(1, tokens / 256))
         for leaf, rate in expected.items():
             np.testing.assert_allclose(found[leaf], rate, rtol=1e-6, err_msg=leaf)
@@ -620,14 +631,10 @@ def test_rate_factors_multiply(name, tokens, rewarm, fan_in, data):
     depth = growth.target_config(SOURCE).num_layers
     layers = st.lists(st.booleans(), min_size=depth, max_size=depth).map(tuple)
     trained = data.draw(st.none() | layers)
-    together = factors_by_name(
-        rates_of(growth, rewarm=rewarm, fan_in=fan_in, trained=trained), tokens
-    )
-    alone = [
-        factors_by_name(rates_of(growth, rewarm=rewarm), tokens),
-        factors_by_name(rates_of(growth, fan_in=fan_in), tokens),
-        factors_by_name(rates_of(growth, trained=trained), tokens),
-    ]
+    each = {"rewarm": rewarm, "fan_in": fan_in, "trained": trained}
+    factors = functools.partial(factors_by_name, tokens=tokens)
+    together = factors(rates_of(growth, **each))
+    alone = [factors(rates_of(growth, **{field: value})) for field, value in each.items()]
     for leaf, rate in together.items():
         product = alone[0][leaf] * alone[1][leaf] * alone[2][leaf]
         np.testing.assert_allclose(rate, product, rtol=1e-5, atol=1e-7, err_msg=leaf)

@@ -33,6 +33,9 @@ def first_updates(grads, params):
     return TX.update(grads, TX.init(params), params)[0]
 
 
+norm_of = jax.jit(optax.tree.norm)
+
+
 def initial_state(params=None) -> TrainState:
     params = jax.tree.map(jnp.asarray, random_params(CONFIG)) if params is None else params
     return TrainState(jnp.int32(0), params, init_moments(params))
@@ -74,13 +77,13 @@ def test_step_applies_the_optimizer_to_the_mean_loss_gradient():
         mean = functools.partial(jnp.average, weights=weights)
         return mean(nll) + 0.1 * mean(squares), mean(nll)
 
-    params = initial_state().params
+    params = random_params(CONFIG)
     grads, loss = jax.jit(jax.grad(objective, has_aux=True))(params)
-    updates = first_updates(grads, params)
+    updates = jax.device_get(first_updates(grads, params))
     expected = jax.tree.map(lambda p, u: p - RATE * u, params, updates)
     # The reported loss excludes the z-loss.
     assert float(metrics["loss"]) == pytest.approx(float(loss), rel=1e-5)
-    assert float(metrics["grad_norm"]) == pytest.approx(float(optax.tree.norm(grads)), rel=1e-5)
+    assert float(metrics["grad_norm"]) == pytest.approx(float(norm_of(grads)), rel=1e-5)
     assert float(metrics["learning_rate"]) == pytest.approx(RATE)
     assert int(state.step) == 1
     # Float32 rounding of 1e-7, divided by epsilon and multiplied by the rate.
@@ -213,9 +216,10 @@ def test_frozen_layers_are_bit_identical_and_the_rest_is_trained(name, trained, 
     phase = frozen_phase(config, trained)
     step = jax.jit(functools.partial(train_step, phase, tx, 1e-4, phase.step_inputs))
     params = random_params(config)
-    state = TrainState(jnp.int32(0), params, tx.init(params))
+    state = TrainState(jnp.int32(0), params, jax.jit(tx.init)(params))
     for seed in range(3):
         state, _ = step(state, random_batch(seed))
+    state = jax.device_get(state)
     for kind, leaf in state.params["layers"].items():
         for before, after, learns in zip(params["layers"][kind], leaf, trained, strict=True):
             if learns:
@@ -238,24 +242,26 @@ compiled_frozen = jax.jit(functools.partial(train_step, FROZEN, TX, 0.0, FROZEN.
 def test_frozen_step_matches_a_masked_gradient():
     batch = random_batch()
     state, metrics = compiled_frozen(initial_state(), batch)
-    params, flat = initial_state().params, Batch(*(field[0] for field in batch))
+    params, flat = random_params(CONFIG), Batch(*(field[0] for field in batch))
 
     def objective(params):
         return model.next_token_loss(CONFIG, params, flat).objective / flat.loss_weights.sum()
 
-    loss, grads = jax.jit(jax.value_and_grad(objective))(params)
+    loss, grads = jax.device_get(jax.jit(jax.value_and_grad(objective))(params))
     held = {"embedding": False, "final_norm": True, "head": True}
     held["layers"] = {
-        kind: jnp.array(MIDDLE).reshape(-1, *(1,) * (leaf.ndim - 1))
+        kind: np.array(MIDDLE).reshape(-1, *(1,) * (leaf.ndim - 1))
         for kind, leaf in params["layers"].items()
     }
-    grads = jax.tree.map(lambda grad, learns: jnp.where(learns, grad, 0.0), grads, held)
-    updates = first_updates(grads, params)
+    grads = jax.tree.map(
+        lambda grad, learns: np.where(learns, grad, np.float32(0)), grads, held
+    )
+    updates = jax.device_get(first_updates(grads, params))
     expected = jax.tree.map(
-        lambda p, u, learns: jnp.where(learns, p - RATE * u, p), params, updates, held
+        lambda p, u, learns: np.where(learns, p - RATE * u, p), params, updates, held
     )
     assert float(metrics["loss"]) == pytest.approx(float(loss), rel=1e-5)
-    assert float(metrics["grad_norm"]) == pytest.approx(float(optax.tree.norm(grads)), rel=1e-5)
+    assert float(metrics["grad_norm"]) == pytest.approx(float(norm_of(grads)), rel=1e-5)
     # Float32 rounding of 1e-7, divided by epsilon and multiplied by the rate.
     assert_same_params(state.params, expected, tolerance=1e-6)
 
