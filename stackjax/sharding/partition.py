@@ -10,7 +10,7 @@ from jax.sharding import PartitionSpec as P
 
 from stackjax.sharding.axes import Axes
 
-RULES: dict[str, str | tuple[str, ...] | None] = {
+RULES: dict[str, str | tuple[str, ...]] = {
     "batch": ("replica", "fsdp"),
     "seq": "context",
     "embed": ("fsdp", "context"),
@@ -47,7 +47,7 @@ def logical(*names: str | None) -> P | None:
 
 def _mesh_axes(name: str) -> str | tuple[str, ...] | None:
     """Returns the explicit mesh axes of a logical axis."""
-    rule = RULES.get(name) or ()
+    rule = RULES.get(name, ())
     axes = (rule,) if isinstance(rule, str) else rule
     mesh = jax.sharding.get_abstract_mesh()
     left = tuple(axis for axis in axes if axis in mesh.explicit_axes)

@@ -2,6 +2,9 @@
 
 All supported JAX versions accept these options. `XLA_FLAGS` and, on TPUs, `LIBTPU_INIT_ARGS`
 set further options. docs/performance.md lists measurements.
+
+TPUs need none: with and without the options for asynchronous collectives, the compiler makes
+the same program.
 """
 
 COMPILER_OPTIONS: dict[str, dict[str, bool | str]] = {
@@ -9,12 +12,5 @@ COMPILER_OPTIONS: dict[str, dict[str, bool | str]] = {
     # name these options differently, 0.10 doubles activation memory, and double loop
     # unrolling breaks the scheduler (docs/performance.md).
     "gpu": {"xla_gpu_enable_latency_hiding_scheduler": True},
-    # Fusions with asynchronous communication. The latency-hiding scheduler is on by default.
-    "tpu": {
-        "xla_tpu_enable_async_collective_fusion": True,
-        "xla_tpu_enable_async_collective_fusion_fuse_all_gather": True,
-        "xla_tpu_enable_async_collective_fusion_multiple_steps": True,
-        "xla_tpu_overlap_compute_collective_tc": True,
-    },
 }
 """Options by the platform of the mesh's devices; none for other platforms."""

@@ -221,7 +221,7 @@ def _check_divides(phase: Phase) -> None:
 
 def _mesh_axes(axis: str) -> str:
     """Returns the mesh axes of a logical axis, for a message."""
-    rule = RULES[axis] or ()
+    rule = RULES[axis]
     return rule if isinstance(rule, str) else " x ".join(rule)
 
 
