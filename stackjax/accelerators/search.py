@@ -1,6 +1,7 @@
 """The fastest choice that fits, for each stage: mesh, microbatches, remat and loss chunk."""
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Iterator
 
@@ -86,19 +87,18 @@ def _search_stage(
             if fastest() == before:
                 return
 
-    def search_context(context: int) -> None:
-        for tensor in _sizes(machine, context):
+    def while_faster(sizes: list[int], search_size: Callable[[int], None]) -> None:
+        for size in sizes:
             before = fastest()
-            search_tensor(context, tensor)
+            search_size(size)
             if found and fastest() == before:
                 return
 
+    def search_context(context: int) -> None:
+        while_faster(_sizes(machine, context), functools.partial(search_tensor, context))
+
     # Fewer shards, more tensor and more context parallelism: each as long as it pays.
-    for context in _sizes(machine):
-        before = fastest()
-        search_context(context)
-        if found and fastest() == before:
-            break
+    while_faster(_sizes(machine), search_context)
     if not found:
         # Raises the reason if the batch or the model does not divide.
         mesh = next(_meshes(machine, context=1, tensor=1))

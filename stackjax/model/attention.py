@@ -9,7 +9,12 @@ import math
 import jax
 import jax.numpy as jnp
 
-from stackjax.model.attention_kernels import FLASH_KERNELS, SPLASH_LANES, Kernel, has_kernel
+from stackjax.model.attention_kernels import (
+    FLASH_KERNELS,
+    SPLASH_LANES,
+    has_kernel,
+    on_each_device,
+)
 from stackjax.model.block_attention import block_attention
 from stackjax.model.config import AttentionKernel, ModelConfig
 from stackjax.model.context_attention import (
@@ -59,17 +64,7 @@ def causal_attention(
         return attention_by_heads(FLASH_KERNELS.get(kernel, _xla), *args)
     if kernel == "xla":
         return _xla(*args)
-    return _on_each_device(FLASH_KERNELS[kernel])(*args)
-
-
-def _on_each_device(kernel: Kernel) -> Kernel:
-    """Returns a kernel that runs on each device's rows and heads."""
-    heads, kv_heads = (logical("batch", "seq", name, None) for name in ("heads", "kv_heads"))
-    if heads is None:
-        return kernel
-    specs = (heads, kv_heads, kv_heads, logical("batch", "seq"))
-    # Pallas results have no varying-axes type, so skip this check.
-    return jax.shard_map(kernel, in_specs=specs, out_specs=heads, check_vma=False)
+    return on_each_device(FLASH_KERNELS[kernel])(*args)
 
 
 def _xla(

@@ -14,6 +14,7 @@ from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_ma
 from jax.extend.core import Primitive
 
 from stackjax.model.config import AttentionKernel
+from stackjax.sharding.partition import logical
 from stackjax.sharding.platform import DeviceKind, is_nvidia, platform_of
 
 Kernel = Callable[[jax.Array, jax.Array, jax.Array, jax.Array | None], jax.Array]
@@ -48,6 +49,16 @@ def has_kernel(kernel: AttentionKernel, device: DeviceKind) -> bool:
         "cudnn": is_nvidia(device),
         "splash": platform_of(device) == "tpu",
     }[kernel]
+
+
+def on_each_device(kernel: Kernel) -> Kernel:
+    """Returns a kernel that runs on each device's rows, positions and heads."""
+    heads, kv_heads = (logical("batch", "seq", name, None) for name in ("heads", "kv_heads"))
+    if heads is None:
+        return kernel
+    specs = (heads, kv_heads, kv_heads, logical("batch", "seq"))
+    # Pallas results have no varying-axes type, so skip this check.
+    return jax.shard_map(kernel, in_specs=specs, out_specs=heads, check_vma=False)
 
 
 def cudnn_attention(

@@ -20,6 +20,7 @@ from jax.sharding import PartitionSpec as P
 from stackjax.model.attention_kernels import (
     SPLASH_RESIDUALS,
     Kernel,
+    on_each_device,
     run_splash,
     splash_blocks,
 )
@@ -67,16 +68,13 @@ def attention_by_queries(
     segments_BT: jax.Array | None,
 ) -> jax.Array:
     """Returns attention with some of the queries and all keys on each device."""
+    if kernel != "splash":
+        return on_each_device(_masked(kernel))(q_BTNH, k_BSKH, v_BSKH, segments_BT)
+    attend, attend_layout = _zigzag_splash(q_BTNH.shape[1], q_BTNH.shape[2])
     heads, kv_heads = (logical("batch", "seq", name, None) for name in ("heads", "kv_heads"))
-    specs = heads, kv_heads, kv_heads, logical("batch", "seq")
-    if kernel == "splash":
-        attend, attend_layout = _zigzag_splash(q_BTNH.shape[1], q_BTNH.shape[2])
-        run = jax.shard_map(
-            _splash, in_specs=(attend_layout, *specs), out_specs=heads, check_vma=False
-        )
-        return run(attend, q_BTNH, k_BSKH, v_BSKH, segments_BT)
-    run = jax.shard_map(_masked(kernel), in_specs=specs, out_specs=heads, check_vma=False)
-    return run(q_BTNH, k_BSKH, v_BSKH, segments_BT)
+    specs = attend_layout, heads, kv_heads, kv_heads, logical("batch", "seq")
+    run = jax.shard_map(_splash, in_specs=specs, out_specs=heads, check_vma=False)
+    return run(attend, q_BTNH, k_BSKH, v_BSKH, segments_BT)
 
 
 def _masked(kernel: Literal["xla", "cudnn"]) -> Kernel:
