@@ -230,8 +230,10 @@ def use_compilation_cache(workdir: epath.Path) -> None:
         return
     _make_writable(directory)
     for entry in directory.glob("*-cache"):
-        if not _is_whole(entry.read_bytes()):
-            entry.unlink(missing_ok=True)
+        # Another run with the same cache may remove an entry at the same time.
+        with contextlib.suppress(FileNotFoundError):
+            if not _is_whole(entry.read_bytes()):
+                entry.unlink()
 
 
 def _make_writable(directory: epath.Path) -> None:

@@ -12,6 +12,7 @@ import jax
 import numpy as np
 import pytest
 import tensorstore
+import zstandard
 from conftest import tiny_run
 from etils import epath
 from fake_gcs import FakeGcs
@@ -350,6 +351,18 @@ def compilation_cache():
     for name, value in saved.items():
         jax.config.update(name, value)
     reset_cache()
+
+
+def test_incomplete_and_vanished_cache_entries_are_no_error(tmp_path, compilation_cache):
+    jax.config.update("jax_compilation_cache_dir", str(tmp_path))
+    whole, cut = tmp_path / "whole-cache", tmp_path / "cut-cache"
+    whole.write_bytes(zstandard.compress(b"program"))
+    cut.write_bytes(whole.read_bytes()[:-1])
+    # A link without a target is listed and cannot be read, like an entry that another run
+    # removes in between.
+    (tmp_path / "vanished-cache").symlink_to(tmp_path / "nothing")
+    use_compilation_cache(epath.Path(tmp_path))
+    assert whole.exists() and not cut.exists()
 
 
 def test_compilation_cache_in_a_bucket_is_used(gcs, compilation_cache):

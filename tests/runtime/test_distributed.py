@@ -92,8 +92,8 @@ def test_two_processes_survive_a_kill_and_equal_one_process(world, uncut, tmp_pa
 
     # The second save returns when the first is complete.
     killed = ("SIGKILL", "stackjax.checkpoint.save:Checkpoints.save", "after", "2")
-    (code, _, stderr), (killed_code, _, _) = run_two(world, args, {1: killed})
-    assert killed_code == -9
+    (code, _, stderr), (killed_code, _, killed_stderr) = run_two(world, args, {1: killed})
+    assert killed_code == -9, killed_stderr
     assert code not in (0, -9)
     assert "another" in stderr
 
