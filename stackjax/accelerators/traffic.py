@@ -9,6 +9,8 @@ _FREE = {
     *("while", "call", "conditional", "opt-barrier", "optimization-barrier"),
     *("partition-id", "replica-id", "iota", "copy-done", "async-done", "async-update"),
 }
+_ALLOCATION = 'custom_call_target="AllocateBuffer"'
+"""A TPU's memory for a result that other instructions write."""
 _SAME = ("bitcast", "reshape", "convert", "copy")
 
 
@@ -19,6 +21,8 @@ def traffic_bytes(module: Module, computation: Computation, instruction: Instruc
     size, and updates in place with the update's size. Arrays in on-chip memory do not count.
     """
     if instruction.opcode in _FREE or instruction.opcode.endswith("-done"):
+        return 0.0
+    if _ALLOCATION in instruction.attributes:
         return 0.0
     if instruction.opcode == "fusion":
         return _fusion_bytes(computation, instruction, module.called(instruction)[0])

@@ -144,3 +144,19 @@ def test_arrays_in_on_chip_memory_are_no_memory_traffic():
 )
 def test_collective_groups_are_read_in_every_notation(text, groups):
     assert collective_groups(f", channel_id=1, {text}, dimensions={{0}}", 4) == groups
+
+
+ALLOCATION = """
+HloModule jit_stack
+
+ENTRY %main (x: f32[4,8]) -> f32[4,8] {
+  %x = f32[4,8] parameter(0)
+  %empty = f32[4,8] custom-call(), custom_call_target="AllocateBuffer"
+  ROOT %sum = f32[4,8] add(%x, %empty)
+}
+"""
+
+
+def test_allocated_memory_is_no_memory_traffic():
+    costs = program_costs(parse_module(ALLOCATION), num_devices=1, devices_per_host=1)
+    assert costs.traffic == 3 * 4 * 8 * 4

@@ -294,3 +294,13 @@ def test_rotary_pairs_channel_i_with_i_plus_half():
         )
         # Float32 rounding for numbers below ten.
         assert (turned[i], turned[i + H // 2]) == pytest.approx(pair, abs=1e-5)
+
+
+@pytest.mark.parametrize(("dtype", "rounding"), [(jnp.float32, 1e-5), (jnp.bfloat16, 0.05)])
+def test_gradient_of_a_rotation_turns_back(dtype, rounding):
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(2, 5, 3, H)), dtype)
+    turn = rotation(jnp.arange(10).reshape(2, 5), H, 100.0)
+    turned, pullback = jax.vjp(lambda x: rotate(x, *turn), x)
+    (back,) = pullback(turned)
+    np.testing.assert_allclose(np.float32(back), np.float32(x), atol=rounding)
+    assert np.abs(np.float32(turned - x)).max() > 0.5
