@@ -161,7 +161,7 @@ def test_checkpoint_grown_with_its_optimizer_restores_like_a_run(uncut, tmp_path
 @pytest.mark.slow
 def test_bfloat16_moments_grow_and_stay_bfloat16(tmp_path, run):
     source, growth, mesh = tiny_model(num_layers=1), Stack(2), mesh_of("one device")
-    state = jax.tree.map(jnp.asarray, state_of(source, BFLOAT16))
+    state = jax.device_put(state_of(source, BFLOAT16))
     target = growth.target_config(source)
     tx = BFLOAT16.build(model.logical_axes(target))
     expected = jax.jit(
@@ -191,7 +191,7 @@ def test_nonfinite_arrays_are_rejected_unless_allowed(tmp_path, run, array):
     tree = state.params if array.startswith("params") else state.opt_state[1].nu
     tree["final_norm"] = np.array(tree["final_norm"])
     tree["final_norm"][3] = np.inf
-    state = jax.tree.map(jnp.asarray, state)
+    state = jax.device_put(state)
     keep = CheckpointConfig(every_tokens=1)
     with (
         jax.set_mesh(mesh_of("one device")),
@@ -264,7 +264,7 @@ def test_model_with_a_partly_open_mask_is_rejected(tmp_path, run):
         Checkpoints(epath.Path(tmp_path), phase, keep) as checkpoints,
     ):
         for step in (3, 4):
-            state = jax.tree.map(jnp.asarray, state_of(source, ADAMW))
+            state = jax.device_put(state_of(source, ADAMW))
             checkpoints.save(step, state, Counts())
     directory = tmp_path / phase.directory
     code, _, err = run(directory / "3", tmp_path / "x", "--growth", "stack(2)")

@@ -116,7 +116,7 @@ def test_growth_table_has_every_operator():
     assert {type(link) for link in links} == set(BUILT_IN.values())
 
 
-@hypothesis.settings(max_examples=300, deadline=None)
+@hypothesis.settings(max_examples=200, deadline=None)
 @hypothesis.given(ANY_GROWTH)
 def test_random_growth_text_round_trips(growth):
     assert parse_growth(str(growth)) == growth
@@ -268,7 +268,7 @@ def damaged(draw) -> str:
     return text[:start] + draw(st.just("") | st.sampled_from(WORDS)) + text[stop:]
 
 
-@hypothesis.settings(max_examples=300, deadline=None)
+@hypothesis.settings(max_examples=150, deadline=None)
 @hypothesis.given(st.text() | st.lists(st.sampled_from(WORDS)).map("".join) | damaged())
 def test_any_text_round_trips_or_raises_value_error(text):
     try:
@@ -283,7 +283,7 @@ def test_any_text_round_trips_or_raises_value_error(text):
 PAIRS = st.one_of(*(st.tuples(kind, kind) for kind in OPEN + MASKED))
 
 
-@hypothesis.settings(max_examples=200, deadline=None)
+@hypothesis.settings(max_examples=120, deadline=None)
 @hypothesis.given(PAIRS)
 def test_replace_field_accepts_the_text_of_any_field(pair):
     growth, other = pair

@@ -41,10 +41,10 @@ def num_kept(logits_V, sampling, top_p):
 
 def kept(logits_V, sampling):
     """Returns the candidates' logits and tokens."""
-    logits_BV = jnp.broadcast_to(jnp.asarray(logits_V, jnp.float32), (8, V))
-    logits_BK, tokens_BK = candidates(logits_BV, sampling)
-    is_kept_K = np.asarray(logits_BK[0]) > -np.inf
-    return np.asarray(logits_BK[0])[is_kept_K], np.asarray(tokens_BK[0])[is_kept_K]
+    logits_BV = jax.device_put(np.broadcast_to(np.float32(logits_V), (8, V)))
+    logits_BK, tokens_BK = jax.device_get(candidates(logits_BV, sampling))
+    is_kept_K = logits_BK[0] > -np.inf
+    return logits_BK[0][is_kept_K], tokens_BK[0][is_kept_K]
 
 
 @settings(max_examples=30, deadline=None)
@@ -68,7 +68,7 @@ def test_top_p_keeps_the_smallest_sufficient_set(logits_V, sampling):
 @given(ROWS, SAMPLINGS, st.integers(0, 2**31))
 def test_sample_is_a_candidate(logits_V, sampling, seed):
     _, tokens_K = kept(logits_V, sampling)
-    logits_BV = jnp.broadcast_to(jnp.asarray(logits_V, jnp.float32), (8, V))
+    logits_BV = jax.device_put(np.broadcast_to(np.float32(logits_V), (8, V)))
     tokens_B = sample(logits_BV, sampling, jax.random.key(seed))
     assert set(tokens_B.tolist()) <= set(tokens_K.tolist())
 
@@ -98,7 +98,7 @@ def test_candidates_match_transformers_and_frequencies_match_probabilities(name)
         warped_1V = warp(None, warped_1V)
     expected_V = probabilities(warped_1V[0].numpy(), 1)
     assert set(kept(logits_V, sampling)[1].tolist()) == set(np.flatnonzero(expected_V).tolist())
-    logits_BV = jnp.broadcast_to(logits_V, (num_draws, V))
+    logits_BV = np.broadcast_to(logits_V, (num_draws, V))
     tokens_B = draw(logits_BV, sampling, KEY)
     found_V = np.bincount(tokens_B, minlength=V) / num_draws
     # The tolerance is four standard deviations; the key is fixed.

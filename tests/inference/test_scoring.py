@@ -5,7 +5,6 @@ import functools
 from collections.abc import Sequence
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import MESHES, MODELS, equations, mesh_of, random_params
@@ -122,7 +121,7 @@ def test_full_logits_are_never_stored():
     config = dataclasses.replace(MODELS["gqa"], loss_chunk=8)
     assert_scored(pretrained_of(config), random_spans(), 4)
     rows = Rows(*(np.zeros((4, 32), dtype) for dtype in (int, int, int, bool)))
-    params = jax.tree.map(jnp.asarray, random_params(config))
+    params = jax.device_put(random_params(config))
     program = jax.make_jaxpr(functools.partial(score_rows, config))(params, rows)
     held = [
         variable.aval.shape[1]

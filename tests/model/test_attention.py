@@ -91,10 +91,10 @@ def interpreted(monkeypatch):
 def kernel_inputs(dtype, rows, seq_len, num_kv_heads, head_dim):
     """Returns queries, keys, values, an output gradient, and segments with two documents."""
     rng = np.random.default_rng(0)
-    heads = (4, num_kv_heads, num_kv_heads, 4)
-    arrays = [jnp.asarray(rng.normal(size=(rows, seq_len, n, head_dim)), dtype) for n in heads]
+    shapes = [(rows, seq_len, n, head_dim) for n in (4, num_kv_heads, num_kv_heads, 4)]
+    arrays = [rng.normal(size=shape).astype(dtype) for shape in shapes]
     cut = rng.integers(1, seq_len, (rows, 1))
-    return arrays, jnp.asarray(np.arange(seq_len) >= cut, jnp.int32)
+    return jax.device_put((arrays, (np.arange(seq_len) >= cut).astype(np.int32)))
 
 
 def plain_attention(q_BTNH, k_BSKH, v_BSKH, segments_BT):
@@ -191,7 +191,7 @@ CONTEXT = [
 ]
 
 
-@pytest.mark.sample(2)
+@pytest.mark.sample(3)
 @pytest.mark.usefixtures("interpreted")
 @pytest.mark.parametrize("documents", [False, True])
 @pytest.mark.parametrize(

@@ -45,7 +45,7 @@ def loss_and_grads(mesh_config, accumulate, fields):
     step = jax.jit(functools.partial(train_step, phase, tx, 1e-2, phase.step_inputs))
     params, batch = random_params(CONFIG), batch_of(accumulate)
     if mesh_config is None:
-        params = jax.tree.map(jnp.asarray, params)
+        params = jax.device_put(params)
         state, metrics = step(TrainState(jnp.int32(0), params, tx.init(params)), batch)
         return metrics["loss"], state.opt_state
     mesh = build_mesh(mesh_config, jax.devices()[: 1 if mesh_config == MeshConfig() else 8])

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import shutil
+import signal
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +17,7 @@ from stackjax.checkpoint.restore import read_contents
 from stackjax.config import Schedule
 from stackjax.data.sources import read_manifest
 from stackjax.options import ResumeConfig
-from stackjax.run import compile_ahead
+from stackjax.run import compile_ahead, validation
 from stackjax.run.resume import NEWEST, commit_position, find_position
 from stackjax.run.train import train
 from stackjax.runtime.errors import UserError
@@ -105,6 +106,29 @@ def lineage(config):
     phase = expand(config, read_history(workdir))[-1]
     step = newest_step(workdir, phase)
     return read_contents(workdir / phase.directory / str(step)).lineage
+
+
+def test_stopped_run_resumes_bit_for_bit(config, trained_once, monkeypatch, capfd):
+    eval_batches = validation.eval_batches
+
+    def stopping(*args, **kwargs):
+        signal.raise_signal(signal.SIGTERM)
+        return eval_batches(*args, **kwargs)
+
+    with monkeypatch.context() as patch, pytest.raises(SystemExit, match="143"):
+        patch.setattr(validation, "eval_batches", stopping)
+        patch.setattr("sys.argv", ["train", "--workdir", "a run"])
+        train(config)
+    said = capfd.readouterr().out
+    assert "stopping: the run saves after this step and ends" in said
+    last = said.splitlines()[-1]
+    assert last.startswith("stopped and saved at 640 tokens; resume with: ")
+    assert last.endswith(" --workdir 'a run'")
+    train(config)
+    stopped, uncut = epath.Path(config.workdir), epath.Path(trained_once)
+    assert rows(stopped) == rows(uncut)
+    states = last_state(stopped, 0), last_state(uncut, 0)
+    jax.tree.map(np.testing.assert_array_equal, *states)
 
 
 def test_resume_with_new_rate_batch_size_and_length(trained, monkeypatch, capsys):

@@ -48,13 +48,13 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-def environment(process: int, port: int) -> dict[str, str]:
+def environment(process: int, port: int, heartbeat: int = 10) -> dict[str, str]:
     """Returns the environment variables of one process among two."""
     return {
         "JAX_COORDINATOR_ADDRESS": f"localhost:{port}",
         "JAX_NUM_PROCESSES": "2",
         "JAX_PROCESS_ID": str(process),
-        "JAX_HEARTBEAT_TIMEOUT": "10",
+        "JAX_HEARTBEAT_TIMEOUT": str(heartbeat),
     }
 
 
@@ -218,12 +218,14 @@ with errors.one_line_errors(), distributed.errors_once():
 
 
 def test_common_error_is_printed_once_and_lone_error_with_its_process():
-    def start(who: str, seconds: int) -> list[subprocess.Popen]:
+    def start(who: str, seconds: int, heartbeat: int) -> list[subprocess.Popen]:
         port = free_port()
         return [
             subprocess.Popen(
                 [sys.executable, "-c", FAIL, who, str(seconds)],
-                env=os.environ | environment(process, port) | {"PYTHONPATH": str(ROOT)},
+                env=os.environ
+                | environment(process, port, heartbeat)
+                | {"PYTHONPATH": str(ROOT)},
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
                 text=True,
@@ -231,7 +233,8 @@ def test_common_error_is_printed_once_and_lone_error_with_its_process():
             for process in range(2)
         ]
 
-    shared, alone = start("both", 60), start("1", 1)
+    # The process that is left behind waits for the heartbeats of the other.
+    shared, alone = start("both", 60, 10), start("1", 1, 3)
     assert finish(shared) == [(2, "", "error: no disk\n"), (2, "", "")]
     (code, _, left_behind), failed = finish(alone)
     line = f"process 1 of 2 on {socket.gethostname()}: error: no disk\n"

@@ -60,9 +60,7 @@ def test_masked_and_learned_growth_train_alike_on_replicas(growth):
     phase = expand(dataclasses.replace(config, stages=stages, model_is="source"))[1]
     batch = random_batch(accumulate=2)
     state = random_state(phase)
-    alone, metrics = jit_step(phase)(
-        phase.step_inputs, jax.tree.map(jax.numpy.asarray, state), batch
-    )
+    alone, metrics = jit_step(phase)(phase.step_inputs, state, batch)
     mesh = mesh_of("replica 2, fsdp 2, tensor 2")
     with jax.set_mesh(mesh):
         layout = jax.tree.map(lambda leaf: leaf.sharding, on_mesh(abstract_state(phase), mesh))

@@ -123,8 +123,8 @@ def random_trees(seed, count):
     rng = np.random.default_rng(seed)
     return [
         {
-            "matrix": jnp.asarray(rng.normal(size=(3, 4)), jnp.float32),
-            "layer gains": jnp.asarray(rng.normal(size=(2, 3)), jnp.float32),
+            "matrix": jax.device_put(np.float32(rng.normal(size=(3, 4)))),
+            "layer gains": jax.device_put(np.float32(rng.normal(size=(2, 3)))),
         }
         for _ in range(count)
     ]
@@ -156,7 +156,7 @@ def test_weight_decay_applies_to_matrices_and_not_to_norms():
     tx = config.build(AXES)
     (params,) = random_trees(1, 1)
     zeros = jax.tree.map(jnp.zeros_like, params)
-    updates, _ = tx.update(zeros, tx.init(params), params)
+    updates, _ = jax.jit(tx.update)(zeros, jax.jit(tx.init)(params), params)
     np.testing.assert_array_equal(updates["matrix"], 0.5 * params["matrix"])
     np.testing.assert_array_equal(updates["layer gains"], zeros["layer gains"])
 
@@ -632,9 +632,15 @@ def test_rate_factors_multiply(name, tokens, rewarm, fan_in, data):
     layers = st.lists(st.booleans(), min_size=depth, max_size=depth).map(tuple)
     trained = data.draw(st.none() | layers)
     each = {"rewarm": rewarm, "fan_in": fan_in, "trained": trained}
-    factors = functools.partial(factors_by_name, tokens=tokens)
-    together = factors(rates_of(growth, **each))
-    alone = [factors(rates_of(growth, **{field: value})) for field, value in each.items()]
+    kinds = [each, *({field: value} for field, value in each.items())]
+    axes = model.logical_axes(growth.target_config(SOURCE))
+
+    @jax.jit
+    def factors(tokens):
+        return [rates_of(growth, **kind)(axes, tokens) for kind in kinds]
+
+    found = jax.device_get(factors(jnp.float32(tokens)))
+    together, *alone = [by_name(of_kind) for of_kind in found]
     for leaf, rate in together.items():
         product = alone[0][leaf] * alone[1][leaf] * alone[2][leaf]
         np.testing.assert_allclose(rate, product, rtol=1e-5, atol=1e-7, err_msg=leaf)

@@ -37,7 +37,7 @@ norm_of = jax.jit(optax.tree.norm)
 
 
 def initial_state(params=None) -> TrainState:
-    params = jax.tree.map(jnp.asarray, random_params(CONFIG)) if params is None else params
+    params = jax.device_put(random_params(CONFIG)) if params is None else params
     return TrainState(jnp.int32(0), params, init_moments(params))
 
 
