@@ -87,6 +87,11 @@ def pytest_collection_finish():
     gc.enable()
 
 
+def pytest_sessionfinish():
+    # pytest collects garbage five times as it ends; most objects are cached programs.
+    gc.freeze()
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _programs(tmp_path_factory):
     """Caches compiled programs for all tests in a process."""

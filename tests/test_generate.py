@@ -92,7 +92,7 @@ def expected(name):
     return [greedy(MODELS[name], params, prompt, 6).tolist() for prompt in prompts()]
 
 
-@pytest.mark.sample(3)
+@pytest.mark.sample(5)
 @pytest.mark.parametrize(
     ("name", "mesh"),
     [

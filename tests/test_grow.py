@@ -108,23 +108,27 @@ def run(run_main):
     return functools.partial(run_main, command.main)
 
 
-def test_run_can_be_grown_repeatedly_by_the_command(uncut, tmp_path, run):
-    once, twice = tmp_path / "once", tmp_path / "twice"
-    moments = ("--optimizer-state", "grow")
+def test_run_is_grown_with_its_optimizer_by_the_command(uncut, tmp_path, run):
     # The target is a run directory, but any directory works.
-    target = once / "stage_0" / "train"
+    target = tmp_path / "stage_0" / "train"
+    moments = ("--optimizer-state", "grow")
     code, out, err = run(uncut / "stage_0/train", target, "--growth", "stack(2)", *moments)
     assert (code, err) == (0, "")
     assert re.search(r"stage_0/train/8: 1 layers x 16 channels.* after 1,024 tokens\n", out)
     assert "\nlayers  1 1\ntarget  2 layers x 16 channels" in out
-    source, grown = last_state(uncut, 0), last_state(once, 0, step=0)
+    source, grown = last_state(uncut, 0), last_state(tmp_path, 0, step=0)
     for name, leaf in grown["params"]["layers"].items():
         np.testing.assert_array_equal(leaf, np.repeat(source["params"]["layers"][name], 2, 0))
     assert (grown["opt_state"][1]["count"], grown["step"]) == (8, 0)
-    contents = read_contents(find_checkpoint(epath.Path(once)))
+    contents = read_contents(find_checkpoint(epath.Path(tmp_path)))
     assert contents.model.num_layers == 2
     assert contents.counts.tokens == 8 * 128
 
+
+@pytest.mark.slow
+def test_run_can_be_grown_repeatedly_by_the_command(uncut, tmp_path, run):
+    once, twice = tmp_path / "once", tmp_path / "twice"
+    assert run(uncut / "stage_0/train", once, "--growth", "stack(2)")[0] == 0
     growth = "width_split(embed=2, mlp=2, heads=2) + depth_zero(2)"
     config = uncut.parent / "config.py"
     code, out, err = run(once, twice, "--growth", growth, "--config", config)
@@ -137,6 +141,7 @@ def test_run_can_be_grown_repeatedly_by_the_command(uncut, tmp_path, run):
     assert before == pytest.approx(seam["held_out_loss"], abs=1e-4)
     assert after == pytest.approx(before, abs=2e-4)
 
+    moments = ("--optimizer-state", "grow")
     code, _, err = run(twice, tmp_path / "x", "--growth", growth, *moments)
     assert code == 2
     assert re.search(r"twice/0 .*--optimizer-state", err)

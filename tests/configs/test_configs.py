@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from scripts.bakeoff import load_runs
-from stackjax.config_file import load_config
+from stackjax.config_file import load_config, read_config
 from stackjax.growth import Stack
 from stackjax.model.flops import flops_6nd, num_params
 from stackjax.sharding.config import MeshConfig
@@ -26,7 +26,10 @@ PAPER = {
 
 
 def load(name: str, *overrides: str):
-    return load_config("test", ["--config", f"configs/{name}.py", *overrides])
+    path = f"configs/{name}.py"
+    return (
+        load_config("test", ["--config", path, *overrides]) if overrides else read_config(path)
+    )
 
 
 @pytest.mark.sample(3)

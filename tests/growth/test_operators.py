@@ -325,7 +325,7 @@ def gradient_of(phase):
     return jax.jit(jax.grad(loss))
 
 
-@pytest.mark.sample(6)
+@pytest.mark.sample(7)
 @pytest.mark.parametrize(
     "name",
     [
@@ -376,7 +376,7 @@ def test_every_unit_gets_a_gradient_within_two_updates(name):
 # Law 4: sharding.
 
 
-@pytest.mark.sample(8)
+@pytest.mark.sample(12)
 @pytest.mark.parametrize("name", GROWTHS)
 def test_growth_on_eight_devices_matches_one_device_and_keeps_the_sharding(name):
     growth = GROWTHS[name]
@@ -422,7 +422,7 @@ def source_gradient(source):
     )
 
 
-@pytest.mark.sample(5)
+@pytest.mark.sample(7)
 @pytest.mark.parametrize("source", ["gqa", "mqa, tied, slowed"])
 @pytest.mark.parametrize("name", MULTIPLES)
 def test_moments_scale_by_the_gradient_factor_and_its_square(name, source):

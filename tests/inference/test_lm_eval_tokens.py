@@ -101,7 +101,7 @@ def test_rolling_log_likelihoods_match_hf(both):
     np.testing.assert_allclose(ours, theirs, rtol=2e-5)
 
 
-@pytest.mark.sample(7)
+@pytest.mark.sample(11)
 @pytest.mark.parametrize(
     "kwargs",
     [

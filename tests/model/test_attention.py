@@ -191,7 +191,7 @@ CONTEXT = [
 ]
 
 
-@pytest.mark.sample(3)
+@pytest.mark.sample(7)
 @pytest.mark.usefixtures("interpreted")
 @pytest.mark.parametrize("documents", [False, True])
 @pytest.mark.parametrize(

@@ -123,7 +123,7 @@ def test_statistics_are_equal_on_every_mesh(name):
         np.testing.assert_allclose(found[key], expected, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.sample(3)
+@pytest.mark.sample(4)
 @pytest.mark.parametrize("name", COPIES)
 def test_copies_are_equal_after_growth_without_noise(name):
     (growth, sources), source = COPIES[name], tiny_model()

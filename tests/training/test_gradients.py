@@ -47,6 +47,7 @@ def random_state(phase):
     )
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize(
     "growth",
     [
