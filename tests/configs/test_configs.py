@@ -26,10 +26,10 @@ PAPER = {
 
 
 def load(name: str, *overrides: str):
-    path = f"configs/{name}.py"
-    return (
-        load_config("test", ["--config", path, *overrides]) if overrides else read_config(path)
-    )
+    path = Path("configs", f"{name}.py")
+    if not overrides:
+        return read_config(path)
+    return load_config("test", ["--config", str(path), *overrides])
 
 
 @pytest.mark.sample(3)
