@@ -154,7 +154,8 @@ def _fit_step(config: Config, phase: Phase, machine: Machine) -> Step:
         return {"refusal": str(error)}
     program = step_program(config, phase)
     others = (each.program for each in candidates(config, program, machine.devices))
-    for each in (program, *others):
+    on_devices = (each for each in others if each.phase.moment_memory == "device")
+    for each in (program, *on_devices):
         measured = measure(config, each, machine)
         if measured.fits:
             return _summary(each.phase, measured)

@@ -21,7 +21,7 @@ from stackjax.runtime.numbers import (
     Tokens,
 )
 from stackjax.runtime.ranges import Length, Real, Whole
-from stackjax.sharding.config import MeshConfig
+from stackjax.sharding.config import MeshConfig, MomentMemory
 
 
 def _parse_growth(text: str) -> Growth:
@@ -107,6 +107,9 @@ class Stage:
     """Rematerialization in this stage; by default the model's."""
     loss_chunk: Annotated[int, Whole(at_least=1, at_most=2**24)] | None = None
     """Positions per chunk of the loss in this stage; by default the model's."""
+    moment_memory: MomentMemory = "device"
+    """Memory for the optimizer's moments between steps. With `host`, each step copies the
+    moments to the devices and back. GPUs then have more memory for activations; TPUs do not."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

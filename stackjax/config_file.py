@@ -31,7 +31,7 @@ _MAY_CHANGE = re.compile(
     r"|evaluation\.(every_tokens|batch_size|layers)"
     r"|tasks\.(names|every_tokens|directory|batch_size)"
     r"|optimizer\.(peak_learning_rate|schedule\..*|epsilon|weight_decay|clip_norm|z_loss)"
-    r"|stages\.\d+\.(mesh(\..*)?|accumulate|remat|loss_chunk)"
+    r"|stages\.\d+\.(mesh(\..*)?|accumulate|remat|loss_chunk|moment_memory)"
     r"|data\.(path|cache_dir|corpus|num_workers|prefetch)"
     r"|model\.(attention|remat|scan_unroll|loss_chunk)"
 )

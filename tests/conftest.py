@@ -292,6 +292,7 @@ def phase_of(config: ModelConfig, rate=1e-2, **fields) -> Phase:
         "mesh": MeshConfig(),
         "batch_size": 8,
         "accumulate": 1,
+        "moment_memory": "device",
         "num_steps": 10,
         "learning_rate": LearningRate(
             shape="constant",

@@ -14,6 +14,7 @@ from stackjax.config import Config
 from stackjax.sharding.mesh import build_mesh
 from stackjax.training.compile import clear_programs, compile_step, new_state, step_inputs
 from stackjax.training.phase import Phase
+from stackjax.training.train_state import placed
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -44,7 +45,8 @@ def measure_ahead(
         raise CannotMeasure("compiling ahead is measured in one process")
     mesh = build_mesh(source.mesh)
     with jax.set_mesh(mesh):
-        state, batch = new_state(config, source), random_batch(config, source, mesh)
+        state = placed(source, new_state(config, source))
+        batch = random_batch(config, source, mesh)
         step = functools.partial(compile_step(config, source), step_inputs(source))
         warm_up, state = run_steps(step, state, batch, WARMUP_STEPS)
         check_time(num_steps, warm_up / WARMUP_STEPS, limit_seconds)

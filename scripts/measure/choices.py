@@ -25,6 +25,7 @@ from stackjax.model.module import compute_dtype
 from stackjax.model.transformer import all_layers, layers_per_iteration
 from stackjax.training.compile import new_state
 from stackjax.training.phase import Phase
+from stackjax.training.train_state import placed
 
 CHUNKS = (64, 128, 256, 512)
 KERNELS = {"cpu": ("xla",), "gpu": ("xla", "cudnn"), "tpu": ("xla", "splash")}
@@ -105,7 +106,8 @@ def _take_turns(
         return {}
     total = len(steps) * num_turns
     check_time(total, least_seconds(config, phase, mesh), limit_seconds)
-    state, batch = new_state(config, phase), random_batch(config, phase, mesh)
+    state = placed(phase, new_state(config, phase))
+    batch = random_batch(config, phase, mesh)
     seconds: dict[str, list[float]] = {name: [] for name in steps}
     for turn in range(num_turns):
         for name, step in steps.items():

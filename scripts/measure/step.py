@@ -30,7 +30,7 @@ from stackjax.training.compile import (
 )
 from stackjax.training.phase import Phase
 from stackjax.training.program_memory import program_memory
-from stackjax.training.train_state import TrainState
+from stackjax.training.train_state import TrainState, placed
 
 Step = Callable[[TrainState, Batch], tuple[TrainState, Any]]
 """A compiled train step with the inputs of its phase."""
@@ -248,7 +248,8 @@ def measure_times(
     check_memory("a step", program.program_bytes)
     before, total = read_peaks(), WARMUP_STEPS + 2 * num_steps
     check_time(total, least_seconds(config, phase, mesh), limit_seconds)
-    state, batch = new_state(config, phase), random_batch(config, phase, mesh)
+    state = placed(phase, new_state(config, phase))
+    batch = random_batch(config, phase, mesh)
     first, (state, _) = seconds_of(lambda: step(state, batch))
     check_time(total, first, limit_seconds)
     _, state = run_steps(step, state, batch, WARMUP_STEPS - 1)

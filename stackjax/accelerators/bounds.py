@@ -15,10 +15,10 @@ FORMULA = f"""\
 The estimate adds the times of matrix products, at {TPU_PRODUCTS:.0%} of a TPU's peak or
 {GPU_PRODUCTS:.0%} of a GPU's; of attention kernels, at 20 to 70% of the peak by device and
 head_dim, over the causal half of the scores (all scores with an explicit mask); of the memory
-traffic of elementwise operations, at {MEMORY_EFFICIENCY:.0%} of the bandwidth; and of
-collectives, all of synchronous ones and {EXPOSED:.0%} of asynchronous ones. MFU is our FLOPs
-(full attention squares, no rematerialization) / (estimate x peak). These speeds are
-assumptions."""
+traffic of elementwise operations, at {MEMORY_EFFICIENCY:.0%} of the bandwidth; of
+collectives, all of synchronous ones and {EXPOSED:.0%} of asynchronous ones; and of copies to
+and from the host's memory. MFU is our FLOPs (full attention squares, no rematerialization) /
+(estimate x peak). These speeds are assumptions."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -54,7 +54,8 @@ def time_bounds(costs: Costs, speeds: Speeds) -> Bounds:
         + attention / (speeds.attention * speeds.peak)
         + costs.elementwise_traffic / (MEMORY_EFFICIENCY * speeds.memory)
         + wire[True]
-        + EXPOSED * wire[False],
+        + EXPOSED * wire[False]
+        + costs.host_bytes / speeds.host,
     )
 
 

@@ -10,7 +10,7 @@ from stackjax.accelerators.groups import collective_groups
 from stackjax.accelerators.hlo import Computation, Instruction, Module
 from stackjax.accelerators.loops import Runs, count_runs
 from stackjax.accelerators.products import attention_products, product_flops
-from stackjax.accelerators.traffic import traffic_bytes
+from stackjax.accelerators.traffic import host_bytes, traffic_bytes
 
 COLLECTIVES = (
     "all-gather",
@@ -53,6 +53,8 @@ class Costs:
     """Bytes read from and written to memory."""
     elementwise_traffic: float
     """Bytes of operations without matrix products, attention, communication or prefetching."""
+    host_bytes: float
+    """Bytes copied to and from the host's memory."""
     collectives: tuple[Collective, ...]
     unknown_loops: int
     """Loops without a known number of iterations, counted as one iteration."""
@@ -80,6 +82,7 @@ def program_costs(module: Module, num_devices: int, devices_per_host: int) -> Co
         forward_kernels=int(totals["forward_kernels"]),
         traffic=totals["traffic"],
         elementwise_traffic=totals["elementwise_traffic"],
+        host_bytes=totals["host_bytes"],
         collectives=tuple(_collectives(module, runs, num_devices, devices_per_host)),
         unknown_loops=runs.unknown_loops,
     )
@@ -100,6 +103,7 @@ def _instruction_costs(
     dots = product_flops(module, computation, instruction)
     costs: dict[str, float] = {"dot_flops": dots, "traffic": 0.0}
     costs["traffic"] = traffic_bytes(module, computation, instruction)
+    costs["host_bytes"] = host_bytes(instruction)
     if attention is not None:
         costs["attention_flops"] = attention.flops
         costs["computed_attention_flops"] = attention.computed_flops

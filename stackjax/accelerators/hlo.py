@@ -27,7 +27,8 @@ class Shape:
     dtype: str
     sizes: tuple[int, ...]
     in_main_memory: bool = True
-    """False for arrays in on-chip memory."""
+    """False for arrays in on-chip memory or in the host's memory."""
+    in_host_memory: bool = False
 
     @property
     def num_elements(self) -> int:
@@ -161,9 +162,9 @@ def _parse_instruction(match: re.Match[str]) -> Instruction:
 
 def _shapes(text: str) -> Iterator[Shape]:
     for dtype, sizes, layout in _SHAPE.findall(text):
-        on_chip = _MEMORY_SPACE.search(layout) is not None
+        elsewhere, on_host = _MEMORY_SPACE.search(layout) is not None, "S(5)" in layout
         numbers = tuple(int(size) for size in sizes.split(",") if size)
-        yield Shape(dtype, numbers, in_main_memory=not on_chip)
+        yield Shape(dtype, numbers, in_main_memory=not elsewhere, in_host_memory=on_host)
 
 
 def _split_type(text: str) -> tuple[str, str]:

@@ -11,6 +11,7 @@ from stackjax.config import Config
 from stackjax.model.config import RematPolicy
 from stackjax.sharding.mesh import build_mesh
 from stackjax.sharding.partition import num_shards
+from stackjax.sharding.platform import platform_of
 from stackjax.training.phase import Phase
 
 _STRONGER: dict[RematPolicy, tuple[RematPolicy, ...]] = {
@@ -50,7 +51,7 @@ def candidates(config: Config, program: Program, devices: Devices) -> Iterator[C
 
 
 def _step_candidates(config: Config, phase: Phase, devices: Devices) -> Iterator[Candidate]:
-    """Yields more microbatches, then stronger remat with most microbatches."""
+    """Yields more microbatches, then stronger remat, then moments in the host's memory."""
     shards = _batch_shards(phase, devices)
     smaller = phase
     while phase.batch_size % (2 * smaller.accumulate * shards) == 0:
@@ -66,6 +67,15 @@ def _step_candidates(config: Config, phase: Phase, devices: Devices) -> Iterator
         yield Candidate(
             change=f"--stages.{phase.stage}.accumulate {smaller.accumulate} "
             f"--stages.{phase.stage}.remat {remat}",
+            config=config,
+            program=step_program(config, changed),
+        )
+    if phase.moment_memory == "device" and platform_of(devices[0]) == "gpu":
+        model = dataclasses.replace(phase.model, remat="full")
+        changed = dataclasses.replace(smaller, model=model, moment_memory="host")
+        yield Candidate(
+            change=f"--stages.{phase.stage}.accumulate {smaller.accumulate} "
+            f"--stages.{phase.stage}.remat full --stages.{phase.stage}.moment-memory host",
             config=config,
             program=step_program(config, changed),
         )

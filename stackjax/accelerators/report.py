@@ -93,6 +93,8 @@ def _collective_lines(name: str, costs: Costs) -> list[str]:
         f"{each.wire_bytes / 1e9:.3g} GB"
         for each in costs.collectives
     ]
+    if costs.host_bytes:
+        lines.append(f"{name}: {costs.host_bytes / 1e9:.3g} GB to and from the host's memory")
     if costs.unknown_loops:
         lines.append(
             f"{name}: {costs.unknown_loops} loops without a known number of iterations count "

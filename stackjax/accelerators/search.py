@@ -10,7 +10,7 @@ from stackjax.accelerators.programs import programs
 from stackjax.config import Config
 from stackjax.model.config import RematPolicy
 from stackjax.runtime.errors import UserError
-from stackjax.sharding.config import MESH_AXES, MeshConfig
+from stackjax.sharding.config import MESH_AXES, MeshConfig, MomentMemory
 from stackjax.sharding.mesh import default_fsdp, num_slices_of
 from stackjax.training.expand import expand
 from stackjax.training.preflight import Estimate, check_phase
@@ -31,12 +31,14 @@ class Choice:
     accumulate: int
     remat: RematPolicy
     loss_chunk: int
+    moment_memory: MomentMemory = "device"
 
     def __str__(self) -> str:
+        moments = ", moments on the host" if self.moment_memory == "host" else ""
         sizes = " x ".join(f"{axis} {getattr(self.mesh, axis)}" for axis in MESH_AXES)
         return (
             f"{sizes}, accumulate {self.accumulate}, remat {self.remat}, "
-            f"loss_chunk {self.loss_chunk}"
+            f"loss_chunk {self.loss_chunk}{moments}"
         )
 
 
@@ -80,10 +82,11 @@ def _search_stage(
     def fastest() -> float:
         return min(found.values(), default=math.inf)
 
-    def search_tensor(context: int, tensor: int) -> None:
+    def search_tensor(memory: MomentMemory, context: int, tensor: int) -> None:
         for mesh in _meshes(machine, context, tensor):
             before = fastest()
-            _search_mesh(config, stage, mesh, machine, attempt)
+            first = Choice(mesh, 1, _REMAT[0], _LOSS_CHUNKS[0], memory)
+            _search_mesh(config, stage, first, machine, attempt)
             if fastest() == before:
                 return
 
@@ -94,11 +97,14 @@ def _search_stage(
             if found and fastest() == before:
                 return
 
-    def search_context(context: int) -> None:
-        while_faster(_sizes(machine, context), functools.partial(search_tensor, context))
+    def search_context(memory: MomentMemory, context: int) -> None:
+        search_size = functools.partial(search_tensor, memory, context)
+        while_faster(_sizes(machine, context), search_size)
 
     # Fewer shards, more tensor and more context parallelism: each as long as it pays.
-    while_faster(_sizes(machine), search_context)
+    while_faster(_sizes(machine), functools.partial(search_context, "device"))
+    if not found and not machine.group.is_tpu:
+        while_faster(_sizes(machine), functools.partial(search_context, "host"))
     if not found:
         # Raises the reason if the batch or the model does not divide.
         mesh = next(_meshes(machine, context=1, tensor=1))
@@ -114,18 +120,21 @@ def _search_stage(
 
 
 def _search_mesh(
-    config: Config, stage: int, mesh: MeshConfig, machine: Machine, attempt: Try
+    config: Config, stage: int, first: Choice, machine: Machine, attempt: Try
 ) -> None:
     """Compiles the choices of a mesh that may be the fastest.
 
     More computation only pays with fewer microbatches, because each microbatch gathers all
     parameters. So each stronger policy is tried with fewer microbatches than the one before.
+
+    Args:
+      first: The choice with one microbatch and the weakest policy.
     """
     fewest: int | None = None
     for remat in _REMAT:
         accumulate = 1
         while fewest is None or accumulate < fewest:
-            choice = Choice(mesh, accumulate, remat, _LOSS_CHUNKS[0])
+            choice = dataclasses.replace(first, accumulate=accumulate, remat=remat)
             if not _is_possible(config, stage, choice, machine):
                 break
             measured = attempt(choice)

@@ -25,6 +25,9 @@ _WIRE = {
 }
 # Network adapters between hosts: 200 Gbit/s for each A100, 400 for each later GPU.
 _NETWORK = {"a100-40": 25e9, "a100-80": 25e9, "h100": 50e9, "h200": 50e9, "b200": 50e9}
+# PCIe's rate in one direction, for copies to and from the host's memory.
+_HOST = {"h100": 50e9, "h200": 50e9, "b200": 50e9}
+_OTHER_HOST = 25e9
 # Fraction of the peak in attention kernels with fewer than 128 channels per head, and others.
 _TPU_ATTENTION = (0.20, 0.40)
 _AMPERE_ATTENTION = (0.48, 0.70)
@@ -50,6 +53,8 @@ class Speeds:
     """Bytes per second to other devices, within a host or slice."""
     network: float | None
     """Bytes per second to other hosts; None for TPUs, whose slice is one network."""
+    host: float
+    """Bytes per second to or from the host's memory."""
     products: float
     """Fraction of the peak in matrix products."""
     attention: float
@@ -75,6 +80,7 @@ def speeds_of(group: DeviceGroup, device: jax.Device, head_dim: int) -> Speeds:
         memory=memory,
         wire=_WIRE[group.name],
         network=_NETWORK.get(group.name),
+        host=_HOST.get(group.name, _OTHER_HOST),
         products=products,
         attention=attention[is_wide],
     )

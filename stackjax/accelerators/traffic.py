@@ -38,6 +38,14 @@ def traffic_bytes(module: Module, computation: Computation, instruction: Instruc
     return _bytes([instruction, *operands])
 
 
+def host_bytes(instruction: Instruction) -> int:
+    """Returns the bytes that an instruction copies to or from the host's memory."""
+    if instruction.opcode != "copy-start":
+        return 0
+    target, source = instruction.shapes[:2]
+    return target.num_bytes if target.in_host_memory or source.in_host_memory else 0
+
+
 def _bytes(instructions: Iterable[Instruction]) -> float:
     return sum(_written(each.shapes) for each in instructions)
 

@@ -24,7 +24,7 @@ from stackjax.training.stages import stage_lengths
 _ROW_NAMES = {"held_out": "held_out_loss", "train": "loss"}
 _NOT_TRAINING = re.compile(
     r"seed|workdir|platform|init_from|(mesh|evaluation|probes|tasks|checkpoints|logging)\..*"
-    r"|stages\.\d+\.(mesh(\..*)?|accumulate|remat|loss_chunk)"
+    r"|stages\.\d+\.(mesh(\..*)?|accumulate|remat|loss_chunk|moment_memory)"
     r"|data\.(path|cache_dir|corpus|num_workers|prefetch)"
     r"|model\.(attention|remat|scan_unroll|loss_chunk)"
 )

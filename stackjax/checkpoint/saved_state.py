@@ -18,6 +18,7 @@ from stackjax.checkpoint.checksums import WORDS, by_path, checksums
 from stackjax.checkpoint.contents import Contents, from_json
 from stackjax.files.json_file import parse_object
 from stackjax.runtime.errors import UserError
+from stackjax.sharding.host_memory import on_device
 from stackjax.sharding.mesh import build_mesh
 from stackjax.sharding.partition import on_mesh
 from stackjax.training.compile import abstract_state
@@ -41,7 +42,7 @@ def to_save(state: TrainState) -> dict[str, Any]:
 
     The state may be donated afterwards, because the checksums are already enqueued.
     """
-    tree = saved_tree(state)
+    tree = on_device(saved_tree(state))
     return tree | {_CHECKSUMS: checksums(tree)}
 
 

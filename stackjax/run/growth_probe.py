@@ -24,7 +24,7 @@ from stackjax.training.expand import expand
 from stackjax.training.phase import Phase, StepInputs
 from stackjax.training.preflight import Estimate
 from stackjax.training.spikes import spike_inputs
-from stackjax.training.train_state import TrainState
+from stackjax.training.train_state import TrainState, placed
 
 
 def check_probes(
@@ -87,7 +87,7 @@ def probe_hooks(run: Run, phase: Phase) -> list[Hook]:
         if target.optimizer_state == "reset":
             state = dataclasses.replace(state, opt_state=None)
         with jax.set_mesh(mesh):
-            copy = grow(move(state, mesh), growth_key(config, target))
+            copy = placed(target, grow(move(state, mesh), growth_key(config, target)))
             grown = loss(copy)
             train_step = run.step_of(target, None)
             if train_step is None:  # after a signal to stop

@@ -54,7 +54,7 @@ from stackjax.training.compile import (
 from stackjax.training.phase import Counts, Phase, StepInputs
 from stackjax.training.preflight import check, check_backend, device_memory
 from stackjax.training.spikes import SpikeStatistics, plain_statistics, spike_inputs
-from stackjax.training.train_state import TrainState
+from stackjax.training.train_state import TrainState, placed
 
 
 def train(
@@ -215,7 +215,7 @@ def run_phase(
         run.clock.measure("step"),
         memory_used_by(lambda: f"stage {phase.stage}, step {step}"),
     ):
-        train_step = _compiled_step(run, phase, step)
+        train_step, state = _compiled_step(run, phase, step), placed(phase, state)
         inputs = step_inputs(phase, spike_inputs(config.spikes, spikes))
         log = StepLog(run, phase, checkpoints, counts)
         # A step's rows are written in this order.

@@ -1,4 +1,4 @@
-"""Mesh config."""
+"""Config of the mesh, and of the memory for moments."""
 
 import dataclasses
 from typing import Literal
@@ -6,6 +6,8 @@ from typing import Literal
 from stackjax.runtime.numbers import Size
 
 MESH_AXES = ("replica", "fsdp", "context", "tensor")
+MomentMemory = Literal["device", "host"]
+"""Where the optimizer's moments are between steps."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -86,16 +86,20 @@ def build_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) 
     devices = jax.devices() if devices is None else devices
     num_slices = num_slices_of(devices)
     shape = mesh_shape(config, len(devices), num_slices)
-    axis_types = (AxisType.Explicit,) * len(MESH_AXES)
-    if num_slices == 1:
-        return jax.make_mesh(shape, MESH_AXES, axis_types=axis_types, devices=devices)
     across = slices_along_axes(shape, num_slices)
     within = [size // slices for size, slices in zip(shape, across, strict=True)]
-    # `make_mesh` refuses devices from several slices.
-    layout = mesh_utils.create_hybrid_device_mesh(
-        within, across, devices, process_is_granule=_are_described_gpus(devices)
-    )
-    return Mesh(layout, MESH_AXES, axis_types=axis_types)
+    # `jax.make_mesh` refuses devices from several slices, and 32 shards on 8 x 8 TPU v6e chips.
+    if num_slices == 1:
+        layout = mesh_utils.create_device_mesh(within, devices, allow_split_physical_axes=True)
+    else:
+        layout = mesh_utils.create_hybrid_device_mesh(
+            within,
+            across,
+            devices,
+            process_is_granule=_are_described_gpus(devices),
+            allow_split_physical_axes=True,
+        )
+    return Mesh(layout, MESH_AXES, axis_types=(AxisType.Explicit,) * len(MESH_AXES))
 
 
 def slices_along_axes(shape: Sequence[int], num_slices: int) -> tuple[int, ...]:

@@ -34,6 +34,7 @@ from stackjax.training.train_state import (
     enter_phase,
     fit_state,
     init_state,
+    placed,
     train_step,
 )
 
@@ -198,7 +199,7 @@ def compile_step(
         spikes = spike_inputs(config.spikes, None)
         inputs = phase.step_inputs._replace(spikes=spikes)
         inputs = on_mesh(jax.eval_shape(lambda: inputs), mesh)
-        state = on_mesh(abstract_state(phase), mesh)
+        state = placed(phase, on_mesh(abstract_state(phase), mesh))
         batch = abstract_batch(config, phase, mesh)
         lowered = jit_step(phase).lower(inputs, state, batch)
         return lowered.compile(COMPILER_OPTIONS.get(platform_of(target_device())))

@@ -172,6 +172,7 @@ def _build_phase(parts: _Parts, index: int, course: _Course, run_tokens: int) ->
         mesh=stage.mesh or parts.config.mesh,
         batch_size=stage.batch_size,
         accumulate=stage.accumulate,
+        moment_memory=stage.moment_memory,
         num_steps=course.num_steps,
         learning_rate=_learning_rate(parts, course, run_tokens),
         parameter_rates=parameter_rates(stage, parts.before, trained),

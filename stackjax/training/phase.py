@@ -16,7 +16,7 @@ from stackjax.model.config import ModelConfig
 from stackjax.model.transformer import LayerSpan, logical_axes
 from stackjax.optimizers import Optimizer
 from stackjax.sharding.axes import Axes
-from stackjax.sharding.config import MeshConfig
+from stackjax.sharding.config import MeshConfig, MomentMemory
 from stackjax.sharding.partition import auto_sharded, partition
 from stackjax.training.learning_rate import LearningRate, ParameterRates
 from stackjax.training.spikes import SpikeInputs
@@ -137,6 +137,7 @@ class Phase:
     mesh: MeshConfig
     batch_size: int
     accumulate: int
+    moment_memory: MomentMemory
     num_steps: int
     learning_rate: LearningRate
     parameter_rates: ParameterRates | None

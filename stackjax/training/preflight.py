@@ -43,7 +43,7 @@ class Estimate:
     state: TrainState
     """Shapes, types and partitions."""
     state_bytes: int
-    """Parameters and optimizer state on one device."""
+    """Parameters and optimizer state on one device; without moments in the host's memory."""
     gradient_bytes: int
     """Gradients on one device: a microbatch's gradient, and the sum over microbatches."""
 
@@ -122,13 +122,15 @@ def check_phase(
         _check_divides(phase)
         state = abstract_state(phase)
         _check_moments(phase, state)
-    state_bytes = bytes_per_device(state, mesh)
+    held = state if phase.moment_memory == "device" else state.params
+    state_bytes = bytes_per_device(held, mesh)
     gradient_bytes = bytes_per_device(state.params, mesh) * (2 if phase.accumulate > 1 else 1)
     if memory is not None and state_bytes + gradient_bytes > memory:
         raise UserError(
             f"stages.{phase.stage}: parameters, optimizer state and gradients take "
             f"{(state_bytes + gradient_bytes) / 2**30:.1f} GiB on each device, which has "
-            f"{memory / 2**30:.1f} GiB; use more devices, or a larger mesh.fsdp."
+            f"{memory / 2**30:.1f} GiB; use more devices, a larger mesh.fsdp, or on GPUs "
+            f"--stages.{phase.stage}.moment-memory host."
         )
     return Estimate(
         phase=phase, state=state, state_bytes=state_bytes, gradient_bytes=gradient_bytes

@@ -15,6 +15,7 @@ from stackjax.growth.base import Fit
 from stackjax.growth.grow_tree import axes_of, grow_tree
 from stackjax.growth.moments import check_moments
 from stackjax.model import LossSums, ModelConfig, Params
+from stackjax.sharding.host_memory import on_device, on_host
 from stackjax.sharding.partition import auto_sharded, partition_of
 from stackjax.training.gradients import sum_gradients
 from stackjax.training.phase import Phase, StepInputs
@@ -81,8 +82,11 @@ def train_step(
     loss, grads = sum_gradients(gradient, state.params, tokens, batch)
     grad_norm = optax.tree.norm(grads)
     is_finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
+    moments = state.opt_state
+    if phase.moment_memory == "host":
+        moments = on_device(moments)
     updates, opt_state = tx.update(
-        grads, state.opt_state, state.params, moment_starts=inputs.moment_starts
+        grads, moments, state.params, moment_starts=inputs.moment_starts
     )
     rate = inputs.learning_rate(state.step)
     tokens = phase.tokens(state.step + 1, inputs.first_tokens)
@@ -93,7 +97,7 @@ def train_step(
         spike_metrics, statistics = find_spike(inputs.spikes, loss, grad_norm)
         is_taken &= ~spike_metrics["is_spike"]
         spike_metrics["spikes"] = inputs.spikes._replace(statistics=statistics)
-        opt_state = _choose(is_taken, opt_state, state.opt_state)
+        opt_state = _choose(is_taken, opt_state, moments)
     # Without spikes only parameters: a choice between moments may store two copies.
     params = _choose(is_taken, stepped, state.params)
     metrics = {
@@ -103,7 +107,14 @@ def train_step(
         "is_finite": is_finite,
         **spike_metrics,
     }
-    return TrainState(state.step + 1, params, opt_state), metrics
+    return placed(phase, TrainState(state.step + 1, params, opt_state)), metrics
+
+
+def placed(phase: Phase, state: TrainState) -> TrainState:
+    """Returns a state with the moments in the phase's memory, as the train step takes them."""
+    if phase.moment_memory == "device":
+        return state
+    return dataclasses.replace(state, opt_state=on_host(state.opt_state))
 
 
 def _choose(is_taken: jax.Array, new: Any, old: Any) -> Any:

@@ -65,6 +65,28 @@ def test_large_step_keeps_its_bounds_on_memory_communication_and_traffic(
     assert waits["all-reduce"] < 0.1, "gradients of weights are not summed as a whole"
 
 
+@for_tpu
+@pytest.mark.parametrize(
+    ("devices", "shape"),
+    [
+        ("v5e:8x8", (2, 32, 1, 1)),
+        ("v5e:16x16*2", (16, 32, 1, 1)),
+        ("v6e:8x8", (2, 32, 1, 1)),
+        ("v6e:16x16", (8, 32, 1, 1)),
+        ("v5p:2x2x2", (1, 8, 1, 1)),
+        ("v5p:8x8x4", (8, 32, 1, 1)),
+    ],
+)
+def test_default_mesh_forms_on_every_slice(devices, shape):
+    script = "import sys; from stackjax.accelerators.fit import describe_machine as describe; "
+    script += "from stackjax.sharding.mesh import MeshConfig, build_mesh; "
+    script += "print(build_mesh(MeshConfig(), describe(sys.argv[1]).devices).devices.shape)"
+    environment = os.environ | {"TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
+    command = [sys.executable, "-c", script, devices]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert done.stdout.strip().endswith(str(shape)), done.stderr
+
+
 @for_gpu
 def test_tiny_run_compiles_for_a_described_gpu(tmp_path):
     found = fit("configs/tiny.py", "h100:8", tmp_path / "fit.json", *OPTIONS)

@@ -160,3 +160,23 @@ ENTRY %main (x: f32[4,8]) -> f32[4,8] {
 def test_allocated_memory_is_no_memory_traffic():
     costs = program_costs(parse_module(ALLOCATION), num_devices=1, devices_per_host=1)
     assert costs.traffic == 3 * 4 * 8 * 4
+
+
+HOST = """
+HloModule jit_update
+
+ENTRY %main (moment: f32[4,8]) -> f32[4,8] {
+  %moment = f32[4,8]{1,0:S(5)} parameter(0)
+  %copy-start.1 = (f32[4,8]{1,0}, f32[4,8]{1,0:S(5)}, u32[]) copy-start(%moment)
+  %copy-done.1 = f32[4,8]{1,0} copy-done(%copy-start.1)
+  %new = f32[4,8]{1,0} negate(%copy-done.1)
+  %copy-start.2 = (f32[4,8]{1,0:S(5)}, f32[4,8]{1,0}, u32[]) copy-start(%new)
+  ROOT %copy-done.2 = f32[4,8]{1,0:S(5)} copy-done(%copy-start.2)
+}
+"""
+
+
+def test_copies_to_and_from_the_host_count_apart():
+    costs = program_costs(parse_module(HOST), num_devices=1, devices_per_host=1)
+    assert costs.host_bytes == 2 * 4 * 8 * 4
+    assert costs.elementwise_traffic == 2 * 4 * 8 * 4  # the negation

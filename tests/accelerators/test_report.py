@@ -31,6 +31,7 @@ COSTS = Costs(
     forward_kernels=24,
     traffic=3e12,
     elementwise_traffic=1e12,
+    host_bytes=5e9,
     collectives=(
         Collective(
             kind="all-gather",
@@ -49,7 +50,9 @@ COSTS = Costs(
     ),
     unknown_loops=0,
 )
-SPEEDS = Speeds(peak=1e13, memory=1e12, wire=1e11, network=1e10, products=0.8, attention=0.5)
+SPEEDS = Speeds(
+    peak=1e13, memory=1e12, wire=1e11, network=1e10, host=1e10, products=0.8, attention=0.5
+)
 FITS = Measured(
     name="stage 1 step",
     compute_dtype="bfloat16",
@@ -79,7 +82,7 @@ REFUSED = Measured(
 def test_bounds_add_up_the_assumed_times():
     bounds = time_bounds(COSTS, SPEEDS)
     assert (bounds.flops, bounds.memory, bounds.wire) == (1.0, 3.0, 2.0)
-    assert bounds.estimate == pytest.approx(8 / 8 + 2 / 5 + 1 / 0.85 + 1.0 + 0.1)
+    assert bounds.estimate == pytest.approx(8 / 8 + 2 / 5 + 1 / 0.85 + 1.0 + 0.1 + 0.5)
 
 
 def test_table_has_memory_wire_flops_and_bounds_of_every_program():
@@ -95,6 +98,7 @@ def test_notes_list_kernels_and_collectives_by_kind():
     assert "cudnn attention: the fastest kernel" in text and "24 forward kernels" in text
     assert "3 asynchronous all-gather: 100 GB" in text
     assert "1 synchronous all-reduce between hosts or slices: 10 GB" in text
+    assert "stage 1 step: 5 GB to and from the host's memory" in text
     assert "RESOURCE_EXHAUSTED" in text
 
 
@@ -132,6 +136,16 @@ def test_candidates_for_a_step_split_the_batch_and_then_save_activations():
         "--stages.0.accumulate 4 --stages.0.remat lean",
         "--stages.0.accumulate 4 --stages.0.remat full",
     ]
+
+
+def test_last_candidate_for_a_step_on_gpus_has_moments_on_the_host(monkeypatch):
+    monkeypatch.setattr(remedies, "platform_of", lambda device: "gpu")
+    config = tiny_run()
+    program = step_program(config, expand(config)[0])
+    *_, last = candidates(config, program, two_devices())
+    assert last.change.endswith(" --stages.0.remat full --stages.0.moment-memory host")
+    phase = last.program.phase
+    assert (phase.model.remat, phase.moment_memory) == ("full", "host")
 
 
 def machine(memory: int) -> Machine:

@@ -33,7 +33,8 @@ def costs(choice):
     mesh = choice.mesh
     shards = mesh.fsdp * mesh.context
     rows = 64 / (mesh.replica * mesh.fsdp * mesh.context * choice.accumulate)
-    memory = (800 / shards + rows * SAVED[choice.remat]) / mesh.tensor
+    state = {"device": 800, "host": 270}[choice.moment_memory]
+    memory = (state / shards + rows * SAVED[choice.remat]) / mesh.tensor
     gathers = 0.02 * choice.accumulate * (shards - 1) / mesh.tensor
     exchanges = 0.1 * (mesh.tensor - 1) + 0.2 * (mesh.context - 1)
     return memory, COMPUTED[choice.remat] + gathers + exchanges
@@ -104,9 +105,16 @@ def test_search_finds_the_fastest_choice_that_fits(made_up, memory):
     assert len(lines) < len(everything), "both stages take less than all choices of one"
 
 
+def test_moments_move_to_the_host_only_if_nothing_else_fits(made_up):
+    for memory, place in ((110, "device"), (90, "host")):
+        found = search(tiny_run(), made_up(memory), lambda line: None)
+        assert {choice.moment_memory for choice in found} == {place}
+    assert str(found[0]).endswith(", moments on the host")
+
+
 def test_stage_that_fits_with_no_choice_is_refused(made_up):
     with pytest.raises(UserError, match=r"stages\.0 does not fit h100:8 .* more devices"):
-        search(tiny_run(), made_up(90), lambda line: None)
+        search(tiny_run(), made_up(30), lambda line: None)
 
 
 def test_other_stages_need_not_fit_before_their_own_search(monkeypatch):
