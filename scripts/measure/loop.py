@@ -39,7 +39,7 @@ from stackjax.training.compile import compile_step, new_state, step_inputs
 from stackjax.training.expand import expand
 from stackjax.training.phase import Phase
 from stackjax.training.run_history import NEW_RUN
-from stackjax.training.train_state import TrainState
+from stackjax.training.train_state import TrainState, placed
 
 SYNTHETIC_TOKENS = 2**23
 BLOCK_STEPS = 50
@@ -228,7 +228,8 @@ def _loop_seconds(config: Config, phase: Phase) -> tuple[float, TrainState]:
         )
         for output in (*run.sinks, run.progress):
             stack.enter_context(contextlib.closing(output))
-        state, _ = run_phase(run, phase, new_state(config, phase), phase.start)
+        state = placed(phase, new_state(config, phase))
+        state, _ = run_phase(run, phase, state, phase.start)
     blocks = np.diff(ticks.times[BLOCK_STEPS::BLOCK_STEPS]).tolist()
     return median(blocks) / BLOCK_STEPS, state
 

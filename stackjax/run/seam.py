@@ -24,11 +24,11 @@ from stackjax.sharding.partition import move
 from stackjax.training.compile import growth_key, jit_growth, partial_donation
 from stackjax.training.phase import Phase
 from stackjax.training.run_history import after_entering
-from stackjax.training.train_state import TrainState
+from stackjax.training.train_state import TrainState, placed
 
 
 def enter(run: Run, source: Phase, target: Phase, state: TrainState) -> TrainState:
-    """Returns the target phase's first state, committed to disk.
+    """Returns the target phase's first state, committed to disk and as from `placed`.
 
     Until the history is written the run is in the source phase, whose last checkpoint is
     complete. A run killed before then grows again, to the same bits.
@@ -42,7 +42,7 @@ def enter(run: Run, source: Phase, target: Phase, state: TrainState) -> TrainSta
         run.clock.measure("seam"),
         memory_used_by(lambda: f"the growth into stage {target.stage}"),
     ):
-        entered = _grow(run.config, source, target, state)
+        entered = placed(target, _grow(run.config, source, target, state))
         after, layers = _evaluate(run, target, entered)
         losses = before["held_out_loss"], after["held_out_loss"]
         if target.growth is not None:

@@ -105,6 +105,7 @@ def train(
         copy_data_tokenizer(config.data.path, workdir)
         with clock.measure("restore"):
             state, counts, rows, spikes = state_at(config, workdir, position)
+            state = placed(position.phase, state)
         resume_at = None if counts == Counts() else (position.phase.index, counts.tokens)
         run = Run(
             config=config,
@@ -200,6 +201,7 @@ def run_phase(
     """Returns a phase's last state and counts, everything logged and saved.
 
     Args:
+      state: The state to start with, as from `placed`.
       spikes: The statistics saved with the state; None at the start of a phase.
     """
     config, step, mesh = run.config, int(state.step), build_mesh(phase.mesh)
@@ -215,7 +217,7 @@ def run_phase(
         run.clock.measure("step"),
         memory_used_by(lambda: f"stage {phase.stage}, step {step}"),
     ):
-        train_step, state = _compiled_step(run, phase, step), placed(phase, state)
+        train_step = _compiled_step(run, phase, step)
         inputs = step_inputs(phase, spike_inputs(config.spikes, spikes))
         log = StepLog(run, phase, checkpoints, counts)
         # A step's rows are written in this order.

@@ -12,6 +12,7 @@ from runs import cut, last_state, losses, rarely_saved, rows
 from stackjax.config import ProbeConfig, SpikeConfig
 from stackjax.config_file import load_config
 from stackjax.data.device import batch_sharding
+from stackjax.run.hooks import Hook
 from stackjax.run.train import train
 from stackjax.training.compile import jit_step, phase_optimizer
 from stackjax.training.preflight import check
@@ -30,6 +31,11 @@ def run_config(world, workdir, memory):
         probes=ProbeConfig(at_tokens=(7 * 128,), lag_tokens=128),
         spikes=SpikeConfig(action="skip"),
     )
+
+
+def bytes_on_device() -> int:
+    arrays = (each for each in jax.live_arrays() if each.sharding.memory_kind == "device")
+    return sum(each.nbytes for each in arrays)
 
 
 def memory_kinds(state) -> set[str]:
@@ -55,9 +61,21 @@ def test_step_takes_and_returns_moments_on_the_host_and_changes_no_bit():
 @pytest.mark.slow
 def test_run_with_moments_on_the_host_equals_run_with_moments_on_the_device(world, tmp_path):
     device, host, resumed = (tmp_path / name for name in ("device", "host", "resumed"))
-    train(run_config(world, device, "device"))
-    train(run_config(world, host, "host"))
+    held = {}
+    for path, memory in ((device, "device"), (host, "host")):
+        before = bytes_on_device()
+        sizes = held[memory] = []
+        hook = Hook(
+            kind="held",
+            when=lambda step: True,
+            on_step=lambda step, sizes=sizes: sizes.append(bytes_on_device()) or {},
+        )
+        train(run_config(world, path, memory), hooks=[hook])
+        held[memory] = np.array(sizes) - before
     assert rows(host) == rows(device)
+    # Parameters and a batch remain on the device.
+    assert len(held["host"]) == 16
+    assert all(held["host"] < 0.6 * held["device"])
     # The memory may change when a run resumes.
     cut(device, resumed, 8)
     train(run_config(world, resumed, "host"))
