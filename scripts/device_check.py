@@ -7,7 +7,6 @@ through the growth. This takes about ten minutes on one GPU. Any config field ma
 """
 
 import dataclasses
-import os
 import subprocess
 import sys
 from collections.abc import Iterable, Sequence
@@ -117,12 +116,10 @@ def _for_stages(stages: Iterable[int], field: str, value: int) -> list[str]:
 def _succeeds(name: str, command: Sequence[str], log: Path) -> bool:
     """Runs a command, and shows and keeps the output; returns whether the exit code is 0."""
     print(f"{name}: {' '.join(command)}", flush=True)
-    environment = os.environ | ({"JAX_PLATFORMS": "cpu"} if name == "fit" else {})
     with (
         log.open("w") as file,
         subprocess.Popen(
             command,
-            env=environment,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,

@@ -61,21 +61,17 @@ def _step_candidates(config: Config, phase: Phase, devices: Devices) -> Iterator
             config=config,
             program=step_program(config, smaller),
         )
-    for remat in _STRONGER[phase.model.remat]:
-        model = dataclasses.replace(phase.model, remat=remat)
-        changed = dataclasses.replace(smaller, model=model)
-        yield Candidate(
-            change=f"--stages.{phase.stage}.accumulate {smaller.accumulate} "
-            f"--stages.{phase.stage}.remat {remat}",
-            config=config,
-            program=step_program(config, changed),
-        )
+    ways = [(remat, phase.moment_memory) for remat in _STRONGER[phase.model.remat]]
     if phase.moment_memory == "device" and platform_of(devices[0]) == "gpu":
-        model = dataclasses.replace(phase.model, remat="full")
-        changed = dataclasses.replace(smaller, model=model, moment_memory="host")
+        ways.append(("full", "host"))
+    for remat, memory in ways:
+        model = dataclasses.replace(phase.model, remat=remat)
+        changed = dataclasses.replace(smaller, model=model, moment_memory=memory)
+        moved = memory != phase.moment_memory
         yield Candidate(
             change=f"--stages.{phase.stage}.accumulate {smaller.accumulate} "
-            f"--stages.{phase.stage}.remat full --stages.{phase.stage}.moment-memory host",
+            f"--stages.{phase.stage}.remat {remat}"
+            + (f" --stages.{phase.stage}.moment-memory {memory}" if moved else ""),
             config=config,
             program=step_program(config, changed),
         )
