@@ -18,7 +18,7 @@ def on_host(tree: Any) -> Any:
 
 
 def on_device(tree: Any) -> Any:
-    """Returns a tree with all arrays in the devices' memory."""
+    """Returns a tree with all arrays in the devices' memory; only the host's are copied."""
     return jax.tree.map(lambda leaf: _moved(leaf, _DEVICE), tree)
 
 
@@ -27,4 +27,5 @@ def _moved(leaf: Any, space: Any) -> Any:
         assert space == _HOST and leaf.sharding is not None
         sharding = leaf.sharding.with_memory_kind(_KIND)  # type: ignore
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
-    return jax.device_put(leaf, space)
+    # `jax.device_put` copies also within a memory.
+    return leaf if jax.typeof(leaf).memory_space == space else jax.device_put(leaf, space)

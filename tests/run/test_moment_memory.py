@@ -14,6 +14,7 @@ from stackjax.config_file import load_config
 from stackjax.data.device import batch_sharding
 from stackjax.run.hooks import Hook
 from stackjax.run.train import train
+from stackjax.sharding.host_memory import on_device, on_host
 from stackjax.training.compile import jit_step, phase_optimizer
 from stackjax.training.preflight import check
 from stackjax.training.train_state import init_state, placed
@@ -56,6 +57,13 @@ def test_step_takes_and_returns_moments_on_the_host_and_changes_no_bit():
             assert memory_kinds(state) == {memory}
             states[memory] = state
     jax.tree.map(np.testing.assert_array_equal, *states.values())
+
+
+def test_only_arrays_on_the_host_are_copied_to_the_device():
+    kept, moved = jax.device_put((np.ones(3), np.ones(3)))
+    found = on_device({"kept": kept, "moved": on_host(moved)})
+    assert found["kept"] is kept
+    assert found["moved"].sharding.memory_kind == "device"
 
 
 @pytest.mark.slow
