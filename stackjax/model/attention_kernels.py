@@ -4,11 +4,13 @@ Shapes: B batch, T query time, S key time, N query heads, K key/value heads, H h
 head n reads key head n // (N / K).
 """
 
+import functools
 import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
 from jax.extend.core import Primitive
@@ -25,6 +27,7 @@ SPLASH_LANES = 128
 SPLASH_RESIDUALS = "flash_residuals"
 """Checkpoint name of splash attention's output and logsumexp."""
 _SPLASH_BLOCK = 512
+_MASK_BLOCK = 4096
 
 
 def _is_cudnn_forward(primitive: Primitive, *_: Any, **__: Any) -> bool:
@@ -65,12 +68,25 @@ def cudnn_attention(
     q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, segments_BT: jax.Array | None
 ) -> jax.Array:
     """Returns causal attention by cuDNN's flash attention, for bfloat16."""
-    mask = None
-    if segments_BT is not None:
-        mask = (segments_BT[:, :, None] == segments_BT[:, None, :])[:, None]
-    return jax.nn.dot_product_attention(
-        q_BTNH, k_BSKH, v_BSKH, mask=mask, is_causal=True, implementation="cudnn"
-    )
+    attend = functools.partial(jax.nn.dot_product_attention, implementation="cudnn")
+    if segments_BT is None:
+        return attend(q_BTNH, k_BSKH, v_BSKH, is_causal=True)
+    seq_len, outs = q_BTNH.shape[1], []
+    # cuDNN takes documents only as an explicit mask. Blocks of queries keep masks small, and
+    # leave out most keys in the future.
+    for start in range(0, seq_len, _MASK_BLOCK):
+        stop = min(start + _MASK_BLOCK, seq_len)
+        is_past_TS = jnp.arange(start, stop)[:, None] >= jnp.arange(stop)[None, :]
+        is_same_BTS = segments_BT[:, start:stop, None] == segments_BT[:, None, :stop]
+        out_BTNH = attend(
+            q_BTNH[:, start:stop],
+            k_BSKH[:, :stop],
+            v_BSKH[:, :stop],
+            mask=(is_past_TS[None] & is_same_BTS)[:, None],
+            is_causal=start == 0,  # faster, and for as many keys as queries alone
+        )
+        outs.append(out_BTNH)
+    return jnp.concatenate(outs, axis=1)
 
 
 def splash_attention(

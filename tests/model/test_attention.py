@@ -13,6 +13,7 @@ import pytest
 from conftest import described_mesh, mesh_of, tiny_model
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash
 
+from stackjax.model import attention_kernels
 from stackjax.model.attention import causal_attention, choose_kernel
 from stackjax.model.context_attention import query_pieces
 from stackjax.model.rotary import rotate, rotation
@@ -158,6 +159,32 @@ def test_kernels_match_plain_softmax_in_value_and_gradient(
         leaf, other = np.float32(leaf), np.float32(other)
         tolerance = TOLERANCES[dtype] * np.abs(other).max()
         np.testing.assert_allclose(leaf, other, rtol=0, atol=tolerance)
+
+
+@pytest.mark.usefixtures("interpreted")
+def test_blocks_of_queries_with_document_masks_match_plain_softmax(monkeypatch):
+    monkeypatch.setattr(attention_kernels, "_MASK_BLOCK", 100)
+    arrays, segments = kernel_inputs(jnp.float32, 2, 256, 2, 8)
+    attend = functools.partial(causal_attention, kernel="cudnn")
+    found = value_and_gradients(attend, arrays, segments)
+    expected = value_and_gradients(plain_attention, arrays, segments)
+    for leaf, other in zip(found, expected, strict=True):
+        np.testing.assert_allclose(leaf, other, rtol=0, atol=1e-5 * np.abs(other).max())
+
+
+def test_document_masks_of_cudnn_have_a_block_of_queries(monkeypatch):
+    shapes = []
+
+    def attend(q, k, v, *, mask, is_causal, implementation):
+        shapes.append(mask.shape)
+        return q
+
+    monkeypatch.setattr(jax.nn, "dot_product_attention", attend)
+    q = jax.ShapeDtypeStruct((2, 9000, 4, 64), jnp.bfloat16)
+    segments = jax.ShapeDtypeStruct((2, 9000), jnp.int32)
+    run = functools.partial(causal_attention, kernel="cudnn")
+    assert jax.eval_shape(run, q, q, q, segments) == q
+    assert shapes == [(2, 1, 4096, 4096), (2, 1, 4096, 8192), (2, 1, 808, 9000)]
 
 
 @pytest.mark.usefixtures("interpreted")
