@@ -131,7 +131,7 @@ def _digest(config: Config, phase: Phase) -> str:
     )
     source = phase.source if phase.fit else None
     program = dataclasses.replace(phase.program, optimizer=optimizer, source=source)
-    text = f"{program} {config.data.seq_len} {config.data.mask_documents}"
+    text = f"{program} {config.data.mask_documents}"
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
@@ -140,7 +140,7 @@ def _first_accumulate(config: Config, phase: Phase, machine: Machine) -> int:
     with jax.set_mesh(build_mesh(phase.mesh, machine.devices)):
         rows = phase.batch_size // num_shards("batch")
     accumulate = 1
-    while rows % (2 * accumulate) == 0 and rows * config.data.seq_len > _TOKENS * accumulate:
+    while rows % (2 * accumulate) == 0 and rows * phase.seq_len > _TOKENS * accumulate:
         accumulate *= 2
     return accumulate
 

@@ -33,7 +33,7 @@ from stackjax.runtime.errors import UserError, one_line_errors
 from stackjax.runtime.numbers import Count, Positive, Seed, Text, Tokens
 from stackjax.runtime.ranges import Length
 from stackjax.training.expand import expand
-from stackjax.training.stages import stage_models
+from stackjax.training.stages import stage_models, stage_seq_lens
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -93,7 +93,7 @@ def grid(options: SweepConfig) -> dict[tuple[str, int], Config]:
     _check(options, config)
     flops = options.flops or float(expand(config)[-1].end.flops_6nd)
     growths = {text: parse_growth(text) for text in options.growths}
-    step_tokens = config.stages[0].batch_size * config.data.seq_len
+    step_tokens = config.stages[0].batch_size * stage_seq_lens(config)[0]
     # Whole steps, so all timings share a prefix of the data.
     steps = sorted({math.ceil(tokens / step_tokens) for tokens in options.tokens})
     timings = [count * step_tokens for count in steps]

@@ -5,14 +5,15 @@ from typing import Annotated, Literal
 
 import tyro
 
-from stackjax.data.config import DataConfig
+from stackjax.data.config import DataConfig, SeqLen, check_sources, check_weights
 from stackjax.growth.base import Growth
-from stackjax.model.config import ModelConfig, RematPolicy
+from stackjax.model.config import ModelConfig, RematPolicy, RopeScaling
 from stackjax.optimizers import Optimizer, Schedule
 from stackjax.runtime.constraints import Checked, OnlyWith
 from stackjax.runtime.errors import UserError
 from stackjax.runtime.numbers import (
     Count,
+    NonNegative,
     Positive,
     Rate,
     Seed,
@@ -85,6 +86,16 @@ class Stage:
     """Microbatches per step (gradient accumulation)."""
     until: EarlyStop = EarlyStop()
     """Early stopping. Learning rates follow the planned length."""
+    seq_len: SeqLen | None = None
+    """Tokens in each sequence; by default the data's. It must divide the run's longest."""
+    source_weights: Annotated[tuple[NonNegative, ...], Length(at_most=1000)] | None = None
+    """Weight of each of the data's sources, in their order; by default their own weights."""
+    source_ramp_tokens: Annotated[Tokens | None, OnlyWith("source_weights")] = None
+    """Change the shares linearly over this many tokens from the shares of the stage before."""
+    rope_theta: Annotated[float, Real(at_least=1)] | None = None
+    """Base of the rotary positions in this stage; by default the model's."""
+    rope_scaling: RopeScaling | None = None
+    """Scaling of the rotary positions in this stage; by default the model's."""
     growth: GrowthField | None = None
     """Growth at the start of the stage; None in the first stage."""
     optimizer_state: Annotated[Literal["reset", "grow", "keep"], OnlyWith("growth")] = "reset"
@@ -241,6 +252,12 @@ class Config(Checked):
 
     def __post_init__(self):
         super().__post_init__()
+        check_sources(self.data)
+        num_sources = len(self.data.all_sources)
+        for index, stage in enumerate(self.stages):
+            if stage.source_weights is not None:
+                field = f"stages.{index}.source_weights"
+                check_weights(stage.source_weights, num_sources, field)
         keep, every = self.checkpoints.keep_every_tokens, self.checkpoints.every_tokens
         if keep is not None and keep % every:
             raise UserError(

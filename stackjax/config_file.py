@@ -14,7 +14,8 @@ from etils import epath
 
 from stackjax.config import Config, Stage
 from stackjax.config_record import RECORD, config_record, read_config_record
-from stackjax.data.manifest import Manifest
+from stackjax.data.manifest import Manifest, data_digest
+from stackjax.files.json_file import Fields
 from stackjax.files.python_file import load_function
 from stackjax.files.storage import replace_text
 from stackjax.growth.base import Growth
@@ -32,14 +33,15 @@ _MAY_CHANGE = re.compile(
     r"|tasks\.(names|every_tokens|directory|batch_size)"
     r"|optimizer\.(peak_learning_rate|schedule\..*|epsilon|weight_decay|clip_norm|z_loss)"
     r"|stages\.\d+\.(mesh(\..*)?|accumulate|remat|loss_chunk|moment_memory)"
-    r"|data\.(path|cache_dir|corpus|num_workers|prefetch)"
+    r"|data\.(path|sources\.\d+\.path|cache_dir|corpus|num_workers|prefetch)"
+    r"|data\.(sources\.\d+\.)?max_epochs"
     r"|model\.(attention|remat|scan_unroll|loss_chunk)"
 )
 """Fields that may change when a run resumes. Changes in the optimizer apply from the resumed
 step on. Other fields do not change training, apart from the order of float additions and the
 steps with a check for early stopping."""
 
-_MAY_DIFFER = re.compile(r"data\.(path|cache_dir|num_workers|prefetch)")
+_MAY_DIFFER = re.compile(r"data\.(path|sources\.\d+\.path|cache_dir|num_workers|prefetch)")
 """Fields that may differ between hosts; the hosts compare the data itself."""
 
 _PLACE = re.compile(r"workdir|platform|(data|logging)\..*")
@@ -55,12 +57,15 @@ _WHY_NOT = {
     r"optimizer\.(name|moments_dtype)": "the optimizer state in the checkpoints has this form",
     r"optimizer\..*": "the moments in the checkpoints are averages with it",
     r"data\.seq_len": "the order of the data counts sequences of this length",
+    r"data\.sources\..*": "the order of the data follows from it",
     r"data\.mask_documents": "losses before and after would not compare",
     r"evaluation\.num_sequences": "one curve has one set of held-out sequences",
     r"tasks\.(limit|num_fewshot)": "scores of one run are of the same questions",
     r"seed": "the initial values, the growth and the order of the data follow from it",
     r"init_from": "the run began with these parameters",
     r"stages\.\d+\.(growth|optimizer_state)\b.*": "the model has already grown",
+    r"stages\.\d+\.(seq_len|source_.*)": "the order of the data follows from it",
+    r"stages\.\d+\.rope_.*": "the stage was trained with these positions",
     r"stages\..*": "this part of the stage is already trained",
 }
 """Reason why a field may not change, by name pattern; the first match counts."""
@@ -228,10 +233,14 @@ def flatten(value: Any, path: str = "") -> dict[str, Any]:
     }
 
 
-def record_config(workdir: epath.Path, config: Config, manifest: Manifest) -> None:
+def record_config(workdir: epath.Path, config: Config, manifests: Sequence[Manifest]) -> None:
     """Writes every config field, and the identity of the data, into the run directory."""
-    tokenizer = f"{manifest.tokenizer.name} {manifest.tokenizer.digest[:12]}"
-    record = {"config": flatten(config), "data": manifest.digest, "tokenizer": tokenizer}
+    info = manifests[0].tokenizer
+    record = {
+        "config": flatten(config),
+        "data": data_digest(manifests),
+        "tokenizer": f"{info.name} {info.digest[:12]}",
+    }
     replace_text(workdir / RECORD, config_record(record))
 
 
@@ -241,11 +250,11 @@ def same_everywhere(config: Config) -> dict[str, Any]:
     return {name: flat[name] for name in flat if not _MAY_DIFFER.fullmatch(name)}
 
 
-def check_same_data(workdir: epath.Path, manifest: Manifest) -> None:
+def check_same_data(workdir: epath.Path, manifests: Sequence[Manifest]) -> None:
     """Raises UserError if the data has changed since the run began."""
-    if read_config_record(workdir / RECORD)["data"] != manifest.digest:
+    if read_config_record(workdir / RECORD)["data"] != data_digest(manifests):
         raise UserError(
-            f"{workdir} was trained on another set of token shards than data.path now holds "
+            f"{workdir} was trained on other token shards than its data paths now hold "
             f"(its tokenizer or its shards differ); bring that set back, or start a new run "
             f"with --workdir."
         )
@@ -271,6 +280,8 @@ def changed_fields(workdir: epath.Path, config: Config, stage: int) -> dict[str,
         if old.get(field) != new.get(field)
     }
     forbidden = [field for field in changed if not _may_change(field, stage)]
+    if _longest(old) != _longest(new):  # the order of all stages depends on it
+        forbidden += [field for field in changed if re.fullmatch(r"stages.*seq_len", field)]
     if forbidden:
         said = "; ".join(f"{changed[field]} ({_why_not(field)})" for field in forbidden)
         raise UserError(
@@ -278,6 +289,13 @@ def changed_fields(workdir: epath.Path, config: Config, stage: int) -> dict[str,
             f"resume: {said}. Use the old values, or start a new run with --workdir."
         )
     return changed
+
+
+def _longest(fields: Fields) -> int:
+    """Returns the longest sequence of a run, in tokens."""
+    names = {match[0] for name in fields if (match := re.match(r"stages\.\d+", name))}
+    lengths = [fields.get(f"{name}.seq_len") or fields["data.seq_len"] for name in names]
+    return max((length for length in lengths if isinstance(length, int)), default=0)
 
 
 def _default(config: Config, field: str, recorded: Collection[str]) -> Any:

@@ -18,7 +18,7 @@ from stackjax.analysis.comparison import Comparison
 from stackjax.analysis.reading import read_record
 from stackjax.config import Config
 from stackjax.data.batch import Batch
-from stackjax.data.loader import open_source
+from stackjax.data.open import open_sources
 from stackjax.inference.generation import continuations, new_text
 from stackjax.inference.pretrained import Pretrained
 from stackjax.inference.scoring import Score, Span, score
@@ -29,7 +29,7 @@ from stackjax.run.train import train
 from stackjax.sharding.mesh import build_mesh
 from stackjax.sharding.partition import move
 from stackjax.training import train_state
-from stackjax.training.batches import phase_batches
+from stackjax.training.batches import longest, phase_batches
 from stackjax.training.compile import (
     growth_key,
     jit_growth,
@@ -37,6 +37,7 @@ from stackjax.training.compile import (
     new_state,
     step_inputs,
 )
+from stackjax.training.expand import expand
 from stackjax.training.phase import Phase
 from stackjax.training.train_state import TrainState
 
@@ -139,8 +140,9 @@ def batches(
     mesh, first_example = build_mesh(phase.mesh), phase.counts(start).examples
     num_steps = phase.num_steps - start if steps is None else steps
     with jax.set_mesh(mesh):
-        source = open_source(config.data, "train", config.model.vocab_size)
-        sent = phase_batches(source, config, phase, mesh, first_example, num_steps)
+        phases = expand(config)
+        sources = open_sources(config.data, "train", config.model.vocab_size, longest(phases))
+        sent = phase_batches(sources, config, phases, phase, mesh, first_example, num_steps)
         first = list(itertools.islice(sent, 1))
     yield from first
     yield from sent
@@ -152,11 +154,13 @@ def validation_loss(config: Config, phase: Phase, state: TrainState) -> float:
     The sequences are the `evaluation.num_sequences` of the config, the same at every call.
     """
     mesh = build_mesh(phase.mesh)
-    source = open_source(config.data, "validation", config.model.vocab_size)
-    validation.check_num_sequences(config.evaluation, source)
+    vocab_size = config.model.vocab_size
+    sources = open_sources(config.data, "validation", vocab_size, phase.seq_len)
+    for source in sources:
+        validation.check_num_sequences(config.evaluation, source)
     with jax.set_mesh(mesh):
         params = validation.model_params(phase, state)
-        return validation.validation_loss(config, phase.model, source, mesh, params)
+        return validation.validation_loss(config, phase.model, sources, mesh, params)
 
 
 def grow_state(

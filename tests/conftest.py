@@ -23,6 +23,7 @@ from stackjax.config import (
 )
 from stackjax.data.batch import Batch
 from stackjax.data.config import DataConfig
+from stackjax.data.mixture import Mixture
 from stackjax.growth import (
     DepthRandom,
     DepthUpscale,
@@ -290,6 +291,8 @@ def phase_of(config: ModelConfig, rate=1e-2, **fields) -> Phase:
         "reparameterizations": (),
         "trained_layers": None,
         "mesh": MeshConfig(),
+        "seq_len": 8,
+        "mixture": Mixture(weights=(1.0,)),
         "batch_size": 8,
         "accumulate": 1,
         "moment_memory": "device",

@@ -258,7 +258,7 @@ MANIFEST = Manifest(
 @pytest.fixture
 def recorded(tmp_path):
     workdir = epath.Path(tmp_path)
-    record_config(workdir, tiny_run(), MANIFEST)
+    record_config(workdir, tiny_run(), [MANIFEST])
     return workdir
 
 
@@ -415,9 +415,9 @@ OTHER_DATA = [
 @pytest.mark.parametrize(("field", "value"), OTHER_DATA)
 def test_other_data_are_refused_and_moved_data_are_accepted(recorded, field, value):
     moved = dataclasses.replace(MANIFEST.tokenizer, name="moved/tokenizer.json")
-    check_same_data(recorded, dataclasses.replace(MANIFEST, tokenizer=moved))
-    with pytest.raises(ValueError, match=r"another set of token shards.*--workdir"):
-        check_same_data(recorded, dataclasses.replace(MANIFEST, **{field: value}))
+    check_same_data(recorded, [dataclasses.replace(MANIFEST, tokenizer=moved)])
+    with pytest.raises(ValueError, match=r"other token shards.*--workdir"):
+        check_same_data(recorded, [dataclasses.replace(MANIFEST, **{field: value})])
 
 
 RAISED = {

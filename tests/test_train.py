@@ -89,7 +89,7 @@ def test_stage_without_growth_keeps_the_model(at_the_seam, uncut, tmp_path, monk
     model = dataclasses.replace(at_the_seam.model, num_layers=1)
     config = with_stage_1(dataclasses.replace(at_the_seam, model=model), growth=None)
     # Nominally a different model.
-    record_config(epath.Path(tmp_path), config, read_manifest(config.data.path))
+    record_config(epath.Path(tmp_path), config, [read_manifest(config.data.path)])
     train_until_compiling(config, monkeypatch)
     [seam] = [row for row in rows(tmp_path) if row["kind"] == "growth"]
     assert seam["held_out_loss"] == seam["held_out_loss_before"]

@@ -43,7 +43,7 @@ class Choice:
 
 def choices(config: Config, phase: Phase) -> dict[str, tuple[Any, ...]]:
     """Returns the values to try for every execution field."""
-    layers, seq_len = phase.model.num_layers, config.data.seq_len
+    layers, seq_len = phase.model.num_layers, phase.seq_len
     return {
         "attention": KERNELS[jax.default_backend()],
         "remat": ("none", "dots", "lean", "full"),
@@ -54,7 +54,7 @@ def choices(config: Config, phase: Phase) -> dict[str, tuple[Any, ...]]:
 
 def variants(config: Config, phase: Phase) -> dict[str, Phase]:
     """Returns the phase as configured, and with each choice changed alone, by name."""
-    model, seq_len = phase.model, config.data.seq_len
+    model, seq_len = phase.model, phase.seq_len
     # Effective values: numbers above num_layers mean all layers.
     own = {
         "attention": choose_kernel(model, compute_dtype(model), seq_len),

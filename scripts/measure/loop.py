@@ -21,8 +21,9 @@ from scripts.measure.step import Times, random_batch, random_rows, run_steps
 from stackjax.checkpoint.directory import absolute
 from stackjax.config import CheckpointConfig, Config, EvaluationConfig, Schedule, Stage
 from stackjax.data.device import local_rows, put
-from stackjax.data.loader import open_source, train_batches
+from stackjax.data.loader import train_batches
 from stackjax.data.manifest import MANIFEST, Manifest, Split, write_manifest
+from stackjax.data.open import open_sources
 from stackjax.data.shards import ShardWriter
 from stackjax.data.sources import TokenSource
 from stackjax.files.rows_file import NO_ROWS
@@ -35,6 +36,7 @@ from stackjax.run.sinks import open_sinks
 from stackjax.run.train import run_phase
 from stackjax.sharding.partition import num_shards
 from stackjax.tokenizer.tokenizer_info import TokenizerInfo
+from stackjax.training.batches import data_order
 from stackjax.training.compile import compile_step, new_state, step_inputs
 from stackjax.training.expand import expand
 from stackjax.training.phase import Phase
@@ -78,11 +80,11 @@ def measure_loader(config: Config, phase: Phase, mesh: Mesh, num_batches: int) -
     ahead = config.data.prefetch * (1 + config.data.num_workers) + 1
     num_rows = phase.batch_size // phase.accumulate
     with tempfile.TemporaryDirectory() as directory:
-        source = _source(config, Path(directory))
+        sources = _sources(config, phase, Path(directory))
         batches = train_batches(
-            source,
+            sources,
             config.data,
-            seed=config.seed,
+            data_order(sources, config.seed, (phase,)),
             first_example=phase.start.examples,
             batch_size=phase.batch_size,
             accumulate=phase.accumulate,
@@ -96,15 +98,16 @@ def measure_loader(config: Config, phase: Phase, mesh: Mesh, num_batches: int) -
         seconds = time.perf_counter() - start
     return Loader(
         tokens_per_second=tokens * num_batches / seconds,
-        source="synthetic" if source.path == directory else source.path,
+        source="synthetic" if sources[0].path == directory else sources[0].path,
     )
 
 
-def _source(config: Config, directory: Path) -> TokenSource:
+def _sources(config: Config, phase: Phase, directory: Path) -> tuple[TokenSource, ...]:
     """Returns the config's token shards, or synthetic shards if missing."""
-    if (epath.Path(config.data.path) / MANIFEST).exists():
-        return open_source(config.data, "train", config.model.vocab_size)
-    return write_synthetic(directory, config.model.vocab_size, config.data.seq_len)
+    paths = [source.path for source in config.data.all_sources]
+    if all((epath.Path(path) / MANIFEST).exists() for path in paths):
+        return open_sources(config.data, "train", config.model.vocab_size, phase.seq_len)
+    return (write_synthetic(directory, config.model.vocab_size, phase.seq_len),)
 
 
 def write_synthetic(directory: Path, vocab_size: int, seq_len: int) -> TokenSource:
@@ -204,9 +207,8 @@ def _loop_seconds(config: Config, phase: Phase) -> tuple[float, TrainState]:
     The seconds are for the median block.
     """
     workdir = absolute(config.workdir)
-    source = write_synthetic(
-        Path(config.data.path), config.model.vocab_size, config.data.seq_len
-    )
+    path = Path(config.data.all_sources[0].path)
+    source = write_synthetic(path, config.model.vocab_size, phase.seq_len)
     sinks = open_sinks(config, workdir, None, NO_ROWS)
     ticks = _Ticks()
     with contextlib.ExitStack() as stack:
@@ -215,8 +217,8 @@ def _loop_seconds(config: Config, phase: Phase) -> tuple[float, TrainState]:
         run = Run(
             config=config,
             workdir=workdir,
-            source=source,
-            validation=source,
+            sources=(source,),
+            validation=(source,),
             sinks=sinks,
             progress=progress,
             profiler=Profiler(config.logging, workdir, progress),

@@ -124,7 +124,7 @@ def describe(config: Config, phase: Phase) -> Sizes:
         num_layers=model.num_layers,
         embed_dim=model.embed_dim,
         vocab_size=model.vocab_size,
-        seq_len=config.data.seq_len,
+        seq_len=phase.seq_len,
         batch_size=phase.batch_size,
         accumulate=phase.accumulate,
         tokens_per_step=phase.per_step.tokens,
@@ -135,7 +135,7 @@ def describe(config: Config, phase: Phase) -> Sizes:
 
 def palm_flops(config: Config, phase: Phase) -> tuple[int, int]:
     """Returns `palm_flops` and `palm_causal_flops` per step."""
-    seq_len, model, trained = config.data.seq_len, phase.model, phase.trained_layers
+    seq_len, model, trained = phase.seq_len, phase.model, phase.trained_layers
     attention = matmul_flops(model, seq_len, trained) - matmul_flops(model, 0, trained)
     # 6ND counts the input embedding, but a gather has no products.
     per_entry = 6 if trained is None else 2
@@ -207,7 +207,7 @@ def _scanned_flops(step: jax.stages.Compiled, mesh: Mesh) -> Number:
 def random_rows(config: Config, phase: Phase, mesh: Mesh) -> Batch:
     """Returns this process's rows of a random batch."""
     num_rows = phase.batch_size // phase.accumulate
-    shape = (phase.accumulate, len(local_rows(mesh, num_rows)), config.data.seq_len)
+    shape = (phase.accumulate, len(local_rows(mesh, num_rows)), phase.seq_len)
     tokens = np.random.default_rng(0).integers(0, phase.model.vocab_size, shape, np.int32)
     segments = np.zeros_like(tokens)
     return Batch(

@@ -80,7 +80,7 @@ def measure(config: Config, program: Program, machine: Machine) -> Measured:
 def _describe(
     config: Config, program: Program, machine: Machine, seconds: float, refusal: str
 ) -> Measured:
-    model, seq_len = program.phase.model, config.data.seq_len
+    model, seq_len = program.phase.model, program.phase.seq_len
     with jax.set_mesh(build_mesh(program.phase.mesh, machine.devices)):
         dtype = compute_dtype(model)
         kernel = choose_kernel(model, dtype, seq_len)

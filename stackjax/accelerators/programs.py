@@ -73,7 +73,7 @@ def evaluation_program(config: Config, phase: Phase) -> Program:
     return Program(
         phase=phase,
         kind="evaluation",
-        key=("evaluation", phase.model, phase.mesh),
+        key=("evaluation", phase.model, phase.mesh, phase.seq_len),
         compile=functools.partial(_compile_evaluation, config, phase),
     )
 

@@ -25,7 +25,7 @@ from stackjax.options import PlanConfig
 from stackjax.runtime.command_line import program
 from stackjax.runtime.errors import UserError
 from stackjax.sharding.config import MeshConfig
-from stackjax.training.stages import stage_models
+from stackjax.training.stages import stage_models, stage_seq_lens
 
 
 def write(options: PlanConfig) -> None:
@@ -57,7 +57,8 @@ def plan(options: PlanConfig) -> Plan:
     _check_options(options)
     if options.config is not None:
         run = read_config(options.config)
-        target, name, seq_len = stage_models(run)[-1], str(options.config), run.data.seq_len
+        target, name = stage_models(run)[-1], str(options.config)
+        seq_len = stage_seq_lens(run)[-1]
         params, mesh = float(num_params(target)), run.stages[-1].mesh or run.mesh
     else:
         assert options.params is not None, "checked by _check_options"

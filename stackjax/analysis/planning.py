@@ -20,7 +20,7 @@ from stackjax.sharding.config import MeshConfig
 from stackjax.sharding.mesh import mesh_shape
 from stackjax.training.expand import expand
 from stackjax.training.preflight import check
-from stackjax.training.stages import stage_models
+from stackjax.training.stages import stage_models, stage_seq_lens
 
 MAX_SHARE = 0.5
 """Largest accepted d / D."""
@@ -151,7 +151,8 @@ def grown_run(template: Config, factor: int, small_tokens: float, tokens: float)
     """
     target = stage_models(template)[-1]
     first, last = template.stages[0], template.stages[-1]
-    step_tokens = last.batch_size * template.data.seq_len
+    seq_len = stage_seq_lens(template)[-1]
+    step_tokens = last.batch_size * seq_len
 
     def stage(like: Stage, tokens: float) -> Stage:
         length, schedule = math.ceil(tokens / step_tokens) * step_tokens, like.schedule
@@ -162,6 +163,9 @@ def grown_run(template: Config, factor: int, small_tokens: float, tokens: float)
             tokens=length,
             batch_size=last.batch_size,
             accumulate=last.accumulate,
+            source_weights=like.source_weights,
+            rope_theta=like.rope_theta,
+            rope_scaling=like.rope_scaling,
             peak_learning_rate=like.peak_learning_rate,
             schedule=schedule,
         )
@@ -169,7 +173,11 @@ def grown_run(template: Config, factor: int, small_tokens: float, tokens: float)
     small = stage(first, small_tokens)
     grown = dataclasses.replace(stage(last, tokens), growth=Stack(factor))
     config = dataclasses.replace(
-        template, model=target, model_is="target", stages=(small, grown)
+        template,
+        model=target,
+        model_is="target",
+        data=dataclasses.replace(template.data, seq_len=seq_len),
+        stages=(small, grown),
     )
     return for_flops(config, flops_6nd(target) * tokens)
 
@@ -203,7 +211,8 @@ def make_plan(
       UserError: The tokens are too few, or a stage does not fit the mesh or the devices.
     """
     config = grown_run(template, factor, timing.tokens, tokens)
-    phases, seq_len = expand(config), config.data.seq_len
+    phases = expand(config)
+    seq_len = phases[-1].seq_len
     small_rate, rate = (speed.small, speed.target) if speed else (None, None)
     held: list[int | None] = [None, None]
     if num_devices is not None:

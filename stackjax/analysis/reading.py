@@ -19,7 +19,7 @@ from stackjax.runtime.errors import UserError
 _FIELDS = {
     "seed": int,
     "model_is": Literal["source", "target"],
-    "data.path": str,
+    "data.path": str | None,
     "data.seq_len": int,
     "data.mask_documents": bool,
     "evaluation.num_sequences": int,

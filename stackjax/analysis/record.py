@@ -25,7 +25,8 @@ _ROW_NAMES = {"held_out": "held_out_loss", "train": "loss"}
 _NOT_TRAINING = re.compile(
     r"seed|workdir|platform|init_from|(mesh|evaluation|probes|tasks|checkpoints|logging)\..*"
     r"|stages\.\d+\.(mesh(\..*)?|accumulate|remat|loss_chunk|moment_memory)"
-    r"|data\.(path|cache_dir|corpus|num_workers|prefetch)"
+    r"|data\.(path|sources\.\d+\.path|cache_dir|corpus|num_workers|prefetch)"
+    r"|data\.(sources\.\d+\.)?max_epochs"
     r"|model\.(attention|remat|scan_unroll|loss_chunk)"
 )
 """Fields without influence on training, except for rounding. The data digest and the lineage
@@ -96,6 +97,18 @@ class Record:
         }
         start = [(each.growth, str(each.model), each.spent) for each in self.origin]
         return {**fields, **self.data, "init_from": str(start)}
+
+    @property
+    def data_paths(self) -> list[str]:
+        """Paths of the data's sources."""
+        paths = re.compile(r"data\.(sources\.\d+\.)?path")
+        return [value for name, value in self.config.items() if value and paths.fullmatch(name)]
+
+    @property
+    def seq_len(self) -> int:
+        """Tokens per sequence in the last stage."""
+        own = self.config.get(f"stages.{self.num_stages - 1}.seq_len")
+        return own or self.config["data.seq_len"]
 
     def knows(self, cost: str) -> bool:
         """Returns whether a cost is known; a lineage has no device-seconds."""
@@ -239,5 +252,11 @@ def _meaning(record: Record, any_size: bool) -> dict[str, Any]:
         for name, value in dataclasses.asdict(record.final_model).items()
         if name not in (*EXECUTION, *(_SIZES if any_size else ()))
     }
-    fields = ("data.seq_len", "data.mask_documents", "evaluation.num_sequences")
-    return dict(record.data) | {field: record.config[field] for field in fields} | model
+    weights = re.compile(r"data\.sources\.\d+\.weight")
+    fields = {
+        field: value
+        for field, value in record.config.items()
+        if field in ("data.mask_documents", "evaluation.num_sequences")
+        or weights.fullmatch(field)
+    }
+    return dict(record.data) | {"sequence length": record.seq_len} | fields | model

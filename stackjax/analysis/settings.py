@@ -130,9 +130,8 @@ def _model(record: Record) -> str:
 
 
 def _data(record: Record) -> str:
-    digest, path = record.data["data"][:12], record.config["data.path"]
-    seq_len = record.config["data.seq_len"]
-    return f"{digest} ({path}), {record.data['tokenizer']}, sequences of {seq_len}"
+    digest, paths = record.data["data"][:12], ", ".join(record.data_paths)
+    return f"{digest} ({paths}), {record.data['tokenizer']}, sequences of {record.seq_len}"
 
 
 def _rates(record: Record) -> str:

@@ -3,85 +3,39 @@
 Shapes: A microbatches per step, B rows in this process, T tokens.
 """
 
-import contextlib
 import functools
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import grain
 import numpy as np
 from absl import flags
-from etils import epath
 
 from stackjax.data import packing
 from stackjax.data.batch import Batch
-from stackjax.data.cache import local_copy
-from stackjax.data.config import DataConfig, PrepareConfig
-from stackjax.data.manifest import MANIFEST, SplitName
-from stackjax.data.prepare import prepare
+from stackjax.data.config import DataConfig
+from stackjax.data.order import Order, find, length_at
 from stackjax.data.sources import TokenSource
-from stackjax.files.storage import check_bucket, is_remote
 from stackjax.runtime.errors import UserError
 
 Rows = slice | np.ndarray
 
 
-def open_source(config: DataConfig, split: SplitName, vocab_size: int) -> TokenSource:
-    """Returns a split's sequences; prepares the built-in corpus if missing.
-
-    Args:
-      vocab_size: The model's vocabulary size.
-
-    Raises:
-      UserError: The data set is missing or damaged, or has a larger vocabulary than the model.
-      OSError: The bucket is not usable, or copying to the cache failed.
-    """
-    check_bucket(config.path)
-    missing = not (epath.Path(config.path) / MANIFEST).exists()
-    if config.corpus == "stdlib" and missing:
-        # Another process may have prepared the same set in the meantime.
-        with contextlib.suppress(FileExistsError):
-            prepare(
-                PrepareConfig(
-                    paths=("tfds:stackjax_stdlib", config.path),
-                    tokenizer="bytes",
-                    num_processes=1,
-                )
-            )
-    path, remedy = config.path, None
-    if config.cache_dir is not None:
-        path = local_copy(path, split, config.cache_dir)
-        remedy = f"remove {path!r} to copy it again from {config.path!r}"
-    elif is_remote(path) and not path.startswith("gs://"):
-        raise UserError(
-            f"data.path is {path}, but shards are read only from disks and gs://; give "
-            f"--data.cache-dir DIRECTORY to copy them to a disk first."
-        )
-    source = TokenSource(path, split, config.seq_len, remedy=remedy)
-    tokenizer = source.manifest.tokenizer
-    if tokenizer.vocab_size > vocab_size:
-        raise UserError(
-            f"model.vocab_size is {vocab_size}, but the tokenizer {tokenizer.name!r} of "
-            f"{config.path!r} has {tokenizer.vocab_size} tokens; "
-            f"give --model.vocab-size {tokenizer.vocab_size}."
-        )
-    return source
-
-
 def train_batches(
-    source: TokenSource,
+    sources: Sequence[TokenSource],
     config: DataConfig,
+    order: Order,
     *,
-    seed: int,
     first_example: int,
     batch_size: int,
     accumulate: int,
     rows: Rows,
+    num_batches: int = sys.maxsize,
 ) -> Iterator[Batch]:
-    """Returns an endless iterator over batches [A, B, T], reshuffled every epoch.
+    """Returns an iterator over batches [A, B, T], all in one segment of the order.
 
     Row b of microbatch a in step s is example `first_example + s * batch_size +
-    a * (batch_size // accumulate) + b`. The seed alone maps examples to sequences.
+    a * (batch_size // accumulate) + b` of the order.
 
     Args:
       first_example: Examples consumed so far, in all stages.
@@ -90,11 +44,12 @@ def train_batches(
     if batch_size % accumulate:
         raise UserError(f"accumulate {accumulate} does not divide batch_size {batch_size}.")
     rows_AB = np.arange(batch_size).reshape(accumulate, -1)[:, rows]
-    order = grain.MapDataset.range(len(source)).seed(seed).shuffle()
+    seq_len = length_at(order, first_example)
+    sources = [source.with_length(seq_len) for source in sources]
     read = functools.partial(
-        _read_train, source, config, order, first_example + rows_AB, batch_size
+        _read_train, sources, config, order, first_example + rows_AB, batch_size
     )
-    return _report_killed(iter(_prefetch(sys.maxsize, read, config, config.num_workers)))
+    return _report_killed(iter(_prefetch(num_batches, read, config, config.num_workers)))
 
 
 def eval_batches(
@@ -104,6 +59,7 @@ def eval_batches(
     num_sequences: int,
     batch_size: int,
     rows: Rows,
+    first_position: int = 0,
 ) -> Iterator[Batch]:
     """Returns an iterator over fixed sequences, spread evenly over the split, [1, B, T].
 
@@ -111,6 +67,7 @@ def eval_batches(
 
     Args:
       rows: This process's rows of each batch.
+      first_position: Predictions from earlier positions have loss weight 0.
 
     Raises:
       UserError: The split has fewer than `num_sequences` sequences.
@@ -124,7 +81,7 @@ def eval_batches(
     padded = np.full(-(-num_sequences // batch_size) * batch_size, -1)
     padded[:num_sequences] = chosen
     chosen_NB = padded.reshape(-1, batch_size)[:, rows]
-    read = functools.partial(_read_eval, source, config, chosen_NB)
+    read = functools.partial(_read_eval, source, config, chosen_NB, first_position)
     return iter(_prefetch(len(chosen_NB), read, config, num_workers=0))
 
 
@@ -171,39 +128,43 @@ def _copied(batch: Batch) -> Batch:
 
 
 def _read_train(
-    source: TokenSource,
+    sources: Sequence[TokenSource],
     config: DataConfig,
-    order: grain.MapDataset,
+    order: Order,
     first_AB: np.ndarray,
     batch_size: int,
     step: int,
 ) -> Batch:
     examples_AB = first_AB + step * batch_size
-    # Grain's shuffle takes an index in any epoch, and reshuffles every epoch.
-    index_AB = [[order[int(k)] for k in examples_B] for examples_B in examples_AB]
-    return _build_batch(source, config, np.array(index_AB))
+    places = find(order, examples_AB.ravel())
+    tokens_KT = np.empty((examples_AB.size, sources[0].seq_len), np.int32)
+    for row, (source, sequence) in enumerate(zip(*places, strict=True)):
+        tokens_KT[row] = sources[source][int(sequence)]
+    tokens_ABT = tokens_KT.reshape(*examples_AB.shape, -1)
+    return _build_batch(tokens_ABT, config, sources[0].manifest.tokenizer.end_id)
 
 
 def _read_eval(
-    source: TokenSource, config: DataConfig, chosen_NB: np.ndarray, step: int
+    source: TokenSource,
+    config: DataConfig,
+    chosen_NB: np.ndarray,
+    first_position: int,
+    step: int,
 ) -> Batch:
-    index_AB = chosen_NB[step][None]
-    batch = _build_batch(source, config, np.maximum(index_AB, 0))
-    batch.loss_weights[index_AB < 0] = 0.0
+    index_B = chosen_NB[step]
+    tokens_BT = np.stack([source[max(int(index), 0)] for index in index_B])
+    batch = _build_batch(tokens_BT[None], config, source.manifest.tokenizer.end_id)
+    batch.loss_weights[:, index_B < 0] = 0.0
+    batch.loss_weights[..., :first_position] = 0.0
     return batch
 
 
-def _build_batch(source: TokenSource, config: DataConfig, index_AB: np.ndarray) -> Batch:
-    """Returns the batch with the sequences at the given indices."""
-    tokens = np.empty((*index_AB.shape, source.seq_len), np.int32)
-    for where in np.ndindex(index_AB.shape):
-        tokens[where] = source[int(index_AB[where])]
-    segments = None
-    if config.mask_documents:
-        segments = packing.segments(tokens, source.manifest.tokenizer.end_id)
-    parts = np.zeros_like(tokens) if segments is None else segments
+def _build_batch(tokens_ABT: np.ndarray, config: DataConfig, end_id: int) -> Batch:
+    """Returns the batch with these tokens."""
+    segments = packing.segments(tokens_ABT, end_id) if config.mask_documents else None
+    parts = np.zeros_like(tokens_ABT) if segments is None else segments
     return Batch(
-        tokens=tokens,
+        tokens=tokens_ABT,
         positions=packing.positions(parts),
         segments=segments,
         loss_weights=packing.loss_weights(parts),

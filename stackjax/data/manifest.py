@@ -6,7 +6,7 @@
 import dataclasses
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -90,6 +90,12 @@ class Manifest:
         info = self.tokenizer
         fields = [info.digest, info.begin_ids, info.end_id, self.dtype, splits]
         return hash_of(fields)
+
+
+def data_digest(manifests: Sequence[Manifest]) -> str:
+    """Returns a content hash over all sources, in order."""
+    digests = [manifest.digest for manifest in manifests]
+    return digests[0] if len(digests) == 1 else hash_of(digests)
 
 
 def read_manifest(path: str) -> Manifest:

@@ -6,7 +6,9 @@ tokens per sequence.
 """
 
 import bisect
+import copy
 import itertools
+from collections.abc import Sequence
 from concurrent import futures
 from typing import Any
 
@@ -14,6 +16,7 @@ import numpy as np
 from array_record.python.array_record_module import ArrayRecordReader
 from etils import epath
 
+from stackjax.data.config import SINGLE
 from stackjax.data.manifest import SplitName, again, read_manifest
 from stackjax.data.shard_hash import hash_ends
 from stackjax.runtime.errors import UserError
@@ -28,31 +31,35 @@ class TokenSource:
     the source can be pickled for worker processes.
     """
 
-    def __init__(self, path: str, split: SplitName, seq_len: int, *, remedy: str | None = None):
+    def __init__(
+        self,
+        path: str,
+        split: SplitName,
+        seq_len: int,
+        *,
+        name: str = SINGLE,
+        remedy: str | None = None,
+    ):
         """Opens a split and checks all files against the manifest.
 
         Args:
           seq_len: Tokens per sequence (T).
+          name: The source's name in a mixture.
           remedy: Advice in errors about damaged shards; by default to prepare the data again.
 
         Raises:
           UserError: The data set is missing, damaged, or shorter than a sequence.
         """
         self.path = path
+        self.name = name
         self.split: SplitName = split
         self.seq_len = seq_len
         self.remedy = remedy or again(path)
         self.manifest = read_manifest(path)
         if split not in self.manifest.splits:
             raise UserError(f"{path!r} has no split {split!r}; {again(path)}.")
-        stream = self.manifest.splits[split]
-        if stream.tokens < seq_len:
-            raise UserError(
-                f"split {split!r} of {path!r} has {stream.tokens} tokens, fewer than one "
-                f"sequence of {seq_len}; choose a shorter sequence, or prepare more text"
-                f"{' or a larger --validation-fraction' * (split == 'validation')}."
-            )
-        self._shards = stream.shards
+        self._check_length()
+        self._shards = self.manifest.splits[split].shards
         self._ends = list(itertools.accumulate(shard.tokens for shard in self._shards))
         self._dtype = np.dtype(self.manifest.dtype).newbyteorder("<")
         self._readers: dict[int, ArrayRecordReader] = {}
@@ -81,8 +88,25 @@ class TokenSource:
             filled += len(tokens)
         return tokens_T
 
+    def with_length(self, seq_len: int) -> "TokenSource":
+        """Returns the same split as sequences of another length."""
+        other = copy.copy(self)
+        other.seq_len = seq_len
+        other._check_length()
+        return other
+
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_readers": {}}
+
+    def _check_length(self) -> None:
+        """Raises UserError if the split is shorter than a sequence."""
+        num_tokens = self.manifest.splits[self.split].tokens
+        if num_tokens < self.seq_len:
+            raise UserError(
+                f"split {self.split!r} of {self.path!r} has {num_tokens} tokens, fewer than "
+                f"one sequence of {self.seq_len}; choose a shorter sequence, or prepare more "
+                f"text{' or a larger --validation-fraction' * (self.split == 'validation')}."
+            )
 
     def _file(self, index: int) -> epath.Path:
         return epath.Path(self.path) / self._shards[index].file
@@ -146,3 +170,10 @@ class TokenSource:
             f"record {record} of shard {str(self._file(index))!r} cannot be read, or is "
             f"damaged: {reason}; {self.remedy}."
         )
+
+
+def by_source(metric: str, sources: Sequence[TokenSource]) -> tuple[str, ...]:
+    """Returns a metric's name for each source; the plain name for a single source."""
+    if len(sources) == 1:
+        return (metric,)
+    return tuple(f"{metric}/{source.name}" for source in sources)

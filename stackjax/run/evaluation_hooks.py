@@ -7,7 +7,12 @@ from stackjax.files.rows_file import read_rows
 from stackjax.run.early_stop import Evaluation, loss_reason
 from stackjax.run.hooks import Hook, StepInfo, describe_numbers
 from stackjax.run.run import Run
-from stackjax.run.validation import layer_metrics, validation_metrics
+from stackjax.run.validation import (
+    beyond_metrics,
+    layer_metrics,
+    validation_metrics,
+    with_length,
+)
 from stackjax.runtime.agreement import from_process_0
 from stackjax.training.phase import Counts, Phase
 
@@ -21,9 +26,13 @@ def evaluation_hooks(run: Run, phase: Phase, counts: Counts) -> list[Hook]:
       counts: The run's counts at the present step.
     """
     config, evaluations = run.config, _past_evaluations(run, phase, counts)
+    sources = with_length(run.validation, phase.seq_len)
+    phases = run.phases[: phase.index + 1]
 
     def evaluate(step: StepInfo) -> Mapping[str, Any]:
-        values = validation_metrics(config, phase.model, run.validation, step.mesh, step.params)
+        values = validation_metrics(config, phase.model, sources, step.mesh, step.params)
+        values |= beyond_metrics(config, phases, sources, step.mesh, step.params)
+        values |= run.epochs(step.counts)
         evaluations.append((step.counts.tokens - phase.start.tokens, values["held_out_loss"]))
         reason = loss_reason(config.stages[phase.stage].until, evaluations)
         if reason is not None:
@@ -31,8 +40,7 @@ def evaluation_hooks(run: Run, phase: Phase, counts: Counts) -> list[Hook]:
         return values
 
     def measure_layers(step: StepInfo) -> Mapping[str, Any]:
-        phases = run.phases[: phase.index + 1]
-        return layer_metrics(config, phases, run.validation, step.mesh, step.params)
+        return layer_metrics(config, phases, sources, step.mesh, step.params)
 
     return [
         Hook(kind="evaluation", when=_is_due, on_step=evaluate, describe=_describe),

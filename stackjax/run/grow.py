@@ -22,7 +22,7 @@ from stackjax.checkpoint.restore import load_part, read_types
 from stackjax.checkpoint.save import write_first
 from stackjax.config import Config
 from stackjax.config_file import read_config
-from stackjax.data.loader import open_source
+from stackjax.data.open import open_sources
 from stackjax.files.new_directory import new_directory
 from stackjax.files.staging import refuse_existing, staging_directory
 from stackjax.growth import Growth
@@ -174,6 +174,7 @@ def _print_written(path: epath.Path, num_bytes: int, start: float) -> None:
 
 
 def _held_out_loss(run: Config, config: ModelConfig, mesh: Mesh, params: Params) -> float:
-    held_out = open_source(run.data, "validation", config.vocab_size)
-    check_num_sequences(run.evaluation, held_out)
+    held_out = open_sources(run.data, "validation", config.vocab_size)
+    for source in held_out:
+        check_num_sequences(run.evaluation, source)
     return validation_loss(run, config, held_out, mesh, params)

@@ -15,7 +15,7 @@ from stackjax.config import Config
 from stackjax.run.hooks import Hook, StepInfo
 from stackjax.run.run import Run
 from stackjax.run.summary import describe_probe
-from stackjax.run.validation import model_params, validation_loss
+from stackjax.run.validation import model_params, validation_loss, with_length
 from stackjax.runtime.errors import UserError
 from stackjax.sharding.mesh import build_mesh
 from stackjax.sharding.partition import move
@@ -77,12 +77,14 @@ def probe_hooks(run: Run, phase: Phase) -> list[Hook]:
     mesh, grow = build_mesh(target.mesh), jit_growth(phase, target)
     num_steps = math.ceil((config.probes.lag_tokens or 0) / target.per_step.tokens)
 
+    sources = with_length(run.validation, phase.seq_len)
+
     def loss(state: TrainState) -> float:
         params = model_params(target, state)
-        return validation_loss(config, target.model, run.validation, mesh, params)
+        return validation_loss(config, target.model, sources, mesh, params)
 
     def probe(step: StepInfo) -> dict[str, Any]:
-        before = validation_loss(config, phase.model, run.validation, step.mesh, step.params)
+        before = validation_loss(config, phase.model, sources, step.mesh, step.params)
         state = step.state
         if target.optimizer_state == "reset":
             state = dataclasses.replace(state, opt_state=None)
@@ -92,8 +94,9 @@ def probe_hooks(run: Run, phase: Phase) -> list[Hook]:
             train_step = run.step_of(target, None)
             if train_step is None:  # after a signal to stop
                 return {}
-            inputs = _inputs(run, phase, target, step.step)
-            for batch in run.batches(target, mesh, step.counts, num_steps):
+            phases = expand(config, run.ended_at(phase, step.step))
+            inputs = _inputs(config, phases[target.index])
+            for batch in run.batches(target, mesh, step.counts, num_steps, phases):
                 copy, _ = train_step(inputs, copy, batch)
             return {
                 "loss_before": before,
@@ -120,10 +123,9 @@ def _following(phases: Sequence[Phase], phase: Phase) -> Phase | None:
     return later[0] if later and later[0].growth is not None else None
 
 
-def _inputs(run: Run, source: Phase, target: Phase, step: int) -> StepInputs:
-    """Returns the inputs of the target's step if the source ends at a step.
+def _inputs(config: Config, phase: Phase) -> StepInputs:
+    """Returns the inputs of a phase's step.
 
     Statistics for loss spikes start anew at every step, so no step is a spike.
     """
-    phase = expand(run.config, run.ended_at(source, step))[target.index]
-    return step_inputs(phase, spike_inputs(run.config.spikes, None))
+    return step_inputs(phase, spike_inputs(config.spikes, None))

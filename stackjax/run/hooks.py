@@ -11,6 +11,7 @@ Every process calls every hook at the same steps; process 0 alone writes the row
 """
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
@@ -21,7 +22,7 @@ from stackjax.data.batch import Batch
 from stackjax.model import Params
 from stackjax.run.run import Run
 from stackjax.run.sinks import plain_values
-from stackjax.run.validation import model_params, validation_batches
+from stackjax.run.validation import model_params, validation_batches, with_length
 from stackjax.runtime.errors import UserError
 from stackjax.training.phase import Counts, Phase
 from stackjax.training.train_state import TrainState
@@ -63,7 +64,10 @@ class StepInfo:
 
     def validation_batches(self) -> Iterator[Batch]:
         """Returns the validation batches `[1, B, T]`, on the devices."""
-        return validation_batches(self.run.config, self.run.validation, self.mesh)
+        sources = with_length(self.run.validation, self.phase.seq_len)
+        return itertools.chain.from_iterable(
+            validation_batches(self.run.config, source, self.mesh) for source in sources
+        )
 
     @property
     def stopped_early(self) -> bool:

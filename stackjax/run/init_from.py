@@ -75,7 +75,7 @@ def run_tokenization(config: Config) -> Tokenization:
     """Returns the tokenization for the run's model, during and after training."""
     files = _huggingface_files(config)
     original = None if files is None else read_tokenization(files)
-    return merge_tokenization(data_tokenizer(config.data.path), original)
+    return merge_tokenization(data_tokenizer(config.data.all_sources[0].path), original)
 
 
 def _huggingface_files(config: Config) -> Path | None:

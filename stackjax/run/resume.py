@@ -101,7 +101,7 @@ def find_position(workdir: epath.Path, config: Config, options: ResumeConfig) ->
 
 
 def commit_position(
-    workdir: epath.Path, config: Config, position: Position, manifest: Manifest
+    workdir: epath.Path, config: Config, position: Position, manifests: Sequence[Manifest]
 ) -> None:
     """Writes a run's start position and config.
 
@@ -113,11 +113,11 @@ def commit_position(
       OSError: A file could not be read or written.
     """
     if position.step is not None:
-        check_same_data(workdir, manifest)
+        check_same_data(workdir, manifests)
         discard_after(workdir, position.phase, position.step)
     # The history first: after a kill in between, the same change is found again.
     write_history(workdir, position.history)
-    record_config(workdir, config, manifest)
+    record_config(workdir, config, manifests)
 
 
 def read_or_go_back(

@@ -2,7 +2,7 @@
 
 import dataclasses
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -11,7 +11,8 @@ from jax.sharding import Mesh
 
 from stackjax.config import Config
 from stackjax.data.batch import Batch
-from stackjax.data.sources import TokenSource
+from stackjax.data.order import epochs_read
+from stackjax.data.sources import TokenSource, by_source
 from stackjax.files.rows_file import Extent
 from stackjax.run.goodput import Clock
 from stackjax.run.profiler import Profiler
@@ -19,7 +20,7 @@ from stackjax.run.progress import Progress
 from stackjax.run.sinks import Row, Sink, flush_all
 from stackjax.run.watchdog import Watchdog
 from stackjax.runtime.errors import UserError
-from stackjax.training.batches import phase_batches
+from stackjax.training.batches import data_order, phase_batches
 from stackjax.training.expand import expand
 from stackjax.training.phase import Counts, EarlyEnd, Phase
 from stackjax.training.run_history import RunHistory, write_history
@@ -31,10 +32,10 @@ class Run:
 
     config: Config
     workdir: epath.Path
-    source: TokenSource
-    """Sequences for training."""
-    validation: TokenSource
-    """Sequences for validation."""
+    sources: tuple[TokenSource, ...]
+    """Sequences for training, by source."""
+    validation: tuple[TokenSource, ...]
+    """Sequences for validation, by source."""
     sinks: list[Sink]
     progress: Progress
     profiler: Profiler
@@ -90,7 +91,24 @@ class Run:
         return flush_all(self.sinks)
 
     def batches(
-        self, phase: Phase, mesh: Mesh, counts: Counts, num_steps: int
+        self,
+        phase: Phase,
+        mesh: Mesh,
+        counts: Counts,
+        num_steps: int,
+        phases: Sequence[Phase] | None = None,
     ) -> Iterator[Batch]:
-        """Returns the batches for the next steps of a phase, on the devices."""
-        return phase_batches(self.source, self.config, phase, mesh, counts.examples, num_steps)
+        """Returns the batches for the next steps of a phase, on the devices.
+
+        Args:
+          phases: Other phases that end at other steps, in place of the run's.
+        """
+        phases = self.phases if phases is None else phases
+        first = counts.examples
+        return phase_batches(self.sources, self.config, phases, phase, mesh, first, num_steps)
+
+    def epochs(self, counts: Counts) -> dict[str, float]:
+        """Returns how often each source was read, as metrics."""
+        order = data_order(self.sources, self.config.seed, self.phases)
+        names = by_source("epochs", self.sources)
+        return dict(zip(names, map(float, epochs_read(order, counts.examples)), strict=True))

@@ -8,6 +8,7 @@ from stackjax.checkpoint.directory import clear
 from stackjax.checkpoint.restore import newest_lineage
 from stackjax.checkpoint.save import Checkpoints
 from stackjax.config import Config
+from stackjax.data.sources import TokenSource
 from stackjax.run.goodput import KIND as GOODPUT
 from stackjax.run.run import Run
 from stackjax.run.sinks import plain_values
@@ -16,6 +17,7 @@ from stackjax.run.validation import (
     layer_metrics,
     model_params,
     validation_metrics,
+    with_length,
 )
 from stackjax.runtime.cpu_memory import release_memory
 from stackjax.runtime.errors import memory_used_by
@@ -33,7 +35,9 @@ def enter(run: Run, source: Phase, target: Phase, state: TrainState) -> TrainSta
     Until the history is written the run is in the source phase, whose last checkpoint is
     complete. A run killed before then grows again, to the same bits.
     """
-    before, old_layers = _evaluate(run, source, state)
+    # The same sequences before and after, so that the losses compare.
+    held_out = with_length(run.validation, source.seq_len)
+    before, old_layers = _evaluate(run, source, state, held_out)
     release_memory()  # after the smaller model's steps
     if target.optimizer_state == "reset":
         jax.tree.map(lambda moment: moment.delete(), state.opt_state)
@@ -43,7 +47,7 @@ def enter(run: Run, source: Phase, target: Phase, state: TrainState) -> TrainSta
         memory_used_by(lambda: f"the growth into stage {target.stage}"),
     ):
         entered = placed(target, _grow(run.config, source, target, state))
-        after, layers = _evaluate(run, target, entered)
+        after, layers = _evaluate(run, target, entered, held_out)
         losses = before["held_out_loss"], after["held_out_loss"]
         if target.growth is not None:
             check_preserved(target.growth, target.model, *losses)
@@ -76,17 +80,15 @@ def enter(run: Run, source: Phase, target: Phase, state: TrainState) -> TrainSta
 
 
 def _evaluate(
-    run: Run, phase: Phase, state: TrainState
+    run: Run, phase: Phase, state: TrainState, held_out: tuple[TokenSource, ...]
 ) -> tuple[dict[str, float], dict[str, list[float]]]:
     """Returns a state's validation metrics and layer statistics."""
     config, mesh = run.config, build_mesh(phase.mesh)
     with run.clock.measure("evaluation"), jax.set_mesh(mesh):
         params = model_params(phase, state)
-        metrics = validation_metrics(config, phase.model, run.validation, mesh, params)
+        metrics = validation_metrics(config, phase.model, held_out, mesh, params)
         phases = run.phases[: phase.index + 1]
-        return metrics, plain_values(
-            layer_metrics(config, phases, run.validation, mesh, params)
-        )
+        return metrics, plain_values(layer_metrics(config, phases, held_out, mesh, params))
 
 
 def _grow(config: Config, source: Phase, target: Phase, state: TrainState) -> TrainState:

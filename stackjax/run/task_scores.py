@@ -46,7 +46,7 @@ def task_hooks(config: Config) -> list[Hook]:
             params=move(step.params, mesh),
             mesh=mesh,
             tokenization=tokenization,
-            seq_len=config.data.seq_len,
+            seq_len=step.phase.seq_len,
         )
         return {
             f"{name}/{metric}": value

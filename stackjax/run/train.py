@@ -14,6 +14,7 @@ from stackjax.checkpoint.restore import check_rows_of
 from stackjax.checkpoint.save import Checkpoints
 from stackjax.config import Config
 from stackjax.config_file import is_of_training, same_everywhere
+from stackjax.data.manifest import data_digest
 from stackjax.data.sources import TokenSource
 from stackjax.files.rows_file import read_rows
 from stackjax.files.run_lock import run_lock
@@ -47,6 +48,7 @@ from stackjax.runtime.errors import memory_used_by, one_line_errors
 from stackjax.runtime.preemption import EXIT_CODE, should_stop, stop_on_signals
 from stackjax.sharding.mesh import build_mesh, num_slices_of
 from stackjax.sharding.platform import platform_of, target_device
+from stackjax.training.batches import check_epochs
 from stackjax.training.compile import (
     step_inputs,
     use_compilation_cache,
@@ -89,7 +91,8 @@ def train(
         if position.is_finished:
             _show_finished(config, workdir, position)
             return
-        source, validation = _check(config, position)
+        sources, validation = _check(config, position)
+        manifests = [source.manifest for source in sources]
         hooks = (*task_hooks(config), *hooks)
         stop = stack.enter_context(stop_on_signals())
         stack.callback(expect_step, None)
@@ -101,8 +104,8 @@ def train(
                 compile_all(position, step_of, progress, device_memory())
         if dry_run:
             return
-        from_process_0(lambda: commit_position(workdir, config, position, source.manifest))
-        copy_data_tokenizer(config.data.path, workdir)
+        from_process_0(lambda: commit_position(workdir, config, position, manifests))
+        copy_data_tokenizer(config.data.all_sources[0].path, workdir)
         with clock.measure("restore"):
             state, counts, rows, spikes = state_at(config, workdir, position)
             state = placed(position.phase, state)
@@ -110,7 +113,7 @@ def train(
         run = Run(
             config=config,
             workdir=workdir,
-            source=source,
+            sources=sources,
             validation=validation,
             sinks=open_sinks(config, workdir, resume_at, rows),
             progress=progress,
@@ -166,7 +169,9 @@ def _show_start(run: Run, position: Position, counts: Counts) -> None:
         run.progress.note(f"peak FLOP/s of {device.device_kind!r} is unknown, so no MFU")
 
 
-def _check(config: Config, position: Position) -> tuple[TokenSource, TokenSource]:
+def _check(
+    config: Config, position: Position
+) -> tuple[tuple[TokenSource, ...], tuple[TokenSource, ...]]:
     """Returns training and validation data.
 
     Raises:
@@ -183,11 +188,14 @@ def _check(config: Config, position: Position) -> tuple[TokenSource, TokenSource
     check_probes(config, estimates, device_memory())
     check_sinks(config.logging, config.workdir)
     check_profile(config.logging, absolute(config.workdir))
-    source, validation = open_data(config)
-    check_agreement({"the data at data.path": source.manifest.digest})
+    sources, validation = open_data(config)
+    digest = data_digest([source.manifest for source in sources])
+    check_agreement({"the data at data.path": digest})
+    check_epochs(config, sources, position.phases)
     if position.step is None and config.init_from is not None:
-        check_start(config.init_from, position.phase.model, config.data.path)
-    return source, validation
+        path = config.data.all_sources[0].path
+        check_start(config.init_from, position.phase.model, path)
+    return sources, validation
 
 
 def run_phase(

@@ -1,7 +1,7 @@
-"""Batches of a phase."""
+"""Batches of a phase, and the order of a run's data."""
 
-import itertools
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
 
 from jax.sharding import Mesh
 
@@ -9,13 +9,38 @@ from stackjax.config import Config
 from stackjax.data.batch import Batch
 from stackjax.data.device import local_rows, put
 from stackjax.data.loader import train_batches
+from stackjax.data.order import Order, Segment, join_segments, tokens_read
 from stackjax.data.sources import TokenSource
+from stackjax.runtime.errors import UserError
 from stackjax.training.phase import Phase
 
 
+def data_order(sources: Sequence[TokenSource], seed: int, phases: Sequence[Phase]) -> Order:
+    """Returns the order of the data in a run with these phases."""
+    chunk_len = longest(phases)
+    segments = (
+        Segment(
+            first_example=phase.start.examples, seq_len=phase.seq_len, mixture=phase.mixture
+        )
+        for phase in phases
+    )
+    return Order(
+        seed=seed,
+        chunk_len=chunk_len,
+        num_chunks=tuple(len(source.with_length(chunk_len)) for source in sources),
+        segments=join_segments(tuple(segments)),
+    )
+
+
+def longest(phases: Sequence[Phase]) -> int:
+    """Returns the longest sequence in a run, in tokens."""
+    return max(phase.seq_len for phase in phases)
+
+
 def phase_batches(
-    source: TokenSource,
+    sources: Sequence[TokenSource],
     config: Config,
+    phases: Sequence[Phase],
     phase: Phase,
     mesh: Mesh,
     first_example: int,
@@ -24,12 +49,31 @@ def phase_batches(
     """Returns the batches for some steps of a phase, on the devices of the mesh."""
     num_rows = phase.batch_size // phase.accumulate
     batches = train_batches(
-        source,
+        sources,
         config.data,
-        seed=config.seed,
+        data_order(sources, config.seed, phases),
         first_example=first_example,
         batch_size=phase.batch_size,
         accumulate=phase.accumulate,
         rows=local_rows(mesh, num_rows),
+        num_batches=num_steps,
     )
-    return put(itertools.islice(batches, num_steps), mesh, num_rows)
+    return put(batches, mesh, num_rows)
+
+
+def check_epochs(
+    config: Config, sources: Sequence[TokenSource], phases: Sequence[Phase]
+) -> None:
+    """Raises UserError if the run reads a source more often than allowed."""
+    order = data_order(sources, config.seed, phases)
+    read = tokens_read(order, phases[-1].end.examples)
+    for source, tokens, allowed in zip(sources, read, config.data.all_sources, strict=True):
+        held = len(source.with_length(order.chunk_len)) * order.chunk_len
+        missing = tokens - held * (allowed.max_epochs or math.inf)
+        if missing > 0:
+            raise UserError(
+                f"the run reads {tokens:,} tokens from the source {source.name!r}, "
+                f"{tokens / held:.3g} epochs of its {held:,}, and max_epochs is "
+                f"{allowed.max_epochs:g}; {missing:,.0f} tokens are missing: add text, lower "
+                f"the source's weight, or train for fewer tokens."
+            )

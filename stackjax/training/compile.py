@@ -171,7 +171,7 @@ def partial_donation() -> Iterator[None]:
 def abstract_batch(config: Config, phase: Phase, mesh: Mesh) -> Batch:
     """Returns the abstract batch for a phase's step: shapes, types and layout."""
     rows = phase.batch_size // phase.accumulate
-    shape = (phase.accumulate, rows, config.data.seq_len)
+    shape = (phase.accumulate, rows, phase.seq_len)
     sharding = batch_sharding(mesh)
     segments = jnp.int32 if config.data.mask_documents else None
     dtypes = Batch(jnp.int32, jnp.int32, segments, jnp.float32)

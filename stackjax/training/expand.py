@@ -5,6 +5,7 @@ import math
 from collections.abc import Sequence
 
 from stackjax.config import Config, Schedule, Stage
+from stackjax.data.mixture import Mixture
 from stackjax.growth import Growth, OptimizerState
 from stackjax.growth.base import Fit, Reparameterization
 from stackjax.model.config import ModelConfig
@@ -17,7 +18,9 @@ from stackjax.training.run_history import NEW_RUN, RunHistory
 from stackjax.training.stages import (
     parameter_rates,
     stage_lengths,
+    stage_mixtures,
     stage_models,
+    stage_seq_lens,
     stage_steps,
     trained_layers,
 )
@@ -39,17 +42,18 @@ def expand(config: Config, history: RunHistory = NEW_RUN) -> tuple[Phase, ...]:
             "the growth into a later stage."
         )
     models = stage_models(config)
-    run_tokens = sum(
-        steps * stage.batch_size * config.data.seq_len
-        for stage, steps in zip(config.stages, stage_steps(config), strict=True)
-    )
+    seq_lens, mixtures = stage_seq_lens(config), stage_mixtures(config)
+    steps = zip(config.stages, stage_steps(config), seq_lens, strict=True)
+    run_tokens = sum(count * stage.batch_size * seq_len for stage, count, seq_len in steps)
     phases: list[Phase] = []
     start = Counts()
     for stage, length in enumerate(stage_lengths(config.stages)):
         end_tokens = start.tokens + length
         before = models[max(stage - 1, 0)]
         for fit in _fits(config, stage, before):
-            parts = _Parts(config, stage, fit, before, models[stage])
+            parts = _Parts(
+                config, stage, fit, before, models[stage], seq_lens[stage], mixtures[stage]
+            )
             course = _course(parts, len(phases), start, end_tokens, history)
             phase = _build_phase(parts, len(phases), course, run_tokens)
             phases.append(_shortened(phase, phases, history))
@@ -82,6 +86,8 @@ class _Parts:
     before: ModelConfig
     """Model in the previous stage; for the first stage, the same model."""
     model: ModelConfig
+    seq_len: int
+    mixture: Mixture
 
     @property
     def stage(self) -> Stage:
@@ -108,7 +114,7 @@ class _Parts:
     @property
     def per_step(self) -> Counts:
         """Counts per step."""
-        stage, seq_len, trained = self.stage, self.config.data.seq_len, self.trained_layers
+        stage, seq_len, trained = self.stage, self.seq_len, self.trained_layers
         tokens, making = stage.batch_size * seq_len, 0
         if self.fit is not None:
             # Every microbatch computes the target's parameters again.
@@ -163,13 +169,15 @@ def _build_phase(parts: _Parts, index: int, course: _Course, run_tokens: int) ->
         stage=parts.index,
         fit=parts.fit,
         source=parts.source,
-        model=_with_execution(parts.model, stage),
+        model=_with_overrides(parts.model, stage),
         growth=parts.growth,
         optimizer=parts.config.optimizer,
         optimizer_state=_optimizer_state(parts),
         reparameterizations=_reparameterizations(parts),
         trained_layers=trained,
         mesh=stage.mesh or parts.config.mesh,
+        seq_len=parts.seq_len,
+        mixture=parts.mixture,
         batch_size=stage.batch_size,
         accumulate=stage.accumulate,
         moment_memory=stage.moment_memory,
@@ -186,12 +194,14 @@ def _build_phase(parts: _Parts, index: int, course: _Course, run_tokens: int) ->
     return phase
 
 
-def _with_execution(model: ModelConfig, stage: Stage) -> ModelConfig:
-    """Returns a stage's model with the stage's own choices of execution."""
+def _with_overrides(model: ModelConfig, stage: Stage) -> ModelConfig:
+    """Returns a stage's model with the stage's own positions and choices of execution."""
     return dataclasses.replace(
         model,
         remat=stage.remat or model.remat,
         loss_chunk=stage.loss_chunk or model.loss_chunk,
+        rope_theta=stage.rope_theta or model.rope_theta,
+        rope_scaling=stage.rope_scaling or model.rope_scaling,
     )
 
 

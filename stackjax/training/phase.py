@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from stackjax.data.mixture import Mixture
 from stackjax.growth import Growth, OptimizerState
 from stackjax.growth.base import Fit, Reparameterization
 from stackjax.growth.moment_starts import MomentStarts, learns
@@ -31,6 +32,8 @@ _ANY_RATE = LearningRate(
     first_tokens=0.0,
     tokens_per_step=0.0,
 )
+
+_ANY_MIXTURE = Mixture(weights=(1.0,))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,6 +138,9 @@ class Phase:
     trained_layers: tuple[bool, ...] | None
     """Trained layers; None for all parameters."""
     mesh: MeshConfig
+    seq_len: int
+    mixture: Mixture
+    """Shares of the data's sources."""
     batch_size: int
     accumulate: int
     moment_memory: MomentMemory
@@ -216,6 +222,7 @@ class Phase:
             num_steps=0,
             learning_rate=_ANY_RATE,
             moment_starts=None,
+            mixture=_ANY_MIXTURE,
             start=Counts(),
             waypoint=Waypoint(step=0, counts=Counts()),
         )

@@ -156,10 +156,11 @@ def _check_batch(config: Config, phase: Phase) -> None:
             f"replica x fsdp); use a multiple of {rows}."
         )
     context = num_shards("seq")
-    if config.data.seq_len % context:
+    if phase.seq_len % context:
         raise UserError(
-            f"data.seq_len is {config.data.seq_len}, which does not divide over {context} "
-            f"shards of the sequence (mesh context); use a multiple of {context}."
+            f"data.seq_len is {phase.seq_len} in stage {phase.stage}, which does not divide "
+            f"over {context} shards of the sequence (mesh context); use a multiple of "
+            f"{context}."
         )
     if config.evaluation.batch_size % shards:
         raise UserError(

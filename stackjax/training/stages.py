@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 
 from stackjax.config import Config, Stage
+from stackjax.data.mixture import Mixture
 from stackjax.growth.pattern import parse_pattern
 from stackjax.model.config import ModelConfig, differences
 from stackjax.runtime.errors import UserError
@@ -32,11 +33,44 @@ def stage_models(config: Config) -> list[ModelConfig]:
 
 def stage_steps(config: Config) -> list[int]:
     """Returns the optimizer steps per stage: the length, rounded up."""
-    seq_len = config.data.seq_len
+    stages = zip(
+        config.stages, stage_lengths(config.stages), stage_seq_lens(config), strict=True
+    )
     return [
-        math.ceil(length / (stage.batch_size * seq_len))
-        for stage, length in zip(config.stages, stage_lengths(config.stages), strict=True)
+        math.ceil(length / (stage.batch_size * seq_len)) for stage, length, seq_len in stages
     ]
+
+
+def stage_seq_lens(config: Config) -> list[int]:
+    """Returns the sequence length per stage; UserError if one does not divide the longest."""
+    lengths = [stage.seq_len or config.data.seq_len for stage in config.stages]
+    for index, seq_len in enumerate(lengths):
+        if max(lengths) % seq_len:
+            raise UserError(
+                f"stages.{index}.seq_len is {seq_len}, which does not divide the run's longest "
+                f"sequence of {max(lengths)} tokens; choose lengths that divide it."
+            )
+    return lengths
+
+
+def stage_mixtures(config: Config) -> list[Mixture]:
+    """Returns the mixture of sources per stage."""
+    own = tuple(source.weight for source in config.data.all_sources)
+    mixtures, before = [], own
+    for stage, length in zip(config.stages, stage_lengths(config.stages), strict=True):
+        weights, ramp = stage.source_weights or own, stage.source_ramp_tokens
+        if ramp is not None and ramp > length:
+            raise UserError(
+                f"stages.{len(mixtures)}.source_ramp_tokens is {ramp}, longer than the "
+                f"stage of {length:.10g} tokens; make it shorter."
+            )
+        mixtures.append(
+            Mixture(weights=weights)
+            if ramp is None
+            else Mixture(weights=weights, ramp_from=before, ramp_tokens=ramp)
+        )
+        before = weights
+    return mixtures
 
 
 def stage_lengths(stages: Sequence[Stage]) -> list[float]:

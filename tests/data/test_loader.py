@@ -20,8 +20,11 @@ import pytest
 from stackjax.data import manifest as manifests
 from stackjax.data.batch import Batch
 from stackjax.data.config import DataConfig
-from stackjax.data.loader import eval_batches, open_source, train_batches
+from stackjax.data.loader import eval_batches, train_batches
 from stackjax.data.manifest import Manifest, Split
+from stackjax.data.mixture import Mixture
+from stackjax.data.open import open_sources
+from stackjax.data.order import Order, Segment
 from stackjax.data.shards import ShardWriter
 from stackjax.data.sources import TokenSource
 from stackjax.runtime.errors import UserError
@@ -68,10 +71,28 @@ def order(source, config) -> np.ndarray:
     return sequences(take(source, config, 5, batch_size=NUM_SEQUENCES)).ravel()
 
 
-def take(source, config, num_batches, **kwargs) -> Batch:
+def open_source(config, split, vocab_size) -> TokenSource:
+    """Returns the only source."""
+    (source,) = open_sources(config, split, vocab_size)
+    return source
+
+
+def order_of(source, seed=0) -> Order:
+    """Returns the order of a run with one source and one length."""
+    segment = Segment(first_example=0, seq_len=source.seq_len, mixture=Mixture(weights=(1.0,)))
+    return Order(
+        seed=seed,
+        chunk_len=source.seq_len,
+        num_chunks=(len(source),),
+        segments=(segment,),
+    )
+
+
+def take(source, config, num_batches, seed=0, **kwargs) -> Batch:
     """Returns train batches stacked along a new first axis."""
-    options = dict(seed=0, first_example=0, batch_size=8, accumulate=1, rows=ALL)
-    batches = train_batches(source, config, **(options | kwargs))
+    options = dict(first_example=0, batch_size=8, accumulate=1, rows=ALL)
+    order = order_of(source, seed)
+    batches = train_batches((source,), config, order, **(options | kwargs))
     return stack(itertools.islice(batches, num_batches))
 
 
@@ -247,7 +268,13 @@ def test_too_many_evaluation_sequences_are_refused(source, config, num_sequences
 def test_threads_end_with_the_iterator(source, config):
     config = dataclasses.replace(config, prefetch=4)
     batches = train_batches(
-        source, config, seed=0, first_example=0, batch_size=8, accumulate=1, rows=ALL
+        (source,),
+        config,
+        order_of(source),
+        first_example=0,
+        batch_size=8,
+        accumulate=1,
+        rows=ALL,
     )
     before = threading.active_count()
     next(batches)
@@ -334,11 +361,11 @@ def test_builtin_corpus_is_prepared_on_first_use(tmp_path, library, monkeypatch)
 OPEN = """
 import sys
 from stackjax.config import DataConfig
-from stackjax.data.loader import open_source
+from stackjax.data.open import open_sources
 import sysconfig
 sysconfig.get_path = lambda name: sys.argv[1]
 config = DataConfig(path=sys.argv[2], seq_len=16, corpus="stdlib")
-print(open_source(config, "train", 256).manifest.digest)
+print(open_sources(config, "train", 256)[0].manifest.digest)
 """
 
 

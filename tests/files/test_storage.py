@@ -24,8 +24,8 @@ from stackjax import grow, train
 from stackjax.checkpoint.directory import absolute, clear, newest_step
 from stackjax.data.cache import local_copy
 from stackjax.data.config import DataConfig, PrepareConfig
-from stackjax.data.loader import open_source
 from stackjax.data.manifest import read_manifest
+from stackjax.data.open import open_sources
 from stackjax.data.prepare import prepare
 from stackjax.data.shards import ShardWriter
 from stackjax.data.sources import TokenSource
@@ -150,7 +150,7 @@ def test_shards_are_copied_once_and_incomplete_copies_again(world, gcs, tmp_path
 
     def is_copied() -> bool:
         gcs.requests.clear()
-        source = open_source(config, "train", 256)
+        (source,) = open_sources(config, "train", 256)
         np.testing.assert_array_equal(source[3], expected[3])
         return any("array_record?" in request for request in gcs.requests)
 
@@ -277,7 +277,8 @@ def test_copies_of_hugging_face_files_in_a_bucket_are_removed_at_exit(monkeypatc
 
 
 def open_data(path: str) -> TokenSource:
-    return open_source(DataConfig(path=path, seq_len=8), "train", 256)
+    (source,) = open_sources(DataConfig(path=path, seq_len=8), "train", 256)
+    return source
 
 
 def prepare_from(*paths: str) -> None:

@@ -63,7 +63,7 @@ def trained(config, trained_once):
 def start(workdir, config, options, manifest):
     """The committed position."""
     found = find_position(workdir, config, options)
-    commit_position(workdir, config, found, manifest)
+    commit_position(workdir, config, found, [manifest])
     return found
 
 

@@ -89,8 +89,8 @@ ERRORS = {
     ),
     "sequence": (
         {"data": DataConfig(path="data/test", seq_len=12), "mesh": MeshConfig(context=8)},
-        "data.seq_len is 12, which does not divide over 8 shards of the sequence (mesh "
-        "context); use a multiple of 8.",
+        "data.seq_len is 12 in stage 0, which does not divide over 8 shards of the sequence "
+        "(mesh context); use a multiple of 8.",
     ),
     "embed": (
         {"model": tiny_model(num_layers=6, embed_dim=20)},
