@@ -25,9 +25,9 @@ ARRAYS = ("starts", "offsets", "lengths")
 class PackedSource:
     """A Grain data source over a split's documents, packed into sequences.
 
-    Reading is thread-safe, and the source can be pickled for worker processes. A plan has 12
-    bytes per document, so workers do not get copies: the plan is in files of a temporary
-    directory, which all workers of a process map. The first source removes the directory.
+    Reading is thread-safe, and the source can be pickled for worker processes. A plan has at
+    least 12 bytes per document, so pickles have none: all workers map the files that the first
+    source has written into a temporary directory, and removes at the end.
     """
 
     def __init__(self, source: TokenSource):
