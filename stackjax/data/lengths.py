@@ -18,7 +18,7 @@ class LengthsWriter:
 
     def __init__(self, path: Path):
         self._path = path
-        self._file = path.open("wb")
+        self._path.write_bytes(b"")
         self._hash = hashlib.sha256()
 
     def write(self, lengths: np.ndarray) -> None:
@@ -32,12 +32,13 @@ class LengthsWriter:
                 f"a document has {longest} tokens, more than {MAX_LENGTH}; cut it in the input."
             )
         data = lengths.astype(LENGTH_DTYPE).tobytes()
-        self._file.write(data)
+        # Not kept open: a failed writer is never closed.
+        with self._path.open("ab") as file:
+            file.write(data)
         self._hash.update(data)
 
     def close(self) -> LengthsFile:
-        """Closes the file and returns the manifest entry."""
-        self._file.close()
+        """Returns the manifest entry."""
         return LengthsFile(
             file=self._path.name,
             bytes=self._path.stat().st_size,

@@ -172,15 +172,14 @@ def test_flipped_bit_is_refused_or_harmless(tmp_path):
     data = file.read_bytes()
     refused = 0
     for offset in range(len(data)):
-        for bit in (0, 3, 5):
-            flipped = bytearray(data)
-            flipped[offset] ^= 1 << bit
-            file.write_bytes(flipped)
-            try:
-                assert read_manifest(str(tmp_path)) == GOOD
-            except UserError:
-                refused += 1
-    assert refused > 2 * len(data)
+        flipped = bytearray(data)
+        flipped[offset] ^= 1 << (0, 3, 5)[offset % 3]
+        file.write_bytes(flipped)
+        try:
+            assert read_manifest(str(tmp_path)) == GOOD
+        except UserError:
+            refused += 1
+    assert refused > 2 / 3 * len(data)
 
 
 VALUES = [None, True, -1, 0, 1, 2**70, 1.5, float("inf"), "", "../x", [], {}, [None], {"a": 1}]
