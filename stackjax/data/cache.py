@@ -4,14 +4,16 @@ import contextlib
 import functools
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent import futures
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 from etils import epath
 
-from stackjax.data.manifest import MANIFEST, Shard, SplitName, read_manifest
+from stackjax.data.lengths import hash_lengths
+from stackjax.data.manifest import MANIFEST, Manifest, SplitName, read_manifest
 from stackjax.data.shard_hash import hash_file
 from stackjax.files.staging import lock_directory
 from stackjax.files.storage import is_remote, replace_text
@@ -19,6 +21,15 @@ from stackjax.runtime.errors import UserError
 from stackjax.runtime.progress_bar import progress_bar
 
 COPIES_AT_A_TIME = 8
+
+
+class _File(NamedTuple):
+    """A file to copy."""
+
+    name: str
+    bytes: int
+    hash: str
+    hash_file: Callable[[Path], str]
 
 
 def local_copy(path: str, split: SplitName, cache_dir: str) -> str:
@@ -36,12 +47,22 @@ def local_copy(path: str, split: SplitName, cache_dir: str) -> str:
         raise UserError(f"data.cache_dir is {cache_dir}; it must be a path on a disk.")
     manifest, source = read_manifest(path), epath.Path(path)
     with _locked(Path(cache_dir) / manifest.digest[:16]) as directory:
-        shards = manifest.splits[split].shards if split in manifest.splits else ()
-        missing = [shard for shard in shards if not _is_complete(directory, shard)]
-        _check_room(directory, path, sum(shard.bytes for shard in missing))
+        files = _files(manifest, split)
+        missing = [file for file in files if not _is_complete(directory, file)]
+        _check_room(directory, path, sum(file.bytes for file in missing))
         _copy_all(source, directory, missing)
         replace_text(epath.Path(directory / MANIFEST), (source / MANIFEST).read_text())
     return str(directory)
+
+
+def _files(manifest: Manifest, split: SplitName) -> list[_File]:
+    """Returns the files of a split."""
+    shards = manifest.splits[split].shards if split in manifest.splits else ()
+    lengths = [shard.lengths for shard in shards]
+    return [
+        *(_File(each.file, each.bytes, each.hash, hash_file) for each in shards),
+        *(_File(each.file, each.bytes, each.hash, hash_lengths) for each in lengths),
+    ]
 
 
 @contextlib.contextmanager
@@ -54,9 +75,9 @@ def _locked(directory: Path) -> Iterator[Path]:
         os.close(lock)
 
 
-def _is_complete(directory: Path, shard: Shard) -> bool:
-    file = directory / shard.file
-    return file.exists() and file.stat().st_size == shard.bytes
+def _is_complete(directory: Path, file: _File) -> bool:
+    path = directory / file.name
+    return path.exists() and path.stat().st_size == file.bytes
 
 
 def _check_room(directory: Path, path: str, num_bytes: int) -> None:
@@ -69,34 +90,34 @@ def _check_room(directory: Path, path: str, num_bytes: int) -> None:
         )
 
 
-def _copy_all(source: epath.Path, directory: Path, shards: list[Shard]) -> None:
-    total = sum(shard.bytes for shard in shards)
-    is_shown = bool(shards) and jax.process_index() == 0
+def _copy_all(source: epath.Path, directory: Path, files: list[_File]) -> None:
+    total = sum(file.bytes for file in files)
+    is_shown = bool(files) and jax.process_index() == 0
     if is_shown:
         print(f"copying {total / 1e6:.1f} MB of shards to {directory}", flush=True)
     bar = progress_bar("copying", total, in_bytes=True, in_log=True, is_shown=is_shown)
     with futures.ThreadPoolExecutor(COPIES_AT_A_TIME) as pool, bar as advance:
-        for num_bytes in pool.map(functools.partial(_copy, source, directory), shards):
+        for num_bytes in pool.map(functools.partial(_copy, source, directory), files):
             advance(num_bytes)
 
 
-def _copy(source: epath.Path, directory: Path, shard: Shard) -> int:
+def _copy(source: epath.Path, directory: Path, file: _File) -> int:
     """Returns the file size in bytes; OSError if the file differs from the manifest."""
-    file, unfinished = source / shard.file, directory / f"{shard.file}.unfinished"
+    path, unfinished = source / file.name, directory / f"{file.name}.unfinished"
     try:
-        file.copy(unfinished, overwrite=True)
+        path.copy(unfinished, overwrite=True)
         size = unfinished.stat().st_size
-        if size != shard.bytes:
+        if size != file.bytes:
             raise OSError(
-                f"shard {str(file)!r} has {size} bytes, not {shard.bytes} as in the manifest; "
-                f"upload it again."
+                f"shard file {str(path)!r} has {size} bytes, not {file.bytes} as in the "
+                f"manifest; upload it again."
             )
-        if hash_file(unfinished) != shard.hash:
+        if file.hash_file(unfinished) != file.hash:
             raise OSError(
-                f"shard {str(file)!r} has other tokens than in the manifest, or was damaged "
-                f"while copying to {str(directory)!r}; try again, or upload it again."
+                f"shard file {str(path)!r} has other content than in the manifest, or was "
+                f"damaged while copying to {str(directory)!r}; try again, or upload it again."
             )
-        unfinished.rename(directory / shard.file)
+        unfinished.rename(directory / file.name)
     finally:
         unfinished.unlink(missing_ok=True)
     return size

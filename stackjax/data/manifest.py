@@ -20,11 +20,30 @@ from stackjax.tokenizer.tokenizer_info import TokenizerInfo
 MANIFEST = "manifest.json"
 FORMAT = 2
 RECORD_TOKENS = 2048
+LENGTH_DTYPE = np.dtype("<u4")
+"""Dtype of document lengths on disk."""
 _SEAL = "checksum"
 
 SplitName = Literal["train", "validation"]
 TokenDtype = Literal["uint16", "uint32"]
 SPLITS: tuple[SplitName, ...] = ("train", "validation")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LengthsFile:
+    """A file with the token count of each document in a shard, little-endian uint32."""
+
+    file: str
+    """File name within the directory."""
+    bytes: int
+    """File size in bytes."""
+    hash: str
+    """SHA-256 over the file."""
+
+    @property
+    def documents(self) -> int:
+        """Number of documents."""
+        return self.bytes // LENGTH_DTYPE.itemsize
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -43,6 +62,18 @@ class Shard:
     """SHA-256 over all stored tokens."""
     ends: str
     """SHA-256 over the first and last record, checked when the set is opened."""
+    lengths: LengthsFile
+    """The document lengths, in stream order."""
+
+    @property
+    def files(self) -> tuple[str, str]:
+        """The file names of the shard and the lengths."""
+        return self.file, self.lengths.file
+
+    @property
+    def num_bytes(self) -> int:
+        """Size of both files in bytes."""
+        return self.bytes + self.lengths.bytes
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -74,8 +105,9 @@ class Manifest:
 
     @property
     def files(self) -> list[str]:
-        """All shard file names."""
-        return [shard.file for split in self.splits.values() for shard in split.shards]
+        """All file names of shards and lengths."""
+        shards = (shard for split in self.splits.values() for shard in split.shards)
+        return [file for shard in shards for file in shard.files]
 
     @property
     def digest(self) -> str:
@@ -160,8 +192,10 @@ def _faults(manifest: Manifest) -> Iterator[str]:
         for shard in split.shards:
             for fault in _faults_of_shard(shard, manifest.record_tokens, num_bytes):
                 yield f"shard {shard.file[:60]!r} of split {name!r} has {fault}"
+        if split.documents != sum(shard.lengths.documents for shard in split.shards):
+            yield f"splits.{name}.documents is {split.documents}, not the number of lengths"
     if len({MANIFEST, *manifest.files}) <= len(manifest.files):
-        yield "two shards have the same file"
+        yield "two files have the same name"
 
 
 def _faults_of_shard(shard: Shard, record_tokens: int, num_bytes: int) -> Iterator[str]:
@@ -169,7 +203,12 @@ def _faults_of_shard(shard: Shard, record_tokens: int, num_bytes: int) -> Iterat
         yield f"{shard.tokens} tokens in {shard.bytes} bytes"
     elif shard.records != -(-shard.tokens // record_tokens):
         yield f"{shard.tokens} tokens in {shard.records} records"
-    if "/" in shard.file:
+    if not 1 <= shard.lengths.documents <= shard.tokens:
+        yield f"{shard.lengths.documents} document lengths for {shard.tokens} tokens"
+    if shard.lengths.bytes % LENGTH_DTYPE.itemsize:
+        yield f"document lengths in {shard.lengths.bytes} bytes"
+    if "/" in "".join(shard.files):
         yield "a name with a slash"
-    if not all(re.fullmatch("[0-9a-f]{64}", text) for text in (shard.hash, shard.ends)):
+    hashes = shard.hash, shard.ends, shard.lengths.hash
+    if not all(re.fullmatch("[0-9a-f]{64}", text) for text in hashes):
         yield "an invalid hash"

@@ -1,12 +1,15 @@
 """Packing of documents into a token stream, and document masks for sequences.
 
-The stream is cut into sequences without regard to document borders, as in arXiv:2405.15319.
-Shapes: T tokens in a sequence.
+The stream is cut into sequences without regard to document borders, as in arXiv:2405.15319;
+`best_fit` has the packing of whole documents. Shapes: T tokens in a sequence.
 """
 
 from collections.abc import Sequence
 
 import numpy as np
+
+PADDING = -1
+"""The segment of padding, which is at the end of a sequence."""
 
 
 def join_documents(
@@ -43,6 +46,15 @@ def segments(tokens_T: np.ndarray, end_id: int) -> np.ndarray:
     return np.cumsum(is_end_T, axis=-1, dtype=np.int32) - is_end_T
 
 
+def without_borders(segments_T: np.ndarray) -> np.ndarray:
+    """Returns segments with all documents of a sequence in one, and padding in another.
+
+    >>> without_borders(np.array([0, 0, 1, 2, PADDING])).tolist()
+    [0, 0, 0, 0, -1]
+    """
+    return np.minimum(segments_T, 0)
+
+
 def positions(segments_T: np.ndarray) -> np.ndarray:
     """Returns each token's position, from 0 at the start of each segment.
 
@@ -59,11 +71,13 @@ def positions(segments_T: np.ndarray) -> np.ndarray:
 def loss_weights(segments_T: np.ndarray) -> np.ndarray:
     """Returns the weight of the next-token prediction at each position.
 
-    The weight is 0 at the end of a sequence and before a token in another segment, else 1.
+    The weight is 0 at the end of a sequence, before a token in another segment, and in padding;
+    else 1.
 
-    >>> loss_weights(np.array([0, 0, 1, 1, 1, 2])).tolist()
-    [1.0, 0.0, 1.0, 1.0, 0.0, 0.0]
+    >>> loss_weights(np.array([0, 0, 1, 1, 1, PADDING, PADDING])).tolist()
+    [1.0, 0.0, 1.0, 1.0, 0.0, 0.0, 0.0]
     """
     weights_T = np.zeros(segments_T.shape, np.float32)
-    weights_T[..., :-1] = segments_T[..., 1:] == segments_T[..., :-1]
+    is_same_T = segments_T[..., 1:] == segments_T[..., :-1]
+    weights_T[..., :-1] = is_same_T & (segments_T[..., 1:] != PADDING)
     return weights_T

@@ -42,8 +42,8 @@ class WrittenPart:
 
     @property
     def num_bytes(self) -> int:
-        """Total shard size in bytes."""
-        return sum(shard.bytes for shard, _ in self.shards.values())
+        """Total file size in bytes."""
+        return sum(shard.num_bytes for shard, _ in self.shards.values())
 
 
 def group_pieces(pieces: list[Piece]) -> list[Part]:

@@ -19,6 +19,7 @@ from etils import epath
 
 from stackjax.data.config import PrepareConfig
 from stackjax.data.documents import list_pieces, read_documents
+from stackjax.data.lengths import SUFFIX
 from stackjax.data.manifest import MANIFEST, SPLITS, Manifest, Split, SplitName, write_manifest
 from stackjax.data.parts import (
     Part,
@@ -167,8 +168,11 @@ def _join_results(results: list[ShardsOfPart], staging: Path) -> dict[SplitName,
         shards = []
         for index, (shard, _) in enumerate(found):
             file = f"{name}-{index:05d}-of-{len(found):05d}.array_record"
-            (staging / shard.file).rename(staging / file)
-            shards.append(dataclasses.replace(shard, file=file))
+            lengths = dataclasses.replace(shard.lengths, file=file + SUFFIX)
+            renamed = dataclasses.replace(shard, file=file, lengths=lengths)
+            for old, new in zip(shard.files, renamed.files, strict=True):
+                (staging / old).rename(staging / new)
+            shards.append(renamed)
         splits[name] = Split(
             tokens=sum(shard.tokens for shard in shards),
             documents=sum(documents for _, documents in found),

@@ -10,6 +10,7 @@ import numpy as np
 from array_record.python.array_record_module import ArrayRecordWriter
 
 from stackjax.data import packing
+from stackjax.data.lengths import SUFFIX, LengthsWriter
 from stackjax.data.manifest import RECORD_TOKENS, SPLITS, Shard, SplitName, TokenDtype
 from stackjax.data.shard_hash import ShardHash
 from stackjax.runtime.errors import UserError
@@ -22,7 +23,7 @@ ShardsOfPart = dict[SplitName, tuple[Shard, int]]
 
 
 class ShardWriter:
-    """Writes a token stream as a shard."""
+    """Writes a token stream as a shard, with the document lengths in a file beside it."""
 
     def __init__(self, path: Path, dtype: str):
         self._path = path
@@ -32,9 +33,21 @@ class ShardWriter:
         self._rest = np.empty(0, self._dtype)
         self._records = self._tokens = 0
         self._hash = ShardHash()
+        self._lengths = LengthsWriter(path.with_name(path.name + SUFFIX))
 
-    def write(self, tokens: np.ndarray) -> None:
-        """Appends tokens to the stream."""
+    def write(self, tokens: np.ndarray, lengths: np.ndarray | None = None) -> None:
+        """Appends documents to the stream.
+
+        Args:
+          tokens: The tokens of all documents.
+          lengths: The token count of each document; None for a single document.
+
+        Raises:
+          UserError: A document is too long.
+        """
+        lengths = np.array([len(tokens)]) if lengths is None else lengths
+        assert lengths.all() and lengths.sum() == len(tokens), "documents have tokens"
+        self._lengths.write(lengths)
         stream = np.concatenate([self._rest, tokens.astype(self._dtype)])
         records, self._rest = packing.cut_records(stream, RECORD_TOKENS)
         for record in records:
@@ -53,6 +66,7 @@ class ShardWriter:
             tokens=self._tokens,
             hash=self._hash.digest(),
             ends=self._hash.ends_digest(),
+            lengths=self._lengths.close(),
         )
 
     def _write_record(self, record: np.ndarray) -> None:
@@ -96,8 +110,10 @@ def write_shards(
         if split not in writers:
             path = stem.with_suffix(f".{split}")
             writers[split] = ShardWriter(path, token_dtype(tokenizer))
+        num_special = len(tokenizer.begin_ids) + 1
         writers[split].write(
-            packing.join_documents(encoded, tokenizer.end_id, tokenizer.begin_ids)
+            packing.join_documents(encoded, tokenizer.end_id, tokenizer.begin_ids),
+            np.array([len(tokens) + num_special for tokens in encoded]),
         )
         counts[split] += len(encoded)
     return {split: (writer.close(), counts[split]) for split, writer in writers.items()}

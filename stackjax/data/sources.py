@@ -79,14 +79,21 @@ class TokenSource:
         """
         if not 0 <= index < len(self):
             raise IndexError(f"sequence {index} is outside 0..{len(self) - 1}.")
-        tokens_T = np.empty(self.seq_len, np.int32)
+        return self.read(index * self.seq_len, self.seq_len)
+
+    def read(self, offset: int, length: int) -> np.ndarray:
+        """Returns the tokens [offset, offset + length) of the stream, int32.
+
+        Raises:
+          OSError: A record is damaged or has tokens outside the vocabulary.
+        """
+        found = np.empty(length, np.int32)
         filled = 0
-        while filled < self.seq_len:
-            tokens = self._read_from(index * self.seq_len + filled)
-            tokens = tokens[: self.seq_len - filled]
-            tokens_T[filled : filled + len(tokens)] = tokens
+        while filled < length:
+            tokens = self._read_from(offset + filled)[: length - filled]
+            found[filled : filled + len(tokens)] = tokens
             filled += len(tokens)
-        return tokens_T
+        return found
 
     def with_length(self, seq_len: int) -> "TokenSource":
         """Returns the same split as sequences of another length."""
@@ -114,21 +121,22 @@ class TokenSource:
     def _check_shard(self, index: int) -> None:
         """Raises UserError if a shard does not match the manifest."""
         shard = self._shards[index]
-        try:
-            size = self._file(index).stat().length
-        except FileNotFoundError as error:
-            raise self._refused(index, "is missing") from error
-        if size != shard.bytes:
-            raise self._refused(
-                index, f"has {size} bytes, not {shard.bytes} as in the manifest"
-            )
+        for entry in (shard, shard.lengths):
+            file = epath.Path(self.path) / entry.file
+            try:
+                size = file.stat().length
+            except FileNotFoundError as error:
+                raise self._refused(file, "is missing") from error
+            if size != entry.bytes:
+                reason = f"has {size} bytes, not {entry.bytes} as in the manifest"
+                raise self._refused(file, reason)
         records = self._reader(index).num_records()
         if records != shard.records:
             reason = f"has {records} readable records, not {shard.records} as in the manifest"
-            raise self._refused(index, reason)
+            raise self._refused(self._file(index), reason)
         first, last = (self._read_record(index, record) for record in (0, records - 1))
         if hash_ends(first, last) != shard.ends:
-            raise self._refused(index, "has other tokens than in the manifest")
+            raise self._refused(self._file(index), "has other tokens than in the manifest")
 
     def _reader(self, index: int) -> ArrayRecordReader:
         if index not in self._readers:
@@ -162,8 +170,8 @@ class TokenSource:
         except RuntimeError as error:  # From ArrayRecord, for damaged records.
             raise self._damaged(index, record, str(error)) from error
 
-    def _refused(self, index: int, reason: str) -> UserError:
-        return UserError(f"shard {str(self._file(index))!r} {reason}; {self.remedy}.")
+    def _refused(self, file: epath.Path, reason: str) -> UserError:
+        return UserError(f"shard file {str(file)!r} {reason}; {self.remedy}.")
 
     def _damaged(self, index: int, record: int, reason: str) -> OSError:
         return OSError(

@@ -47,7 +47,7 @@ def write_set(path: Path) -> None:
             writer = ShardWriter(path / f"{name}-{index}.array_record", "uint16")
             writer.write(tokens)
             shards.append(writer.close())
-        splits[name] = Split(tokens=len(stream), documents=1, shards=tuple(shards))
+        splits[name] = Split(tokens=len(stream), documents=2, shards=tuple(shards))
     manifest = Manifest(tokenizer=tokenizer, dtype="uint16", splits=splits)
     manifests.write_manifest(str(path), manifest)
 

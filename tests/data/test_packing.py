@@ -10,6 +10,13 @@ END = 0
 document_lists = st.lists(
     st.lists(st.integers(1, 99), max_size=9).map(lambda ids: np.array(ids, np.int64))
 )
+padded_segments = st.lists(st.integers(1, 5), max_size=8).flatmap(
+    lambda sizes: st.integers(0 if sizes else 1, 9).map(
+        lambda padding: np.array(
+            [*np.repeat(np.arange(len(sizes)), sizes), *[packing.PADDING] * padding], np.int32
+        )
+    )
+)
 sequences = st.lists(st.integers(0, 3), min_size=1, max_size=40).map(np.array)
 
 
@@ -55,6 +62,37 @@ def test_masks_of_rows_are_independent(tokens):
         assert np.array_equal(segments[row, 0], alone)
         for function in (packing.positions, packing.loss_weights):
             assert np.array_equal(function(segments)[row, 0], function(alone))
+
+
+@hypothesis.given(padded_segments)
+def test_padding_has_no_loss(segments):
+    weights = []
+    for segment, after in zip(segments, [*segments[1:], None], strict=True):
+        weights.append(float(segment == after and segment != packing.PADDING))
+    assert packing.loss_weights(segments).tolist() == weights
+    shape = (2, 1, len(segments))
+    rows = np.broadcast_to(segments, shape)
+    assert np.array_equal(packing.loss_weights(rows), np.broadcast_to(weights, shape))
+
+
+@hypothesis.given(padded_segments)
+def test_documents_of_a_padded_sequence_count_from_zero(segments):
+    positions = packing.positions(segments)
+    for segment in set(segments.tolist()):
+        found = positions[segments == segment]
+        assert found.tolist() == list(range(len(found)))
+
+
+@hypothesis.given(padded_segments)
+def test_without_borders_a_padded_sequence_is_a_shorter_one(segments):
+    merged = packing.without_borders(segments)
+    assert merged.dtype == segments.dtype
+    num_tokens = int((segments != packing.PADDING).sum())
+    tokens = np.zeros(num_tokens, np.int32)
+    assert np.array_equal(merged == packing.PADDING, segments == packing.PADDING)
+    for function in (packing.positions, packing.loss_weights):
+        assert np.array_equal(function(merged)[:num_tokens], function(tokens))
+    assert not packing.loss_weights(merged)[num_tokens:].any()
 
 
 def test_single_segment_counts_up_and_drops_the_last_prediction():

@@ -87,7 +87,8 @@ def test_manifest_counts_match_the_shards(tmp_path, small_pieces):
             expected = f"{name}-{index:05d}-of-{len(split.shards):05d}.array_record"
             assert shard.file == expected
             assert shard.bytes == (output / shard.file).stat().st_size
-            files.add(shard.file)
+            assert shard.lengths.file == f"{expected}.lengths"
+            files.update(shard.files)
     assert files == {file.name for file in output.iterdir()}
     total = sum(split.documents for split in manifest.splits.values())
     assert total == len(TEXTS)

@@ -42,8 +42,8 @@ def write_parts(path: Path, parts: list[np.ndarray], dtype: str) -> Manifest:
     shards = []
     for index, tokens in enumerate(parts):
         writer = ShardWriter(path / f"train-{index}.array_record", dtype)
-        for piece in np.array_split(tokens, 3):
-            writer.write(piece)
+        for document in np.array_split(tokens, min(3, len(tokens))):
+            writer.write(document)
         shards.append(writer.close())
     manifest = Manifest(
         tokenizer=TokenizerInfo(
@@ -51,7 +51,11 @@ def write_parts(path: Path, parts: list[np.ndarray], dtype: str) -> Manifest:
         ),
         dtype=dtype,
         splits={
-            "train": Split(tokens=sum(map(len, parts)), documents=0, shards=tuple(shards)),
+            "train": Split(
+                tokens=sum(map(len, parts)),
+                documents=sum(shard.lengths.documents for shard in shards),
+                shards=tuple(shards),
+            ),
             "validation": Split(tokens=0, documents=0, shards=()),
         },
     )
@@ -81,6 +85,15 @@ def test_sequence_is_a_slice_of_the_stream(written, seq_len, index):
     tokens_T = source[index]
     assert tokens_T.dtype == np.int32
     assert np.array_equal(tokens_T, stream[index * seq_len : (index + 1) * seq_len])
+
+
+@hypothesis.given(offset=st.integers(0, 11_477), length=st.integers(0, 11_478))
+@hypothesis.settings(max_examples=60, deadline=None)
+def test_any_range_of_the_stream_can_be_read(written, offset, length):
+    path, stream = written
+    found = TokenSource(path, "train", 1).read(offset, min(length, len(stream) - offset))
+    assert found.dtype == np.int32
+    assert np.array_equal(found, stream[offset : offset + length])
 
 
 def test_index_out_of_range_is_refused(written):
@@ -138,7 +151,23 @@ def test_damaged_shard_is_named(directory, damage, message):
     damage(file)
     with pytest.raises(ValueError, match=message) as error:
         TokenSource(str(directory), "train", 8)
-    assert "train-3.array_record" in str(error.value)
+    assert "train-3.array_record'" in str(error.value)
+    assert "prepare it again" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda file: file.unlink(), "is missing"),
+        (lambda file: file.write_bytes(file.read_bytes()[:-1]), "has 11 bytes, not 12"),
+        (lambda file: file.write_bytes(file.read_bytes() + b"\0"), "has 13 bytes, not 12"),
+    ],
+)
+def test_missing_lengths_are_named(directory, damage, message):
+    damage(directory / "train-3.array_record.lengths")
+    with pytest.raises(ValueError, match=message) as error:
+        TokenSource(str(directory), "train", 8)
+    assert "train-3.array_record.lengths'" in str(error.value)
     assert "prepare it again" in str(error.value)
 
 
@@ -147,7 +176,8 @@ def test_shard_with_other_records_is_refused(directory):
     file = directory / "train-3.array_record"
     size = file.stat().st_size
     writer = ShardWriter(file, "uint32")
-    writer.write(np.zeros(2048 * 3, np.int64))
+    for document in np.zeros((3, 2048), np.int64):
+        writer.write(document)
     assert writer.close().bytes == size
     with pytest.raises(ValueError, match="3 readable records, not 2"):
         TokenSource(str(directory), "train", 8)

@@ -121,7 +121,7 @@ def test_interrupted_upload_is_incomplete_and_can_be_repeated(world, gcs, monkey
     with monkeypatch.context() as patch, pytest.raises(OSError, match="connection lost"):
         patch.setattr(path_type, "copy", fail_at_the_manifest)
         prepare_corpus(world, "gs://bucket/cut")
-    assert len(objects(gcs, "cut/")) == 4
+    assert len(objects(gcs, "cut/")) == 6
     with pytest.raises(ValueError, match=r"not a complete set"):
         read_manifest("gs://bucket/cut")
     prepare_corpus(world, "gs://bucket/cut")
@@ -157,7 +157,7 @@ def test_shards_are_copied_once_and_incomplete_copies_again(world, gcs, tmp_path
     assert is_copied()
     assert not is_copied()
     (directory,) = tmp_path.iterdir()
-    (shard,) = directory.glob("train-*")
+    (shard,) = directory.glob("train-*.array_record")
     (directory / f"{shard.name}.unfinished").write_bytes(b"left by a killed process")
     assert not is_copied()
     shard.write_bytes(b"cut")
@@ -172,11 +172,11 @@ def test_failed_copy_leaves_no_shard(world, tmp_path, monkeypatch):
     with monkeypatch.context() as patch, pytest.raises(ValueError, match=r"take 0\.0 GB"):
         patch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(9, 8, 1))
         local_copy(str(data), "train", str(tmp_path / "full"))
-    (shard,) = data.glob("train-*")
+    (shard,) = data.glob("train-*.array_record")
     shard.write_bytes(shard.read_bytes()[:-1])
     with pytest.raises(OSError, match=r"bytes, not \d+ .*; upload it again"):
         local_copy(str(data), "train", str(tmp_path / "cache"))
-    assert not list((tmp_path / "cache").glob("*/train-*"))
+    assert not list((tmp_path / "cache").glob("*/train-*.array_record"))
 
 
 def test_damaged_copy_is_removed(world, tmp_path, monkeypatch):
@@ -193,17 +193,17 @@ def test_damaged_copy_is_removed(world, tmp_path, monkeypatch):
     with monkeypatch.context() as patch, pytest.raises(OSError, match="is damaged"):
         patch.setattr(path_type, "copy", flip_a_bit)
         local_copy(str(world.path / "data"), "train", str(cache))
-    assert not list(cache.glob("*/train-*"))
+    assert not list(cache.glob("*/train-*.array_record"))
     # Another data set with the same shard names and sizes.
     data = shutil.copytree(world.path / "data", tmp_path / "data")
-    (shard,) = data.glob("train-*")
+    (shard,) = data.glob("train-*.array_record")
     tokens = TokenSource(str(data), "train", read_manifest(str(data)).splits["train"].tokens)[0]
     writer = ShardWriter(shard, "uint16")
     writer.write(np.roll(tokens, 1))
     writer.close()
-    with pytest.raises(OSError, match="has other tokens"):
+    with pytest.raises(OSError, match="has other content"):
         local_copy(str(data), "train", str(cache))
-    assert not list(cache.glob("*/train-*"))
+    assert not list(cache.glob("*/train-*.array_record"))
     copied = local_copy(str(world.path / "data"), "train", str(cache))
     np.testing.assert_array_equal(TokenSource(copied, "train", len(tokens))[0], tokens)
 
