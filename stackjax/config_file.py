@@ -57,6 +57,7 @@ _WHY_NOT = {
     r"optimizer\.(name|moments_dtype)": "the optimizer state in the checkpoints has this form",
     r"optimizer\..*": "the moments in the checkpoints are averages with it",
     r"data\.seq_len": "the order of the data counts sequences of this length",
+    r"data\.packing": "the order of the data counts sequences packed like this",
     r"data\.sources\..*": "the order of the data follows from it",
     r"data\.mask_documents": "losses before and after would not compare",
     r"evaluation\.num_sequences": "one curve has one set of held-out sequences",

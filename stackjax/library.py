@@ -18,7 +18,7 @@ from stackjax.analysis.comparison import Comparison
 from stackjax.analysis.reading import read_record
 from stackjax.config import Config
 from stackjax.data.batch import Batch
-from stackjax.data.open import open_sources
+from stackjax.data.open import open_sources, open_train
 from stackjax.inference.generation import continuations, new_text
 from stackjax.inference.pretrained import Pretrained
 from stackjax.inference.scoring import Score, Span, score
@@ -141,7 +141,7 @@ def batches(
     num_steps = phase.num_steps - start if steps is None else steps
     with jax.set_mesh(mesh):
         phases = expand(config)
-        sources = open_sources(config.data, "train", config.model.vocab_size, longest(phases))
+        sources = open_train(config.data, config.model.vocab_size, longest(phases))
         sent = phase_batches(sources, config, phases, phase, mesh, first_example, num_steps)
         first = list(itertools.islice(sent, 1))
     yield from first

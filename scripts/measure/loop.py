@@ -23,7 +23,7 @@ from stackjax.config import CheckpointConfig, Config, EvaluationConfig, Schedule
 from stackjax.data.device import local_rows, put
 from stackjax.data.loader import train_batches
 from stackjax.data.manifest import MANIFEST, Manifest, Split, write_manifest
-from stackjax.data.open import open_sources
+from stackjax.data.open import Source, open_train
 from stackjax.data.shards import ShardWriter
 from stackjax.data.sources import TokenSource
 from stackjax.files.rows_file import NO_ROWS
@@ -102,11 +102,11 @@ def measure_loader(config: Config, phase: Phase, mesh: Mesh, num_batches: int) -
     )
 
 
-def _sources(config: Config, phase: Phase, directory: Path) -> tuple[TokenSource, ...]:
+def _sources(config: Config, phase: Phase, directory: Path) -> tuple[Source, ...]:
     """Returns the config's token shards, or synthetic shards if missing."""
     paths = [source.path for source in config.data.all_sources]
     if all((epath.Path(path) / MANIFEST).exists() for path in paths):
-        return open_sources(config.data, "train", config.model.vocab_size, phase.seq_len)
+        return open_train(config.data, config.model.vocab_size, phase.seq_len)
     return (write_synthetic(directory, config.model.vocab_size, phase.seq_len),)
 
 

@@ -54,6 +54,9 @@ class DataConfig:
     """Built-in corpus, prepared at `path` if `path` does not exist."""
     mask_documents: bool = False
     """Whether attention and predictions stay within a document."""
+    packing: Literal["joined", "best_fit"] = "joined"
+    """Whether training sequences are cut from the joined stream, or have whole documents,
+    packed by best fit, and padding. Validation sequences are always joined."""
     num_workers: Annotated[int, Whole(at_least=0, at_most=1000)] = 0
     """Grain worker processes; 0 reads in threads."""
     prefetch: Annotated[int, Whole(at_least=0, at_most=1000)] = 4

@@ -14,7 +14,9 @@ from absl import flags
 from stackjax.data import packing
 from stackjax.data.batch import Batch
 from stackjax.data.config import DataConfig
+from stackjax.data.open import Source
 from stackjax.data.order import Order, find, length_at
+from stackjax.data.packed_source import PackedSource
 from stackjax.data.sources import TokenSource
 from stackjax.runtime.errors import UserError
 
@@ -22,7 +24,7 @@ Rows = slice | np.ndarray
 
 
 def train_batches(
-    sources: Sequence[TokenSource],
+    sources: Sequence[Source],
     config: DataConfig,
     order: Order,
     *,
@@ -128,7 +130,7 @@ def _copied(batch: Batch) -> Batch:
 
 
 def _read_train(
-    sources: Sequence[TokenSource],
+    sources: Sequence[Source],
     config: DataConfig,
     order: Order,
     first_AB: np.ndarray,
@@ -137,11 +139,18 @@ def _read_train(
 ) -> Batch:
     examples_AB = first_AB + step * batch_size
     places = find(order, examples_AB.ravel())
-    tokens_KT = np.empty((examples_AB.size, sources[0].seq_len), np.int32)
-    for row, (source, sequence) in enumerate(zip(*places, strict=True)):
-        tokens_KT[row] = sources[source][int(sequence)]
-    tokens_ABT = tokens_KT.reshape(*examples_AB.shape, -1)
-    return _build_batch(tokens_ABT, config, sources[0].manifest.tokenizer.end_id)
+    shape = (*examples_AB.shape, sources[0].seq_len)
+    tokens_KT = np.empty((examples_AB.size, shape[-1]), np.int32)
+    segments_KT = np.zeros_like(tokens_KT)
+    for row, (index, sequence) in enumerate(zip(*places, strict=True)):
+        source = sources[index]
+        if isinstance(source, PackedSource):
+            tokens_KT[row], segments_KT[row] = source[int(sequence)]
+        else:
+            tokens_KT[row] = source[int(sequence)]
+    if config.packing == "joined" and config.mask_documents:
+        segments_KT = packing.segments(tokens_KT, sources[0].manifest.tokenizer.end_id)
+    return _build_batch(tokens_KT.reshape(shape), segments_KT.reshape(shape), config)
 
 
 def _read_eval(
@@ -152,20 +161,21 @@ def _read_eval(
     step: int,
 ) -> Batch:
     index_B = chosen_NB[step]
-    tokens_BT = np.stack([source[max(int(index), 0)] for index in index_B])
-    batch = _build_batch(tokens_BT[None], config, source.manifest.tokenizer.end_id)
+    tokens_ABT = np.stack([source[max(int(index), 0)] for index in index_B])[None]
+    segments_ABT = packing.segments(tokens_ABT, source.manifest.tokenizer.end_id)
+    batch = _build_batch(tokens_ABT, segments_ABT, config)
     batch.loss_weights[:, index_B < 0] = 0.0
     batch.loss_weights[..., :first_position] = 0.0
     return batch
 
 
-def _build_batch(tokens_ABT: np.ndarray, config: DataConfig, end_id: int) -> Batch:
-    """Returns the batch with these tokens."""
-    segments = packing.segments(tokens_ABT, end_id) if config.mask_documents else None
-    parts = np.zeros_like(tokens_ABT) if segments is None else segments
+def _build_batch(tokens_ABT: np.ndarray, segments_ABT: np.ndarray, config: DataConfig) -> Batch:
+    """Returns the batch with these tokens, from these documents."""
+    if not config.mask_documents:
+        segments_ABT = packing.without_borders(segments_ABT)
     return Batch(
         tokens=tokens_ABT,
-        positions=packing.positions(parts),
-        segments=segments,
-        loss_weights=packing.loss_weights(parts),
+        positions=packing.positions(segments_ABT),
+        segments=segments_ABT if config.mask_documents else None,
+        loss_weights=packing.loss_weights(segments_ABT),
     )

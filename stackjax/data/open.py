@@ -1,22 +1,38 @@
 """A run's sources of token sequences, opened and checked."""
 
 import contextlib
+from collections.abc import Sequence
 
 from etils import epath
 
 from stackjax.data.cache import local_copy
 from stackjax.data.config import DataConfig, PrepareConfig, SourceConfig
 from stackjax.data.manifest import MANIFEST, SplitName
+from stackjax.data.packed_source import PackedSource
 from stackjax.data.prepare import prepare
 from stackjax.data.sources import TokenSource
 from stackjax.files.storage import check_bucket, is_remote
 from stackjax.runtime.errors import UserError
 
+Source = TokenSource | PackedSource
+"""Random access to the sequences of a split."""
+
+
+def open_train(
+    config: DataConfig, vocab_size: int, seq_len: int | None = None
+) -> tuple[Source, ...]:
+    """Returns the training sequences of every source, packed as the config says.
+
+    Arguments and errors are those of `open_sources`.
+    """
+    sources = open_sources(config, "train", vocab_size, seq_len)
+    return tuple(map(PackedSource, sources)) if config.packing == "best_fit" else sources
+
 
 def open_sources(
     config: DataConfig, split: SplitName, vocab_size: int, seq_len: int | None = None
 ) -> tuple[TokenSource, ...]:
-    """Returns a split of every source; prepares the built-in corpus if missing.
+    """Returns a split of every source as a joined stream; prepares a missing built-in corpus.
 
     Args:
       vocab_size: The model's vocabulary size.
@@ -89,3 +105,10 @@ def _check_alike(source: TokenSource, first: TokenSource) -> None:
             f"the source {source.name!r} was prepared with the tokenizer {ours.name!r}, and "
             f"{first.name!r} with another, {theirs.name!r}; prepare all with the same one."
         )
+
+
+def by_source(metric: str, sources: Sequence[Source]) -> tuple[str, ...]:
+    """Returns a metric's name for each source; the plain name for a single source."""
+    if len(sources) == 1:
+        return (metric,)
+    return tuple(f"{metric}/{source.name}" for source in sources)

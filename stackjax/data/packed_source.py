@@ -41,6 +41,7 @@ class PackedSource:
           OSError: The disk with the temporary directory is full.
         """
         self.path = source.path
+        self.name = source.name
         self.split = source.split
         self.seq_len = source.seq_len
         self.manifest = source.manifest
@@ -79,6 +80,12 @@ class PackedSource:
             segments_T[start:stop] = segment
             start = stop
         return tokens_T, segments_T
+
+    def with_length(self, seq_len: int) -> "PackedSource":
+        """Returns the same documents, packed into sequences of another length."""
+        if seq_len == self.seq_len:
+            return self
+        return PackedSource(self._source.with_length(seq_len))
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in self.__dict__.items() if name != "_plan"}

@@ -8,7 +8,6 @@ tokens per sequence.
 import bisect
 import copy
 import itertools
-from collections.abc import Sequence
 from concurrent import futures
 from typing import Any
 
@@ -178,10 +177,3 @@ class TokenSource:
             f"record {record} of shard {str(self._file(index))!r} cannot be read, or is "
             f"damaged: {reason}; {self.remedy}."
         )
-
-
-def by_source(metric: str, sources: Sequence[TokenSource]) -> tuple[str, ...]:
-    """Returns a metric's name for each source; the plain name for a single source."""
-    if len(sources) == 1:
-        return (metric,)
-    return tuple(f"{metric}/{source.name}" for source in sources)

@@ -11,8 +11,9 @@ from jax.sharding import Mesh
 
 from stackjax.config import Config
 from stackjax.data.batch import Batch
+from stackjax.data.open import Source, by_source
 from stackjax.data.order import epochs_read
-from stackjax.data.sources import TokenSource, by_source
+from stackjax.data.sources import TokenSource
 from stackjax.files.rows_file import Extent
 from stackjax.run.goodput import Clock
 from stackjax.run.profiler import Profiler
@@ -32,7 +33,7 @@ class Run:
 
     config: Config
     workdir: epath.Path
-    sources: tuple[TokenSource, ...]
+    sources: tuple[Source, ...]
     """Sequences for training, by source."""
     validation: tuple[TokenSource, ...]
     """Sequences for validation, by source."""

@@ -15,6 +15,7 @@ from stackjax.checkpoint.save import Checkpoints
 from stackjax.config import Config
 from stackjax.config_file import is_of_training, same_everywhere
 from stackjax.data.manifest import data_digest
+from stackjax.data.open import Source
 from stackjax.data.sources import TokenSource
 from stackjax.files.rows_file import read_rows
 from stackjax.files.run_lock import run_lock
@@ -171,7 +172,7 @@ def _show_start(run: Run, position: Position, counts: Counts) -> None:
 
 def _check(
     config: Config, position: Position
-) -> tuple[tuple[TokenSource, ...], tuple[TokenSource, ...]]:
+) -> tuple[tuple[Source, ...], tuple[TokenSource, ...]]:
     """Returns training and validation data.
 
     Raises:

@@ -14,8 +14,8 @@ from stackjax.config import Config, EvaluationConfig
 from stackjax.data.batch import Batch
 from stackjax.data.device import local_rows, put
 from stackjax.data.loader import eval_batches
-from stackjax.data.open import open_sources
-from stackjax.data.sources import TokenSource, by_source
+from stackjax.data.open import Source, by_source, open_sources, open_train
+from stackjax.data.sources import TokenSource
 from stackjax.growth import Growth
 from stackjax.model import ModelConfig, Params
 from stackjax.model.module import compute_dtype
@@ -157,13 +157,13 @@ def model_params(phase: Phase, state: TrainState) -> Params:
     return _model_params(phase, state.params, phase.tokens(state.step))
 
 
-def open_data(config: Config) -> tuple[tuple[TokenSource, ...], tuple[TokenSource, ...]]:
+def open_data(config: Config) -> tuple[tuple[Source, ...], tuple[TokenSource, ...]]:
     """Returns the training sequences and the validation sequences, by source.
 
     The sequences have the length of the run's longest.
     """
     seq_len, vocab_size = max(stage_seq_lens(config)), config.model.vocab_size
-    sources = open_sources(config.data, "train", vocab_size, seq_len)
+    sources = open_train(config.data, vocab_size, seq_len)
     validation = open_sources(config.data, "validation", vocab_size, seq_len)
     for source in validation:
         check_num_sequences(config.evaluation, source)

@@ -9,13 +9,13 @@ from stackjax.config import Config
 from stackjax.data.batch import Batch
 from stackjax.data.device import local_rows, put
 from stackjax.data.loader import train_batches
+from stackjax.data.open import Source
 from stackjax.data.order import Order, Segment, join_segments, tokens_read
-from stackjax.data.sources import TokenSource
 from stackjax.runtime.errors import UserError
 from stackjax.training.phase import Phase
 
 
-def data_order(sources: Sequence[TokenSource], seed: int, phases: Sequence[Phase]) -> Order:
+def data_order(sources: Sequence[Source], seed: int, phases: Sequence[Phase]) -> Order:
     """Returns the order of the data in a run with these phases."""
     chunk_len = longest(phases)
     segments = (
@@ -38,7 +38,7 @@ def longest(phases: Sequence[Phase]) -> int:
 
 
 def phase_batches(
-    sources: Sequence[TokenSource],
+    sources: Sequence[Source],
     config: Config,
     phases: Sequence[Phase],
     phase: Phase,
@@ -61,9 +61,7 @@ def phase_batches(
     return put(batches, mesh, num_rows)
 
 
-def check_epochs(
-    config: Config, sources: Sequence[TokenSource], phases: Sequence[Phase]
-) -> None:
+def check_epochs(config: Config, sources: Sequence[Source], phases: Sequence[Phase]) -> None:
     """Raises UserError if the run reads a source more often than allowed."""
     order = data_order(sources, config.seed, phases)
     read = tokens_read(order, phases[-1].end.examples)

@@ -44,6 +44,11 @@ def stage_steps(config: Config) -> list[int]:
 def stage_seq_lens(config: Config) -> list[int]:
     """Returns the sequence length per stage; UserError if one does not divide the longest."""
     lengths = [stage.seq_len or config.data.seq_len for stage in config.stages]
+    if config.data.packing == "best_fit" and len(set(lengths)) > 1:
+        raise UserError(
+            f"data.packing is 'best_fit', and the stages have sequences of {lengths} tokens; "
+            f"packed sequences need one length, so use 'joined' for several."
+        )
     for index, seq_len in enumerate(lengths):
         if max(lengths) % seq_len:
             raise UserError(
