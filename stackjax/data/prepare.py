@@ -57,9 +57,7 @@ def prepare(config: PrepareConfig) -> Manifest:
         return _prepare_and_upload(config, output)
     with staging_directory(output) as staging:
         scratch = staging / "scratch"
-        pieces = list_pieces(
-            config.inputs, str(scratch), config.text_field, config.null_texts
-        )
+        pieces = list_pieces(config.inputs, str(scratch), config.text_field, config.null_texts)
         parts = group_pieces(list(tell_listing(pieces)))
         written = _write_parts(config, tokenizer.digest, staging, parts)
         shutil.rmtree(scratch, ignore_errors=True)

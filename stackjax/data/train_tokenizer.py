@@ -82,7 +82,7 @@ def write_tokenizer(config: TokenizerConfig) -> str:
 def _check_output(config: TokenizerConfig) -> None:
     if config.output.suffix != ".json":
         raise UserError(
-            f"output is {config.output}; it must end in .json, which tells `prepare` the format."
+            f"output is {config.output}; it must end in .json, so that `prepare` reads it."
         )
     check_new_file("output", config.output)
 
@@ -91,10 +91,10 @@ def _train_in_process(config: TokenizerConfig, pieces: list[Piece]) -> Trained:
     """Returns the result of `train`. The library blocks Ctrl-C in its own process."""
     try:
         return run_in_process(train, config, pieces)
-    except BrokenProcessPool as error:
+    except (BrokenProcessPool, MemoryError) as error:
         raise OSError(
-            "the training process was killed, perhaps for lack of memory; train on less text "
-            "with --max-bytes."
+            "the training process ended, perhaps for lack of memory; train on less text with "
+            "--max-bytes."
         ) from error
 
 

@@ -16,8 +16,8 @@ PATTERN = (
 MIN_COUNT = 2
 """A pair of tokens is merged only if the texts have the pair this often."""
 CHUNK_CHARACTERS = 2**16
-# No match of the pattern contains this position.
-_CUT = re.compile(r"\n(?=\S)")
+# The end of a match, whatever comes before and after.
+_CUT = re.compile(r"\n(?=\S)|[A-Za-z](?= [A-Za-z])")
 
 
 def train_bpe(texts: Iterable[str], vocab_size: int, special_tokens: Sequence[str]) -> str:
@@ -75,8 +75,8 @@ def check_vocabulary(vocab_size: int, special_tokens: Sequence[str]) -> None:
 def cut_text(text: str) -> Iterator[str]:
     """Yields the text in chunks; the pattern matches the same in the chunks as in the text.
 
-    The library needs many bytes per character of a chunk. A text without line ends is a
-    single chunk.
+    The library needs many bytes of memory per character of a chunk. A text without line ends
+    and without words in ASCII is a single chunk.
     """
     start = 0
     while len(text) - start > CHUNK_CHARACTERS:
