@@ -23,7 +23,7 @@ from stackjax.runtime.progress_bar import progress_bar
 from stackjax.runtime.text_table import aligned
 from stackjax.runtime.worker_pool import run_in_process
 from stackjax.tokenizer.tokenizer import Tokenizer, load_tokenizer
-from stackjax.tokenizer.train_bpe import check_vocabulary, train_bpe
+from stackjax.tokenizer.train_bpe import check_vocabulary, cut_text, train_bpe
 
 MEASURED_BYTES = 2**23
 """Total size of the samples for the report."""
@@ -176,7 +176,8 @@ def _report(config: TokenizerConfig, trained: Trained) -> str:
 
 def _row(name: str, texts: InputTexts, tokenizer: Tokenizer) -> tuple[str, ...]:
     documents = texts.sample.documents
-    tokens = sum(len(tokenizer.encode(document.decode())) for document in documents)
+    chunks = (chunk for document in documents for chunk in cut_text(document.decode()))
+    tokens = sum(len(tokenizer.encode(chunk)) for chunk in chunks)
     ratio = f"{texts.sample.num_bytes / tokens:.3f}" if tokens else "-"
     counts = (
         texts.total.documents,

@@ -73,7 +73,7 @@ def check_vocabulary(vocab_size: int, special_tokens: Sequence[str]) -> None:
 
 
 def cut_text(text: str) -> Iterator[str]:
-    """Yields the text in chunks; the pattern matches the same in the chunks as in the text.
+    """Yields the text in chunks, with the same tokens as the text.
 
     The library needs many bytes of memory per character of a chunk. A text without line ends
     and without words in ASCII is a single chunk.
