@@ -167,8 +167,8 @@ def _report(config: TokenizerConfig, trained: Trained) -> str:
         [
             f"{config.output}: {entries} entries from {used.documents} documents, "
             f"{used.num_bytes} bytes",
-            f"measured on at most {MEASURED_BYTES // len(rows)} bytes of each input, in whole "
-            f"documents, selected by a text hash:",
+            f"measured on a sample of each input: one document or more, up to "
+            f"{MEASURED_BYTES // len(rows)} bytes, selected by a text hash",
             aligned([head, *rows]),
         ]
     )
