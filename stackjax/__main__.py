@@ -6,6 +6,7 @@ import sys
 COMMANDS = {
     "train": "train a model that grows",
     "grow": "grow a checkpoint or a Hugging Face folder",
+    "tokenizer": "train a tokenizer on text",
     "prepare": "convert text to token shards",
     "convert": "convert to and from Hugging Face folders",
     "generate": "generate text",
@@ -26,11 +27,16 @@ def main() -> None:
         print(usage())
     elif name in COMMANDS:
         sys.argv = [f"stackjax {name}", *args]
-        run = importlib.import_module(f"stackjax.{name}").main
+        run = importlib.import_module(module_of(name)).main
         run(owns_process=True) if name == "train" else run()
     else:
         print(f"error: {name!r} is not a command; see `stackjax --help`.", file=sys.stderr)
         sys.exit(2)
+
+
+def module_of(name: str) -> str:
+    """Returns the module of a command; `tokenizer` is also a package."""
+    return f"stackjax.{name}.__main__" if name == "tokenizer" else f"stackjax.{name}"
 
 
 def usage() -> str:

@@ -14,12 +14,14 @@ from stackjax.runtime.command_line import program
 HELP = """
 import contextlib, importlib, io, json, sys
 
+from stackjax.__main__ import module_of
+
 HEAVY = "jax flax optax orbax grain scipy matplotlib transformers torch pyarrow tensorboardX"
 found = {}
 for name in sys.argv[1:]:
     sys.argv = [name, "--help"]
     with contextlib.redirect_stdout(io.StringIO()) as page, contextlib.suppress(SystemExit):
-        importlib.import_module(f"stackjax.{name}").main()
+        importlib.import_module(module_of(name)).main()
     loaded = [each for each in HEAVY.split() if each in sys.modules]
     found[name] = [page.getvalue(), loaded]
 print(json.dumps(found))
@@ -47,12 +49,13 @@ def test_help_of_train_shows_every_kind_of_field(help_pages):
         assert option in page
 
 
-def test_root_modules_are_commands_library_and_schema():
+def test_modules_are_commands_library_and_schema():
     modules = {path.stem for path in Path("stackjax").glob("*.py")} - {
         "__init__",
         "__main__",
         "library",
     }
+    modules |= {path.parent.name for path in Path("stackjax").glob("*/__main__.py")}
     schema = {"config", "config_file", "config_record", "options"}
     assert modules - schema == set(COMMANDS)
 

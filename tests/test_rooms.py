@@ -7,7 +7,7 @@ import pytest
 
 PACKAGE = Path("stackjax")
 CONFIG = {"config", "config_file", "config_record", "options"}
-# From lowest to highest. Commands are modules at the package root.
+# From lowest to highest. Commands are modules at the package root, or `__main__` in a room.
 ROOMS = (
     *("runtime", "files", "sharding", "tokenizer", "data", "model", "growth", "optimizers"),
     *("config", "training", "checkpoint", "interop", "inference", "run", "accelerators"),
@@ -18,6 +18,8 @@ ROOMS = (
 def room(module: str) -> str:
     """Returns a module's room, such as `growth` for `growth.depth`."""
     name, _, rest = module.partition(".")
+    if rest == "__main__":
+        return "commands"
     if rest or (PACKAGE / name).is_dir():
         return name
     return "config" if name in CONFIG else "commands"

@@ -3,7 +3,6 @@
 import importlib.metadata
 import json
 import sys
-from pathlib import Path
 from typing import Any
 
 import rich.console
@@ -11,7 +10,7 @@ from etils import epath
 
 from stackjax.analysis.scores import tell
 from stackjax.checkpoint.lineage import code_version, total
-from stackjax.files.output import check_writable
+from stackjax.files.output import check_new_file
 from stackjax.files.storage import replace_text
 from stackjax.inference.pretrained import load_saved
 from stackjax.inference.saved_model import open_model
@@ -27,7 +26,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
       UserError: The model or a task does not exist, or a field is out of range.
       OSError: A file could not be read.
     """
-    check_output(config.output)
+    check_new_file("output", config.output)
     names = list(dict.fromkeys(name.strip() for name in config.tasks.split(",")))
     if "" in names:
         raise UserError(
@@ -61,13 +60,6 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
         },
         "tasks": measure(tasks, pretrained, console),
     }
-
-
-def check_output(output: Path) -> None:
-    """Raises UserError if the output file exists or cannot be written."""
-    check_writable("output", output)
-    if output.exists() or output.is_symlink():
-        raise UserError(f"output {output} exists already; name another file with --output.")
 
 
 def write(config: EvaluateConfig) -> None:

@@ -59,7 +59,9 @@ def list_pieces(
         paths = [name] if name.startswith("tfds:") else _expand(name)
         _check_named_once(name, paths, first)
         if name.startswith("tfds:"):
-            yield from list_tfds(name.removeprefix("tfds:"), scratch, text_field, null_texts)
+            dataset = name.removeprefix("tfds:")
+            for piece in list_tfds(dataset, scratch, text_field, null_texts):
+                yield dataclasses.replace(piece, input=name)
             continue
 
         def list_file(path: str) -> list[Piece]:
@@ -68,7 +70,7 @@ def list_pieces(
         # Network disks have a high latency, but serve many requests at the same time.
         with futures.ThreadPoolExecutor(FILES_AT_A_TIME) as pool:
             for pieces in pool.map(list_file, paths):
-                yield from pieces
+                yield from (dataclasses.replace(piece, input=name) for piece in pieces)
 
 
 def read_documents(

@@ -4,6 +4,7 @@ import dataclasses
 import itertools
 import shutil
 import sys
+import time
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -14,6 +15,7 @@ from stackjax.runtime.progress_bar import progress_bar
 
 PART_BYTES = 2**24
 MAX_PARTS = 256
+SECONDS_BETWEEN_LINES = 10
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -44,6 +46,16 @@ class WrittenPart:
     def num_bytes(self) -> int:
         """Total file size in bytes."""
         return sum(shard.num_bytes for shard, _ in self.shards.values())
+
+
+def tell_listing(pieces: Iterable[Piece]) -> Iterator[Piece]:
+    """Yields the pieces; prints a progress line every few seconds."""
+    told = time.monotonic()
+    for piece in pieces:
+        yield piece
+        if time.monotonic() > told + SECONDS_BETWEEN_LINES:
+            told = time.monotonic()
+            print(f"checking the inputs: {piece.source}", flush=True)
 
 
 def group_pieces(pieces: list[Piece]) -> list[Part]:

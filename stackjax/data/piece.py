@@ -17,6 +17,8 @@ class Piece:
     """File format."""
     source: str
     """A file, or a TFDS dataset name."""
+    input: str = ""
+    """The INPUT on the command line, such as a glob."""
     start: int = 0
     """First byte (jsonl), row group (parquet) or example (tfds)."""
     stop: int = 0

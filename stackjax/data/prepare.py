@@ -10,7 +10,6 @@ import hashlib
 import os
 import shutil
 import tempfile
-import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,6 +25,7 @@ from stackjax.data.parts import (
     WrittenPart,
     group_pieces,
     show_progress,
+    tell_listing,
     warn_if_disk_is_small,
 )
 from stackjax.data.shards import ShardsOfPart, token_dtype, write_shards
@@ -36,8 +36,6 @@ from stackjax.runtime.worker_pool import run_in_processes
 from stackjax.tokenizer.special_tokens import read_tokenizer
 from stackjax.tokenizer.tokenizer import Tokenizer
 from stackjax.tokenizer.tokenizer_info import tokenizer_info, write_file
-
-SECONDS_BETWEEN_LINES = 10
 
 
 def prepare(config: PrepareConfig) -> Manifest:
@@ -60,7 +58,8 @@ def prepare(config: PrepareConfig) -> Manifest:
         return _prepare_and_upload(config, output)
     with staging_directory(output) as staging:
         scratch = staging / "scratch"
-        parts = _list_parts(config, str(scratch))
+        pieces = list_pieces(config.inputs, str(scratch), config.text_field, config.null_texts)
+        parts = group_pieces(list(tell_listing(pieces)))
         written = _write_parts(config, tokenizer.digest, staging, parts)
         shutil.rmtree(scratch, ignore_errors=True)
         shards = [part.shards for part in written]
@@ -136,17 +135,6 @@ def _load_once(name: str, end_token: str | None, digest: str) -> Tokenizer:
     if tokenizer.digest != digest:
         raise UserError(f"tokenizer {name!r} has changed while in use; start again.")
     return tokenizer
-
-
-def _list_parts(config: PrepareConfig, scratch: str) -> list[Part]:
-    """Returns all parts; prints a progress line every few seconds."""
-    pieces, told = [], time.monotonic()
-    for piece in list_pieces(config.inputs, scratch, config.text_field, config.null_texts):
-        pieces.append(piece)
-        if time.monotonic() > told + SECONDS_BETWEEN_LINES:
-            told = time.monotonic()
-            print(f"checking the inputs: {piece.source}", flush=True)
-    return group_pieces(pieces)
 
 
 def _write_parts(

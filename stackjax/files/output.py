@@ -18,6 +18,13 @@ def check_writable(option: str, path: Path) -> None:
         raise UserError(f"{option} is {path}, which is not writable; name another file.")
 
 
+def check_new_file(option: str, path: Path) -> None:
+    """Raises UserError if the path of an output option exists or is not writable."""
+    check_writable(option, path)
+    if os.path.lexists(path):
+        raise UserError(f"{option} {path} exists already; name another file with --{option}.")
+
+
 def check_output_directory(option: str, path: Path) -> None:
     """Raises UserError, with the name of the option, if no files can be written in a directory.
 

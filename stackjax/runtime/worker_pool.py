@@ -39,6 +39,19 @@ def run_in_processes(
             ) from error
 
 
+def run_in_process(function: Callable[..., Result], *args: Any) -> Result:
+    """Returns the result of a call in a worker process.
+
+    The process ends at once when this process fails or dies, also within a library that
+    ignores Ctrl-C.
+
+    Raises:
+      BrokenProcessPool: The worker process was killed.
+    """
+    with _worker_pool(1) as pool:
+        return pool.submit(function, *args).result()
+
+
 @contextlib.contextmanager
 def _worker_pool(num_processes: int) -> Iterator[futures.ProcessPoolExecutor]:
     """Yields a pool; all workers end at once when this process fails or dies."""

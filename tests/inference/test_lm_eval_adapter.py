@@ -24,6 +24,7 @@ from stackjax.analysis import evaluation
 from stackjax.analysis.published import PUBLISHED_SCORES
 from stackjax.analysis.scores import tell
 from stackjax.evaluate import main
+from stackjax.files.output import check_new_file
 from stackjax.inference.lm_eval_adapter import StackjaxLM
 from stackjax.inference.pretrained import Pretrained
 from stackjax.options import ACCURACY_TASKS, PAPER_TASKS
@@ -412,15 +413,15 @@ def test_output_must_be_a_new_file(name, message, tmp_path):
     (tmp_path / "link.json").symlink_to(tmp_path / "nowhere")
     os.mkfifo(tmp_path / "pipe.json")
     with pytest.raises(ValueError, match=message):
-        evaluation.check_output(tmp_path / name)
-    evaluation.check_output(tmp_path / "new.json")
+        check_new_file("output", tmp_path / name)
+    check_new_file("output", tmp_path / "new.json")
     assert (tmp_path / "results.json").read_text() == "results"
 
 
 def test_read_only_output_directory_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr("os.access", lambda path, mode: False)
     with pytest.raises(ValueError, match=r"output is .*new\.json"):
-        evaluation.check_output(tmp_path / "new.json")
+        check_new_file("output", tmp_path / "new.json")
 
 
 @pytest.mark.usefixtures("only_local_tasks")

@@ -27,6 +27,7 @@ COMMANDS = {
     "stackjax.plan": ["--config", "configs/tiny.py"],
     "stackjax.prepare": ["a", "b", "--tokenizer", "bytes"],
     "stackjax.scale": ["a"],
+    "stackjax.tokenizer.__main__": ["a", "--vocab-size", "300"],
     "stackjax.train": ["--config", "configs/tiny.py"],
 }
 """Each command with the required arguments."""
@@ -53,6 +54,9 @@ WRONG_VALUES = [
     ("stackjax.plan", "--factor", "1", "factor is 1"),
     ("stackjax.prepare", "--num-processes", "x", "--num-processes is 'x'"),
     ("stackjax.scale", "--output", "s3://b", "output is 's3:/b'"),
+    ("stackjax.tokenizer.__main__", "--max-bytes", "0", "max_bytes is 0"),
+    ("stackjax.tokenizer.__main__", "--special-tokens", "", "special_tokens.0 is ''"),
+    ("stackjax.tokenizer.__main__", "--vocab-size", "256", "vocab_size is 256"),
     ("stackjax.train", "--skip-examples", "-1", "skip_examples is -1"),
     ("stackjax.train", "--model.num-layers", "x", "--model.num-layers: 'x' is not a whole num"),
 ]
@@ -68,6 +72,7 @@ UNKNOWN_SCHEMES = [
     ("stackjax.prepare", "http://b/x", "out", "--tokenizer", "bytes"),
     ("stackjax.prepare", "a.txt", "out", "--tokenizer", "foo://b/x"),
     ("stackjax.prepare", "a.txt", "http://b/x", "--tokenizer", "bytes"),
+    ("stackjax.tokenizer.__main__", "gs://b/x", "--vocab-size", "300"),
     ("stackjax.train", "--config", "configs/tiny.py", "--workdir", "foo://b/x"),
     ("stackjax.train", "--config", "gs://b/x"),
 ]
@@ -86,6 +91,7 @@ DISK_ONLY_OPTIONS = [
     ("stackjax.plan", "--benchmark"),
     ("stackjax.plan", "--write"),
     ("stackjax.scale", "--output"),
+    ("stackjax.tokenizer.__main__", "--output"),
 ]
 
 

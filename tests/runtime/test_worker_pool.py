@@ -1,11 +1,14 @@
 """Worker pools: results and errors."""
 
+import os
+import signal
+import threading
 import time
 
 import pytest
 
 from stackjax.runtime.errors import UserError
-from stackjax.runtime.worker_pool import run_in_processes
+from stackjax.runtime.worker_pool import run_in_process, run_in_processes
 
 
 def wait(seconds: float) -> float:
@@ -25,4 +28,19 @@ def test_first_error_ends_all_processes_at_once():
     start = time.monotonic()
     with pytest.raises(UserError, match="cannot wait for -1 seconds"):
         list(run_in_processes(wait, [600, -1, 600], 2))
+    assert time.monotonic() - start < 300
+
+
+def test_call_in_a_process_returns_the_result_or_raises():
+    assert run_in_process(wait, 0.0) == 0.0
+    with pytest.raises(UserError, match="cannot wait for -1 seconds"):
+        run_in_process(wait, -1)
+
+
+def test_interrupt_ends_a_call_in_a_process_at_once():
+    start = time.monotonic()
+    timer = threading.Timer(1, os.kill, (os.getpid(), signal.SIGINT))
+    timer.start()
+    with pytest.raises(KeyboardInterrupt):
+        run_in_process(wait, 600)
     assert time.monotonic() - start < 300
