@@ -5,7 +5,13 @@ from typing import Annotated, Literal
 
 import tyro
 
-from stackjax.data.config import DataConfig, SeqLen, check_sources, check_weights
+from stackjax.data.config import (
+    DataConfig,
+    SeqLen,
+    check_sources,
+    check_weights,
+)
+from stackjax.data.config import SourceConfig as SourceConfig
 from stackjax.growth.base import Growth
 from stackjax.model.config import ModelConfig, RematPolicy, RopeScaling
 from stackjax.optimizers import Optimizer, Schedule
@@ -73,6 +79,18 @@ class Rewarm:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class BatchStep:
+    """Another batch size from some point of a stage on."""
+
+    from_tokens: Tokens
+    """Tokens of the stage before the first step with this batch."""
+    batch_size: Size
+    """Sequences per optimizer step, over all devices and microbatches."""
+    accumulate: Size = 1
+    """Microbatches per step."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Stage:
     """A stage: one model, trained for a number of tokens."""
 
@@ -84,6 +102,8 @@ class Stage:
     """Sequences per optimizer step, over all devices and microbatches."""
     accumulate: Size = 1
     """Microbatches per step (gradient accumulation)."""
+    batch_steps: Annotated[tuple[BatchStep, ...], Length(at_least=0, at_most=100)] = ()
+    """Later batch sizes, as a schedule over the stage's tokens (arXiv:2505.23971)."""
     until: EarlyStop = EarlyStop()
     """Early stopping. Learning rates follow the planned length."""
     seq_len: SeqLen | None = None

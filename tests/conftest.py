@@ -11,7 +11,7 @@ import jax
 import numpy as np
 import pytest
 from jax.extend.core import ClosedJaxpr, Jaxpr
-from runs import FAST_COMPILATION, uncut, world  # noqa: F401, session fixtures
+from runs import FAST_COMPILATION, mixture, uncut, world  # noqa: F401, session fixtures
 
 from stackjax import model
 from stackjax.config import (
@@ -293,6 +293,8 @@ def phase_of(config: ModelConfig, rate=1e-2, **fields) -> Phase:
         "mesh": MeshConfig(),
         "seq_len": 8,
         "mixture": Mixture(weights=(1.0,)),
+        "part": 0,
+        "earlier_tokens": 0,
         "batch_size": 8,
         "accumulate": 1,
         "moment_memory": "device",

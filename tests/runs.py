@@ -76,6 +76,33 @@ def config_with(path: Path, overrides: tuple[str, ...]) -> Config:
     return load_config("test", ["--config", str(path), *overrides])
 
 
+MIXTURE = """
+import dataclasses
+
+import config
+from stackjax.config import *
+
+
+def get_config():
+    run = config.get_config()
+    names = {"web": 2.0, "code": 1.0, "prose": 1.0}
+    sources = tuple(
+        SourceConfig(name=name, path="{path}/" + name, weight=weight)
+        for name, weight in names.items()
+    )
+    first, second = run.stages
+    second = dataclasses.replace(
+        second, seq_len=32, batch_size=8, source_weights=(1.0, 3.0, 0.0), rope_theta=5e4
+    )
+    return dataclasses.replace(
+        run,
+        data=DataConfig(sources=sources, seq_len=16),
+        stages=(first, second),
+        evaluation=dataclasses.replace(run.evaluation, num_sequences=8),
+    )
+"""
+
+
 @dataclasses.dataclass(frozen=True)
 class World:
     """Corpus, config and compilation cache, shared by all runs."""
@@ -149,6 +176,28 @@ def make_world(path: Path) -> None:
     text.write_text("".join(json.dumps({"text": d}) + "\n" for d in documents))
     prepare(PrepareConfig(paths=(str(text), data), tokenizer="bytes", validation_fraction=0.2))
     (path / "config.py").write_text(CONFIG.format(data=data, runs=path))
+
+
+@pytest.fixture(scope="session")
+def mixture(world) -> Path:
+    """A config file of a run on three sources, in two stages with other weights and lengths."""
+    path = world.path / "mixture.py"
+
+    def make():
+        for seed, name in enumerate(("web", "code", "prose")):
+            rng = random.Random(seed)
+            words = rng.sample(WORDS, 6)
+            lines = [
+                json.dumps({"text": " ".join(rng.choices(words, k=80))}) for _ in range(60)
+            ]
+            text = world.path / f"{name}.jsonl"
+            text.write_text("\n".join(lines))
+            paths = (str(text), str(world.path / name))
+            prepare(PrepareConfig(paths=paths, tokenizer="bytes", validation_fraction=0.2))
+        path.write_text(MIXTURE.replace("{path}", str(world.path)))
+
+    make_once(path, make)
+    return path
 
 
 @pytest.fixture(scope="session")

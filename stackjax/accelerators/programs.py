@@ -39,7 +39,8 @@ class Program:
     def name(self) -> str:
         """The stage and the kind; a fit is named as such."""
         kind = "fit step" if self.kind == "step" and self.phase.fit else self.kind
-        return f"stage {self.phase.stage} {kind}"
+        batch = f", batch {self.phase.batch_size}" if self.phase.part else ""
+        return f"stage {self.phase.stage} {kind}{batch}"
 
 
 def programs(config: Config, phases: Sequence[Phase]) -> list[Program]:
@@ -52,7 +53,10 @@ def programs(config: Config, phases: Sequence[Phase]) -> list[Program]:
 
 
 def _phase_programs(config: Config, source: Phase | None, phase: Phase) -> list[Program]:
-    growth = [] if source is None else [growth_program(config, source, phase)]
+    if source is None or phase.part:
+        growth = []
+    else:
+        growth = [growth_program(config, source, phase)]
     step = step_program(config, phase)
     # The evaluation of a fit has the grown model, as the stage after it.
     return [*growth, step, evaluation_program(config, phase)]

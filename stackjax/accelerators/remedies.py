@@ -57,7 +57,7 @@ def _step_candidates(config: Config, phase: Phase, devices: Devices) -> Iterator
     while phase.batch_size % (2 * smaller.accumulate * shards) == 0:
         smaller = dataclasses.replace(smaller, accumulate=2 * smaller.accumulate)
         yield Candidate(
-            change=f"--stages.{phase.stage}.accumulate {smaller.accumulate}",
+            change=f"--{_option(phase)} {smaller.accumulate}",
             config=config,
             program=step_program(config, smaller),
         )
@@ -69,7 +69,7 @@ def _step_candidates(config: Config, phase: Phase, devices: Devices) -> Iterator
         changed = dataclasses.replace(smaller, model=model, moment_memory=memory)
         moved = memory != phase.moment_memory
         yield Candidate(
-            change=f"--stages.{phase.stage}.accumulate {smaller.accumulate} "
+            change=f"--{_option(phase)} {smaller.accumulate} "
             f"--stages.{phase.stage}.remat {remat}"
             + (f" --stages.{phase.stage}.moment-memory {memory}" if moved else ""),
             config=config,
@@ -96,3 +96,8 @@ def _evaluation_candidates(
 def _batch_shards(phase: Phase, devices: Devices) -> int:
     with jax.set_mesh(build_mesh(phase.mesh, devices)):
         return num_shards("batch")
+
+
+def _option(phase: Phase) -> str:
+    """Returns the command-line option for the microbatches of a phase."""
+    return f"{phase.batch_field}.accumulate".replace("_", "-")

@@ -36,8 +36,8 @@ def compile_ahead(
     On a CPU, checkpoint checksums and the next phase's step are compiled while a phase trains.
     This does not slow down training, as measured.
     """
-    # By phase index: after an early end, the next phase needs other inputs, not another step.
-    ahead: dict[int, futures.Future[jax.stages.Compiled]] = {}
+    # By program: after an early end, the next phase needs other inputs, not another step.
+    ahead: dict[Phase, futures.Future[jax.stages.Compiled]] = {}
     # Several processes stop together, so a single process cannot stop here.
     seconds = _SECONDS_TO_NOTICE if jax.process_count() == 1 else None
 
@@ -49,14 +49,15 @@ def compile_ahead(
         return step
 
     def step_of(phase: Phase, following: Phase | None) -> jax.stages.Compiled | None:
-        compiling = ahead.get(phase.index) or start(phase)
+        compiling = ahead.get(phase.program) or start(phase)
         ahead.clear()
-        ahead[phase.index] = compiling
+        ahead[phase.program] = compiling
         while not futures.wait([compiling], seconds).done:
             if stop.is_set():
                 return None
-        if jax.default_backend() == "cpu" and following is not None:
-            ahead[following.index] = start(following)
+        is_new = following is not None and following.program not in ahead
+        if jax.default_backend() == "cpu" and is_new:
+            ahead[following.program] = start(following)
         return compiling.result()
 
     return step_of

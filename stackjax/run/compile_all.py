@@ -73,7 +73,7 @@ def _check_fits(phase: Phase, taken: ProgramMemory, memory: int | None) -> None:
         raise UserError(
             f"stages.{phase.stage}: the train step takes {_gib(taken.peak)} on each device "
             f"({_parts(taken)}), which has {_gib(memory)}; use a larger "
-            f"stages.{phase.stage}.accumulate than {phase.accumulate}, a larger mesh.fsdp, "
+            f"{phase.batch_field}.accumulate than {phase.accumulate}, a larger mesh.fsdp, "
             f"stages.{phase.stage}.remat 'full', or more devices."
         )
 

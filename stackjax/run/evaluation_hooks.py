@@ -27,13 +27,13 @@ def evaluation_hooks(run: Run, phase: Phase, counts: Counts) -> list[Hook]:
     """
     config, evaluations = run.config, _past_evaluations(run, phase, counts)
     sources = with_length(run.validation, phase.seq_len)
-    phases = run.phases[: phase.index + 1]
+    phases, before = run.phases[: phase.index + 1], phase.start.tokens - phase.earlier_tokens
 
     def evaluate(step: StepInfo) -> Mapping[str, Any]:
         values = validation_metrics(config, phase.model, sources, step.mesh, step.params)
         values |= beyond_metrics(config, phases, sources, step.mesh, step.params)
         values |= run.epochs(step.counts)
-        evaluations.append((step.counts.tokens - phase.start.tokens, values["held_out_loss"]))
+        evaluations.append((step.counts.tokens - before, values["held_out_loss"]))
         reason = loss_reason(config.stages[phase.stage].until, evaluations)
         if reason is not None:
             step.end_stage(reason)
@@ -51,10 +51,12 @@ def evaluation_hooks(run: Run, phase: Phase, counts: Counts) -> list[Hook]:
 def _is_due(step: StepInfo) -> bool:
     """Returns whether to evaluate after a step.
 
-    No evaluation when a phase ends at full length before growth: growth evaluates the model.
+    No evaluation at the planned end of a stage before another: the seam evaluates the model.
     """
     if step.ends_phase and not step.ends_run and not step.stopped_early:
-        return False
+        following = step.run.phases[step.phase.index + 1]
+        if not following.part:
+            return False
     return step.ends_run or step.reaches_multiple(step.run.config.evaluation.every_tokens)
 
 
@@ -66,14 +68,15 @@ def _describe(values: Mapping[str, Any]) -> str:
 
 
 def _past_evaluations(run: Run, phase: Phase, counts: Counts) -> list[Evaluation]:
-    """Returns the phase's earlier evaluations, from `metrics.jsonl`."""
-    if counts == phase.start:
+    """Returns the stage's earlier evaluations, from `metrics.jsonl`."""
+    before = phase.start.tokens - phase.earlier_tokens
+    if counts.tokens == before:
         return []  # without reading a long file, perhaps from a bucket
     rows = from_process_0(lambda: read_rows(run.workdir))
     return [
-        (row["tokens"] - phase.start.tokens, row["held_out_loss"])
+        (row["tokens"] - before, row["held_out_loss"])
         for row in rows
-        if (row["kind"], row["phase"]) == ("evaluation", phase.index)
+        if (row["kind"], row["stage"]) == ("evaluation", phase.stage)
         and row["tokens"] <= counts.tokens
         and row["held_out_loss"] is not None
     ]

@@ -3,6 +3,7 @@
 import dataclasses
 
 import jax
+import jax.numpy as jnp
 
 from stackjax.checkpoint.directory import clear
 from stackjax.checkpoint.restore import newest_lineage
@@ -35,6 +36,8 @@ def enter(run: Run, source: Phase, target: Phase, state: TrainState) -> TrainSta
     Until the history is written the run is in the source phase, whose last checkpoint is
     complete. A run killed before then grows again, to the same bits.
     """
+    if target.part:
+        return _change_batch(run, source, target, state)
     # The same sequences before and after, so that the losses compare.
     held_out = with_length(run.validation, source.seq_len)
     before, old_layers = _evaluate(run, source, state, held_out)
@@ -57,16 +60,7 @@ def enter(run: Run, source: Phase, target: Phase, state: TrainState) -> TrainSta
             layers |= {f"{name}_before": values for name, values in old_layers.items()}
             run.write("layers", target, 0, target.start, **layers)
         run.write(GOODPUT, target, 0, target.start, **run.clock.values())
-        rows = run.flush()
-        clear(run.workdir, target)
-        lineage = newest_lineage(run.workdir, source)
-        with (
-            run.clock.measure("checkpoint"),
-            jax.set_mesh(build_mesh(target.mesh)),
-            Checkpoints(run.workdir, target, run.config.checkpoints, lineage) as checkpoints,
-        ):
-            checkpoints.save(0, entered, target.start, rows)
-        run.commit(after_entering(run.history, source, target))
+        _commit(run, source, target, entered)
     run.progress.note(
         f"{target.start.tokens:,} tokens: {target.growth or 'same model'}: held-out loss "
         f"{losses[0]:.4f} -> {losses[1]:.4f}"
@@ -77,6 +71,32 @@ def enter(run: Run, source: Phase, target: Phase, state: TrainState) -> TrainSta
             f"equal and the model is no larger in effect; split=uneven or noise separates them"
         )
     return entered
+
+
+def _change_batch(run: Run, source: Phase, target: Phase, state: TrainState) -> TrainState:
+    """Returns the state at step 0 of the next part of a stage, committed to disk."""
+    with run.clock.measure("seam"):
+        state = dataclasses.replace(state, step=jnp.zeros_like(state.step))
+        _commit(run, source, target, state)
+    run.progress.note(
+        f"{target.start.tokens:,} tokens: from {source.batch_size} to {target.batch_size} "
+        f"sequences in a batch"
+    )
+    return state
+
+
+def _commit(run: Run, source: Phase, target: Phase, entered: TrainState) -> None:
+    """Saves a phase's first state, and moves the run's position there."""
+    rows = run.flush()
+    clear(run.workdir, target)
+    lineage = newest_lineage(run.workdir, source)
+    with (
+        run.clock.measure("checkpoint"),
+        jax.set_mesh(build_mesh(target.mesh)),
+        Checkpoints(run.workdir, target, run.config.checkpoints, lineage) as checkpoints,
+    ):
+        checkpoints.save(0, entered, target.start, rows)
+    run.commit(after_entering(run.history, source, target))
 
 
 def _evaluate(

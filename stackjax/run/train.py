@@ -144,11 +144,13 @@ def _train_phases(
     spikes: SpikeStatistics | None,
 ) -> None:
     """Trains all phases from a position on."""
-    for index in range(position.phase.index, len(run.phases)):
+    index = position.phase.index
+    while index < len(run.phases):  # fewer after an early end
         if index > position.phase.index:
             state = enter(run, run.phases[index - 1], run.phases[index], state)
         state, counts = run_phase(run, run.phases[index], state, counts, hooks, spikes)
         spikes = None  # a seam is no spike
+        index += 1
 
 
 def _show_finished(config: Config, workdir: epath.Path, position: Position) -> None:

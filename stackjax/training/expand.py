@@ -16,12 +16,14 @@ from stackjax.training.learning_rate import LearningRate
 from stackjax.training.phase import Counts, Phase, Waypoint, with_moment_starts
 from stackjax.training.run_history import NEW_RUN, RunHistory
 from stackjax.training.stages import (
+    Part,
     parameter_rates,
     stage_lengths,
     stage_mixtures,
     stage_models,
+    stage_parts,
     stage_seq_lens,
-    stage_steps,
+    stage_tokens,
     trained_layers,
 )
 
@@ -43,22 +45,40 @@ def expand(config: Config, history: RunHistory = NEW_RUN) -> tuple[Phase, ...]:
         )
     models = stage_models(config)
     seq_lens, mixtures = stage_seq_lens(config), stage_mixtures(config)
-    steps = zip(config.stages, stage_steps(config), seq_lens, strict=True)
-    run_tokens = sum(count * stage.batch_size * seq_len for stage, count, seq_len in steps)
+    run_tokens = sum(stage_tokens(config))
     phases: list[Phase] = []
-    start = Counts()
     for stage, length in enumerate(stage_lengths(config.stages)):
-        end_tokens = start.tokens + length
+        stage_start = _end(phases).tokens
         before = models[max(stage - 1, 0)]
+        batches = stage_parts(stage, config.stages[stage], length)
+        whole = batches[0]._replace(end_tokens=length)
         for fit in _fits(config, stage, before):
-            parts = _Parts(
-                config, stage, fit, before, models[stage], seq_lens[stage], mixtures[stage]
-            )
-            course = _course(parts, len(phases), start, end_tokens, history)
-            phase = _build_phase(parts, len(phases), course, run_tokens)
-            phases.append(_shortened(phase, phases, history))
-            start = phases[-1].end
+            phase_start = _end(phases).tokens
+            for part in range(1 if fit else len(batches)):
+                parts = _Parts(
+                    config=config,
+                    index=stage,
+                    fit=fit,
+                    before=before,
+                    model=models[stage],
+                    seq_len=seq_lens[stage],
+                    mixture=mixtures[stage],
+                    part=part,
+                    batches=(whole,) if fit else tuple(batches[part:]),
+                    stage_start=stage_start,
+                    train_start=phase_start,
+                )
+                course = _course(parts, len(phases), _end(phases), history)
+                phase = _build_phase(parts, len(phases), course, run_tokens)
+                phase = _shortened(phase, phases, history, is_last=not parts.batches[1:])
+                if phase.num_steps > 0 or not part:
+                    phases.append(phase)
     return with_moment_starts(phases)
+
+
+def _end(phases: Sequence[Phase]) -> Counts:
+    """Returns the counts after some phases."""
+    return phases[-1].end if phases else Counts()
 
 
 def _fits(config: Config, stage: int, source: ModelConfig) -> tuple[Fit | None, ...]:
@@ -88,6 +108,24 @@ class _Parts:
     model: ModelConfig
     seq_len: int
     mixture: Mixture
+    part: int
+    """Position among the parts of the stage with different batches."""
+    batches: tuple[Part, ...]
+    """This part and the later parts of the stage."""
+    stage_start: int
+    """The run's tokens before the stage."""
+    train_start: int
+    """The run's tokens before the fit, or before the first part with training."""
+
+    @property
+    def batch(self) -> Part:
+        """The batch of this part; a fit has the stage's first batch."""
+        return self.batches[0]
+
+    @property
+    def end_tokens(self) -> float:
+        """The run's tokens at the end of the part, before rounding to whole steps."""
+        return self.stage_start + self.batch.end_tokens
 
     @property
     def stage(self) -> Stage:
@@ -96,6 +134,11 @@ class _Parts:
     @property
     def growth(self) -> Growth | None:
         """Growth at the start of the phase; a learned growth belongs to the fit."""
+        return None if self.part else self.stage_growth
+
+    @property
+    def stage_growth(self) -> Growth | None:
+        """Growth at the start of the stage; None after a fit."""
         return None if self.is_fitted and self.fit is None else self.stage.growth
 
     @property
@@ -114,14 +157,14 @@ class _Parts:
     @property
     def per_step(self) -> Counts:
         """Counts per step."""
-        stage, seq_len, trained = self.stage, self.seq_len, self.trained_layers
-        tokens, making = stage.batch_size * seq_len, 0
+        batch, seq_len, trained = self.batch, self.seq_len, self.trained_layers
+        tokens, making = batch.batch_size * seq_len, 0
         if self.fit is not None:
             # Every microbatch computes the target's parameters again.
-            making = stage.accumulate * self.fit.flops(logical_axes(self.before))
+            making = batch.accumulate * self.fit.flops(logical_axes(self.before))
         return Counts(
             tokens=tokens,
-            examples=stage.batch_size,
+            examples=batch.batch_size,
             flops_6nd=tokens * flops_6nd(self.model, trained) + making,
             flops=tokens * matmul_flops(self.model, seq_len, trained) + making,
         )
@@ -136,23 +179,23 @@ class _Course:
     num_steps: int
 
 
-def _course(
-    parts: _Parts, index: int, start: Counts, end_tokens: float, history: RunHistory
-) -> _Course:
+def _course(parts: _Parts, index: int, start: Counts, history: RunHistory) -> _Course:
     """Returns a phase's course.
 
     Args:
       index: Position among all phases.
       start: Counts before the phase.
-      end_tokens: The run's tokens after the stage.
     """
     waypoint = history.waypoints.get(index, Waypoint(step=0, counts=start))
     if index < history.phase and index in history.waypoints:
         return _Course(start, waypoint, waypoint.step)  # where an earlier phase ended
+    end_tokens = parts.end_tokens
     left = math.ceil((end_tokens - waypoint.counts.tokens) / parts.per_step.tokens)
     if parts.fit is not None:
         _check_fit(parts, parts.fit, left)
         return _Course(start, waypoint, parts.fit.num_steps)
+    if left < 0 and parts.part and waypoint.step == 0:
+        left = 0  # the part before has passed this part's end, by less than a step
     if left < 0:
         raise UserError(
             f"stages.{parts.index} would end at {end_tokens:,.0f} tokens of the run, which has "
@@ -178,8 +221,10 @@ def _build_phase(parts: _Parts, index: int, course: _Course, run_tokens: int) ->
         mesh=stage.mesh or parts.config.mesh,
         seq_len=parts.seq_len,
         mixture=parts.mixture,
-        batch_size=stage.batch_size,
-        accumulate=stage.accumulate,
+        part=parts.part,
+        earlier_tokens=course.start.tokens - parts.train_start,
+        batch_size=parts.batch.batch_size,
+        accumulate=parts.batch.accumulate,
         moment_memory=stage.moment_memory,
         num_steps=course.num_steps,
         learning_rate=_learning_rate(parts, course, run_tokens),
@@ -190,8 +235,22 @@ def _build_phase(parts: _Parts, index: int, course: _Course, run_tokens: int) ->
         waypoint=course.waypoint,
     )
     if not parts.is_fitted:
-        _check_growth(phase)
+        end_tokens = _planned_end(parts, phase.end.tokens)
+        _check_growth(phase, end_tokens - parts.train_start)
     return phase
+
+
+def _planned_end(parts: _Parts, tokens: int) -> int:
+    """Returns the run's tokens after the stage.
+
+    Args:
+      tokens: The run's tokens after this part.
+    """
+    for later in parts.batches[1:]:
+        per_step = later.batch_size * parts.seq_len
+        left = math.ceil((parts.stage_start + later.end_tokens - tokens) / per_step)
+        tokens += max(0, left) * per_step
+    return tokens
 
 
 def _with_overrides(model: ModelConfig, stage: Stage) -> ModelConfig:
@@ -208,22 +267,32 @@ def _with_overrides(model: ModelConfig, stage: Stage) -> ModelConfig:
 def _reparameterizations(parts: _Parts) -> tuple[Reparameterization, ...]:
     if parts.fit is not None:
         return (parts.fit,)
-    return parts.growth.reparameterizations(parts.source) if parts.growth is not None else ()
+    growth = parts.stage_growth
+    return growth.reparameterizations(parts.before) if growth is not None else ()
 
 
 def _optimizer_state(parts: _Parts) -> OptimizerState:
+    if parts.part:
+        return "keep"
     if parts.is_fitted:
         return "reset"
     # Without growth the optimizer state is kept.
     return parts.stage.optimizer_state if parts.growth is not None else "keep"
 
 
-def _shortened(phase: Phase, before: Sequence[Phase], history: RunHistory) -> Phase:
-    """Returns a phase, shortened after an early end of its stage."""
+def _shortened(
+    phase: Phase, before: Sequence[Phase], history: RunHistory, is_last: bool
+) -> Phase:
+    """Returns a phase, shortened after an early end of its stage.
+
+    Args:
+      is_last: Whether the phase is the stage's last.
+    """
     if phase.stage not in history.ended or phase.fit is not None:
         return phase
-    fitted = sum(each.num_steps for each in before if each.stage == phase.stage)
-    return dataclasses.replace(phase, num_steps=history.ended[phase.stage].steps - fitted)
+    earlier = sum(each.num_steps for each in before if each.stage == phase.stage)
+    left = history.ended[phase.stage].steps - earlier
+    return dataclasses.replace(phase, num_steps=left if is_last else min(left, phase.num_steps))
 
 
 def _check_fit(parts: _Parts, fit: Fit, num_steps: int) -> None:
@@ -246,8 +315,12 @@ def _check_fit(parts: _Parts, fit: Fit, num_steps: int) -> None:
         )
 
 
-def _check_growth(phase: Phase) -> None:
-    """Raises UserError if a growth does not fit into its stage."""
+def _check_growth(phase: Phase, tokens: int) -> None:
+    """Raises UserError if a growth does not fit into its stage.
+
+    Args:
+      tokens: Training tokens in the stage.
+    """
     rates, maps = phase.parameter_rates, {}
     if rates is not None and phase.growth is not None:
         maps = phase.growth.axis_maps(phase.source)
@@ -260,7 +333,6 @@ def _check_growth(phase: Phase) -> None:
                 f"stages.{phase.stage}.{field} is set, which has no effect while "
                 f"stages.{phase.stage}.growth is {phase.growth}; leave it out."
             )
-    tokens = phase.end.tokens - phase.start.tokens
     for mask in phase.reparameterizations:
         if mask.end_tokens > tokens:
             raise UserError(
@@ -275,13 +347,14 @@ def _learning_rate(parts: _Parts, course: _Course, run_tokens: int) -> LearningR
     tokens_per_step = parts.per_step.tokens
     # Extrapolated to step 0 at the present batch size.
     first = course.waypoint.counts.tokens - course.waypoint.step * tokens_per_step
-    first_of_phase = first - course.start.tokens
+    first_of_phase = first - parts.train_start
     schedule, peak = stage.schedule or config.optimizer.schedule, stage.peak_learning_rate
     if parts.fit is not None:
         schedule, peak = Schedule(shape="constant"), parts.fit.learning_rate
     horizon = schedule.horizon_tokens
     if horizon is None:
-        length = first_of_phase + course.num_steps * tokens_per_step
+        end = _planned_end(parts, first + course.num_steps * tokens_per_step)
+        length = end - parts.train_start
         horizon = run_tokens if schedule.axis == "run" else length
     _check_schedule(parts.index, schedule, horizon)
     warmup, decay = schedule.warmup_tokens, schedule.decay_tokens or 0

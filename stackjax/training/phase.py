@@ -141,6 +141,10 @@ class Phase:
     seq_len: int
     mixture: Mixture
     """Shares of the data's sources."""
+    part: int
+    """Position among the parts of a stage with different batches; each is a phase."""
+    earlier_tokens: int
+    """The stage's training tokens before step 0, in earlier parts."""
     batch_size: int
     accumulate: int
     moment_memory: MomentMemory
@@ -166,7 +170,14 @@ class Phase:
     @property
     def directory(self) -> str:
         """Checkpoint directory, relative to the run directory."""
-        return f"stage_{self.stage}/{self.name}"
+        part = f"_{self.part}" if self.part else ""
+        return f"stage_{self.stage}/{self.name}{part}"
+
+    @property
+    def batch_field(self) -> str:
+        """The config field that holds `batch_size` and `accumulate`."""
+        step = f".batch_steps.{self.part - 1}" if self.part else ""
+        return f"stages.{self.stage}{step}"
 
     def counts(self, step: int) -> Counts:
         """Returns the run's counts after a step; valid from the waypoint on."""
@@ -179,12 +190,12 @@ class Phase:
 
     @property
     def first_tokens(self) -> int:
-        """The phase's tokens, extrapolated to step 0 at the present batch size.
+        """The stage's training tokens, extrapolated to step 0 at the present batch size.
 
-        After a step, the phase has `first_tokens + step * per_step.tokens` tokens. Not 0, and
-        perhaps negative, if the batch size changed within the phase.
+        After a step, the stage has `first_tokens + step * per_step.tokens` tokens. Perhaps
+        negative, if the batch size changed within the phase.
         """
-        return self.counts(0).tokens - self.start.tokens
+        return self.counts(0).tokens - self.start.tokens + self.earlier_tokens
 
     @property
     def stays_symmetric(self) -> bool:
@@ -223,6 +234,8 @@ class Phase:
             learning_rate=_ANY_RATE,
             moment_starts=None,
             mixture=_ANY_MIXTURE,
+            part=0,
+            earlier_tokens=0,
             start=Counts(),
             waypoint=Waypoint(step=0, counts=Counts()),
         )
@@ -250,7 +263,7 @@ class Phase:
     def tokens(
         self, step: jax.Array | int, first_tokens: jax.Array | float | None = None
     ) -> jax.Array:
-        """Returns the phase's tokens after a step, a float32 scalar."""
+        """Returns the stage's training tokens after a step, a float32 scalar."""
         if first_tokens is None:
             first_tokens = float(self.first_tokens)
         return first_tokens + jnp.asarray(step, jnp.float32) * float(self.per_step.tokens)
@@ -259,7 +272,7 @@ class Phase:
         """Returns the model's parameters, made from the trained parameters.
 
         Args:
-          tokens: Tokens in the phase so far.
+          tokens: Training tokens in the stage so far.
         """
         if not self.reparameterizations:
             return params
@@ -288,7 +301,7 @@ class Phase:
 
         Args:
           rate: The learning rate.
-          tokens: Tokens in the phase after the step.
+          tokens: Training tokens in the stage after the step.
         """
         if self.parameter_rates is None:
             return jax.tree.map(lambda p, update: p - rate * update, params, updates)
@@ -305,7 +318,7 @@ def with_moment_starts(phases: Sequence[Phase]) -> tuple[Phase, ...]:
         updates += before.num_steps
         if phase.optimizer_state == "reset":
             starts, updates = MomentStarts(), 0
-        elif before.trained_layers is not None:
+        elif before.trained_layers is not None and not phase.part:
             starts = starts.after_freezing(
                 before.trained_layers, updates, has_frozen_embedding=not before.model.tie_head
             )

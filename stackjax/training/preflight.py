@@ -151,7 +151,7 @@ def _check_batch(config: Config, phase: Phase) -> None:
     rows = phase.accumulate * shards
     if phase.batch_size % rows:
         raise UserError(
-            f"stages.{phase.stage}.batch_size is {phase.batch_size}, which does not divide "
+            f"{phase.batch_field}.batch_size is {phase.batch_size}, which does not divide "
             f"into accumulate {phase.accumulate} x {shards} shards of the batch (mesh "
             f"replica x fsdp); use a multiple of {rows}."
         )
@@ -173,7 +173,7 @@ def _check_until(config: Config, phase: Phase) -> None:
     """Raises UserError where a trigger fires at once, or on too few evaluations."""
     until, every = config.stages[phase.stage].until, config.evaluation.every_tokens
     spent = {"tokens": phase.start.tokens, "flops_6nd": phase.start.flops_6nd}
-    for field, before in spent.items():
+    for field, before in spent.items() if not phase.part else ():
         limit = getattr(until, field)
         if limit is not None and limit <= before:
             raise UserError(

@@ -14,7 +14,7 @@ from stackjax.runtime.errors import UserError
 from stackjax.training.phase import Change, EarlyEnd, Phase, Waypoint
 
 _FILE = "phase.json"
-_DIRECTORY = re.compile(r"stage_\d+/(fit|train)")
+_DIRECTORY = re.compile(r"stage_\d+/(fit|train(_\d+)?)")
 _WAY_OUT = (
     "bring phase.json back from a copy of the run, or start a new run with --workdir, from a "
     "checkpoint of this one with --init-from"

@@ -1,7 +1,9 @@
 """Stages: models, lengths, trained layers and learning-rate factors."""
 
+import itertools
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from stackjax.config import Config, Stage
 from stackjax.data.mixture import Mixture
@@ -31,14 +33,46 @@ def stage_models(config: Config) -> list[ModelConfig]:
     return models
 
 
-def stage_steps(config: Config) -> list[int]:
-    """Returns the optimizer steps per stage: the length, rounded up."""
-    stages = zip(
-        config.stages, stage_lengths(config.stages), stage_seq_lens(config), strict=True
-    )
+class Part(NamedTuple):
+    """A part of a stage with one batch size."""
+
+    batch_size: int
+    accumulate: int
+    end_tokens: float
+    """The stage's tokens at the end, before rounding to whole steps."""
+
+
+def stage_parts(index: int, stage: Stage, length: float) -> list[Part]:
+    """Returns a stage's parts: one, and one more for each batch step.
+
+    Args:
+      length: The stage's tokens.
+    """
+    starts = [step.from_tokens for step in stage.batch_steps]
+    for step, (before, start) in enumerate(itertools.pairwise([0, *starts])):
+        if not before < start < length:
+            raise UserError(
+                f"stages.{index}.batch_steps.{step}.from_tokens is {start}; it must be more "
+                f"than {before} and less than the {length:.10g} tokens of the stage."
+            )
+    batches = (stage, *stage.batch_steps)
     return [
-        math.ceil(length / (stage.batch_size * seq_len)) for stage, length, seq_len in stages
+        Part(batch.batch_size, batch.accumulate, end)
+        for batch, end in zip(batches, (*starts, length), strict=True)
     ]
+
+
+def stage_tokens(config: Config) -> list[int]:
+    """Returns the tokens per stage, in whole steps."""
+    found = []
+    lengths = zip(stage_lengths(config.stages), stage_seq_lens(config), strict=True)
+    for index, (length, seq_len) in enumerate(lengths):
+        tokens = 0
+        for part in stage_parts(index, config.stages[index], length):
+            per_step = part.batch_size * seq_len
+            tokens += max(0, math.ceil((part.end_tokens - tokens) / per_step)) * per_step
+        found.append(tokens)
+    return found
 
 
 def stage_seq_lens(config: Config) -> list[int]:

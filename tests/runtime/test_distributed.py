@@ -118,6 +118,17 @@ def test_two_processes_survive_a_kill_and_equal_one_process(world, uncut, tmp_pa
 
 
 @pytest.mark.slow
+def test_two_processes_read_a_mixture_like_one(world, mixture, tmp_path):
+    both, alone = tmp_path / "both", tmp_path / "alone"
+    args = ["--config", str(mixture), "--workdir"]
+    assert world.run([*args, str(alone)])[0] == 0
+    first, second = run_two(world, [*args, str(both)], {})
+    assert (first[0], second[0]) == (0, 0), first[2] + second[2]
+    assert places(both) == places(alone)
+    assert_same_losses(both, alone)
+
+
+@pytest.mark.slow
 def test_two_processes_probe_measure_and_stop_early_like_one(world, uncut, tmp_path):
     [loss, *_] = [row["held_out_loss"] for row in rows(uncut) if row["kind"] == "evaluation"]
     # Step 5 lies between the evaluations at steps 4 and 6.

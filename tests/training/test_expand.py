@@ -16,7 +16,9 @@ import pytest
 from conftest import phase_of, random_params, tiny_model, tiny_run
 
 from stackjax import model
-from stackjax.config import Rewarm, Schedule, Stage
+from stackjax.config import BatchStep, Config, Rewarm, Schedule, Stage
+from stackjax.data.config import DataConfig, SourceConfig
+from stackjax.data.mixture import Mixture
 from stackjax.growth import (
     DepthRandom,
     DepthZero,
@@ -31,21 +33,25 @@ from stackjax.growth import (
     WidthZero,
     chain,
 )
+from stackjax.model.config import RopeScaling
 from stackjax.model.flops import flops_6nd, matmul_flops
 from stackjax.optimizers import AdamW
+from stackjax.runtime.errors import UserError
 from stackjax.training.expand import expand
 from stackjax.training.learning_rate import ParameterRates
-from stackjax.training.phase import Counts
-from stackjax.training.stages import stage_models, stage_steps
+from stackjax.training.phase import Counts, EarlyEnd
+from stackjax.training.run_history import RunHistory
+from stackjax.training.stages import stage_models, stage_tokens
 
 
 @hypothesis.given(st.integers(1, 10**6), st.integers(1, 64), st.integers(2, 512))
 def test_stage_lengths_round_up_to_whole_steps(tokens, batch_size, seq_len):
     config = tiny_run(stages=(Stage(tokens=tokens, batch_size=batch_size),))
     config = dataclasses.replace(config, data=dataclasses.replace(config.data, seq_len=seq_len))
-    (steps,) = stage_steps(config)
+    (whole,) = stage_tokens(config)
     per_step = batch_size * seq_len
-    assert (steps - 1) * per_step < tokens <= steps * per_step
+    assert whole - per_step < tokens <= whole
+    assert whole % per_step == 0
 
 
 def test_stage_fraction_is_a_fraction_of_the_run():
@@ -56,7 +62,7 @@ def test_stage_fraction_is_a_fraction_of_the_run():
     )
     config = tiny_run(stages=stages)
     # The two fractions are half the run, so 4800 tokens are the other half.
-    assert stage_steps(config) == [2400 // 64 + 1, 4800 // 64, 2400 // 128 + 1]
+    assert stage_tokens(config) == [(2400 // 64 + 1) * 64, 4800, (2400 // 128 + 1) * 128]
 
 
 def test_counts_accumulate_over_stages():
@@ -572,3 +578,121 @@ def test_phases_survive_pickling():
     config = tiny_run(model_is="source", stages=(Stage(tokens=640, batch_size=8), *stages))
     phases = expand(config)
     assert pickle.loads(pickle.dumps(phases)) == phases
+
+
+def stepped_run(**fields) -> Config:
+    """Returns a run whose second stage has three batch sizes."""
+    steps = (
+        BatchStep(from_tokens=500, batch_size=16, accumulate=2),
+        BatchStep(from_tokens=1000, batch_size=24, accumulate=3),
+    )
+    second = Stage(tokens=2000, batch_size=8, batch_steps=steps, **fields)
+    return tiny_run(stages=(Stage(tokens=640, batch_size=8), second))
+
+
+def test_each_batch_of_a_stage_is_a_phase_in_whole_steps():
+    _, *parts = expand(stepped_run(growth=Stack(factor=2)))
+    assert [(p.batch_size, p.accumulate, p.num_steps) for p in parts] == [
+        (8, 1, 8),  # 512 tokens, the first multiple of 64 from 500 on
+        (16, 2, 4),  # 512 tokens more, to 1024
+        (24, 3, 6),  # 1152 tokens more, to 2176: 1984 would be less than 2000
+    ]
+    assert [p.directory for p in parts] == [
+        "stage_1/train",
+        "stage_1/train_1",
+        "stage_1/train_2",
+    ]
+    assert [p.earlier_tokens for p in parts] == [0, 512, 1024]
+    assert [p.growth is None for p in parts] == [False, True, True]
+    assert [p.optimizer_state for p in parts] == ["reset", "keep", "keep"]
+    for before, after in itertools.pairwise(parts):
+        assert before.end == after.start
+        assert after.model == after.source == before.model
+
+
+@pytest.mark.parametrize("axis", ["stage", "run"])
+def test_batch_steps_do_not_move_the_learning_rate(axis):
+    schedule = Schedule(shape="cosine", axis=axis, warmup_tokens=700)
+    stepped = expand(stepped_run(growth=Stack(factor=2), schedule=schedule))
+    plain = stepped_run(growth=Stack(factor=2), schedule=schedule)
+    last = dataclasses.replace(plain.stages[1], tokens=2176, batch_steps=())
+    whole = expand(dataclasses.replace(plain, stages=(plain.stages[0], last)))[1]
+    for part in stepped[1:]:
+        for step in range(part.num_steps):
+            tokens = part.counts(step + 1).tokens - whole.start.tokens
+            same_step = tokens / whole.per_step.tokens - 1
+            found, expected = part.learning_rate(step), whole.learning_rate(same_step)
+            np.testing.assert_allclose(found, expected, rtol=1e-6)
+
+
+def test_masks_open_over_all_parts_of_a_stage():
+    growth = DepthRandom(factor=2, mask_tokens=1500)
+    _, *parts = expand(stepped_run(growth=growth))
+    assert all(part.reparameterizations == parts[0].reparameterizations for part in parts)
+    opened = [[part.trains_model(step) for step in (0, part.num_steps)] for part in parts]
+    assert opened == [[False, False], [False, False], [False, True]]
+    with pytest.raises(UserError, match=r"stages.1 is 2176 tokens long"):
+        expand(stepped_run(growth=dataclasses.replace(growth, mask_tokens=2200)))
+
+
+@pytest.mark.parametrize("end", [3, 8, 11, 12, 14])
+def test_early_end_in_any_part_leaves_out_the_later_parts(end):
+    first, *_ = expand(stepped_run())
+    ended = {1: EarlyEnd(steps=end, reason="")}
+    _, *short = expand(stepped_run(), RunHistory(ended=ended))
+    assert sum(part.num_steps for part in short) == end
+    assert len(short) == sum(before < end for before in (0, 8, 12))
+    assert short[0].start == first.end
+
+
+@pytest.mark.parametrize("from_tokens", [(1000, 500), (500, 500), (2000,), (500, 3000)])
+def test_batch_steps_out_of_order_are_refused(from_tokens):
+    steps = tuple(BatchStep(from_tokens=tokens, batch_size=16) for tokens in from_tokens)
+    config = tiny_run(stages=(Stage(tokens=2000, batch_size=8, batch_steps=steps),))
+    with pytest.raises(UserError, match=r"batch_steps.\d.from_tokens is \d+; it must be more"):
+        expand(config)
+
+
+@pytest.mark.parametrize("seq_lens", [(8, 12), (3, 8), (8, 3)])
+def test_lengths_that_do_not_divide_the_longest_are_refused(seq_lens):
+    stages = [Stage(tokens=640, batch_size=8, seq_len=seq_len) for seq_len in seq_lens]
+    with pytest.raises(UserError, match=r"seq_len is \d+, which does not divide"):
+        expand(tiny_run(stages=tuple(stages)))
+
+
+def test_stage_has_its_own_length_positions_and_mixture():
+    sources = tuple(SourceConfig(name=name, path=name) for name in ("a", "b"))
+    data = DataConfig(sources=sources, seq_len=8)
+    stages = (
+        Stage(tokens=640, batch_size=8, rope_theta=100.0),
+        Stage(tokens=640, batch_size=8, seq_len=16, source_weights=(1.0, 3.0)),
+        Stage(
+            tokens=640,
+            batch_size=8,
+            source_weights=(1.0, 0.0),
+            source_ramp_tokens=300,
+            rope_scaling=RopeScaling(factor=2.0, original_seq_len=8),
+        ),
+    )
+    phases = expand(tiny_run(data=data, stages=stages))
+    assert [phase.seq_len for phase in phases] == [8, 16, 8]
+    assert [phase.num_steps for phase in phases] == [10, 5, 10]
+    assert [phase.model.rope_theta for phase in phases] == [100.0, 1e4, 1e4]
+    assert [phase.model.rope_scaling for phase in phases][:2] == [None, None]
+    assert phases[2].model.rope_scaling is stages[2].rope_scaling
+    assert [phase.mixture for phase in phases] == [
+        Mixture(weights=(1.0, 1.0)),
+        Mixture(weights=(1.0, 3.0)),
+        Mixture(weights=(1.0, 0.0), ramp_from=(1.0, 3.0), ramp_tokens=300),
+    ]
+    flops = [phase.per_step.flops for phase in phases]
+    assert flops[1] > 2 * flops[0]  # attention over longer sequences
+
+
+def test_ramp_longer_than_its_stage_is_refused():
+    data = DataConfig(
+        sources=tuple(SourceConfig(name=name, path=name) for name in ("a", "b")), seq_len=8
+    )
+    stage = Stage(tokens=640, batch_size=8, source_weights=(1.0, 0.0), source_ramp_tokens=700)
+    with pytest.raises(UserError, match=r"stages.0.source_ramp_tokens is 700, longer than"):
+        expand(tiny_run(data=data, stages=(stage,)))
