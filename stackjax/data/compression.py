@@ -6,15 +6,16 @@ import io
 import os
 import zlib
 from collections.abc import Iterator
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Final
 
 import zstandard
 
-from stackjax.runtime.errors import UserError
+from stackjax.data.text_field import BadRow
 
 INPUT_BYTES = 2**14
 """Compressed bytes per read: few, since each may become 32 KiB."""
 BUFFER_BYTES = 2**20
+DAMAGED: Final = "damaged rest of a file"
 # The maximum of the zstd command, `--long=31`.
 _MAX_WINDOW = 2**31
 
@@ -24,19 +25,19 @@ def open_compressed(path: str) -> Iterator[io.BufferedReader]:
     """Yields the decompressed `.gz` or `.zst` file, with all members or frames.
 
     Raises:
-      UserError: The file is damaged or truncated.
+      BadRow: The file is damaged or truncated.
     """
     if os.path.getsize(path) == 0:
-        raise UserError(f"{path!r} is truncated: it is empty; copy it again.")
+        raise BadRow("the archive is truncated: it is empty; copy it again.", DAMAGED)
     is_gzip = path.lower().endswith((".gz", ".gzip"))
     try:
         with open(path, "rb") as file:
             raw: Any = gzip.GzipFile(fileobj=file) if is_gzip else _Stream(_zstd_chunks(file))
             yield io.BufferedReader(raw, BUFFER_BYTES)
     except EOFError as error:
-        raise UserError(f"{path!r} is truncated: {error}; copy it again.") from error
+        raise BadRow(f"the archive is truncated: {error}; copy it again.", DAMAGED) from error
     except (gzip.BadGzipFile, zlib.error, zstandard.ZstdError) as error:
-        raise UserError(f"{path!r} cannot be read: {error}.") from error
+        raise BadRow(f"the archive cannot be read: {error}.", DAMAGED) from error
 
 
 def _zstd_chunks(file: BinaryIO) -> Iterator[bytes]:

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from stackjax.data.text_field import NullTexts
+from stackjax.data.text_field import Reading, Treatment
 from stackjax.runtime.constraints import Checked
 from stackjax.runtime.errors import UserError
 from stackjax.runtime.numbers import Text
@@ -50,9 +50,13 @@ class PrepareConfig(Checked):
     """`bytes`, a Hugging Face tokenizer.json, a SentencePiece .model, or a Hugging Face folder
     with a tokenizer."""
     text_field: Text = "text"
-    """Field, column or feature with the text."""
-    null_texts: NullTexts = "refuse"
-    """Whether a row with a null text is an error, or is skipped and counted."""
+    """Field, column or feature with the text; dots lead into nested fields."""
+    on_missing: Treatment = "refuse"
+    """Whether a row with a null text, or without the field, is an error or skipped and
+    counted."""
+    on_invalid: Treatment = "refuse"
+    """Whether an unreadable row, or the rest of a damaged file, is an error or skipped and
+    counted."""
     validation_fraction: Annotated[float, Real(at_least=0, less_than=1)] = 0.005
     """Fraction of documents for validation, selected by a text hash. TFDS datasets with a
     validation split keep this split."""
@@ -60,11 +64,20 @@ class PrepareConfig(Checked):
     """Number of worker processes; by default one per core."""
     end_token: Text | None = None
     """Token after each document; by default a common end token in the vocabulary."""
+    compare_with: tuple[Text, ...] = ()
+    """Other data sets; the numbers of documents shared with each are printed."""
 
     @property
     def inputs(self) -> tuple[str, ...]:
         """The inputs."""
         return self.paths[:-1]
+
+    @property
+    def reading(self) -> Reading:
+        """How documents are read."""
+        return Reading(
+            text_field=self.text_field, on_missing=self.on_missing, on_invalid=self.on_invalid
+        )
 
     @property
     def output(self) -> str:

@@ -1,9 +1,8 @@
 """Documents from the inputs to `prepare`, split into pieces for worker processes.
 
-An input is a file or a glob. The suffix, in upper or lower case, determines the format: JSON
-lines (`.jsonl`, `.ndjson`, `.jsonlines` or `.json`, also with `.gz` or `.zst`), Parquet
-(`.parquet` or `.pq`), or else plain text. Suffixes such as `.csv` or `.zip` are errors.
-`tfds:NAME` is a TensorFlow Datasets dataset.
+The suffix of a file, in upper or lower case, determines the format: JSON lines (`.jsonl`,
+`.ndjson`, `.jsonlines` or `.json`, also with `.gz` or `.zst`), Parquet (`.parquet` or `.pq`),
+or else plain text. Suffixes such as `.csv` or `.zip` are errors.
 """
 
 import dataclasses
@@ -18,7 +17,7 @@ from pathlib import Path
 from stackjax.data.json_lines import check_first_line, read_json_lines
 from stackjax.data.parquet import list_parquet, read_parquet
 from stackjax.data.piece import Piece, cut
-from stackjax.data.text_field import NullTexts
+from stackjax.data.text_field import BadRow, LeftOut, Reading, leave_out
 from stackjax.data.tfds_examples import list_tfds, read_tfds
 from stackjax.files.storage import is_remote
 from stackjax.runtime.errors import UserError
@@ -36,20 +35,13 @@ _NO_TEXT = {
 }
 
 
-def list_pieces(
-    inputs: tuple[str, ...],
-    scratch: str,
-    text_field: str,
-    null_texts: NullTexts = "refuse",
-) -> Iterator[Piece]:
+def list_pieces(inputs: tuple[str, ...], scratch: str, reading: Reading) -> Iterator[Piece]:
     """Yields the pieces of all inputs, in an order that depends only on the inputs.
 
     Checks the schema of every Parquet file and the first line of every JSON file.
 
     Args:
       scratch: Directory for the built-in corpus.
-      text_field: The field, column or feature with the text.
-      null_texts: Whether a row without a text is an error.
 
     Raises:
       UserError: An input is unreadable or given twice; the message names the file.
@@ -59,11 +51,11 @@ def list_pieces(
         paths = [name] if name.startswith("tfds:") else _expand(name)
         _check_named_once(name, paths, first)
         if name.startswith("tfds:"):
-            yield from list_tfds(name.removeprefix("tfds:"), scratch, text_field, null_texts)
+            yield from list_tfds(name.removeprefix("tfds:"), scratch, reading)
             continue
 
         def list_file(path: str) -> list[Piece]:
-            return _list_file(path, text_field, null_texts)
+            return _list_file(path, reading)
 
         # Network disks have a high latency, but serve many requests at the same time.
         with futures.ThreadPoolExecutor(FILES_AT_A_TIME) as pool:
@@ -71,24 +63,22 @@ def list_pieces(
                 yield from pieces
 
 
-def read_documents(
-    piece: Piece, text_field: str, null_texts: NullTexts = "refuse"
-) -> Iterator[str | None]:
-    """Yields the documents in a piece; None for a null text to skip.
+def read_documents(piece: Piece, reading: Reading) -> Iterator[str | LeftOut]:
+    """Yields the documents in a piece, and the skipped rows.
 
     Raises:
-      UserError: A document is unreadable; the message names file and row.
+      UserError: A document is refused; the message names file and row.
     """
     _check_unchanged(piece)
     match piece.format:
         case "text":
-            yield _read_text(piece.source)
+            yield _read_text(piece.source, reading)
         case "jsonl" | "compressed_jsonl":
-            yield from read_json_lines(piece, text_field, null_texts)
+            yield from read_json_lines(piece, reading)
         case "parquet":
-            yield from read_parquet(piece, text_field, null_texts)
+            yield from read_parquet(piece, reading)
         case "tfds":
-            yield from read_tfds(piece, text_field, null_texts)
+            yield from read_tfds(piece, reading)
     _check_unchanged(piece)
 
 
@@ -126,16 +116,16 @@ def _check_named_once(name: str, paths: list[str], first: dict[str, str]) -> Non
         first[place] = name
 
 
-def _list_file(path: str, text_field: str, null_texts: NullTexts) -> list[Piece]:
+def _list_file(path: str, reading: Reading) -> list[Piece]:
     """Returns the pieces in a file, after all quick checks."""
     status = os.stat(path)
     if not stat.S_ISREG(status.st_mode):
         raise UserError(f"input {path!r} is a device, pipe or socket; name a regular file.")
     if _PARQUET.search(path):
-        pieces = list(list_parquet(path, text_field, null_texts))
+        pieces = list(list_parquet(path, status.st_size, reading))
     elif match := _JSON.search(path):
         is_compressed = match[2] is not None
-        check_first_line(path, is_compressed, text_field, null_texts)
+        check_first_line(path, is_compressed, reading)
         pieces = _cut_json(path, status.st_size, is_compressed)
     else:
         _check_ending(path)
@@ -168,16 +158,24 @@ def _check_ending(path: str) -> None:
         )
 
 
-def _read_text(path: str) -> str:
+def _read_text(path: str, reading: Reading) -> str | LeftOut:
     with open(path, "rb") as file:
         data = file.read()
     try:
+        return _decode(data)
+    except BadRow as error:
+        return leave_out(error, reading, lambda: f"{path!r}")
+
+
+def _decode(data: bytes) -> str:
+    try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise UserError(f"{path!r} is not UTF-8 text: {error}; {_CONVERT}.") from error
+        message = f"this file is not UTF-8 text: {error}; {_CONVERT}."
+        raise BadRow(message, "not UTF-8") from error
     if "\0" in text:
-        offset = data.index(b"\0")
-        raise UserError(f"{path!r} is not text: byte {offset} is NUL; {_CONVERT}.")
+        message = f"this file is not text: byte {data.index(bytes(1))} is NUL; {_CONVERT}."
+        raise BadRow(message, "not text")
     return text
 
 

@@ -65,9 +65,9 @@ def root(**fields):
 
 
 INCONSISTENT = [
-    (root(format=1), "format is 1, not 2"),
-    (root(format=True), "format is True, not 2"),
-    (lambda fields: fields.pop("format"), "format is None, not 2"),
+    (root(format=2), "format is 2, not 3"),
+    (root(format=True), "format is True, not 3"),
+    (lambda fields: fields.pop("format"), "format is None, not 3"),
     (lambda fields: fields.pop("dtype"), "dtype is missing"),
     (lambda fields: fields["tokenizer"].pop("end_id"), "tokenizer.end_id is missing"),
     (lambda fields: fields["splits"]["train"].pop("shards"), "splits.train.shards is missing"),
@@ -101,8 +101,8 @@ INCONSISTENT = [
     (shard(bytes=-1), "4096 tokens in -1 bytes"),
     (shard(bytes=8191), "4096 tokens in 8191 bytes"),
     (shard(hash="0"), "invalid hash"),
-    (shard(file="train-0"), "two shards have the same file"),
-    (shard(file=MANIFEST), "two shards have the same file"),
+    (shard(file="train-0"), "two files have the same name"),
+    (shard(file=MANIFEST), "two files have the same name"),
     (shard(file=7), "splits.train.shards.1.file is 7"),
     (shard(file="deep/train-1"), "a name with a slash"),
 ]
