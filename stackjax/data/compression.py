@@ -1,7 +1,6 @@
 """Compressed files as streams; a truncated file is an error."""
 
 import contextlib
-import gzip
 import io
 import os
 import zlib
@@ -18,6 +17,7 @@ BUFFER_BYTES = 2**20
 DAMAGED: Final = "damaged rest of a file"
 # The maximum of the zstd command, `--long=31`.
 _MAX_WINDOW = 2**31
+_GZIP = 16 + zlib.MAX_WBITS
 
 
 @contextlib.contextmanager
@@ -32,12 +32,31 @@ def open_compressed(path: str) -> Iterator[io.BufferedReader]:
     is_gzip = path.lower().endswith((".gz", ".gzip"))
     try:
         with open(path, "rb") as file:
-            raw: Any = gzip.GzipFile(fileobj=file) if is_gzip else _Stream(_zstd_chunks(file))
-            yield io.BufferedReader(raw, BUFFER_BYTES)
+            chunks = _gzip_chunks(file) if is_gzip else _zstd_chunks(file)
+            yield io.BufferedReader(_Stream(chunks), BUFFER_BYTES)
     except EOFError as error:
         raise BadRow(f"the archive is truncated: {error}; copy it again.", DAMAGED) from error
-    except (gzip.BadGzipFile, zlib.error, zstandard.ZstdError) as error:
+    except (zlib.error, zstandard.ZstdError) as error:
         raise BadRow(f"the archive cannot be read: {error}.", DAMAGED) from error
+
+
+def _gzip_chunks(file: BinaryIO) -> Iterator[bytes]:
+    """Yields the decompressed members; EOFError if the last member is truncated.
+
+    Unlike `gzip.GzipFile`, yields all data before the damage.
+    """
+    member, data = None, b""
+    while data := data or file.read(INPUT_BYTES):
+        if member is None:
+            data = data.lstrip(b"\0")  # Padding.
+            if not data:
+                continue
+            member = zlib.decompressobj(_GZIP)
+        yield member.decompress(data)
+        data = member.unused_data if member.eof else b""
+        member = None if member.eof else member
+    if member is not None:
+        raise EOFError("the file ends within a member")
 
 
 def _zstd_chunks(file: BinaryIO) -> Iterator[bytes]:

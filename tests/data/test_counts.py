@@ -101,10 +101,8 @@ def test_overlap_is_that_of_the_texts(tmp_path):
     ours, theirs = TEXTS[:200], TEXTS[150:]
     first = make(tmp_path / "first", ours)
     second = make(tmp_path / "second", theirs, validation_fraction=0.6)
-    (train, validation), (their_train, their_validation) = (
-        map(set, split_hashes(texts, fraction))
-        for texts, fraction in ((ours, 0.2), (theirs, 0.6))
-    )
+    train, validation = map(set, split_hashes(ours))
+    their_train, their_validation = map(set, split_hashes(theirs, 0.6))
     assert overlap(first, second) == Overlap(
         train=len(train & their_train),
         validation_in_train=len(validation & their_train),
@@ -122,10 +120,8 @@ def test_shared_documents_are_printed(tmp_path, run_main):
     options = ["--compare-with", other, "--validation-fraction", "0.5"]
     code, printed, _ = run_main(command.main, *arguments, *options)
     assert code == 0
-    (train, validation), (their_train, their_validation) = (
-        map(set, split_hashes(texts, fraction))
-        for texts, fraction in ((TEXTS[50:], 0.5), (TEXTS[:100], 0.2))
-    )
+    train, validation = map(set, split_hashes(TEXTS[50:], 0.5))
+    their_train, their_validation = map(set, split_hashes(TEXTS[:100]))
     assert (
         f"shared with {other}: {len(train & their_train)} documents in both training splits; "
         f"{len(validation & their_train)} validation documents are in its training split; "
@@ -156,17 +152,18 @@ def test_merge_equals_a_union_at_every_block_size(tmp_path, monkeypatch):
         assert count_shared(tmp_path / "merged", paths[5]) == 2
 
 
-def test_merge_and_overlap_take_little_memory(tmp_path):
+def test_merge_and_overlap_take_little_memory(tmp_path, monkeypatch):
+    monkeypatch.setattr(hashes, "BLOCK", 2**14)
     rng = np.random.default_rng(0)
-    runs = [np.sort(rng.integers(0, 2**64, 2_000_000, np.uint64)) for _ in range(2)]
+    runs = [np.sort(rng.integers(0, 2**64, 250_000, np.uint64)) for _ in range(2)]
     for index, run in enumerate(runs):
         run.tofile(tmp_path / str(index))
     del runs
     tracemalloc.start()
     count = merge_hashes([tmp_path / "0", tmp_path / "1"], tmp_path / "both")
-    assert count_shared(tmp_path / "both", tmp_path / "0") == 2_000_000
+    assert count_shared(tmp_path / "both", tmp_path / "0") == 250_000
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    assert count == 4_000_000  # The chance of a repeat is below 1e-6.
-    # Of 64 MB in files, a few blocks of 8 MB.
+    assert count == 500_000  # The chance of a repeat is below 1e-6.
+    # Of 8 MB in files, a few blocks of 128 KiB.
     assert peak < 6 * 8 * hashes.BLOCK
