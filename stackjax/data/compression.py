@@ -2,7 +2,6 @@
 
 import contextlib
 import io
-import os
 import zlib
 from collections.abc import Iterator
 from typing import Any, BinaryIO, Final
@@ -10,6 +9,7 @@ from typing import Any, BinaryIO, Final
 import zstandard
 
 from stackjax.data.text_field import BadRow
+from stackjax.files.input_file import open_input, stamp_of
 
 INPUT_BYTES = 2**14
 """Compressed bytes per read: few, since each may become 32 KiB."""
@@ -21,17 +21,24 @@ _GZIP = 16 + zlib.MAX_WBITS
 
 
 @contextlib.contextmanager
+def opened(path: str, is_compressed: bool) -> Iterator[BinaryIO]:
+    """Yields a file, decompressed if necessary."""
+    with open_compressed(path) if is_compressed else open_input(path) as file:
+        yield file
+
+
+@contextlib.contextmanager
 def open_compressed(path: str) -> Iterator[io.BufferedReader]:
     """Yields the decompressed `.gz` or `.zst` file, with all members or frames.
 
     Raises:
       BadRow: The file is damaged or truncated.
     """
-    if os.path.getsize(path) == 0:
+    if stamp_of(path)[0] == 0:
         raise BadRow("the archive is truncated: it is empty; copy it again.", DAMAGED)
-    is_gzip = path.lower().endswith((".gz", ".gzip"))
+    is_gzip = path.lower().endswith((".gz", ".gzip", ".tgz"))
     try:
-        with open(path, "rb") as file:
+        with open_input(path) as file:
             chunks = _gzip_chunks(file) if is_gzip else _zstd_chunks(file)
             yield io.BufferedReader(_Stream(chunks), BUFFER_BYTES)
     except EOFError as error:

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from stackjax.data.text_field import Reading, Treatment
+from stackjax.data.text_field import Treatment
 from stackjax.runtime.constraints import Checked
 from stackjax.runtime.errors import UserError
 from stackjax.runtime.numbers import Text
@@ -71,13 +71,6 @@ class PrepareConfig(Checked):
     def inputs(self) -> tuple[str, ...]:
         """The inputs."""
         return self.paths[:-1]
-
-    @property
-    def reading(self) -> Reading:
-        """How documents are read."""
-        return Reading(
-            text_field=self.text_field, on_missing=self.on_missing, on_invalid=self.on_invalid
-        )
 
     @property
     def output(self) -> str:

@@ -1,13 +1,14 @@
 """Documents from JSON lines: a JSON object per line, optionally compressed."""
 
-import contextlib
 import json
 from collections.abc import Iterator
 from typing import Any, BinaryIO
 
-from stackjax.data.compression import open_compressed
+from stackjax.data.compression import opened
+from stackjax.data.formats import is_compressed
 from stackjax.data.piece import Piece
 from stackjax.data.text_field import BadRow, LeftOut, Reading, find_field, leave_out, text_of
+from stackjax.files.input_file import open_input
 from stackjax.runtime.errors import UserError
 
 FIRST_LINE_BYTES = 2**20
@@ -16,13 +17,13 @@ _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _DECODER = json.JSONDecoder(parse_int=float)
 
 
-def check_first_line(path: str, is_compressed: bool, reading: Reading) -> None:
+def check_first_line(path: str, reading: Reading) -> None:
     """Raises UserError if a file is not JSON lines, or the first line is refused.
 
     First lines above 1 MiB are checked later, while reading.
     """
     try:
-        with _opened(path, is_compressed) as file:
+        with opened(path, is_compressed(path)) as file:
             number, line = 1, file.readline(FIRST_LINE_BYTES)
             while line and not line.strip():
                 number, line = number + 1, file.readline(FIRST_LINE_BYTES)
@@ -53,10 +54,10 @@ def _check_format(path: str, line: bytes) -> None:
 
 def read_json_lines(piece: Piece, reading: Reading) -> Iterator[str | LeftOut]:
     """Yields the text in each line; skips blank lines."""
-    is_compressed = piece.format == "compressed_jsonl"
+    is_whole = piece.format == "compressed_jsonl"
     try:
-        with _opened(piece.source, is_compressed) as file:
-            lines = file if is_compressed else _lines_between(file, piece.start, piece.stop)
+        with opened(piece.source, is_whole) as file:
+            lines = file if is_whole else _lines_between(file, piece.start, piece.stop)
             for count, line in enumerate(lines):
                 if line.strip():
                     yield _read_line(line, piece, count, reading)
@@ -74,12 +75,6 @@ def _read_line(line: bytes, piece: Piece, count: int, reading: Reading) -> str |
         return leave_out(error, reading, place)
 
 
-@contextlib.contextmanager
-def _opened(path: str, is_compressed: bool) -> Iterator[BinaryIO]:
-    with open_compressed(path) if is_compressed else open(path, "rb") as file:
-        yield file
-
-
 def _lines_between(file: BinaryIO, start: int, stop: int) -> Iterator[bytes]:
     """Yields the lines with a first byte in [start, stop)."""
     if start:
@@ -94,7 +89,7 @@ def _first_line(piece: Piece) -> int:
     """Returns the line number at the start of a piece, from 1."""
     if piece.start == 0:
         return 1
-    with open(piece.source, "rb") as file:
+    with open_input(piece.source) as file:
         return 1 + sum(1 for _ in _lines_between(file, 0, piece.start))
 
 

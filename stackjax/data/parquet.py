@@ -1,11 +1,14 @@
 """Documents from a Parquet column."""
 
+import contextlib
 from collections.abc import Iterator
 from typing import Any
 
 from stackjax.data.compression import DAMAGED
 from stackjax.data.piece import Piece
 from stackjax.data.text_field import BadRow, LeftOut, Reading, leave_out, no_field, text_of
+from stackjax.files.input_file import open_input
+from stackjax.files.storage import is_remote
 from stackjax.runtime.errors import UserError
 
 ROWS_AT_A_TIME = 1024
@@ -18,10 +21,9 @@ def list_parquet(path: str, num_bytes: int, reading: Reading) -> Iterator[Piece]
       UserError: The file is not Parquet, or the column has no texts.
     """
     import pyarrow
-    import pyarrow.parquet
 
     try:
-        with pyarrow.parquet.ParquetFile(path) as file:
+        with _opened(path) as file:
             metadata, schema = file.metadata, file.schema_arrow
     except (pyarrow.ArrowException, OSError) as error:
         damage = BadRow(f"this is not a Parquet file: {_one_line(error)}", DAMAGED)
@@ -48,10 +50,9 @@ def list_parquet(path: str, num_bytes: int, reading: Reading) -> Iterator[Piece]
 def read_parquet(piece: Piece, reading: Reading) -> Iterator[str | LeftOut]:
     """Yields the texts in the row groups of a piece."""
     import pyarrow
-    import pyarrow.parquet
 
     try:
-        with pyarrow.parquet.ParquetFile(piece.source, page_checksum_verification=True) as file:
+        with _opened(piece.source) as file:
             yield from _read_rows(piece, file, reading)
     except (pyarrow.ArrowException, OSError) as error:
         # A plain OSError is from pyarrow, about the content; others are about the disk.
@@ -60,6 +61,18 @@ def read_parquet(piece: Piece, reading: Reading) -> Iterator[str | LeftOut]:
         damage = BadRow(f"it cannot be read: {_one_line(error)}", DAMAGED)
         place = f"{piece.source!r}, row group {piece.start}"
         yield leave_out(damage, reading, lambda: place)
+
+
+@contextlib.contextmanager
+def _opened(path: str) -> Iterator[Any]:
+    import pyarrow.parquet
+
+    with contextlib.ExitStack() as stack:
+        # pyarrow reads files on disks faster by itself.
+        source = stack.enter_context(open_input(path)) if is_remote(path) else path
+        yield stack.enter_context(
+            pyarrow.parquet.ParquetFile(source, page_checksum_verification=True)
+        )
 
 
 def _read_rows(piece: Piece, file: Any, reading: Reading) -> Iterator[str | LeftOut]:

@@ -8,24 +8,29 @@ the same command goes on after a kill.
 import dataclasses
 import functools
 import hashlib
+import itertools
 import os
 import shutil
 import stat
 import tempfile
 import time
+from collections import Counter
 from pathlib import Path
+from typing import Literal
 
 from etils import epath
 
 from stackjax.data.config import PrepareConfig
-from stackjax.data.documents import list_pieces
+from stackjax.data.documents import list_pieces, reading_of
 from stackjax.data.join_parts import join_parts, undo_join
 from stackjax.data.manifest import MANIFEST, Manifest, write_manifest
 from stackjax.data.overlap import check_same_kind, overlap
 from stackjax.data.part_record import finished_parts
 from stackjax.data.parts import Part, group_pieces, show_progress, warn_if_disk_is_small
+from stackjax.data.piece import TOKEN_FORMATS
 from stackjax.data.preparation import PARTS, SCRATCH, TARGET, claim, identify
 from stackjax.data.shards import token_dtype
+from stackjax.data.text_field import Reading
 from stackjax.data.write_part import write_part
 from stackjax.files.staging import resumable_directory, upload
 from stackjax.files.storage import check_bucket, is_remote
@@ -53,15 +58,24 @@ def prepare(config: PrepareConfig) -> Manifest:
     check_bucket(config.output)
     output = epath.Path(config.output)
     _check_not_a_file(config.output)
-    for other in config.compare_with:
-        check_same_kind(config.output, tokenizer.digest, "text", other)
+    reading = reading_of(config, tokenizer)
     staging = _staging_of(output)
     with resumable_directory(staging, output, f"{PARTS}/*.json"):
-        parts = _list_parts(config, staging / SCRATCH)
+        parts, unread = _list_parts(config, reading, staging / SCRATCH)
+        hashed = _content_of(parts)
+        for other in config.compare_with:
+            check_same_kind(config.output, tokenizer.digest, hashed, other)
         claim(staging, identify(config, tokenizer, parts))
         undo_join(staging / PARTS, staging / TARGET, len(parts))
-        _write_parts(config, tokenizer.digest, staging, parts)
-        manifest = _write_set(config, tokenizer, staging, len(parts))
+        finished = finished_parts(staging / PARTS, len(parts), reading)
+        _write_parts(config, tokenizer.digest, staging, parts, set(finished))
+        manifest = dataclasses.replace(
+            _join(tokenizer, staging, len(parts)),
+            validation_fraction=config.validation_fraction,
+            hashed=hashed,
+        )
+        manifest.left_out.update(unread)
+        write_manifest(str(staging / TARGET), manifest)
         _print_counts(config, manifest, str(staging / TARGET))
         if is_remote(output):
             upload(staging / TARGET, output, last=MANIFEST)
@@ -91,21 +105,40 @@ def _staging_of(output: epath.Path) -> Path:
     return staging
 
 
-def _list_parts(config: PrepareConfig, scratch: Path) -> list[Part]:
-    """Returns all parts; prints a progress line every few seconds."""
+def _list_parts(
+    config: PrepareConfig, reading: Reading, scratch: Path
+) -> tuple[list[Part], Counter[str]]:
+    """Returns all parts, and the number of unread files by reason.
+
+    Prints a progress line every few seconds.
+    """
     shutil.rmtree(scratch, ignore_errors=True)
-    pieces, told = [], time.monotonic()
-    for piece in list_pieces(config.inputs, str(scratch), config.reading):
+    pieces, unread, told = [], Counter[str](), time.monotonic()
+    for piece in list_pieces(config.inputs, str(scratch), reading, unread):
         pieces.append(piece)
         if time.monotonic() > told + SECONDS_BETWEEN_LINES:
             told = time.monotonic()
             print(f"checking the inputs: {piece.source}", flush=True)
-    return group_pieces(pieces)
+    return group_pieces(pieces), unread
 
 
-def _write_parts(config: PrepareConfig, digest: str, staging: Path, parts: list[Part]) -> None:
+def _content_of(parts: list[Part]) -> Literal["text", "tokens"]:
+    """Returns what the documents are; UserError for texts and tokens together."""
+    first: dict[bool, str] = {}
+    for piece in itertools.chain.from_iterable(part.pieces for part in parts):
+        first.setdefault(piece.format in TOKEN_FORMATS, piece.source)
+    if len(first) == 2:
+        raise UserError(
+            f"{first[False]!r} has text and {first[True]!r} has tokens; prepare a data set of "
+            f"each, so that equal documents can be counted."
+        )
+    return "tokens" if True in first else "text"
+
+
+def _write_parts(
+    config: PrepareConfig, digest: str, staging: Path, parts: list[Part], finished: set[int]
+) -> None:
     """Writes all parts that are not finished."""
-    finished = set(finished_parts(staging / PARTS, len(parts), config.reading))
     if finished:
         print(f"going on: {len(finished)} of {len(parts)} parts are finished", flush=True)
     for path in (staging / PARTS).glob("part*-*"):
@@ -118,16 +151,12 @@ def _write_parts(config: PrepareConfig, digest: str, staging: Path, parts: list[
         pass
 
 
-def _write_set(
-    config: PrepareConfig, tokenizer: Tokenizer, staging: Path, num_parts: int
-) -> Manifest:
-    """Writes the complete data set into the staging directory."""
+def _join(tokenizer: Tokenizer, staging: Path, num_parts: int) -> Manifest:
+    """Writes the data set without a manifest into the staging directory."""
     target = staging / TARGET
     info, dtype = tokenizer_info(tokenizer), token_dtype(tokenizer)
     manifest = join_parts(staging / PARTS, target, num_parts, info, dtype)
-    manifest = dataclasses.replace(manifest, validation_fraction=config.validation_fraction)
     write_file(tokenizer, epath.Path(target))
-    write_manifest(str(target), manifest)
     return manifest
 
 

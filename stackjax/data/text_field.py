@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Callable, Collection, Mapping
 from typing import Any, Literal
 
+from stackjax.data.token_documents import TokenRules
 from stackjax.runtime.errors import UserError
 
 Treatment = Literal["refuse", "skip"]
@@ -37,6 +38,8 @@ class Reading:
     """Treatment of null texts and missing fields."""
     on_invalid: Treatment = "refuse"
     """Treatment of unreadable rows."""
+    tokens: TokenRules | None = None
+    """The tokenizer's rules, for files with tokens."""
 
     def is_refused(self, reason: str) -> bool:
         """Returns whether a row is an error for a reason."""

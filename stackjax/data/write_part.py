@@ -10,7 +10,7 @@ import numpy as np
 
 from stackjax.data.config import PrepareConfig
 from stackjax.data.document import Document, split_of_hash
-from stackjax.data.documents import read_documents
+from stackjax.data.documents import read_documents, reading_of
 from stackjax.data.hashes import hash_document, write_hashes
 from stackjax.data.manifest import SplitName
 from stackjax.data.part_counts import PartCounts
@@ -24,7 +24,7 @@ from stackjax.data.part_record import (
 from stackjax.data.parts import Part
 from stackjax.data.piece import Piece
 from stackjax.data.shards import ShardsOfPart, token_dtype, write_shards
-from stackjax.data.text_field import LeftOut
+from stackjax.data.text_field import LeftOut, Reading
 from stackjax.files.storage import sync_file
 from stackjax.runtime.errors import UserError
 from stackjax.tokenizer.special_tokens import read_tokenizer
@@ -44,7 +44,12 @@ def write_part(config: PrepareConfig, digest: str, directory: Path, part: Part) 
     tokenizer, counts = _load_once(config.tokenizer, config.end_token, digest), PartCounts()
     # A killed run's last worker may still be writing for a moment, under its own name.
     temporary = directory / f"{stem(part.index)}-{os.getpid()}"
-    documents = _read_part(config, part, token_dtype(tokenizer), counts)
+    reading = reading_of(config, tokenizer)
+    contents = _read_part(part, reading, counts)
+    documents = (
+        _document(content, piece, token_dtype(tokenizer), config.validation_fraction)
+        for piece, content in contents
+    )
     try:
         shards = write_shards(documents, tokenizer, temporary, counts)
     except MemoryError as error:
@@ -76,15 +81,16 @@ def _finish_files(
 
 
 def _read_part(
-    config: PrepareConfig, part: Part, dtype: str, counts: PartCounts
-) -> Iterator[Document]:
+    part: Part, reading: Reading, counts: PartCounts
+) -> Iterator[tuple[Piece, str | np.ndarray]]:
+    """Yields all texts and tokens, and counts skipped rows."""
     for piece in part.pieces:
         counts.open(piece.source)
-        for content in read_documents(piece, config.reading):
+        for content in read_documents(piece, reading):
             if isinstance(content, LeftOut):
                 counts.leave_out(piece.source, content.reason)
             else:
-                yield _document(content, piece, dtype, config.validation_fraction)
+                yield piece, content
 
 
 def _document(

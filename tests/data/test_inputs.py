@@ -4,6 +4,7 @@ import gzip
 import json
 import os
 import struct
+from collections import Counter
 from pathlib import Path
 
 import pyarrow as pa
@@ -111,7 +112,7 @@ REFUSED: dict[str, tuple[bytes, str]] = {
 def read(path: Path | str, **options) -> list[str | LeftOut]:
     """Returns the documents in an input."""
     reading = Reading(**options)
-    pieces = list(list_pieces((str(path),), "unused", reading))
+    pieces = list(list_pieces((str(path),), "unused", reading, Counter()))
     return [text for piece in pieces for text in read_documents(piece, reading)]
 
 
@@ -238,13 +239,13 @@ def test_missing_field_is_found_before_reading(tmp_path):
     pa.parquet.write_table(pa.table({"words": ["a"]}), tmp_path / "2.parquet")
     for name in ("*.jsonl*", "*.parquet"):
         with pytest.raises(UserError, match=r"no field 'text', only 'words'"):
-            list(list_pieces((str(tmp_path / name),), "unused", Reading()))
+            list(list_pieces((str(tmp_path / name),), "unused", Reading(), Counter()))
 
 
 def test_file_changed_while_reading_is_named(tmp_path):
     path = tmp_path / "a.jsonl"
     path.write_bytes(lines("one", "two"))
-    (piece,) = list_pieces((str(path),), "unused", Reading())
+    (piece,) = list_pieces((str(path),), "unused", Reading(), Counter())
     texts = read_documents(piece, Reading())
     assert next(texts) == "one"
     path.write_bytes(lines("one", "two", "three"))
