@@ -24,7 +24,7 @@ _WORDS: tuple[tuple[FileSplit, tuple[str, ...]], ...] = (
     ("validation", ("validation", "valid", "val", "dev")),
     ("test", ("test", "testing")),
 )
-_SPLITS = {word: split for split, words in _WORDS for word in words}
+_SPLITS: dict[str, FileSplit] = {word: split for split, words in _WORDS for word in words}
 _IGNORED = re.compile(
     r"(README|LICEN[SC]E)[^/]*|(dataset_infos?|dataset_dict|state)\.json", re.IGNORECASE
 )
@@ -103,8 +103,9 @@ def _split_of(name: str, kind: FileFormat) -> FileSplit:
 
     In a tree of plain text, only a directory at the top is a split.
     """
-    *places, file = name.split("/")
-    if kind == "text":
-        return _SPLITS.get(places[0].lower(), "train") if places else "train"
-    words = [place.lower() for place in places] + re.split(r"[-._ 0-9]+", file.lower())
-    return next((_SPLITS[word] for word in words if word in _SPLITS), "train")
+    *places, file = name.lower().split("/")
+    words = places[:1] if kind == "text" else [*places, *re.split(r"[-._ 0-9]+", file)]
+    for word in words:
+        if word in _SPLITS:
+            return _SPLITS[word]
+    return "train"

@@ -7,7 +7,7 @@ A sample's text is the `.txt` member, else the text field of the `.json` member.
 import itertools
 import tarfile
 from collections.abc import Iterator
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from stackjax.data.compression import DAMAGED, opened
 from stackjax.data.formats import is_compressed
@@ -49,6 +49,9 @@ def _read_samples(file: BinaryIO, source: str, reading: Reading) -> Iterator[str
                 yield _text_of(fields, reading.text_field)
             except BadRow as error:
                 yield leave_out(error, reading, lambda place=place: place)
+        stream: Any = archive.fileobj
+        if stream.tell() == archive.offset:  # Else the last block read is the end.
+            raise tarfile.ReadError("it ends without an end block")
 
 
 def _text_of(fields: dict[str, bytes], text_field: str) -> str:

@@ -2,6 +2,7 @@
 
 import contextlib
 import glob
+import io
 import os
 from collections.abc import Iterator
 from typing import Any, BinaryIO
@@ -10,6 +11,7 @@ from fsspec.core import url_to_fs
 
 from stackjax.files.storage import is_remote
 
+BUFFER_BYTES = 2**20
 Stamp = tuple[int, int]
 """Size in bytes, and a number that changes with the contents."""
 
@@ -23,7 +25,7 @@ def open_input(path: str) -> Iterator[BinaryIO]:
         return
     file_system, name = _file_system(path)
     with file_system.open(name, "rb") as file:
-        yield file
+        yield io.BufferedReader(file, BUFFER_BYTES)
 
 
 def stamp_of(path: str) -> Stamp:

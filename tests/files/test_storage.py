@@ -329,11 +329,6 @@ def test_unknown_scheme_is_one_line(call):
         call("foo://bucket/run")
 
 
-def test_inputs_in_a_bucket_are_refused(tmp_path):
-    with pytest.raises(ValueError, match=r"'gs://bucket/a.txt' is in a bucket; mount it"):
-        prepare_from("gs://bucket/a.txt", str(tmp_path / "out"))
-
-
 def test_bucket_without_permission_is_one_line(world, gcs, run_main):
     code, _, error = run_main(train.main, *world.args("gs://forbidden/run"))
     assert code == 2
