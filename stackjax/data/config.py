@@ -43,9 +43,9 @@ class PrepareConfig(Checked):
         tyro.conf.Positional,
         tyro.conf.arg(name="paths", metavar="INPUT... OUTPUT"),
     ]
-    """The inputs, then the output directory. An input is tfds:NAME, or a file or glob: .jsonl,
-    .ndjson, .json (also with .gz or .zst), .parquet, or plain text with one document per
-    file."""
+    """The inputs, then the output directory. An input is tfds:NAME, or a file, directory or
+    glob: .jsonl, .ndjson, .json (also with .gz or .zst), .parquet, .tar, tokens in .bin, or
+    plain text with one document per file."""
     tokenizer: Text
     """`bytes`, a Hugging Face tokenizer.json, a SentencePiece .model, or a Hugging Face folder
     with a tokenizer."""

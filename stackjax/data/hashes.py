@@ -4,9 +4,13 @@ A file has different hashes in increasing order, as little-endian uint64. Hashes
 equal ranges of values are blocks of about the same size.
 """
 
+import bisect
+import contextlib
 import hashlib
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
@@ -24,17 +28,23 @@ def hash_document(data: bytes) -> int:
 
 def write_hashes(path: Path, hashes: Sequence[int]) -> int:
     """Writes hashes from any order, without repeats; returns the number written."""
-    different = np.unique(np.asarray(hashes, DTYPE))
+    different = _different(np.asarray(hashes, DTYPE))
     different.tofile(path)
     return len(different)
+
+
+def _different(hashes: np.ndarray) -> np.ndarray:
+    """Returns sorted hashes without repeats; several times faster than `np.unique`."""
+    ordered = np.sort(hashes)
+    return ordered[np.concatenate([[True], ordered[1:] != ordered[:-1]])[: len(ordered)]]
 
 
 def merge_hashes(paths: Sequence[Path], target: Path) -> int:
     """Writes the union of files, and returns the number of hashes."""
     count = 0
     with open(target, "wb") as file:
-        for block in _blocks([_open(path) for path in paths]):
-            hashes = np.unique(np.concatenate(block))
+        for block in _blocks(paths):
+            hashes = _different(np.concatenate(block))
             file.write(hashes.tobytes())
             count += len(hashes)
     return count
@@ -43,8 +53,7 @@ def merge_hashes(paths: Sequence[Path], target: Path) -> int:
 def count_shared(first: Path, second: Path) -> int:
     """Returns the number of hashes in both files."""
     return sum(
-        len(np.intersect1d(*block, assume_unique=True))
-        for block in _blocks([_open(first), _open(second)])
+        len(np.intersect1d(*block, assume_unique=True)) for block in _blocks([first, second])
     )
 
 
@@ -55,18 +64,31 @@ def side_file(path: Path) -> SideFile:
     return SideFile(file=path.name, bytes=path.stat().st_size, sha256=digest)
 
 
-def _open(path: Path) -> np.ndarray:
-    # An empty file cannot be mapped.
-    return np.memmap(path, DTYPE, "r") if path.stat().st_size else np.empty(0, DTYPE)
-
-
-def _blocks(files: list[np.ndarray]) -> Iterator[list[np.ndarray]]:
+def _blocks(paths: Sequence[Path]) -> Iterator[list[np.ndarray]]:
     """Yields the part of each file in a range of values, for all ranges in order."""
-    num_blocks = -(-sum(map(len, files)) // BLOCK)
-    starts = [0] * len(files)
-    for i in range(1, num_blocks + 1):
-        top = np.uint64(i * 2**64 // num_blocks - 1)
-        stops = [int(np.searchsorted(file, top, side="right")) for file in files]
-        spans = zip(files, starts, stops, strict=True)
-        yield [np.asarray(file[start:stop]) for file, start, stop in spans]
-        starts = stops
+    with contextlib.ExitStack() as stack:
+        # A memory map would keep the pages of all files in memory.
+        files = [stack.enter_context(open(path, "rb")) for path in paths]
+        sizes = [path.stat().st_size // DTYPE.itemsize for path in paths]
+        num_blocks = -(-sum(sizes) // BLOCK)
+        starts = [0] * len(files)
+        for i in range(1, num_blocks + 1):
+            top = i * 2**64 // num_blocks - 1
+            spans = zip(files, starts, sizes, strict=True)
+            stops = [_first_above(top, file, start, size) for file, start, size in spans]
+            spans = zip(files, starts, stops, strict=True)
+            yield [_read(file, start, stop) for file, start, stop in spans]
+            starts = stops
+
+
+def _first_above(value: int, file: BinaryIO, start: int, size: int) -> int:
+    """Returns the index of the first hash above a value."""
+    return bisect.bisect_right(
+        range(size), value, lo=start, key=lambda index: int(_read(file, index, index + 1)[0])
+    )
+
+
+def _read(file: BinaryIO, start: int, stop: int) -> np.ndarray:
+    """Returns the hashes from `start` to `stop`."""
+    size = DTYPE.itemsize
+    return np.frombuffer(os.pread(file.fileno(), size * (stop - start), size * start), DTYPE)

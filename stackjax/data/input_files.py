@@ -53,20 +53,21 @@ def find_files(name: str, left_out: Counter[str]) -> list[InputFile]:
     if is_directory(name):
         return list(_files_in(name.rstrip("/"), left_out))
     paths = [name] if is_there(name) else match_files(name)
-    paths = [path for path in paths if not _is_companion(path, paths)]
+    paths = _without_indices(paths)
     if not paths:
         raise UserError(f"input {name!r} matches no file.")
     return [InputFile(path) for path in paths]
 
 
-def _is_companion(path: str, paths: list[str]) -> bool:
-    """Returns whether a file is the index beside a Megatron file that is read anyway."""
-    return path.lower().endswith(".idx") and f"{path[:-4]}.bin" in set(paths)
+def _without_indices(paths: list[str]) -> list[str]:
+    """Returns the paths without those of an index beside a Megatron file."""
+    found = set(paths)
+    return [path for path in paths if path[-4:] != ".idx" or f"{path[:-4]}.bin" not in found]
 
 
 def _files_in(directory: str, left_out: Counter[str]) -> Iterator[InputFile]:
     names = sorted(name for name in walk_files(directory) if not _is_ignored(name))
-    names = [name for name in names if not _is_companion(name, names)]
+    names = _without_indices(names)
     if not names:
         raise UserError(f"input {directory!r} is a directory without data files.")
     kind = _common_format(directory, names)

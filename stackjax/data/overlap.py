@@ -37,7 +37,9 @@ def overlap(first: str, second: str) -> Overlap:
       UserError: A data set is missing or damaged, or the hashes are of different kinds.
     """
     manifest = read_manifest(first)
-    check_same_kind(first, manifest.tokenizer.digest, manifest.hashed, second)
+    digest, hashed = manifest.tokenizer.digest, manifest.hashed
+    for path in (first, second):
+        check_same_kind(first, digest, hashed, path)
     with _hashes(first) as ours, _hashes(second) as theirs:
         return Overlap(
             train=count_shared(ours["train"], theirs["train"]),
@@ -55,6 +57,8 @@ def check_same_kind(first: str, digest: str, hashed: str, second: str) -> None:
       hashed: The kind of the first set's hashes.
     """
     other = read_manifest(second)
+    if not all(split.hashes for split in other.splits.values()):
+        raise UserError(f"{second!r} has no document hashes; {again(second)}.")
     if hashed != other.hashed:
         raise UserError(
             f"{first!r} has hashes of {hashed}, and {second!r} of {other.hashed}, so their "
@@ -73,8 +77,7 @@ def _hashes(path: str) -> Iterator[dict[SplitName, Path]]:
     with tempfile.TemporaryDirectory() as scratch:
         found: dict[SplitName, Path] = {}
         for name, split in read_manifest(path).splits.items():
-            if split.hashes is None:
-                raise UserError(f"{path!r} has no document hashes; {again(path)}.")
+            assert split.hashes is not None, "checked by the caller"
             source = epath.Path(path) / split.hashes.file
             if source.stat().length != split.hashes.bytes:
                 raise UserError(f"{str(source)!r} is damaged; {again(path)}.")

@@ -69,12 +69,13 @@ def prepare(config: PrepareConfig) -> Manifest:
         undo_join(staging / PARTS, staging / TARGET, len(parts))
         finished = finished_parts(staging / PARTS, len(parts), reading)
         _write_parts(config, tokenizer.digest, staging, parts, set(finished))
+        manifest = _join(tokenizer, staging, len(parts))
         manifest = dataclasses.replace(
-            _join(tokenizer, staging, len(parts)),
+            manifest,
             validation_fraction=config.validation_fraction,
             hashed=hashed,
+            left_out={**manifest.left_out, **unread},
         )
-        manifest.left_out.update(unread)
         write_manifest(str(staging / TARGET), manifest)
         _print_counts(config, manifest, str(staging / TARGET))
         if is_remote(output):
