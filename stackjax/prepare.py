@@ -12,7 +12,8 @@ def main() -> None:
         from stackjax.data.prepare import prepare
 
         for name, split in prepare(options).splits.items():
-            print(f"{name}: {split.tokens} tokens in {split.documents} documents")
+            repeated = f" ({split.duplicates} duplicates)" if split.duplicates else ""
+            print(f"{name}: {split.tokens} tokens in {split.documents} documents{repeated}")
 
 
 if __name__ == "__main__":

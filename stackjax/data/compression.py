@@ -1,22 +1,30 @@
 """Compressed files as streams; a truncated file is an error."""
 
 import contextlib
-import gzip
 import io
-import os
 import zlib
 from collections.abc import Iterator
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Final
 
 import zstandard
 
-from stackjax.runtime.errors import UserError
+from stackjax.data.text_field import BadRow
+from stackjax.files.input_file import open_input, stamp_of
 
 INPUT_BYTES = 2**14
 """Compressed bytes per read: few, since each may become 32 KiB."""
 BUFFER_BYTES = 2**20
+DAMAGED: Final = "damaged rest of a file"
 # The maximum of the zstd command, `--long=31`.
 _MAX_WINDOW = 2**31
+_GZIP = 16 + zlib.MAX_WBITS
+
+
+@contextlib.contextmanager
+def opened(path: str, is_compressed: bool) -> Iterator[BinaryIO]:
+    """Yields a file, decompressed if necessary."""
+    with open_compressed(path) if is_compressed else open_input(path) as file:
+        yield file
 
 
 @contextlib.contextmanager
@@ -24,19 +32,38 @@ def open_compressed(path: str) -> Iterator[io.BufferedReader]:
     """Yields the decompressed `.gz` or `.zst` file, with all members or frames.
 
     Raises:
-      UserError: The file is damaged or truncated.
+      BadRow: The file is damaged or truncated.
     """
-    if os.path.getsize(path) == 0:
-        raise UserError(f"{path!r} is truncated: it is empty; copy it again.")
-    is_gzip = path.lower().endswith((".gz", ".gzip"))
+    if stamp_of(path)[0] == 0:
+        raise BadRow("the archive is truncated: it is empty; copy it again.", DAMAGED)
+    is_gzip = path.lower().endswith((".gz", ".gzip", ".tgz"))
     try:
-        with open(path, "rb") as file:
-            raw: Any = gzip.GzipFile(fileobj=file) if is_gzip else _Stream(_zstd_chunks(file))
-            yield io.BufferedReader(raw, BUFFER_BYTES)
+        with open_input(path) as file:
+            chunks = _gzip_chunks(file) if is_gzip else _zstd_chunks(file)
+            yield io.BufferedReader(_Stream(chunks), BUFFER_BYTES)
     except EOFError as error:
-        raise UserError(f"{path!r} is truncated: {error}; copy it again.") from error
-    except (gzip.BadGzipFile, zlib.error, zstandard.ZstdError) as error:
-        raise UserError(f"{path!r} cannot be read: {error}.") from error
+        raise BadRow(f"the archive is truncated: {error}; copy it again.", DAMAGED) from error
+    except (zlib.error, zstandard.ZstdError) as error:
+        raise BadRow(f"the archive cannot be read: {error}.", DAMAGED) from error
+
+
+def _gzip_chunks(file: BinaryIO) -> Iterator[bytes]:
+    """Yields the decompressed members; EOFError if the last member is truncated.
+
+    Unlike `gzip.GzipFile`, yields all data before the damage.
+    """
+    member, data = None, b""
+    while data := data or file.read(INPUT_BYTES):
+        if member is None:
+            data = data.lstrip(b"\0")  # Padding.
+            if not data:
+                continue
+            member = zlib.decompressobj(_GZIP)
+        yield member.decompress(data)
+        data = member.unused_data if member.eof else b""
+        member = None if member.eof else member
+    if member is not None:
+        raise EOFError("the file ends within a member")
 
 
 def _zstd_chunks(file: BinaryIO) -> Iterator[bytes]:

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from stackjax.data.text_field import NullTexts
+from stackjax.data.text_field import Treatment
 from stackjax.runtime.constraints import Checked, OnlyWith
 from stackjax.runtime.errors import UserError
 from stackjax.runtime.numbers import NonNegative, Positive, Text
@@ -110,16 +110,20 @@ class PrepareConfig(Checked):
         tyro.conf.Positional,
         tyro.conf.arg(name="paths", metavar="INPUT... OUTPUT"),
     ]
-    """The inputs, then the output directory. An input is tfds:NAME, or a file or glob: .jsonl,
-    .ndjson, .json (also with .gz or .zst), .parquet, or plain text with one document per
-    file."""
+    """The inputs, then the output directory. An input is tfds:NAME, or a file, directory or
+    glob: .jsonl, .ndjson, .json (also with .gz or .zst), .parquet, .tar, tokens in .bin, or
+    plain text with one document per file."""
     tokenizer: Text
     """`bytes`, a Hugging Face tokenizer.json, a SentencePiece .model, or a Hugging Face folder
     with a tokenizer."""
     text_field: Text = "text"
-    """Field, column or feature with the text."""
-    null_texts: NullTexts = "refuse"
-    """Whether a row with a null text is an error, or is skipped and counted."""
+    """Field, column or feature with the text; dots lead into nested fields."""
+    on_missing: Treatment = "refuse"
+    """Whether a row with a null text, or without the field, is an error or skipped and
+    counted."""
+    on_invalid: Treatment = "refuse"
+    """Whether an unreadable row, or the rest of a damaged file, is an error or skipped and
+    counted."""
     validation_fraction: Annotated[float, Real(at_least=0, less_than=1)] = 0.005
     """Fraction of documents for validation, selected by a text hash. TFDS datasets with a
     validation split keep this split."""
@@ -127,6 +131,8 @@ class PrepareConfig(Checked):
     """Number of worker processes; by default one per core."""
     end_token: Text | None = None
     """Token after each document; by default a common end token in the vocabulary."""
+    compare_with: tuple[Text, ...] = ()
+    """Other data sets; the numbers of documents shared with each are printed."""
 
     @property
     def inputs(self) -> tuple[str, ...]:

@@ -1,13 +1,14 @@
 """Documents from JSON lines: a JSON object per line, optionally compressed."""
 
-import contextlib
 import json
 from collections.abc import Iterator
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
-from stackjax.data.compression import open_compressed
+from stackjax.data.compression import opened
+from stackjax.data.formats import is_compressed
 from stackjax.data.piece import Piece
-from stackjax.data.text_field import NullTexts, check_names, text_of
+from stackjax.data.text_field import BadRow, LeftOut, Reading, find_field, leave_out, text_of
+from stackjax.files.input_file import open_input
 from stackjax.runtime.errors import UserError
 
 FIRST_LINE_BYTES = 2**20
@@ -16,17 +17,30 @@ _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _DECODER = json.JSONDecoder(parse_int=float)
 
 
-def check_first_line(
-    path: str, is_compressed: bool, text_field: str, null_texts: NullTexts
-) -> None:
-    """Raises UserError if a file is not JSON lines, or the first line has no text.
+def check_first_line(path: str, reading: Reading) -> None:
+    """Raises UserError if a file is not JSON lines, or the first line is refused.
 
     First lines above 1 MiB are checked later, while reading.
     """
-    with _opened(path, is_compressed) as file:
-        number, line = 1, file.readline(FIRST_LINE_BYTES)
-        while line and not line.strip():
-            number, line = number + 1, file.readline(FIRST_LINE_BYTES)
+    try:
+        with opened(path, is_compressed(path)) as file:
+            number, line = 1, file.readline(FIRST_LINE_BYTES)
+            while line and not line.strip():
+                number, line = number + 1, file.readline(FIRST_LINE_BYTES)
+    except BadRow as error:
+        leave_out(error, reading, lambda: f"{path!r}")
+        return
+    if reading.on_invalid == "refuse":
+        _check_format(path, line)
+    if line and (line.endswith(b"\n") or len(line) < FIRST_LINE_BYTES):
+        try:
+            text_of_json(line, reading.text_field)
+        except BadRow as error:
+            leave_out(error, reading, lambda: f"{path!r}, line {number}")
+
+
+def _check_format(path: str, line: bytes) -> None:
+    """Raises UserError if the first line is from another format."""
     if line.startswith((b"\xff\xfe", b"\xfe\xff")) or b"\0" in line:
         raise UserError(
             f"{path!r} is not UTF-8 text, perhaps UTF-16; convert it: "
@@ -36,33 +50,29 @@ def check_first_line(
         raise UserError(
             f"{path!r} is a JSON array, not JSON lines; convert it: jq -c '.[]' {path}"
         )
-    if line and (line.endswith(b"\n") or len(line) < FIRST_LINE_BYTES):
-        try:
-            _text_of_line(line, text_field, null_texts)
-        except UserError as error:
-            raise UserError(f"{path!r}, line {number}: {error}") from error
 
 
-def read_json_lines(
-    piece: Piece, text_field: str, null_texts: NullTexts
-) -> Iterator[str | None]:
+def read_json_lines(piece: Piece, reading: Reading) -> Iterator[str | LeftOut]:
     """Yields the text in each line; skips blank lines."""
-    is_compressed = piece.format == "compressed_jsonl"
-    with _opened(piece.source, is_compressed) as file:
-        lines = file if is_compressed else _lines_between(file, piece.start, piece.stop)
-        for count, line in enumerate(lines):
-            if line.strip():
-                try:
-                    yield _text_of_line(line, text_field, null_texts)
-                except UserError as error:
-                    number = _first_line(piece) + count
-                    raise UserError(f"{piece.source!r}, line {number}: {error}") from error
+    is_whole = piece.format == "compressed_jsonl"
+    try:
+        with opened(piece.source, is_whole) as file:
+            lines = file if is_whole else _lines_between(file, piece.start, piece.stop)
+            for count, line in enumerate(lines):
+                if line.strip():
+                    yield _read_line(line, piece, count, reading)
+    except BadRow as error:
+        yield leave_out(error, reading, lambda: f"{piece.source!r}")
 
 
-@contextlib.contextmanager
-def _opened(path: str, is_compressed: bool) -> Iterator[BinaryIO]:
-    with open_compressed(path) if is_compressed else open(path, "rb") as file:
-        yield file
+def _read_line(line: bytes, piece: Piece, count: int, reading: Reading) -> str | LeftOut:
+    def place() -> str:
+        return f"{piece.source!r}, line {_first_line(piece) + count}"
+
+    try:
+        return text_of_json(line, reading.text_field)
+    except BadRow as error:
+        return leave_out(error, reading, place)
 
 
 def _lines_between(file: BinaryIO, start: int, stop: int) -> Iterator[bytes]:
@@ -79,30 +89,38 @@ def _first_line(piece: Piece) -> int:
     """Returns the line number at the start of a piece, from 1."""
     if piece.start == 0:
         return 1
-    with open(piece.source, "rb") as file:
+    with open_input(piece.source) as file:
         return 1 + sum(1 for _ in _lines_between(file, 0, piece.start))
 
 
-def _text_of_line(line: bytes, text_field: str, null_texts: NullTexts) -> str | None:
-    row = _parse(line)
+def text_of_json(data: bytes, text_field: str) -> str:
+    """Returns the text in a JSON object.
+
+    Raises:
+      BadRow: The data is not a JSON object with a text.
+    """
+    row = _parse(data)
     if not isinstance(row, dict):
-        raise UserError(f"not a JSON object but {type(row).__name__}.")
-    check_names(row, text_field)
-    if line.count(f'"{text_field}"'.encode()) > 1:
-        _check_field_once(line, text_field)
-    return text_of(row[text_field], text_field, null_texts)
+        message = f"not a JSON object but {type(row).__name__}."
+        raise BadRow(message, "not a JSON object")
+    text = find_field(row, text_field)
+    names = [text_field] if text_field in row else text_field.split(".")
+    if any(data.count(json.dumps(name).encode()) > 1 for name in names):
+        _check_field_once(data, names)
+    return text_of(text, text_field)
 
 
 def _parse(line: bytes) -> object:
-    """Returns the JSON value in a line; UserError for invalid JSON."""
+    """Returns the JSON value in a line; BadRow for invalid JSON."""
     try:
         return _DECODER.decode(line.removeprefix(_BYTE_ORDER_MARK).decode("utf-8"))
     except UnicodeDecodeError as error:
-        raise UserError(f"not UTF-8: {error}.") from error
+        raise BadRow(f"not UTF-8: {error}.", "not UTF-8") from error
     except RecursionError as error:
-        raise UserError("JSON that is nested too deep.") from error
+        raise BadRow("JSON that is nested too deep.", "nested too deep") from error
     except json.JSONDecodeError as error:
-        raise UserError(f"not JSON: {error.msg}, column {error.colno}{_hint(line)}.") from error
+        message = f"not JSON: {error.msg}, column {error.colno}{_hint(line)}."
+        raise BadRow(message, "not JSON") from error
 
 
 def _hint(line: bytes) -> str:
@@ -114,13 +132,18 @@ def _hint(line: bytes) -> str:
     return ""
 
 
-def _check_field_once(line: bytes, text_field: str) -> None:
-    """Raises UserError if a line has the text field twice (Python would use the last)."""
+def _check_field_once(data: bytes, names: list[str]) -> None:
+    """Raises BadRow if an object has a field on the path twice (Python would use the last)."""
+    pairs: Any = json.JSONDecoder(parse_int=float, object_pairs_hook=_Pairs).decode(
+        data.removeprefix(_BYTE_ORDER_MARK).decode("utf-8")
+    )
+    for name in names:
+        found = [value for key, value in pairs if key == name]
+        if len(found) > 1:
+            message = f"the field {name!r} occurs {len(found)} times."
+            raise BadRow(message, "text field given twice")
+        pairs = found[0]
 
-    def count(pairs: list[tuple[str, object]]) -> int:
-        return sum(name == text_field for name, _ in pairs)
 
-    decoder = json.JSONDecoder(parse_int=float, object_pairs_hook=count)
-    times = decoder.decode(line.removeprefix(_BYTE_ORDER_MARK).decode("utf-8"))
-    if times > 1:
-        raise UserError(f"the field {text_field!r} occurs {times} times.")
+class _Pairs(list[tuple[str, object]]):
+    """The fields of a JSON object, with repeats."""

@@ -9,7 +9,6 @@ from etils import epath
 from stackjax.data.manifest import LENGTH_DTYPE, LengthsFile, Shard
 from stackjax.runtime.errors import UserError
 
-SUFFIX = ".lengths"
 MAX_LENGTH = np.iinfo(LENGTH_DTYPE).max
 
 

@@ -18,8 +18,9 @@ from stackjax.runtime.errors import UserError
 from stackjax.tokenizer.tokenizer_info import TokenizerInfo
 
 MANIFEST = "manifest.json"
-FORMAT = 2
+FORMAT = 3
 RECORD_TOKENS = 2048
+LENGTHS_SUFFIX = ".lengths"
 LENGTH_DTYPE = np.dtype("<u4")
 """Dtype of document lengths on disk."""
 _SEAL = "checksum"
@@ -70,10 +71,27 @@ class Shard:
         """The file names of the shard and the lengths."""
         return self.file, self.lengths.file
 
+    def with_name(self, name: str) -> "Shard":
+        """Returns the shard with another name of the file; that of the lengths follows."""
+        lengths = dataclasses.replace(self.lengths, file=f"{name}{LENGTHS_SUFFIX}")
+        return dataclasses.replace(self, file=name, lengths=lengths)
+
     @property
     def num_bytes(self) -> int:
         """Size of both files in bytes."""
         return self.bytes + self.lengths.bytes
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SideFile:
+    """A file beside the shards."""
+
+    file: str
+    """File name within the directory."""
+    bytes: int
+    """File size in bytes."""
+    sha256: str
+    """SHA-256 of the file."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -86,6 +104,10 @@ class Split:
     """Number of documents; each has an end token."""
     shards: tuple[Shard, ...]
     """The files, in stream order."""
+    duplicates: int = 0
+    """Documents whose hash occurred before in this split."""
+    hashes: SideFile | None = None
+    """The different document hashes, sorted, 8 bytes each; None if not counted."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -102,12 +124,24 @@ class Manifest:
     """Tokens per record."""
     splits: dict[SplitName, Split]
     """The splits by name."""
+    validation_fraction: float | None = None
+    """The fraction of documents for validation; None if unknown."""
+    hashed: Literal["text", "tokens"] = "text"
+    """Content behind the document hashes."""
+    shared_documents: int = 0
+    """Different document hashes in both splits."""
+    left_out: dict[str, int] = dataclasses.field(default_factory=dict)
+    """Rows, documents and files of the inputs outside the data set, by reason."""
+    inputs: SideFile | None = None
+    """The counts by input file; None if not counted."""
 
     @property
     def files(self) -> list[str]:
-        """All file names of shards and lengths."""
-        shards = (shard for split in self.splits.values() for shard in split.shards)
-        return [file for shard in shards for file in shard.files]
+        """All file names, without the manifest and the tokenizer."""
+        shards = [shard for split in self.splits.values() for shard in split.shards]
+        sides = [*(split.hashes for split in self.splits.values()), self.inputs]
+        names = [file for shard in shards for file in shard.files]
+        return names + [side.file for side in sides if side is not None]
 
     @property
     def digest(self) -> str:
@@ -189,11 +223,24 @@ def _faults(manifest: Manifest) -> Iterator[str]:
             yield f"splits.{name}.tokens is {split.tokens}, not the sum over its shards"
         if not 0 <= split.documents <= split.tokens:
             yield f"splits.{name}.documents is {split.documents}, outside 0..{split.tokens}"
+        if not 0 <= split.duplicates <= split.documents:
+            yield f"splits.{name}.duplicates is {split.duplicates}, more than the documents"
+        size = 8 * (split.documents - split.duplicates)
+        if split.hashes is not None and split.hashes.bytes != size:
+            yield f"splits.{name}.hashes has {split.hashes.bytes} bytes, not {size}"
         for shard in split.shards:
             for fault in _faults_of_shard(shard, manifest.record_tokens, num_bytes):
                 yield f"shard {shard.file[:60]!r} of split {name!r} has {fault}"
         if split.documents != sum(shard.lengths.documents for shard in split.shards):
             yield f"splits.{name}.documents is {split.documents}, not the number of lengths"
+    if not 0 <= (manifest.validation_fraction or 0) < 1:
+        yield f"validation_fraction is {manifest.validation_fraction}, outside 0..1"
+    if min(manifest.left_out.values(), default=0) < 0:
+        yield "left_out has a negative count"
+    sides = [split.hashes for split in manifest.splits.values()] + [manifest.inputs]
+    for side in filter(None, sides):
+        if side.bytes < 0 or "/" in side.file or not re.fullmatch("[0-9a-f]{64}", side.sha256):
+            yield f"file {side.file[:60]!r} has an invalid name, size or hash"
     if len({MANIFEST, *manifest.files}) <= len(manifest.files):
         yield "two files have the same name"
 

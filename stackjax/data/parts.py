@@ -5,12 +5,10 @@ import itertools
 import shutil
 import sys
 import time
-from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from stackjax.data.piece import Piece
-from stackjax.data.shards import ShardsOfPart
 from stackjax.runtime.progress_bar import progress_bar
 
 PART_BYTES = 2**24
@@ -31,21 +29,6 @@ class Part:
     def num_bytes(self) -> int:
         """Approximate text size in bytes."""
         return sum(piece.num_bytes for piece in self.pieces)
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class WrittenPart:
-    """A part's shards."""
-
-    shards: ShardsOfPart
-    """Shard and document count by split."""
-    left_out: Counter[str]
-    """Skipped rows, by reason."""
-
-    @property
-    def num_bytes(self) -> int:
-        """Total file size in bytes."""
-        return sum(shard.num_bytes for shard, _ in self.shards.values())
 
 
 def tell_listing(pieces: Iterable[Piece]) -> Iterator[Piece]:
@@ -71,25 +54,25 @@ def group_pieces(pieces: list[Piece]) -> list[Part]:
 
 
 def show_progress(
-    parts: list[Part], written: Iterable[tuple[int, WrittenPart]]
-) -> Iterator[tuple[int, WrittenPart]]:
-    """Yields the parts; shows a progress bar on a terminal, or log lines elsewhere."""
+    parts: list[Part], written: Iterable[tuple[int, int]]
+) -> Iterator[tuple[int, int]]:
+    """Yields index and written bytes of each part; shows a progress bar, or log lines."""
     total = sum(part.num_bytes for part in parts)
     with progress_bar("preparing", total, in_bytes=True, in_log=True) as advance:
-        for index, part in written:
-            yield index, part
+        for index, num_bytes in written:
+            yield index, num_bytes
             advance(parts[index].num_bytes)
 
 
 def warn_if_disk_is_small(
-    parts: list[Part], staging: Path, written: Iterable[tuple[int, WrittenPart]]
-) -> Iterator[tuple[int, WrittenPart]]:
-    """Yields the parts; warns once if the disk is too small for the remaining parts."""
+    parts: list[Part], staging: Path, written: Iterable[tuple[int, int]]
+) -> Iterator[tuple[int, int]]:
+    """Yields index and written bytes of each part; warns once if the disk is too small."""
     total, read, wrote, is_told = sum(part.num_bytes for part in parts), 0, 0, False
-    for index, part in written:
-        yield index, part
+    for index, num_bytes in written:
+        yield index, num_bytes
         read += parts[index].num_bytes
-        wrote += part.num_bytes
+        wrote += num_bytes
         to_come = wrote * (total - read) / max(read, 1)
         free = shutil.disk_usage(staging).free
         if to_come > free and not is_told:

@@ -6,10 +6,14 @@ from typing import Literal
 
 PIECE_BYTES = 2**24
 
-Format = Literal["text", "jsonl", "compressed_jsonl", "parquet", "tfds"]
+Format = Literal[
+    "text", "jsonl", "compressed_jsonl", "parquet", "tar", "token_stream", "megatron", "tfds"
+]
+
+TOKEN_FORMATS: tuple[Format, ...] = ("token_stream", "megatron")
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class Piece:
     """A range of documents in a single input."""
 
@@ -20,17 +24,18 @@ class Piece:
     input: str = ""
     """The INPUT on the command line, such as a glob."""
     start: int = 0
-    """First byte (jsonl), row group (parquet) or example (tfds)."""
+    """First byte (jsonl), row group (parquet), token (token_stream), document (megatron) or
+    example (tfds)."""
     stop: int = 0
     """The end, exclusive."""
     num_bytes: int
     """Approximate text size in bytes."""
-    stamp: tuple[int, int] | None = None
-    """File size and modification time at listing."""
+    stamp: tuple[int, ...] | None = None
+    """File size and version at listing."""
     tfds_split: str | None = None
     """TFDS split name."""
     held_out: bool | None = None
-    """Whether the documents are for validation; None lets `choose_split` decide."""
+    """Whether the documents are for validation; None lets their hashes decide."""
     data_dir: str | None = None
     """TFDS directory; None is the TFDS default."""
 

@@ -10,9 +10,19 @@ import numpy as np
 from array_record.python.array_record_module import ArrayRecordWriter
 
 from stackjax.data import packing
-from stackjax.data.lengths import SUFFIX, LengthsWriter
-from stackjax.data.manifest import RECORD_TOKENS, SPLITS, Shard, SplitName, TokenDtype
+from stackjax.data.document import Document
+from stackjax.data.lengths import LengthsWriter
+from stackjax.data.manifest import (
+    LENGTHS_SUFFIX,
+    RECORD_TOKENS,
+    SPLITS,
+    Shard,
+    SplitName,
+    TokenDtype,
+)
+from stackjax.data.part_counts import PartCounts
 from stackjax.data.shard_hash import ShardHash
+from stackjax.data.text_field import NO_TOKENS
 from stackjax.runtime.errors import UserError
 from stackjax.tokenizer.tokenizer import Tokenizer
 
@@ -33,7 +43,7 @@ class ShardWriter:
         self._rest = np.empty(0, self._dtype)
         self._records = self._tokens = 0
         self._hash = ShardHash()
-        self._lengths = LengthsWriter(path.with_name(path.name + SUFFIX))
+        self._lengths = LengthsWriter(path.with_name(path.name + LENGTHS_SUFFIX))
 
     def write(self, tokens: np.ndarray, lengths: np.ndarray | None = None) -> None:
         """Appends documents to the stream.
@@ -87,24 +97,17 @@ def _as_os_error(path: Path) -> Iterator[None]:
 
 
 def write_shards(
-    documents: Iterator[tuple[SplitName, str]],
-    tokenizer: Tokenizer,
-    stem: Path,
-    left_out: Counter[str],
+    documents: Iterator[Document], tokenizer: Tokenizer, stem: Path, counts: PartCounts
 ) -> ShardsOfPart:
     """Writes documents to a shard per split, named `stem.SPLIT`.
 
     Args:
-      documents: Pairs (split, text).
-      left_out: Counts documents skipped for a lack of tokens.
+      counts: Counts the documents, and those skipped for a lack of tokens.
     """
     writers: dict[SplitName, ShardWriter] = {}
-    counts = Counter[SplitName]()
-    for split, texts in _group_by_split(documents):
-        encoded = [_encode(tokenizer, text) for text in texts]
-        encoded = [tokens for tokens in encoded if len(tokens)]
-        if empty := len(texts) - len(encoded):
-            left_out["documents without a token"] += empty
+    num_documents = Counter[SplitName]()
+    for split, group in _group_by_split(documents):
+        encoded = list(_encode_all(tokenizer, group, counts))
         if not encoded:
             continue
         if split not in writers:
@@ -115,8 +118,8 @@ def write_shards(
             packing.join_documents(encoded, tokenizer.end_id, tokenizer.begin_ids),
             np.array([len(tokens) + num_special for tokens in encoded]),
         )
-        counts[split] += len(encoded)
-    return {split: (writer.close(), counts[split]) for split, writer in writers.items()}
+        num_documents[split] += len(encoded)
+    return {split: (writer.close(), num_documents[split]) for split, writer in writers.items()}
 
 
 def token_dtype(tokenizer: Tokenizer) -> TokenDtype:
@@ -125,16 +128,29 @@ def token_dtype(tokenizer: Tokenizer) -> TokenDtype:
 
 
 def _group_by_split(
-    documents: Iterator[tuple[SplitName, str]],
-) -> Iterator[tuple[SplitName, list[str]]]:
+    documents: Iterator[Document],
+) -> Iterator[tuple[SplitName, list[Document]]]:
     """Yields documents in batches from the same split, in the order of each split."""
     while chunk := list(itertools.islice(documents, DOCUMENTS_AT_A_TIME)):
         for split in SPLITS:
-            yield split, [text for of, text in chunk if of == split]
+            yield split, [document for document in chunk if document.split == split]
 
 
-def _encode(tokenizer: Tokenizer, text: str) -> np.ndarray:
-    tokens = tokenizer.encode(text)
+def _encode_all(
+    tokenizer: Tokenizer, documents: list[Document], counts: PartCounts
+) -> Iterator[np.ndarray]:
+    """Yields the tokens of all documents with tokens."""
+    for document in documents:
+        tokens = _encode(tokenizer, document.content)
+        if len(tokens):
+            counts.add(document)
+            yield tokens
+        else:
+            counts.leave_out(document.source, NO_TOKENS)
+
+
+def _encode(tokenizer: Tokenizer, content: str | np.ndarray) -> np.ndarray:
+    tokens = tokenizer.encode(content) if isinstance(content, str) else content
     if len(tokens) and tokens.max() >= tokenizer.vocab_size:
         raise UserError(
             f"tokenizer {tokenizer.name!r} gave token {tokens.max()}, which its "

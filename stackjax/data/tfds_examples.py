@@ -4,15 +4,13 @@ from collections.abc import Iterator
 from typing import Any
 
 from stackjax.data.piece import Piece, cut
-from stackjax.data.text_field import NullTexts, check_names, text_of
+from stackjax.data.text_field import BadRow, LeftOut, Reading, find_field, leave_out, text_of
 from stackjax.runtime.errors import UserError
 
 STDLIB = "stackjax_stdlib"
 
 
-def list_tfds(
-    name: str, scratch: str, text_field: str, null_texts: NullTexts
-) -> Iterator[Piece]:
+def list_tfds(name: str, scratch: str, reading: Reading) -> Iterator[Piece]:
     """Yields the pieces of the `train` split and, if present, the `validation` split.
 
     Args:
@@ -40,7 +38,7 @@ def list_tfds(
             f"by download_and_prepare with file_format='array_record'.)"
         ) from error
     for index in range(min(1, len(source))):
-        _read_example(source, name, index, text_field, null_texts)
+        _read_example(source, name, index, reading)
     yield from _cut_splits(name, builder.info.splits, data_dir)
 
 
@@ -61,7 +59,7 @@ def _cut_splits(name: str, splits: Any, data_dir: str | None) -> Iterator[Piece]
             )
 
 
-def read_tfds(piece: Piece, text_field: str, null_texts: NullTexts) -> Iterator[str | None]:
+def read_tfds(piece: Piece, reading: Reading) -> Iterator[str | LeftOut]:
     """Yields the texts in a piece."""
     import tensorflow_datasets as tfds
 
@@ -71,16 +69,14 @@ def read_tfds(piece: Piece, text_field: str, null_texts: NullTexts) -> Iterator[
         piece.source, split=piece.tfds_split, data_dir=piece.data_dir, download=False
     )
     for index in range(piece.start, piece.stop):
-        yield _read_example(source, piece.source, index, text_field, null_texts)
+        yield _read_example(source, piece.source, index, reading)
 
 
-def _read_example(
-    source: Any, name: str, index: int, text_field: str, null_texts: NullTexts
-) -> str | None:
+def _read_example(source: Any, name: str, index: int, reading: Reading) -> str | LeftOut:
+    place = f"'tfds:{name}', {index}"
     try:
-        row = source[index]
-        check_names(row, text_field)
-        return text_of(row[text_field], text_field, null_texts)
-    # ArrayRecord raises RuntimeError for damaged files.
-    except (UserError, RuntimeError) as error:
-        raise UserError(f"'tfds:{name}', {index}: {error}") from error
+        return text_of(find_field(source[index], reading.text_field), reading.text_field)
+    except BadRow as error:
+        return leave_out(error, reading, lambda: place)
+    except RuntimeError as error:  # From ArrayRecord, for damaged files.
+        raise UserError(f"{place}: {error}") from error

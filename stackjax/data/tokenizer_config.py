@@ -6,7 +6,7 @@ from typing import Annotated
 
 import tyro
 
-from stackjax.data.text_field import NullTexts
+from stackjax.data.text_field import Treatment
 from stackjax.runtime.constraints import Checked
 from stackjax.runtime.numbers import Size, Text, Tokens
 from stackjax.runtime.ranges import Length
@@ -35,5 +35,7 @@ class TokenizerConfig(Checked):
     hash; by default on all documents."""
     text_field: Text = "text"
     """Field, column or feature with the text."""
-    null_texts: NullTexts = "refuse"
-    """Whether a row with a null text is an error, or is skipped."""
+    on_missing: Treatment = "refuse"
+    """Whether a null text or a missing field is an error, or is skipped."""
+    on_invalid: Treatment = "refuse"
+    """Whether a row that cannot be read is an error, or is skipped."""

@@ -5,6 +5,7 @@ The tokenizer depends only on the inputs and the options, not on the number of t
 
 import dataclasses
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures.process import BrokenProcessPool
 from typing import NamedTuple
@@ -15,6 +16,7 @@ from stackjax.data.document_sample import DocumentSample
 from stackjax.data.documents import list_pieces, read_documents
 from stackjax.data.parts import tell_listing
 from stackjax.data.piece import Piece
+from stackjax.data.text_field import Reading
 from stackjax.data.tokenizer_config import TokenizerConfig
 from stackjax.files.output import check_new_file
 from stackjax.files.storage import replace_text
@@ -73,7 +75,7 @@ def write_tokenizer(config: TokenizerConfig) -> str:
     _check_output(config)
     check_vocabulary(config.vocab_size, config.special_tokens)
     with tempfile.TemporaryDirectory(prefix="stackjax-") as scratch:
-        pieces = list_pieces(config.inputs, scratch, config.text_field, config.null_texts)
+        pieces = list_pieces(config.inputs, scratch, _reading(config), Counter())
         trained = _train_in_process(config, list(tell_listing(pieces)))
     replace_text(epath.Path(config.output), trained.definition)
     return _report(config, trained)
@@ -125,8 +127,8 @@ def _read(
 ) -> Iterator[bytes]:
     """Yields all documents with text, and adds each to the texts of its input."""
     for piece in pieces:
-        for text in read_documents(piece, config.text_field, config.null_texts):
-            if text:
+        for text in read_documents(piece, _reading(config)):
+            if isinstance(text, str) and text:
                 document = text.encode()
                 texts[piece.input].total.add(document)
                 texts[piece.input].sample.add(document)
@@ -134,6 +136,14 @@ def _read(
         advance(piece.num_bytes)
     if not any(each.total.documents for each in texts.values()):
         raise UserError(f"the inputs have no text: {' '.join(config.inputs):.300}.")
+
+
+def _reading(config: TokenizerConfig) -> Reading:
+    return Reading(
+        text_field=config.text_field,
+        on_missing=config.on_missing,
+        on_invalid=config.on_invalid,
+    )
 
 
 def _draw(documents: Iterable[bytes], max_bytes: int) -> Iterator[bytes]:

@@ -5,6 +5,7 @@ In a bucket, the directory is complete once the last file is uploaded.
 
 import contextlib
 import fcntl
+import hashlib
 import os
 import shutil
 from collections.abc import Iterator
@@ -51,20 +52,66 @@ def staging_directory(output: epath.Path) -> Iterator[Path]:
         os.close(lock)
 
 
+@contextlib.contextmanager
+def resumable_directory(staging: Path, output: epath.Path, finished: str) -> Iterator[Path]:
+    """Yields the directory `staging` as an earlier run left it; removed after success.
+
+    A lock keeps other processes out. After a failure, files that match the glob `finished` keep
+    the directory for the next run. Otherwise the directory is removed.
+
+    Raises:
+      FileExistsError: The output exists.
+    """
+    lock = lock_directory(staging)
+    try:
+        _refuse_existing_or_remove(output, staging)
+        yield staging
+        shutil.rmtree(staging, ignore_errors=True)
+    except BaseException:
+        if count := sum(1 for _ in staging.glob(finished)):
+            print(f"kept: {count} finished parts in {staging}; the same command goes on there")
+        else:
+            shutil.rmtree(staging, ignore_errors=True)
+        raise
+    finally:
+        os.close(lock)
+
+
+def _refuse_existing_or_remove(output: epath.Path, staging: Path) -> None:
+    try:
+        refuse_existing(output)
+    except FileExistsError:
+        # Left by a run that was killed after the output was complete.
+        shutil.rmtree(staging, ignore_errors=True)
+        raise
+
+
 def upload(directory: Path, output: epath.Path, last: str) -> None:
     """Uploads the files of a directory, with the file `last` after all others.
 
-    Leftovers from a killed upload are overwritten or removed.
+    After a killed upload of the same files, only missing files are uploaded. Any other
+    leftovers are overwritten or removed.
+
+    Args:
+      last: A file that determines the contents of all others.
 
     Raises:
       FileExistsError: The output has any other files.
     """
     refuse_existing(output)
-    (output / UPLOADING).write_text("Incomplete: the upload is running or was killed.\n")
+    identity = hashlib.sha256((directory / last).read_bytes()).hexdigest()
+    marker, text = output / UPLOADING, f"Incomplete: the upload of {identity} has not ended.\n"
+    goes_on = marker.exists() and marker.read_text() == text
+    if not goes_on:
+        marker.write_text(text)
     names = sorted(path.name for path in directory.iterdir())
 
     def send(name: str) -> None:
-        epath.Path(directory / name).copy(output / name, overwrite=True)
+        source, target = epath.Path(directory / name), output / name
+        # In a bucket, a file is complete or absent.
+        is_there = goes_on and target.exists()
+        if not (is_there and target.stat().length == source.stat().length):
+            source.copy(target, overwrite=True)
 
     with futures.ThreadPoolExecutor(UPLOADS_AT_A_TIME) as pool:
         list(pool.map(send, (name for name in names if name != last)))

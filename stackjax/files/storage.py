@@ -103,6 +103,15 @@ def replace_text(path: epath.Path, text: str) -> None:
     sync_directory(path.parent)
 
 
+def sync_file(path: epath.PathLike) -> None:
+    """Syncs the contents of a file to disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 def sync_directory(directory: epath.PathLike) -> None:
     """Syncs a directory's entries to disk, if the file system supports it."""
     descriptor = os.open(directory, os.O_RDONLY)

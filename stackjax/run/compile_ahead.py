@@ -55,9 +55,9 @@ def compile_ahead(
         while not futures.wait([compiling], seconds).done:
             if stop.is_set():
                 return None
-        is_new = following is not None and following.program not in ahead
-        if jax.default_backend() == "cpu" and is_new:
-            ahead[following.program] = start(following)
+        if jax.default_backend() == "cpu" and following is not None:
+            if following.program not in ahead:
+                ahead[following.program] = start(following)
         return compiling.result()
 
     return step_of

@@ -4,8 +4,8 @@ import hypothesis
 import hypothesis.strategies as st
 import pytest
 
+from stackjax.data.document import choose_split
 from stackjax.data.document_sample import DocumentSample
-from stackjax.data.prepare import choose_split
 
 
 def sample(documents: list[bytes], max_bytes: int) -> list[bytes]:

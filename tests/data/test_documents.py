@@ -2,6 +2,7 @@
 
 import gzip
 import json
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import ClassVar
@@ -16,6 +17,7 @@ import zstandard
 from stackjax.data import documents
 from stackjax.data import piece as pieces_of_inputs
 from stackjax.data.documents import list_pieces, read_documents
+from stackjax.data.text_field import LeftOut, Reading
 from stackjax.runtime.errors import UserError
 
 TEXTS = [f"document {i}: déjà vu\n" * (i % 7 + 1) for i in range(200)]
@@ -68,12 +70,12 @@ INPUTS: dict[str, Callable[[Path, list[str]], str]] = {
 }
 
 
-def read(tmp_path: Path, *inputs, text_field="text", null_texts="refuse") -> list[str | None]:
+def read(tmp_path: Path, *inputs, **options) -> list[str | LeftOut]:
     """Returns all documents in some inputs."""
     names, scratch = tuple(map(str, inputs)), str(tmp_path / "scratch")
-    pieces = list(list_pieces(names, scratch, text_field, null_texts))
-    found = [text for piece in pieces for text in read_documents(piece, text_field, null_texts)]
-    return found
+    reading = Reading(**options)
+    pieces = list(list_pieces(names, scratch, reading, Counter()))
+    return [text for piece in pieces for text in read_documents(piece, reading)]
 
 
 @pytest.mark.parametrize("piece_bytes", [1, 7, 300, 10**9])
@@ -87,10 +89,10 @@ def test_documents_round_trip_in_every_format(tmp_path, monkeypatch, name, piece
 def test_splittable_formats_are_split(tmp_path, monkeypatch, name):
     monkeypatch.setattr(pieces_of_inputs, "PIECE_BYTES", 300)
     path = INPUTS[name](tmp_path / name, TEXTS)
-    pieces = list(list_pieces((path,), str(tmp_path), "text"))
+    pieces = list(list_pieces((path,), str(tmp_path), Reading(), Counter()))
     assert len(pieces) > 5
     assert all(piece.num_bytes > 0 for piece in pieces)
-    assert pieces == list(list_pieces((path,), str(tmp_path), "text"))
+    assert pieces == list(list_pieces((path,), str(tmp_path), Reading(), Counter()))
 
 
 def test_inputs_keep_their_order_and_globs_are_sorted(tmp_path):
@@ -171,8 +173,8 @@ def tiny(tfds_home) -> Callable[[str], str]:
 def test_tfds_dataset_keeps_order_and_splits(tmp_path, tiny, monkeypatch, name, piece_bytes):
     monkeypatch.setattr(pieces_of_inputs, "PIECE_BYTES", piece_bytes)
     found: dict[bool | None, list[str]] = {}
-    for piece in list_pieces((tiny(name),), str(tmp_path), "text"):
-        found.setdefault(piece.held_out, []).extend(read_documents(piece, "text"))
+    for piece in list_pieces((tiny(name),), str(tmp_path), Reading(), Counter()):
+        found.setdefault(piece.held_out, []).extend(read_documents(piece, Reading()))
     split = {False: TEXTS[:50], True: TEXTS[50:60]}
     assert found == (split if name == "split" else {None: TEXTS[:50]})
 
@@ -269,11 +271,11 @@ def test_file_in_two_inputs_is_refused(tmp_path, monkeypatch, inputs):
     with pytest.raises(
         UserError, match=r"(a\.txt|tfds:x)', which input .* names too; it would"
     ):
-        list(list_pieces(inputs, "", "text"))
+        list(list_pieces(inputs, "", Reading(), Counter()))
 
 
 def test_repeated_glob_matches_are_read_once(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "a" / "b").mkdir(parents=True)
     (tmp_path / "a" / "b" / "c.txt").write_text("c")
-    assert len(list(list_pieces(("**/**/*.txt",), "", "text"))) == 1
+    assert len(list(list_pieces(("**/**/*.txt",), "", Reading(), Counter()))) == 1

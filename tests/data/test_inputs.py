@@ -4,6 +4,7 @@ import gzip
 import json
 import os
 import struct
+from collections import Counter
 from pathlib import Path
 
 import pyarrow as pa
@@ -12,6 +13,7 @@ import pytest
 import zstandard
 
 from stackjax.data.documents import list_pieces, read_documents
+from stackjax.data.text_field import LeftOut, Reading
 from stackjax.runtime.errors import UserError
 
 
@@ -107,11 +109,11 @@ REFUSED: dict[str, tuple[bytes, str]] = {
 }
 
 
-def read(path: Path | str, **options) -> list[str | None]:
+def read(path: Path | str, **options) -> list[str | LeftOut]:
     """Returns the documents in an input."""
-    options = dict(text_field="text", null_texts="refuse") | options
-    pieces = list(list_pieces((str(path),), "unused", **options))
-    return [text for piece in pieces for text in read_documents(piece, **options)]
+    reading = Reading(**options)
+    pieces = list(list_pieces((str(path),), "unused", reading, Counter()))
+    return [text for piece in pieces for text in read_documents(piece, reading)]
 
 
 def refusal(path: Path | str, **options) -> str:
@@ -216,7 +218,8 @@ def test_nulls_are_skipped_on_request(tmp_path, name):
         path.write_bytes(lines("a", None, "b", None))
     else:
         pa.parquet.write_table(pa.table({"text": ["a", None, "b", None]}), path)
-    assert read(path, null_texts="skip") == ["a", None, "b", None]
+    null = LeftOut("null text")
+    assert read(path, on_missing="skip") == ["a", null, "b", null]
 
 
 @pytest.mark.parametrize("kind", ["pipe", "device", "pipe in a glob", "loop"])
@@ -236,18 +239,18 @@ def test_missing_field_is_found_before_reading(tmp_path):
     pa.parquet.write_table(pa.table({"words": ["a"]}), tmp_path / "2.parquet")
     for name in ("*.jsonl*", "*.parquet"):
         with pytest.raises(UserError, match=r"no field 'text', only 'words'"):
-            list(list_pieces((str(tmp_path / name),), "unused", "text"))
+            list(list_pieces((str(tmp_path / name),), "unused", Reading(), Counter()))
 
 
 def test_file_changed_while_reading_is_named(tmp_path):
     path = tmp_path / "a.jsonl"
     path.write_bytes(lines("one", "two"))
-    (piece,) = list_pieces((str(path),), "unused", "text")
-    texts = read_documents(piece, "text")
+    (piece,) = list_pieces((str(path),), "unused", Reading(), Counter())
+    texts = read_documents(piece, Reading())
     assert next(texts) == "one"
     path.write_bytes(lines("one", "two", "three"))
     with pytest.raises(UserError, match=r"a\.jsonl' has changed"):
         list(texts)
     path.unlink()
     with pytest.raises(FileNotFoundError, match=r"a\.jsonl"):
-        list(read_documents(piece, "text"))
+        list(read_documents(piece, Reading()))

@@ -1,6 +1,5 @@
 """Document lengths beside the shards: contents, damage and copies."""
 
-import collections
 from pathlib import Path
 
 import numpy as np
@@ -9,8 +8,10 @@ from etils import epath
 
 from stackjax.data import packing
 from stackjax.data.cache import local_copy
+from stackjax.data.document import Document
 from stackjax.data.lengths import LengthsWriter, read_lengths
 from stackjax.data.manifest import Manifest, Shard, Split, write_manifest
+from stackjax.data.part_counts import PartCounts
 from stackjax.data.shards import ShardWriter, write_shards
 from stackjax.runtime.errors import UserError
 from stackjax.tokenizer.tokenizer import load_tokenizer
@@ -46,7 +47,13 @@ def test_lengths_are_read_as_written(tmp_path):
 def test_lengths_count_the_special_tokens(tmp_path):
     tokenizer = load_tokenizer("bytes")
     texts = [("train", "abc"), ("train", ""), ("validation", "x"), ("train", "déjà")]
-    written = write_shards(iter(texts), tokenizer, tmp_path / "part", collections.Counter())
+    documents = (
+        Document(split=split, content=text, hash=0, bytes=len(text), source="a")
+        for split, text in texts
+    )
+    counts = PartCounts()
+    counts.open("a")
+    written = write_shards(documents, tokenizer, tmp_path / "part", counts)
     found = {split: read(tmp_path, shard).tolist() for split, (shard, _) in written.items()}
     assert found == {"train": [4, 7], "validation": [2]}
 

@@ -77,9 +77,9 @@ def root(**fields):
 
 
 INCONSISTENT = [
-    (root(format=1), "format is 1, not 2"),
-    (root(format=True), "format is True, not 2"),
-    (lambda fields: fields.pop("format"), "format is None, not 2"),
+    (root(format=2), "format is 2, not 3"),
+    (root(format=True), "format is True, not 3"),
+    (lambda fields: fields.pop("format"), "format is None, not 3"),
     (lambda fields: fields.pop("dtype"), "dtype is missing"),
     (lambda fields: fields["tokenizer"].pop("end_id"), "tokenizer.end_id is missing"),
     (lambda fields: fields["splits"]["train"].pop("shards"), "splits.train.shards is missing"),

@@ -15,8 +15,9 @@ from stackjax import prepare as command
 from stackjax.data import parts
 from stackjax.data import piece as reading
 from stackjax.data.config import PrepareConfig
+from stackjax.data.document import choose_split
 from stackjax.data.manifest import MANIFEST, read_manifest
-from stackjax.data.prepare import choose_split, prepare
+from stackjax.data.prepare import prepare
 from stackjax.data.sources import TokenSource
 from stackjax.tokenizer.tokenizer import load_tokenizer
 
@@ -79,7 +80,7 @@ def contents(path: Path) -> dict[str, bytes]:
 def test_manifest_counts_match_the_shards(tmp_path, small_pieces):
     output = run(write_jsonl(tmp_path / "a.jsonl", TEXTS), tmp_path / "out")
     manifest = read_manifest(str(output))
-    files = {MANIFEST}
+    files = {MANIFEST, "train.hashes", "validation.hashes", "inputs.jsonl"}
     for name, split in manifest.splits.items():
         assert len(split.shards) > 3
         assert split.tokens == sum(shard.tokens for shard in split.shards)
@@ -194,10 +195,10 @@ def test_documents_without_tokens_are_skipped(tmp_path):
 
 def test_skipped_rows_are_counted(tmp_path, capsys, small_pieces):
     texts = [*TEXTS, None, "", None, *TEXTS, "", None]
-    run(write_jsonl(tmp_path / "a.jsonl", texts), tmp_path / "out", null_texts="skip")
+    run(write_jsonl(tmp_path / "a.jsonl", texts), tmp_path / "out", on_missing="skip")
     printed = capsys.readouterr().out
-    assert "left out: 3 rows whose text is null\n" in printed
-    assert "left out: 2 documents without a token\n" in printed
+    assert "left out: 3 (null text)\n" in printed
+    assert "left out: 2 (no tokens)\n" in printed
 
 
 @pytest.fixture
@@ -238,7 +239,7 @@ def test_lack_of_memory_is_one_line(tmp_path, error_of, monkeypatch):
     def too_large(*_):
         raise MemoryError
 
-    monkeypatch.setattr("stackjax.data.prepare.write_shards", too_large)
+    monkeypatch.setattr("stackjax.data.write_part.write_shards", too_large)
     options = ("--tokenizer", "bytes", "--num-processes", "1")
     error = error_of(path, tmp_path / "out", *options)
     assert f"too little memory to read {path!r}" in error

@@ -4,6 +4,7 @@ import dataclasses
 import gzip
 import json
 import os
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from stackjax.data.config import PrepareConfig
 from stackjax.data.documents import list_pieces
 from stackjax.data.prepare import prepare
 from stackjax.data.sources import TokenSource, read_manifest
+from stackjax.data.text_field import Reading
 from stackjax.data.tokenizer_config import TokenizerConfig
 from stackjax.data.train_tokenizer import train, write_tokenizer
 from stackjax.inference.convert import convert
@@ -57,7 +59,7 @@ def options(*inputs: object, **fields) -> TokenizerConfig:
 
 def trained_here(config: TokenizerConfig) -> training.Trained:
     """Trains in this process."""
-    return train(config, list(list_pieces(config.inputs, "unused", "text")))
+    return train(config, list(list_pieces(config.inputs, "unused", Reading(), Counter())))
 
 
 @pytest.fixture(scope="module")
@@ -201,7 +203,7 @@ REFUSED = {
     "existing": (["a.jsonl"], {"output": "old.json"}, "exists already; name another"),
     "directory": (["a.jsonl"], {"output": "directory.json"}, "a directory; name a file"),
     "name": (["a.jsonl"], {"output": "tokenizer.model"}, "it must end in .json"),
-    "bucket": (["gs://b/a.jsonl"], {}, "is in a bucket; mount it, or copy it"),
+    "tokens": (["a.bin"], {}, "has tokens; a tokenizer is trained on text"),
 }
 
 
@@ -211,6 +213,7 @@ def test_mistakes_are_refused_in_one_line(case, tmp_path, monkeypatch):
     (tmp_path / "a.jsonl").write_bytes(json_lines(TEXTS))
     (tmp_path / "empty.jsonl").write_bytes(json_lines(["", ""]))
     (tmp_path / "bad.jsonl").write_bytes(json_lines(["a"]) + b'{"text": null}\n')
+    (tmp_path / "a.bin").write_bytes(bytes(20))
     (tmp_path / "old.json").write_text("old")
     (tmp_path / "directory.json").mkdir()
     before = sorted(os.listdir(tmp_path))
@@ -231,7 +234,7 @@ def test_error_in_the_worker_process_is_one_line(tmp_path, run_main):
     args = (tmp_path / "bad.jsonl", "--vocab-size", 300, "--output", output)
     code, _, err = run_main(main, *args)
     assert code == 2 and err.startswith("error: ") and err.count("\n") == 1
-    code, _, err = run_main(main, *args, "--null-texts", "skip")
+    code, _, err = run_main(main, *args, "--on-missing", "skip")
     assert code == 2 and "only 257 entries" in err
     assert not output.exists()
 

@@ -87,7 +87,7 @@ def start(large: str, output: Path) -> subprocess.Popen:
         start_new_session=True,
     )
     signal.signal(signal.SIGINT, handler)
-    wait_for(lambda: len(list(output.parent.glob(".*/part*.train"))) >= 2)
+    wait_for(lambda: len(list(output.parent.glob(".*/parts/part*.train"))) >= 2)
     return process
 
 
@@ -142,7 +142,13 @@ def test_killed_worker_ends_the_command_with_a_message(large, tmp_path):
     assert error.startswith("error: a worker process was killed")
     assert error.count("\n") == 1
     wait_for(lambda: group_is_gone(process))
-    assert list(tmp_path.iterdir()) == []
+    assert_no_output(tmp_path)
+
+
+def assert_no_output(directory: Path) -> None:
+    """Checks that a directory is empty, except for finished parts."""
+    for path in directory.iterdir():
+        assert path.name == ".out.unfinished" and list(path.glob("parts/*.json"))
 
 
 def test_interrupted_command_leaves_no_output(large, tmp_path):
@@ -152,7 +158,7 @@ def test_interrupted_command_leaves_no_output(large, tmp_path):
     assert error == "error: interrupted.\n"
     assert process.returncode == 130
     wait_for(lambda: group_is_gone(process))
-    assert list(tmp_path.iterdir()) == []
+    assert_no_output(tmp_path)
 
 
 def test_full_disk_is_one_line_and_leaves_no_output(tmp_path):
