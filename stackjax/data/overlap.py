@@ -2,12 +2,14 @@
 
 import contextlib
 import dataclasses
+import itertools
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from etils import epath
 
+from stackjax.data.config import SourceConfig
 from stackjax.data.hashes import count_shared
 from stackjax.data.manifest import SplitName, again, read_manifest
 from stackjax.files.storage import is_remote
@@ -40,13 +42,45 @@ def overlap(first: str, second: str) -> Overlap:
     digest, hashed = manifest.tokenizer.digest, manifest.hashed
     for path in (first, second):
         check_same_kind(first, digest, hashed, path)
-    with _hashes(first) as ours, _hashes(second) as theirs:
+    with (
+        _hashes(first, "train") as train,
+        _hashes(first, "validation") as validation,
+        _hashes(second, "train") as other_train,
+        _hashes(second, "validation") as other_validation,
+    ):
         return Overlap(
-            train=count_shared(ours["train"], theirs["train"]),
-            validation_in_train=count_shared(ours["validation"], theirs["train"]),
-            train_in_validation=count_shared(ours["train"], theirs["validation"]),
-            validation=count_shared(ours["validation"], theirs["validation"]),
+            train=count_shared(train, other_train),
+            validation_in_train=count_shared(validation, other_train),
+            train_in_validation=count_shared(train, other_validation),
+            validation=count_shared(validation, other_validation),
         )
+
+
+def check_held_out(sources: Sequence[SourceConfig]) -> None:
+    """Raises UserError if a source trains on documents that another source holds out.
+
+    Sets without document hashes, or with hashes of another kind, are not compared.
+    """
+    for ours, theirs in itertools.permutations(sources, 2):
+        if not _are_comparable(ours.path, theirs.path):
+            continue
+        held_out, train = _hashes(ours.path, "validation"), _hashes(theirs.path, "train")
+        with held_out as first, train as second:
+            shared = count_shared(first, second)
+        if shared:
+            pair = (read_manifest(each.path).validation_fraction for each in (ours, theirs))
+            raise UserError(
+                f"{shared} documents are held out by the source {ours.name!r} and in the "
+                f"training split of {theirs.name!r}; prepare both with the same "
+                f"--validation-fraction (now {' and '.join(map(str, pair))}), or leave these "
+                f"documents out of one."
+            )
+
+
+def _are_comparable(first: str, second: str) -> bool:
+    ours, theirs = read_manifest(first), read_manifest(second)
+    splits = [*ours.splits.values(), *theirs.splits.values()]
+    return ours.hashed == theirs.hashed and all(split.hashes for split in splits)
 
 
 def check_same_kind(first: str, digest: str, hashed: str, second: str) -> None:
@@ -72,16 +106,14 @@ def check_same_kind(first: str, digest: str, hashed: str, second: str) -> None:
 
 
 @contextlib.contextmanager
-def _hashes(path: str) -> Iterator[dict[SplitName, Path]]:
-    """Yields the hash file of each split, on a disk."""
+def _hashes(path: str, split: SplitName) -> Iterator[Path]:
+    """Yields the hash file of a split, on a disk."""
+    hashes = read_manifest(path).splits[split].hashes
+    assert hashes is not None, "checked by the caller"
+    source = epath.Path(path) / hashes.file
+    if not source.exists() or source.stat().length != hashes.bytes:
+        raise UserError(f"{str(source)!r} is missing or damaged; {again(path)}.")
     with tempfile.TemporaryDirectory() as scratch:
-        found: dict[SplitName, Path] = {}
-        for name, split in read_manifest(path).splits.items():
-            assert split.hashes is not None, "checked by the caller"
-            source = epath.Path(path) / split.hashes.file
-            if source.stat().length != split.hashes.bytes:
-                raise UserError(f"{str(source)!r} is damaged; {again(path)}.")
-            if is_remote(path):
-                source = source.copy(epath.Path(scratch) / split.hashes.file)
-            found[name] = Path(source)
-        yield found
+        if is_remote(path):
+            source = source.copy(epath.Path(scratch) / hashes.file)
+        yield Path(source)

@@ -55,9 +55,10 @@ def compile_ahead(
         while not futures.wait([compiling], seconds).done:
             if stop.is_set():
                 return None
-        if jax.default_backend() == "cpu" and following is not None:
-            if following.program not in ahead:
-                ahead[following.program] = start(following)
+        if following is None or following.program in ahead:
+            return compiling.result()
+        if jax.default_backend() == "cpu":
+            ahead[following.program] = start(following)
         return compiling.result()
 
     return step_of

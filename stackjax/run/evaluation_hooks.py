@@ -1,5 +1,6 @@
 """Hooks for evaluation rows and layer rows, at intervals and when the run ends."""
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -8,6 +9,8 @@ from stackjax.run.early_stop import Evaluation, loss_reason
 from stackjax.run.hooks import Hook, StepInfo, describe_numbers
 from stackjax.run.run import Run
 from stackjax.run.validation import (
+    BEYOND,
+    LOSS,
     beyond_metrics,
     layer_metrics,
     validation_metrics,
@@ -61,9 +64,19 @@ def _is_due(step: StepInfo) -> bool:
 
 
 def _describe(values: Mapping[str, Any]) -> str:
-    """Returns the validation loss, then any other metrics, as text."""
-    loss = f"held-out loss {values['held_out_loss']:.4f}"
-    others = {name: value for name, value in values.items() if name != "held_out_loss"}
+    """Returns the validation losses, then any other metrics, as text."""
+    of_sources = [
+        f"{name.removeprefix(f'{LOSS}/')} {value:.4f}"
+        for name, value in values.items()
+        if name.startswith(f"{LOSS}/")
+    ]
+    loss = f"held-out loss {values[LOSS]:.4f}"
+    if of_sources:
+        loss += f" ({', '.join(of_sources)})"
+    if BEYOND in values:
+        loss += f", {values[BEYOND]:.4f} beyond the old length"
+    shown = re.compile(rf"{LOSS}(/.*)?|{BEYOND}(/.*)?|epochs(/.*)?")
+    others = {name: value for name, value in values.items() if not shown.fullmatch(name)}
     return ", ".join(filter(None, (loss, describe_numbers(others))))
 
 

@@ -14,6 +14,7 @@ from stackjax.run.goodput import KIND as GOODPUT
 from stackjax.run.run import Run
 from stackjax.run.sinks import plain_values
 from stackjax.run.validation import (
+    beyond_metrics,
     check_preserved,
     layer_metrics,
     model_params,
@@ -54,6 +55,7 @@ def enter(run: Run, source: Phase, target: Phase, state: TrainState) -> TrainSta
         losses = before["held_out_loss"], after["held_out_loss"]
         if target.growth is not None:
             check_preserved(target.growth, target.model, *losses)
+        after |= _beyond(run, target, entered)
         metrics = {f"{name}_before": value for name, value in before.items()} | after
         run.write("growth", target, 0, target.start, **metrics)
         if layers:
@@ -109,6 +111,15 @@ def _evaluate(
         metrics = validation_metrics(config, phase.model, held_out, mesh, params)
         phases = run.phases[: phase.index + 1]
         return metrics, plain_values(layer_metrics(config, phases, held_out, mesh, params))
+
+
+def _beyond(run: Run, target: Phase, state: TrainState) -> dict[str, float]:
+    """Returns the validation loss at positions that only the target's sequences have."""
+    mesh, phases = build_mesh(target.mesh), run.phases[: target.index + 1]
+    held_out = with_length(run.validation, target.seq_len)
+    with run.clock.measure("evaluation"), jax.set_mesh(mesh):
+        params = model_params(target, state)
+        return beyond_metrics(run.config, phases, held_out, mesh, params)
 
 
 def _grow(config: Config, source: Phase, target: Phase, state: TrainState) -> TrainState:

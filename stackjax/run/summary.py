@@ -42,15 +42,26 @@ def summarize(
             lines.append(f"at {short(row['tokens'])} tokens: {describe_probe(row)}")
     if (goodput := describe_goodput(rows)) is not None:
         lines.append(goodput)
-    losses = [row["held_out_loss"] for row in rows if row["kind"] == "evaluation"]
-    final = losses[-1] if losses else math.nan
+    evaluations = [row for row in rows if row["kind"] == "evaluation"]
+    final = evaluations[-1]["held_out_loss"] if evaluations else math.nan
     lines += [
+        *_sources(evaluations[-1] if evaluations else {}),
         f"final held-out loss {final:.4f} after {end.tokens:,} tokens, "
         f"{end.flops_6nd:.3e} FLOPs (6ND), {end.flops:.3e} FLOPs of matrix products",
         f"metrics   {workdir / 'metrics.jsonl'}",
         f"model     {workdir / phases[-1].directory / str(phases[-1].num_steps)}",
     ]
     return "\n".join(lines)
+
+
+def _sources(row: Mapping[str, Any]) -> list[str]:
+    """Returns a line for each source in an evaluation row of a mixture."""
+    names = [name.removeprefix("epochs/") for name in row if name.startswith("epochs/")]
+    return [
+        f"source {name}: {row[f'epochs/{name}']:.2f} epochs, held-out loss "
+        f"{row[f'held_out_loss/{name}']:.4f}"
+        for name in names
+    ]
 
 
 def how_to_train_longer(config: Config) -> str:

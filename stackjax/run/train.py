@@ -16,6 +16,7 @@ from stackjax.config import Config
 from stackjax.config_file import is_of_training, same_everywhere
 from stackjax.data.manifest import data_digest
 from stackjax.data.open import Source
+from stackjax.data.overlap import check_held_out
 from stackjax.data.sources import TokenSource
 from stackjax.files.rows_file import read_rows
 from stackjax.files.run_lock import run_lock
@@ -49,7 +50,7 @@ from stackjax.runtime.errors import memory_used_by, one_line_errors
 from stackjax.runtime.preemption import EXIT_CODE, should_stop, stop_on_signals
 from stackjax.sharding.mesh import build_mesh, num_slices_of
 from stackjax.sharding.platform import platform_of, target_device
-from stackjax.training.batches import check_epochs
+from stackjax.training.batches import check_epochs, describe_sources
 from stackjax.training.compile import (
     step_inputs,
     use_compilation_cache,
@@ -166,6 +167,8 @@ def _show_start(run: Run, position: Position, counts: Counts) -> None:
     for field, line in position.changed.items():
         if not is_of_training(field):
             run.progress.note(f"changed since the last start: {line}")
+    for line in describe_sources(run.config, run.sources, run.phases):
+        run.progress.note(line)
     run.write_changes(position.phase, position.step or 0, counts)
     device = jax.devices()[0]
     if peak_flops(device) is None:
@@ -195,6 +198,8 @@ def _check(
     digest = data_digest([source.manifest for source in sources])
     check_agreement({"the data at data.path": digest})
     check_epochs(config, sources, position.phases)
+    if position.step is None:
+        from_process_0(lambda: check_held_out(config.data.all_sources))
     if position.step is None and config.init_from is not None:
         path = config.data.all_sources[0].path
         check_start(config.init_from, position.phase.model, path)

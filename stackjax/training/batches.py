@@ -10,8 +10,10 @@ from stackjax.data.batch import Batch
 from stackjax.data.device import local_rows, put
 from stackjax.data.loader import train_batches
 from stackjax.data.open import Source
-from stackjax.data.order import Order, Segment, join_segments, tokens_read
+from stackjax.data.order import Order, Segment, epochs_read, join_segments, tokens_read
+from stackjax.data.packed_source import PackedSource
 from stackjax.runtime.errors import UserError
+from stackjax.runtime.numbers import short
 from stackjax.training.phase import Phase
 
 
@@ -75,3 +77,25 @@ def check_epochs(config: Config, sources: Sequence[Source], phases: Sequence[Pha
                 f"{allowed.max_epochs:g}; {missing:,.0f} tokens are missing: add text, lower "
                 f"the source's weight, or train for fewer tokens."
             )
+
+
+def describe_sources(
+    config: Config, sources: Sequence[Source], phases: Sequence[Phase]
+) -> list[str]:
+    """Returns a line for each source of a mixture, and for each packed source."""
+    if len(sources) == 1 and config.data.packing == "joined":
+        return []
+    order = data_order(sources, config.seed, phases)
+    last = phases[-1].end.examples
+    read = zip(sources, tokens_read(order, last), epochs_read(order, last), strict=True)
+    return [
+        f"source {source.name}: the run reads {short(int(tokens))} tokens, {epochs:.3g} epochs"
+        f"{_describe_padding(source)}"
+        for source, tokens, epochs in read
+    ]
+
+
+def _describe_padding(source: Source) -> str:
+    if isinstance(source, PackedSource):
+        return f", {100 * source.padding_share:.2g} % padding"
+    return ""

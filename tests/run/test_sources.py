@@ -7,8 +7,12 @@ import numpy as np
 import pytest
 from runs import last_state, rarely_saved, rows
 
+from stackjax.config import DataConfig, SourceConfig
 from stackjax.config_file import read_config
+from stackjax.data.config import PrepareConfig
 from stackjax.data.loader import train_batches
+from stackjax.data.overlap import check_held_out
+from stackjax.data.prepare import prepare
 from stackjax.run.hooks import Hook
 from stackjax.run.train import train
 from stackjax.run.validation import open_data
@@ -66,6 +70,8 @@ def test_longer_sequences_are_evaluated_beyond_the_old_length(trained):
     is_beyond = ["held_out_loss_beyond" in row for row in evaluations(trained)]
     assert is_beyond == [row["stage"] == 1 for row in evaluations(trained)]
     assert is_beyond.count(True) >= 1
+    [seam] = [row for row in rows(trained) if row["kind"] == "growth"]
+    assert seam["held_out_loss_beyond"] != seam["held_out_loss"]
 
 
 def test_growth_compares_losses_on_sequences_of_the_same_length(config, tmp_path):
@@ -119,6 +125,24 @@ def stream(source) -> bytes:
     """Returns all tokens of a source, which are bytes."""
     num_tokens = source.manifest.splits[source.split].tokens
     return source.read(0, num_tokens).astype(np.uint8).tobytes()
+
+
+def test_documents_held_out_by_one_source_and_read_in_another_are_refused(world, tmp_path):
+    text, config = world.path / "web.jsonl", world.config(workdir=tmp_path / "run")
+    sources = []
+    for name, fraction in (("few", 0.1), ("many", 0.4), ("as many", 0.4)):
+        path = str(tmp_path / name)
+        prepare(
+            PrepareConfig(
+                paths=(str(text), path), tokenizer="bytes", validation_fraction=fraction
+            )
+        )
+        sources.append(SourceConfig(name=name.replace(" ", "_"), path=path))
+    check_held_out(sources[1:])
+    data = DataConfig(sources=tuple(sources[:2]), seq_len=16)
+    with pytest.raises(UserError, match=r"\d+ documents are held out by the source 'many'"):
+        train(dataclasses.replace(config, data=data))
+    assert not (tmp_path / "run" / "config.json").exists()
 
 
 REFUSED = {
