@@ -22,6 +22,7 @@ from stackjax.analysis.tables import (
     losses_table,
     provenance_table,
     runs_table,
+    sources_table,
     verdict,
 )
 from stackjax.files.output import check_output_directory
@@ -72,8 +73,10 @@ def _layer_galleries(groups: Sequence[Group]) -> list[Gallery]:
 def _tables(
     groups: Sequence[Group], comparisons: Sequence[Comparison], loss: LossName
 ) -> list[Table]:
+    sources = sources_table(groups)
     return [
         runs_table(groups, loss),
+        *([] if sources is None else [sources]),
         *(table(each, loss) for each in comparisons for table in (losses_table, budgets_table)),
         crossings_table(comparisons),
         provenance_table([record for each in groups for record in each.records]),
@@ -108,6 +111,7 @@ def _run_numbers(record: Record, label: str, loss: LossName) -> dict[str, Any]:
         "started_from": record.config.get("init_from"),
         "charged": record.charge_numbers,
         "is_finished": record.is_finished,
+        "sources": record.final_sources,
         "settings": settings(record),
     }
 

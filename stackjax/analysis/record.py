@@ -118,7 +118,7 @@ class Record:
     def final_model(self) -> ModelConfig:
         """The last stage's model, without initialization and execution fields."""
         fields: dict[str, Any] = {}
-        for name, value in self.config.items():
+        for name, value in self._model_fields.items():
             place, _, field = name.removeprefix("model.").rpartition(".")
             if name.startswith("model.") and field not in EXECUTION:
                 inner = fields.setdefault(place, {}) if place else fields
@@ -129,6 +129,28 @@ class Record:
         for growth in self.growths if self.config["model_is"] == "source" else ():
             model = growth.target_config(model) if growth else model
         return model
+
+    @property
+    def _model_fields(self) -> dict[str, Any]:
+        """The fields of the config's model, with the positions of the last stage."""
+        last = f"stages.{self.num_stages - 1}."
+        own = {
+            f"model.{name.removeprefix(last)}": value
+            for name, value in self.config.items()
+            if name.startswith(f"{last}rope_") and value is not None
+        }
+        fields = {name: v for name, v in self.config.items() if name.startswith("model.")}
+        if any(name.startswith("model.rope_scaling.") for name in own):
+            fields.pop("model.rope_scaling", None)
+        return fields | own
+
+    @property
+    def final_sources(self) -> dict[str, tuple[float, float]]:
+        """Last validation loss and epochs by source; empty without a mixture."""
+        evaluations = [row for row in self.rows if row["kind"] == "evaluation"]
+        row = evaluations[-1] if evaluations else {}
+        names = [name.removeprefix("epochs/") for name in row if name.startswith("epochs/")]
+        return {name: (row[f"held_out_loss/{name}"], row[f"epochs/{name}"]) for name in names}
 
     @property
     def final_stage(self) -> int:
@@ -259,4 +281,4 @@ def _meaning(record: Record, any_size: bool) -> dict[str, Any]:
         if field in ("data.mask_documents", "evaluation.num_sequences")
         or weights.fullmatch(field)
     }
-    return dict(record.data) | {"sequence length": record.seq_len} | fields | model
+    return dict(record.data) | {"data.seq_len": record.seq_len} | fields | model

@@ -139,6 +139,24 @@ def runs_table(groups: Sequence[Group], loss: LossName) -> Table:
     )
 
 
+def sources_table(groups: Sequence[Group]) -> Table | None:
+    """Returns every run's last validation loss by source; None without mixtures."""
+    rows = [
+        [each.label, str(record.config["seed"]), name, f"{loss:.4f}", f"{epochs:.2f}"]
+        for each in groups
+        for record in each.records
+        for name, (loss, epochs) in record.final_sources.items()
+    ]
+    if not rows:
+        return None
+    return Table(
+        title="Sources",
+        note="Last held-out loss on each source, and how often the run has read the source.",
+        head=["run", "seed", "source", "held-out loss", "epochs"],
+        rows=rows,
+    )
+
+
 def provenance_table(records: Sequence[Record]) -> Table:
     """Returns models, data, learning rates and paths."""
     return Table(

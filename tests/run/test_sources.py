@@ -7,6 +7,9 @@ import numpy as np
 import pytest
 from runs import last_state, rarely_saved, rows
 
+from stackjax.analysis.comparison import Group
+from stackjax.analysis.reading import read_record
+from stackjax.analysis.tables import sources_table
 from stackjax.config import DataConfig, SourceConfig
 from stackjax.config_file import read_config
 from stackjax.data.config import PrepareConfig
@@ -80,6 +83,19 @@ def test_growth_compares_losses_on_sequences_of_the_same_length(config, tmp_path
     train(dataclasses.replace(config, stages=stages, workdir=str(tmp_path)))
     [seam] = [row for row in rows(tmp_path) if row["kind"] == "growth"]
     assert seam["held_out_loss"] == seam["held_out_loss_before"]
+
+
+def test_record_has_the_losses_by_source_and_the_last_stages_length(trained):
+    record = read_record(trained)
+    last = evaluations(trained)[-1]
+    assert record.final_sources == {
+        name: (last[f"held_out_loss/{name}"], last[f"epochs/{name}"]) for name in NAMES
+    }
+    assert (record.seq_len, record.final_model.rope_theta) == (32, 5e4)
+    assert len(record.data_paths) == 3
+    table = sources_table([Group(label="grown", records=(record,))])
+    assert table is not None
+    assert [row[2] for row in table.rows] == list(NAMES)
 
 
 def test_cut_run_resumes_bit_for_bit(config, trained, tmp_path):
