@@ -105,11 +105,12 @@ def beyond_metrics(
     """Returns the validation loss at positions beyond the sequences of earlier phases.
 
     Args:
-      phases: The run's phases up to the present phase. Nothing is returned if no earlier
-        phase had shorter sequences only.
+      phases: The run's phases up to the present phase. Nothing is returned if an earlier
+        stage had sequences of this length.
     """
-    *before, present = phases
-    first = max((phase.seq_len for phase in before), default=present.seq_len)
+    present = phases[-1]
+    before = [phase.seq_len for phase in phases if phase.stage < present.stage]
+    first = max(before, default=present.seq_len)
     if present.seq_len <= first:
         return {}
     # The prediction at the last old position is the first of a token beyond.
