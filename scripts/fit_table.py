@@ -68,7 +68,9 @@ _TOKENS = 16_384
 class TableConfig(Checked):
     """Compiles the train steps of configs for described machines, and writes a table."""
 
-    configs: Annotated[tuple[Path, ...], tyro.conf.Positional, Length(at_most=1000)] = ()
+    configs: Annotated[
+        tuple[Path, ...], tyro.conf.Positional, Length(at_least=0, at_most=1000)
+    ] = ()
     """Config files; by default every config for accelerators in `configs/`."""
     devices: Annotated[tuple[Text, ...], Length(at_most=1000)] = MACHINES
     """Machines, as for `stackjax fit`."""

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from scripts import fit_table
-from scripts.fit_table import TableConfig, write
+from scripts.fit_table import MACHINES, TableConfig, write
 from stackjax.config_file import read_config
 
 FITS = {
@@ -58,6 +58,10 @@ def test_page_has_a_line_for_each_step_and_only_missing_results_are_made(
         )
         assert f"| {devices} | stage 1 | 0.37B | too large | - |" in text
     assert (tmp_path / "page.png").stat().st_size > 1000
+
+
+def test_command_needs_no_options():
+    assert TableConfig().devices == MACHINES
 
 
 def test_every_table_of_the_page_has_the_same_machines():
