@@ -32,7 +32,7 @@ def data_report(options: DataViewConfig) -> str:
     if options.picture is not None:
         if "train" not in found.lengths:
             raise UserError(
-                f"--picture is {options.picture}, but {options.path!r} has no training "
+                f"--picture is {options.picture}, but {options.directory!r} has no training "
                 f"documents; leave it out."
             )
         _write_figure(options.picture, length_figure(found.lengths["train"], found.path))

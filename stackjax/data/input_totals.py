@@ -24,6 +24,9 @@ class InputTotals:
 def total_inputs(path: str, num_largest: int) -> InputTotals:
     """Returns the totals for a data set with counts, in flat memory.
 
+    Args:
+      num_largest: Number of files to name, at least 1.
+
     Raises:
       UserError: The counts are damaged.
     """

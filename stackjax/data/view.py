@@ -9,7 +9,7 @@ from stackjax.data.example_documents import Example, example_documents
 from stackjax.data.input_totals import InputTotals, total_inputs
 from stackjax.data.length_counts import LengthCounts, split_lengths
 from stackjax.data.manifest import MANIFEST, Manifest, SplitName, read_manifest
-from stackjax.data.overlap import Overlap, check_same_kind, overlap
+from stackjax.data.overlap import Overlap, overlap
 from stackjax.data.view_config import DataViewConfig
 from stackjax.files.storage import check_bucket
 from stackjax.tokenizer.tokenizer import Tokenizer
@@ -55,28 +55,25 @@ def view(config: DataViewConfig) -> DataView:
       UserError: A data set is missing or damaged, or does not compare.
       OSError: A file cannot be read.
     """
-    for path in (config.path, *config.compare_with):
-        check_bucket(path)
-    manifest = read_manifest(config.path)
-    for other in config.compare_with:
-        digest, hashed = manifest.tokenizer.digest, manifest.hashed
-        check_same_kind(config.path, digest, hashed, other)
-    directory = epath.Path(config.path)
-    lengths = {
-        name: split_lengths(config.path, split)
+    path = config.directory
+    for each in (path, *config.compare_with):
+        check_bucket(each)
+    manifest, directory = read_manifest(path), epath.Path(path)
+    lengths: dict[SplitName, LengthCounts] = {
+        name: split_lengths(path, split)
         for name, split in manifest.splits.items()
         if split.documents
     }
     has_examples = config.examples > 0 and "train" in lengths
     return DataView(
-        path=config.path,
+        path=path,
         manifest=manifest,
         tokenizer=stored_tokenizer(directory, manifest.tokenizer, str(directory / MANIFEST)),
         lengths=lengths,
-        inputs=total_inputs(config.path, NUM_LARGEST) if manifest.inputs else None,
-        overlaps={other: overlap(config.path, other) for other in config.compare_with},
+        inputs=total_inputs(path, NUM_LARGEST) if manifest.inputs else None,
+        overlaps={other: overlap(path, other) for other in config.compare_with},
         examples=tuple(
-            example_documents(config.path, "train", config.examples) if has_examples else ()
+            example_documents(path, "train", config.examples) if has_examples else ()
         ),
     )
 

@@ -15,7 +15,7 @@ from stackjax.runtime.ranges import Length, Whole
 class DataViewConfig(Checked):
     """Shows a data set; or, with --config, the data that a run reads."""
 
-    path: Annotated[Text, tyro.conf.Positional, tyro.conf.arg(metavar="DIR")]
+    directory: Annotated[Text, tyro.conf.Positional, tyro.conf.arg(metavar="DIR")]
     """Directory with token shards from `prepare`, on a disk or in a bucket (`gs://`). Leave it
     out with --config."""
     config: Path | None = None
