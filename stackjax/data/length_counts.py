@@ -7,6 +7,7 @@ import dataclasses
 import functools
 import itertools
 import operator
+from collections.abc import Sequence
 from concurrent import futures
 from typing import NamedTuple
 
@@ -116,13 +117,18 @@ def split_lengths(path: str, split: Split) -> LengthCounts:
       FileNotFoundError: A file is missing.
     """
 
-    def count(shard: Shard) -> LengthCounts:
+    def read(shard: Shard) -> LengthCounts:
         file = epath.Path(path) / shard.lengths.file
         return count_lengths(read_lengths(file, shard, again(path)))
 
-    empty = count_lengths(np.empty(0, np.uint32))
+    def add(shards: Sequence[Shard]) -> LengthCounts:
+        empty = count_lengths(np.empty(0, np.uint32))
+        return functools.reduce(operator.add, map(read, shards), empty)
+
+    # A few counts per thread are in memory at a time, not a few per shard.
     with futures.ThreadPoolExecutor(CHECKS_AT_A_TIME) as pool:
-        return functools.reduce(operator.add, pool.map(count, split.shards), empty)
+        parts = (split.shards[first::CHECKS_AT_A_TIME] for first in range(CHECKS_AT_A_TIME))
+        return functools.reduce(operator.add, pool.map(add, parts))
 
 
 def _buckets(values_N: np.ndarray) -> np.ndarray:
