@@ -8,6 +8,7 @@ COMMANDS = {
     "grow": "grow a checkpoint or a Hugging Face folder",
     "tokenizer": "train a tokenizer on text",
     "prepare": "convert text to token shards",
+    "data": "show a data set, or the data that a run reads",
     "convert": "convert to and from Hugging Face folders",
     "generate": "generate text",
     "evaluate": "score a model on tasks of lm-evaluation-harness",
@@ -35,8 +36,9 @@ def main() -> None:
 
 
 def module_of(name: str) -> str:
-    """Returns the module of a command; `tokenizer` is also a package."""
-    return f"stackjax.{name}.__main__" if name == "tokenizer" else f"stackjax.{name}"
+    """Returns the module of a command; `tokenizer` and `data` are also packages."""
+    is_package = name in ("tokenizer", "data")
+    return f"stackjax.{name}.__main__" if is_package else f"stackjax.{name}"
 
 
 def usage() -> str:

@@ -11,7 +11,6 @@ from pathlib import Path
 from etils import epath
 
 from stackjax.data.manifest import SideFile, again, read_manifest
-from stackjax.files.json_file import decode, parse_object
 from stackjax.runtime.errors import UserError
 
 INPUTS = "inputs.jsonl"
@@ -37,11 +36,19 @@ def read_inputs(path: str) -> Iterator[InputCounts]:
     Raises:
       UserError: The data set has no counts, or the file is damaged.
     """
-    if read_manifest(path).inputs is None:
+    listed = read_manifest(path).inputs
+    if listed is None:
         raise UserError(f"{path!r} has no {INPUTS}; {again(path)}.")
-    with (epath.Path(path) / INPUTS).open("rb") as file:
-        for line in file:
-            yield decode(InputCounts, parse_object(line))
+    file = epath.Path(path) / listed.file
+    digest = hashlib.sha256()
+    with file.open("rb") as lines:
+        for line in lines:
+            digest.update(line)
+    if digest.hexdigest() != listed.sha256:
+        raise UserError(f"{str(file)!r} has other counts than in the manifest; {again(path)}.")
+    with file.open("rb") as lines:
+        for line in lines:
+            yield InputCounts(**json.loads(line))
 
 
 def write_inputs(

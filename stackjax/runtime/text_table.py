@@ -1,13 +1,22 @@
 """Tables as plain text and as Markdown."""
 
+import itertools
 from collections.abc import Sequence
 
 
 def aligned(rows: Sequence[Sequence[str]], align: str = "<") -> str:
-    """Returns rows as lines with aligned columns; `align` is `<` or `>`."""
+    """Returns rows as lines with aligned columns.
+
+    Args:
+      align: `<` or `>` for each column; the last one also for all columns after it.
+    """
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    signs = [*align, *itertools.repeat(align[-1], len(widths) - len(align))]
     return "\n".join(
-        "  ".join(f"{cell:{align}{n}}" for cell, n in zip(row, widths, strict=True)).rstrip()
+        "  ".join(
+            f"{cell:{sign}{width}}"
+            for cell, sign, width in zip(row, signs, widths, strict=True)
+        ).rstrip()
         for row in rows
     )
 

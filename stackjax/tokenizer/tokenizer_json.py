@@ -211,13 +211,17 @@ def _unknown(model: Fields) -> str | None:
 
 def bytes_fields() -> Fields:
     """Returns a tokenizer.json for UTF-8 bytes; byte 0, the end token, is special."""
-    # As in GPT-2, unprintable bytes are written as the characters from 256 upward.
-    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    others = iter(range(256, 512))
-    letters = [chr(byte if byte in printable else next(others)) for byte in range(256)]
+    letters = byte_letters()
     vocabulary = {letter: byte for byte, letter in enumerate([BYTES_END, *letters[1:]])}
     model = tokenizers.Tokenizer(tokenizers.models.BPE(vocabulary, []))
     model.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(False, use_regex=False)
     model.decoder = tokenizers.decoders.ByteLevel()
     model.add_special_tokens([BYTES_END])
     return json.loads(model.to_str())
+
+
+def byte_letters() -> list[str]:
+    """Returns the letter for each byte in the names of byte-level tokens, as in GPT-2."""
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = iter(range(256, 512))  # for unprintable bytes
+    return [chr(byte if byte in printable else next(others)) for byte in range(256)]

@@ -22,6 +22,7 @@ from tokenizer_kinds import write_kind
 
 from stackjax import grow, train
 from stackjax.checkpoint.directory import absolute, clear, newest_step
+from stackjax.data.__main__ import main as data_main
 from stackjax.data.cache import local_copy
 from stackjax.data.config import DataConfig, PrepareConfig
 from stackjax.data.manifest import read_manifest
@@ -105,6 +106,18 @@ def test_shards_in_a_bucket_equal_shards_on_disk(world, gcs, shards):
         assert len(remote) == len(local)
         for index in range(0, len(local), 7):
             np.testing.assert_array_equal(remote[index], local[index])
+
+
+def test_data_set_in_a_bucket_is_shown_as_on_disk(run_main, world, shards):
+    local = str(world.path / "data")
+    _, expected, _ = run_main(data_main, local, "--compare-with", shards)
+    code, out, errors = run_main(data_main, shards, "--compare-with", local)
+    assert (code, errors) == (0, "")
+    assert "training document" in out and "shared with" in out
+    same = [text.split() for text in (out, expected)]
+    assert [cell for cell in same[0] if "data" not in cell] == [
+        cell for cell in same[1] if "data" not in cell
+    ]
 
 
 def test_interrupted_upload_is_incomplete_and_goes_on(world, gcs, monkeypatch, capsys):
