@@ -25,7 +25,7 @@ from stackjax.runtime.numbers import Count, Size
 from stackjax.runtime.ranges import Length
 
 DTYPE = "float32"
-PREPARATION_TURNS = 5
+PREPARATION_TURNS = 3
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
