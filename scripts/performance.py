@@ -143,6 +143,7 @@ TABLES = {
         section="mixtures",
         columns={
             "loader tokens/s": "mixtures.tokens_per_second",
+            "a second of CPU time": "mixtures.cpu_tokens_per_second",
             "of one source": "mixtures.of_one_source",
         },
     ),

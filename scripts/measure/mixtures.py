@@ -5,7 +5,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from scripts.measure.result import median
 from scripts.measure.shards import write_synthetic
@@ -34,8 +34,17 @@ class Loading:
 
     tokens_per_second: float
     """Median over all turns."""
+    cpu_tokens_per_second: float
+    """Median over all turns, per second of CPU time: independent of other load."""
     of_one_source: float
-    """Median over all turns: the rate divided by the rate of one source, joined."""
+    """Median over all turns: this last rate divided by that of one source, joined."""
+
+
+class Rates(NamedTuple):
+    """Tokens per second in a turn."""
+
+    wall: float
+    cpu: float
 
 
 def measure_mixtures(seq_len: int, num_turns: int) -> dict[str, Loading]:
@@ -59,30 +68,32 @@ def measure_mixtures(seq_len: int, num_turns: int) -> dict[str, Loading]:
             for packing, of_packing in packings.items()
             for name, weights in WEIGHTS.items()
         }
-        turns = [_take_turn(loaders) for _ in range(1 + num_turns)][1:]
+        turns = [
+            {name: _rates(batches) for name, batches in loaders.items()}
+            for _ in range(1 + num_turns)
+        ][1:]  # the first one warms up
     base = next(iter(loaders))
     return {
         name: Loading(
-            tokens_per_second=median([turn[name] for turn in turns]),
-            of_one_source=median([turn[name] / turn[base] for turn in turns]),
+            tokens_per_second=median([turn[name].wall for turn in turns]),
+            cpu_tokens_per_second=median([turn[name].cpu for turn in turns]),
+            of_one_source=median([turn[name].cpu / turn[base].cpu for turn in turns]),
         )
         for name in loaders
     }
 
 
-def _take_turn(loaders: Mapping[str, Iterator[Batch]]) -> dict[str, float]:
-    """Returns the tokens per second of each loader, one after the other."""
-    return {name: _rate(batches) for name, batches in loaders.items()}
-
-
-def _rate(batches: Iterator[Batch]) -> float:
-    """Returns the tokens per second, after the prefetched batches are used up."""
+def _rates(batches: Iterator[Batch]) -> Rates:
+    """Returns the speed of a loader, after the prefetched batches are used up."""
     for _ in range(DataConfig.prefetch + 1):
-        tokens = next(batches).tokens.size
-    start = time.perf_counter()
+        num_tokens = TURN_BATCHES * next(batches).tokens.size
+    start, start_cpu = time.perf_counter(), time.process_time()
     for _ in range(TURN_BATCHES):
         next(batches)
-    return TURN_BATCHES * tokens / (time.perf_counter() - start)
+    return Rates(
+        wall=num_tokens / (time.perf_counter() - start),
+        cpu=num_tokens / (time.process_time() - start_cpu),
+    )
 
 
 def _load(

@@ -45,7 +45,7 @@ def test_every_mixture_is_read_with_both_packings(measured):
     found = rows_of(measured, "mixtures")
     expected = [f"T = 64, {p}, {m}" for p in ("joined", "best_fit") for m in mixtures.WEIGHTS]
     assert list(found) == expected
-    assert all(values["tokens_per_second"] > 0 for values in found.values())
+    assert all(value > 0 for values in found.values() for value in values.values())
     assert found[expected[0]]["of_one_source"] == 1
 
 
