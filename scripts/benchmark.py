@@ -103,7 +103,7 @@ def benchmark(options: BenchmarkConfig, config: Config) -> None:
     phases = expand(config)
     _check_options(options, phases)
     check(config, jax.device_count())
-    report = environment() | {"config": flatten(config), "rows": []}
+    report = environment("scripts.benchmark") | {"config": flatten(config), "rows": []}
 
     def add(row: Row) -> None:
         report["rows"].append(dataclasses.asdict(row))
@@ -121,11 +121,15 @@ def benchmark(options: BenchmarkConfig, config: Config) -> None:
         print(f"{options.out}: all of this, for python -m scripts.performance")
 
 
-def environment() -> dict[str, Any]:
-    """Returns software versions, hardware and environment variables."""
+def environment(module: str) -> dict[str, Any]:
+    """Returns software versions, hardware and environment variables.
+
+    Args:
+      module: The module of this command.
+    """
     devices = jax.devices()
     return {
-        "command": shlex.join(["python", "-m", "scripts.benchmark", *sys.argv[1:]]),
+        "command": shlex.join(["python", "-m", module, *sys.argv[1:]]),
         "date": datetime.date.today().isoformat(),
         "versions": {"python": platform.python_version()}
         | {name: importlib.metadata.version(name) for name in PACKAGES},

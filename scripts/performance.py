@@ -1,4 +1,4 @@
-"""Writes the tables in docs/performance.md from files of scripts.benchmark.
+"""Writes the tables in docs/performance.md from files of the benchmarks.
 
     python -m scripts.performance runs/performance/*.json
 
@@ -137,6 +137,24 @@ TABLES = {
             "loader tokens/s": "loader.tokens_per_second",
             "shards": "loader.source",
             "step tokens/s": "step.tokens_per_second",
+        },
+    ),
+    "mixtures": Table(
+        section="mixtures",
+        columns={
+            "loader tokens/s": "mixtures.tokens_per_second",
+            "a second of CPU time": "mixtures.cpu_tokens_per_second",
+            "of one source": "mixtures.of_one_source",
+        },
+    ),
+    "preparation": Table(
+        section="preparation",
+        columns={
+            "texts": "preparation.text_bytes",
+            "prepare": "preparation.prepare_seconds",
+            "encode_batch": "preparation.encode_batch_seconds",
+            "speed": "preparation.speed",
+            "in CPU time": "preparation.cpu_speed",
         },
     ),
     "inference": Table(

@@ -31,6 +31,8 @@ for phase in 0 1; do
     --stages.1.batch-size 16 --stages.1.accumulate 1
 done
 measure growth-1b configs/gstack_1b.py --sections loader growth checkpoint
+python -m scripts.benchmark_data --copies 0 --out "$results/mixtures.json"
+python -m scripts.benchmark_data --seq-lens --out "$results/preparation.json"
 
 python -m scripts.performance "$results"/*.json
 scripts/peers.sh

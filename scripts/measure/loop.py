@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import functools
-import hashlib
 import io
 import itertools
 import tempfile
@@ -17,15 +16,14 @@ from etils import epath
 from jax.sharding import Mesh
 
 from scripts.measure.result import CannotMeasure, NotMeasured, Number, median
+from scripts.measure.shards import write_synthetic
 from scripts.measure.step import Times, random_batch, random_rows, run_steps
 from stackjax.checkpoint.directory import absolute
 from stackjax.config import CheckpointConfig, Config, EvaluationConfig, Schedule, Stage
 from stackjax.data.device import local_rows, put
 from stackjax.data.loader import train_batches
-from stackjax.data.manifest import MANIFEST, Manifest, Split, write_manifest
+from stackjax.data.manifest import MANIFEST
 from stackjax.data.open import Source, open_train
-from stackjax.data.shards import ShardWriter
-from stackjax.data.sources import TokenSource
 from stackjax.files.rows_file import NO_ROWS
 from stackjax.model import ModelConfig
 from stackjax.run.goodput import Clock
@@ -35,7 +33,6 @@ from stackjax.run.run import Run
 from stackjax.run.sinks import open_sinks
 from stackjax.run.train import run_phase
 from stackjax.sharding.partition import num_shards
-from stackjax.tokenizer.tokenizer_info import TokenizerInfo
 from stackjax.training.batches import data_order
 from stackjax.training.compile import compile_step, new_state, step_inputs
 from stackjax.training.expand import expand
@@ -43,7 +40,6 @@ from stackjax.training.phase import Phase
 from stackjax.training.run_history import NEW_RUN
 from stackjax.training.train_state import TrainState, placed
 
-SYNTHETIC_TOKENS = 2**23
 BLOCK_STEPS = 50
 NUM_BLOCKS = 8
 LOOP_STEPS = BLOCK_STEPS * (1 + NUM_BLOCKS) + 1  # the first block warms up
@@ -108,25 +104,6 @@ def _sources(config: Config, phase: Phase, directory: Path) -> tuple[Source, ...
     if all((epath.Path(path) / MANIFEST).exists() for path in paths):
         return open_train(config.data, config.model.vocab_size, phase.seq_len)
     return (write_synthetic(directory, config.model.vocab_size, phase.seq_len),)
-
-
-def write_synthetic(directory: Path, vocab_size: int, seq_len: int) -> TokenSource:
-    """Writes token shards with random tokens into a directory, and opens them."""
-    dtype = "uint16" if vocab_size <= 2**16 else "uint32"
-    writer, rng = ShardWriter(directory / "synthetic.train", dtype), np.random.default_rng(0)
-    writer.write(rng.integers(0, vocab_size, SYNTHETIC_TOKENS))
-    shard = writer.close()
-    tokenizer = TokenizerInfo(
-        name="synthetic",
-        digest=hashlib.sha256(b"synthetic").hexdigest(),
-        vocab_size=vocab_size,
-        end_id=0,
-    )
-    stream = Split(tokens=shard.tokens, documents=1, shards=(shard,))
-    write_manifest(
-        str(directory), Manifest(tokenizer=tokenizer, dtype=dtype, splits={"train": stream})
-    )
-    return TokenSource(str(directory), "train", seq_len)
 
 
 class _Ticks(threading.Event):

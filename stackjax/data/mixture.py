@@ -17,6 +17,10 @@ BLOCK = 4096
 """Examples in a block; shares are constant within a block."""
 _BITS = 28
 """Bits of a point's fraction, and at most of a block's number."""
+_SPAN = 1024
+"""Blocks of a ramp that are summed together."""
+_SWAPS = ((1, 0x55555555), (2, 0x33333333), (4, 0x0F0F0F0F), (8, 0x00FF00FF), (16, 0x0000FFFF))
+"""Neighbors of 1, 2, ... bits that trade places, and masks of the lower ones, in 32 bits."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -51,19 +55,37 @@ def block_counts(mixture: Mixture, seq_len: int, blocks_N: np.ndarray) -> np.nda
       seq_len: Tokens per example, for the ramp.
       blocks_N: Numbers of blocks, from 0 at the start of the mixture.
     """
-    edges_NS = _edges(mixture.shares(blocks_N * float(BLOCK * seq_len)))
-    reversed_N = np.array([_reversed_bits(int(block)) for block in blocks_N], np.int64)
-    below_NS = -((reversed_N[:, None] - edges_NS) >> _BITS)
-    return np.diff(below_NS, axis=1, prepend=0)
+    return np.diff(_points_in(mixture, seq_len, blocks_N), axis=1, prepend=0)
 
 
 def examples_before(mixture: Mixture, seq_len: int, block: int) -> np.ndarray:
     """Returns the number of examples from each source in all blocks before, int64 [S]."""
-    ramp = min(block, -(-mixture.ramp_tokens // (BLOCK * seq_len)))
-    counts_S = block_counts(mixture, seq_len, np.arange(ramp)).sum(axis=0)
+    sums_NS = _ramp_sums(mixture, seq_len)
+    ramp = min(block, (len(sums_NS) - 1) * _SPAN)
+    span = ramp // _SPAN
+    in_span_NS = _points_in(mixture, seq_len, np.arange(span * _SPAN, ramp))
     edges_S = _edges(_normalized(mixture.weights))
-    below_S = [_points_below(int(e), block) - _points_below(int(e), ramp) for e in edges_S]
-    return counts_S + np.diff(below_S, prepend=0)
+    after_S = _points_below(edges_S, block) - _points_below(edges_S, ramp)
+    return np.diff(sums_NS[span] + in_span_NS.sum(axis=0) + after_S, prepend=0)
+
+
+@functools.lru_cache(64)
+def _ramp_sums(mixture: Mixture, seq_len: int) -> np.ndarray:
+    """Returns the number of points below each edge before each span of a ramp, [N, S].
+
+    The last of them is the first one after the ramp. A span at a time needs little memory.
+    """
+    num_blocks = -(-mixture.ramp_tokens // (BLOCK * seq_len))
+    firsts = range(0, num_blocks, _SPAN)
+    spans = (np.arange(first, first + _SPAN) for first in firsts)
+    sums = [_points_in(mixture, seq_len, span).sum(axis=0) for span in spans]
+    return np.cumsum([np.zeros(len(mixture.weights), np.int64), *sums], axis=0)
+
+
+def _points_in(mixture: Mixture, seq_len: int, blocks_N: np.ndarray) -> np.ndarray:
+    """Returns the number of points below each edge in some blocks, int64 [N, S]."""
+    edges_NS = _edges(mixture.shares(blocks_N * float(BLOCK * seq_len)))
+    return -((_reversed_bits(blocks_N)[:, None] - edges_NS) >> _BITS)
 
 
 def _edges(shares: np.ndarray) -> np.ndarray:
@@ -71,17 +93,17 @@ def _edges(shares: np.ndarray) -> np.ndarray:
     return np.rint(np.cumsum(shares, axis=-1) * (BLOCK << _BITS)).astype(np.int64)
 
 
-def _points_below(edge: int, num_blocks: int) -> int:
-    """Returns the number of points below an edge in the first blocks."""
-    whole, part = divmod(edge, 1 << _BITS)
-    total, block = num_blocks * whole, 0
+def _points_below(edges_S: np.ndarray, num_blocks: int) -> np.ndarray:
+    """Returns the number of points below constant edges in the first blocks, int64 [S]."""
+    whole_S, part_S = np.divmod(edges_S, 1 << _BITS)
+    total_S, block = num_blocks * whole_S, 0
     # The points of 2**bit blocks from a multiple of 2**bit on are evenly spaced.
     for bit in reversed(range(_BITS)):
         if num_blocks >> bit & 1:
-            spacing = 1 << (_BITS - bit)
-            total += max(0, -((_reversed_bits(block) - part) // spacing))
+            gaps_S = _reversed_bits(np.array([block])) - part_S
+            total_S += np.maximum(0, -(gaps_S >> (_BITS - bit)))
             block += 1 << bit
-    return total
+    return total_S
 
 
 @functools.lru_cache(64)
@@ -109,6 +131,9 @@ def _mixed(bits: np.ndarray) -> np.ndarray:
     return bits ^ (bits >> np.uint64(31))
 
 
-def _reversed_bits(block: int) -> int:
-    """Returns an element of the van der Corput sequence, in units of 2**-_BITS."""
-    return int(f"{block:0{_BITS}b}"[::-1], 2)
+def _reversed_bits(blocks_N: np.ndarray) -> np.ndarray:
+    """Returns elements of the van der Corput sequence, in units of 2**-_BITS, int64 [N]."""
+    bits_N = blocks_N.astype(np.int64)
+    for width, mask in _SWAPS:
+        bits_N = (bits_N >> width & mask) | (bits_N & mask) << width
+    return bits_N >> (32 - _BITS)

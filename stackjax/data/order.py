@@ -13,8 +13,9 @@ Shapes: K examples, S sources.
 import bisect
 import dataclasses
 import functools
+import itertools
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import grain
 import numpy as np
@@ -75,11 +76,7 @@ def find(order: Order, examples_K: np.ndarray) -> Places:
         sources, ranks = _block(order, at, int(block))
         rows = offsets_K[is_here] % BLOCK
         sources_K[is_here], ranks_K[is_here] = sources[rows], ranks[rows]
-    sequences = [
-        _sequence(order, at, int(source), int(rank))
-        for source, rank in zip(sources_K, ranks_K, strict=True)
-    ]
-    return Places(sources_K, np.array(sequences, np.int64))
+    return Places(sources_K, _sequences(order, at, sources_K, ranks_K))
 
 
 def length_at(order: Order, example: int) -> int:
@@ -137,10 +134,11 @@ def _block(order: Order, at: int, block: int) -> tuple[np.ndarray, np.ndarray]:
     segment = order.segments[at]
     sources = _sources(order, at, block)
     before_S = examples_before(segment.mixture, segment.seq_len, block)
+    counts_S = np.bincount(sources, minlength=len(before_S))
     ranks = np.empty(BLOCK, np.int64)
-    for source, before in enumerate(before_S):
-        is_here = sources == source
-        ranks[is_here] = before + np.arange(np.count_nonzero(is_here))
+    ranks[np.argsort(sources, kind="stable")] = np.arange(BLOCK) + np.repeat(
+        before_S - np.cumsum(counts_S) + counts_S, counts_S
+    )
     return sources, ranks
 
 
@@ -159,57 +157,75 @@ def _drawn(order: Order, at: int, num_examples: int) -> np.ndarray:
 
 
 @functools.lru_cache(64)
-def _opened(order: Order, at: int) -> tuple[int, ...]:
-    """Returns the number of chunks of each source opened before a segment, in all epochs."""
-    if at == 0:
-        return (0,) * len(order.num_chunks)
-    before, segment = order.segments[at - 1 : at + 1]
-    drawn_S = _drawn(order, at - 1, segment.first_example - before.first_example)
-    pieces = order.chunk_len // before.seq_len
-    sources = zip(_opened(order, at - 1), drawn_S, order.num_chunks, strict=True)
-    return tuple(
-        _first_unopened(int(drawn), first, num_chunks, pieces)
-        for first, drawn, num_chunks in sources
-    )
+def _opened(order: Order, at: int) -> np.ndarray:
+    """Returns how many chunks of each source are opened before a segment, [S]."""
+    first_S = np.zeros(len(order.num_chunks), np.int64)
+    for index, (before, segment) in enumerate(itertools.pairwise(order.segments[: at + 1])):
+        drawn_S = _drawn(order, index, segment.first_example - before.first_example)
+        first_S = _first_unopened(order, before.seq_len, first_S, drawn_S)
+    return first_S
 
 
-def _first_unopened(drawn: int, first: int, num_chunks: int, pieces: int) -> int:
-    """Returns the next chunk after `drawn` sequences from the chunk `first` on."""
-    ranks = range(max(0, drawn - LANES), drawn)
-    return max(
-        (_chunk(rank, first, num_chunks, pieces)[0] + 1 for rank in ranks), default=first
-    )
+def _first_unopened(
+    order: Order, seq_len: int, first_S: np.ndarray, drawn_S: np.ndarray
+) -> np.ndarray:
+    """Returns the next chunk after `drawn` sequences from the chunk `first` on, [S]."""
+    sources_S1, first_S1 = np.arange(len(first_S))[:, None], first_S[:, None]
+    last_SL = drawn_S[:, None] - np.arange(1, LANES + 1)
+    chunks_SL, _ = _chunks(order, seq_len, sources_S1, np.maximum(last_SL, 0), first_S1)
+    return np.where(last_SL < 0, first_S1, chunks_SL + 1).max(axis=1)
 
 
-def _sequence(order: Order, at: int, source: int, rank: int) -> int:
-    """Returns the index of the sequence with a rank in a segment."""
-    pieces = order.chunk_len // order.segments[at].seq_len
-    num_chunks = order.num_chunks[source]
-    chunk, piece = _chunk(rank, _opened(order, at)[source], num_chunks, pieces)
-    shuffled: Any = _shuffled(order.seed, source, num_chunks)[chunk]
-    return int(shuffled) * pieces + piece
+def _sequences(order: Order, at: int, sources_K: np.ndarray, ranks_K: np.ndarray) -> np.ndarray:
+    """Returns the indices of the sequences with some ranks in a segment, int64 [K]."""
+    seq_len, first_K = order.segments[at].seq_len, _opened(order, at)[sources_K]
+    chunks_K, pieces_K = _chunks(order, seq_len, sources_K, ranks_K, first_K)
+    shuffled = [
+        _shuffled(order.seed, source, order.num_chunks[source], chunk)
+        for source, chunk in zip(sources_K.tolist(), chunks_K.tolist(), strict=True)
+    ]
+    return np.array(shuffled, np.int64) * (order.chunk_len // seq_len) + pieces_K
 
 
-def _chunk(rank: int, first: int, num_chunks: int, pieces: int) -> tuple[int, int]:
-    """Returns a sequence's chunk, counted over all epochs in shuffled order, and its piece.
+def _chunks(
+    order: Order,
+    seq_len: int,
+    sources: np.ndarray,
+    ranks: np.ndarray,
+    first: np.ndarray,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Returns chunks, counted over all epochs in shuffled order, and pieces of sequences.
 
     Args:
-      first: The chunk with which the segment begins.
+      sources: The source of each sequence.
+      first: The chunk with which the segment begins in this source.
     """
+    pieces = order.chunk_len // seq_len
+    num_chunks = np.array(order.num_chunks)[sources]
     # The first epoch of the segment may begin in the middle.
     epoch_left = num_chunks - first % num_chunks
-    if rank >= epoch_left * pieces:
-        epochs, rank = divmod(rank - epoch_left * pieces, num_chunks * pieces)
-        first, epoch_left = first + epoch_left + epochs * num_chunks, num_chunks
-    group, within = divmod(rank, LANES * pieces)
-    lanes = min(LANES, epoch_left - group * LANES)
-    piece, lane = divmod(within, lanes)
+    epochs, in_epoch = np.divmod(ranks - epoch_left * pieces, num_chunks * pieces)
+    is_later = epochs >= 0
+    first = np.where(is_later, first + epoch_left + epochs * num_chunks, first)
+    left = np.where(is_later, num_chunks, epoch_left)
+    group, within = np.divmod(np.where(is_later, in_epoch, ranks), LANES * pieces)
+    piece, lane = np.divmod(within, np.minimum(LANES, left - group * LANES))
     return first + group * LANES + lane, piece
 
 
-@functools.lru_cache(64)
-def _shuffled(seed: int, source: int, num_chunks: int) -> grain.MapDataset:
-    """Returns the shuffled chunks of a source; an index beyond them is in a later epoch."""
+@functools.lru_cache(2**14)  # the open chunks of 1000 sources
+def _shuffled(seed: int, source: int, num_chunks: int, chunk: int) -> int:
+    """Returns a chunk's place in its source; a chunk beyond them is in a later epoch."""
+    epoch, index = divmod(chunk, num_chunks)
+    seed = (_seed(seed, source) + epoch) % 2**32
+    return grain.experimental.index_shuffle(
+        index, max_index=num_chunks - 1, seed=seed, rounds=4
+    )
+
+
+@functools.lru_cache(2**10)
+def _seed(seed: int, source: int) -> int:
+    """Returns the seed of a source's shuffle: the one that Grain derives for a dataset."""
     if source:
         seed = int(random_bits(seed, 0, np.array([source]))[0] >> np.uint64(32))
-    return grain.MapDataset.range(num_chunks).seed(seed).shuffle()
+    return int(np.random.SeedSequence([seed, 1]).generate_state(1)[0])

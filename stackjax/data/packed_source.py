@@ -114,4 +114,6 @@ def _write(plan: Plan, directory: Path) -> dict[str, np.ndarray]:
 
 
 def _map(directory: Path) -> dict[str, np.ndarray]:
-    return {name: np.load(directory / f"{name}.npy", mmap_mode="r") for name in ARRAYS}
+    # As plain arrays: indexing a memmap takes several times as long.
+    files = {name: directory / f"{name}.npy" for name in ARRAYS}
+    return {name: np.asarray(np.load(file, mmap_mode="r")) for name, file in files.items()}

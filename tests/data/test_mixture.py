@@ -1,6 +1,7 @@
 """Mixtures give exact shares in every block, and a random but fixed order within a block."""
 
 import itertools
+import time
 from fractions import Fraction
 
 import hypothesis
@@ -28,6 +29,7 @@ RAMPS = [
     Mixture(weights=(1.0, 3.0), ramp_from=(3.0, 1.0), ramp_tokens=10 * BLOCK * 8),
     Mixture(weights=(0.0, 1.0, 0.5), ramp_from=(1.0, 0.0, 0.5), ramp_tokens=77_777),
     Mixture(weights=(1.0, 1.0), ramp_from=(1.0, 0.0), ramp_tokens=1),
+    Mixture(weights=(1.0, 0.3), ramp_from=(0.0, 1.0), ramp_tokens=2500 * BLOCK * 8),
 ]
 MIXTURES = [*(Mixture(weights=weights) for weights in WEIGHTS), *RAMPS]
 
@@ -70,8 +72,8 @@ def test_every_block_has_exact_shares_and_remainders_even_out(mixture):
 
 @pytest.mark.parametrize("mixture", MIXTURES, ids=str)
 def test_closed_form_equals_the_sum_over_blocks(mixture):
-    counts = block_counts(mixture, 8, np.arange(70))
-    for block in (0, 1, 2, 3, 31, 32, 70):
+    counts = block_counts(mixture, 8, np.arange(3000))
+    for block in (0, 1, 2, 3, 31, 32, 70, 1023, 1024, 1025, 2048, 2500, 2501, 3000):
         expected = counts[:block].sum(axis=0)
         np.testing.assert_array_equal(examples_before(mixture, 8, block), expected)
 
@@ -79,6 +81,18 @@ def test_closed_form_equals_the_sum_over_blocks(mixture):
 def test_distant_blocks_take_constant_time_and_keep_the_shares():
     before = examples_before(Mixture(weights=(5.0, 3.0, 2.0)), 8, 2 * 10**8)
     np.testing.assert_allclose(before / before.sum(), [0.5, 0.3, 0.2], atol=1e-9)
+
+
+def test_ramp_over_a_trillion_tokens_takes_a_moment_and_has_the_mean_shares():
+    num_blocks = 10**12 // (BLOCK * 512)
+    mixture = Mixture(weights=(0.0, 1.0), ramp_from=(0.5, 0.5), ramp_tokens=10**12)
+    before = examples_before(mixture, 512, num_blocks)
+    np.testing.assert_allclose(before / before.sum(), [0.25, 0.75], atol=1e-5)
+    start = time.process_time()
+    for block in range(num_blocks - 20, num_blocks):
+        examples_before(mixture, 512, block)
+    # Without sums over spans, each of them takes half a second.
+    assert time.process_time() - start < 1
 
 
 @hypothesis.given(seed=st.integers(0, 2**32 - 1), block=st.integers(0, 2**20))

@@ -189,9 +189,10 @@ def test_empty_segments_are_left_out():
     assert join_segments(segments) == (segment(0, 4), segment(9, 8))
 
 
-def test_run_with_one_source_reads_grains_shuffle():
-    order = order_of(segment(0, mixture=Mixture(weights=(1.0,))), num_chunks=(37,), seed=5)
-    shuffled = grain.MapDataset.range(37).seed(5).shuffle()
+@pytest.mark.parametrize("seed", [0, 5, 2**32 - 1])
+def test_run_with_one_source_reads_grains_shuffle(seed):
+    order = order_of(segment(0, mixture=Mixture(weights=(1.0,))), num_chunks=(37,), seed=seed)
+    shuffled = grain.MapDataset.range(37).seed(seed).shuffle()
     places = find(order, np.arange(100))
     assert places.sequences.tolist() == [shuffled[k] for k in range(100)]
     assert not places.sources.any()
