@@ -27,6 +27,7 @@ from scripts.results import best, draw, final_loss, table
 from stackjax.config import Config
 from stackjax.config_file import flatten
 from stackjax.config_record import RECORD, config_record, read_config_record
+from stackjax.files.json_file import hash_of
 from stackjax.files.output import check_writable
 from stackjax.files.python_file import load_function
 from stackjax.run.train import train
@@ -38,7 +39,7 @@ from stackjax.runtime.numbers import Seed, Size, Text
 from stackjax.runtime.ranges import Whole, show
 from stackjax.training.expand import expand
 from stackjax.training.run_history import NEW_RUN, after_entering, write_history
-from stackjax.training.stages import stage_models
+from stackjax.training.stages import stage_models, stage_seq_lens
 
 BEST = 3
 
@@ -143,7 +144,8 @@ def run_all(runs: Cells, jobs: int) -> None:
     """Trains every unfinished run, by name and seed.
 
     Equal first stages, up to the first growth, are trained only once. If a run's first stages
-    continue another run's, the longer sequence is trained.
+    continue another run's, the longer sequence is trained. A run with longer sequences after
+    growth has its own first stages, because the order of its data follows from the longest.
 
     Raises:
       UserError: A run cannot start or resume, and nothing was trained; or some runs failed.
@@ -153,7 +155,7 @@ def run_all(runs: Cells, jobs: int) -> None:
         label: dataclasses.replace(config, model=stage_models(config)[0], model_is="source")
         for label, config in runs.items()
     }
-    grown = [config for config in runs.values() if any(s.growth for s in config.stages)]
+    grown = [config for config in runs.values() if _shares_first_stages(config)]
     missing = [config for config in grown if not Path(config.workdir).exists()]
     bases = sorted(map(_base, missing), key=lambda base: -len(base.stages))
     trunks = {
@@ -169,13 +171,22 @@ def run_all(runs: Cells, jobs: int) -> None:
     _train_each({f"{name}, seed {seed}": run for (name, seed), run in runs.items()}, jobs)
 
 
+def _shares_first_stages(config: Config) -> bool:
+    """Returns whether a run grows and its first stages read the same data without the rest."""
+    if not any(stage.growth for stage in config.stages):
+        return False
+    return max(stage_seq_lens(_base(config))) == max(stage_seq_lens(config))
+
+
 def _base(config: Config) -> Config:
     """Returns a run with only the stages before the first growth."""
     stages = tuple(itertools.takewhile(lambda stage: stage.growth is None, config.stages))
+    base = dataclasses.replace(config, stages=stages, workdir="base")
     size = f"{config.model.num_layers}x{config.model.embed_dim}"
     lengths = "-".join(str(stage.tokens) for stage in stages)
-    workdir = Path(config.workdir).parent / f"base-{size}-{lengths}-seed_{config.seed}"
-    return dataclasses.replace(config, stages=stages, workdir=str(workdir))
+    # Bases of the same size and length differ elsewhere, such as in weights of sources.
+    name = f"base-{size}-{lengths}-seed_{config.seed}-{hash_of(flatten(base))[:8]}"
+    return dataclasses.replace(base, workdir=str(Path(config.workdir).parent / name))
 
 
 def _begins(trunk: Config, config: Config) -> bool:
@@ -199,7 +210,8 @@ def _branch(trunk: Config, config: Config) -> None:
     for stage in range(last + 1):
         shutil.copytree(source / f"stage_{stage}", partial / f"stage_{stage}")
     # A resumed run drops later rows.
-    write_history(partial, after_entering(NEW_RUN, None, expand(trunk)[last]))
+    end = next(phase for phase in reversed(expand(trunk)) if phase.stage == last)
+    write_history(partial, after_entering(NEW_RUN, None, end))
     partial.rename(workdir)
 
 

@@ -32,7 +32,7 @@ _MAY_CHANGE = re.compile(
     r"|evaluation\.(every_tokens|batch_size|layers)"
     r"|tasks\.(names|every_tokens|directory|batch_size)"
     r"|optimizer\.(peak_learning_rate|schedule\..*|epsilon|weight_decay|clip_norm|z_loss)"
-    r"|stages\.\d+\.(mesh(\..*)?|accumulate|remat|loss_chunk|moment_memory)"
+    r"|stages\.\d+\.(mesh(\..*)?|(batch_steps\.\d+\.)?accumulate|remat|loss_chunk|moment_memory)"
     r"|data\.(path|sources\.\d+\.path|cache_dir|corpus|num_workers|prefetch)"
     r"|data\.(sources\.\d+\.)?max_epochs"
     r"|model\.(attention|remat|scan_unroll|loss_chunk)"
@@ -48,9 +48,14 @@ _PLACE = re.compile(r"workdir|platform|(data|logging)\..*")
 """Fields without influence on training: paths, prefetching, logs."""
 
 _PRESENT_STAGE = re.compile(
-    r"stages\.\d+\.(tokens|fraction|batch_size|until\..*|peak_learning_rate|schedule(\..*)?)"
+    r"stages\.\d+\.(tokens|fraction|until\..*|peak_learning_rate|schedule(\..*)?)"
 )
-"""Fields of the current stage that may change when a run resumes."""
+"""Fields of the current stage that may change when a run resumes, besides batches."""
+
+_BATCH = re.compile(
+    r"stages\.\d+\.(batch_steps\.(?P<step>\d+)\.)?(?P<name>from_tokens|batch_size|accumulate)"
+)
+"""Fields of a stage's batches."""
 
 _WHY_NOT = {
     r"model(_is)?\b.*": "the parameters in the checkpoints are those of this model",
@@ -261,13 +266,16 @@ def check_same_data(workdir: epath.Path, manifests: Sequence[Manifest]) -> None:
         )
 
 
-def changed_fields(workdir: epath.Path, config: Config, stage: int) -> dict[str, str]:
+def changed_fields(
+    workdir: epath.Path, config: Config, stage: int, part: int = 0
+) -> dict[str, str]:
     """Returns a line for each field that differs from the recorded config.
 
     A field newer than the record counts as recorded with its default.
 
     Args:
       stage: The current stage. Later stages may change in every field.
+      part: The current part of the stage. Later batch steps may change in every field.
 
     Raises:
       UserError: A field has changed that must not change.
@@ -280,7 +288,7 @@ def changed_fields(workdir: epath.Path, config: Config, stage: int) -> dict[str,
         for field in sorted(old.keys() | new.keys())
         if old.get(field) != new.get(field)
     }
-    forbidden = [field for field in changed if not _may_change(field, stage)]
+    forbidden = [field for field in changed if not _may_change(field, stage, part)]
     if _longest(old) != _longest(new):  # the order of all stages depends on it
         forbidden += [field for field in changed if re.fullmatch(r"stages.*seq_len", field)]
     if forbidden:
@@ -319,13 +327,23 @@ def is_of_training(field: str) -> bool:
     return _PLACE.fullmatch(field) is None
 
 
-def _may_change(field: str, stage: int) -> bool:
+def _may_change(field: str, stage: int, part: int) -> bool:
     of_stage = re.match(r"stages\.(\d+)\.", field)
     if of_stage is not None and int(of_stage[1]) > stage:
         return True
-    if of_stage is not None and int(of_stage[1]) == stage and _PRESENT_STAGE.fullmatch(field):
+    is_present = of_stage is not None and int(of_stage[1]) == stage
+    if is_present and (_PRESENT_STAGE.fullmatch(field) or _is_of_coming_batch(field, part)):
         return True
     return _MAY_CHANGE.fullmatch(field) is not None
+
+
+def _is_of_coming_batch(field: str, part: int) -> bool:
+    """Returns whether a field is of a batch after the current one, or the current size."""
+    batch = _BATCH.fullmatch(field)
+    if batch is None:
+        return False
+    of_part = 0 if batch["step"] is None else int(batch["step"]) + 1
+    return of_part > part or (of_part == part and batch["name"] == "batch_size")
 
 
 def _why_not(field: str) -> str:

@@ -1,5 +1,6 @@
 """Config files, overrides on the command line, and config records."""
 
+import contextlib
 import dataclasses
 import json
 import re
@@ -9,7 +10,7 @@ import pytest
 from conftest import tiny_run
 from etils import epath
 
-from stackjax.config import Config, Stage
+from stackjax.config import BatchStep, Config, Stage
 from stackjax.config_file import (
     changed_fields,
     check_same_data,
@@ -433,3 +434,33 @@ def test_any_exception_of_a_config_file_is_one_line(path, load, body):
     path.write_text(f"class Ended(BaseException):\n    pass\n\n{body}")
     with pytest.raises(UserError, match=rf"experiment\.py, {RAISED[body]}"):
         load()
+
+
+def stepped(*steps, **fields):
+    """The tiny run, with another batch from a number of tokens on."""
+    batches = tuple(BatchStep(from_tokens=start, batch_size=size) for start, size in steps)
+    first, *later = tiny_run().stages
+    first = dataclasses.replace(first, batch_steps=batches, **fields)
+    return dataclasses.replace(tiny_run(), stages=(first, *later))
+
+
+@pytest.mark.parametrize(
+    ("config", "parts"),
+    [
+        (stepped((64, 16), (96, 16)), (0, 1, 2)),  # no change
+        (stepped((64, 16), (96, 32)), (0, 1, 2)),
+        (stepped((64, 16), (112, 32)), (0, 1)),
+        (stepped((64, 16)), (0, 1)),
+        (stepped((64, 16), (96, 16), (112, 32)), (0, 1, 2)),
+        (stepped((64, 32), (96, 16)), (0, 1)),
+        (stepped((80, 16), (96, 16)), (0,)),
+        (stepped((64, 16), (96, 16), batch_size=4), (0,)),
+        (stepped((64, 16), (96, 16), accumulate=2), (0, 1, 2)),
+    ],
+)
+def test_only_batches_to_come_may_change(recorded, config, parts):
+    write_record(recorded, flatten(stepped((64, 16), (96, 16))))
+    for part in (0, 1, 2):
+        refused = pytest.raises(UserError, match="already trained")
+        with contextlib.nullcontext() if part in parts else refused:
+            changed_fields(recorded, config, 0, part)

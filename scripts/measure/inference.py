@@ -45,7 +45,7 @@ class Inference:
 
 def measure_inference(config: Config, phase: Phase, mesh: Mesh) -> Inference:
     """Returns a phase's inference cost, on the current mesh."""
-    num_rows, seq_len = config.evaluation.batch_size, config.data.seq_len
+    num_rows, seq_len = config.evaluation.batch_size, phase.seq_len
     logits_bytes = 4 * num_rows * seq_len * phase.model.padded_vocab_size // mesh.size
     check_memory("the logits of an evaluation", logits_bytes)
     init = functools.partial(model.init, phase.model)

@@ -23,6 +23,7 @@ from stackjax.config import CheckpointConfig, Config, EvaluationConfig, Schedule
 from stackjax.data.device import local_rows, put
 from stackjax.data.loader import train_batches
 from stackjax.data.manifest import MANIFEST
+from stackjax.data.mixture import Mixture
 from stackjax.data.open import Source, open_train
 from stackjax.files.rows_file import NO_ROWS
 from stackjax.model import ModelConfig
@@ -77,6 +78,8 @@ def measure_loader(config: Config, phase: Phase, mesh: Mesh, num_batches: int) -
     num_rows = phase.batch_size // phase.accumulate
     with tempfile.TemporaryDirectory() as directory:
         sources = _sources(config, phase, Path(directory))
+        if sources[0].path == directory:
+            phase = dataclasses.replace(phase, mixture=Mixture(weights=(1.0,)))
         batches = train_batches(
             sources,
             config.data,
@@ -163,7 +166,12 @@ def _tiny_config(config: Config, phase: Phase, directory: str) -> Config:
             head_dim=8,
         ),
         data=dataclasses.replace(
-            config.data, path=directory, seq_len=seq_len, corpus=None, num_workers=0
+            config.data,
+            path=directory,
+            sources=(),
+            seq_len=seq_len,
+            corpus=None,
+            num_workers=0,
         ),
         optimizer=dataclasses.replace(config.optimizer, schedule=Schedule()),
         mesh=phase.mesh,

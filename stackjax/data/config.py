@@ -86,6 +86,11 @@ def check_sources(config: DataConfig) -> None:
             )
         if name in names[:index]:
             raise UserError(f"data.sources.{index}.name is {name!r}, as of another source.")
+        if name.endswith("_before") and name.removesuffix("_before") in names:
+            raise UserError(
+                f"data.sources.{index}.name is {name!r}, which is the name of another source's "
+                f"loss before growth; choose another name."
+            )
     weights = [source.weight for source in config.all_sources]
     check_weights(weights, len(names), "the weight of data.sources")
 

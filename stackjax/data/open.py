@@ -39,8 +39,8 @@ def open_sources(
       seq_len: Tokens per sequence; by default the config's.
 
     Raises:
-      UserError: A source is missing or damaged, has a larger vocabulary than the model, or
-        another tokenizer or validation split than the first source.
+      UserError: A source is missing or damaged, has a larger vocabulary than the model or
+        another tokenizer than the first source, or is the same data set as another one.
       OSError: A bucket is not usable, or copying to the cache failed.
     """
     if config.corpus is not None and config.path is not None:
@@ -51,6 +51,7 @@ def open_sources(
     for source in sources:
         _check_vocabulary(source, vocab_size)
         _check_alike(source, sources[0])
+    _check_different(sources)
     return sources
 
 
@@ -105,6 +106,18 @@ def _check_alike(source: TokenSource, first: TokenSource) -> None:
             f"the source {source.name!r} was prepared with the tokenizer {ours.name!r}, and "
             f"{first.name!r} with another, {theirs.name!r}; prepare all with the same one."
         )
+
+
+def _check_different(sources: Sequence[TokenSource]) -> None:
+    """Raises UserError if two sources are the same data set."""
+    known: dict[str, TokenSource] = {}
+    for source in sources:
+        other = known.setdefault(source.manifest.digest, source)
+        if other is not source:
+            raise UserError(
+                f"the sources {other.name!r} and {source.name!r} are the same data set, "
+                f"{other.path!r} and {source.path!r}; name it once, with the sum of weights."
+            )
 
 
 def by_source(metric: str, sources: Sequence[Source]) -> tuple[str, ...]:

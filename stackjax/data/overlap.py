@@ -2,16 +2,15 @@
 
 import contextlib
 import dataclasses
-import itertools
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from etils import epath
 
 from stackjax.data.config import SourceConfig
-from stackjax.data.hashes import count_shared
-from stackjax.data.manifest import SplitName, again, read_manifest
+from stackjax.data.hashes import count_shared, merge_hashes
+from stackjax.data.manifest import Manifest, SplitName, again, read_manifest
 from stackjax.files.storage import is_remote
 from stackjax.runtime.errors import UserError
 
@@ -61,26 +60,50 @@ def check_held_out(sources: Sequence[SourceConfig]) -> None:
 
     Sets without document hashes, or with hashes of another kind, are not compared.
     """
-    for ours, theirs in itertools.permutations(sources, 2):
-        if not _are_comparable(ours.path, theirs.path):
-            continue
-        held_out, train = _hashes(ours.path, "validation"), _hashes(theirs.path, "train")
-        with held_out as first, train as second:
-            shared = count_shared(first, second)
-        if shared:
-            pair = (read_manifest(each.path).validation_fraction for each in (ours, theirs))
-            raise UserError(
-                f"{shared} documents are held out by the source {ours.name!r} and in the "
-                f"training split of {theirs.name!r}; prepare both with the same "
-                f"--validation-fraction (now {' and '.join(map(str, pair))}), or leave these "
-                f"documents out of one."
-            )
+    manifests = {source.name: read_manifest(source.path) for source in sources}
+    for kind in ("text", "tokens"):
+        alike = [
+            source
+            for source in sources
+            if manifests[source.name].hashed == kind
+            and all(split.hashes for split in manifests[source.name].splits.values())
+        ]
+        with contextlib.ExitStack() as stack:
+            held_out = {
+                source.name: stack.enter_context(_hashes(source.path, "validation"))
+                for source in alike
+            }
+            every = Path(stack.enter_context(tempfile.TemporaryDirectory())) / "validation"
+            merge_hashes(list(held_out.values()), every)
+            for source in alike:
+                _check_trains_on_none(source, manifests, held_out, every)
 
 
-def _are_comparable(first: str, second: str) -> bool:
-    ours, theirs = read_manifest(first), read_manifest(second)
-    splits = [*ours.splits.values(), *theirs.splits.values()]
-    return ours.hashed == theirs.hashed and all(split.hashes for split in splits)
+def _check_trains_on_none(
+    source: SourceConfig,
+    manifests: Mapping[str, Manifest],
+    held_out: Mapping[str, Path],
+    every: Path,
+) -> None:
+    """Raises UserError if a source trains on documents that another source holds out.
+
+    Args:
+      held_out: The validation hashes of each source.
+      every: All of these hashes together.
+    """
+    with _hashes(source.path, "train") as train:
+        if not count_shared(train, every):  # one pass for all other sources
+            return
+        for name in [name for name in held_out if name != source.name]:
+            shared = count_shared(train, held_out[name])
+            if shared:
+                pair = (manifests[each].validation_fraction for each in (name, source.name))
+                raise UserError(
+                    f"{shared} documents are held out by the source {name!r} and in the "
+                    f"training split of {source.name!r}; prepare both with the same "
+                    f"--validation-fraction (now {' and '.join(map(str, pair))}), or leave "
+                    f"these documents out of one."
+                )
 
 
 def check_same_kind(first: str, digest: str, hashed: str, second: str) -> None:

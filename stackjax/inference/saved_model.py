@@ -81,7 +81,9 @@ class SavedCheckpoint:
     def seq_len(self) -> int:
         """Longest training sequence, in tokens; UserError if unknown."""
         if self.settings:
-            return self.settings["data.seq_len"]
+            stages = range(self.contents.lineage[-1].stage + 1)
+            own = (self.settings.get(f"stages.{stage}.seq_len") for stage in stages)
+            return max(length or self.settings["data.seq_len"] for length in own)
         if self.huggingface_files is not None:
             return config_json.seq_len(config_json.read_fields(self.huggingface_files))
         raise UserError(

@@ -43,9 +43,9 @@ def check_probes(
             f"the number of tokens that a grown copy trains before its loss is measured."
         )
     for at in probes.at_tokens:
-        phase = next((p for p in phases if p.start.tokens < at < p.end.tokens), None)
+        phase = next((p for p in phases if p.start.tokens < at <= p.end.tokens), None)
         following = None if phase is None else _following(phases, phase)
-        if following is None:
+        if phase is None or following is None or at >= following.start.tokens:
             raise UserError(
                 f"probes.at_tokens has {at:,}, which is not inside a stage with growth "
                 f"after it; leave it out."
@@ -55,7 +55,7 @@ def check_probes(
                 f"probes.at_tokens has {at:,}, but stages.{following.stage} grows by "
                 f"{following.growth}, which has to be fitted first; probe another growth."
             )
-        both = estimates[following.index - 1 : following.index + 1]
+        both = [e for i, e in enumerate(estimates) if i in (phase.index, following.index)]
         held = sum(each.state_bytes for each in both)
         held += max((each.gradient_bytes for each in both), default=0)
         if memory is not None and held > memory:
@@ -94,8 +94,10 @@ def probe_hooks(run: Run, phase: Phase) -> list[Hook]:
             train_step = run.step_of(target, None)
             if train_step is None:  # after a signal to stop
                 return {}
+            # Without the parts of the stage that are still to come.
             phases = expand(config, run.ended_at(phase, step.step))
-            inputs = _inputs(config, phases[target.index])
+            grown_phase = next(each for each in phases if each.stage == target.stage)
+            inputs = _inputs(config, grown_phase)
             for batch in run.batches(target, mesh, step.counts, num_steps, phases):
                 copy, _ = train_step(inputs, copy, batch)
             return {
@@ -118,9 +120,10 @@ def _is_due(step: StepInfo) -> bool:
 
 
 def _following(phases: Sequence[Phase], phase: Phase) -> Phase | None:
-    """Returns the next phase, if it begins with growth."""
-    later = phases[phase.index + 1 :]
-    return later[0] if later and later[0].growth is not None else None
+    """Returns the first phase of the next stage, if it begins with growth; None in a fit."""
+    later = [each for each in phases if each.stage > phase.stage]
+    is_model = phase.fit is None and later and later[0].growth is not None
+    return later[0] if is_model else None
 
 
 def _inputs(config: Config, phase: Phase) -> StepInputs:

@@ -78,7 +78,7 @@ def find_position(workdir: epath.Path, config: Config, options: ResumeConfig) ->
     # If only the first stage is left, `directory` is all that is missing.
     history = found if found.directory else after_entering(found, None, phases[0])
     phase = phases[history.phase]
-    changed = changed_fields(workdir, config, phase.stage)
+    changed = changed_fields(workdir, config, phase.stage, phase.part)
     if any(field.startswith(_lengths(phase.stage)) for field in changed):
         ended = {at: early_end for at, early_end in history.ended.items() if at != phase.stage}
         history = dataclasses.replace(history, ended=ended)

@@ -10,6 +10,7 @@ from stackjax.checkpoint.restore import newest_lineage
 from stackjax.checkpoint.save import Checkpoints
 from stackjax.config import Config
 from stackjax.data.sources import TokenSource
+from stackjax.model.config import RopeScaling
 from stackjax.run.goodput import KIND as GOODPUT
 from stackjax.run.run import Run
 from stackjax.run.sinks import plain_values
@@ -53,7 +54,8 @@ def enter(run: Run, source: Phase, target: Phase, state: TrainState) -> TrainSta
         entered = placed(target, _grow(run.config, source, target, state))
         after, layers = _evaluate(run, target, entered, held_out)
         losses = before["held_out_loss"], after["held_out_loss"]
-        if target.growth is not None:
+        # Other rotary positions change the function, whatever the growth does.
+        if target.growth is not None and _positions(source) == _positions(target):
             check_preserved(target.growth, target.model, *losses)
         after |= _beyond(run, target, entered)
         metrics = {f"{name}_before": value for name, value in before.items()} | after
@@ -73,6 +75,11 @@ def enter(run: Run, source: Phase, target: Phase, state: TrainState) -> TrainSta
             f"equal and the model is no larger in effect; split=uneven or noise separates them"
         )
     return entered
+
+
+def _positions(phase: Phase) -> tuple[float, RopeScaling | None]:
+    """Returns what determines the rotary positions in a phase."""
+    return phase.model.rope_theta, phase.model.rope_scaling
 
 
 def _change_batch(run: Run, source: Phase, target: Phase, state: TrainState) -> TrainState:

@@ -58,6 +58,7 @@ from stackjax.training.compile import (
 from stackjax.training.phase import Counts, Phase, StepInputs
 from stackjax.training.preflight import check, check_backend, device_memory
 from stackjax.training.spikes import SpikeStatistics, plain_statistics, spike_inputs
+from stackjax.training.stages import stage_models
 from stackjax.training.train_state import TrainState, placed
 
 
@@ -201,8 +202,9 @@ def _check(
     if position.step is None:
         from_process_0(lambda: check_held_out(config.data.all_sources))
     if position.step is None and config.init_from is not None:
-        path = config.data.all_sources[0].path
-        check_start(config.init_from, position.phase.model, path)
+        # The model before the stage's own rotary positions.
+        model, path = stage_models(config)[0], config.data.all_sources[0].path
+        check_start(config.init_from, model, path)
     return sources, validation
 
 

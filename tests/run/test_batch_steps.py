@@ -1,5 +1,6 @@
 """A stage with several batch sizes trains like a stage for each of them."""
 
+import contextlib
 import dataclasses
 
 import jax
@@ -7,10 +8,12 @@ import numpy as np
 import pytest
 from runs import last_state, rarely_saved, rows
 
-from stackjax.config import BatchStep, Stage
-from stackjax.growth import DepthRandom
+from stackjax.config import BatchStep, ProbeConfig, Stage
+from stackjax.growth import DepthRandom, DepthZero
+from stackjax.run.growth_probe import check_probes
 from stackjax.run.hooks import Hook
 from stackjax.run.train import train
+from stackjax.runtime.errors import UserError
 
 
 def run_config(world, workdir, *stages):
@@ -77,3 +80,27 @@ def test_stage_ends_early_in_its_first_part(world, tmp_path):
     assert ends == [512]
     assert not (tmp_path / "stage_1" / "train_1").exists()
     assert rows(tmp_path)[-1]["tokens"] == 512 + 256
+
+
+def test_probe_in_any_part_equals_a_probe_without_later_parts(world, tmp_path):
+    grown = Stage(tokens=256, batch_size=8, growth=DepthZero(factor=2))
+    probes = ProbeConfig(at_tokens=(512,), lag_tokens=256)
+    found = []
+    for name, steps in (("plain", ()), ("stepped", (STEP,))):
+        first = Stage(tokens=1024, batch_size=8, batch_steps=steps)
+        config = run_config(world, tmp_path / name, first, grown)
+        train(dataclasses.replace(config, probes=probes))
+        found += [row for row in rows(tmp_path / name) if row["kind"] == "probe"]
+    assert len(found) == 2
+    assert found[0] == found[1]
+
+
+def test_probe_at_the_end_of_the_stage_is_refused(world, tmp_path):
+    first = Stage(tokens=1024, batch_size=8, batch_steps=(STEP,))
+    grown = Stage(tokens=256, batch_size=8, growth=DepthZero(factor=2))
+    config = run_config(world, tmp_path, first, grown)
+    for at, is_inside in ((512, True), (768, True), (1024, False), (1100, False)):
+        probes = ProbeConfig(at_tokens=(at,), lag_tokens=256)
+        refused = pytest.raises(UserError, match="not inside a stage with growth after it")
+        with contextlib.nullcontext() if is_inside else refused:
+            check_probes(dataclasses.replace(config, probes=probes))

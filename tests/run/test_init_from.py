@@ -12,9 +12,10 @@ from runs import last_state, rarely_saved
 
 from stackjax.checkpoint.directory import find_checkpoint
 from stackjax.checkpoint.restore import read_contents
+from stackjax.config import Stage
 from stackjax.inference.convert import convert
 from stackjax.inference.pretrained import load_pretrained
-from stackjax.inference.saved_model import SavedFolder, model_of
+from stackjax.inference.saved_model import SavedFolder, model_of, open_model
 from stackjax.interop.huggingface import load_params, read_folder
 from stackjax.options import ConvertConfig
 from stackjax.run import train
@@ -135,3 +136,11 @@ def test_init_from_cannot_change_on_resume(started, uncut):
     _, config = started
     with pytest.raises(ValueError, match=r"init_from: "):
         train.train(dataclasses.replace(config, init_from=str(uncut)))
+
+
+def test_first_stage_may_have_its_own_positions(world, folder, tmp_path):
+    stage = Stage(tokens=256, batch_size=8, seq_len=32, rope_theta=5e4)
+    config = config_from(world, folder, tmp_path / "run", stages=(stage,))
+    train.train(config)
+    saved = open_model(str(tmp_path / "run"))
+    assert (config.model.rope_theta, saved.model.rope_theta, saved.seq_len) == (1e4, 5e4, 32)

@@ -16,6 +16,8 @@ from stackjax.data.config import PrepareConfig
 from stackjax.data.loader import train_batches
 from stackjax.data.overlap import check_held_out
 from stackjax.data.prepare import prepare
+from stackjax.growth import DepthZero
+from stackjax.inference.saved_model import open_model
 from stackjax.run.hooks import Hook
 from stackjax.run.train import train
 from stackjax.run.validation import open_data
@@ -85,6 +87,13 @@ def test_growth_compares_losses_on_sequences_of_the_same_length(config, tmp_path
     assert seam["held_out_loss"] == seam["held_out_loss_before"]
 
 
+def test_growth_that_preserves_the_function_may_come_with_other_positions(config, tmp_path):
+    grown = with_stage(config, growth=DepthZero(factor=2))
+    train(dataclasses.replace(grown, workdir=str(tmp_path)))
+    [seam] = [row for row in rows(tmp_path) if row["kind"] == "growth"]
+    assert seam["held_out_loss"] != seam["held_out_loss_before"]
+
+
 def test_record_has_the_losses_by_source_and_the_last_stages_length(trained):
     record = read_record(trained)
     last = evaluations(trained)[-1]
@@ -92,6 +101,8 @@ def test_record_has_the_losses_by_source_and_the_last_stages_length(trained):
         name: (last[f"held_out_loss/{name}"], last[f"epochs/{name}"]) for name in NAMES
     }
     assert (record.seq_len, record.final_model.rope_theta) == (32, 5e4)
+    places = ((trained, 32), (trained / "stage_0" / "train" / "8", 16))
+    assert [open_model(str(path)).seq_len for path, _ in places] == [32, 16]
     assert len(record.data_paths) == 3
     table = sources_table([Group(label="grown", records=(record,))])
     assert table is not None
@@ -169,6 +180,14 @@ REFUSED = {
     "name": (
         lambda c: with_source(c, 1, name="web"),
         r"1.name is 'web', as of another",
+    ),
+    "before": (
+        lambda c: with_source(c, 1, name="web_before"),
+        r"1.name is 'web_before', which is the name of another source's loss before growth",
+    ),
+    "same data": (
+        lambda c: with_source(c, 1, path=c.data.sources[0].path),
+        r"sources 'web' and 'code' are the same data set",
     ),
     "slash": (lambda c: with_source(c, 1, name="a/b"), r"sources.1.name is 'a/b'; it may have"),
     "weights": (lambda c: with_stage(c, source_weights=(1.0,)), r"has 1 weights, .* 3 sources"),

@@ -193,3 +193,31 @@ def test_broken_get_runs_is_refused_with_file_and_line(tmp_path, text):
     file.write_text(text)
     with pytest.raises(UserError, match=BROKEN_RUNS[text]):
         load_runs(file)(0)
+
+
+def with_stages(config, **changes):
+    """The config with other fields in its first and its last stage."""
+    first, last = (
+        dataclasses.replace(stage, **changes.get(name, {}))
+        for name, stage in zip(("first", "last"), config.stages, strict=True)
+    )
+    return dataclasses.replace(config, stages=(first, last))
+
+
+def test_only_equal_first_stages_have_the_same_directory(world):
+    config = world.config()
+    base = bakeoff._base(config)
+    assert bakeoff._base(with_stages(config, last={"peak_learning_rate": 0.5})) == base
+    for change in ({"batch_size": 4}, {"rope_theta": 5e4}, {"peak_learning_rate": 0.5}):
+        assert bakeoff._base(with_stages(config, first=change)).workdir != base.workdir
+
+
+def test_first_stages_are_shared_if_later_sequences_are_no_longer(world):
+    config = world.config()
+    for changes, is_shared in (
+        ({}, True),
+        ({"last": {"seq_len": 8}}, True),
+        ({"last": {"seq_len": 32}}, False),
+        ({"last": {"growth": None}}, False),
+    ):
+        assert bakeoff._shares_first_stages(with_stages(config, **changes)) == is_shared

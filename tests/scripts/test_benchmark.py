@@ -19,7 +19,7 @@ from scripts.measure import loop, machine, shards
 from scripts.measure.choices import variants
 from scripts.measure.text import show
 from scripts.performance import TABLES, PerformanceConfig, write
-from stackjax.data.config import DataConfig
+from stackjax.data.config import DataConfig, SourceConfig
 from stackjax.growth import Learn
 from stackjax.model import flops
 from stackjax.training.expand import expand
@@ -246,6 +246,16 @@ def test_loader_reads_the_config_shards_if_they_exist(tmp_path):
     )
     found = measure(config, tmp_path, "loader", phases=(0,))["loader", ""]
     assert found["source"] == str(tmp_path)
+
+
+def test_mixture_without_data_is_measured_on_synthetic_shards(tmp_path):
+    config = run_config(tmp_path)
+    sources = tuple(SourceConfig(name=name, path=str(tmp_path / name)) for name in "ab")
+    data = dataclasses.replace(config.data, path=None, sources=sources)
+    config = dataclasses.replace(config, data=data)
+    found = measure(config, tmp_path, "loader", "host", phases=(1,))
+    assert found["loader", ""]["source"] == "synthetic"
+    assert found["host", ""]["loop_seconds"] > 0
 
 
 @pytest.mark.parametrize(
