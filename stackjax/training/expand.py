@@ -55,7 +55,7 @@ def expand(config: Config, history: RunHistory = NEW_RUN) -> tuple[Phase, ...]:
         for fit in _fits(config, stage, before):
             phase_start = _end(phases).tokens
             for part in range(1 if fit else len(batches)):
-                parts = _Parts(
+                parts = _PhaseConfig(
                     config=config,
                     index=stage,
                     fit=fit,
@@ -96,7 +96,7 @@ def _fits(config: Config, stage: int, source: ModelConfig) -> tuple[Fit | None, 
 
 
 @dataclasses.dataclass(frozen=True)
-class _Parts:
+class _PhaseConfig:
     """A phase in the config."""
 
     config: Config
@@ -179,7 +179,7 @@ class _Course:
     num_steps: int
 
 
-def _course(parts: _Parts, index: int, start: Counts, history: RunHistory) -> _Course:
+def _course(parts: _PhaseConfig, index: int, start: Counts, history: RunHistory) -> _Course:
     """Returns a phase's course.
 
     Args:
@@ -204,7 +204,7 @@ def _course(parts: _Parts, index: int, start: Counts, history: RunHistory) -> _C
     return _Course(start, waypoint, waypoint.step + left)
 
 
-def _build_phase(parts: _Parts, index: int, course: _Course, run_tokens: int) -> Phase:
+def _build_phase(parts: _PhaseConfig, index: int, course: _Course, run_tokens: int) -> Phase:
     """Returns a phase with the planned length."""
     stage, trained = parts.stage, parts.trained_layers
     phase = Phase(
@@ -240,7 +240,7 @@ def _build_phase(parts: _Parts, index: int, course: _Course, run_tokens: int) ->
     return phase
 
 
-def _planned_end(parts: _Parts, tokens: int) -> int:
+def _planned_end(parts: _PhaseConfig, tokens: int) -> int:
     """Returns the run's tokens after the stage.
 
     Args:
@@ -264,14 +264,14 @@ def _with_overrides(model: ModelConfig, stage: Stage) -> ModelConfig:
     )
 
 
-def _reparameterizations(parts: _Parts) -> tuple[Reparameterization, ...]:
+def _reparameterizations(parts: _PhaseConfig) -> tuple[Reparameterization, ...]:
     if parts.fit is not None:
         return (parts.fit,)
     growth = parts.stage_growth
     return growth.reparameterizations(parts.before) if growth is not None else ()
 
 
-def _optimizer_state(parts: _Parts) -> OptimizerState:
+def _optimizer_state(parts: _PhaseConfig) -> OptimizerState:
     if parts.part:
         return "keep"
     if parts.is_fitted:
@@ -295,7 +295,7 @@ def _shortened(
     return dataclasses.replace(phase, num_steps=left if is_last else min(left, phase.num_steps))
 
 
-def _check_fit(parts: _Parts, fit: Fit, num_steps: int) -> None:
+def _check_fit(parts: _PhaseConfig, fit: Fit, num_steps: int) -> None:
     """Raises UserError if a learned growth does not fit into a stage with `num_steps`."""
     stage, field = parts.stage, f"stages.{parts.index}"
     if stage.optimizer_state != "reset":
@@ -342,7 +342,7 @@ def _check_growth(phase: Phase, tokens: int) -> None:
             )
 
 
-def _learning_rate(parts: _Parts, course: _Course, run_tokens: int) -> LearningRate:
+def _learning_rate(parts: _PhaseConfig, course: _Course, run_tokens: int) -> LearningRate:
     stage, config = parts.stage, parts.config
     tokens_per_step = parts.per_step.tokens
     # Extrapolated to step 0 at the present batch size.
