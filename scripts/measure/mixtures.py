@@ -35,7 +35,7 @@ class Loading:
     tokens_per_second: float
     """Median over all turns."""
     cpu_tokens_per_second: float
-    """Median over all turns, per second of CPU time: independent of other load."""
+    """Median over all turns, per second of CPU time, which other load changes less."""
     of_one_source: float
     """Median over all turns: this last rate divided by that of one source, joined."""
 
