@@ -16,6 +16,7 @@ from stackjax.analysis.budget import scratch_tokens
 from stackjax.analysis.plan import plan, report
 from stackjax.analysis.planning import choose_timing, grown_run
 from stackjax.analysis.published import PUBLISHED, nearest_published
+from stackjax.config import BatchStep, Stage
 from stackjax.config_file import flatten, read_config
 from stackjax.growth import Stack
 from stackjax.model.flops import flops_6nd, matmul_flops, num_params
@@ -538,3 +539,10 @@ def get_config():
     before = path.read_bytes()
     assert run_main(main, *args)[0] == 2
     assert path.read_bytes() == before
+
+
+def test_schedules_over_the_tokens_of_a_stage_are_refused():
+    steps = (BatchStep(from_tokens=64, batch_size=16),)
+    run = tiny_run(stages=(Stage(tokens=640, batch_size=8, batch_steps=steps),))
+    with pytest.raises(UserError, match=r"stages\.0 has batch_steps or source_ramp_tokens"):
+        grown_run(run, 2, 64, 640)

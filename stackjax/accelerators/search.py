@@ -53,8 +53,14 @@ def search(config: Config, machine: Machine, show: Callable[[str], None]) -> lis
       show: Receives a line for each compiled choice.
 
     Raises:
-      UserError: Nothing fits a stage.
+      UserError: Nothing fits a stage, or a stage has several batches.
     """
+    for index, stage in enumerate(config.stages):
+        if stage.batch_steps:
+            raise UserError(
+                f"stages.{index} has batch_steps, and the search finds one accumulate for a "
+                f"stage; search with each batch size alone (--stages.{index}.batch-size)."
+            )
     return [_search_stage(config, stage, machine, show) for stage in range(len(config.stages))]
 
 

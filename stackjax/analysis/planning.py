@@ -16,6 +16,7 @@ from stackjax.config import Config, Stage
 from stackjax.growth import Stack
 from stackjax.model import ModelConfig
 from stackjax.model.flops import flops_6nd, matmul_flops, num_layer_params, num_params
+from stackjax.runtime.errors import UserError
 from stackjax.sharding.config import MeshConfig
 from stackjax.sharding.mesh import mesh_shape
 from stackjax.training.expand import expand
@@ -147,8 +148,16 @@ def grown_run(template: Config, factor: int, small_tokens: float, tokens: float)
       tokens: D.
 
     Raises:
-      UserError: The tokens are too few for two stages.
+      UserError: The tokens are too few for two stages, or a stage has a schedule that a plan
+        cannot move.
     """
+    for index, each in enumerate((template.stages[0], template.stages[-1])):
+        if each.batch_steps or each.source_ramp_tokens is not None:
+            where = 0 if index == 0 else len(template.stages) - 1
+            raise UserError(
+                f"stages.{where} has batch_steps or source_ramp_tokens, in tokens of a stage "
+                f"whose length a plan changes; leave them out of the template."
+            )
     target = stage_models(template)[-1]
     first, last = template.stages[0], template.stages[-1]
     seq_len = stage_seq_lens(template)[-1]

@@ -17,6 +17,7 @@ from stackjax.accelerators.choice_file import choice_file
 from stackjax.accelerators.devices import parse_devices
 from stackjax.accelerators.measure import Machine, Measured
 from stackjax.accelerators.search import Choice, search, with_choices
+from stackjax.config import BatchStep, Stage
 from stackjax.config_file import read_config
 from stackjax.options import FitConfig
 from stackjax.runtime.errors import UserError
@@ -115,6 +116,15 @@ def test_moments_move_to_the_host_only_if_nothing_else_fits(made_up):
 def test_stage_that_fits_with_no_choice_is_refused(made_up):
     with pytest.raises(UserError, match=r"stages\.0 does not fit h100:8 .* more devices"):
         search(tiny_run(), made_up(30), lambda line: None)
+
+
+def test_stage_with_several_batches_is_refused():
+    machine = Machine(group=parse_devices("h100:8"), devices=jax.devices(), memory=10**12)
+    stage = Stage(
+        tokens=640, batch_size=8, batch_steps=(BatchStep(from_tokens=64, batch_size=16),)
+    )
+    with pytest.raises(UserError, match=r"stages\.0 has batch_steps, and the search"):
+        search(tiny_run(stages=(stage,)), machine, print)
 
 
 def test_other_stages_need_not_fit_before_their_own_search(monkeypatch):
