@@ -32,6 +32,10 @@ class Noise(Growth):
     def preserves_function(self) -> Preservation:
         return "never" if self.alpha else "always"
 
+    @property
+    def grows_folded(self) -> bool:
+        return False
+
     def is_symmetric(self, before: bool = False) -> bool:
         return before and not self.alpha
 

@@ -180,6 +180,11 @@ class ModelConfig:
             completep=None,
         )
 
+    @property
+    def has_factors(self) -> bool:
+        """Does CompleteP change the model or training? Not for the base sizes."""
+        return self.base != dataclasses.replace(self, completep=None)
+
     def __post_init__(self):
         check_fields(self, "model")
         if self.num_heads % self.num_kv_heads:

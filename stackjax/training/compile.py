@@ -48,10 +48,10 @@ def phase_optimizer(phase: Phase) -> optax.GradientTransformationExtraArgs:
     if phase.fit is not None:
         return fit_transformation(phase.optimizer)
     axes = model.logical_axes(phase.model)
-    if phase.model.completep is None:
-        tx = phase.optimizer.build(axes)
-    else:
+    if phase.model.has_factors:
         tx = phase.optimizer.build_scaled(axes, all_ratios(phase.model, axes))
+    else:
+        tx = phase.optimizer.build(axes)
     return optax.with_extra_args_support(tx)
 
 

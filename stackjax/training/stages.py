@@ -175,7 +175,7 @@ def parameter_rates(
     """Returns a stage's learning-rate factors; None if all are 1.
 
     Args:
-      optimizer: The optimizer under CompleteP, otherwise None.
+      optimizer: As from `scaled_optimizer`.
     """
     grows = stage.rewarm is not None or stage.scale_by_fan_in
     if not grows and trained is None and optimizer is None:
@@ -193,18 +193,18 @@ def parameter_rates(
 def scaled_optimizer(
     index: int, stage: Stage, model: ModelConfig, optimizer: Optimizer
 ) -> Optimizer | None:
-    """Returns the optimizer whose rule has CompleteP's factors; None without CompleteP.
+    """Returns the optimizer whose rule has CompleteP's factors; None without factors.
 
     Raises:
       UserError: The optimizer has no rule, or a factor would count twice.
     """
-    if model.completep is None:
-        return None
-    for names in jax.tree.leaves(logical_axes(model), is_leaf=lambda x: isinstance(x, Axes)):
-        optimizer.rate_factor(names, ratios(model, names))
-    if stage.scale_by_fan_in:
+    if model.completep is not None and stage.scale_by_fan_in:
         raise UserError(
             f"stages.{index}.scale_by_fan_in is set, and model.completep already divides "
             f"learning rates by the fan-in; leave out one of them."
         )
+    if not model.has_factors:
+        return None
+    for names in jax.tree.leaves(logical_axes(model), is_leaf=lambda x: isinstance(x, Axes)):
+        optimizer.rate_factor(names, ratios(model, names))
     return optimizer
