@@ -22,6 +22,7 @@ from stackjax.growth import (
 )
 from stackjax.growth.grow_tree import grow_tree
 from stackjax.model.config import CompleteP, axis_size
+from stackjax.model.transformer import hidden
 from stackjax.runtime.errors import UserError
 from stackjax.sharding.axes import Axes
 
@@ -216,3 +217,30 @@ def test_noise_has_the_size_of_initial_values():
     for name in ("query", "gate_up", "value"):
         found, expected = (float(np.std(each["layers"][name])) for each in (noise, initial))
         assert found == pytest.approx(expected, rel=0.1)
+
+
+def initial_error(growth, num_layers):
+    """Returns the relative change of the last stream at initial values, embeddings near 1."""
+    sizes = {"embed_dim": 32, "mlp_dim": 64, "num_layers": num_layers}
+    base = CompleteP.of(tiny_model(**sizes | {"num_layers": 2}))
+    config = tiny_model(**sizes, completep=base)
+    axes, target = model.logical_axes(config), growth.target_config(config)
+
+    @jax.jit
+    def error(key):
+        params = model.init(config, key)
+        params["embedding"] /= jnp.std(params["embedding"])
+        grown = growth.target_params(params, axes, config, key=key, fresh=params.get)
+        before = hidden(config, params, TOKENS, POSITIONS, None)
+        after = hidden(target, grown, TOKENS, POSITIONS, None)
+        return jnp.sqrt(jnp.mean(jnp.square(after - before)) / jnp.mean(jnp.square(before)))
+
+    return float(error(KEY))
+
+
+@pytest.mark.parametrize(("name", "order"), [("stack", -1), ("interleave", -1.5)])
+def test_error_of_copied_layers_falls_with_the_depth_of_the_source(name, order):
+    depths = (4, 16, 64)
+    errors = [initial_error(COPIES[name], depth) for depth in depths]
+    slope, _ = np.polyfit(np.log2(depths), np.log2(errors), 1)
+    assert slope == pytest.approx(order, abs=0.2)
