@@ -20,7 +20,7 @@ from stackjax.config_file import (
 )
 from stackjax.data.manifest import Manifest, Split
 from stackjax.growth import LayerMap, Stack
-from stackjax.model.config import RopeScaling
+from stackjax.model.config import CompleteP, RopeScaling
 from stackjax.optimizers import Muon
 from stackjax.runtime.errors import UserError
 from stackjax.sharding.config import MeshConfig
@@ -131,7 +131,7 @@ def test_help_lists_every_field_with_its_documentation(load, capsys):
     assert not exit_info.value.code
     shown = capsys.readouterr().out
     # Optional groups are listed by their fields.
-    unset = ("rewarm", "schedule", "mesh", "rope_scaling")
+    unset = ("rewarm", "schedule", "mesh", "rope_scaling", "completep")
     for field in flatten(tiny_run()):
         if field.split(".")[-1] not in unset and field != "optimizer.name":
             assert re.search(rf"--{field.replace('_', '-')}[ ,]", shown), field
@@ -292,6 +292,16 @@ def test_nested_config_missing_from_the_record_is_a_change(recorded):
     config = replace(tiny_run(), "model.rope_scaling", RopeScaling())
     with pytest.raises(UserError, match=r"model\.rope_scaling\.factor: None -> 8\.0"):
         changed_fields(recorded, config, 0)
+
+
+def test_record_without_completep_is_of_a_standard_model(recorded):
+    fields = flatten(tiny_run())
+    del fields["model.completep"]
+    write_record(recorded, fields)
+    assert changed_fields(recorded, tiny_run(), 0) == {}
+    scaled = CompleteP.of(tiny_run().model)
+    with pytest.raises(UserError, match=r"model\.completep\.base_layers: None -> 6"):
+        changed_fields(recorded, replace(tiny_run(), "model.completep", scaled), 0)
 
 
 MAY_CHANGE = [

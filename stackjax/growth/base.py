@@ -128,6 +128,16 @@ class Growth(abc.ABC):
         """Does the growth need a `fit` before the model trains?"""
         return False
 
+    @property
+    def grows_folded(self) -> bool:
+        """Does `grow_params` take folded parameters under CompleteP?
+
+        Folded parameters hold the factors of residual branches and logits. An operator that
+        preserves the function of standard models then preserves it under CompleteP, too.
+        Without folding, copies of layers have the smaller branches of a deeper model.
+        """
+        return True
+
     def is_symmetric(self, before: bool = False) -> bool:
         """Returns whether copies in the target are equal, and stay equal while they train.
 
@@ -172,6 +182,28 @@ class Growth(abc.ABC):
         from stackjax.growth.axis_map import gather_tree
 
         return gather_tree(moment, axes, self.axis_maps(source))
+
+    def target_params(
+        self,
+        params: Any,
+        axes: Any,
+        source: ModelConfig,
+        *,
+        key: jax.Array,
+        fresh: Callable[[ModelConfig], Any],
+    ) -> Any:
+        """Returns the target parameters, like `grow_params`, also under CompleteP."""
+        from stackjax.growth.parametrized import grow_params
+
+        return grow_params(self, params, axes, source, key=key, fresh=fresh)
+
+    def target_moment(
+        self, moment: Any, axes: Any, source: ModelConfig, *, order: Order
+    ) -> Any:
+        """Returns a grown moment, like `grow_moment`, also under CompleteP."""
+        from stackjax.growth.parametrized import grow_moment
+
+        return grow_moment(self, moment, axes, source, order=order)
 
     def unknown_moments(self, source: ModelConfig) -> dict[str, np.ndarray]:
         """Returns a mask of the target indices, by axis, with zeros from `grow_moment`.

@@ -68,9 +68,12 @@ class Chain(Growth, is_operator=False):
     ) -> Any:
         for i, growth in enumerate(self.growths):
             link_key = jax.random.fold_in(key, i)
-            params = growth.grow_params(params, axes, source, key=link_key, fresh=fresh)
+            params = growth.target_params(params, axes, source, key=link_key, fresh=fresh)
             source = growth.target_config(source)
         return params
+
+    # Each link decides on folding alone.
+    target_params = grow_params
 
     def unknown_moments(self, source: ModelConfig) -> dict[str, np.ndarray]:
         found: dict[str, np.ndarray] = {}
@@ -87,9 +90,11 @@ class Chain(Growth, is_operator=False):
 
     def grow_moment(self, moment: Any, axes: Any, source: ModelConfig, *, order: Order) -> Any:
         for growth in self.growths:
-            moment = growth.grow_moment(moment, axes, source, order=order)
+            moment = growth.target_moment(moment, axes, source, order=order)
             source = growth.target_config(source)
         return moment
+
+    target_moment = grow_moment
 
     def reparameterizations(self, source: ModelConfig) -> tuple[Reparameterization, ...]:
         found: list[Reparameterization] = []

@@ -32,6 +32,10 @@ class LayerGather(Growth):
     def source_depth(self, depth: int) -> int:
         """Returns the source depth for a target with `depth` layers."""
 
+    @property
+    def grows_folded(self) -> bool:
+        return self.preserves_function != "never"
+
     def axis_maps(self, source: ModelConfig) -> dict[str, AxisMap]:
         return {"layers": AxisMap(self.sources(source.num_layers))}
 

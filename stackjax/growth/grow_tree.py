@@ -28,7 +28,7 @@ def grow_tree(growth: Growth, source: ModelConfig, params: Params, key: jax.Arra
         def fresh(config: ModelConfig) -> Params:
             return _part(model.init(config, fresh_key), params)
 
-        return growth.grow_params(params, axes, source, key=grow_key, fresh=fresh)
+        return growth.target_params(params, axes, source, key=grow_key, fresh=fresh)
 
     layout = jax.tree.map(partition, axes, is_leaf=lambda node: isinstance(node, Axes))
     # Operators do not choose layouts: the compiler does.

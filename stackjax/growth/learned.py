@@ -52,6 +52,10 @@ class Learn(Growth):
     def is_fitted(self) -> bool:
         return True
 
+    @property
+    def grows_folded(self) -> bool:
+        return False
+
     def fit(self, source: ModelConfig) -> "MapFit":
         return MapFit(self.fit_steps, self.learning_rate, self, source)
 
@@ -59,6 +63,11 @@ class Learn(Growth):
         return False
 
     def axis_maps(self, source: ModelConfig) -> dict[str, AxisMap]:
+        if source.completep is not None and self.embed != 1:
+            raise UserError(
+                f"{self} grows model.embed_dim, which changes the logits under model.completep "
+                f"by a factor unknown to the maps; leave out embed, or take width_split."
+            )
         layers = Stack(self.factor).axis_maps(source) if self.factor > 1 else {}
         return layers | self._width().axis_maps(source)
 

@@ -46,8 +46,8 @@ def grow_opt_state(
 
     def grow_whole(moment: Any, order: Order) -> Any:
         if moments == "grow":
-            return growth.grow_moment(moment, axes, source, order=order)
-        copies = growth.grow_moment(moment, axes, source, order=0)
+            return growth.target_moment(moment, axes, source, order=order)
+        copies = growth.target_moment(moment, axes, source, order=0)
         return zero_new(copies, axes, growth.axis_maps(source))
 
     def grow_present(moment: Any, order: Order) -> Any:

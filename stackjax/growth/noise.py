@@ -11,6 +11,7 @@ from stackjax.growth.axis_map import AxisMap
 from stackjax.growth.base import Growth, Preservation
 from stackjax.growth.values import map_params, writes_residual
 from stackjax.model.config import ModelConfig
+from stackjax.model.parametrization import ratios
 from stackjax.runtime.numbers import Share
 from stackjax.sharding.axes import Axes
 
@@ -20,7 +21,8 @@ class Noise(Growth):
     """Mixes noise into every matrix W: (1 - alpha) W + alpha e. Use last in a chain.
 
     Equations 53 and 54 in arXiv:2405.15319. With d channels, e is normal with variance
-    1 / (d layers^2) for residual writers inside layers, and 2 / (5 d) for other matrices.
+    1 / (d layers^2) for residual writers inside layers, and 2 / (5 d) for other matrices. Under
+    CompleteP, e has the variance for the base model, with the factors of initial values.
     """
 
     alpha: Share = 0.2
@@ -29,6 +31,10 @@ class Noise(Growth):
     @property
     def preserves_function(self) -> Preservation:
         return "never" if self.alpha else "always"
+
+    @property
+    def grows_folded(self) -> bool:
+        return False
 
     def is_symmetric(self, before: bool = False) -> bool:
         return before and not self.alpha
@@ -51,9 +57,12 @@ class Noise(Growth):
         def mix(leaf: jax.Array, names: Axes, key: jax.Array) -> jax.Array:
             if not names.reads:
                 return leaf
-            stddev = math.sqrt(2 / (5 * source.embed_dim))
+            base = source.base
+            stddev = math.sqrt(2 / (5 * base.embed_dim))
             if names.stacked and writes_residual(names):
-                stddev = 1 / (math.sqrt(source.embed_dim) * source.num_layers)
+                stddev = 1 / (math.sqrt(base.embed_dim) * base.num_layers)
+            if names.stacked:
+                stddev /= math.sqrt(ratios(source, names).fan_in)
             noise = stddev * jax.random.normal(key, leaf.shape, leaf.dtype)
             return (1 - self.alpha) * leaf + self.alpha * noise
 

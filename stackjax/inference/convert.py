@@ -3,6 +3,7 @@
 Import holds all parameters in memory, export a single parameter.
 """
 
+import dataclasses
 import itertools
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -13,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
+from stackjax import model
 from stackjax.checkpoint.directory import absolute
 from stackjax.checkpoint.save import write_first
 from stackjax.files.new_directory import new_directory
@@ -38,6 +40,7 @@ from stackjax.interop.stored_types import read_types, types_of
 from stackjax.interop.tensors import DTYPES, TensorInfo
 from stackjax.model import ModelConfig
 from stackjax.model.flops import describe, num_params
+from stackjax.model.parametrization import fold_factor
 from stackjax.options import ConvertConfig
 from stackjax.runtime.constraints import check_unset
 from stackjax.runtime.errors import UserError
@@ -115,7 +118,9 @@ def export_model(config: ConvertConfig, source: SavedCheckpoint) -> epath.Path:
     template = None if files is None else config_json.read_fields(files)
     if dtype == "auto":
         dtype = "float32" if files is None else None
-    fields = config_json.config_fields(source.model, dtype, template, source.seq_len)
+    # The factors of CompleteP are in the tensors.
+    plain = dataclasses.replace(source.model, completep=None)
+    fields = config_json.config_fields(plain, dtype, template, source.seq_len)
     tokenizer = None
     if config.tokenizer is not None:
         tokenizer = read_tokenizer(config.tokenizer)
@@ -162,11 +167,15 @@ def _tensors(
     Raises:
       UserError: A number is NaN or infinite, possibly only after the cast to float16.
     """
-    config = source.model
+    config, axes = source.model, model.logical_axes(source.model)
     where = None if allow_nonfinite else str(source.path)
     for kind, stored in huggingface.slots_by_kind(config).items():
         keys = (kind,) if stored[0].layer is None else ("layers", kind)
         parameter = np.asarray(source.load_parameter(keys, largest_mesh(1)))
+        names = axes[kind] if stored[0].layer is None else axes["layers"][kind]
+        factor = fold_factor(config, names)
+        if factor != 1:
+            parameter = np.float32(factor) * parameter
         yield from huggingface.to_tensors(parameter, stored, config, infos, where)
 
 

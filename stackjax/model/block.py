@@ -13,6 +13,7 @@ import jax.numpy as jnp
 
 from stackjax.model.einsum import MLP_PRODUCT, contract
 from stackjax.model.module import Module
+from stackjax.model.parametrization import branch_factor, query_factor, scaled
 from stackjax.model.rotary import rotate
 from stackjax.sharding.axes import Axes
 from stackjax.sharding.partition import logical
@@ -24,7 +25,10 @@ as a KV cache). Queries and keys are already rotated."""
 
 
 class Block(Module):
-    """A pre-norm decoder layer: x + attention(norm(x)), then x + SwiGLU(norm(x))."""
+    """A pre-norm decoder layer: x + attention(norm(x)), then x + SwiGLU(norm(x)).
+
+    With CompleteP, both branches are multiplied by `branch_factor`.
+    """
 
     @nn.compact
     def __call__(
@@ -33,8 +37,9 @@ class Block(Module):
         """Returns the residual stream [B, T, D] and the auxiliary output of `attend`."""
         h_BTD = self.norm("attention_norm", x_BTD, "embed")
         read_BTD, left = self.attention(h_BTD, turn, attend)
-        x_BTD += read_BTD
-        return x_BTD + self.mlp(self.norm("mlp_norm", x_BTD, "embed")), left
+        x_BTD += scaled(read_BTD, branch_factor(self.config))
+        made_BTD = self.mlp(self.norm("mlp_norm", x_BTD, "embed"))
+        return x_BTD + scaled(made_BTD, branch_factor(self.config)), left
 
     def attention(
         self, x_BTD: jax.Array, turn: tuple[jax.Array, jax.Array], attend: Attend
@@ -54,6 +59,7 @@ class Block(Module):
             q_BTNH = self.norm("query_norm", q_BTNH, "head_dim")
             k_BTKH = self.norm("key_norm", k_BTKH, "head_dim")
         q_BTNH, k_BTKH = rotate(q_BTNH, *turn), rotate(k_BTKH, *turn)
+        q_BTNH = scaled(q_BTNH, query_factor(self.config))
         out_BTNH, left = attend(q_BTNH, k_BTKH, v_BTKH)
         w_NHD = self.weight("out", Axes(reads=("heads", "head_dim"), writes=("embed",)))
         layout = logical("batch", "seq", None)

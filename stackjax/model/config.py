@@ -57,6 +57,56 @@ class RopeScaling:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class CompleteP:
+    """CompleteP (arXiv:2505.01618): one learning rate for all depths and widths.
+
+    The optimizer's fields hold for a base model with these sizes. For a model with other
+    sizes, initial values, residual branches, logits, learning rates, weight decays and
+    epsilons have factors, from the ratio of each size to the base size. A model with the base
+    sizes is the standard model.
+    """
+
+    base_layers: Annotated[int, Whole(at_least=1, at_most=MAX_LAYERS)]
+    """The base model's `num_layers`."""
+    base_embed_dim: Dim
+    """The base model's `embed_dim`."""
+    base_mlp_dim: Dim
+    """The base model's `mlp_dim`."""
+    base_heads: Dim
+    """The base model's `num_heads`."""
+    base_kv_heads: Dim
+    """The base model's `num_kv_heads`."""
+    base_head_dim: Dim
+    """The base model's `head_dim`."""
+
+    @classmethod
+    def of(cls, base: "ModelConfig") -> "CompleteP":
+        """Returns the base sizes of a model."""
+        return cls(
+            base_layers=base.num_layers,
+            base_embed_dim=base.embed_dim,
+            base_mlp_dim=base.mlp_dim,
+            base_heads=base.num_heads,
+            base_kv_heads=base.num_kv_heads,
+            base_head_dim=base.head_dim,
+        )
+
+    def __post_init__(self):
+        check_fields(self, "model.completep")
+        if self.base_heads % self.base_kv_heads:
+            raise UserError(
+                f"model.completep.base_heads is {self.base_heads}, which "
+                f"model.completep.base_kv_heads {self.base_kv_heads} does not divide; take all "
+                f"base sizes from one model."
+            )
+        if self.base_head_dim % 2:
+            raise UserError(
+                f"model.completep.base_head_dim is {self.base_head_dim}; it must be even, like "
+                f"model.head_dim."
+            )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class ModelConfig:
     """A LLaMA-style decoder: RMSNorm, rotary positions, grouped-query attention, SwiGLU."""
 
@@ -87,6 +137,9 @@ class ModelConfig:
     """Whether queries, keys and values have biases, as in Qwen2."""
     qk_norm: bool = False
     """Whether to normalize queries and keys per head before the rotation."""
+    completep: CompleteP | None = None
+    """Base sizes of CompleteP, for learning rates that hold for all depths and widths; None for
+    the standard parametrization."""
     init: Literal["reference", "scaled"] = "reference"
     """Initialization: the released code of arXiv:2405.15319, or GPT-2's scaled residuals."""
     vocab_multiple: Dim = 128
@@ -110,6 +163,27 @@ class ModelConfig:
     def padded_vocab_size(self) -> int:
         """Vocabulary size of embedding and head, with padding."""
         return -(-self.vocab_size // self.vocab_multiple) * self.vocab_multiple
+
+    @property
+    def base(self) -> "ModelConfig":
+        """The base model of CompleteP; without CompleteP, this model."""
+        if self.completep is None:
+            return self
+        return dataclasses.replace(
+            self,
+            num_layers=self.completep.base_layers,
+            embed_dim=self.completep.base_embed_dim,
+            mlp_dim=self.completep.base_mlp_dim,
+            num_heads=self.completep.base_heads,
+            num_kv_heads=self.completep.base_kv_heads,
+            head_dim=self.completep.base_head_dim,
+            completep=None,
+        )
+
+    @property
+    def has_factors(self) -> bool:
+        """Does CompleteP change the model or training? Not for the base sizes."""
+        return self.base != dataclasses.replace(self, completep=None)
 
     def __post_init__(self):
         check_fields(self, "model")

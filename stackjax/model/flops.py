@@ -142,7 +142,9 @@ def _layer_weights(config: ModelConfig) -> int:
 
 def describe(model: ModelConfig) -> str:
     """Returns a text with the model's sizes: layers, channels, heads, and MLP units."""
+    base = model.completep
+    completep = f", CompleteP {base.base_layers} x {base.base_embed_dim}" if base else ""
     return (
         f"{model.num_layers} layers x {model.embed_dim} channels, {model.num_heads}/"
-        f"{model.num_kv_heads} heads, {model.mlp_dim} units"
+        f"{model.num_kv_heads} heads, {model.mlp_dim} units{completep}"
     )

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from stackjax.model.config import ModelConfig, axis_size
+from stackjax.model.parametrization import ratios, scaled
 from stackjax.sharding.axes import Axes
 from stackjax.sharding.partition import partition
 from stackjax.sharding.platform import platform_of, target_device
@@ -55,13 +56,18 @@ class Module(nn.Module):
         stored: Any = self.param(name, lambda _: Named(zeros, Axes(writes=axes)))
         return jnp.expand_dims(stored.astype(x.dtype), range(x.ndim - len(axes)))
 
-    def norm(self, name: str, x: jax.Array, axis: str) -> jax.Array:
-        """Returns RMSNorm (arXiv:1910.07467) over the last axis, in the dtype of `x`."""
+    def norm(self, name: str, x: jax.Array, axis: str, factor: float = 1.0) -> jax.Array:
+        """Returns RMSNorm (arXiv:1910.07467) over the last axis, in the dtype of `x`.
+
+        Args:
+          factor: Multiplies the gain.
+        """
         ones = jnp.ones((axis_size(self.config, axis),))
         gain: Any = self.param(name, lambda _: Named(ones, Axes(writes=(axis,))))
         wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
         mean_square = jnp.mean(jnp.square(wide), axis=-1, keepdims=True)
         wide *= jax.lax.rsqrt(mean_square + self.config.norm_epsilon)
+        gain = scaled(gain, factor)
         return (wide * jnp.expand_dims(gain, range(x.ndim - 1))).astype(x.dtype)
 
 
@@ -72,7 +78,15 @@ def init_stddev(config: ModelConfig, axes: Axes) -> float:
     embed_dim for the embedding, and 1 / (sqrt(fan_in) num_layers) for the SwiGLU's output
     matrix. "scaled" follows GPT-2: 0.02, divided by sqrt(2 num_layers) for matrices that write
     to the residual stream.
+
+    With CompleteP (arXiv:2505.01618), embedding and head have the deviation of the base model,
+    and matrices in layers the deviation of the base model divided by the square root of the
+    fan-in's ratio.
     """
+    if config.completep is not None:
+        is_hidden = "vocab" not in axes.names
+        growth = ratios(config, axes).fan_in if is_hidden else 1.0
+        return init_stddev(config.base, axes) / math.sqrt(growth)
     embeds = axes.reads == ("vocab",)
     if config.init == "scaled":
         writes_residual = axes.writes == ("embed",) and not embeds

@@ -18,6 +18,7 @@ from stackjax.model.block import Attend, Block
 from stackjax.model.config import ModelConfig, RematPolicy
 from stackjax.model.einsum import MLP_PRODUCT, PRODUCT, contract
 from stackjax.model.module import Module, Named, compute_dtype
+from stackjax.model.parametrization import logits_factor
 from stackjax.model.rotary import rotation
 from stackjax.sharding.axes import Axes
 from stackjax.sharding.partition import logical, num_shards, resharded
@@ -75,7 +76,8 @@ class _Head(Module):
 class _FinalNorm(Module):
     @nn.compact
     def __call__(self, x_BTD: jax.Array) -> jax.Array:
-        return self.norm("final_norm", x_BTD, "embed")
+        # The head is linear, so this is a factor of the logits.
+        return self.norm("final_norm", x_BTD, "embed", logits_factor(self.config))
 
 
 def _init(module: nn.Module, key: jax.Array, *args: Any) -> dict[str, Any]:

@@ -11,6 +11,9 @@ from stackjax.runtime.ranges import Real
 if TYPE_CHECKING:
     import optax
 
+    from stackjax.model.parametrization import Ratios
+    from stackjax.sharding.axes import Axes
+
 MAX_BFLOAT16_DECAY = 0.98
 """Slowest decay for moments in bfloat16."""
 
@@ -47,6 +50,23 @@ class AdamW(Optimizer):
         from stackjax.optimizers.scale_by_adam import adamw  # imports JAX
 
         return adamw(self, axes)
+
+    def build_scaled(self, axes: Any, ratios: Any) -> "optax.GradientTransformation":
+        """Returns `build` with CompleteP's factors (arXiv:2505.01618).
+
+        Epsilon is divided by m_N, as the gradients are; in layers also by m_L. A factor of the
+        learning rate is undone in the weight decay, so their product has no factor.
+        """
+        from stackjax.optimizers.scale_by_adam import adamw  # imports JAX
+
+        return adamw(self, axes, ratios)
+
+    def rate_factor(self, axes: "Axes", ratios: "Ratios") -> float:
+        """Returns a parameter's learning-rate factor under CompleteP (arXiv:2505.01618).
+
+        The factor is 1 / fan-in ratio for matrices in layers, and 1 for other parameters.
+        """
+        return 1 / ratios.fan_in if axes.stacked else 1.0
 
     def build_fit(self) -> "optax.GradientTransformation":
         """Returns clipping and Adam, for fits of learned growth."""

@@ -11,6 +11,9 @@ from stackjax.runtime.numbers import Count, Rate, Share, Tokens
 if TYPE_CHECKING:
     import optax
 
+    from stackjax.model.parametrization import Ratios
+    from stackjax.sharding.axes import Axes
+
 DECAYING = ("cosine", "wsd")
 """Shapes with a decay."""
 
@@ -84,6 +87,34 @@ class Optimizer(abc.ABC):
         Args:
           axes: The `Axes` of each parameter.
         """
+
+    def build_scaled(self, axes: Any, ratios: Any) -> "optax.GradientTransformation":
+        """Returns `build` with CompleteP's factors for weight decay and epsilon.
+
+        The optimizer state has the form of `build`.
+
+        Args:
+          axes: The `Axes` of each parameter.
+          ratios: The `Ratios` of each parameter.
+
+        Raises:
+          UserError: The optimizer has no rule for CompleteP.
+        """
+        raise self._no_rule()
+
+    def rate_factor(self, axes: "Axes", ratios: "Ratios") -> float:
+        """Returns a parameter's learning-rate factor under CompleteP.
+
+        Raises:
+          UserError: The optimizer has no rule for CompleteP.
+        """
+        raise self._no_rule()
+
+    def _no_rule(self) -> UserError:
+        return UserError(
+            f"optimizer {self.name} has no rule for model.completep; define rate_factor and "
+            f"build_scaled in {type(self).__name__}, or take adamw or muon."
+        )
 
     def build_fit(self) -> "optax.GradientTransformation":
         """Returns the transformation for fits of learned growth: clipped Adam."""

@@ -20,12 +20,19 @@ from stackjax.sharding.axes import Axes
 from stackjax.sharding.partition import auto_sharded, partition_of
 
 
-def muon(config: Muon, axes: Any) -> optax.GradientTransformation:
-    """Returns clipping, Muon and Adam, and weight decay for matrices only."""
-    return with_clip_and_decay(config, _scale_by_muon(config, axes), axes)
+def muon(config: Muon, axes: Any, ratios: Any = None) -> optax.GradientTransformation:
+    """Returns clipping, Muon and Adam, and weight decay for matrices only.
+
+    Args:
+      ratios: The `Ratios` of each parameter, for CompleteP.
+    """
+    scale = _scale_by_muon(config, axes, ratios)
+    return with_clip_and_decay(config, scale, axes, ratios)
 
 
-def _scale_by_muon(config: Muon, axes: Any) -> optax.GradientTransformationExtraArgs:
+def _scale_by_muon(
+    config: Muon, axes: Any, ratios: Any
+) -> optax.GradientTransformationExtraArgs:
     """Returns Muon (arXiv:2502.16982) for matrices in layers, Adam for other parameters.
 
     With momentum m = beta m + (1 - beta) g, the update t (from 1) orthogonalizes Nesterov's
@@ -33,7 +40,9 @@ def _scale_by_muon(config: Muon, axes: Any) -> optax.GradientTransformationExtra
     The code by Keller Jordan and the paper have no bias correction, so their first updates give
     the newest gradient less weight. For large t the directions are equal.
     """
-    matrices = map_axes(_matrix_dimensions, axes)
+    matrices, epsilon = map_axes(_matrix_dimensions, axes), config.epsilon
+    if ratios is not None:
+        epsilon /= jax.tree.leaves(ratios)[0].layers
 
     def as_large_as_adam(
         update: jax.Array, matrix: optax.contrib.MuonDimensionNumbers
@@ -43,11 +52,11 @@ def _scale_by_muon(config: Muon, axes: Any) -> optax.GradientTransformationExtra
         return 0.2 * math.sqrt(max(fans)) * update
 
     muon = optax.chain(
-        store_moments(_momentum(config, axes, matrices), config.moments_dtype),
+        store_moments(_momentum(config, axes, matrices, epsilon), config.moments_dtype),
         optax.stateless(lambda updates, _: jax.tree.map(as_large_as_adam, updates, matrices)),
     )
     tx = optax.partition(
-        {"muon": muon, "adam": scale_by_adam(config, axes)},
+        {"muon": muon, "adam": scale_by_adam(config, axes, ratios)},
         map_axes(lambda names: "muon" if names.stacked and names.reads else "adam", axes),
     )
 
@@ -75,10 +84,12 @@ def _matrix_dimensions(names: Axes) -> optax.contrib.MuonDimensionNumbers | opta
     return optax.contrib.MuonDimensionNumbers(reduction_axis=reads, output_axis=writes)
 
 
-def _momentum(config: Muon, axes: Any, matrices: Any) -> optax.GradientTransformationExtraArgs:
+def _momentum(
+    config: Muon, axes: Any, matrices: Any, epsilon: float
+) -> optax.GradientTransformationExtraArgs:
     """Returns Muon's orthogonalized momentum."""
     scale = functools.partial(
-        optax.contrib.scale_by_muon, eps=config.epsilon, weight_dimension_numbers=matrices
+        optax.contrib.scale_by_muon, eps=epsilon, weight_dimension_numbers=matrices
     )
     beta = config.momentum
     momentum = scale(beta=beta, nesterov=True)

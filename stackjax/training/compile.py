@@ -22,6 +22,7 @@ from stackjax.data.device import batch_sharding
 from stackjax.files.storage import check_bucket, is_remote
 from stackjax.model import ModelConfig
 from stackjax.model.config import axis_size
+from stackjax.model.parametrization import all_ratios
 from stackjax.optimizers import Optimizer
 from stackjax.sharding.mesh import build_mesh
 from stackjax.sharding.partition import on_mesh, partition
@@ -46,7 +47,11 @@ def phase_optimizer(phase: Phase) -> optax.GradientTransformationExtraArgs:
     """Returns a phase's optimizer, without learning rate."""
     if phase.fit is not None:
         return fit_transformation(phase.optimizer)
-    tx = phase.optimizer.build(model.logical_axes(phase.model))
+    axes = model.logical_axes(phase.model)
+    if phase.model.has_factors:
+        tx = phase.optimizer.build_scaled(axes, all_ratios(phase.model, axes))
+    else:
+        tx = phase.optimizer.build(axes)
     return optax.with_extra_args_support(tx)
 
 

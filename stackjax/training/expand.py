@@ -18,6 +18,7 @@ from stackjax.training.run_history import NEW_RUN, RunHistory
 from stackjax.training.stages import (
     Part,
     parameter_rates,
+    scaled_optimizer,
     stage_lengths,
     stage_mixtures,
     stage_models,
@@ -207,6 +208,7 @@ def _course(parts: _PhaseConfig, index: int, start: Counts, history: RunHistory)
 def _build_phase(parts: _PhaseConfig, index: int, course: _Course, run_tokens: int) -> Phase:
     """Returns a phase with the planned length."""
     stage, trained = parts.stage, parts.trained_layers
+    optimizer = scaled_optimizer(parts.index, stage, parts.model, parts.config.optimizer)
     phase = Phase(
         index=index,
         stage=parts.index,
@@ -228,7 +230,9 @@ def _build_phase(parts: _PhaseConfig, index: int, course: _Course, run_tokens: i
         moment_memory=stage.moment_memory,
         num_steps=course.num_steps,
         learning_rate=_learning_rate(parts, course, run_tokens),
-        parameter_rates=parameter_rates(stage, parts.before, trained),
+        parameter_rates=(
+            None if parts.fit else parameter_rates(stage, parts.before, trained, optimizer)
+        ),
         moment_starts=None,
         start=course.start,
         per_step=parts.per_step,

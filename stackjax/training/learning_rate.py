@@ -12,6 +12,8 @@ from stackjax.growth import Growth
 from stackjax.growth.axis_map import is_new
 from stackjax.growth.moment_starts import learns
 from stackjax.model.config import ModelConfig, axis_size
+from stackjax.model.parametrization import ratios
+from stackjax.optimizers import Optimizer
 from stackjax.sharding.axes import Axes
 
 
@@ -71,6 +73,13 @@ class ParameterRates:
     scale_by_fan_in: bool
     trained_layers: tuple[bool, ...] | None
     """Trained layers; None for all parameters."""
+    optimizer: Optimizer | None = None
+    """The optimizer, whose rule has CompleteP's factors; None without CompleteP."""
+
+    @property
+    def target(self) -> ModelConfig:
+        """The phase's model."""
+        return self.growth.target_config(self.source) if self.growth else self.source
 
     def __call__(self, axes: Any, tokens: jax.Array) -> Any:
         """Returns a factor for each parameter, for broadcasting.
@@ -92,9 +101,10 @@ class ParameterRates:
             risen = jnp.minimum(1.0, tokens / float(self.rewarm.tokens))
             factor *= jnp.where(is_new(names, maps), self.rewarm.ratio * risen, 1.0)
         if self.scale_by_fan_in and self.growth is not None:
-            target = self.growth.target_config(self.source)
             for name in names.reads:
-                factor *= axis_size(self.source, name) / axis_size(target, name)
+                factor *= axis_size(self.source, name) / axis_size(self.target, name)
+        if self.optimizer is not None:
+            factor *= self.optimizer.rate_factor(names, ratios(self.target, names))
         if self.trained_layers is not None:
             has_tied_head = self.source.tie_head
             factor *= learns(names, self.trained_layers, has_tied_head=has_tied_head)

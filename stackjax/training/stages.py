@@ -5,11 +5,17 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import jax
+
 from stackjax.config import Config, Stage
 from stackjax.data.mixture import Mixture
 from stackjax.growth.pattern import parse_pattern
 from stackjax.model.config import ModelConfig, differences
+from stackjax.model.parametrization import ratios
+from stackjax.model.transformer import logical_axes
+from stackjax.optimizers import Optimizer
 from stackjax.runtime.errors import UserError
+from stackjax.sharding.axes import Axes
 from stackjax.training.learning_rate import ParameterRates
 
 
@@ -161,11 +167,18 @@ def trained_layers(
 
 
 def parameter_rates(
-    stage: Stage, source: ModelConfig, trained: tuple[bool, ...] | None
+    stage: Stage,
+    source: ModelConfig,
+    trained: tuple[bool, ...] | None,
+    optimizer: Optimizer | None = None,
 ) -> ParameterRates | None:
-    """Returns a stage's learning-rate factors; None if all are 1."""
+    """Returns a stage's learning-rate factors; None if all are 1.
+
+    Args:
+      optimizer: As from `scaled_optimizer`.
+    """
     grows = stage.rewarm is not None or stage.scale_by_fan_in
-    if not grows and trained is None:
+    if not grows and trained is None and optimizer is None:
         return None
     return ParameterRates(
         source=source,
@@ -173,4 +186,25 @@ def parameter_rates(
         rewarm=stage.rewarm,
         scale_by_fan_in=stage.scale_by_fan_in,
         trained_layers=trained,
+        optimizer=optimizer,
     )
+
+
+def scaled_optimizer(
+    index: int, stage: Stage, model: ModelConfig, optimizer: Optimizer
+) -> Optimizer | None:
+    """Returns the optimizer whose rule has CompleteP's factors; None without factors.
+
+    Raises:
+      UserError: The optimizer has no rule, or a factor would count twice.
+    """
+    if model.completep is not None and stage.scale_by_fan_in:
+        raise UserError(
+            f"stages.{index}.scale_by_fan_in is set, and model.completep already divides "
+            f"learning rates by the fan-in; leave out one of them."
+        )
+    if not model.has_factors:
+        return None
+    for names in jax.tree.leaves(logical_axes(model), is_leaf=lambda x: isinstance(x, Axes)):
+        optimizer.rate_factor(names, ratios(model, names))
+    return optimizer

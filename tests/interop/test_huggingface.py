@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from completep import with_completep
 from conftest import MESHES, MODELS, mesh_of, random_params
 from decoder import NumpyDecoder
 from etils import epath
@@ -22,7 +23,9 @@ from stackjax.checkpoint.contents import Contents
 from stackjax.checkpoint.lineage import Generation
 from stackjax.checkpoint.save import write_first
 from stackjax.convert import main
+from stackjax.growth import Stack
 from stackjax.inference import convert
+from stackjax.inference.lineage_table import inspect
 from stackjax.inference.saved_model import SavedCheckpoint, model_of, open_model
 from stackjax.inference.verify import verify
 from stackjax.interop import config_json
@@ -30,7 +33,8 @@ from stackjax.interop.huggingface import load_params, read_folder
 from stackjax.interop.stored_types import types_of
 from stackjax.interop.tensors import INDEX
 from stackjax.model.config import RopeScaling
-from stackjax.options import ConvertConfig
+from stackjax.options import ConvertConfig, GrowConfig, InspectConfig
+from stackjax.run.grow import grow
 from stackjax.runtime.errors import UserError
 from stackjax.training.phase import Counts
 from stackjax.training.train_state import TrainState
@@ -287,6 +291,28 @@ def test_checkpoint_round_trip_is_exact(name, tmp_path, monkeypatch):
         else:
             true = tuple(slice(11 if size == 24 else None) for size in table.shape)
             np.testing.assert_array_equal(found[kind][true], table[true])
+
+
+@pytest.mark.sample(2)
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_export_under_completep_holds_the_factors(name, tmp_path, monkeypatch, capsys):
+    config, mesh = with_completep(ARCHITECTURES[name]), mesh_of("one device")
+    monkeypatch.setattr(SavedCheckpoint, "seq_len", 40)
+    with jax.set_mesh(mesh):
+        checkpoint = write_checkpoint(tmp_path / "first", config, random_params(config))
+    assert "CompleteP 2 x 4" in inspect(InspectConfig(run=str(checkpoint)))
+    grown = grow(
+        GrowConfig(source=str(checkpoint), target=str(tmp_path / "grown"), growth=Stack(2))
+    )
+    assert open_model(str(grown)).model == dataclasses.replace(config, num_layers=6)
+    for source, folder in ((checkpoint, "folder"), (grown, "grown folder")):
+        convert_model(source, tmp_path / folder, tokenizer="bytes", verify=True)
+        # Float32 rounding; logits are near 1.
+        assert float(capsys.readouterr().out.split("differ by at most ")[1].split()[0]) < 1e-5
+        imported = tmp_path / f"{folder}, imported"
+        convert_model(tmp_path / folder, imported, verify=True)
+        assert float(capsys.readouterr().out.split("differ by at most ")[1].split()[0]) < 1e-5
+        assert open_model(str(imported)).model.completep is None
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)

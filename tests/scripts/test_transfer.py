@@ -1,0 +1,59 @@
+"""Grids over learning rate and size: runs and table."""
+
+from pathlib import Path
+
+import pytest
+
+from scripts.transfer import AXES, Cell, TransferConfig, grid, table
+from stackjax.model.config import CompleteP
+from stackjax.runtime.errors import UserError
+
+BASE = Path("configs/transfer_tiny.py")
+
+
+def test_grid_has_each_size_standard_and_under_completep():
+    given = {"rates": (1e-3, 2e-3), "layers": (1, 4), "channels": (1, 2, 8)}
+    cells = grid(TransferConfig(config=BASE, **given))
+    assert len(cells) == 2 * (2 + 3) * 2
+    # The base is in both grids and the same in both parametrizations.
+    assert len({config.workdir for config in cells.values()}) == 2 * (1 + 2 * (1 + 2))
+    base = next(config for cell, config in cells.items() if cell.multiple == 1).model
+    for cell, config in cells.items():
+        assert config.optimizer.peak_learning_rate == cell.rate
+        for field in {name for names in AXES.values() for name in names}:
+            multiple = cell.multiple if field in AXES[cell.axis] else 1
+            assert getattr(config.model, field) == multiple * getattr(base, field)
+        scaled = cell.parametrization == "CompleteP" and cell.multiple > 1
+        assert config.model.completep == (CompleteP.of(base) if scaled else None)
+
+
+def test_table_has_the_best_rate_and_the_cost_of_the_base_rate():
+    losses = {
+        Cell("standard", "layers", multiple, rate): loss
+        for multiple, rate, loss in [
+            (1, 1e-3, 3.0),
+            (1, 2e-3, 2.5),
+            (1, 4e-3, 2.6),
+            (4, 1e-3, 2.0),
+            (4, 2e-3, 2.25),
+            (4, 4e-3, 2.5),
+        ]
+    }
+    lines = table(losses).splitlines()
+    assert [cell.strip() for cell in lines[2].split("|")[3:-1]] == [
+        "1 x base",
+        "0.002",
+        "2.5000",
+        "+0.0000",
+    ]
+    assert [cell.strip() for cell in lines[3].split("|")[3:-1]] == [
+        "4 x base",
+        "0.001 (end of the grid)",
+        "2.0000",
+        "+0.2500",
+    ]
+
+
+def test_config_with_growth_is_refused():
+    with pytest.raises(UserError, match=r"tiny\.py has 2 stages"):
+        grid(TransferConfig(config=Path("configs/tiny.py")))
