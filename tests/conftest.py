@@ -152,6 +152,7 @@ GROWTHS = {name: growth for name, (growth, _) in COPIES.items()} | {
     "depth zero, stacked, fresh": DepthZero(2, order="stack", rest="fresh"),
     "depth random": DepthRandom(2, mask_tokens=128),
     "depth random, stacked, copies": DepthRandom(2, 128, order="stack", init="copy"),
+    "depth random, bottom up": DepthRandom(2, 128, phases="bottom_up"),
     "split": WidthSplit(embed=2, mlp=2, heads=2),
     "split, uneven": WidthSplit(embed=2, mlp=2, heads=2, split="uneven"),
     "split, noise": WidthSplit(embed=2, mlp=2, heads=2, noise=0.3),

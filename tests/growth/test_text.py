@@ -90,6 +90,7 @@ MASKED = [
         WHOLE,
         st.sampled_from(["interleave", "stack"]),
         st.sampled_from(["fresh", "copy"]),
+        st.sampled_from(["together", "bottom_up"]),
     ),
     st.builds(
         WidthRandom,
