@@ -33,6 +33,7 @@ from stackjax.growth import (
     LayerMap,
     Learn,
     Noise,
+    Shrink,
     Stack,
     WidthRandom,
     WidthSplit,
@@ -142,6 +143,7 @@ COPIES = {
     "upscale": (DepthUpscale(1), (0, 1, 1, 2)),
     "middle block": (InsertBlock(1), (0, 1, 1, 2)),
     "last block": (InsertBlock(1, at="last"), (0, 1, 2, 2)),
+    "center, odd": (InsertBlock(1, at="center"), (0, 1, 1, 2)),
     "chain of depth": (chain(Stack(3), LayerMap((0, 1, 2, 5, 7, 8))), (0, 1, 2, 2, 1, 2)),
 }
 HALF_MORE = Fraction(3, 2)
@@ -169,6 +171,8 @@ GROWTHS = {name: growth for name, (growth, _) in COPIES.items()} | {
     "learn width": Learn(embed=HALF_MORE, mlp=2, heads=2),
     "learn both": Learn(2, embed=2, mlp=2, heads=2),
     "noise": Noise(0.2),
+    "shrink": Shrink(0.4),
+    "shrink, pad, perturb": chain(Shrink(0.4), WidthZero(embed=2, mlp=2, heads=2), Noise(0.2)),
     "chain of both": chain(WidthSplit(embed=2, mlp=2, heads=2, split="uneven"), DepthZero(2)),
     "chain with noise": chain(WidthSplit(embed=2, mlp=2, heads=2), Stack(2), Noise(0.2)),
     "chain of masks": chain(DepthRandom(2, 128), WidthRandom(mlp=2, mask_tokens=128)),

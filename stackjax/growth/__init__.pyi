@@ -12,6 +12,7 @@ from stackjax.growth.learned import Learn
 from stackjax.growth.masked import DepthRandom, WidthRandom
 from stackjax.growth.moments import grow_opt_state, zero_where
 from stackjax.growth.noise import Noise
+from stackjax.growth.shrink import Shrink
 from stackjax.growth.text import parse_growth
 from stackjax.growth.width import WidthSplit
 from stackjax.growth.zero import DepthZero, WidthZero
@@ -29,6 +30,7 @@ __all__ = [
     "Noise",
     "OptimizerState",
     "Preservation",
+    "Shrink",
     "Stack",
     "WidthRandom",
     "WidthSplit",

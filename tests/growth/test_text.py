@@ -20,6 +20,7 @@ from stackjax.growth import (
     LayerMap,
     Learn,
     Noise,
+    Shrink,
     Stack,
     WidthRandom,
     WidthSplit,
@@ -56,7 +57,7 @@ OPEN = [
     st.builds(Interleave, WHOLE),
     st.builds(LayerMap, st.lists(st.integers(0, 99), min_size=1).map(tuple) | PATTERNS),
     st.builds(DepthUpscale, WHOLE),
-    st.builds(InsertBlock, WHOLE, st.sampled_from(["middle", "last"])),
+    st.builds(InsertBlock, WHOLE, st.sampled_from(["middle", "last", "center"])),
     st.builds(
         DepthZero,
         WHOLE,
@@ -81,6 +82,7 @@ OPEN = [
         learning_rate=POSITIVE,
     ),
     st.builds(Noise, SHARE),
+    st.builds(Shrink, st.floats(0.001, 1)),
 ]
 # Masked operators come last in a chain.
 MASKED = [
@@ -223,7 +225,7 @@ WRONG = {
     "width_split(mlp=1e9999999999)": rf"width_split has mlp '1e9999999999'; {RATIO}",
     "width_split(mlp=1e-9999999999)": rf"width_split has mlp '1e-9999999999'; {RATIO}",
     "width_split(split=odd)": r"split 'odd'; it must be one of even, uneven\.",
-    "insert_block(2, first)": r"at 'first'; it must be one of middle, last\.",
+    "insert_block(2, first)": r"at 'first'; it must be one of middle, last, center\.",
     "noise(some)": r"noise has alpha 'some'; it must be a number\.",
     "noise(nan)": r"noise has alpha 'nan'; it must be a number\.",
     "width_split(noise=inf)": r"width_split has noise 'inf'; it must be a number\.",
@@ -246,6 +248,7 @@ WRONG = {
     "width_split(embed=1/2)": "width_split.embed is 1/2; it must be at least 1",
     "width_split(noise=-1)": r"width_split.noise is -1\.0; it must be at least 0",
     "learn(fit_steps=0)": "learn.fit_steps is 0; it must be at least 1",
+    "shrink(0)": r"shrink.factor is 0\.0; it must be at least 0\.001 and at most 1",
     "noise(2)": r"noise.alpha is 2\.0; it must be at least 0 and at most 1",
     "depth_random(2, 8)+stack(2)": r"stack\(2\) follows depth_random.*masks comes last",
 }
