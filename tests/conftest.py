@@ -25,6 +25,7 @@ from stackjax.data.batch import Batch
 from stackjax.data.config import DataConfig
 from stackjax.data.mixture import Mixture
 from stackjax.growth import (
+    DepthFresh,
     DepthRandom,
     DepthUpscale,
     DepthZero,
@@ -152,6 +153,7 @@ HALF_MORE = Fraction(3, 2)
 GROWTHS = {name: growth for name, (growth, _) in COPIES.items()} | {
     "depth zero": DepthZero(2),
     "depth zero, stacked, fresh": DepthZero(2, order="stack", rest="fresh"),
+    "depth fresh": DepthFresh(2),
     "depth random": DepthRandom(2, mask_tokens=128),
     "depth random, stacked, copies": DepthRandom(2, 128, order="stack", init="copy"),
     "depth random, bottom up": DepthRandom(2, 128, phases="bottom_up"),

@@ -8,6 +8,7 @@ from stackjax.growth.depth import (
     LayerMap,
     Stack,
 )
+from stackjax.growth.fresh import DepthFresh
 from stackjax.growth.learned import Learn
 from stackjax.growth.masked import DepthRandom, WidthRandom
 from stackjax.growth.moments import grow_opt_state, zero_where
@@ -18,6 +19,7 @@ from stackjax.growth.width import WidthSplit
 from stackjax.growth.zero import DepthZero, WidthZero
 
 __all__ = [
+    "DepthFresh",
     "DepthRandom",
     "DepthUpscale",
     "DepthZero",

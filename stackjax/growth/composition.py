@@ -77,7 +77,7 @@ class Chain(Growth, is_operator=False):
         for growth in self.growths:
             maps = growth.axis_maps(source)
             found = {
-                axis: unknown[list(maps[axis].sources)] if axis in maps else unknown
+                axis: np.array(maps[axis].pick(unknown, True)) if axis in maps else unknown
                 for axis, unknown in found.items()
             }
             for axis, unknown in growth.unknown_moments(source).items():

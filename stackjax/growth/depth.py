@@ -175,6 +175,8 @@ class InsertBlock(LayerGather):
 
     def sources(self, depth: int) -> tuple[int, ...]:
         blocks = divide_depth("InsertBlock", depth, self.size, field="size")
+        if not blocks:
+            raise UserError(f"{self} copies layers, and model.num_layers is 0.")
         index = blocks if self.at == "last" else -(-blocks // 2)
         end = index * self.size
         stop = end

@@ -65,10 +65,11 @@ def extend(
 
         return run_block(x_BTD, layer, attend), None
 
-    layers = params["layers"], jnp.arange(config.num_layers)
-    carry = embed(config, params, tokens_BT), cache
-    # Carry the cache instead of scanning over it, to update it in place.
-    (x_BTD, cache), _ = jax.lax.scan(run_layer, carry, layers)
+    x_BTD = embed(config, params, tokens_BT)
+    if config.num_layers:  # an empty cache cannot be indexed, even in a loop of no steps
+        layers = params["layers"], jnp.arange(config.num_layers)
+        # Carry the cache instead of scanning over it, to update it in place.
+        (x_BTD, cache), _ = jax.lax.scan(run_layer, (x_BTD, cache), layers)
     return final_norm(config, params, x_BTD), cache
 
 

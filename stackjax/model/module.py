@@ -74,12 +74,13 @@ def init_stddev(config: ModelConfig, axes: Axes) -> float:
     to the residual stream.
     """
     embeds = axes.reads == ("vocab",)
+    depth = max(1, config.num_layers)  # without layers, only the shapes of a layer count
     if config.init == "scaled":
         writes_residual = axes.writes == ("embed",) and not embeds
-        return 0.02 / math.sqrt(2 * config.num_layers) if writes_residual else 0.02
+        return 0.02 / math.sqrt(2 * depth) if writes_residual else 0.02
     fan_in = math.prod(axis_size(config, axis) for axis in axes.reads)
     if axes.reads == ("mlp",):
-        return 1 / (math.sqrt(fan_in) * config.num_layers)
+        return 1 / (math.sqrt(fan_in) * depth)
     return math.sqrt(2 / (5 * (config.embed_dim if embeds else fan_in)))
 
 

@@ -185,8 +185,8 @@ def layers_per_iteration(span: LayerSpan) -> int:
         # With remat, keep the loop: after unrolling, XLA recomputes early and uses more memory.
         on_cpu = platform_of(target_device()) == "cpu"
         is_unrolled = on_cpu and span.remat == "none"
-        return span.num_layers if is_unrolled else 1
-    return min(span.unroll, span.num_layers)
+        return max(1, span.num_layers) if is_unrolled else 1
+    return max(1, min(span.unroll, span.num_layers))
 
 
 def _remat(block: Any, policy: RematPolicy, barrier: bool) -> Any:

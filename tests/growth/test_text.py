@@ -11,6 +11,7 @@ from conftest import GROWTHS, tiny_run
 
 from stackjax.config_file import flatten, load_config
 from stackjax.growth import (
+    DepthFresh,
     DepthRandom,
     DepthUpscale,
     DepthZero,
@@ -58,6 +59,7 @@ OPEN = [
     st.builds(LayerMap, st.lists(st.integers(0, 99), min_size=1).map(tuple) | PATTERNS),
     st.builds(DepthUpscale, WHOLE),
     st.builds(InsertBlock, WHOLE, st.sampled_from(["middle", "last", "center"])),
+    st.builds(DepthFresh, WHOLE),
     st.builds(
         DepthZero,
         WHOLE,

@@ -8,7 +8,7 @@ import hypothesis
 import hypothesis.strategies as st
 import jax
 import pytest
-from conftest import first_microbatch, phase_of, random_batch
+from conftest import first_microbatch, phase_of, random_batch, tiny_model
 
 from stackjax import model
 from stackjax.model import flops
@@ -106,6 +106,12 @@ def test_matmul_flops_add_up_over_a_list_of_products():
     products = layer * 3 + [(t, d, v)]
     forward = sum(2 * rows * inner * columns for rows, inner, columns in products)
     assert flops.matmul_flops(TINY, t) * t == 3 * forward
+
+
+def test_model_without_layers_costs_its_head():
+    config = tiny_model(num_layers=0)
+    assert flops.num_params(config) == 16 * (2 * 11 + 1)
+    assert flops.matmul_flops(config, 8) == 3 * 2 * 16 * 11
 
 
 def test_tied_head_counts_as_a_product():
