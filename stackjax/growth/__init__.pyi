@@ -15,6 +15,7 @@ from stackjax.growth.moments import grow_opt_state, zero_where
 from stackjax.growth.noise import Noise
 from stackjax.growth.shrink import Shrink
 from stackjax.growth.text import parse_growth
+from stackjax.growth.untie import Untie
 from stackjax.growth.width import WidthSplit
 from stackjax.growth.zero import DepthZero, WidthZero
 
@@ -34,6 +35,7 @@ __all__ = [
     "Preservation",
     "Shrink",
     "Stack",
+    "Untie",
     "WidthRandom",
     "WidthSplit",
     "WidthZero",

@@ -57,6 +57,11 @@ class Chain(Growth, is_operator=False):
             target,
         )
 
+    def target_config(self, source: ModelConfig) -> ModelConfig:
+        return functools.reduce(
+            lambda config, growth: growth.target_config(config), self.growths, source
+        )
+
     def grow_params(
         self,
         params: Any,

@@ -53,7 +53,7 @@ class Noise(Growth):
                 return leaf
             stddev = math.sqrt(2 / (5 * source.embed_dim))
             if names.stacked and writes_residual(names):
-                stddev = 1 / (math.sqrt(source.embed_dim) * max(1, source.num_layers))
+                stddev = 1 / (math.sqrt(source.embed_dim) * max(1, source.depth))
             noise = stddev * jax.random.normal(key, leaf.shape, leaf.dtype)
             return (1 - self.alpha) * leaf + self.alpha * noise
 

@@ -75,6 +75,8 @@ class ModelConfig:
     n // (num_heads / num_kv_heads)."""
     head_dim: Dim
     """Channels per head; must be even for rotary positions."""
+    loops: Annotated[int, Whole(at_least=1, at_most=MAX_LAYERS)] = 1
+    """Times the layers are applied: with 2, layers 0 1 run as 0 1 0 1."""
     rope_theta: Annotated[float, Real(at_least=1)] = 1e4
     """Rotary frequency base."""
     rope_scaling: RopeScaling | None = None
@@ -111,8 +113,18 @@ class ModelConfig:
         """Vocabulary size of embedding and head, with padding."""
         return -(-self.vocab_size // self.vocab_multiple) * self.vocab_multiple
 
+    @property
+    def depth(self) -> int:
+        """Number of layers that a token passes: `num_layers` times `loops`."""
+        return self.num_layers * self.loops
+
     def __post_init__(self):
         check_fields(self, "model")
+        if self.depth > MAX_LAYERS:
+            raise UserError(
+                f"model.loops is {self.loops}, so {self.depth} layers would run; num_layers "
+                f"times loops may be {MAX_LAYERS}."
+            )
         if self.num_heads % self.num_kv_heads:
             raise UserError(
                 f"model.num_heads is {self.num_heads}, which model.num_kv_heads "
@@ -142,6 +154,11 @@ def differences(config: ModelConfig, other: ModelConfig, *, besides: Sequence[st
         if name not in (*EXECUTION, *besides)
     }
     return ", ".join(f"model.{n} is {a}, not {b}" for n, (a, b) in pairs.items() if a != b)
+
+
+def untied(config: ModelConfig) -> ModelConfig:
+    """Returns the config with a layer of its own for each loop."""
+    return dataclasses.replace(config, num_layers=config.depth, loops=1)
 
 
 def axis_size(config: ModelConfig, axis: str) -> int:

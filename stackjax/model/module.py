@@ -71,10 +71,10 @@ def init_stddev(config: ModelConfig, axes: Axes) -> float:
     "reference" follows the code of arXiv:2405.15319: sqrt(2 / (5 fan_in)), with fan-in
     embed_dim for the embedding, and 1 / (sqrt(fan_in) num_layers) for the SwiGLU's output
     matrix. "scaled" follows GPT-2: 0.02, divided by sqrt(2 num_layers) for matrices that write
-    to the residual stream.
+    to the residual stream. With loops, num_layers is the depth.
     """
     embeds = axes.reads == ("vocab",)
-    depth = max(1, config.num_layers)  # without layers, only the shapes of a layer count
+    depth = max(1, config.depth)  # without layers, only the shapes of a layer count
     if config.init == "scaled":
         writes_residual = axes.writes == ("embed",) and not embeds
         return 0.02 / math.sqrt(2 * depth) if writes_residual else 0.02
