@@ -22,6 +22,7 @@ from stackjax.growth import (
     InsertBlock,
     Learn,
     Stack,
+    Untie,
     WidthRandom,
     WidthSplit,
     WidthZero,
@@ -153,6 +154,20 @@ def grown_run(world, workdir, growth, **fields):
 
 WIDE = {"embed": 2, "mlp": 2, "heads": 2}
 KEPT = {"optimizer_state": "keep", "rewarm": Rewarm(tokens=256), "scale_by_fan_in": True}
+
+
+def test_run_of_a_looped_model_keeps_its_loss_when_untied(world, tmp_path):
+    config = grown_run(world, tmp_path, Untie(3), optimizer_state="grow")
+    model = dataclasses.replace(config.model, num_layers=1, loops=3)
+    evaluation = dataclasses.replace(config.evaluation, layers=True)
+    train(dataclasses.replace(config, model=model, evaluation=evaluation))
+    [seam] = [row for row in rows(tmp_path) if row["kind"] == "growth"]
+    assert seam["held_out_loss"] == pytest.approx(seam["held_out_loss_before"], abs=1e-6)
+    [layers] = [
+        row for row in rows(tmp_path) if row["kind"] == "layers" and "norm_before" in row
+    ]
+    assert layers["contribution"] == pytest.approx(layers["contribution_before"], rel=1e-5)
+    assert last_state(tmp_path, 1)["params"]["layers"]["down"].shape[0] == 3
 
 
 def test_run_grows_from_no_layers_and_resumes(world, tmp_path, monkeypatch):

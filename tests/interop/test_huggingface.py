@@ -289,6 +289,23 @@ def test_checkpoint_round_trip_is_exact(name, tmp_path, monkeypatch):
             np.testing.assert_array_equal(found[kind][true], table[true])
 
 
+def test_looped_model_is_exported_with_a_layer_for_each_loop(tmp_path, monkeypatch, capsys):
+    config = dataclasses.replace(MODELS["gqa"], loops=2)
+    params = random_params(config)
+    monkeypatch.setattr(SavedCheckpoint, "seq_len", 40)
+    with jax.set_mesh(mesh_of("one device")):
+        checkpoint = write_checkpoint(tmp_path / "run", config, params)
+    convert_model(checkpoint, tmp_path / "folder", tokenizer="bytes", verify=True)
+    difference = re.search(r"differ by at most (\S+)", capsys.readouterr().out)
+    # Float32 through six layers; logits are near 1.
+    assert difference is not None and float(difference[1]) < 5e-5
+    folder = read_folder(tmp_path / "folder")
+    assert (folder.model.num_layers, folder.model.loops) == (6, 1)
+    for name, leaf in load_arrays(folder)["layers"].items():
+        expected = np.concatenate([params["layers"][name]] * 2)
+        np.testing.assert_array_equal(leaf, expected)
+
+
 @pytest.mark.parametrize("name", ARCHITECTURES)
 @pytest.mark.parametrize("head_dim", [4, 6])
 def test_new_config_json_gives_the_head_dim_to_transformers(name, head_dim):
@@ -508,6 +525,9 @@ def test_export_of_unsupported_architectures_is_refused():
     biased = dataclasses.replace(MODELS["gqa"], qkv_bias=True, qk_norm=True)
     with pytest.raises(ValueError, match=r"qkv_bias is True and model\.qk_norm True"):
         config_json.config_fields(biased, "float32", None, 8)
+    empty = dataclasses.replace(MODELS["gqa"], num_layers=0)
+    with pytest.raises(ValueError, match=r"model\.num_layers is 0, and a folder"):
+        config_json.config_fields(empty, "float32", None, 8)
     odd = dataclasses.replace(MODELS["gqa"], embed_dim=18)
     with pytest.raises(ValueError, match=r"model\.num_heads 4 does not divide"):
         config_json.config_fields(odd, "float32", None, 8)
