@@ -63,7 +63,7 @@ class ModelConfig:
     vocab_size: Annotated[int, Whole(at_least=1, at_most=2**24)]
     """Vocabulary size before padding."""
     num_layers: Annotated[int, Whole(at_least=0, at_most=MAX_LAYERS)]
-    """Number of transformer layers; a model with 0 has embedding, final norm and head."""
+    """Number of transformer layers. With 0, the model is embedding, final norm and head."""
     embed_dim: Dim
     """Residual stream width."""
     mlp_dim: Dim
