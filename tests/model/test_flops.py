@@ -244,11 +244,13 @@ def counted_flops(config, spans=None, *, backward=True):
     return step.lower(params).compile().cost_analysis()["flops"]
 
 
+@pytest.mark.parametrize("loops", [1, 2])
 @pytest.mark.parametrize("backward", [False, True])
-def test_matmul_flops_match_xla(backward):
-    expected = flops.matmul_flops(MATMULS, SEQ_LEN) * SEQ_LEN / (1 if backward else 3)
+def test_matmul_flops_match_xla(backward, loops):
+    config = dataclasses.replace(MATMULS, loops=loops)
+    expected = flops.matmul_flops(config, SEQ_LEN) * SEQ_LEN / (1 if backward else 3)
     # Other operations (norms, softmax, SwiGLU) are below 3 % at this width.
-    assert counted_flops(MATMULS, backward=backward) == pytest.approx(expected, rel=0.03)
+    assert counted_flops(config, backward=backward) == pytest.approx(expected, rel=0.03)
 
 
 @pytest.mark.sample(2)
