@@ -98,7 +98,16 @@ class Chain(Growth, is_operator=False):
 
     def reparameterizations(self, source: ModelConfig) -> tuple[Reparameterization, ...]:
         found: list[Reparameterization] = []
+        masked: set[str] = set()
         for growth in self.growths:
+            grown = growth.axis_maps(source).keys()
+            if again := sorted(masked & grown):
+                raise UserError(
+                    f"{self} grows {', '.join(again)} behind masks twice; use one operator with "
+                    f"the product of both factors."
+                )
+            if growth.preserves_function == "at_start":
+                masked |= grown
             found += growth.reparameterizations(source)
             source = growth.target_config(source)
         return tuple(found)

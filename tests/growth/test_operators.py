@@ -755,6 +755,10 @@ def test_fit_lowers_the_loss_and_keeps_the_source_fixed():
             lambda: chain(DepthRandom(2, 1), Stack(2)),
             r"stack\(2\) follows depth_random\(factor=2, mask_tokens=1\) in a chain",
         ),
+        (
+            lambda: chain(DepthRandom(2, 1), DepthRandom(3, 1)).reparameterizations(SOURCE),
+            "grows layers behind masks twice; use one operator",
+        ),
     ],
 )
 def test_invalid_growths_are_rejected_with_the_reason(make, message):
