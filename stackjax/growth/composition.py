@@ -103,8 +103,8 @@ class Chain(Growth, is_operator=False):
             grown = growth.axis_maps(source).keys()
             if again := sorted(masked & grown):
                 raise UserError(
-                    f"{self} grows {', '.join(again)} behind masks twice; use one operator with "
-                    f"the product of both factors."
+                    f"{self} grows {', '.join(again)} behind masks twice; use one operator "
+                    f"with the product of both factors."
                 )
             if growth.preserves_function == "at_start":
                 masked |= grown
