@@ -25,7 +25,7 @@ def with_completep(config, completep=SIZES):
 def standard(config, params):
     """Returns the standard model with the same function: its config and its parameters."""
     base = config.completep
-    branch = base.base_layers / config.num_layers
+    branch = base.base_layers / config.depth
     logits = base.base_embed_dim / config.embed_dim
     query = np.sqrt(base.base_head_dim / config.head_dim)
     layers = dict(params["layers"])

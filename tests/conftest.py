@@ -25,6 +25,7 @@ from stackjax.data.batch import Batch
 from stackjax.data.config import DataConfig
 from stackjax.data.mixture import Mixture
 from stackjax.growth import (
+    DepthFresh,
     DepthRandom,
     DepthUpscale,
     DepthZero,
@@ -33,6 +34,7 @@ from stackjax.growth import (
     LayerMap,
     Learn,
     Noise,
+    Shrink,
     Stack,
     WidthRandom,
     WidthSplit,
@@ -142,6 +144,7 @@ COPIES = {
     "upscale": (DepthUpscale(1), (0, 1, 1, 2)),
     "middle block": (InsertBlock(1), (0, 1, 1, 2)),
     "last block": (InsertBlock(1, at="last"), (0, 1, 2, 2)),
+    "center, odd": (InsertBlock(1, at="center"), (0, 1, 1, 2)),
     "chain of depth": (chain(Stack(3), LayerMap((0, 1, 2, 5, 7, 8))), (0, 1, 2, 2, 1, 2)),
 }
 HALF_MORE = Fraction(3, 2)
@@ -150,8 +153,10 @@ HALF_MORE = Fraction(3, 2)
 GROWTHS = {name: growth for name, (growth, _) in COPIES.items()} | {
     "depth zero": DepthZero(2),
     "depth zero, stacked, fresh": DepthZero(2, order="stack", rest="fresh"),
+    "depth fresh": DepthFresh(2),
     "depth random": DepthRandom(2, mask_tokens=128),
     "depth random, stacked, copies": DepthRandom(2, 128, order="stack", init="copy"),
+    "depth random, bottom up": DepthRandom(2, 128, phases="bottom_up"),
     "split": WidthSplit(embed=2, mlp=2, heads=2),
     "split, uneven": WidthSplit(embed=2, mlp=2, heads=2, split="uneven"),
     "split, noise": WidthSplit(embed=2, mlp=2, heads=2, noise=0.3),
@@ -168,6 +173,8 @@ GROWTHS = {name: growth for name, (growth, _) in COPIES.items()} | {
     "learn width": Learn(embed=HALF_MORE, mlp=2, heads=2),
     "learn both": Learn(2, embed=2, mlp=2, heads=2),
     "noise": Noise(0.2),
+    "shrink": Shrink(0.4),
+    "shrink, pad, perturb": chain(Shrink(0.4), WidthZero(embed=2, mlp=2, heads=2), Noise(0.2)),
     "chain of both": chain(WidthSplit(embed=2, mlp=2, heads=2, split="uneven"), DepthZero(2)),
     "chain with noise": chain(WidthSplit(embed=2, mlp=2, heads=2), Stack(2), Noise(0.2)),
     "chain of masks": chain(DepthRandom(2, 128), WidthRandom(mlp=2, mask_tokens=128)),

@@ -114,7 +114,7 @@ def test_overridden_growth_factor_keeps_the_target_model(load):
             "optimizer.schedule.decay_tokens is 5, which has no effect while "
             "optimizer.schedule.shape is 'cosine'",
         ),
-        (("--model.num-layers", "0"), "model.num_layers is 0"),
+        (("--model.embed-dim", "0"), "model.embed_dim is 0"),
         (("--stages.1.growth.factor", "0"), "stack.factor is 0"),
         (("--stages.7.tokens", "5"), "--stages.7.tokens"),
     ],

@@ -16,11 +16,13 @@ from stackjax.config import Rewarm
 from stackjax.config_file import record_config
 from stackjax.data.manifest import read_manifest
 from stackjax.growth import (
+    DepthFresh,
     DepthRandom,
     DepthZero,
     InsertBlock,
     Learn,
     Stack,
+    Untie,
     WidthRandom,
     WidthSplit,
     WidthZero,
@@ -152,6 +154,35 @@ def grown_run(world, workdir, growth, **fields):
 
 WIDE = {"embed": 2, "mlp": 2, "heads": 2}
 KEPT = {"optimizer_state": "keep", "rewarm": Rewarm(tokens=256), "scale_by_fan_in": True}
+
+
+def test_run_of_a_looped_model_keeps_its_loss_when_untied(world, tmp_path):
+    config = grown_run(world, tmp_path, Untie(3), optimizer_state="grow")
+    model = dataclasses.replace(config.model, num_layers=1, loops=3)
+    evaluation = dataclasses.replace(config.evaluation, layers=True)
+    train(dataclasses.replace(config, model=model, evaluation=evaluation))
+    [seam] = [row for row in rows(tmp_path) if row["kind"] == "growth"]
+    assert seam["held_out_loss"] == pytest.approx(seam["held_out_loss_before"], abs=1e-6)
+    [layers] = [
+        row for row in rows(tmp_path) if row["kind"] == "layers" and "norm_before" in row
+    ]
+    assert layers["contribution"] == pytest.approx(layers["contribution_before"], rel=1e-5)
+    assert last_state(tmp_path, 1)["params"]["layers"]["down"].shape[0] == 3
+
+
+def test_run_grows_from_no_layers_and_resumes(world, tmp_path, monkeypatch):
+    config = grown_run(world, tmp_path / "whole", DepthFresh(2), optimizer_state="keep")
+    model = dataclasses.replace(config.model, num_layers=0)
+    evaluation = dataclasses.replace(config.evaluation, layers=True)
+    whole = dataclasses.replace(config, model=model, evaluation=evaluation)
+    train(whole)
+    cut(tmp_path / "whole", tmp_path / "cut", 6)
+    train(dataclasses.replace(whole, workdir=str(tmp_path / "cut")))
+    for path in (tmp_path / "whole", tmp_path / "cut"):
+        assert last_state(path, 1, 8)["params"]["layers"]["down"].shape[0] == 2
+    assert [row["loss"] for row in rows(tmp_path / "whole") if "loss" in row] == [
+        row["loss"] for row in rows(tmp_path / "cut") if "loss" in row
+    ]
 
 
 @pytest.mark.slow

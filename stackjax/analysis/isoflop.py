@@ -167,6 +167,8 @@ def _cell(each: Group, loss: LossName) -> Cell | None:
     if len(grown) != 1 or not tokens:
         return None
     source = grown[0].source_config(record.final_model)
+    if not source.num_layers:
+        return None  # g is infinite
     return Cell(
         growth=grown[0],
         factor=num_layer_params(record.final_model) / num_layer_params(source),

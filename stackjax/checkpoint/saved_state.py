@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from etils import epath
 from orbax.checkpoint import v1 as ocp
@@ -47,13 +48,26 @@ def to_save(state: TrainState) -> dict[str, Any]:
 
 
 def saved_tree(state: TrainState) -> dict[str, Any]:
-    """Returns a state's parts by name, without None."""
+    """Returns a state's parts by name, with None in place of empty arrays.
+
+    The arrays of 0 layers are empty, and Orbax does not save empty arrays.
+    """
+    return jax.tree.map(lambda leaf: leaf if leaf.size else None, _parts(state))
+
+
+def _parts(state: TrainState) -> dict[str, Any]:
     return {name: value for name, value in vars(state).items() if value is not None}
 
 
 def array_types(tree: Any) -> dict[str, str]:
-    """Returns types and shapes such as `float32[64, 256]`, by paths such as `params.head`."""
-    return {path: f"{leaf.dtype}{[*leaf.shape]}" for path, leaf in by_path(tree).items()}
+    """Returns types and shapes such as `float32[64, 256]`, by paths such as `params.head`.
+
+    Empty arrays are left out.
+    """
+    leaves = by_path(tree).items()
+    return {
+        path: f"{leaf.dtype}{[*leaf.shape]}" for path, leaf in leaves if 0 not in leaf.shape
+    }
 
 
 def read_contents(checkpoint: epath.Path) -> Contents:
@@ -121,7 +135,13 @@ def load_state(
         raise DamagedError(
             f"{checkpoint} is damaged: {wrong[0]} does not match its checksum{more}"
         )
-    return TrainState(**({"opt_state": None} | loaded))
+
+    def with_empty(leaf: Any, found: Any) -> jax.Array:
+        empty = found is None
+        return jnp.zeros(leaf.shape, leaf.dtype, device=leaf.sharding) if empty else found
+
+    whole = jax.tree.map(with_empty, on_mesh(_parts(abstract), mesh), loaded)
+    return TrainState(**({"opt_state": None} | whole))
 
 
 def _read(checkpoint: epath.Path, read: Callable[[], T]) -> T:

@@ -8,15 +8,19 @@ from stackjax.growth.depth import (
     LayerMap,
     Stack,
 )
+from stackjax.growth.fresh import DepthFresh
 from stackjax.growth.learned import Learn
 from stackjax.growth.masked import DepthRandom, WidthRandom
 from stackjax.growth.moments import grow_opt_state, zero_where
 from stackjax.growth.noise import Noise
+from stackjax.growth.shrink import Shrink
 from stackjax.growth.text import parse_growth
+from stackjax.growth.untie import Untie
 from stackjax.growth.width import WidthSplit
 from stackjax.growth.zero import DepthZero, WidthZero
 
 __all__ = [
+    "DepthFresh",
     "DepthRandom",
     "DepthUpscale",
     "DepthZero",
@@ -29,7 +33,9 @@ __all__ = [
     "Noise",
     "OptimizerState",
     "Preservation",
+    "Shrink",
     "Stack",
+    "Untie",
     "WidthRandom",
     "WidthSplit",
     "WidthZero",

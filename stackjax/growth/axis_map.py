@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -11,17 +11,25 @@ import numpy as np
 
 from stackjax.sharding.axes import Axes
 
+T = TypeVar("T")
+
+NEW = -1
+"""The source index of a new index without a source."""
+
 
 @dataclasses.dataclass(frozen=True)
 class AxisMap:
-    """The source index, counted from 0, for each index of a grown axis."""
+    """The source index, counted from 0, for each index of a grown axis.
+
+    `NEW` is for an index without a source, possible only along stacked axes.
+    """
 
     sources: tuple[int, ...]
 
     @functools.cached_property
     def copy(self) -> np.ndarray:
         """The copy number of each index: 0 for a source's first copy, 1 for the second."""
-        seen: dict[int, int] = {}
+        seen = {NEW: 1}
         copies = []
         for source in self.sources:
             copies.append(seen.get(source, 0))
@@ -35,12 +43,16 @@ class AxisMap:
 
     @property
     def is_new(self) -> np.ndarray:
-        """A mask of all indices after a source's first copy."""
+        """A mask of all indices besides the first copy of each source."""
         return self.copy > 0
 
     def after(self, first: "AxisMap") -> "AxisMap":
         """Returns the map for growth by `first`, then by this map."""
-        return AxisMap(tuple(first.sources[i] for i in self.sources))
+        return AxisMap(self.pick(first.sources, NEW))
+
+    def pick(self, values: Any, without_source: T) -> tuple[T, ...]:
+        """Returns the value of each index's source."""
+        return tuple(without_source if i == NEW else values[i] for i in self.sources)
 
 
 def gather(leaf: jax.Array, names: Axes, maps: Mapping[str, AxisMap]) -> jax.Array:
@@ -53,8 +65,14 @@ def gather(leaf: jax.Array, names: Axes, maps: Mapping[str, AxisMap]) -> jax.Arr
 
 
 def _take(leaf: jax.Array, sources: Sequence[int], axis: int) -> jax.Array:
+    indices = np.array(sources)
+    if NEW in sources:
+        # Zeros above all old entries, for entries without a source.
+        widths = [(0, int(i == axis)) for i in range(leaf.ndim)]
+        indices = np.where(indices == NEW, leaf.shape[axis], indices)
+        leaf = jnp.pad(leaf, widths)
     # Runs at memory bandwidth; concatenated slices are slower.
-    return jnp.take(leaf, np.array(sources), axis=axis, mode="clip")
+    return jnp.take(leaf, indices, axis=axis, mode="clip")
 
 
 def _join_runs(leaf: jax.Array, sources: Sequence[int], axis: int) -> jax.Array:

@@ -57,6 +57,11 @@ class Chain(Growth, is_operator=False):
             target,
         )
 
+    def target_config(self, source: ModelConfig) -> ModelConfig:
+        return functools.reduce(
+            lambda config, growth: growth.target_config(config), self.growths, source
+        )
+
     def grow_params(
         self,
         params: Any,
@@ -80,7 +85,7 @@ class Chain(Growth, is_operator=False):
         for growth in self.growths:
             maps = growth.axis_maps(source)
             found = {
-                axis: unknown[list(maps[axis].sources)] if axis in maps else unknown
+                axis: np.array(maps[axis].pick(unknown, True)) if axis in maps else unknown
                 for axis, unknown in found.items()
             }
             for axis, unknown in growth.unknown_moments(source).items():
@@ -98,7 +103,16 @@ class Chain(Growth, is_operator=False):
 
     def reparameterizations(self, source: ModelConfig) -> tuple[Reparameterization, ...]:
         found: list[Reparameterization] = []
+        masked: set[str] = set()
         for growth in self.growths:
+            grown = growth.axis_maps(source).keys()
+            if again := sorted(masked & grown):
+                raise UserError(
+                    f"{self} grows {', '.join(again)} behind masks twice; use one operator "
+                    f"with the product of both factors."
+                )
+            if growth.preserves_function == "at_start":
+                masked |= grown
             found += growth.reparameterizations(source)
             source = growth.target_config(source)
         return tuple(found)

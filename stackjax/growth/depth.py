@@ -163,22 +163,35 @@ class DepthUpscale(LayerGather):
 
 @dataclasses.dataclass(frozen=True)
 class InsertBlock(LayerGather):
-    """Repeats a block of layers right above itself: 0 1 2 3 becomes 0 1 0 1 2 3.
+    """Inserts a copy of a block of layers: 0 1 2 3 becomes 0 1 0 1 2 3.
 
-    `middle` is MIDAS (arXiv:2409.19044): among n blocks, counted from 1, block ceil(n / 2)
-    is repeated. `last` is gradual stacking.
+    `middle` is MIDAS (arXiv:2409.19044): among n blocks, counted from 1, block ceil(n / 2) is
+    repeated right above itself. `last` is gradual stacking. `center` is LIDAS
+    (arXiv:2512.08819): between the two middle blocks, it inserts the upper half of the lower
+    block and the lower half of the upper block, so 0 1 2 3 becomes 0 1 1 2 2 3. With an odd
+    number of blocks, `center` is `middle`. As everywhere, the first copy of a layer is old.
     """
 
     size: Size
     """Layers in a block; must divide num_layers."""
-    at: Literal["middle", "last"] = "middle"
-    """The repeated block."""
+    at: Literal["middle", "last", "center"] = "middle"
+    """The copied block."""
 
     def sources(self, depth: int) -> tuple[int, ...]:
         blocks = divide_depth("InsertBlock", depth, self.size, field="size")
+        if not blocks:
+            raise UserError(f"{self} copies layers, and model.num_layers is 0.")
         index = blocks if self.at == "last" else -(-blocks // 2)
         end = index * self.size
-        return (*range(end), *range(end - self.size, depth))
+        stop = end
+        if self.at == "center" and blocks % 2 == 0:
+            stop = end + self.size // 2
+            if self.size % 2:
+                raise UserError(
+                    f"{self} copies half of each of two blocks, and size is {self.size}; "
+                    f"choose an even size."
+                )
+        return (*range(end), *range(stop - self.size, stop), *range(end, depth))
 
     def source_depth(self, depth: int) -> int:
         if depth <= self.size:

@@ -49,7 +49,9 @@ class Mask(Reparameterization):
     """
 
     axis: str
-    is_new: tuple[bool, ...]
+    shares: tuple[float, ...]
+    """For each entry along the axis, the share of `tokens` from closed to open; 0 for old
+    entries."""
     tie_head: bool
     first_tokens: int
     """Tokens since growth at which the mask starts to open."""
@@ -58,14 +60,15 @@ class Mask(Reparameterization):
 
     @property
     def end_tokens(self) -> float:
-        """Tokens since growth until the mask is open."""
+        """Tokens since growth until the whole mask is open."""
         return self.first_tokens + self.tokens
 
     def model_params(self, params: Any, axes: Any, tokens: jax.Array) -> Any:
         # Floats, because token counts overflow int32.
         since = tokens - float(self.first_tokens)
-        opening = jnp.clip(since / float(self.tokens), 0.0, 1.0)
-        mask = jnp.where(jnp.array(self.is_new), opening, 1.0)
+        shares = jnp.array(self.shares)
+        opening = since / (float(self.tokens) * jnp.where(shares > 0, shares, 1.0))
+        mask = jnp.where(shares > 0, jnp.clip(opening, 0.0, 1.0), 1.0)
 
         def apply(leaf: jax.Array, names: Axes) -> jax.Array:
             factor = self._factor(names, mask)
@@ -106,6 +109,10 @@ class DepthRandom(LayerGather):
     """Place of new layers: `interleave` after each old layer, `stack` after all old layers."""
     init: Literal["fresh", "copy"] = "fresh"
     """Values of new layers: `fresh` initial values, or a `copy` of old layers."""
+    phases: Literal["together", "bottom_up"] = "together"
+    """`together` opens all masks at once. `bottom_up` opens new layer j of n, counted from 1,
+    over j / n of `mask_tokens`: the linear schedule of ProRes (arXiv:2603.05369), which has
+    one mask for each layer of a model from scratch."""
 
     @property
     def preserves_function(self) -> Preservation:
@@ -140,8 +147,11 @@ class DepthRandom(LayerGather):
         return zero_new(grown, axes, self.axis_maps(source))
 
     def reparameterizations(self, source: ModelConfig) -> tuple[Reparameterization, ...]:
-        is_new = _is_new_tuple(self.axis_maps(source)["layers"])
-        return (Mask("layers", is_new, source.tie_head, 0, self.mask_tokens),)
+        shares = _shares(self.axis_maps(source)["layers"])
+        if self.phases == "bottom_up":
+            order = np.cumsum(shares)
+            shares = shares * order / max(order[-1], 1)
+        return (Mask("layers", _floats(shares), source.tie_head, 0, self.mask_tokens),)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -196,7 +206,7 @@ class WidthRandom(WidthGrowth):
         return tuple(
             Mask(
                 axis,
-                _is_new_tuple(maps[axis]),
+                _floats(_shares(maps[axis])),
                 source.tie_head,
                 i * self.mask_tokens if self.phases == "in_turn" else 0,
                 self.mask_tokens,
@@ -220,5 +230,9 @@ def _freshen(
     return jax.tree.map(fill, copies, axes, fresh(growth.target_config(source)))
 
 
-def _is_new_tuple(axis_map: AxisMap) -> tuple[bool, ...]:
-    return tuple(bool(new) for new in axis_map.is_new)
+def _shares(axis_map: AxisMap) -> np.ndarray:
+    return axis_map.is_new.astype(float)
+
+
+def _floats(shares: np.ndarray) -> tuple[float, ...]:
+    return tuple(shares.tolist())

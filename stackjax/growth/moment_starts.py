@@ -79,7 +79,7 @@ class MomentStarts:
             is_zero = zeroed.get(axis, np.zeros(len(axis_map.sources), bool))
             is_zero = is_zero | axis_map.is_new if keeps else is_zero
             before = known.get(axis, (0,) * (max(axis_map.sources) + 1))
-            copied = np.array(before)[list(axis_map.sources)]
+            copied = axis_map.pick(before, now)
             known[axis] = tuple(np.where(is_zero, now, copied).tolist())
         return dataclasses.replace(self, axes=_sorted(known))
 

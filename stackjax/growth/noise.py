@@ -60,7 +60,7 @@ class Noise(Growth):
             base = source.base
             stddev = math.sqrt(2 / (5 * base.embed_dim))
             if names.stacked and writes_residual(names):
-                stddev = 1 / (math.sqrt(base.embed_dim) * base.num_layers)
+                stddev = 1 / (math.sqrt(base.embed_dim) * max(1, base.depth))
             if names.stacked:
                 stddev /= math.sqrt(ratios(source, names).fan_in)
             noise = stddev * jax.random.normal(key, leaf.shape, leaf.dtype)

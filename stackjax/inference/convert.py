@@ -39,6 +39,7 @@ from stackjax.interop.litgpt import is_litgpt
 from stackjax.interop.stored_types import read_types, types_of
 from stackjax.interop.tensors import DTYPES, TensorInfo
 from stackjax.model import ModelConfig
+from stackjax.model.config import untied
 from stackjax.model.flops import describe, num_params
 from stackjax.model.parametrization import fold_factor
 from stackjax.options import ConvertConfig
@@ -112,14 +113,14 @@ def import_model(config: ConvertConfig, source: SavedFolder) -> epath.Path:
 
 
 def export_model(config: ConvertConfig, source: SavedCheckpoint) -> epath.Path:
-    """Writes a checkpoint's model as a Hugging Face folder."""
+    """Writes a checkpoint's model as a Hugging Face folder, with a layer for each loop."""
     target = new_folder(config.target)
     files, dtype = source.huggingface_files, config.dtype
     template = None if files is None else config_json.read_fields(files)
     if dtype == "auto":
         dtype = "float32" if files is None else None
     # The factors of CompleteP are in the tensors.
-    plain = dataclasses.replace(source.model, completep=None)
+    plain = dataclasses.replace(untied(source.model), completep=None)
     fields = config_json.config_fields(plain, dtype, template, source.seq_len)
     tokenizer = None
     if config.tokenizer is not None:
@@ -129,7 +130,7 @@ def export_model(config: ConvertConfig, source: SavedCheckpoint) -> epath.Path:
     if tokenizer is not None:
         fields["bos_token_id"] = next(iter(tokenizer.begin_ids), None)
         fields["eos_token_id"] = tokenizer.end_id
-    infos = _infos(source.model, dtype, {} if files is None else read_types(files))
+    infos = _infos(untied(source.model), dtype, {} if files is None else read_types(files))
     tensors = _tensors(source, infos, config.allow_nonfinite)
     with staging_directory(target) as staging:
         if tokenizer is not None:
@@ -167,7 +168,8 @@ def _tensors(
     Raises:
       UserError: A number is NaN or infinite, possibly only after the cast to float16.
     """
-    config, axes = source.model, model.logical_axes(source.model)
+    config, axes = untied(source.model), model.logical_axes(source.model)
+    loops = source.model.loops
     where = None if allow_nonfinite else str(source.path)
     for kind, stored in huggingface.slots_by_kind(config).items():
         keys = (kind,) if stored[0].layer is None else ("layers", kind)
@@ -176,6 +178,8 @@ def _tensors(
         factor = fold_factor(config, names)
         if factor != 1:
             parameter = np.float32(factor) * parameter
+        if loops > 1 and stored[0].layer is not None:
+            parameter = np.concatenate([parameter] * loops)
         yield from huggingface.to_tensors(parameter, stored, config, infos, where)
 
 

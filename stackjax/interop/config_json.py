@@ -223,8 +223,12 @@ def config_fields(
       seq_len: Longest training sequence, in tokens.
 
     Raises:
-      UserError: No supported family has this architecture.
+      UserError: No supported family has this architecture, or the model has no layers.
     """
+    if not config.num_layers:
+        raise UserError(
+            "model.num_layers is 0, and a folder holds a model with layers; grow it first."
+        )
     fields = dict(template) if template else _new_fields(config, seq_len)
     _check_family(config, fields["model_type"])
     fields |= {theirs: getattr(config, ours) for ours, theirs in SIZES.items()}

@@ -19,10 +19,12 @@ from stackjax.sharding.mesh import largest_mesh
 def grown_infos(folder: Folder, growth: Growth) -> dict[str, TensorInfo]:
     """Returns shapes and types of the grown tensors, in file order.
 
-    A tensor has the type of the same tensor in the source layer.
+    A tensor has the type of the same tensor in the source layer; in layers without a source,
+    the type in the first layer.
     """
     maps, target = growth.axis_maps(folder.model), growth.target_config(folder.model)
     layers = maps["layers"].sources if "layers" in maps else range(target.num_layers)
+    layers = [max(0, layer) for layer in layers]
 
     def info(slot: Slot) -> TensorInfo:
         source = slot if slot.layer is None else slot.in_layer(layers[slot.layer])

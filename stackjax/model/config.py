@@ -83,7 +83,7 @@ class CompleteP:
     def of(cls, base: "ModelConfig") -> "CompleteP":
         """Returns the base sizes of a model."""
         return cls(
-            base_layers=base.num_layers,
+            base_layers=base.depth,
             base_embed_dim=base.embed_dim,
             base_mlp_dim=base.mlp_dim,
             base_heads=base.num_heads,
@@ -112,8 +112,8 @@ class ModelConfig:
 
     vocab_size: Annotated[int, Whole(at_least=1, at_most=2**24)]
     """Vocabulary size before padding."""
-    num_layers: Annotated[int, Whole(at_least=1, at_most=MAX_LAYERS)]
-    """Number of transformer layers."""
+    num_layers: Annotated[int, Whole(at_least=0, at_most=MAX_LAYERS)]
+    """Number of transformer layers. With 0, the model is embedding, final norm and head."""
     embed_dim: Dim
     """Residual stream width."""
     mlp_dim: Dim
@@ -125,6 +125,8 @@ class ModelConfig:
     n // (num_heads / num_kv_heads)."""
     head_dim: Dim
     """Channels per head; must be even for rotary positions."""
+    loops: Annotated[int, Whole(at_least=1, at_most=MAX_LAYERS)] = 1
+    """Times the layers are applied: with 2, layers 0 1 run as 0 1 0 1."""
     rope_theta: Annotated[float, Real(at_least=1)] = 1e4
     """Rotary frequency base."""
     rope_scaling: RopeScaling | None = None
@@ -165,6 +167,11 @@ class ModelConfig:
         return -(-self.vocab_size // self.vocab_multiple) * self.vocab_multiple
 
     @property
+    def depth(self) -> int:
+        """Number of layers that a token passes: `num_layers` times `loops`."""
+        return self.num_layers * self.loops
+
+    @property
     def base(self) -> "ModelConfig":
         """The base model of CompleteP; without CompleteP, this model."""
         if self.completep is None:
@@ -172,6 +179,7 @@ class ModelConfig:
         return dataclasses.replace(
             self,
             num_layers=self.completep.base_layers,
+            loops=1,
             embed_dim=self.completep.base_embed_dim,
             mlp_dim=self.completep.base_mlp_dim,
             num_heads=self.completep.base_heads,
@@ -187,6 +195,11 @@ class ModelConfig:
 
     def __post_init__(self):
         check_fields(self, "model")
+        if self.depth > MAX_LAYERS:
+            raise UserError(
+                f"model.loops is {self.loops}, so {self.depth} layers would run; num_layers "
+                f"times loops may be {MAX_LAYERS}."
+            )
         if self.num_heads % self.num_kv_heads:
             raise UserError(
                 f"model.num_heads is {self.num_heads}, which model.num_kv_heads "
@@ -216,6 +229,11 @@ def differences(config: ModelConfig, other: ModelConfig, *, besides: Sequence[st
         if name not in (*EXECUTION, *besides)
     }
     return ", ".join(f"model.{n} is {a}, not {b}" for n, (a, b) in pairs.items() if a != b)
+
+
+def untied(config: ModelConfig) -> ModelConfig:
+    """Returns the config with a layer of its own for each loop."""
+    return dataclasses.replace(config, num_layers=config.depth, loops=1)
 
 
 def axis_size(config: ModelConfig, axis: str) -> int:

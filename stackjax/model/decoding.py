@@ -1,7 +1,8 @@
 """Incremental decoding with a KV cache.
 
-Shapes: L layers, B batch, T query time, S cache slots, D embed, N query heads, K key/value
-heads, H head_dim, V vocabulary (padded). G is N / K: query head n reads key head n // G.
+Shapes: L layers that a token passes, B batch, T query time, S cache slots, D embed, N query
+heads, K key/value heads, H head_dim, V vocabulary (padded). G is N / K: query head n reads key
+head n // G.
 """
 
 from typing import Any, NamedTuple
@@ -28,7 +29,7 @@ class Cache(NamedTuple):
 
 def empty_cache(config: ModelConfig, batch: int, capacity: int) -> Cache:
     """Returns a cache for texts of up to `capacity` tokens, in the compute dtype."""
-    shape = (config.num_layers, batch, config.num_kv_heads, capacity, config.head_dim)
+    shape = (config.depth, batch, config.num_kv_heads, capacity, config.head_dim)
     layout = logical(None, "batch", "kv_heads", None, None)
     dtype = compute_dtype(config)
     return Cache(*(jnp.zeros(shape, dtype, out_sharding=layout) for _ in Cache._fields))
@@ -65,10 +66,17 @@ def extend(
 
         return run_block(x_BTD, layer, attend), None
 
-    layers = params["layers"], jnp.arange(config.num_layers)
-    carry = embed(config, params, tokens_BT), cache
-    # Carry the cache instead of scanning over it, to update it in place.
-    (x_BTD, cache), _ = jax.lax.scan(run_layer, carry, layers)
+    def run_loop(
+        carry: tuple[jax.Array, Cache], first: jax.Array
+    ) -> tuple[tuple[jax.Array, Cache], None]:
+        layers = params["layers"], first + jnp.arange(config.num_layers)
+        return jax.lax.scan(run_layer, carry, layers)
+
+    x_BTD = embed(config, params, tokens_BT)
+    if config.num_layers:  # an empty cache cannot be indexed, even in a loop of no steps
+        # Carry the cache instead of scanning over it, to update it in place.
+        firsts = config.num_layers * jnp.arange(config.loops)
+        (x_BTD, cache), _ = jax.lax.scan(run_loop, (x_BTD, cache), firsts)
     return final_norm(config, params, x_BTD), cache
 
 
@@ -106,7 +114,7 @@ def _attend(
 
     Args:
       new: Keys and values for the new tokens, [B, T, K, H].
-      index: The layer.
+      index: The layer, counted over all loops.
     """
     rows_B1 = np.arange(len(positions_BT))[:, None]
     cache = Cache(

@@ -57,7 +57,8 @@ def flops_6nd(config: ModelConfig, trained: Sequence[bool] | None = None) -> int
     """Returns the training FLOPs per token as 6 N, where N counts all parameters.
 
     N includes embedding and untied head, and attention scores are not counted. This is the
-    convention of arXiv:2405.15319, so curves are comparable with the paper.
+    convention of arXiv:2405.15319, so curves are comparable with the paper. With loops, N
+    counts the layers once for each loop.
 
     Args:
       trained: Whether each layer trains; None for all. The embedding and frozen layers below
@@ -69,7 +70,8 @@ def flops_6nd(config: ModelConfig, trained: Sequence[bool] | None = None) -> int
     if trained is not None and not config.tie_head:
         frozen = 4 * config.vocab_size * config.embed_dim
     frozen += sum(2 * (3 - count) for count in passes) * _layer_params(config)
-    return 6 * num_params(config) - frozen
+    looped = (config.loops - 1) * num_layer_params(config)
+    return 6 * (num_params(config) + looped) - frozen
 
 
 def matmul_flops(
@@ -77,7 +79,7 @@ def matmul_flops(
 ) -> int:
     """Returns the exact training FLOPs per token in matrix products.
 
-    The forward pass per token has
+    The forward pass per token has, with L the depth,
 
       L (2 D H (2 N + 2 K) + 6 D F + 4 T N H) + 2 D V
 
@@ -118,12 +120,13 @@ def mfu(flops_per_second: float, devices: Sequence[jax.Device]) -> float | None:
 
 
 def _passes(config: ModelConfig, trained: Sequence[bool] | None) -> list[int]:
-    """Returns the number of products per weight in each layer.
+    """Returns the number of products per weight in each layer that a token passes.
 
     Trained layers have 3, frozen layers 2, frozen layers below the first trained layer 1.
     """
     if trained is None:
-        return [3] * config.num_layers
+        return [3] * config.depth
+    trained = [*trained] * config.loops
     first = trained.index(True)
     return [3 if learns else 2 - (i < first) for i, learns in enumerate(trained)]
 
@@ -142,9 +145,10 @@ def _layer_weights(config: ModelConfig) -> int:
 
 def describe(model: ModelConfig) -> str:
     """Returns a text with the model's sizes: layers, channels, heads, and MLP units."""
+    loops = f"({model.loops} times) " if model.loops > 1 else ""
     base = model.completep
     completep = f", CompleteP {base.base_layers} x {base.base_embed_dim}" if base else ""
     return (
-        f"{model.num_layers} layers x {model.embed_dim} channels, {model.num_heads}/"
+        f"{model.num_layers} layers {loops}x {model.embed_dim} channels, {model.num_heads}/"
         f"{model.num_kv_heads} heads, {model.mlp_dim} units{completep}"
     )

@@ -1,6 +1,6 @@
 """Layer contributions to the residual stream.
 
-Shapes: B batch, T time, D embed, L layers.
+Shapes: B batch, T time, D embed, L layers that a token passes.
 """
 
 import jax
@@ -27,6 +27,9 @@ def contributions(config: ModelConfig, params: Params, batch: Batch) -> jax.Arra
         before_BTD, after_BTD = (x.astype(wide) for x in (x_BTD, y_BTD))
         return y_BTD, jnp.sqrt(square(after_BTD - before_BTD) / square(before_BTD))
 
+    def loop(x_BTD: jax.Array, _: None) -> tuple[jax.Array, jax.Array]:
+        return jax.lax.scan(measure, x_BTD, params["layers"])
+
     x_BTD = embed(config, params, batch.tokens)
     wide = jnp.promote_types(x_BTD.dtype, jnp.float32)
-    return jax.lax.scan(measure, x_BTD, params["layers"])[1]
+    return jnp.ravel(jax.lax.scan(loop, x_BTD, length=config.loops)[1])

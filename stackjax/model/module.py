@@ -77,7 +77,7 @@ def init_stddev(config: ModelConfig, axes: Axes) -> float:
     "reference" follows the code of arXiv:2405.15319: sqrt(2 / (5 fan_in)), with fan-in
     embed_dim for the embedding, and 1 / (sqrt(fan_in) num_layers) for the SwiGLU's output
     matrix. "scaled" follows GPT-2: 0.02, divided by sqrt(2 num_layers) for matrices that write
-    to the residual stream.
+    to the residual stream. With loops, num_layers is the depth.
 
     With CompleteP (arXiv:2505.01618), embedding and head have the deviation of the base model,
     and matrices in layers the deviation of the base model divided by the square root of the
@@ -88,12 +88,13 @@ def init_stddev(config: ModelConfig, axes: Axes) -> float:
         growth = ratios(config, axes).fan_in if is_hidden else 1.0
         return init_stddev(config.base, axes) / math.sqrt(growth)
     embeds = axes.reads == ("vocab",)
+    depth = max(1, config.depth)  # without layers, only the shapes of a layer count
     if config.init == "scaled":
         writes_residual = axes.writes == ("embed",) and not embeds
-        return 0.02 / math.sqrt(2 * config.num_layers) if writes_residual else 0.02
+        return 0.02 / math.sqrt(2 * depth) if writes_residual else 0.02
     fan_in = math.prod(axis_size(config, axis) for axis in axes.reads)
     if axes.reads == ("mlp",):
-        return 1 / (math.sqrt(fan_in) * config.num_layers)
+        return 1 / (math.sqrt(fan_in) * depth)
     return math.sqrt(2 / (5 * (config.embed_dim if embeds else fan_in)))
 
 

@@ -1,7 +1,7 @@
 """CompleteP (arXiv:2505.01618): factors from a model's sizes, relative to the base model.
 
-With ratios m_L for layers and m_N for channels, a residual branch has the factor 1 / m_L, the
-logits have the factor 1 / m_N, and attention logits change as 1 / head_dim. The factors of
+With ratios m_L for the depth and m_N for channels, a residual branch has the factor 1 / m_L,
+the logits have the factor 1 / m_N, and attention logits change as 1 / head_dim. The factors of
 optimizers follow from the `Ratios` of each parameter. Without CompleteP, all factors are 1.
 """
 
@@ -20,7 +20,7 @@ class Ratios:
     """Sizes relative to the base model, for a parameter."""
 
     layers: float
-    """Layers of the model (m_L)."""
+    """Depth of the model (m_L)."""
     embed: float
     """Channels of the model (m_N)."""
     fan_in: float
@@ -42,7 +42,7 @@ def ratios(config: ModelConfig, axes: Axes) -> Ratios:
 
     (fan_in, fan_out), (base_in, base_out) = fans(config), fans(base)
     return Ratios(
-        layers=config.num_layers / base.num_layers,
+        layers=1 / branch_factor(config),
         embed=config.embed_dim / base.embed_dim,
         fan_in=fan_in / base_in,
         fan_out=fan_out / base_out,
@@ -63,7 +63,7 @@ def all_ratios(config: ModelConfig, axes: Any) -> Any:
 
 def branch_factor(config: ModelConfig) -> float:
     """Returns the factor of attention and SwiGLU outputs: 1 / m_L."""
-    return config.base.num_layers / config.num_layers
+    return max(1, config.base.depth) / max(1, config.depth)  # without layers, no branch has it
 
 
 def logits_factor(config: ModelConfig) -> float:

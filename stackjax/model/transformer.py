@@ -135,22 +135,29 @@ def _run_layers(
     def block(x_BTD: jax.Array, layer: Params) -> tuple[jax.Array, None]:
         return run_layer(x_BTD, layer), None
 
-    start = 0
-    for span in spans:
-        stop = start + span.num_layers
-        part = layers
-        if len(spans) > 1:
-            part = jax.tree.map(lambda leaf: leaf[start:stop], layers)  # noqa: B023
-        if not span.trains:
-            part = jax.lax.stop_gradient(part)
-        unroll = layers_per_iteration(span)
-        on_cpu = platform_of(target_device()) == "cpu"
-        # A loop of one iteration is inlined. On a CPU, the compiler ignores the barrier.
-        body = _remat(block, span.remat, barrier=unroll == span.num_layers and not on_cpu)
-        x_BTD, _ = jax.lax.scan(body, x_BTD, part, unroll=unroll)
-        start = stop
-    assert start == config.num_layers, "the spans do not cover the layers"
-    return x_BTD
+    def run_spans(x_BTD: jax.Array, _: None) -> tuple[jax.Array, None]:
+        start = 0
+        for span in spans:
+            stop = start + span.num_layers
+            part = layers
+            if len(spans) > 1:
+                part = jax.tree.map(lambda leaf: leaf[start:stop], layers)  # noqa: B023
+            if not span.trains:
+                part = jax.lax.stop_gradient(part)
+            unroll = layers_per_iteration(span)
+            on_cpu = platform_of(target_device()) == "cpu"
+            # A loop of one iteration is inlined. On a CPU, the compiler ignores the barrier.
+            body = _remat(block, span.remat, barrier=unroll == span.num_layers and not on_cpu)
+            x_BTD, _ = jax.lax.scan(body, x_BTD, part, unroll=unroll)
+            start = stop
+        assert start == config.num_layers, "the spans do not cover the layers"
+        return x_BTD, None
+
+    if config.loops == 1:
+        return run_spans(x_BTD, None)[0]
+    whole = dataclasses.replace(all_layers(config), num_layers=config.depth)
+    unroll = max(1, layers_per_iteration(whole) // max(1, config.num_layers))
+    return jax.lax.scan(run_spans, x_BTD, length=config.loops, unroll=unroll)[0]
 
 
 def layer_function(
@@ -187,8 +194,8 @@ def layers_per_iteration(span: LayerSpan) -> int:
         # With remat, keep the loop: after unrolling, XLA recomputes early and uses more memory.
         on_cpu = platform_of(target_device()) == "cpu"
         is_unrolled = on_cpu and span.remat == "none"
-        return span.num_layers if is_unrolled else 1
-    return min(span.unroll, span.num_layers)
+        return max(1, span.num_layers) if is_unrolled else 1
+    return max(1, min(span.unroll, span.num_layers))
 
 
 def _remat(block: Any, policy: RematPolicy, barrier: bool) -> Any:

@@ -26,6 +26,7 @@ from stackjax.data.open import open_sources
 from stackjax.files.new_directory import new_directory
 from stackjax.files.staging import refuse_existing, staging_directory
 from stackjax.growth import Growth
+from stackjax.growth.axis_map import NEW
 from stackjax.inference.saved_model import SavedFolder, open_model
 from stackjax.interop.folder import copy_portable_files, new_folder, write_folder
 from stackjax.interop.grow_folder import grown_infos, grown_tensors
@@ -157,7 +158,7 @@ def _plan(name: str, source: ModelConfig, tokens: int, growth: Growth) -> str:
     lines = [
         f"source  {name}: {_sizes(source)}, after {tokens:,} tokens",
         f"growth  {growth} {_EFFECTS[growth.preserves_function]}",
-        f"layers  {' '.join(str(layer + 1) for layer in layers)}",
+        f"layers  {' '.join('new' if layer == NEW else str(layer + 1) for layer in layers)}",
         f"target  {_sizes(growth.target_config(source))}",
     ]
     if growth.is_fitted:

@@ -13,6 +13,7 @@ import numpy as np
 
 from stackjax import model
 from stackjax.data.batch import Batch
+from stackjax.growth.axis_map import NEW
 from stackjax.model import ModelConfig, Params
 from stackjax.sharding.partition import logical
 from stackjax.training.phase import Phase
@@ -81,5 +82,6 @@ def _products(matrix: jax.Array) -> jax.Array:
 def _mean_over_copies(values_LL: jax.Array, sources: tuple[int, ...]) -> jax.Array:
     """Returns each row's mean over other copies from the same source [L]."""
     is_other = np.equal.outer(sources, sources) & ~np.eye(len(sources), dtype=bool)
+    is_other &= np.array(sources) != NEW
     sums_L = jnp.sum(jnp.where(is_other, values_LL, 0), axis=1)
     return sums_L / is_other.sum(axis=1)  # 0 / 0 without copies

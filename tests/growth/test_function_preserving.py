@@ -42,10 +42,12 @@ OPERATORS = GROWTHS | {
 }
 
 # For each masked growth: the target layers copied from the three source layers, and the
-# token count at which each axis mask starts to open. A mask opens over 128 tokens.
+# token count at which each axis mask starts to open. A mask opens over 128 tokens, or over
+# these tokens in each target layer.
 MASKS = {
     "depth random": ((0, 2, 4), {"layers": 0}),
     "depth random, stacked, copies": ((0, 1, 2), {"layers": 0}),
+    "depth random, bottom up": ((0, 2, 4), {"layers": 0}),
     "width random": ((0, 1, 2), {"mlp": 0, "embed": 128, "heads": 256}),
     "width random, copies": ((0, 1, 2), {"mlp": 0, "embed": 0, "heads": 0}),
     "width random, queries alone": ((0, 1, 2), {"embed": 0, "heads": 0}),
@@ -55,6 +57,7 @@ MASKS = {
         {"layers": 0, "mlp": 0, "embed": 128, "heads": 256},
     ),
 }
+OPENS_OVER = {"depth random, bottom up": np.array([1, 128 / 3, 1, 256 / 3, 1, 128])}
 ALL_OPEN = 384
 
 
@@ -202,6 +205,7 @@ def test_open_masks_keep_parameters_and_change_the_logits(name, config):
 def masks_at(name, source, target, tokens):
     """Returns the mask along each axis: 1 for source entries, 0 to 1 for new entries."""
     layers, starts = MASKS[name]
+    over = OPENS_OVER.get(name, 128)
     group = target.num_heads // target.num_kv_heads
     kv_head, slot = np.divmod(np.arange(target.num_heads), group)
     from_source = {
@@ -212,7 +216,7 @@ def masks_at(name, source, target, tokens):
         & (slot < source.num_heads // source.num_kv_heads),
     }
     return {
-        axis: np.where(from_source[axis], 1, np.clip((tokens - start) / 128, 0, 1))
+        axis: np.where(from_source[axis], 1, np.clip((tokens - start) / over, 0, 1))
         for axis, start in starts.items()
     }
 

@@ -11,6 +11,7 @@ from conftest import GROWTHS, tiny_run
 
 from stackjax.config_file import flatten, load_config
 from stackjax.growth import (
+    DepthFresh,
     DepthRandom,
     DepthUpscale,
     DepthZero,
@@ -20,7 +21,9 @@ from stackjax.growth import (
     LayerMap,
     Learn,
     Noise,
+    Shrink,
     Stack,
+    Untie,
     WidthRandom,
     WidthSplit,
     WidthZero,
@@ -56,7 +59,8 @@ OPEN = [
     st.builds(Interleave, WHOLE),
     st.builds(LayerMap, st.lists(st.integers(0, 99), min_size=1).map(tuple) | PATTERNS),
     st.builds(DepthUpscale, WHOLE),
-    st.builds(InsertBlock, WHOLE, st.sampled_from(["middle", "last"])),
+    st.builds(InsertBlock, WHOLE, st.sampled_from(["middle", "last", "center"])),
+    st.builds(DepthFresh, WHOLE),
     st.builds(
         DepthZero,
         WHOLE,
@@ -80,7 +84,9 @@ OPEN = [
         fit_steps=WHOLE,
         learning_rate=POSITIVE,
     ),
+    st.builds(Untie, WHOLE),
     st.builds(Noise, SHARE),
+    st.builds(Shrink, st.floats(0.001, 1)),
 ]
 # Masked operators come last in a chain.
 MASKED = [
@@ -90,6 +96,7 @@ MASKED = [
         WHOLE,
         st.sampled_from(["interleave", "stack"]),
         st.sampled_from(["fresh", "copy"]),
+        st.sampled_from(["together", "bottom_up"]),
     ),
     st.builds(
         WidthRandom,
@@ -113,7 +120,8 @@ def test_growth_table_has_every_operator():
     links = [
         link for growth in GROWTHS.values() for link in getattr(growth, "growths", (growth,))
     ]
-    assert {type(link) for link in links} == set(BUILT_IN.values())
+    # The laws of `Untie`, which needs a looped model, are in test_untie.py.
+    assert {type(link) for link in links} | {Untie} == set(BUILT_IN.values())
 
 
 @hypothesis.settings(max_examples=200, deadline=None)
@@ -222,7 +230,7 @@ WRONG = {
     "width_split(mlp=1e9999999999)": rf"width_split has mlp '1e9999999999'; {RATIO}",
     "width_split(mlp=1e-9999999999)": rf"width_split has mlp '1e-9999999999'; {RATIO}",
     "width_split(split=odd)": r"split 'odd'; it must be one of even, uneven\.",
-    "insert_block(2, first)": r"at 'first'; it must be one of middle, last\.",
+    "insert_block(2, first)": r"at 'first'; it must be one of middle, last, center\.",
     "noise(some)": r"noise has alpha 'some'; it must be a number\.",
     "noise(nan)": r"noise has alpha 'nan'; it must be a number\.",
     "width_split(noise=inf)": r"width_split has noise 'inf'; it must be a number\.",
@@ -245,6 +253,7 @@ WRONG = {
     "width_split(embed=1/2)": "width_split.embed is 1/2; it must be at least 1",
     "width_split(noise=-1)": r"width_split.noise is -1\.0; it must be at least 0",
     "learn(fit_steps=0)": "learn.fit_steps is 0; it must be at least 1",
+    "shrink(0)": r"shrink.factor is 0\.0; it must be at least 0\.001 and at most 1",
     "noise(2)": r"noise.alpha is 2\.0; it must be at least 0 and at most 1",
     "depth_random(2, 8)+stack(2)": r"stack\(2\) follows depth_random.*masks comes last",
 }

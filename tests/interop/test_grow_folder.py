@@ -72,6 +72,23 @@ def test_exact_growth_keeps_the_logits(folder, growth, run, tmp_path):
     assert {tensor.dtype for tensor in folders.weights(tmp_path / "grown").values()} == {dtype}
 
 
+@pytest.mark.sample(4)
+def test_new_layers_join_a_folder_and_matrices_shrink(folder, run, tmp_path):
+    growth = "shrink(0.5) + depth_fresh(2)"
+    assert run(folder, tmp_path / "grown", "--growth", growth)[0] == 0
+    before, after = folders.weights(folder), folders.weights(tmp_path / "grown")
+    assert (
+        read_folder(tmp_path / "grown").model.num_layers
+        == 2 + read_folder(folder).model.num_layers
+    )
+    for name, tensor in before.items():
+        # Half of a float is exact.
+        torch.testing.assert_close(
+            after[name], tensor / (1 + (tensor.ndim > 1)), rtol=0, atol=0
+        )
+    assert {tensor.dtype for tensor in after.values()} == {t.dtype for t in before.values()}
+
+
 @pytest.mark.sample(3)
 @pytest.mark.parametrize("growth", ["stack(2)", "layer_map(1-2*2-32)"])
 def test_copied_layers_equal_source_layers_bit_for_bit(folder, growth, run, tmp_path):

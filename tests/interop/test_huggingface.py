@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from completep import with_completep
+from completep import standard, with_completep
 from conftest import MESHES, MODELS, mesh_of, random_params
 from decoder import NumpyDecoder
 from etils import epath
@@ -315,6 +315,28 @@ def test_export_under_completep_holds_the_factors(name, tmp_path, monkeypatch, c
         assert open_model(str(imported)).model.completep is None
 
 
+@pytest.mark.parametrize("completep", [False, True], ids=["standard", "completep"])
+def test_looped_model_is_exported_with_a_layer_for_each_loop(
+    completep, tmp_path, monkeypatch, capsys
+):
+    config = dataclasses.replace(MODELS["gqa"], loops=2)
+    config = with_completep(config) if completep else config
+    params = random_params(config)
+    monkeypatch.setattr(SavedCheckpoint, "seq_len", 40)
+    with jax.set_mesh(mesh_of("one device")):
+        checkpoint = write_checkpoint(tmp_path / "run", config, params)
+    convert_model(checkpoint, tmp_path / "folder", tokenizer="bytes", verify=True)
+    difference = re.search(r"differ by at most (\S+)", capsys.readouterr().out)
+    # Float32 through six layers; logits are near 1.
+    assert difference is not None and float(difference[1]) < 5e-5
+    folder = read_folder(tmp_path / "folder")
+    assert (folder.model.num_layers, folder.model.loops) == (6, 1)
+    layers = (standard(config, params)[1] if completep else params)["layers"]
+    for name, leaf in load_arrays(folder)["layers"].items():
+        expected = np.concatenate([layers[name]] * 2)
+        np.testing.assert_allclose(leaf, expected, rtol=1e-6 if completep else 0)
+
+
 @pytest.mark.parametrize("name", ARCHITECTURES)
 @pytest.mark.parametrize("head_dim", [4, 6])
 def test_new_config_json_gives_the_head_dim_to_transformers(name, head_dim):
@@ -534,6 +556,9 @@ def test_export_of_unsupported_architectures_is_refused():
     biased = dataclasses.replace(MODELS["gqa"], qkv_bias=True, qk_norm=True)
     with pytest.raises(ValueError, match=r"qkv_bias is True and model\.qk_norm True"):
         config_json.config_fields(biased, "float32", None, 8)
+    empty = dataclasses.replace(MODELS["gqa"], num_layers=0)
+    with pytest.raises(ValueError, match=r"model\.num_layers is 0, and a folder"):
+        config_json.config_fields(empty, "float32", None, 8)
     odd = dataclasses.replace(MODELS["gqa"], embed_dim=18)
     with pytest.raises(ValueError, match=r"model\.num_heads 4 does not divide"):
         config_json.config_fields(odd, "float32", None, 8)

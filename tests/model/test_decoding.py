@@ -55,6 +55,13 @@ def test_incremental_logits_match_the_full_forward_pass(config, pieces):
     np.testing.assert_allclose(np.concatenate(found, 1), expected(config), atol=TOLERANCE)
 
 
+def test_model_without_layers_decodes():
+    config = tiny_model(num_layers=0)
+    params, cache = random_params(config), empty_cache(config, B, CAPACITY)
+    found, _ = logits_of(config, params, cache, TOKENS_BT, PLACES_BT)
+    np.testing.assert_allclose(found, expected(config), atol=TOLERANCE)
+
+
 def test_rows_may_have_different_lengths_and_any_padding(config):
     params, cache = random_params(config), filled(empty_cache(config, B, CAPACITY))
     rows, lengths_B = np.arange(B), np.int32([2, 5])

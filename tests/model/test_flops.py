@@ -8,7 +8,7 @@ import hypothesis
 import hypothesis.strategies as st
 import jax
 import pytest
-from conftest import first_microbatch, phase_of, random_batch
+from conftest import first_microbatch, phase_of, random_batch, tiny_model
 
 from stackjax import model
 from stackjax.model import flops
@@ -106,6 +106,12 @@ def test_matmul_flops_add_up_over_a_list_of_products():
     products = layer * 3 + [(t, d, v)]
     forward = sum(2 * rows * inner * columns for rows, inner, columns in products)
     assert flops.matmul_flops(TINY, t) * t == 3 * forward
+
+
+def test_model_without_layers_costs_its_head():
+    config = tiny_model(num_layers=0)
+    assert flops.num_params(config) == 16 * (2 * 11 + 1)
+    assert flops.matmul_flops(config, 8) == 3 * 2 * 16 * 11
 
 
 def test_tied_head_counts_as_a_product():
@@ -238,11 +244,13 @@ def counted_flops(config, spans=None, *, backward=True):
     return step.lower(params).compile().cost_analysis()["flops"]
 
 
+@pytest.mark.parametrize("loops", [1, 2])
 @pytest.mark.parametrize("backward", [False, True])
-def test_matmul_flops_match_xla(backward):
-    expected = flops.matmul_flops(MATMULS, SEQ_LEN) * SEQ_LEN / (1 if backward else 3)
+def test_matmul_flops_match_xla(backward, loops):
+    config = dataclasses.replace(MATMULS, loops=loops)
+    expected = flops.matmul_flops(config, SEQ_LEN) * SEQ_LEN / (1 if backward else 3)
     # Other operations (norms, softmax, SwiGLU) are below 3 % at this width.
-    assert counted_flops(MATMULS, backward=backward) == pytest.approx(expected, rel=0.03)
+    assert counted_flops(config, backward=backward) == pytest.approx(expected, rel=0.03)
 
 
 @pytest.mark.sample(2)

@@ -27,7 +27,7 @@ def open_by(share):
 
 def ours(share):
     """Returns plain RMSNorm with masked parameters."""
-    mask = Mask("embed", tuple(np.arange(ALL) >= OLD), False, 0, 1000)
+    mask = Mask("embed", tuple(1.0 * (np.arange(ALL) >= OLD)), False, 0, 1000)
     params = {"embedding": WRITTEN, "gain": GAIN}
     axes = {
         "embedding": Axes(reads=("vocab",), writes=("embed",)),

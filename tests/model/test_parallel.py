@@ -64,9 +64,10 @@ def loss_and_grads(mesh_config, accumulate, fields):
 
 
 @functools.cache
-def expected_loss_and_grads():
+def expected_loss_and_grads(loops=1):
     """The loss and gradient on one device, without mesh, accumulation and chunks."""
-    return loss_and_grads(None, 1, {"scan_unroll": 0, "remat": "none", "loss_chunk": 512})
+    fields = {"scan_unroll": 0, "remat": "none", "loss_chunk": 512, "loops": loops}
+    return loss_and_grads(None, 1, fields)
 
 
 # Mesh, microbatches, and how the model runs. Every remat, unroll, kind of chunk (3 leaves 2
@@ -91,13 +92,17 @@ WAYS = [
     ),
     (MeshConfig(context=4, tensor=2), 1, {"remat": "none", "scan_unroll": 1, "loss_chunk": 1}),
 ]
+LOOPED = [
+    (mesh, accumulate, fields | {"loops": 3})
+    for mesh, accumulate, fields in (WAYS[0], WAYS[3], WAYS[4], WAYS[7])
+]
 
 
 @pytest.mark.sample(6)
-@pytest.mark.parametrize(("mesh", "accumulate", "fields"), WAYS)
+@pytest.mark.parametrize(("mesh", "accumulate", "fields"), [*WAYS, *LOOPED])
 def test_mesh_and_accumulation_do_not_change_loss_and_gradient(mesh, accumulate, fields):
     loss, grads = loss_and_grads(mesh, accumulate, fields)
-    expected_loss, expected = expected_loss_and_grads()
+    expected_loss, expected = expected_loss_and_grads(fields.get("loops", 1))
     # The same float32 sums in another order, on up to eight devices.
     assert float(loss) == pytest.approx(float(expected_loss), rel=1e-5)
     for leaf, other in zip(jax.tree.leaves(grads), jax.tree.leaves(expected), strict=True):

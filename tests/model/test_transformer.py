@@ -34,6 +34,22 @@ def inputs(seed=0):
     return first_microbatch(random_batch(seed, rows=B, seq_len=T))[:3]
 
 
+@pytest.mark.parametrize("tie_head", [False, True])
+def test_model_without_layers_is_embedding_norm_and_head(tie_head):
+    config = tiny_model(num_layers=0, tie_head=tie_head)
+    params, tokens = random_params(config), inputs()
+    x_BTD = params["embedding"][tokens[0]]
+    rms_BT1 = np.sqrt(np.mean(x_BTD**2, axis=-1, keepdims=True) + config.norm_epsilon)
+    head = params["embedding"].T if tie_head else params["head"]
+    expected = (x_BTD / rms_BT1 * params["final_norm"]) @ head
+    logits = jax.jit(functools.partial(model.apply, config))(params, *tokens)
+    size = config.vocab_size
+    np.testing.assert_allclose(logits[..., :size], expected[..., :size], atol=1e-5)
+    batch = first_microbatch(random_batch(rows=B, seq_len=T))
+    measure = functools.partial(model.contributions, config)
+    assert jax.eval_shape(measure, params, batch).shape == (0,)
+
+
 @pytest.mark.sample(2)
 def test_logits_match_a_numpy_decoder(config):
     params, tokens = random_params(config), inputs()
@@ -318,7 +334,7 @@ def test_sharded_sequences_do_not_change_the_parameters():
 
 # Field, invalid value, and reason.
 BAD_FIELDS = {
-    "num_layers": (0, "must be at least 1"),
+    "num_layers": (-1, "must be at least 0"),
     "vocab_size": (-5, "must be at least 1"),
     "vocab_multiple": (0, "must be at least 1"),
     "scan_unroll": (-1, "scan_unroll is -1; it must be at least 0"),

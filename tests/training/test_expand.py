@@ -20,6 +20,7 @@ from stackjax.config import BatchStep, Config, Rewarm, Schedule, Stage
 from stackjax.data.config import DataConfig, SourceConfig
 from stackjax.data.mixture import Mixture
 from stackjax.growth import (
+    DepthFresh,
     DepthRandom,
     DepthZero,
     InsertBlock,
@@ -28,6 +29,7 @@ from stackjax.growth import (
     Learn,
     Noise,
     Stack,
+    Untie,
     WidthRandom,
     WidthSplit,
     WidthZero,
@@ -426,6 +428,9 @@ TRAINED = {
     "new of layer map": (LayerMap("12-3*3-2"), "new", "...XXX"),
     "new of zero": (DepthZero(2), "new", ".X.X.X"),
     "new of random": (DepthRandom(2, 64, order="stack"), "new", "...XXX"),
+    "new of fresh": (DepthFresh(4), "new", "..XXXX"),
+    "new of untied": (Untie(2), "new", "...XXX"),
+    "new of center": (InsertBlock(2, at="center"), "new", "..X.X."),
     "new of chain": (chain(Stack(3), WidthSplit(embed=2)), "new", "..XXXX"),
     "numbers": (None, "1-4*2-2", "XX.X.."),
     "numbers after growth": (Stack(2), "(4..6)", "...XXX"),
@@ -528,6 +533,23 @@ def test_masks_scale_new_layers_by_their_share_of_tokens(step, share):
         np.testing.assert_array_equal(run["layers"][name], factors * leaf, err_msg=name)
     for name in params.keys() - {"layers"}:
         np.testing.assert_array_equal(run[name], params[name])
+
+
+@pytest.mark.parametrize(
+    ("step", "lower", "upper"),
+    [(0, 0, 0), (1, 0.5, 0.25), (2, 1, 0.5), (3, 1, 0.75), (4, 1, 1)],
+)
+def test_masks_open_from_the_bottom_up(step, lower, upper):
+    growth = DepthRandom(2, 256, phases="bottom_up")
+    phase = masked_phase()
+    reparameterizations = growth.reparameterizations(phase.source)
+    phase = dataclasses.replace(phase, reparameterizations=reparameterizations)
+    assert [mask.end_tokens for mask in reparameterizations] == [256]
+    assert phase.trains_model(step) == (step == 4)
+    params = random_params(phase.model)
+    run = phase.model_params(params, phase.tokens(step))
+    factors = np.float32([1, lower, 1, upper]).reshape(-1, 1, 1)
+    np.testing.assert_array_equal(run["layers"]["down"], factors * params["layers"]["down"])
 
 
 def test_mask_tokens_may_exceed_int32():
