@@ -12,7 +12,8 @@ from typing import Annotated
 
 import tyro
 
-from scripts.bakeoff import Jobs, load_runs, run_all
+from scripts.bakeoff import load_runs
+from scripts.run_pool import Jobs, run_all
 from stackjax.analysis.scaling_report import write
 from stackjax.options import ScaleConfig
 from stackjax.runtime.command_line import parse

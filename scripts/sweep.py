@@ -18,8 +18,8 @@ from typing import Annotated
 
 import tyro
 
-from scripts.bakeoff import Jobs, run_all
 from scripts.cells import check_phases
+from scripts.run_pool import Jobs, run_all
 from stackjax.analysis.budget import cell
 from stackjax.analysis.comparison_report import write as write_comparison
 from stackjax.analysis.isoflop_report import write as write_isoflop

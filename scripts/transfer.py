@@ -17,9 +17,9 @@ from typing import Annotated, NamedTuple
 import matplotlib.pyplot as plt
 import tyro
 
-from scripts.bakeoff import Jobs, run_all
 from scripts.cells import check_phases
 from scripts.results import final_loss
+from scripts.run_pool import Jobs, run_all
 from stackjax.analysis.plots import sign
 from stackjax.analysis.reading import read_record
 from stackjax.analysis.settings import trace

@@ -280,9 +280,8 @@ def changed_fields(
     Raises:
       UserError: A field has changed that must not change.
     """
-    old = read_config_record(workdir / RECORD)["config"]
     new = json.loads(json.dumps(flatten(config)))
-    old |= {field: _default(config, field, old) for field in new.keys() - old.keys()}
+    old = with_defaults(config, read_config_record(workdir / RECORD)["config"])
     changed = {
         field: f"{field}: {old.get(field)} -> {new.get(field)}"
         for field in sorted(old.keys() | new.keys())
@@ -298,6 +297,12 @@ def changed_fields(
             f"resume: {said}. Use the old values, or start a new run with --workdir."
         )
     return changed
+
+
+def with_defaults(config: Config, recorded: Fields) -> Fields:
+    """Returns recorded fields, and the default of each field of a config newer than these."""
+    newer = flatten(config).keys() - recorded.keys()
+    return recorded | {field: _default(config, field, recorded) for field in newer}
 
 
 def _longest(fields: Fields) -> int:

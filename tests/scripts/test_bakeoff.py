@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from runs import rows
 
-from scripts import bakeoff
+from scripts import run_pool
 from scripts.bakeoff import BakeoffConfig, bake, load_runs
 from stackjax.runtime.errors import UserError
 
@@ -140,7 +140,7 @@ def test_every_run_is_checked_before_the_first_starts(options, tmp_path, name):
 @pytest.mark.slow
 def test_failed_run_is_named_and_other_runs_are_kept(options, tmp_path, monkeypatch, capsys):
     # The run's directory is a file, so the run fails.
-    monkeypatch.setattr(bakeoff, "_check_apart", lambda runs: None)
+    monkeypatch.setattr(run_pool, "_check_apart", lambda runs: None)
     (tmp_path / "scra-0").write_text("")
     with pytest.raises(UserError, match=r"1 of 3 runs failed, .*: scratch, seed 0\."):
         bake(options)
@@ -206,10 +206,10 @@ def with_stages(config, **changes):
 
 def test_only_equal_first_stages_have_the_same_directory(world):
     config = world.config()
-    base = bakeoff._base(config)
-    assert bakeoff._base(with_stages(config, last={"peak_learning_rate": 0.5})) == base
+    base = run_pool._base(config)
+    assert run_pool._base(with_stages(config, last={"peak_learning_rate": 0.5})) == base
     for change in ({"batch_size": 4}, {"rope_theta": 5e4}, {"peak_learning_rate": 0.5}):
-        assert bakeoff._base(with_stages(config, first=change)).workdir != base.workdir
+        assert run_pool._base(with_stages(config, first=change)).workdir != base.workdir
 
 
 def test_first_stages_are_shared_if_later_sequences_are_no_longer(world):
@@ -220,4 +220,4 @@ def test_first_stages_are_shared_if_later_sequences_are_no_longer(world):
         ({"last": {"seq_len": 32}}, False),
         ({"last": {"growth": None}}, False),
     ):
-        assert bakeoff._shares_first_stages(with_stages(config, **changes)) == is_shared
+        assert run_pool._shares_first_stages(with_stages(config, **changes)) == is_shared

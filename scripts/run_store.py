@@ -1,0 +1,123 @@
+"""Finished runs as data, without checkpoints: one JSON line for each run.
+
+A run is known by its config; learning rate and seed are apart, and the run directory does not
+count. Stores of several machines can be concatenated.
+"""
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+from etils import epath
+
+from stackjax.analysis.reading import read_record
+from stackjax.config import Config
+from stackjax.config_file import flatten, with_defaults
+from stackjax.files.json_file import Fields, decode, hash_of, parse_object
+from stackjax.files.storage import replace_text
+from stackjax.runtime.errors import UserError
+
+Scalar = str | bool | int | float | None
+_APART = ("seed", "workdir", "optimizer.peak_learning_rate")
+
+
+@dataclasses.dataclass(frozen=True)
+class StoredRun:
+    """A finished run."""
+
+    rate: float
+    """The peak learning rate."""
+    seed: int
+    evaluations: tuple[tuple[float, ...], ...]
+    """Tokens, FLOPs (6ND), FLOPs of matrix products, and held-out loss at each evaluation."""
+    growths: tuple[tuple[float, ...], ...]
+    """Tokens, and held-out loss before and after, at each growth."""
+    device_seconds: float
+    data: str
+    """Hash of the token shards."""
+    jax: str
+    """Version of JAX."""
+
+    @property
+    def loss(self) -> float:
+        """The final held-out loss."""
+        return self.evaluations[-1][-1]
+
+
+class RunStore:
+    """The runs of a file, by config.
+
+    Raises:
+      UserError: The file is damaged.
+    """
+
+    def __init__(self, path: Path):
+        self._path = path
+        self._fields: dict[str, dict[str, Any]] = {}
+        self._runs: dict[str, dict[tuple[float, int], StoredRun]] = {}
+        lines = path.read_text().splitlines() if path.exists() else ()
+        for number, line in enumerate(lines, 1):
+            try:
+                self._add(parse_object(line.encode()))
+            except UserError as error:
+                raise UserError(
+                    f"line {number} of {path} is no run ({error}); remove the line, and the "
+                    f"run trains again."
+                ) from None
+
+    def _add(self, line: Fields) -> None:
+        name = decode(str, line.pop("config", None), "config")
+        if "fields" in line:
+            self._fields[name] = decode(dict[str, Scalar], line["fields"], "fields")
+        else:
+            run = decode(StoredRun, line)
+            self._runs.setdefault(name, {})[run.rate, run.seed] = run
+
+    def runs(self, config: Config) -> Mapping[tuple[float, int], StoredRun]:
+        """Returns the runs of a config, by learning rate and seed."""
+        fields = _fields(config)
+        for name, stored in self._fields.items():
+            if _known(with_defaults(config, stored)) == fields:
+                return self._runs.get(name, {})
+        return {}
+
+    def add(self, config: Config) -> None:
+        """Adds a finished run to the file, from its directory."""
+        fields = _fields(config)
+        name = hash_of(fields)[:12]
+        lines: list[dict[str, Any]] = []
+        if name not in self._fields:
+            lines.append({"config": name, "fields": fields})
+        lines.append({"config": name, **dataclasses.asdict(_read(config))})
+        text = "".join(f"{json.dumps(line)}\n" for line in lines)
+        old = self._path.read_text() if self._path.exists() else ""
+        replace_text(epath.Path(self._path), old + text)
+        for line in text.splitlines():
+            self._add(parse_object(line.encode()))
+
+
+def _fields(config: Config) -> dict[str, Any]:
+    return _known(json.loads(json.dumps(flatten(config))))
+
+
+def _known(fields: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in fields.items() if name not in _APART}
+
+
+def _read(config: Config) -> StoredRun:
+    record = read_record(config.workdir)
+    names = ("tokens", "flops_6nd", "flops", "held_out_loss")
+    evaluations = [row for row in record.rows if row["kind"] == "evaluation"]
+    at_growth = ("tokens", "held_out_loss_before", "held_out_loss")
+    return StoredRun(
+        rate=config.optimizer.peak_learning_rate,
+        seed=config.seed,
+        evaluations=tuple(tuple(row[name] for name in names) for row in evaluations),
+        growths=tuple(tuple(row[name] for name in at_growth) for row in record.seams),
+        device_seconds=float(record.curve("held_out").costs["device_seconds"][-1]),
+        data=record.data["data"],
+        jax=jax.__version__,
+    )
