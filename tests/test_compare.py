@@ -485,6 +485,44 @@ def test_unequal_settings_are_reported_with_values(tmp_path):
     assert any("optimizer.b2 is 0.95" in note for note in found["notes"])
 
 
+def tuned(path, rates, *, grown):
+    """Writes a run for each peak learning rate, with a speed-up."""
+    return [
+        write_run(
+            path / f"{'grown' if grown else 'scratch'}-{rate:g}",
+            grown=grown,
+            speedup=speedup,
+            **{"optimizer.peak_learning_rate": rate},
+        )
+        for rate, speedup in rates.items()
+    ]
+
+
+def test_each_side_is_compared_at_its_best_rate(tmp_path):
+    scratch = tuned(tmp_path, {1e-3: -0.1, 2e-3: 0.0, 4e-3: -0.2}, grown=False)
+    grown = tuned(tmp_path, {1e-3: 0.1, 2e-3: 0.2, 4e-3: 0.5}, grown=True)
+    groups = group([read_record(path) for path in grown + scratch])
+    assert [each.records[0].path.name for each in groups] == ["scratch-0.002", "grown-0.004"]
+    printed = report(tmp_path, scratch + grown)
+    finals = [read_record(path).final_loss for path in scratch]
+    tried = "; ".join(
+        f"{rate}: {loss:.4f}" for rate, loss in zip((0.001, 0.002, 0.004), finals, strict=True)
+    )
+    assert f"scratch: the best of 3 peak learning rates ({tried})." in printed
+    assert "scratch: 0.002 is at the end" not in printed
+    assert "stack(2) at 500M tokens: 0.004 is at the end of the rates tried" in printed
+    assert "Not tuned alike" not in printed
+
+
+@pytest.mark.parametrize("num_scratch", [1, 2])
+def test_unequal_tuning_is_reported(tmp_path, num_scratch):
+    rates = {1e-3: 0.0, 2e-3: 0.1, 4e-3: 0.0}
+    scratch = tuned(tmp_path, dict(list(rates.items())[:num_scratch]), grown=False)
+    printed = report(tmp_path, scratch + tuned(tmp_path, rates, grown=True))
+    said = f"peak learning rates tried are {num_scratch} for scratch, 3 for stack(2) at 500M"
+    assert f"Not tuned alike: {said} tokens" in printed
+
+
 # Headlines.
 
 

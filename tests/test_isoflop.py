@@ -141,7 +141,11 @@ def test_different_growths_stay_separate_and_ambiguous_cells_are_refused(tmp_pat
     assert [(each.fixed, len(each.points)) for each in found.factors] == [
         ("stack(g) at 100,000,000 tokens", 2)
     ]
-    again = {"optimizer.peak_learning_rate": 0.5}
+    # Of cells that differ only in learning rate, the best one counts.
+    rate = {"optimizer.peak_learning_rate": 0.5}
+    paths.append(write_cell(tmp_path / "rate", 16, 1e8, 3, **rate))
+    assert [len(each.points) for each in optima(paths, BUDGET).factors] == [2]
+    again = {"optimizer.b2": 0.5}
     paths.append(write_cell(tmp_path / "again", 16, 1e8, 3, **again))
     with pytest.raises(ValueError, match="other settings; leave one out"):
         optima(paths, BUDGET)

@@ -11,6 +11,8 @@ from stackjax.analysis.names import COSTS
 from stackjax.analysis.record import Record, check_comparable
 from stackjax.analysis.settings import charges, differences, settings, uneven
 from stackjax.analysis.speedup import AtBudget, Speedup, at_budget, crossing, speedup_at_loss
+from stackjax.analysis.tuning import Tuned, at_best_rates
+from stackjax.analysis.tuning import notes as tuning_notes
 from stackjax.options import LossName
 from stackjax.runtime.errors import UserError
 from stackjax.runtime.numbers import short
@@ -21,10 +23,15 @@ _SHARES = (0.25, 0.5, 0.75, 1.0)
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Group:
-    """Runs with equal settings but different seeds."""
+    """Runs with equal settings but different seeds, at the best peak learning rates tried."""
 
     label: str
-    records: tuple[Record, ...]
+    tuned: Tuned
+
+    @property
+    def records(self) -> tuple[Record, ...]:
+        """The runs."""
+        return self.tuned.records
 
     @property
     def is_grown(self) -> bool:
@@ -54,6 +61,8 @@ class Comparison:
 def group(records: Sequence[Record]) -> list[Group]:
     """Returns groups with equal settings but different seeds, scratch first.
 
+    Of trainings that differ only in peak learning rates, only the best one is returned.
+
     Raises:
       UserError: Losses are not comparable, a group has a seed twice, or not exactly 1 group is
         from scratch.
@@ -69,13 +78,18 @@ def group(records: Sequence[Record]) -> list[Group]:
                 f"{runs[0].path} and {runs[-1].path} have equal settings and equal seeds; runs "
                 f"count as independent, so leave one out."
             )
-    labels = [_label(runs[0]) for runs in by_training.values()]
+    for runs in by_training.values():
+        runs.sort(key=lambda record: record.config["seed"])
+    trainings = at_best_rates(list(by_training.values()))
+    labels = [_label(tuned.records[0]) for tuned in trainings]
     groups = [
         Group(
-            label=label if labels.count(label) == 1 else f"{label} ({runs[0].path.name})",
-            records=tuple(sorted(runs, key=lambda record: record.config["seed"])),
+            label=(
+                label if labels.count(label) == 1 else f"{label} ({tuned.records[0].path.name})"
+            ),
+            tuned=tuned,
         )
-        for label, runs in zip(labels, by_training.values(), strict=True)
+        for label, tuned in zip(labels, trainings, strict=True)
     ]
     groups.sort(key=lambda each: each.is_grown)
     from_scratch = [each for each in groups if not each.is_grown]
@@ -100,8 +114,9 @@ def _label(record: Record) -> str:
 
 
 def notes(groups: Sequence[Group]) -> list[str]:
-    """Returns sentences about unequal settings, charges and unfinished runs."""
-    said = differences({each.label: settings(each.records[0]) for each in groups})
+    """Returns sentences about tuning, unequal settings, charges and unfinished runs."""
+    said = tuning_notes({each.label: each.tuned for each in groups})
+    said += differences({each.label: settings(each.records[0]) for each in groups})
     said += uneven({each.label: _spent(each) for each in groups})
     for record in (record for each in groups for record in each.records):
         said += charges(record)

@@ -145,6 +145,21 @@ class Record:
         return fields | own
 
     @property
+    def peak_rates(self) -> tuple[float, ...]:
+        """The peak learning rate of each stage."""
+        common = self.config["optimizer.peak_learning_rate"]
+        own = (
+            self.config.get(f"stages.{i}.peak_learning_rate") for i in range(self.num_stages)
+        )
+        return tuple(common if rate is None else rate for rate in own)
+
+    @property
+    def final_loss(self) -> float:
+        """Last held-out loss; infinity if there is none, or if it is NaN."""
+        found = [row["held_out_loss"] for row in self.rows if row["kind"] == "evaluation"]
+        return found[-1] if found and not math.isnan(found[-1]) else math.inf
+
+    @property
     def final_sources(self) -> dict[str, tuple[float, float]]:
         """Last validation loss and epochs by source; empty without a mixture."""
         evaluations = [row for row in self.rows if row["kind"] == "evaluation"]

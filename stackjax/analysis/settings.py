@@ -34,7 +34,7 @@ def settings(record: Record) -> dict[str, Any]:
         f"last stage's schedule.{name}": _schedule(record, last, name) for name in _SCHEDULE
     }
     devices = [row["num_devices"] for row in record.rows if row["kind"] == "train"]
-    rate = {"last stage's peak_learning_rate": peak_rate(record, last)}
+    rate = {"last stage's peak_learning_rate": record.peak_rates[last]}
     return optimizer | rate | schedule | stage | {"number of devices": devices[-1]}
 
 
@@ -69,12 +69,6 @@ def charges(record: Record) -> list[str]:
         f"{short(charge.tokens)} tokens and {charge.flops_6nd:.3g} FLOPs (6ND); data and "
         f"device-seconds of that training are unknown."
     ]
-
-
-def peak_rate(record: Record, stage: int) -> float:
-    """Returns a stage's peak learning rate."""
-    rate = record.config.get(f"stages.{stage}.peak_learning_rate")
-    return record.config["optimizer.peak_learning_rate"] if rate is None else rate
 
 
 def _schedule(record: Record, stage: int, name: str) -> Any:
@@ -116,7 +110,7 @@ def provenance(records: Sequence[Record]) -> dict[str, str]:
     return {
         "models": "; ".join(models),
         "data": "; ".join(data),
-        "peak learning rates": "; ".join(dict.fromkeys(map(_rates, records))),
+        "peak learning rates": "; ".join(dict.fromkeys(map(rates, records))),
         "runs": _paths([str(record.path) for record in records]),
     }
 
@@ -134,9 +128,9 @@ def _data(record: Record) -> str:
     return f"{digest} ({paths}), {record.data['tokenizer']}, sequences of {record.seq_len}"
 
 
-def _rates(record: Record) -> str:
-    rates = [peak_rate(record, stage) for stage in range(record.num_stages)]
-    return ", then ".join(f"{rate:g}" for rate in dict.fromkeys(rates))
+def rates(record: Record) -> str:
+    """Returns the peak learning rates of the stages, in words."""
+    return ", then ".join(f"{rate:g}" for rate in dict.fromkeys(record.peak_rates))
 
 
 def _paths(paths: Sequence[str]) -> str:
