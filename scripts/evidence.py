@@ -20,7 +20,8 @@ from typing import Annotated
 import tyro
 
 from scripts.cells import check_phases
-from scripts.evidence_report import Labels, write
+from scripts.evidence_report import Labels, draw, finished, table
+from scripts.page import replace_table
 from scripts.run_pool import Jobs, train_all
 from scripts.run_store import RunStore
 from stackjax.config import Config
@@ -43,7 +44,9 @@ class EvidenceConfig(Checked):
     jobs: Jobs = 1
     """Concurrent runs; they share the cores."""
     output: Path = Path("docs/evidence")
-    """Directory for finished runs, table and picture."""
+    """Directory for finished runs and pictures."""
+    page: Path | None = None
+    """Page with markers for the table; by default NAME.md in the output directory."""
     report: bool = False
     """Only write table and picture."""
 
@@ -65,14 +68,29 @@ def answer(options: EvidenceConfig) -> None:
     check_output_directory("output", options.output)
     store = RunStore(options.output / "runs.jsonl")
     if options.report:
-        print(write(options.config.stem, arms, store, options.output))
+        _report(options, arms, store)
         return
     for group in dict.fromkeys(labels[-1] for labels in arms):
         of_group = {labels: arm for labels, arm in arms.items() if labels[-1] == group}
         while missing := dict(_missing(of_group, store, options.seeds)):
             for label in train_all(missing, options.jobs):
                 store.add(missing[label])
-        print(write(options.config.stem, arms, store, options.output))
+        _report(options, arms, store)
+
+
+def _report(options: EvidenceConfig, arms: Mapping[Labels, Config], store: RunStore) -> None:
+    """Writes table and picture of the finished arms, and prints the table."""
+    known = finished(arms, store)
+    if not known:
+        print("no arm is finished")
+        return
+    text, name = table(known), options.config.stem
+    if options.page is None:
+        (options.output / f"{name}.md").write_text(f"{text}\n")
+    else:
+        replace_table(options.page, name, text)
+    draw(known, options.output / f"{name}.png")
+    print(text)
 
 
 def load_arms(path: Path) -> dict[Labels, Config]:

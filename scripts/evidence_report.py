@@ -73,7 +73,7 @@ def scratch_of(arm: Arm, arms: Sequence[Arm]) -> Arm | None:
 
 
 def table(arms: Sequence[Arm]) -> str:
-    """Returns the table in Markdown."""
+    """Returns the table in Markdown, and the provenance."""
     rows = []
     for arm in arms:
         scratch = scratch_of(arm, arms)
@@ -98,7 +98,8 @@ def table(arms: Sequence[Arm]) -> str:
         "tokens",
         "device-seconds",
     ]
-    return markdown_table(head, rows)
+    below = "\n".join(f"- {line}" for line in _trace(arms))
+    return f"{markdown_table(head, rows)}\n\n{below}"
 
 
 def _neighbors(arm: Arm) -> list[str]:
@@ -175,17 +176,6 @@ def draw(arms: Sequence[Arm], output: Path) -> None:
     plot.legend(frameon=False, fontsize=8)
     sign(figure, _trace(arms)).savefig(output)
     plt.close(figure)
-
-
-def write(name: str, arms: Mapping[Labels, Config], store: RunStore, output: Path) -> str:
-    """Writes NAME.md and NAME.png of the finished arms; returns the table."""
-    known = finished(arms, store)
-    if not known:
-        return "no arm is finished"
-    text = "\n".join([table(known), "", *(f"- {line}" for line in _trace(known)), ""])
-    (output / f"{name}.md").write_text(text)
-    draw(known, output / f"{name}.png")
-    return text
 
 
 def _trace(arms: Sequence[Arm]) -> list[str]:
