@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from scripts import evidence
+from scripts.early_losses import EarlyLossesConfig, early_losses, loss_at
 from scripts.evidence import EvidenceConfig, answer, load_arms, next_rates
 from scripts.evidence_report import Arm, scratch_of, table
 from scripts.run_store import RunStore, StoredRun
@@ -211,3 +212,39 @@ def test_equal_labels_are_refused(question):
     question.config.write_text(text)
     with pytest.raises(UserError, match=r"has two arms scratch, 1\.$"):
         load_arms(question.config)
+
+
+def test_loss_at_a_share_of_the_flops_is_that_of_the_final_model():
+    losses = ((1, 1, 1, 5.0), (5, 5, 5, 3.0), (10, 10, 10, 2.9))
+    run = dataclasses.replace(stored(1.0), evaluations=losses)
+    assert loss_at(run, 0.5) == 3.0
+    assert loss_at(run, 0.75) == pytest.approx(2.95)
+    grown = dataclasses.replace(run, growths=((4.0, 4.5, 4.6),))
+    assert math.isnan(loss_at(grown, 0.3))
+    assert loss_at(grown, 0.5) == 3.0
+
+
+def test_table_of_early_losses_has_rank_correlation_and_regret(tmp_path, monkeypatch):
+    early, last = [3.0, 3.2, 3.1, 4.0, 3.5], [2.9, 2.7, 2.8, 1.0, 2.75]
+    arms = [
+        Arm(
+            (("run", str(i)),),
+            {},
+            1.0,
+            (dataclasses.replace(stored(1.0), evaluations=((5, 5, 5, a), (10, 10, 10, b))),),
+        )
+        for i, (a, b) in enumerate(zip(early, last, strict=True))
+    ]
+    monkeypatch.setattr("scripts.early_losses.load_arms", lambda path: {})
+    monkeypatch.setattr("scripts.early_losses.finished", lambda arms_of, store: arms)
+    text = early_losses(EarlyLossesConfig(configs=(Path("question.py"),), output=tmp_path))
+    rows = {
+        cells[4].strip(): cells[5:7]
+        for cells in (line.split("|") for line in text.splitlines()[2:])
+    }
+    # Ranks at 60 % are those at 50 %: 0 2 1 4 3 early, 4 1 3 0 2 at the end.
+    differences = np.array([0 - 4, 2 - 1, 1 - 3, 4 - 0, 3 - 2])
+    expected = 1 - 6 * np.sum(differences**2) / (5 * (25 - 1))
+    correlation, regret = (cell.strip() for cell in rows["60 %"])
+    assert float(correlation) == pytest.approx(expected, abs=0.005)
+    assert regret == "1.900"
