@@ -18,6 +18,7 @@ from stackjax.training.run_history import NEW_RUN, RunHistory
 from stackjax.training.stages import (
     Part,
     parameter_rates,
+    planned_tokens,
     scaled_optimizer,
     stage_lengths,
     stage_mixtures,
@@ -170,6 +171,14 @@ class _PhaseConfig:
             flops=tokens * matmul_flops(self.model, seq_len, trained) + making,
         )
 
+    def stage_end(self, tokens: int) -> int:
+        """Returns the run's tokens after the stage, in whole steps.
+
+        Args:
+          tokens: The run's tokens after this part.
+        """
+        return planned_tokens(self.batches[1:], self.seq_len, tokens, self.stage_start)
+
 
 @dataclasses.dataclass(frozen=True)
 class _Course:
@@ -239,22 +248,8 @@ def _build_phase(parts: _PhaseConfig, index: int, course: _Course, run_tokens: i
         waypoint=course.waypoint,
     )
     if not parts.is_fitted:
-        end_tokens = _planned_end(parts, phase.end.tokens)
-        _check_growth(phase, end_tokens - parts.train_start)
+        _check_growth(phase, parts.stage_end(phase.end.tokens) - parts.train_start)
     return phase
-
-
-def _planned_end(parts: _PhaseConfig, tokens: int) -> int:
-    """Returns the run's tokens after the stage.
-
-    Args:
-      tokens: The run's tokens after this part.
-    """
-    for later in parts.batches[1:]:
-        per_step = later.batch_size * parts.seq_len
-        left = math.ceil((parts.stage_start + later.end_tokens - tokens) / per_step)
-        tokens += max(0, left) * per_step
-    return tokens
 
 
 def _with_overrides(model: ModelConfig, stage: Stage) -> ModelConfig:
@@ -357,7 +352,7 @@ def _learning_rate(parts: _PhaseConfig, course: _Course, run_tokens: int) -> Lea
         schedule, peak = Schedule(shape="constant"), parts.fit.learning_rate
     horizon = schedule.horizon_tokens
     if horizon is None:
-        end = _planned_end(parts, first + course.num_steps * tokens_per_step)
+        end = parts.stage_end(first + course.num_steps * tokens_per_step)
         length = end - parts.train_start
         horizon = run_tokens if schedule.axis == "run" else length
     _check_schedule(parts.index, schedule, horizon)
