@@ -30,7 +30,7 @@ def evaluation_hooks(run: Run, phase: Phase, counts: Counts) -> list[Hook]:
     """
     config, evaluations = run.config, _past_evaluations(run, phase, counts)
     sources = with_length(run.validation, phase.seq_len)
-    phases, before = run.phases[: phase.index + 1], phase.start.tokens - phase.earlier_tokens
+    phases, before = run.phases[: phase.index + 1], phase.train_start
 
     def evaluate(step: StepInfo) -> Mapping[str, Any]:
         values = validation_metrics(config, phase.model, sources, step.mesh, step.params)
@@ -82,7 +82,7 @@ def _describe(values: Mapping[str, Any]) -> str:
 
 def _past_evaluations(run: Run, phase: Phase, counts: Counts) -> list[Evaluation]:
     """Returns the stage's earlier evaluations, from `metrics.jsonl`."""
-    before = phase.start.tokens - phase.earlier_tokens
+    before = phase.train_start
     if counts.tokens == before:
         return []  # without reading a long file, perhaps from a bucket
     rows = from_process_0(lambda: read_rows(run.workdir))
