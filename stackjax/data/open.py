@@ -118,10 +118,3 @@ def _check_different(sources: Sequence[TokenSource]) -> None:
                 f"the sources {other.name!r} and {source.name!r} are the same data set, "
                 f"{other.path!r} and {source.path!r}; name it once, with the sum of weights."
             )
-
-
-def by_source(metric: str, sources: Sequence[Source]) -> tuple[str, ...]:
-    """Returns a metric's name for each source; the plain name for a single source."""
-    if len(sources) == 1:
-        return (metric,)
-    return tuple(f"{metric}/{source.name}" for source in sources)

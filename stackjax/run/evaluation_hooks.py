@@ -4,6 +4,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from stackjax.data.source_metrics import of_sources
 from stackjax.files.rows_file import read_rows
 from stackjax.run.early_stop import Evaluation, loss_reason
 from stackjax.run.hooks import Hook, StepInfo, describe_numbers
@@ -65,14 +66,10 @@ def _is_due(step: StepInfo) -> bool:
 
 def _describe(values: Mapping[str, Any]) -> str:
     """Returns the validation losses, then any other metrics, as text."""
-    of_sources = [
-        f"{name.removeprefix(f'{LOSS}/')} {value:.4f}"
-        for name, value in values.items()
-        if name.startswith(f"{LOSS}/")
-    ]
+    losses = [f"{name} {value:.4f}" for name, value in of_sources(LOSS, values).items()]
     loss = f"held-out loss {values[LOSS]:.4f}"
-    if of_sources:
-        loss += f" ({', '.join(of_sources)})"
+    if losses:
+        loss += f" ({', '.join(losses)})"
     if BEYOND in values:
         loss += f", {values[BEYOND]:.4f} beyond the old length"
     shown = re.compile(rf"{LOSS}(/.*)?|{BEYOND}(/.*)?|epochs(/.*)?")
