@@ -13,6 +13,7 @@ from stackjax.analysis.loss_curve import Curve
 from stackjax.analysis.names import COSTS
 from stackjax.checkpoint.lineage import Generation, total
 from stackjax.config import Stage
+from stackjax.config_record import recorded_seq_len
 from stackjax.data.source_metrics import of_sources
 from stackjax.files.json_file import decode
 from stackjax.growth import Growth, parse_growth
@@ -108,8 +109,7 @@ class Record:
     @property
     def seq_len(self) -> int:
         """Tokens per sequence in the last stage."""
-        own = self.config.get(f"stages.{self.num_stages - 1}.seq_len")
-        return own or self.config["data.seq_len"]
+        return recorded_seq_len(self.config, self.num_stages - 1)
 
     def knows(self, cost: str) -> bool:
         """Returns whether a cost is known; a lineage has no device-seconds."""
