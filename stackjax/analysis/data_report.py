@@ -1,6 +1,5 @@
 """The report of `data`: text, JSON and a picture."""
 
-import json
 from pathlib import Path
 
 from etils import epath
@@ -10,8 +9,8 @@ from stackjax.analysis.length_figure import length_figure
 from stackjax.data.view import to_json, view
 from stackjax.data.view_config import DataViewConfig
 from stackjax.data.view_text import show
-from stackjax.files.output import check_writable
-from stackjax.files.storage import replace_text, replacement
+from stackjax.files.output import check_writable, write_json
+from stackjax.files.storage import replacement
 from stackjax.runtime.errors import UserError
 
 
@@ -37,8 +36,7 @@ def data_report(options: DataViewConfig) -> str:
         with replacement(epath.Path(options.picture)) as temporary:
             figure.savefig(temporary, format="png")
     if options.json is not None:
-        text = json.dumps(to_json(found), indent=1) + "\n"
-        replace_text(epath.Path(options.json), text)
+        write_json(options.json, to_json(found))
     console = Console()
     is_colored = console.is_terminal and not console.no_color
     return show(found, console.width, is_colored=is_colored)
