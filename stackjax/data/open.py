@@ -10,8 +10,8 @@ from stackjax.data.config import DataConfig, PrepareConfig, SourceConfig
 from stackjax.data.manifest import MANIFEST, SplitName
 from stackjax.data.packed_source import PackedSource
 from stackjax.data.prepare import prepare
-from stackjax.data.sources import TokenSource
-from stackjax.files.storage import check_bucket, is_remote
+from stackjax.data.sources import TokenSource, check_place
+from stackjax.files.storage import check_bucket
 from stackjax.runtime.errors import UserError
 
 Source = TokenSource | PackedSource
@@ -76,11 +76,8 @@ def _open(
     if config.cache_dir is not None:
         path = local_copy(path, split, config.cache_dir)
         remedy = f"remove {path!r} to copy it again from {source.path!r}"
-    elif is_remote(path) and not path.startswith("gs://"):
-        raise UserError(
-            f"the data is in {path}, but shards are read only from disks and gs://; give "
-            f"--data.cache-dir DIRECTORY to copy them to a disk first."
-        )
+    else:
+        check_place(path, "give --data.cache-dir DIRECTORY to copy them to a disk first")
     return TokenSource(path, split, seq_len, name=source.name, remedy=remedy)
 
 
