@@ -13,7 +13,7 @@ import tyro
 from etils import epath
 
 from stackjax.config import Config, Stage
-from stackjax.config_record import RECORD, config_record, read_config_record
+from stackjax.config_record import RECORD, config_record, read_config_record, recorded_seq_len
 from stackjax.data.manifest import Manifest, data_digest
 from stackjax.files.json_file import Fields
 from stackjax.files.python_file import load_function
@@ -307,8 +307,8 @@ def with_defaults(config: Config, recorded: Fields) -> Fields:
 
 def _longest(fields: Fields) -> int:
     """Returns the longest sequence of a run, in tokens."""
-    names = {match[0] for name in fields if (match := re.match(r"stages\.\d+", name))}
-    lengths = [fields.get(f"{name}.seq_len") or fields["data.seq_len"] for name in names]
+    stages = {int(match[1]) for name in fields if (match := re.match(r"stages\.(\d+)", name))}
+    lengths = [recorded_seq_len(fields, stage) for stage in stages]
     return max((length for length in lengths if isinstance(length, int)), default=0)
 
 

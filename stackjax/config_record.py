@@ -1,6 +1,7 @@
 """Config record in a run directory, `config.json`: every field by command-line name."""
 
 import json
+from collections.abc import Mapping
 from typing import Any
 
 from etils import epath
@@ -24,6 +25,15 @@ def read_config_record(path: epath.PathLike) -> Fields:
 def config_record(fields: Fields) -> str:
     """Returns a record as JSON, with a hash."""
     return json.dumps(seal(fields), indent=2) + "\n"
+
+
+def recorded_seq_len(config: Mapping[str, Any], stage: int) -> Any:
+    """Returns a stage's tokens per sequence.
+
+    Args:
+      config: The record's fields, by command-line name.
+    """
+    return config.get(f"stages.{stage}.seq_len") or config["data.seq_len"]
 
 
 def _check(sealed: Fields) -> Fields:

@@ -1,19 +1,16 @@
 """The report of `data`: text, JSON and a picture."""
 
-import json
-import uuid
 from pathlib import Path
 
 from etils import epath
-from matplotlib.figure import Figure
 from rich.console import Console
 
 from stackjax.analysis.length_figure import length_figure
 from stackjax.data.view import to_json, view
 from stackjax.data.view_config import DataViewConfig
 from stackjax.data.view_text import show
-from stackjax.files.output import check_writable
-from stackjax.files.storage import replace_text
+from stackjax.files.output import check_writable, write_json
+from stackjax.files.storage import replacement
 from stackjax.runtime.errors import UserError
 
 
@@ -35,10 +32,11 @@ def data_report(options: DataViewConfig) -> str:
                 f"--picture is {options.picture}, but {options.directory!r} has no training "
                 f"documents; leave it out."
             )
-        _write_figure(options.picture, length_figure(found.lengths["train"], found.path))
+        figure = length_figure(found.lengths["train"], found.path)
+        with replacement(epath.Path(options.picture)) as temporary:
+            figure.savefig(temporary, format="png")
     if options.json is not None:
-        text = json.dumps(to_json(found), indent=1) + "\n"
-        replace_text(epath.Path(options.json), text)
+        write_json(options.json, to_json(found))
     console = Console()
     is_colored = console.is_terminal and not console.no_color
     return show(found, console.width, is_colored=is_colored)
@@ -48,13 +46,3 @@ def _check_picture(path: Path) -> None:
     if path.suffix != ".png":
         raise UserError(f"--picture is {path}; it must end in .png.")
     check_writable("--picture", path)
-
-
-def _write_figure(path: Path, figure: Figure) -> None:
-    """Writes a figure; the file is complete or absent."""
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
-    try:
-        figure.savefig(temporary, format="png")
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)

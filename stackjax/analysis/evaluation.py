@@ -1,17 +1,14 @@
 """Scores on lm-evaluation-harness tasks, printed and written to a file."""
 
 import importlib.metadata
-import json
 import sys
 from typing import Any
 
 import rich.console
-from etils import epath
 
 from stackjax.analysis.scores import tell
 from stackjax.checkpoint.lineage import code_version, total
-from stackjax.files.output import check_new_file
-from stackjax.files.storage import replace_text
+from stackjax.files.output import check_new_file, write_json
 from stackjax.inference.pretrained import load_saved
 from stackjax.inference.saved_model import open_model
 from stackjax.inference.tasks import load_tasks, measure
@@ -66,5 +63,5 @@ def write(config: EvaluateConfig) -> None:
     """Prints the scores and writes all results to a JSON file; raises as `evaluate` does."""
     results = evaluate(config)
     print(tell(results))
-    replace_text(epath.Path(config.output), json.dumps(results, indent=1) + "\n")
+    write_json(config.output, results)
     print(f"{config.output}: all of this, with standard errors")

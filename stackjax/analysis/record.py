@@ -13,6 +13,8 @@ from stackjax.analysis.loss_curve import Curve
 from stackjax.analysis.names import COSTS
 from stackjax.checkpoint.lineage import Generation, total
 from stackjax.config import Stage
+from stackjax.config_record import recorded_seq_len
+from stackjax.data.source_metrics import of_sources
 from stackjax.files.json_file import decode
 from stackjax.growth import Growth, parse_growth
 from stackjax.model.config import EXECUTION, ModelConfig
@@ -107,8 +109,7 @@ class Record:
     @property
     def seq_len(self) -> int:
         """Tokens per sequence in the last stage."""
-        own = self.config.get(f"stages.{self.num_stages - 1}.seq_len")
-        return own or self.config["data.seq_len"]
+        return recorded_seq_len(self.config, self.num_stages - 1)
 
     def knows(self, cost: str) -> bool:
         """Returns whether a cost is known; a lineage has no device-seconds."""
@@ -164,8 +165,8 @@ class Record:
         """Last validation loss and epochs by source; empty without a mixture."""
         evaluations = [row for row in self.rows if row["kind"] == "evaluation"]
         row = evaluations[-1] if evaluations else {}
-        names = [name.removeprefix("epochs/") for name in row if name.startswith("epochs/")]
-        return {name: (row[f"held_out_loss/{name}"], row[f"epochs/{name}"]) for name in names}
+        losses, epochs = of_sources("held_out_loss", row), of_sources("epochs", row)
+        return {name: (losses[name], epochs[name]) for name in epochs}
 
     @property
     def final_stage(self) -> int:

@@ -100,10 +100,6 @@ def read_run_data(config: Config) -> RunData:
     )
 
 
-def _epoch_tokens(order: Order) -> np.ndarray:
-    return np.array(order.num_chunks) * order.chunk_len
-
-
 def _stages(order: Order, phases: Sequence[Phase]) -> Iterator[StageData]:
     for stage, group in itertools.groupby(phases, lambda phase: phase.stage):
         first, *_, last = list(group) * 2
@@ -114,14 +110,14 @@ def _stages(order: Order, phases: Sequence[Phase]) -> Iterator[StageData]:
             seq_len=first.seq_len,
             examples=end.examples - start.examples,
             tokens=end.tokens - start.tokens,
-            epochs=tuple((read_S / _epoch_tokens(order)).tolist()),
+            epochs=tuple((read_S / order.epoch_tokens).tolist()),
         )
 
 
 def _sources(
     config: Config, sources: Sequence[Source], order: Order, num_examples: int
 ) -> Iterator[SourceData]:
-    held_S, read_S = _epoch_tokens(order).tolist(), tokens_read(order, num_examples).tolist()
+    held_S, read_S = order.epoch_tokens.tolist(), tokens_read(order, num_examples).tolist()
     listed = zip(sources, config.data.all_sources, held_S, read_S, strict=True)
     for source, settings, held, read in listed:
         is_packed = isinstance(source, PackedSource)

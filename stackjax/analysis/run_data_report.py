@@ -1,16 +1,12 @@
 """The report of `data --config`: text and JSON."""
 
 import dataclasses
-import json
 from collections import Counter
-
-from etils import epath
 
 from stackjax.analysis.run_data import RunData, SourceData, read_run_data
 from stackjax.config import Config
 from stackjax.data.view_config import RunDataConfig
-from stackjax.files.output import check_writable
-from stackjax.files.storage import replace_text
+from stackjax.files.output import check_writable, write_json
 from stackjax.runtime.text_table import aligned
 
 
@@ -25,8 +21,7 @@ def run_data_report(config: Config, options: RunDataConfig) -> str:
         check_writable("--json", options.json)
     found = read_run_data(config)
     if options.json is not None:
-        text = json.dumps(dataclasses.asdict(found), indent=1) + "\n"
-        replace_text(epath.Path(options.json), text)
+        write_json(options.json, dataclasses.asdict(found))
     return _show(found)
 
 

@@ -8,9 +8,7 @@ from etils import epath
 
 from stackjax.data.lengths import read_lengths
 from stackjax.data.manifest import SplitName, again
-from stackjax.data.sources import TokenSource
-from stackjax.files.storage import is_remote
-from stackjax.runtime.errors import UserError
+from stackjax.data.sources import TokenSource, check_place
 
 HEAD, TAIL = 160, 16
 """Tokens shown at the beginning and at the end of a document."""
@@ -42,11 +40,7 @@ def example_documents(path: str, split: SplitName, count: int) -> list[Example]:
       UserError: The split is damaged, or in a bucket other than gs://.
       OSError: A record is damaged.
     """
-    if is_remote(path) and not path.startswith("gs://"):
-        raise UserError(
-            f"the data is in {path}, but shards are read only from disks and gs://; give "
-            f"--examples 0, or copy the data to a disk first."
-        )
+    check_place(path, "give --examples 0, or copy the data to a disk first")
     source = TokenSource(path, split, seq_len=1)
     total = source.manifest.splits[split].documents
     count = min(count, total)

@@ -10,8 +10,8 @@ from stackjax.data.config import DataConfig, PrepareConfig, SourceConfig
 from stackjax.data.manifest import MANIFEST, SplitName
 from stackjax.data.packed_source import PackedSource
 from stackjax.data.prepare import prepare
-from stackjax.data.sources import TokenSource
-from stackjax.files.storage import check_bucket, is_remote
+from stackjax.data.sources import TokenSource, check_place
+from stackjax.files.storage import check_bucket
 from stackjax.runtime.errors import UserError
 
 Source = TokenSource | PackedSource
@@ -76,11 +76,8 @@ def _open(
     if config.cache_dir is not None:
         path = local_copy(path, split, config.cache_dir)
         remedy = f"remove {path!r} to copy it again from {source.path!r}"
-    elif is_remote(path) and not path.startswith("gs://"):
-        raise UserError(
-            f"the data is in {path}, but shards are read only from disks and gs://; give "
-            f"--data.cache-dir DIRECTORY to copy them to a disk first."
-        )
+    else:
+        check_place(path, "give --data.cache-dir DIRECTORY to copy them to a disk first")
     return TokenSource(path, split, seq_len, name=source.name, remedy=remedy)
 
 
@@ -118,10 +115,3 @@ def _check_different(sources: Sequence[TokenSource]) -> None:
                 f"the sources {other.name!r} and {source.name!r} are the same data set, "
                 f"{other.path!r} and {source.path!r}; name it once, with the sum of weights."
             )
-
-
-def by_source(metric: str, sources: Sequence[Source]) -> tuple[str, ...]:
-    """Returns a metric's name for each source; the plain name for a single source."""
-    if len(sources) == 1:
-        return (metric,)
-    return tuple(f"{metric}/{source.name}" for source in sources)

@@ -55,6 +55,11 @@ class Order:
     segments: tuple[Segment, ...]
     """In order; the first begins with example 0."""
 
+    @property
+    def epoch_tokens(self) -> np.ndarray:
+        """Tokens in an epoch of each source, int64 [S]."""
+        return np.array(self.num_chunks) * self.chunk_len
+
 
 class Places(NamedTuple):
     """Where examples come from, int64 [K] each."""
@@ -96,7 +101,7 @@ def tokens_read(order: Order, example: int) -> np.ndarray:
 
 def epochs_read(order: Order, example: int) -> np.ndarray:
     """Returns how often each source was read before an example, float64 [S]."""
-    return tokens_read(order, example) / (np.array(order.num_chunks) * order.chunk_len)
+    return tokens_read(order, example) / order.epoch_tokens
 
 
 def join_segments(segments: Sequence[Segment]) -> tuple[Segment, ...]:

@@ -3,7 +3,6 @@
 import dataclasses
 import hashlib
 import json
-import shutil
 from importlib.metadata import version
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from stackjax.data.config import PrepareConfig
 from stackjax.data.manifest import FORMAT
 from stackjax.data.parts import Part
 from stackjax.files.json_file import decode, hash_of, parse_object, seal, unseal
+from stackjax.files.staging import clear_directory
 from stackjax.files.storage import replace_text
 from stackjax.runtime.errors import UserError
 from stackjax.tokenizer.tokenizer import Tokenizer
@@ -65,9 +65,7 @@ def claim(staging: Path, identity: Identity) -> None:
                 f"other {' and '.join(other)}",
                 flush=True,
             )
-        for path in staging.iterdir():
-            if path.name != SCRATCH:
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
+        clear_directory(epath.Path(staging), keep=SCRATCH)
         (staging / PARTS).mkdir()
         text = json.dumps(seal(dataclasses.asdict(identity))) + "\n"
         replace_text(epath.Path(staging / IDENTITY), text)

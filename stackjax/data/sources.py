@@ -18,9 +18,18 @@ from etils import epath
 from stackjax.data.config import SINGLE
 from stackjax.data.manifest import SplitName, again, read_manifest
 from stackjax.data.shard_hash import hash_ends
+from stackjax.files.storage import is_remote
 from stackjax.runtime.errors import UserError
 
 CHECKS_AT_A_TIME = 16
+
+
+def check_place(path: str, way_out: str) -> None:
+    """Raises UserError, with the way out, if shards cannot be read from a path's bucket."""
+    if is_remote(path) and not path.startswith("gs://"):
+        raise UserError(
+            f"the data is in {path}, but shards are read only from disks and gs://; {way_out}."
+        )
 
 
 class TokenSource:

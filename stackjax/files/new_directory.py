@@ -5,7 +5,12 @@ from collections.abc import Iterator
 
 from etils import epath
 
-from stackjax.files.staging import UPLOADING, refuse_existing, staging_directory
+from stackjax.files.staging import (
+    UPLOADING,
+    clear_directory,
+    refuse_existing,
+    staging_directory,
+)
 from stackjax.files.storage import is_remote
 
 
@@ -27,8 +32,6 @@ def new_directory(output: epath.Path) -> Iterator[epath.Path]:
     refuse_existing(output)
     marker = output / UPLOADING
     marker.write_text("Incomplete: the writer is running or was killed.\n")
-    for path in output.iterdir():
-        if path.name != UPLOADING:
-            path.rmtree() if path.is_dir() else path.unlink()
+    clear_directory(output, keep=UPLOADING)
     yield output
     marker.unlink()

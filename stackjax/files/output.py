@@ -1,8 +1,13 @@
-"""Checks of output paths, before any computation."""
+"""Output files of commands: checks before any computation, and JSON."""
 
+import json
 import os
 from pathlib import Path
+from typing import Any
 
+from etils import epath
+
+from stackjax.files.storage import replace_text
 from stackjax.runtime.errors import UserError
 
 
@@ -37,3 +42,8 @@ def check_output_directory(option: str, path: Path) -> None:
         raise UserError(f"{option} is {path}, but {place} is a file; name a directory.")
     if not os.access(place, os.W_OK | os.X_OK):
         raise UserError(f"{option} is {path}, but {place} is not writable; name another.")
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes a value as JSON, atomically."""
+    replace_text(epath.Path(path), json.dumps(value, indent=1) + "\n")

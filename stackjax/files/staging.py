@@ -42,7 +42,7 @@ def staging_directory(output: epath.Path) -> Iterator[Path]:
     lock = lock_directory(staging)
     try:
         refuse_existing(output)
-        _clear(staging)
+        clear_directory(epath.Path(staging))
         yield staging
         staging.rename(output)
     except BaseException:
@@ -121,9 +121,11 @@ def upload(directory: Path, output: epath.Path, last: str) -> None:
             path.unlink(missing_ok=True)
 
 
-def _clear(directory: Path) -> None:
+def clear_directory(directory: epath.Path, keep: str = "") -> None:
+    """Removes everything in a directory, on a disk or in a bucket, except the name `keep`."""
     for path in directory.iterdir():
-        shutil.rmtree(path) if path.is_dir() else path.unlink()
+        if path.name != keep:
+            path.rmtree() if path.is_dir() else path.unlink()
 
 
 def lock_directory(directory: Path) -> int:

@@ -1,5 +1,6 @@
 """Disk paths and bucket paths, such as `gs://bucket/...`."""
 
+import contextlib
 import errno
 import importlib
 import os
@@ -7,6 +8,7 @@ import socket
 import urllib.parse
 import urllib.request
 import uuid
+from collections.abc import Iterator
 
 from etils import epath
 from fsspec import config as fsspec_config
@@ -90,17 +92,26 @@ def replace_text(path: epath.Path, text: str) -> None:
     if is_remote(path):
         path.write_text(text)
         return
+    with replacement(path) as temporary, temporary.open("w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    sync_directory(path.parent)
+
+
+@contextlib.contextmanager
+def replacement(path: epath.Path) -> Iterator[epath.Path]:
+    """Yields a temporary file next to a file on a disk, which it replaces after the block.
+
+    After a failed block the file is as before.
+    """
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     try:
-        with temporary.open("w") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
+        yield temporary
         temporary.replace(path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-    sync_directory(path.parent)
 
 
 def sync_file(path: epath.PathLike) -> None:

@@ -20,7 +20,7 @@ from stackjax.checkpoint.contents import Contents
 from stackjax.checkpoint.directory import absolute, find_checkpoint
 from stackjax.checkpoint.lineage import total
 from stackjax.checkpoint.restore import check_is_model, load_part, read_contents
-from stackjax.config_record import RECORD, read_config_record
+from stackjax.config_record import RECORD, read_config_record, recorded_seq_len
 from stackjax.files.paths import file_inside
 from stackjax.files.storage import is_remote
 from stackjax.inference.run_tokenizer import (
@@ -82,8 +82,7 @@ class SavedCheckpoint:
         """Longest training sequence, in tokens; UserError if unknown."""
         if self.settings:
             stages = range(self.contents.lineage[-1].stage + 1)
-            own = (self.settings.get(f"stages.{stage}.seq_len") for stage in stages)
-            return max(length or self.settings["data.seq_len"] for length in own)
+            return max(recorded_seq_len(self.settings, stage) for stage in stages)
         if self.huggingface_files is not None:
             return config_json.seq_len(config_json.read_fields(self.huggingface_files))
         raise UserError(

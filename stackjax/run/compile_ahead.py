@@ -55,10 +55,8 @@ def compile_ahead(
         while not futures.wait([compiling], seconds).done:
             if stop.is_set():
                 return None
-        if following is None or following.program in ahead:
-            return compiling.result()
-        if jax.default_backend() == "cpu":
-            ahead[following.program] = start(following)
+        if following is not None and jax.default_backend() == "cpu":
+            ahead[following.program] = ahead.get(following.program) or start(following)
         return compiling.result()
 
     return step_of

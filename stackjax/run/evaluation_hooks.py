@@ -4,6 +4,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from stackjax.data.source_metrics import of_sources
 from stackjax.files.rows_file import read_rows
 from stackjax.run.early_stop import Evaluation, loss_reason
 from stackjax.run.hooks import Hook, StepInfo, describe_numbers
@@ -30,7 +31,7 @@ def evaluation_hooks(run: Run, phase: Phase, counts: Counts) -> list[Hook]:
     """
     config, evaluations = run.config, _past_evaluations(run, phase, counts)
     sources = with_length(run.validation, phase.seq_len)
-    phases, before = run.phases[: phase.index + 1], phase.start.tokens - phase.earlier_tokens
+    phases, before = run.phases[: phase.index + 1], phase.train_start
 
     def evaluate(step: StepInfo) -> Mapping[str, Any]:
         values = validation_metrics(config, phase.model, sources, step.mesh, step.params)
@@ -65,14 +66,10 @@ def _is_due(step: StepInfo) -> bool:
 
 def _describe(values: Mapping[str, Any]) -> str:
     """Returns the validation losses, then any other metrics, as text."""
-    of_sources = [
-        f"{name.removeprefix(f'{LOSS}/')} {value:.4f}"
-        for name, value in values.items()
-        if name.startswith(f"{LOSS}/")
-    ]
+    losses = [f"{name} {value:.4f}" for name, value in of_sources(LOSS, values).items()]
     loss = f"held-out loss {values[LOSS]:.4f}"
-    if of_sources:
-        loss += f" ({', '.join(of_sources)})"
+    if losses:
+        loss += f" ({', '.join(losses)})"
     if BEYOND in values:
         loss += f", {values[BEYOND]:.4f} beyond the old length"
     shown = re.compile(rf"{LOSS}(/.*)?|{BEYOND}(/.*)?|epochs(/.*)?")
@@ -82,7 +79,7 @@ def _describe(values: Mapping[str, Any]) -> str:
 
 def _past_evaluations(run: Run, phase: Phase, counts: Counts) -> list[Evaluation]:
     """Returns the stage's earlier evaluations, from `metrics.jsonl`."""
-    before = phase.start.tokens - phase.earlier_tokens
+    before = phase.train_start
     if counts.tokens == before:
         return []  # without reading a long file, perhaps from a bucket
     rows = from_process_0(lambda: read_rows(run.workdir))

@@ -11,8 +11,9 @@ from jax.sharding import Mesh
 
 from stackjax.config import Config
 from stackjax.data.batch import Batch
-from stackjax.data.open import Source, by_source
+from stackjax.data.open import Source
 from stackjax.data.order import epochs_read
+from stackjax.data.source_metrics import by_source
 from stackjax.data.sources import TokenSource
 from stackjax.files.rows_file import Extent
 from stackjax.run.goodput import Clock
@@ -111,5 +112,5 @@ class Run:
     def epochs(self, counts: Counts) -> dict[str, float]:
         """Returns how often each source was read, as metrics."""
         order = data_order(self.sources, self.config.seed, self.phases)
-        names = by_source("epochs", self.sources)
+        names = by_source("epochs", [source.name for source in self.sources])
         return dict(zip(names, map(float, epochs_read(order, counts.examples)), strict=True))

@@ -7,6 +7,7 @@ from typing import Any
 from etils import epath
 
 from stackjax.config import Config
+from stackjax.data.source_metrics import of_sources
 from stackjax.model.flops import num_params
 from stackjax.run.goodput import describe_goodput
 from stackjax.runtime.numbers import short
@@ -56,11 +57,10 @@ def summarize(
 
 def _sources(row: Mapping[str, Any]) -> list[str]:
     """Returns a line for each source in an evaluation row of a mixture."""
-    names = [name.removeprefix("epochs/") for name in row if name.startswith("epochs/")]
+    losses = of_sources("held_out_loss", row)
     return [
-        f"source {name}: {row[f'epochs/{name}']:.2f} epochs, held-out loss "
-        f"{row[f'held_out_loss/{name}']:.4f}"
-        for name in names
+        f"source {name}: {epochs:.2f} epochs, held-out loss {losses[name]:.4f}"
+        for name, epochs in of_sources("epochs", row).items()
     ]
 
 

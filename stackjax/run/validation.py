@@ -14,7 +14,8 @@ from stackjax.config import Config, EvaluationConfig
 from stackjax.data.batch import Batch
 from stackjax.data.device import local_rows, put
 from stackjax.data.loader import eval_batches
-from stackjax.data.open import Source, by_source, open_sources, open_train
+from stackjax.data.open import Source, open_sources, open_train
+from stackjax.data.source_metrics import by_source
 from stackjax.data.sources import TokenSource
 from stackjax.growth import Growth
 from stackjax.model import ModelConfig, Params
@@ -78,7 +79,7 @@ def validation_metrics(
         values = [means[metric] for means in by_name.values()]
         found[metric] = float(np.average(values, weights=weights))
         if len(values) > 1:
-            found |= dict(zip(by_source(metric, sources), values, strict=True))
+            found |= dict(zip(by_source(metric, list(by_name)), values, strict=True))
     return found
 
 

@@ -67,8 +67,9 @@ def check_epochs(config: Config, sources: Sequence[Source], phases: Sequence[Pha
     """Raises UserError if the run reads a source more often than allowed."""
     order = data_order(sources, config.seed, phases)
     read = tokens_read(order, phases[-1].end.examples)
-    for source, tokens, allowed in zip(sources, read, config.data.all_sources, strict=True):
-        held = len(source.with_length(order.chunk_len)) * order.chunk_len
+    held_S = order.epoch_tokens.tolist()
+    listed = zip(sources, config.data.all_sources, held_S, read, strict=True)
+    for source, allowed, held, tokens in listed:
         missing = tokens - held * (allowed.max_epochs or math.inf)
         if missing > 0:
             raise UserError(

@@ -4,19 +4,16 @@ import dataclasses
 import math
 from collections.abc import Sequence
 
-from stackjax.config import Config, Schedule, Stage
-from stackjax.data.mixture import Mixture
-from stackjax.growth import Growth, OptimizerState
+from stackjax.config import Config, Stage
+from stackjax.growth import OptimizerState
 from stackjax.growth.base import Fit, Reparameterization
 from stackjax.model.config import ModelConfig
-from stackjax.model.flops import flops_6nd, matmul_flops
-from stackjax.model.transformer import logical_axes
 from stackjax.runtime.errors import UserError
-from stackjax.training.learning_rate import LearningRate
 from stackjax.training.phase import Counts, Phase, Waypoint, with_moment_starts
+from stackjax.training.phase_config import PhaseConfig
 from stackjax.training.run_history import NEW_RUN, RunHistory
+from stackjax.training.schedule import scheduled_rate
 from stackjax.training.stages import (
-    Part,
     parameter_rates,
     scaled_optimizer,
     stage_lengths,
@@ -25,7 +22,6 @@ from stackjax.training.stages import (
     stage_parts,
     stage_seq_lens,
     stage_tokens,
-    trained_layers,
 )
 
 
@@ -56,7 +52,7 @@ def expand(config: Config, history: RunHistory = NEW_RUN) -> tuple[Phase, ...]:
         for fit in _fits(config, stage, before):
             phase_start = _end(phases).tokens
             for part in range(1 if fit else len(batches)):
-                parts = _PhaseConfig(
+                parts = PhaseConfig(
                     config=config,
                     index=stage,
                     fit=fit,
@@ -97,81 +93,6 @@ def _fits(config: Config, stage: int, source: ModelConfig) -> tuple[Fit | None, 
 
 
 @dataclasses.dataclass(frozen=True)
-class _PhaseConfig:
-    """A phase in the config."""
-
-    config: Config
-    index: int
-    """Stage index."""
-    fit: Fit | None
-    before: ModelConfig
-    """Model in the previous stage; for the first stage, the same model."""
-    model: ModelConfig
-    seq_len: int
-    mixture: Mixture
-    part: int
-    """Position among the parts of the stage with different batches."""
-    batches: tuple[Part, ...]
-    """This part and the later parts of the stage."""
-    stage_start: int
-    """The run's tokens before the stage."""
-    train_start: int
-    """The run's tokens before the fit, or before the first part with training."""
-
-    @property
-    def batch(self) -> Part:
-        """The batch of this part; a fit has the stage's first batch."""
-        return self.batches[0]
-
-    @property
-    def end_tokens(self) -> float:
-        """The run's tokens at the end of the part, before rounding to whole steps."""
-        return self.stage_start + self.batch.end_tokens
-
-    @property
-    def stage(self) -> Stage:
-        return self.config.stages[self.index]
-
-    @property
-    def growth(self) -> Growth | None:
-        """Growth at the start of the phase; a learned growth belongs to the fit."""
-        return None if self.part else self.stage_growth
-
-    @property
-    def stage_growth(self) -> Growth | None:
-        """Growth at the start of the stage; None after a fit."""
-        return None if self.is_fitted and self.fit is None else self.stage.growth
-
-    @property
-    def is_fitted(self) -> bool:
-        """Does the stage begin with a fit?"""
-        return self.stage.growth is not None and self.stage.growth.is_fitted
-
-    @property
-    def source(self) -> ModelConfig:
-        return self.before if self.growth is not None else self.model
-
-    @property
-    def trained_layers(self) -> tuple[bool, ...] | None:
-        return trained_layers(self.index, self.stage, self.before, self.model)
-
-    @property
-    def per_step(self) -> Counts:
-        """Counts per step."""
-        batch, seq_len, trained = self.batch, self.seq_len, self.trained_layers
-        tokens, making = batch.batch_size * seq_len, 0
-        if self.fit is not None:
-            # Every microbatch computes the target's parameters again.
-            making = batch.accumulate * self.fit.flops(logical_axes(self.before))
-        return Counts(
-            tokens=tokens,
-            examples=batch.batch_size,
-            flops_6nd=tokens * flops_6nd(self.model, trained) + making,
-            flops=tokens * matmul_flops(self.model, seq_len, trained) + making,
-        )
-
-
-@dataclasses.dataclass(frozen=True)
 class _Course:
     """Start, known waypoint and step count."""
 
@@ -180,7 +101,7 @@ class _Course:
     num_steps: int
 
 
-def _course(parts: _PhaseConfig, index: int, start: Counts, history: RunHistory) -> _Course:
+def _course(parts: PhaseConfig, index: int, start: Counts, history: RunHistory) -> _Course:
     """Returns a phase's course.
 
     Args:
@@ -205,7 +126,7 @@ def _course(parts: _PhaseConfig, index: int, start: Counts, history: RunHistory)
     return _Course(start, waypoint, waypoint.step + left)
 
 
-def _build_phase(parts: _PhaseConfig, index: int, course: _Course, run_tokens: int) -> Phase:
+def _build_phase(parts: PhaseConfig, index: int, course: _Course, run_tokens: int) -> Phase:
     """Returns a phase with the planned length."""
     stage, trained = parts.stage, parts.trained_layers
     optimizer = scaled_optimizer(parts.index, stage, parts.model, parts.config.optimizer)
@@ -229,7 +150,7 @@ def _build_phase(parts: _PhaseConfig, index: int, course: _Course, run_tokens: i
         accumulate=parts.batch.accumulate,
         moment_memory=stage.moment_memory,
         num_steps=course.num_steps,
-        learning_rate=_learning_rate(parts, course, run_tokens),
+        learning_rate=scheduled_rate(parts, course.waypoint, course.num_steps, run_tokens),
         parameter_rates=(
             None if parts.fit else parameter_rates(stage, parts.before, trained, optimizer)
         ),
@@ -239,22 +160,8 @@ def _build_phase(parts: _PhaseConfig, index: int, course: _Course, run_tokens: i
         waypoint=course.waypoint,
     )
     if not parts.is_fitted:
-        end_tokens = _planned_end(parts, phase.end.tokens)
-        _check_growth(phase, end_tokens - parts.train_start)
+        _check_growth(phase, parts.stage_end(phase.end.tokens) - parts.train_start)
     return phase
-
-
-def _planned_end(parts: _PhaseConfig, tokens: int) -> int:
-    """Returns the run's tokens after the stage.
-
-    Args:
-      tokens: The run's tokens after this part.
-    """
-    for later in parts.batches[1:]:
-        per_step = later.batch_size * parts.seq_len
-        left = math.ceil((parts.stage_start + later.end_tokens - tokens) / per_step)
-        tokens += max(0, left) * per_step
-    return tokens
 
 
 def _with_overrides(model: ModelConfig, stage: Stage) -> ModelConfig:
@@ -268,14 +175,14 @@ def _with_overrides(model: ModelConfig, stage: Stage) -> ModelConfig:
     )
 
 
-def _reparameterizations(parts: _PhaseConfig) -> tuple[Reparameterization, ...]:
+def _reparameterizations(parts: PhaseConfig) -> tuple[Reparameterization, ...]:
     if parts.fit is not None:
         return (parts.fit,)
     growth = parts.stage_growth
     return growth.reparameterizations(parts.before) if growth is not None else ()
 
 
-def _optimizer_state(parts: _PhaseConfig) -> OptimizerState:
+def _optimizer_state(parts: PhaseConfig) -> OptimizerState:
     if parts.part:
         return "keep"
     if parts.is_fitted:
@@ -299,7 +206,7 @@ def _shortened(
     return dataclasses.replace(phase, num_steps=left if is_last else min(left, phase.num_steps))
 
 
-def _check_fit(parts: _PhaseConfig, fit: Fit, num_steps: int) -> None:
+def _check_fit(parts: PhaseConfig, fit: Fit, num_steps: int) -> None:
     """Raises UserError if a learned growth does not fit into a stage with `num_steps`."""
     stage, field = parts.stage, f"stages.{parts.index}"
     if stage.optimizer_state != "reset":
@@ -344,48 +251,3 @@ def _check_growth(phase: Phase, tokens: int) -> None:
                 f"{phase.growth} is open after {mask.end_tokens}; lower "
                 f"mask_tokens, or make the stage longer."
             )
-
-
-def _learning_rate(parts: _PhaseConfig, course: _Course, run_tokens: int) -> LearningRate:
-    stage, config = parts.stage, parts.config
-    tokens_per_step = parts.per_step.tokens
-    # Extrapolated to step 0 at the present batch size.
-    first = course.waypoint.counts.tokens - course.waypoint.step * tokens_per_step
-    first_of_phase = first - parts.train_start
-    schedule, peak = stage.schedule or config.optimizer.schedule, stage.peak_learning_rate
-    if parts.fit is not None:
-        schedule, peak = Schedule(shape="constant"), parts.fit.learning_rate
-    horizon = schedule.horizon_tokens
-    if horizon is None:
-        end = _planned_end(parts, first + course.num_steps * tokens_per_step)
-        length = end - parts.train_start
-        horizon = run_tokens if schedule.axis == "run" else length
-    _check_schedule(parts.index, schedule, horizon)
-    warmup, decay = schedule.warmup_tokens, schedule.decay_tokens or 0
-    decay_start = warmup if schedule.shape == "cosine" else horizon - decay
-    return LearningRate(
-        shape=schedule.shape,
-        peak=config.optimizer.peak_learning_rate if peak is None else peak,
-        warmup_tokens=float(warmup),
-        decay_start=float(decay_start),
-        decay_tokens=float(horizon - decay_start),
-        final_fraction=schedule.final_fraction,
-        first_tokens=float(first if schedule.axis == "run" else first_of_phase),
-        tokens_per_step=float(tokens_per_step),
-    )
-
-
-def _check_schedule(stage: int, schedule: Schedule, horizon: int) -> None:
-    """Raises UserError for a schedule without decay, or longer than the horizon."""
-    if schedule.shape == "wsd" and schedule.decay_tokens is None:
-        raise UserError(
-            f"the schedule of stages.{stage} is wsd without decay_tokens; say how many "
-            f"tokens its decay takes."
-        )
-    if schedule.warmup_tokens + (schedule.decay_tokens or 0) > horizon:
-        raise UserError(
-            f"the schedule of stages.{stage} warms up over {schedule.warmup_tokens} and "
-            f"decays over {schedule.decay_tokens or 0} tokens, which is more than its "
-            f"horizon of {horizon}; lower schedule.warmup_tokens or schedule.decay_tokens, or "
-            f"train longer."
-        )

@@ -189,13 +189,18 @@ class Phase:
         return self.counts(self.num_steps)
 
     @property
+    def train_start(self) -> int:
+        """The run's tokens before the stage's training; of a fit, before the fit."""
+        return self.start.tokens - self.earlier_tokens
+
+    @property
     def first_tokens(self) -> int:
         """The stage's training tokens, extrapolated to step 0 at the present batch size.
 
         After a step, the stage has `first_tokens + step * per_step.tokens` tokens. Perhaps
         negative, if the batch size changed within the phase.
         """
-        return self.counts(0).tokens - self.start.tokens + self.earlier_tokens
+        return self.counts(0).tokens - self.train_start
 
     @property
     def stays_symmetric(self) -> bool:

@@ -73,12 +73,25 @@ def stage_tokens(config: Config) -> list[int]:
     found = []
     lengths = zip(stage_lengths(config.stages), stage_seq_lens(config), strict=True)
     for index, (length, seq_len) in enumerate(lengths):
-        tokens = 0
-        for part in stage_parts(index, config.stages[index], length):
-            per_step = part.batch_size * seq_len
-            tokens += max(0, math.ceil((part.end_tokens - tokens) / per_step)) * per_step
-        found.append(tokens)
+        parts = stage_parts(index, config.stages[index], length)
+        found.append(planned_tokens(parts, seq_len))
     return found
+
+
+def planned_tokens(
+    parts: Sequence[Part], seq_len: int, tokens: int = 0, stage_start: int = 0
+) -> int:
+    """Returns the run's tokens after some parts of a stage, in whole steps.
+
+    Args:
+      tokens: The run's tokens before the parts.
+      stage_start: The run's tokens before the stage.
+    """
+    for part in parts:
+        per_step = part.batch_size * seq_len
+        left = math.ceil((stage_start + part.end_tokens - tokens) / per_step)
+        tokens += max(0, left) * per_step
+    return tokens
 
 
 def stage_seq_lens(config: Config) -> list[int]:

@@ -30,7 +30,7 @@ from stackjax.data.open import open_sources
 from stackjax.data.prepare import prepare
 from stackjax.data.shards import ShardWriter
 from stackjax.data.sources import TokenSource
-from stackjax.files.storage import check_bucket
+from stackjax.files.storage import check_bucket, replace_text, replacement
 from stackjax.inference.run_tokenizer import copy_data_tokenizer
 from stackjax.inference.saved_model import SavedCheckpoint, local_files
 from stackjax.interop.stored_types import TYPES
@@ -79,6 +79,19 @@ def shards(world, gcs) -> str:
     """The corpus of `world`, in the bucket."""
     prepare_corpus(world, "gs://bucket/data")
     return "gs://bucket/data"
+
+
+@pytest.mark.parametrize("old", [{}, {"file": b"old"}], ids=["new", "old"])
+def test_failed_replacement_leaves_the_directory_as_before(tmp_path, old):
+    for name, data in old.items():
+        (tmp_path / name).write_bytes(data)
+    path = epath.Path(tmp_path / "file")
+    with pytest.raises(OSError, match="full"), replacement(path) as temporary:
+        temporary.write_text("half")
+        raise OSError("full")
+    assert files(tmp_path) == old
+    replace_text(path, "new")
+    assert files(tmp_path) == {"file": b"new"}
 
 
 def test_one_of_two_writers_of_a_generation_wins(gcs):
