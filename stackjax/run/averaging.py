@@ -36,12 +36,12 @@ def check_averages(config: Config, phases: Sequence[Phase]) -> None:
 
 
 def averaged(run: Run, source: Phase, target: Phase, state: TrainState) -> TrainState:
-    """Returns a phase's last state with the mean parameters of its last checkpoints.
+    """Returns a phase's last state, with its last checkpoints' mean parameters.
 
-    The mean is of the trained parameters, before masks are applied. All parameters are
-    float32, and so is their sum. A resumed run has the same checkpoints on disk, and the same
-    mean. At most one checkpoint's parameters are on the devices beside the state; the state's
-    own parameters are donated.
+    Trained parameters are averaged, before masks are applied; they and their sum are float32.
+    The optimizer state is the last checkpoint's. A resumed run has the same checkpoints on
+    disk, and the same mean. Beside the state, one checkpoint's parameters at a time are on the
+    devices; the state's own parameters are donated.
 
     Args:
       target: The next phase, with the number of checkpoints.
@@ -70,7 +70,7 @@ def _divided(total: Params, number: int) -> Params:
 
 
 def _averaged_steps(run: Run, source: Phase, target: Phase) -> list[int]:
-    """Returns the steps of the checkpoints to average, in order; UserError if too few."""
+    """Returns the steps to average, in order; UserError if there are too few."""
     directory = run.workdir / source.directory
     every_tokens, saved = run.config.checkpoints.every_tokens, saved_steps(directory)
     found = regular_steps(directory, source, every_tokens, saved)

@@ -49,7 +49,9 @@ def seam_row(workdir):
 def mean_of(workdir, steps):
     """The mean parameters in checkpoints of the first stage, in float64."""
     params = [last_state(workdir, 0, step)["params"] for step in steps]
-    return jax.tree.map(lambda *leaves: np.mean(np.float64(leaves), axis=0), *params)
+    return jax.tree.map(
+        lambda *leaves: np.mean(np.stack(leaves), axis=0, dtype=np.float64), *params
+    )
 
 
 @pytest.fixture(scope="module")
@@ -130,7 +132,7 @@ def test_mean_is_of_trained_parameters_before_masks_apply(world, tmp_path):
     # Multiples of three steps fall on steps 1, 4 of the second stage; its end is step 6.
     params = [last_state(tmp_path, 1, step)["params"]["layers"]["down"] for step in (4, 6)]
     grown = last_state(tmp_path, 2, step=0)["params"]["layers"]["down"]
-    expected = np.mean(np.float64(params), axis=0)
+    expected = np.mean(params, axis=0, dtype=np.float64)
     np.testing.assert_allclose(grown, np.concatenate([expected, expected]), 1e-6, 1e-8)
 
 
