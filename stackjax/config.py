@@ -121,6 +121,9 @@ class Stage:
     optimizer_state: Annotated[Literal["reset", "grow", "keep"], OnlyWith("growth")] = "reset"
     """Optimizer state after growth: reset (arXiv:2405.15319), grow the moments with the
     gradients, or keep old moments and zero new moments."""
+    average_checkpoints: Annotated[Size, OnlyWith("growth")] = 1
+    """Grow from the mean parameters of this many last checkpoints of the stage before
+    (arXiv:2306.03241); the optimizer state is from the last checkpoint."""
     rewarm: Annotated[Rewarm | None, OnlyWith("growth")] = None
     """Warm-up for new parameters."""
     scale_by_fan_in: Annotated[bool, OnlyWith("growth")] = False
@@ -207,7 +210,8 @@ class CheckpointConfig:
     every_tokens: Tokens
     """Tokens between checkpoints. The end of each stage is always saved."""
     keep_last: Size = 2
-    """Recent checkpoints to keep per stage; the last checkpoint of a stage is always kept."""
+    """Recent checkpoints to keep per stage; the last checkpoint of a stage is always kept. A
+    checkpoint saved at a signal to stop does not replace another."""
     keep_every_tokens: Tokens | None = None
     """Keep the first checkpoint past every multiple of this many tokens."""
 
@@ -278,6 +282,12 @@ class Config(Checked):
             if stage.source_weights is not None:
                 field = f"stages.{index}.source_weights"
                 check_weights(stage.source_weights, num_sources, field)
+            if stage.average_checkpoints > self.checkpoints.keep_last:
+                raise UserError(
+                    f"stages.{index}.average_checkpoints is {stage.average_checkpoints}, more "
+                    f"than checkpoints.keep_last {self.checkpoints.keep_last}; average fewer, "
+                    f"or keep more."
+                )
         keep, every = self.checkpoints.keep_every_tokens, self.checkpoints.every_tokens
         if keep is not None and keep % every:
             raise UserError(

@@ -38,8 +38,8 @@ _MAY_CHANGE = re.compile(
     r"|model\.(attention|remat|scan_unroll|loss_chunk)"
 )
 """Fields that may change when a run resumes. Changes in the optimizer apply from the resumed
-step on. Other fields do not change training, apart from the order of float additions and the
-steps with a check for early stopping."""
+step on. Other fields do not change training, apart from the order of float additions, the steps
+with a check for early stopping, and the checkpoints whose mean grows."""
 
 _MAY_DIFFER = re.compile(r"data\.(path|sources\.\d+\.path|cache_dir|num_workers|prefetch)")
 """Fields that may differ between hosts; the hosts compare the data itself."""
@@ -69,7 +69,7 @@ _WHY_NOT = {
     r"tasks\.(limit|num_fewshot)": "scores of one run are of the same questions",
     r"seed": "the initial values, the growth and the order of the data follow from it",
     r"init_from": "the run began with these parameters",
-    r"stages\.\d+\.(growth|optimizer_state)\b.*": "the model has already grown",
+    r"stages\.\d+\.(growth|optimizer_|average_).*": "the model has already grown",
     r"stages\.\d+\.(seq_len|source_.*)": "the order of the data follows from it",
     r"stages\.\d+\.rope_.*": "the stage was trained with these positions",
     r"stages\..*": "this part of the stage is already trained",

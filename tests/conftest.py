@@ -295,6 +295,7 @@ def phase_of(config: ModelConfig, rate=1e-2, **fields) -> Phase:
         "growth": None,
         "optimizer": AdamW(peak_learning_rate=rate),
         "optimizer_state": "reset",
+        "average_checkpoints": 1,
         "reparameterizations": (),
         "trained_layers": None,
         "mesh": MeshConfig(),

@@ -22,7 +22,7 @@ from stackjax.analysis.loss_curve import Curve
 from stackjax.analysis.names import COSTS
 from stackjax.analysis.plots import sign
 from stackjax.analysis.reading import read_record
-from stackjax.analysis.settings import trace
+from stackjax.analysis.settings import settings, trace
 from stackjax.analysis.speedup import at_budget, crossing, speedup_at_loss
 from stackjax.checkpoint.contents import Contents
 from stackjax.checkpoint.lineage import Generation
@@ -473,6 +473,24 @@ def test_group_members_differ_only_in_seed_and_execution(tmp_path):
         assert not is_same_training(**{field: config[field] + 1}), field
     assert not is_same_training(data="others")
     assert not is_same_training(**{"optimizer.schedule.shape": "wsd"})
+
+
+def test_checkpoint_interval_is_of_training_only_with_averaging(tmp_path):
+    field, interval = "stages.1.average_checkpoints", "checkpoints.every_tokens"
+    records = {
+        (number, every): read_record(
+            write_run(tmp_path / f"{number}-{every}", **{field: number, interval: every})
+        )
+        for number in (1, 2)
+        for every in (64, 128)
+    }
+    trainings = {key: record.training for key, record in records.items()}
+    assert trainings[1, 64] == trainings[1, 128]
+    assert trainings[1, 64] != trainings[2, 64] != trainings[2, 128]
+    # Older records do not have the field.
+    older = {name: value for name, value in records[1, 64].config.items() if name != field}
+    older = dataclasses.replace(records[1, 64], config=older)
+    assert (older.training, settings(older)) == (trainings[1, 64], settings(records[1, 64]))
 
 
 @pytest.mark.usefixtures("undrawn")

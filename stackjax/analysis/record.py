@@ -33,6 +33,7 @@ _NOT_TRAINING = re.compile(
 )
 """Fields without influence on training, except for rounding. The data digest and the lineage
 stand for the data path and the initial model."""
+_AVERAGE = re.compile(r"stages\.\d+\.average_checkpoints")
 _SIZES = ("num_layers", "embed_dim", "mlp_dim", "num_heads", "num_kv_heads", "head_dim")
 
 
@@ -96,7 +97,11 @@ class Record:
             if not _NOT_TRAINING.fullmatch(name)
             # As in older records, without these fields.
             and not (ignores_spikes and name.startswith("spikes."))
+            and not (_AVERAGE.fullmatch(name) and value == 1)
         }
+        if any(map(_AVERAGE.fullmatch, fields)):
+            interval = "checkpoints.every_tokens"  # determines which checkpoints are averaged
+            fields[interval] = self.config.get(interval)
         start = [(each.growth, str(each.model), each.spent) for each in self.origin]
         return {**fields, **self.data, "init_from": str(start)}
 

@@ -30,6 +30,9 @@ def settings(record: Record) -> dict[str, Any]:
     stage = {f"last stage's {name}": config.get(f"stages.{last}.{name}") for name in _STAGE}
     if last == 0 or record.growths[last] is None:
         del stage["last stage's optimizer_state"]
+    else:
+        number = config.get(f"stages.{last}.average_checkpoints", 1)
+        stage["last stage's average_checkpoints"] = number
     schedule = {
         f"last stage's schedule.{name}": _schedule(record, last, name) for name in _SCHEDULE
     }

@@ -12,6 +12,7 @@ from orbax.checkpoint import v1 as ocp
 from stackjax.checkpoint.contents import Contents, form_of, to_json
 from stackjax.checkpoint.directory import saved_steps
 from stackjax.checkpoint.lineage import Generation, begin, spend
+from stackjax.checkpoint.regular import regular_steps
 from stackjax.checkpoint.restore import read_contents
 from stackjax.checkpoint.saved_state import DamagedError, read_array_types, to_save
 from stackjax.config import CheckpointConfig
@@ -39,6 +40,22 @@ class _KeepEvery:
             return tokens // self.keep_every_tokens
 
         return [c.step > 0 and multiples(c.step) > multiples(c.step - 1) for c in checkpoints]
+
+
+@dataclasses.dataclass(frozen=True)
+class _KeepRegular:
+    """Keeps the last regular checkpoints, also after a signal to stop."""
+
+    directory: epath.Path
+    phase: Phase
+    config: CheckpointConfig
+
+    def should_preserve(
+        self, checkpoints: Sequence[ocp.training.CheckpointMetadata], *, context: Any
+    ) -> list[bool]:
+        steps = [c.step for c in checkpoints]
+        regular = regular_steps(self.directory, self.phase, self.config.every_tokens, steps)
+        return [step in regular[-self.config.keep_last :] for step in steps]
 
 
 class Checkpoints:
@@ -77,11 +94,12 @@ class Checkpoints:
 
     def _preservation_policy(self) -> Any:
         policies = ocp.training.preservation_policies
-        newest = policies.LatestN(self._config.keep_last)
-        if self._config.keep_every_tokens is None:
-            return newest
-        every: Any = _KeepEvery(self._phase, self._config.keep_every_tokens)
-        return policies.AnyPreservationPolicy([newest, every])
+        regular: Any = _KeepRegular(self.directory, self._phase, self._config)
+        kept = [policies.LatestN(self._config.keep_last), regular]
+        if self._config.keep_every_tokens is not None:
+            every: Any = _KeepEvery(self._phase, self._config.keep_every_tokens)
+            kept.append(every)
+        return policies.AnyPreservationPolicy(kept)
 
     @functools.cached_property
     def _lineage(self) -> tuple[Generation, ...]:

@@ -55,6 +55,12 @@ def check_probes(
                 f"probes.at_tokens has {at:,}, but stages.{following.stage} grows by "
                 f"{following.growth}, which has to be fitted first; probe another growth."
             )
+        if following.average_checkpoints > 1:
+            raise UserError(
+                f"probes.at_tokens has {at:,}, but stages.{following.stage}."
+                f"average_checkpoints is {following.average_checkpoints}, and a probe grows "
+                f"from the present parameters; leave out one of them."
+            )
         both = [e for i, e in enumerate(estimates) if i in (phase.index, following.index)]
         held = sum(each.state_bytes for each in both)
         held += max((each.gradient_bytes for each in both), default=0)

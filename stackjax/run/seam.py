@@ -1,6 +1,8 @@
 """The seam between two phases: growth, evaluation before and after, first checkpoint."""
 
 import dataclasses
+from collections.abc import Mapping
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -11,10 +13,12 @@ from stackjax.checkpoint.save import Checkpoints
 from stackjax.config import Config
 from stackjax.data.sources import TokenSource
 from stackjax.model.config import RopeScaling
+from stackjax.run.averaging import averaged
 from stackjax.run.goodput import KIND as GOODPUT
 from stackjax.run.run import Run
 from stackjax.run.sinks import plain_values
 from stackjax.run.validation import (
+    LOSS,
     beyond_metrics,
     check_preserved,
     layer_metrics,
@@ -30,6 +34,8 @@ from stackjax.training.compile import growth_key, jit_growth, partial_donation
 from stackjax.training.phase import Phase
 from stackjax.training.run_history import after_entering
 from stackjax.training.train_state import TrainState, placed
+
+T = TypeVar("T")
 
 
 def enter(run: Run, source: Phase, target: Phase, state: TrainState) -> TrainState:
@@ -47,27 +53,33 @@ def enter(run: Run, source: Phase, target: Phase, state: TrainState) -> TrainSta
     if target.optimizer_state == "reset":
         jax.tree.map(lambda moment: moment.delete(), state.opt_state)
         state = dataclasses.replace(state, opt_state=None)
+    metrics = _renamed(before, "before")
     with (
         run.clock.measure("seam"),
         memory_used_by(lambda: f"the growth into stage {target.stage}"),
     ):
+        losses = [before[LOSS]]
+        if target.average_checkpoints > 1:
+            state = averaged(run, source, target, state)
+            mean, _ = _evaluate(run, source, state, held_out)
+            metrics |= _renamed(mean, "averaged")
+            losses.append(mean[LOSS])
         entered = placed(target, _grow(run.config, source, target, state))
         after, layers = _evaluate(run, target, entered, held_out)
-        losses = before["held_out_loss"], after["held_out_loss"]
+        losses.append(after[LOSS])
         # Other rotary positions change the function, whatever the growth does.
         if target.growth is not None and _positions(source) == _positions(target):
-            check_preserved(target.growth, target.model, *losses)
-        after |= _beyond(run, target, entered)
-        metrics = {f"{name}_before": value for name, value in before.items()} | after
+            check_preserved(target.growth, target.model, *losses[-2:])
+        metrics |= after | _beyond(run, target, entered)
         run.write("growth", target, 0, target.start, **metrics)
         if layers:
-            layers |= {f"{name}_before": values for name, values in old_layers.items()}
+            layers |= _renamed(old_layers, "before")
             run.write("layers", target, 0, target.start, **layers)
         run.write(GOODPUT, target, 0, target.start, **run.clock.values())
         _commit(run, source, target, entered)
     run.progress.note(
-        f"{target.start.tokens:,} tokens: {target.growth or 'same model'}: held-out loss "
-        f"{losses[0]:.4f} -> {losses[1]:.4f}"
+        f"{target.start.tokens:,} tokens: {_change(target)}: held-out loss "
+        f"{' -> '.join(f'{loss:.4f}' for loss in losses)}"
     )
     if target.stays_symmetric:
         run.progress.note(
@@ -75,6 +87,17 @@ def enter(run: Run, source: Phase, target: Phase, state: TrainState) -> TrainSta
             f"equal and the model is no larger in effect; split=uneven or noise separates them"
         )
     return entered
+
+
+def _renamed(metrics: Mapping[str, T], suffix: str) -> dict[str, T]:
+    return {f"{name}_{suffix}": value for name, value in metrics.items()}
+
+
+def _change(target: Phase) -> str:
+    """Returns the model's change at the start of a phase."""
+    number = target.average_checkpoints
+    mean = f"mean of {number} checkpoints, " if number > 1 else ""
+    return f"{mean}{target.growth or 'same model'}"
 
 
 def _positions(phase: Phase) -> tuple[float, RopeScaling | None]:

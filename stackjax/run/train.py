@@ -23,6 +23,7 @@ from stackjax.files.run_lock import run_lock
 from stackjax.inference.run_tokenizer import copy_data_tokenizer
 from stackjax.model.flops import describe, num_params, peak_flops
 from stackjax.options import ResumeConfig, TrainOptions
+from stackjax.run.averaging import check_averages
 from stackjax.run.compile_ahead import compile_ahead, ends_while_compiling
 from stackjax.run.compile_all import compile_all
 from stackjax.run.early_stop import end_at_budget, log_early_end
@@ -192,6 +193,7 @@ def _check(
         position.history,
         num_slices_of(jax.devices()),
     )
+    check_averages(config, position.phases[position.phase.index :])
     check_probes(config, estimates, device_memory())
     check_sinks(config.logging, config.workdir)
     check_profile(config.logging, absolute(config.workdir))

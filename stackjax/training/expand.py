@@ -139,6 +139,7 @@ def _build_phase(parts: PhaseConfig, index: int, course: _Course, run_tokens: in
         growth=parts.growth,
         optimizer=parts.config.optimizer,
         optimizer_state=_optimizer_state(parts),
+        average_checkpoints=stage.average_checkpoints if parts.growth is not None else 1,
         reparameterizations=_reparameterizations(parts),
         trained_layers=trained,
         mesh=stage.mesh or parts.config.mesh,

@@ -133,6 +133,8 @@ class Phase:
     optimizer: Optimizer
     optimizer_state: OptimizerState
     """A fresh optimizer state, grown moments, or kept moments."""
+    average_checkpoints: int
+    """Last checkpoints of the previous phase whose mean parameters grow."""
     reparameterizations: tuple[Reparameterization, ...]
     """Functions from trained parameters to the model's parameters, such as masks."""
     trained_layers: tuple[bool, ...] | None
@@ -235,6 +237,7 @@ class Phase:
             stage=0,
             growth=None,
             optimizer_state="reset",
+            average_checkpoints=1,
             num_steps=0,
             learning_rate=_ANY_RATE,
             moment_starts=None,

@@ -103,13 +103,13 @@ def test_donating_a_state_after_save_does_not_change_the_checkpoint(workdir):
     assert_same(restored, host_state())
 
 
-def saved_steps(workdir, config, steps, phase=PHASE):
+def saved_steps(workdir, config, steps, phase=PHASE, counts=lambda step: COUNTS):
     """Returns the checkpoint steps left after saving `steps`."""
     mesh = mesh_of("one device")
     small = TrainState(jnp.int32(0), {"w": jnp.zeros(3)}, ())
     with jax.set_mesh(mesh), Checkpoints(workdir, phase, config) as checkpoints:
         for step in steps:
-            checkpoints.save(step, small, COUNTS)
+            checkpoints.save(step, small, counts(step))
     left = (workdir / phase.directory).iterdir()
     return sorted(int(path.name) for path in left if path.name.isdecimal())
 
