@@ -10,6 +10,7 @@ import pytest
 from scripts.bakeoff import load_runs
 from stackjax.config import Config
 from stackjax.config_file import read_config
+from stackjax.growth import parse_growth
 from stackjax.model.flops import flops_6nd, num_params
 from stackjax.optimizers import AdamW, Muon
 from stackjax.training.expand import expand
@@ -160,10 +161,10 @@ def test_sparkling_keeps_moments_and_warms_up_new_parameters():
 
 def test_blocks_of_four_grow_in_longer_and_longer_stages():
     runs = load_all("midas_lidas_360m")
-    for name, at in {"MIDAS": "middle", "LIDAS": "center", "last block": "last"}.items():
+    places = (("MIDAS", "middle"), ("LIDAS", "center"), ("last block", "last"))
+    for name, at in places:
         phases = expand(runs[name])
-        growths = {str(phase.growth) for phase in phases[1:]}
-        assert growths == {str(dataclasses.replace(phases[1].growth, size=4, at=at))}
+        assert {phase.growth for phase in phases[1:]} == {parse_growth(f"insert_block(size=4, at={at})")}
         *lengths, _ = [phase.end.tokens - phase.start.tokens for phase in phases]
         ratios = [length / lengths[0] for length in lengths]
         assert ratios == pytest.approx(range(1, 8), rel=0.01)
