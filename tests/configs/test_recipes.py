@@ -164,7 +164,9 @@ def test_blocks_of_four_grow_in_longer_and_longer_stages():
     places = (("MIDAS", "middle"), ("LIDAS", "center"), ("last block", "last"))
     for name, at in places:
         phases = expand(runs[name])
-        assert {phase.growth for phase in phases[1:]} == {parse_growth(f"insert_block(size=4, at={at})")}
+        assert {phase.growth for phase in phases[1:]} == {
+            parse_growth(f"insert_block(size=4, at={at})")
+        }
         *lengths, _ = [phase.end.tokens - phase.start.tokens for phase in phases]
         ratios = [length / lengths[0] for length in lengths]
         assert ratios == pytest.approx(range(1, 8), rel=0.01)
