@@ -31,6 +31,8 @@ class Arm:
     """The best learning rate."""
     runs: Sequence[StoredRun]
     """Runs at the best learning rate, with fresh seeds."""
+    device_seconds: float
+    """Of the fastest run at any rate; others may have shared their cores."""
 
     @property
     def losses(self) -> np.ndarray:
@@ -59,7 +61,8 @@ def finished(arms: Mapping[Labels, Config], store: RunStore) -> list[Arm]:
         rate = min(tuning, key=tuning.__getitem__)
         fresh = [run for (at, seed), run in sorted(runs.items()) if seed and at == rate]
         if fresh:
-            found.append(Arm(labels, tuning, rate, fresh))
+            fastest = min(run.device_seconds for run in runs.values())
+            found.append(Arm(labels, tuning, rate, fresh, fastest))
     return found
 
 
@@ -84,8 +87,8 @@ def table(arms: Sequence[Arm]) -> str:
         else:
             gap = difference(arm.losses, scratch.losses)
             cells += [_signed(gap), _saved(gap, arm, scratch, arms)]
-        seconds = np.median([run.device_seconds for run in arm.runs])
-        cells += [f"{arm.runs[0].evaluations[-1][0]:.3g}", f"{seconds:.0f}"]
+        tokens, _, flops, _ = arm.runs[0].evaluations[-1]
+        cells += [f"{tokens:.3g}", f"{flops:.3g}", f"{arm.device_seconds:.0f}"]
         rows.append(cells)
     head = [
         *(name for name, _ in arms[0].labels),
@@ -96,6 +99,7 @@ def table(arms: Sequence[Arm]) -> str:
         "minus scratch",
         "FLOPs saved",
         "tokens",
+        "matmul FLOPs",
         "device-seconds",
     ]
     below = "\n".join(f"- {line}" for line in _trace(arms))

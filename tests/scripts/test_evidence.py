@@ -41,8 +41,8 @@ def test_arms_of_a_group_have_equal_flops_and_a_run_from_scratch(path):
         values = dict(labels)
         group = (values.get("layers", ""), labels[-1][1])
         ends.setdefault(group, []).append(float(expand(config)[-1].end.flops_6nd))
-        others = [Arm(each, {}, 1.0, ()) for each in load_arms(path)]
-        assert scratch_of(Arm(labels, {}, 1.0, ()), others) is not None
+        others = [Arm(each, {}, 1.0, (), 1.0) for each in load_arms(path)]
+        assert scratch_of(Arm(labels, {}, 1.0, (), 1.0), others) is not None
     for flops in ends.values():
         assert max(flops) < 1.003 * min(flops)
 
@@ -62,9 +62,8 @@ def stored(loss, *, seed=1, rate=1e-3, flops=1.0, tokens=10.0):
 def arm(run, length, losses, *, flops=1.0, schedule=""):
     labels = (("run", run), ("schedule", schedule), ("length", length))
     runs = [stored(loss, seed=seed, flops=flops) for seed, loss in enumerate(losses, 1)]
-    return Arm(
-        labels, {5e-4: losses[0] + 0.25, 1e-3: losses[0], 2e-3: losses[0] + 0.5}, 1e-3, runs
-    )
+    tuning = {5e-4: losses[0] + 0.25, 1e-3: losses[0], 2e-3: losses[0] + 0.5}
+    return Arm(labels, tuning, 1e-3, runs, device_seconds=1.5)
 
 
 def test_table_has_gaps_with_intervals_and_flops_of_scratch_for_the_same_loss():
@@ -232,6 +231,7 @@ def test_table_of_early_losses_has_rank_correlation_and_regret(tmp_path, monkeyp
             {},
             1.0,
             (dataclasses.replace(stored(1.0), evaluations=((5, 5, 5, a), (10, 10, 10, b))),),
+            1.0,
         )
         for i, (a, b) in enumerate(zip(early, last, strict=True))
     ]
