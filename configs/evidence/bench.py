@@ -5,7 +5,7 @@ three data sets with 20M tokens:
 
     code=tfds:stackjax_stdlib
     kernel='/usr/share/doc/linux-doc-6.1/html/_sources/**/*.rst.txt'
-    manual='/usr/share/doc/python3*/html/_sources/**/*.rst.txt'
+    manual='/usr/share/doc/python3.??/html/_sources/**/*.rst.txt'
     python -m stackjax.tokenizer $code "$kernel" "$manual" --vocab-size 1024 \\
         --output data/evidence.json
     for name in code kernel manual; do
