@@ -21,7 +21,7 @@ import tyro
 
 from scripts.cells import check_phases
 from scripts.evidence_report import Labels, draw, finished, table
-from scripts.page import replace_table
+from scripts.page import write_table
 from scripts.run_pool import Jobs, train_all
 from scripts.run_store import RunStore
 from stackjax.config import Config
@@ -84,13 +84,9 @@ def _report(options: EvidenceConfig, arms: Mapping[Labels, Config], store: RunSt
     if not known:
         print("no arm is finished")
         return
-    text, name = table(known), options.config.stem
-    if options.page is None:
-        (options.output / f"{name}.md").write_text(f"{text}\n")
-    else:
-        replace_table(options.page, name, text)
+    name = options.config.stem
+    write_table(table(known), name, options.output, options.page)
     draw(known, options.output / f"{name}.png")
-    print(text)
 
 
 def load_arms(path: Path) -> dict[Labels, Config]:

@@ -8,7 +8,7 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
 
-from scripts.run_store import RunStore, StoredRun
+from scripts.run_store import RunStore, StoredRun, provenance
 from stackjax.analysis.plots import sign
 from stackjax.analysis.speedup import Estimate, difference
 from stackjax.analysis.tables import markdown
@@ -187,12 +187,10 @@ def _trace(arms: Sequence[Arm]) -> list[str]:
     runs = [run for arm in arms for run in arm.runs]
     counts = [len(arm.tuning) + len(arm.runs) for arm in arms]
     seconds = sum(arm.device_seconds * n for arm, n in zip(arms, counts, strict=True))
-    data = sorted({run.data[:12] for run in runs})
-    versions = sorted({run.jax for run in runs})
     seeds = sorted({len(arm.runs) for arm in arms})
     return [
         f"seeds at the best rate: {' or '.join(map(str, seeds))}, besides the one for tuning",
         f"{sum(counts)} runs, {seconds / 3600:.1f} device-hours at the speed of each arm's "
         f"fastest run, without compilation and evaluation",
-        f"data: {', '.join(data)}; JAX {', '.join(versions)}",
+        provenance(runs),
     ]

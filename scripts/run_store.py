@@ -6,7 +6,7 @@ count. Stores of several machines can be concatenated.
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -97,6 +97,12 @@ class RunStore:
         replace_text(epath.Path(self._path), old + text)
         for line in text.splitlines():
             self._add(parse_object(line.encode()))
+
+
+def provenance(runs: Collection[StoredRun]) -> str:
+    """Returns the data and the versions of JAX, in words."""
+    data, versions = {run.data[:12] for run in runs}, {run.jax for run in runs}
+    return f"data: {', '.join(sorted(data))}; JAX {', '.join(sorted(versions))}"
 
 
 def _fields(config: Config) -> dict[str, Any]:

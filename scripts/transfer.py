@@ -4,7 +4,8 @@
 
 The config's model is the base. The picture has the held-out loss over the learning rate, with a
 plot for each parametrization and axis; the table has the best rate of each size. Finished runs
-are skipped, so the same command resumes. `--dry-run` prints a command for each run.
+are kept as data in the output directory and are not trained again, so the same command resumes.
+`--dry-run` prints a command for each run.
 """
 
 import dataclasses
@@ -18,14 +19,13 @@ import matplotlib.pyplot as plt
 import tyro
 
 from scripts.cells import check_phases
-from scripts.results import final_loss
-from scripts.run_pool import Jobs, run_all
+from scripts.page import write_table
+from scripts.run_pool import Jobs, run_all, train_all
+from scripts.run_store import RunStore, provenance
 from stackjax.analysis.plots import sign
-from stackjax.analysis.reading import read_record
-from stackjax.analysis.settings import trace
 from stackjax.config import Config
 from stackjax.config_file import read_config
-from stackjax.files.output import check_writable
+from stackjax.files.output import check_output_directory
 from stackjax.model import ModelConfig
 from stackjax.model.config import CompleteP
 from stackjax.runtime.command_line import parse
@@ -76,6 +76,10 @@ class TransferConfig(Checked):
     """Concurrent runs; they share the cores."""
     cell: Count | None = None
     """Train only this run, by index."""
+    output: Path = Path("docs/evidence")
+    """Directory for finished runs, table and picture."""
+    page: Path | None = None
+    """Page with markers for the table; by default transfer.md in the output directory."""
     dry_run: bool = False
     """Print a command for each run instead of training."""
 
@@ -107,14 +111,19 @@ def transfer(options: TransferConfig) -> None:
             raise UserError(f"--cell is {options.cell}; the grid has 0 to {len(runs) - 1}.")
         run_all(dict([list(runs.items())[options.cell]]), options.jobs)
         return
-    output = Path(read_config(options.config).workdir).parent / "transfer.md"
-    output.parent.mkdir(parents=True, exist_ok=True)
-    check_writable("output", output)
-    run_all(runs, options.jobs)
-    losses = {cell: final_loss(config) for cell, config in cells.items()}
-    output.write_text(table(losses))
-    draw(losses, trace([read_record(path) for path, _ in runs]), output.with_suffix(".png"))
-    print(f"{output.read_text()}\n{output} and its .png")
+    check_output_directory("output", options.output)
+    store = RunStore(options.output / "runs.jsonl")
+    missing = {label: run for label, run in runs.items() if _label(run) not in store.runs(run)}
+    for label in train_all(missing, options.jobs):
+        store.add(missing[label])
+    found = {cell: store.runs(config)[_label(config)] for cell, config in cells.items()}
+    losses = {cell: run.loss for cell, run in found.items()}
+    write_table(table(losses), "transfer", options.output, options.page)
+    draw(losses, provenance(found.values()), options.output / "transfer.png")
+
+
+def _label(config: Config) -> tuple[float, int]:
+    return config.optimizer.peak_learning_rate, config.seed
 
 
 def grid(options: TransferConfig) -> dict[Cell, Config]:
@@ -196,7 +205,7 @@ def table(losses: Mapping[Cell, float]) -> str:
     return f"{markdown_table(head, rows)}\n\nOne seed; no intervals.\n"
 
 
-def draw(losses: Mapping[Cell, float], trace: list[str], output: Path) -> None:
+def draw(losses: Mapping[Cell, float], trace: str, output: Path) -> None:
     """Draws the loss over the learning rate, a plot for each parametrization and axis."""
     figure, plots = plt.subplots(2, 2, figsize=(10, 8), sharex=True, sharey=True, dpi=150)
     figure.set_layout_engine("constrained")
@@ -219,7 +228,7 @@ def draw(losses: Mapping[Cell, float], trace: list[str], output: Path) -> None:
         row[0].set_ylabel("held-out loss, nats per token")
     for plot in plots[-1]:
         plot.set_xlabel("peak learning rate")
-    sign(figure, trace).savefig(output)
+    sign(figure, [trace]).savefig(output)
     plt.close(figure)
 
 

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from scripts.transfer import AXES, Cell, TransferConfig, grid, table
+from scripts.run_store import StoredRun
+from scripts.transfer import AXES, Cell, TransferConfig, grid, table, transfer
 from stackjax.model.config import CompleteP
 from stackjax.runtime.errors import UserError
 
@@ -57,3 +58,31 @@ def test_table_has_the_best_rate_and_the_cost_of_the_base_rate():
 def test_config_with_growth_is_refused():
     with pytest.raises(UserError, match=r"tiny\.py has 2 stages"):
         grid(TransferConfig(config=Path("configs/tiny.py")))
+
+
+def test_stored_runs_give_table_and_picture_without_training(tmp_path, monkeypatch, capsys):
+    options = TransferConfig(
+        config=BASE, rates=(1e-3, 2e-3), layers=(1, 2), channels=(1, 4), output=tmp_path
+    )
+
+    def read(config):
+        rate, depth = config.optimizer.peak_learning_rate, config.model.num_layers
+        run = (1.0, 2.0, 3.0, 3 - 1000 * rate / depth)
+        return StoredRun(rate, config.seed, (run,), (), 1.0, "abc", "0.10")
+
+    trained = []
+
+    def train(runs, jobs):
+        trained.extend(runs)
+        yield from runs
+
+    monkeypatch.setattr("scripts.run_store._read", read)
+    monkeypatch.setattr("scripts.transfer.train_all", train)
+    for _ in range(2):
+        transfer(options)
+        # Base, twice the layers and four times the channels; the last two in both ways.
+        assert len(trained) == 2 * (1 + 2 * (1 + 1))
+    text = (tmp_path / "transfer.md").read_text()
+    assert text in capsys.readouterr().out
+    assert "| CompleteP | layers | 2 x base | 0.002 (end of the grid) | 2.5000 |" in text
+    assert (tmp_path / "transfer.png").stat().st_size > 10_000
