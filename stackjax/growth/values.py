@@ -31,8 +31,8 @@ def key_for(name: str, key: jax.Array) -> jax.Array:
 
 
 def writes_residual(names: Axes) -> bool:
-    """Returns whether a parameter is a matrix whose output joins the residual stream."""
-    return bool(names.reads) and names.writes == ("embed",)
+    """Returns whether a parameter's output joins the residual stream."""
+    return names.joins_stream
 
 
 def fill_new(

@@ -4,6 +4,7 @@ Shapes: B batch, T query time, S key time, N query heads, K key/value heads, H h
 N / K: query head n reads key head n // G.
 """
 
+import functools
 import math
 
 import jax
@@ -22,6 +23,7 @@ from stackjax.model.context_attention import (
     attention_by_queries,
     query_pieces,
 )
+from stackjax.model.masking import ANY_PAST, Masking
 from stackjax.sharding.partition import logical, num_shards
 from stackjax.sharding.platform import target_device
 
@@ -32,8 +34,9 @@ def choose_kernel(config: ModelConfig, dtype: jnp.dtype, seq_len: int) -> Attent
         return config.attention
     device = target_device()
     # On all GPUs since Ampere, cuDNN supports bfloat16, at most 128 channels per head, and
-    # masks with an even length.
+    # masks with an even length. It has no cap of the logits.
     narrow = dtype == jnp.bfloat16 and config.head_dim % 8 == 0 and config.head_dim <= 128
+    narrow = narrow and config.attention_cap is None
     pieces = query_pieces(config.num_kv_heads)
     if narrow and seq_len % (2 * pieces) == 0 and has_kernel("cudnn", device):
         return "cudnn"
@@ -50,25 +53,34 @@ def causal_attention(
     v_BSKH: jax.Array,
     segments_BT: jax.Array | None,
     kernel: AttentionKernel,
+    masking: Masking = ANY_PAST,
 ) -> jax.Array:
     """Returns causal attention within each segment, [B, T, N, H], with a float32 softmax.
 
     Args:
       segments_BT: None if each row is a single segment.
       kernel: As from `choose_kernel`.
+      masking: The window and the cap of the logits.
     """
     args = q_BTNH, k_BSKH, v_BSKH, segments_BT
+    masking = masking.within(q_BTNH.shape[1])
     if query_pieces(k_BSKH.shape[2]) > 1:
-        return attention_by_queries(kernel, *args)
+        return attention_by_queries(kernel, *args, masking)
+    attend = functools.partial(FLASH_KERNELS.get(kernel, _xla), masking=masking)
     if num_shards("seq") > 1:
-        return attention_by_heads(FLASH_KERNELS.get(kernel, _xla), *args)
+        return attention_by_heads(attend, *args)
     if kernel == "xla":
-        return _xla(*args)
-    return on_each_device(FLASH_KERNELS[kernel])(*args)
+        return attend(*args)
+    return on_each_device(attend)(*args)
 
 
 def _xla(
-    q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, segments_BT: jax.Array | None
+    q_BTNH: jax.Array,
+    k_BSKH: jax.Array,
+    v_BSKH: jax.Array,
+    segments_BT: jax.Array | None,
+    *,
+    masking: Masking,
 ) -> jax.Array:
     batch, seq_len, num_heads, head_dim = q_BTNH.shape
     num_kv_heads = k_BSKH.shape[2]
@@ -78,6 +90,6 @@ def _xla(
     q_BTKGH = jnp.reshape(q_BTNH * head_dim**-0.5, grouped, out_sharding=layout)
     q_BKHGT = q_BTKGH.transpose(0, 2, 4, 3, 1)
     k_BKSH, v_BKSH = k_BSKH.transpose(0, 2, 1, 3), v_BSKH.transpose(0, 2, 1, 3)
-    out_BKHGT = block_attention(q_BKHGT, k_BKSH, v_BKSH, segments_BT)
+    out_BKHGT = block_attention(q_BKHGT, k_BKSH, v_BKSH, segments_BT, masking)
     layout = logical("batch", "seq", "heads", None)
     return jnp.reshape(out_BKHGT.transpose(0, 4, 1, 3, 2), q_BTNH.shape, out_sharding=layout)

@@ -16,6 +16,7 @@ from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_ma
 from jax.extend.core import Primitive
 
 from stackjax.model.config import AttentionKernel
+from stackjax.model.masking import Masking
 from stackjax.sharding.partition import logical
 from stackjax.sharding.platform import DeviceKind, is_nvidia, platform_of
 
@@ -28,6 +29,7 @@ SPLASH_RESIDUALS = "flash_residuals"
 """Checkpoint name of splash attention's output and logsumexp."""
 _SPLASH_BLOCK = 512
 _MASK_BLOCK = 4096
+_KEY_MULTIPLE = 128  # cuDNN's masks have an even length
 
 
 def _is_cudnn_forward(primitive: Primitive, *_: Any, **__: Any) -> bool:
@@ -65,23 +67,32 @@ def on_each_device(kernel: Kernel) -> Kernel:
 
 
 def cudnn_attention(
-    q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, segments_BT: jax.Array | None
+    q_BTNH: jax.Array,
+    k_BSKH: jax.Array,
+    v_BSKH: jax.Array,
+    segments_BT: jax.Array | None,
+    *,
+    masking: Masking,
 ) -> jax.Array:
-    """Returns causal attention by cuDNN's flash attention, for bfloat16."""
+    """Returns causal attention by cuDNN's flash attention, for bfloat16 and without a cap."""
+    assert masking.cap is None, "cuDNN has no cap of the logits"
     attend = functools.partial(jax.nn.dot_product_attention, implementation="cudnn")
     if segments_BT is None:
-        return attend(q_BTNH, k_BSKH, v_BSKH, is_causal=True)
+        window = None if masking.window is None else (masking.window - 1, 0)
+        return attend(q_BTNH, k_BSKH, v_BSKH, is_causal=True, local_window_size=window)
     seq_len, outs = q_BTNH.shape[1], []
     # cuDNN takes documents only as an explicit mask. Blocks of queries keep masks small, and
-    # leave out most keys in the future.
+    # leave out most keys in the future and before the window.
     for start in range(0, seq_len, _MASK_BLOCK):
         stop = min(start + _MASK_BLOCK, seq_len)
-        is_past_TS = jnp.arange(start, stop)[:, None] >= jnp.arange(stop)[None, :]
-        is_same_BTS = segments_BT[:, start:stop, None] == segments_BT[:, None, :stop]
+        first = masking.first_key(start, multiple=_KEY_MULTIPLE)
+        query_T1, key_1S = jnp.arange(start, stop)[:, None], jnp.arange(first, stop)[None, :]
+        is_past_TS = masking.is_seen(query_T1, key_1S)
+        is_same_BTS = segments_BT[:, start:stop, None] == segments_BT[:, None, first:stop]
         out_BTNH = attend(
             q_BTNH[:, start:stop],
-            k_BSKH[:, :stop],
-            v_BSKH[:, :stop],
+            k_BSKH[:, first:stop],
+            v_BSKH[:, first:stop],
             mask=(is_past_TS[None] & is_same_BTS)[:, None],
             is_causal=start == 0,  # faster, and for as many keys as queries alone
         )
@@ -90,17 +101,33 @@ def cudnn_attention(
 
 
 def splash_attention(
-    q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, segments_BT: jax.Array | None
+    q_BTNH: jax.Array,
+    k_BSKH: jax.Array,
+    v_BSKH: jax.Array,
+    segments_BT: jax.Array | None,
+    *,
+    masking: Masking,
 ) -> jax.Array:
     """Returns causal attention by splash attention, for TPUs."""
     _, seq_len, num_heads, _ = q_BTNH.shape
     attend = splash.make_splash_mha_single_device(
-        masks.MultiHeadMask([masks.CausalMask((seq_len, seq_len))] * num_heads),
+        masks.MultiHeadMask([splash_mask(seq_len, masking)] * num_heads),
         block_sizes=splash_blocks(seq_len),
+        attn_logits_soft_cap=masking.cap,
         residual_checkpoint_name=SPLASH_RESIDUALS,
     )
     segments = None if segments_BT is None else splash.SegmentIds(segments_BT, segments_BT)
     return run_splash(attend, q_BTNH, k_BSKH, v_BSKH, segments)
+
+
+def splash_mask(seq_len: int, masking: Masking, num_shards: int = 1) -> Any:
+    """Returns splash attention's mask over a sequence."""
+    shape = (seq_len, seq_len)
+    if masking.window is None:
+        return masks.CausalMask(shape, shard_count=num_shards)
+    return masks.LocalMask(
+        shape, window_size=(masking.window - 1, 0), offset=0, shard_count=num_shards
+    )
 
 
 def splash_blocks(seq_len: int) -> splash.BlockSizes:
@@ -133,5 +160,8 @@ def run_splash(
     return out_BNTH.transpose(0, 2, 1, 3)
 
 
-FLASH_KERNELS: Mapping[str, Kernel] = {"cudnn": cudnn_attention, "splash": splash_attention}
-"""The flash attention kernels by name."""
+FLASH_KERNELS: Mapping[str, Callable[..., jax.Array]] = {
+    "cudnn": cudnn_attention,
+    "splash": splash_attention,
+}
+"""The flash attention kernels by name; each also takes a `masking`."""

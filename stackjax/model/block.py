@@ -1,9 +1,10 @@
-"""A decoder layer: attention and SwiGLU on a residual stream.
+"""A decoder layer: attention and a gated MLP on a residual stream.
 
 Shapes: B batch, T time, D embed, N query heads, K key/value heads, H head_dim, F mlp. G is 2:
 gate and value of a SwiGLU.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -23,27 +24,44 @@ Attend = Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Array, Any]]
 """Attention function: (q_BTNH, k_BTKH, v_BTKH) -> (output [B, T, N, H], auxiliary output such
 as a KV cache). Queries and keys are already rotated."""
 
+Turn = tuple[jax.Array, jax.Array] | None
+"""Cosine and signed sine of rotary positions; None for a layer without them."""
+
 
 class Block(Module):
-    """A pre-norm decoder layer: x + attention(norm(x)), then x + SwiGLU(norm(x)).
+    """A decoder layer: x + attention(norm(x)), then x + MLP(norm(x)).
 
-    With CompleteP, both branches are multiplied by `branch_factor`.
+    `norm_placement` moves the norms to the outputs of both branches, or adds norms there. With
+    CompleteP, both branches are multiplied by `branch_factor`.
     """
 
     @nn.compact
-    def __call__(
-        self, x_BTD: jax.Array, turn: tuple[jax.Array, jax.Array], attend: Attend
-    ) -> tuple[jax.Array, Any]:
+    def __call__(self, x_BTD: jax.Array, turn: Turn, attend: Attend) -> tuple[jax.Array, Any]:
         """Returns the residual stream [B, T, D] and the auxiliary output of `attend`."""
-        h_BTD = self.norm("attention_norm", x_BTD, "embed")
-        read_BTD, left = self.attention(h_BTD, turn, attend)
+        read_BTD, left = self.attention(self.before("attention", x_BTD), turn, attend)
+        read_BTD = self.after("attention", read_BTD)
         x_BTD += scaled(read_BTD, branch_factor(self.config))
-        made_BTD = self.mlp(self.norm("mlp_norm", x_BTD, "embed"))
+        made_BTD = self.after("mlp", self.mlp(self.before("mlp", x_BTD)))
         return x_BTD + scaled(made_BTD, branch_factor(self.config)), left
 
-    def attention(
-        self, x_BTD: jax.Array, turn: tuple[jax.Array, jax.Array], attend: Attend
-    ) -> tuple[jax.Array, Any]:
+    def before(self, branch: str, x_BTD: jax.Array) -> jax.Array:
+        """Returns the input of a branch."""
+        if self.config.norm_placement == "after":
+            return x_BTD
+        return self.norm(f"{branch}_norm", x_BTD, "embed")
+
+    def after(self, branch: str, x_BTD: jax.Array) -> jax.Array:
+        """Returns the output of a branch, for the residual stream."""
+        if self.config.norm_placement == "before":
+            return x_BTD
+        return self.norm(f"{branch}_out_norm", x_BTD, "embed", joins=True)
+
+    def writer(self, *reads: str) -> Axes:
+        """Returns the axes of a branch's last matrix."""
+        joins = None if self.config.norm_placement == "before" else False
+        return Axes(reads=reads, writes=("embed",), joins=joins)
+
+    def attention(self, x_BTD: jax.Array, turn: Turn, attend: Attend) -> tuple[jax.Array, Any]:
         def project(name: str, heads: str) -> jax.Array:
             w_DNH = self.weight(name, Axes(reads=("embed",), writes=(heads, "head_dim")))
             layout = logical("batch", "seq", heads, None)
@@ -56,12 +74,18 @@ class Block(Module):
         k_BTKH = project("key", "kv_heads")
         v_BTKH = project("value", "kv_heads")
         if self.config.qk_norm:
-            q_BTNH = self.norm("query_norm", q_BTNH, "head_dim")
-            k_BTKH = self.norm("key_norm", k_BTKH, "head_dim")
-        q_BTNH, k_BTKH = rotate(q_BTNH, *turn), rotate(k_BTKH, *turn)
+            over_all = self.config.qk_norm_over == "all_heads"
+            of_query = ("heads", "head_dim") if over_all else ("head_dim",)
+            of_key = ("kv_heads", "head_dim") if over_all else ("head_dim",)
+            q_BTNH = self.norm("query_norm", q_BTNH, *of_query)
+            k_BTKH = self.norm("key_norm", k_BTKH, *of_key)
+        if turn is not None:
+            q_BTNH, k_BTKH = rotate(q_BTNH, *turn), rotate(k_BTKH, *turn)
         q_BTNH = scaled(q_BTNH, query_factor(self.config))
+        if self.config.query_scale is not None:
+            q_BTNH *= math.sqrt(self.config.head_dim / self.config.query_scale)
         out_BTNH, left = attend(q_BTNH, k_BTKH, v_BTKH)
-        w_NHD = self.weight("out", Axes(reads=("heads", "head_dim"), writes=("embed",)))
+        w_NHD = self.weight("out", self.writer("heads", "head_dim"))
         layout = logical("batch", "seq", None)
         return contract("BTNH,NHD->BTD", out_BTNH, w_NHD, layout), left
 
@@ -78,11 +102,24 @@ class Block(Module):
         # products compute them from their operands; TPUs then write a third less to memory. On
         # a CPU, where layers are in no loop, the compiler would store them.
         on_cpu = platform_of(target_device()) == "cpu"
-        h_BTF = jax.checkpoint(_swiglu, prevent_cse=on_cpu)(gate_BTF, value_BTF)
-        w_FD = self.weight("down", Axes(reads=("mlp",), writes=("embed",)))
+        gated = _GATED[self.config.activation]
+        h_BTF = jax.checkpoint(gated, prevent_cse=on_cpu)(gate_BTF, value_BTF)
+        w_FD = self.weight("down", self.writer("mlp"))
         return contract("BTF,FD->BTD", h_BTF, w_FD, logical("batch", "seq", None))
 
 
 def _swiglu(gate_BTF: jax.Array, value_BTF: jax.Array) -> jax.Array:
     """Returns the SwiGLU hidden activations (arXiv:2002.05202)."""
     return nn.silu(gate_BTF) * value_BTF
+
+
+def _geglu(gate_BTF: jax.Array, value_BTF: jax.Array) -> jax.Array:
+    return nn.gelu(gate_BTF, approximate=False) * value_BTF
+
+
+def _geglu_tanh(gate_BTF: jax.Array, value_BTF: jax.Array) -> jax.Array:
+    return nn.gelu(gate_BTF, approximate=True) * value_BTF
+
+
+_GATED = {"silu": _swiglu, "gelu": _geglu, "gelu_tanh": _geglu_tanh}
+"""The hidden activations of the MLP, by `activation`."""

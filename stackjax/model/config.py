@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Annotated, Literal
 
+from stackjax.model.layer_kind import LayerKind, RopeScaling
 from stackjax.runtime.constraints import check_fields
 from stackjax.runtime.errors import UserError
 from stackjax.runtime.numbers import Epsilon, Positive
@@ -27,33 +28,6 @@ SIZES = {
     "vocab": "padded_vocab_size",
 }
 """The `ModelConfig` field with the length of each logical axis."""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class RopeScaling:
-    """Rotary frequency scaling for longer contexts, as in Llama 3.1 (arXiv:2407.21783).
-
-    Frequencies below `low_freq_factor` turns per original context are divided by `factor`.
-    Frequencies above `high_freq_factor` turns stay the same. In between, the scale is
-    interpolated linearly.
-    """
-
-    factor: Annotated[float, Real(at_least=1)] = 8.0
-    """Divisor for the lowest frequencies."""
-    low_freq_factor: Positive = 1.0
-    """Turns per original context; lower frequencies are divided by `factor`."""
-    high_freq_factor: Positive = 4.0
-    """Turns per original context; higher frequencies stay the same."""
-    original_seq_len: Annotated[int, Whole(at_least=1, at_most=2**31 - 1)] = 8192
-    """Original context length in tokens."""
-
-    def __post_init__(self):
-        check_fields(self, "model.rope_scaling")
-        if self.low_freq_factor >= self.high_freq_factor:
-            raise UserError(
-                f"model.rope_scaling.high_freq_factor is {self.high_freq_factor}; it must be "
-                f"more than model.rope_scaling.low_freq_factor, {self.low_freq_factor}."
-            )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -108,7 +82,11 @@ class CompleteP:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """A LLaMA-style decoder: RMSNorm, rotary positions, grouped-query attention, SwiGLU."""
+    """A LLaMA-style decoder: RMSNorm, rotary positions, grouped-query attention, SwiGLU.
+
+    Layers may be of several kinds (`pattern`), and the model may have the norms, activation
+    and caps of Gemma and OLMo 2.
+    """
 
     vocab_size: Annotated[int, Whole(at_least=1, at_most=2**24)]
     """Vocabulary size before padding."""
@@ -127,6 +105,9 @@ class ModelConfig:
     """Channels per head; must be even for rotary positions."""
     loops: Annotated[int, Whole(at_least=1, at_most=MAX_LAYERS)] = 1
     """Times the layers are applied: with 2, layers 0 1 run as 0 1 0 1."""
+    pattern: tuple[LayerKind, ...] = ()
+    """The repeated pattern of layer kinds: layer l has kind l mod its length. The last period
+    may be cut. Empty for layers of one kind with global attention."""
     rope_theta: Annotated[float, Real(at_least=1)] = 1e4
     """Rotary frequency base."""
     rope_scaling: RopeScaling | None = None
@@ -138,7 +119,25 @@ class ModelConfig:
     qkv_bias: bool = False
     """Whether queries, keys and values have biases, as in Qwen2."""
     qk_norm: bool = False
-    """Whether to normalize queries and keys per head before the rotation."""
+    """Whether to normalize queries and keys before the rotation."""
+    qk_norm_over: Literal["head", "all_heads"] = "head"
+    """Channels of one norm of `qk_norm`: each head alone, or all heads, as in OLMo 2."""
+    norm_placement: Literal["before", "after", "both"] = "before"
+    """Place of a branch's RMSNorm: at its input, at its output (OLMo 2), or both (Gemma 2)."""
+    unit_offset: bool = False
+    """Whether the gains of RMSNorm are stored minus 1, as in Gemma."""
+    activation: Literal["silu", "gelu", "gelu_tanh"] = "silu"
+    """Function of the MLP's gate: `silu` is SwiGLU, the others are GeGLU."""
+    attention_cap: Positive | None = None
+    """Bound c of the attention logits: c tanh(logits / c)."""
+    logit_cap: Positive | None = None
+    """Bound c of the next-token logits: c tanh(logits / c)."""
+    scale_embedding: bool = False
+    """Whether embeddings are multiplied by the square root of `embed_dim`."""
+    query_scale: Positive | None = None
+    """Attention logits are divided by the square root of this number; by default `head_dim`."""
+    rotary_share: Annotated[float, Real(more_than=0, at_most=1)] = 1.0
+    """Share of the channels of a head, the first ones, with rotary positions."""
     completep: CompleteP | None = None
     """Base sizes of CompleteP, for learning rates that hold for all depths and widths; None for
     the standard parametrization."""
@@ -165,6 +164,22 @@ class ModelConfig:
     def padded_vocab_size(self) -> int:
         """Vocabulary size of embedding and head, with padding."""
         return -(-self.vocab_size // self.vocab_multiple) * self.vocab_multiple
+
+    @property
+    def rotary_dim(self) -> int:
+        """Channels of a head with rotary positions."""
+        return int(self.head_dim * self.rotary_share)
+
+    @property
+    def period_kinds(self) -> tuple[LayerKind, ...]:
+        """The kinds of a period of the pattern, at least one."""
+        return self.pattern or (LayerKind(),)
+
+    @property
+    def kinds(self) -> tuple[LayerKind, ...]:
+        """The kind of each layer."""
+        period = self.period_kinds
+        return tuple(period[i % len(period)] for i in range(self.num_layers))
 
     @property
     def depth(self) -> int:
@@ -209,6 +224,17 @@ class ModelConfig:
             raise UserError(
                 f"model.head_dim is {self.head_dim}; rotary positions turn pairs of "
                 f"channels, so it must be even."
+            )
+        if self.rotary_dim % 2 or not self.rotary_dim:
+            raise UserError(
+                f"model.rotary_share is {self.rotary_share}, {self.rotary_dim} of "
+                f"{self.head_dim} channels; rotary positions turn pairs of channels, so it "
+                f"must be even."
+            )
+        if self.attention_cap is not None and self.attention == "cudnn":
+            raise UserError(
+                f"model.attention_cap is {self.attention_cap}, and cuDNN's attention has no "
+                f"cap; set model.attention to 'auto'."
             )
 
 

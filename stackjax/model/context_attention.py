@@ -23,8 +23,11 @@ from stackjax.model.attention_kernels import (
     on_each_device,
     run_splash,
     splash_blocks,
+    splash_mask,
 )
 from stackjax.model.config import AttentionKernel
+from stackjax.model.masking import Masking
+from stackjax.runtime.errors import UserError
 from stackjax.sharding.partition import logical, num_shards
 
 _AXIS = "context"
@@ -66,18 +69,29 @@ def attention_by_queries(
     k_BSKH: jax.Array,
     v_BSKH: jax.Array,
     segments_BT: jax.Array | None,
+    masking: Masking,
 ) -> jax.Array:
-    """Returns attention with some of the queries and all keys on each device."""
+    """Returns attention with some of the queries and all keys on each device.
+
+    Raises:
+      UserError: The logits have a cap, and the kernel takes none.
+    """
     if kernel != "splash":
-        return on_each_device(_masked(kernel))(q_BTNH, k_BSKH, v_BSKH, segments_BT)
-    attend, attend_layout = _zigzag_splash(q_BTNH.shape[1], q_BTNH.shape[2])
+        if masking.cap is not None:
+            raise UserError(
+                f"model.attention_cap is {masking.cap}, which needs whole sequences or splash "
+                f"attention under mesh.context; choose a mesh.context that divides "
+                f"model.num_kv_heads on each device."
+            )
+        return on_each_device(_masked(kernel, masking))(q_BTNH, k_BSKH, v_BSKH, segments_BT)
+    attend, attend_layout = _zigzag_splash(q_BTNH.shape[1], q_BTNH.shape[2], masking)
     heads, kv_heads = (logical("batch", "seq", name, None) for name in ("heads", "kv_heads"))
     specs = attend_layout, heads, kv_heads, kv_heads, logical("batch", "seq")
     run = jax.shard_map(_splash, in_specs=specs, out_specs=heads, check_vma=False)
     return run(attend, q_BTNH, k_BSKH, v_BSKH, segments_BT)
 
 
-def _masked(kernel: Literal["xla", "cudnn"]) -> Kernel:
+def _masked(kernel: Literal["xla", "cudnn"], masking: Masking) -> Kernel:
     """Returns attention of a device's queries over all keys, with an explicit mask."""
 
     def attend(
@@ -86,7 +100,8 @@ def _masked(kernel: Literal["xla", "cudnn"]) -> Kernel:
         k_BSKH, v_BSKH = _gathered(k_BSKH), _gathered(v_BSKH)
         length = q_BTNH.shape[1]
         query_T = jax.lax.axis_index(_AXIS) * length + jnp.arange(length)
-        mask_BTS = (jnp.arange(k_BSKH.shape[1])[None, :] <= query_T[:, None])[None]
+        key_1S = jnp.arange(k_BSKH.shape[1])[None, :]
+        mask_BTS = masking.is_seen(query_T[:, None], key_1S)[None]
         if segments_BT is not None:
             segments_BS = _gathered(segments_BT)
             mask_BTS &= segments_BT[:, :, None] == segments_BS[:, None, :]
@@ -172,31 +187,17 @@ def _swapped_if_odd(first: jax.Array, second: jax.Array) -> list[jax.Array]:
     return [jnp.where(is_odd, second, first), jnp.where(is_odd, first, second)]
 
 
-class _ZigzagMask(masks.CausalMask):
-    """A causal mask for queries in zigzag order."""
-
-    def __init__(self, seq_len: int, num_devices: int):
-        super().__init__((seq_len, seq_len), shard_count=num_devices)
-        self.q_sequence = zigzag_order(seq_len, num_devices).astype(np.int32)
-
-    def __eq__(self, other: object) -> bool:
-        if not isinstance(other, type(self)):
-            return NotImplemented
-        return np.array_equal(self.q_sequence, other.q_sequence)
-
-    def __hash__(self) -> int:
-        return hash((type(self), self.shape))
-
-
-def _zigzag_splash(seq_len: int, num_heads: int) -> tuple[Any, Any]:
+def _zigzag_splash(seq_len: int, num_heads: int, masking: Masking) -> tuple[Any, Any]:
     """Returns splash attention for queries in zigzag order, and the layout of its arrays."""
     num_devices = num_shards("seq")
-    mask = _ZigzagMask(seq_len, num_devices)
+    mask = splash_mask(seq_len, masking, num_devices)
+    mask.q_sequence = zigzag_order(seq_len, num_devices).astype(np.int32)
     attend = splash.make_splash_mha(
         masks.MultiHeadMask([mask] * (num_heads // num_shards("heads"))),
         head_shards=1,
         q_seq_shards=num_devices,
         block_sizes=splash_blocks(seq_len // (2 * num_devices)),
+        attn_logits_soft_cap=masking.cap,
         residual_checkpoint_name=SPLASH_RESIDUALS,
     )
     mesh = jax.sharding.get_abstract_mesh()

@@ -5,6 +5,7 @@ heads, K key/value heads, H head_dim, V vocabulary (padded). G is N / K: query h
 head n // G.
 """
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -12,6 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from stackjax.model.config import ModelConfig
+from stackjax.model.layer_kind import LayerKind
+from stackjax.model.layer_scan import scan_layers
+from stackjax.model.masking import Masking
 from stackjax.model.module import compute_dtype
 from stackjax.model.transformer import Params, block_function, embed, final_norm, unembed
 from stackjax.sharding.partition import logical
@@ -54,7 +58,9 @@ def extend(
     run_block = block_function(config, positions_BT)
 
     def run_layer(
-        carry: tuple[jax.Array, Cache], scanned: tuple[Params, jax.Array]
+        carry: tuple[jax.Array, Cache],
+        scanned: tuple[Params, jax.Array],
+        kind: LayerKind,
     ) -> tuple[tuple[jax.Array, Cache], None]:
         (x_BTD, cache), (layer, index) = carry, scanned
 
@@ -62,15 +68,19 @@ def extend(
             q_BTNH: jax.Array, k_BTKH: jax.Array, v_BTKH: jax.Array
         ) -> tuple[jax.Array, Cache]:
             new = Cache(k_BTKH, v_BTKH)
-            return _on_each_device(q_BTNH, new, cache, positions_BT, index)
+            return _on_each_device(masking, q_BTNH, new, cache, positions_BT, index)
 
-        return run_block(x_BTD, layer, attend), None
+        masking = Masking(kind.window, config.attention_cap)
+        return run_block(x_BTD, layer, kind, attend), None
+
+    def body(kind: LayerKind) -> Any:
+        return functools.partial(run_layer, kind=kind)
 
     def run_loop(
         carry: tuple[jax.Array, Cache], first: jax.Array
     ) -> tuple[tuple[jax.Array, Cache], None]:
         layers = params["layers"], first + jnp.arange(config.num_layers)
-        return jax.lax.scan(run_layer, carry, layers)
+        return scan_layers(body, carry, layers, config)
 
     x_BTD = embed(config, params, tokens_BT)
     if config.num_layers:  # an empty cache cannot be indexed, even in a loop of no steps
@@ -93,26 +103,38 @@ def next_logits(
 
 
 def _on_each_device(
-    q_BTNH: jax.Array, new: Cache, cache: Cache, positions_BT: jax.Array, index: jax.Array
+    masking: Masking,
+    q_BTNH: jax.Array,
+    new: Cache,
+    cache: Cache,
+    positions_BT: jax.Array,
+    index: jax.Array,
 ) -> tuple[jax.Array, Cache]:
     """Returns the result of `_attend`, run on each device's rows and heads."""
     heads: Any = logical("batch", "seq", "heads", None)
     kv_heads: Any = logical("batch", "seq", "kv_heads", None)
     args = q_BTNH, new, cache, positions_BT, index
+    attend = functools.partial(_attend, masking)
     if heads is None:
-        return _attend(*args)
+        return attend(*args)
     cached: Any = logical(None, "batch", "kv_heads", None, None)
     caches, added = Cache(cached, cached), Cache(kv_heads, kv_heads)
     specs = heads, added, caches, logical("batch", "seq"), logical()
-    return jax.shard_map(_attend, in_specs=specs, out_specs=(heads, caches))(*args)
+    return jax.shard_map(attend, in_specs=specs, out_specs=(heads, caches))(*args)
 
 
 def _attend(
-    q_BTNH: jax.Array, new: Cache, cache: Cache, positions_BT: jax.Array, index: jax.Array
+    masking: Masking,
+    q_BTNH: jax.Array,
+    new: Cache,
+    cache: Cache,
+    positions_BT: jax.Array,
+    index: jax.Array,
 ) -> tuple[jax.Array, Cache]:
     """Returns the attention output of a layer, [B, T, N, H], and the updated cache.
 
     Args:
+      masking: The window and the cap of the logits.
       new: Keys and values for the new tokens, [B, T, K, H].
       index: The layer, counted over all loops.
     """
@@ -131,7 +153,9 @@ def _attend(
         "BTKGH,BKSH->BKGTS", q_BTKGH, k_BKSH, preferred_element_type=jnp.float32
     )
     slots_1111S = np.expand_dims(np.arange(k_BKSH.shape[2]), (0, 1, 2, 3))
-    is_seen_B11TS = slots_1111S <= positions_BT[:, None, None, :, None]
+    if masking.cap is not None:
+        scores_BKGTS = masking.cap * jnp.tanh(scores_BKGTS / masking.cap)
+    is_seen_B11TS = masking.is_seen(positions_BT[:, None, None, :, None], slots_1111S)
     scores_BKGTS = jnp.where(is_seen_B11TS, scores_BKGTS, -jnp.inf)
     weights_BKGTS = jax.nn.softmax(scores_BKGTS, axis=-1).astype(v_BKSH.dtype)
     out_BTKGH = jnp.einsum("BKGTS,BKSH->BTKGH", weights_BKGTS, v_BKSH)

@@ -56,19 +56,32 @@ class Module(nn.Module):
         stored: Any = self.param(name, lambda _: Named(zeros, Axes(writes=axes)))
         return jnp.expand_dims(stored.astype(x.dtype), range(x.ndim - len(axes)))
 
-    def norm(self, name: str, x: jax.Array, axis: str, factor: float = 1.0) -> jax.Array:
-        """Returns RMSNorm (arXiv:1910.07467) over the last axis, in the dtype of `x`.
+    def norm(
+        self,
+        name: str,
+        x: jax.Array,
+        *axes: str,
+        factor: float = 1.0,
+        joins: bool | None = None,
+    ) -> jax.Array:
+        """Returns RMSNorm (arXiv:1910.07467) over the last axes, in the dtype of `x`.
 
         Args:
+          axes: Names of the normalized axes.
           factor: Multiplies the gain.
+          joins: As in `Axes`.
         """
-        ones = jnp.ones((axis_size(self.config, axis),))
-        gain: Any = self.param(name, lambda _: Named(ones, Axes(writes=(axis,))))
+        offset = self.config.unit_offset
+        shape = tuple(axis_size(self.config, axis) for axis in axes)
+        start = jnp.zeros(shape) if offset else jnp.ones(shape)
+        names = Axes(writes=axes, unit_offset=offset, joins=joins)
+        gain: Any = self.param(name, lambda _: Named(start, names))
         wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-        mean_square = jnp.mean(jnp.square(wide), axis=-1, keepdims=True)
+        over = tuple(range(-len(axes), 0)) if len(axes) > 1 else -1
+        mean_square = jnp.mean(jnp.square(wide), axis=over, keepdims=True)
         wide *= jax.lax.rsqrt(mean_square + self.config.norm_epsilon)
-        gain = scaled(gain, factor)
-        return (wide * jnp.expand_dims(gain, range(x.ndim - 1))).astype(x.dtype)
+        gain = scaled(1 + gain if offset else gain, factor)
+        return (wide * jnp.expand_dims(gain, range(x.ndim - len(axes)))).astype(x.dtype)
 
 
 def init_stddev(config: ModelConfig, axes: Axes) -> float:

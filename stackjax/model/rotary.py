@@ -8,7 +8,7 @@ import math
 import jax
 import jax.numpy as jnp
 
-from stackjax.model.config import RopeScaling
+from stackjax.model.layer_kind import RopeScaling
 
 
 def rotation(
@@ -29,20 +29,34 @@ def rotation(
 
 def _frequency_scale(scaling: RopeScaling, frequencies: jax.Array) -> jax.Array:
     """Returns the factors on the rotary frequencies, [H / 2]."""
+    if scaling.method == "linear":
+        return jnp.full_like(frequencies, 1 / scaling.factor)
     turns = scaling.original_seq_len * frequencies / (2 * math.pi)
     low, high = scaling.low_freq_factor, scaling.high_freq_factor
     kept = jnp.clip((turns - low) / (high - low), 0.0, 1.0)
     return kept + (1 - kept) / scaling.factor
 
 
-@jax.custom_vjp
 def rotate(x_BTNH: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
     """Returns queries or keys rotated by rotary angles, in the input dtype.
 
-    As in LLaMA checkpoints, channel i is paired with channel i + H / 2.
+    Channels after those of the angles stay.
 
     Args:
       cos, sin: As from `rotation`.
+    """
+    turned = cos.shape[-1]
+    if turned == x_BTNH.shape[-1]:
+        return _rotate(x_BTNH, cos, sin)
+    rotated = _rotate(x_BTNH[..., :turned], cos, sin)
+    return jnp.concatenate([rotated, x_BTNH[..., turned:]], axis=-1)
+
+
+@jax.custom_vjp
+def _rotate(x_BTNH: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
+    """Returns `rotate` for angles of all channels.
+
+    As in LLaMA checkpoints, channel i is paired with channel i + H / 2.
     """
     wide, other = x_BTNH.astype(jnp.float32), _halves_exchanged(x_BTNH).astype(jnp.float32)
     return (wide * cos + other * sin).astype(x_BTNH.dtype)
@@ -65,7 +79,7 @@ def _halves_exchanged(x_BTNH: jax.Array) -> jax.Array:
 def _forward(
     x_BTNH: jax.Array, cos: jax.Array, sin: jax.Array
 ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-    return rotate(x_BTNH, cos, sin), (cos, sin)
+    return _rotate(x_BTNH, cos, sin), (cos, sin)
 
 
 def _backward(
@@ -73,7 +87,7 @@ def _backward(
 ) -> tuple[jax.Array, None, None]:
     # The transpose of a rotation turns back.
     cos, sin = turn
-    return rotate(g_BTNH, cos, -sin), None, None
+    return _rotate(g_BTNH, cos, -sin), None, None
 
 
-rotate.defvjp(_forward, _backward)
+_rotate.defvjp(_forward, _backward)

@@ -5,6 +5,7 @@ Shapes: B batch, T time, D embed, V vocabulary (padded).
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -14,9 +15,12 @@ import jax.numpy as jnp
 
 from stackjax.model.attention import causal_attention, choose_kernel
 from stackjax.model.attention_kernels import save_flash_residuals
-from stackjax.model.block import Attend, Block
+from stackjax.model.block import Attend, Block, Turn
 from stackjax.model.config import ModelConfig, RematPolicy
 from stackjax.model.einsum import MLP_PRODUCT, PRODUCT, contract
+from stackjax.model.layer_kind import LayerKind
+from stackjax.model.layer_scan import scan_layers
+from stackjax.model.masking import Masking
 from stackjax.model.module import Module, Named, compute_dtype
 from stackjax.model.parametrization import logits_factor
 from stackjax.model.rotary import rotation
@@ -62,6 +66,9 @@ class _Embedding(Module):
         x_BTD = table_VD.at[tokens_BT].get(out_sharding=logical("lookup_batch", None, "embed"))
         # Cast after the lookup, so that gradients of repeated tokens are summed in float32.
         x_BTD = x_BTD.astype(compute_dtype(self.config))
+        if self.config.scale_embedding:
+            # The factor, too, is rounded to the compute dtype.
+            x_BTD *= jnp.asarray(math.sqrt(self.config.embed_dim), x_BTD.dtype)
         # With a step for each mesh axis, the compiler needs no gather.
         x_BTD = resharded(x_BTD, logical("lookup_batch", "seq", "lookup_embed"))
         return resharded(x_BTD, logical("batch", "seq", None))
@@ -77,7 +84,7 @@ class _FinalNorm(Module):
     @nn.compact
     def __call__(self, x_BTD: jax.Array) -> jax.Array:
         # The head is linear, so this is a factor of the logits.
-        return self.norm("final_norm", x_BTD, "embed", logits_factor(self.config))
+        return self.norm("final_norm", x_BTD, "embed", factor=logits_factor(self.config))
 
 
 def _init(module: nn.Module, key: jax.Array, *args: Any) -> dict[str, Any]:
@@ -100,7 +107,7 @@ def _init_named(config: ModelConfig, key: jax.Array) -> dict[str, Any]:
         compute_dtype(config),
         out_sharding=logical("batch", "seq", None),
     )
-    turn = _rotation(config, zeros_BT)
+    turn = _rotation(config, LayerKind(), zeros_BT)
 
     def init_layer(layer_key: jax.Array) -> dict[str, Any]:
         # Skip attention: the output has the shape of the queries.
@@ -132,8 +139,8 @@ def _run_layers(
 ) -> jax.Array:
     run_layer = layer_function(config, positions_BT, segments_BT)
 
-    def block(x_BTD: jax.Array, layer: Params) -> tuple[jax.Array, None]:
-        return run_layer(x_BTD, layer), None
+    def block(x_BTD: jax.Array, layer: Params, kind: LayerKind) -> tuple[jax.Array, None]:
+        return run_layer(x_BTD, layer, kind), None
 
     def run_spans(x_BTD: jax.Array, _: None) -> tuple[jax.Array, None]:
         start = 0
@@ -147,8 +154,13 @@ def _run_layers(
             unroll = layers_per_iteration(span)
             on_cpu = platform_of(target_device()) == "cpu"
             # A loop of one iteration is inlined. On a CPU, the compiler ignores the barrier.
-            body = _remat(block, span.remat, barrier=unroll == span.num_layers and not on_cpu)
-            x_BTD, _ = jax.lax.scan(body, x_BTD, part, unroll=unroll)
+            barrier = unroll == span.num_layers and not on_cpu
+
+            def body(kind: LayerKind) -> Any:
+                run = functools.partial(block, kind=kind)
+                return _remat(run, span.remat, barrier)  # noqa: B023
+
+            x_BTD, _ = scan_layers(body, x_BTD, part, config, start, unroll)
             start = stop
         assert start == config.num_layers, "the spans do not cover the layers"
         return x_BTD, None
@@ -162,30 +174,49 @@ def _run_layers(
 
 def layer_function(
     config: ModelConfig, positions_BT: jax.Array, segments_BT: jax.Array | None
-) -> Callable[[jax.Array, Params], jax.Array]:
-    """Returns a layer as a function (x_BTD, parameters) -> x_BTD."""
+) -> Callable[[jax.Array, Params, LayerKind], jax.Array]:
+    """Returns a layer as a function (x_BTD, parameters, kind) -> x_BTD."""
     run_block = block_function(config, positions_BT)
 
-    def attend(
-        q_BTNH: jax.Array, k_BTKH: jax.Array, v_BTKH: jax.Array
-    ) -> tuple[jax.Array, None]:
-        kernel = choose_kernel(config, q_BTNH.dtype, q_BTNH.shape[1])
-        return causal_attention(q_BTNH, k_BTKH, v_BTKH, segments_BT, kernel), None
+    def run(x_BTD: jax.Array, layer: Params, kind: LayerKind) -> jax.Array:
+        masking = Masking(kind.window, config.attention_cap)
 
-    return lambda x_BTD, layer: run_block(x_BTD, layer, attend)[0]
+        def attend(
+            q_BTNH: jax.Array, k_BTKH: jax.Array, v_BTKH: jax.Array
+        ) -> tuple[jax.Array, None]:
+            kernel = choose_kernel(config, q_BTNH.dtype, q_BTNH.shape[1])
+            return causal_attention(q_BTNH, k_BTKH, v_BTKH, segments_BT, kernel, masking), None
+
+        return run_block(x_BTD, layer, kind, attend)[0]
+
+    return run
 
 
 def block_function(
     config: ModelConfig, positions_BT: jax.Array
-) -> Callable[[jax.Array, Params, Attend], tuple[jax.Array, Any]]:
-    """Returns a layer as a function (x_BTD, parameters, attend) -> (x_BTD, auxiliary)."""
+) -> Callable[[jax.Array, Params, LayerKind, Attend], tuple[jax.Array, Any]]:
+    """Returns a layer as a function (x_BTD, parameters, kind, attend) -> (x_BTD, auxiliary)."""
     # Without the barrier, the compiler recomputes the angles at every use.
-    turn = jax.lax.optimization_barrier(_rotation(config, positions_BT))
-    return lambda x_BTD, layer, attend: _call(Block(config), layer, x_BTD, turn, attend)
+    turns = {
+        kind.angles: jax.lax.optimization_barrier(_rotation(config, kind, positions_BT))
+        for kind in config.period_kinds
+    }
+
+    def run(
+        x_BTD: jax.Array, layer: Params, kind: LayerKind, attend: Attend
+    ) -> tuple[jax.Array, Any]:
+        return _call(Block(config), layer, x_BTD, turns[kind.angles], attend)
+
+    return run
 
 
-def _rotation(config: ModelConfig, positions_BT: jax.Array) -> tuple[jax.Array, jax.Array]:
-    return rotation(positions_BT, config.head_dim, config.rope_theta, config.rope_scaling)
+def _rotation(config: ModelConfig, kind: LayerKind, positions_BT: jax.Array) -> Turn:
+    if not kind.rotary:
+        return None
+    theta, scaling = kind.rope_theta, kind.rope_scaling
+    if theta is None:
+        theta, scaling = config.rope_theta, config.rope_scaling
+    return rotation(positions_BT, config.rotary_dim, theta, scaling)
 
 
 def layers_per_iteration(span: LayerSpan) -> int:
@@ -282,6 +313,8 @@ def logits(config: ModelConfig, w: jax.Array, x_BTD: jax.Array) -> jax.Array:
     sharding = logical("batch", "seq", "vocab")
     logits_BTV = contract(HEAD_PRODUCT[config.tie_head], x_BTD, w, sharding)
     wide = logits_BTV.astype(jnp.promote_types(x_BTD.dtype, jnp.float32))
+    if config.logit_cap is not None:
+        wide = config.logit_cap * jnp.tanh(wide / config.logit_cap)
     if config.vocab_size == config.padded_vocab_size:
         return wide
     token_V = jax.lax.broadcasted_iota(jnp.int32, (1, 1, wide.shape[-1]), 2)

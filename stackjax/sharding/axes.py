@@ -21,6 +21,19 @@ class Axes:
     fused: tuple[str, ...] = ()
     """Axes over different maps with the same inputs, such as gate and value of a SwiGLU."""
 
+    unit_offset: bool = False
+    """Whether 1 is added to the values when they are used, as to the gains in Gemma."""
+    joins: bool | None = None
+    """Whether the output joins the residual stream; None for a matrix that writes `embed`.
+    With a norm on a branch, the norm's gain joins the stream, and the matrix does not."""
+
+    @property
+    def joins_stream(self) -> bool:
+        """Whether the output joins the residual stream."""
+        if self.joins is not None:
+            return self.joins
+        return bool(self.reads) and self.writes == ("embed",)
+
     @property
     def names(self) -> tuple[str, ...]:
         """All axis names, in the array's order."""
