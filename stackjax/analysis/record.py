@@ -125,12 +125,18 @@ class Record:
         """The last stage's model, without initialization and execution fields."""
         fields: dict[str, Any] = {}
         for name, value in self._model_fields.items():
-            place, _, field = name.removeprefix("model.").rpartition(".")
+            *place, field = name.removeprefix("model.").split(".")
             if name.startswith("model.") and field not in EXECUTION:
-                inner = fields.setdefault(place, {}) if place else fields
-                if not isinstance(inner, dict):
-                    raise UserError(f"{name} is {value}, but model.{place} is {inner}")
+                inner = fields
+                for part in place:
+                    inner = inner.setdefault(part, {})
+                    if not isinstance(inner, dict):
+                        where = ".".join(place)
+                        raise UserError(f"{name} is {value}, but model.{where} is {inner}")
                 inner[field] = value
+        if "pattern" in fields:
+            places = sorted(fields["pattern"], key=int)
+            fields["pattern"] = [fields["pattern"][place] for place in places]
         model = decode(ModelConfig, fields, "model")
         for growth in self.growths if self.config["model_is"] == "source" else ():
             model = growth.target_config(model) if growth else model

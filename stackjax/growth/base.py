@@ -9,7 +9,7 @@ import inspect
 import math
 import pkgutil
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -214,10 +214,14 @@ class Growth(abc.ABC):
 
     def target_config(self, source: ModelConfig) -> ModelConfig:
         """Returns the target config; UserError if `source` does not fit."""
-        maps = self.axis_maps(source).items()
-        return dataclasses.replace(
-            source, **{SIZES[axis]: len(axis_map.sources) for axis, axis_map in maps}
+        maps = self.axis_maps(source)
+        target = dataclasses.replace(
+            source,
+            **{SIZES[axis]: len(axis_map.sources) for axis, axis_map in maps.items()},
         )
+        if "layers" in maps:
+            check_kinds(self, maps["layers"].sources, source, target)
+        return target
 
     def reparameterizations(self, source: ModelConfig) -> tuple[Reparameterization, ...]:
         """Returns the functions from trained parameters to model parameters, in order."""
@@ -232,6 +236,26 @@ def operators() -> dict[str, type[Growth]]:
     """Returns all growth operators by name, user-defined operators included."""
     _load_built_in()
     return {name: kind for name, kind in _REGISTERED.items() if not inspect.isabstract(kind)}
+
+
+def check_kinds(
+    growth: Growth, layers: Sequence[int], source: ModelConfig, target: ModelConfig
+) -> None:
+    """Raises UserError if a copied layer would be of another kind than its source.
+
+    Args:
+      layers: The source layer of each target layer; negative for a new layer.
+    """
+    if not source.pattern:
+        return
+    old, new = source.kinds, target.kinds
+    for place, layer in enumerate(layers):
+        if layer >= 0 and new[place] != old[layer]:
+            raise UserError(
+                f"{growth} makes layer {place} (counted from 0; {new[place]}) from layer "
+                f"{layer} ({old[layer]}), and the kind of a layer stays: copy whole periods of "
+                f"the {len(source.pattern)} layers in model.pattern."
+            )
 
 
 def snake_case(name: str) -> str:

@@ -36,8 +36,25 @@ class LayerGather(Growth):
     def grows_folded(self) -> bool:
         return self.preserves_function != "never"
 
+    @property
+    def copies_periods(self) -> bool:
+        """Does `sources` count periods of `model.pattern` instead of layers?
+
+        Copies in place change the place of later layers, so whole periods are copied.
+        """
+        return False
+
     def axis_maps(self, source: ModelConfig) -> dict[str, AxisMap]:
-        return {"layers": AxisMap(self.sources(source.num_layers))}
+        size = len(source.period_kinds) if self.copies_periods else 1
+        if source.num_layers % size:
+            raise UserError(
+                f"{self} copies whole periods of model.pattern, and model.num_layers "
+                f"{source.num_layers} is no multiple of its {size} layers."
+            )
+        units = self.sources(source.num_layers // size)
+        return {
+            "layers": AxisMap(tuple(size * unit + i for unit in units for i in range(size)))
+        }
 
     def source_config(self, target: ModelConfig) -> ModelConfig:
         return dataclasses.replace(target, num_layers=self.source_depth(target.num_layers))
@@ -76,11 +93,16 @@ class Stack(LayerGather):
 class Interleave(LayerGather):
     """Repeats every layer in place: 0 1 2 becomes 0 0 1 1 2 2.
 
-    Interpolation in arXiv:2405.15319.
+    With layers of several kinds, every period of the pattern. Interpolation in
+    arXiv:2405.15319.
     """
 
     factor: Factor = 2
     """Target num_layers divided by source num_layers (the growth factor g)."""
+
+    @property
+    def copies_periods(self) -> bool:
+        return True
 
     def sources(self, depth: int) -> tuple[int, ...]:
         check_depth(self, depth * self.factor)

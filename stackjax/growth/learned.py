@@ -147,7 +147,7 @@ class Learn(Growth):
 
 def _map_along(name: str, kind: str, maps: Any, source: ModelConfig) -> jax.Array | None:
     """Returns the map [target, source] for an axis and kind of parameter, or None."""
-    kind = kind.removesuffix("_bias")
+    kind = kind.removesuffix("_bias").removesuffix("_norm")
     if name not in ("heads", "kv_heads"):
         return maps.get(name) if name != "layers" else None
     if kind != "out":

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from stackjax.growth.axis_map import AxisMap, along, gather_tree, new_indices, zero_new
+from stackjax.growth.axis_map import AxisMap, along, gather, gather_tree, new_indices, zero_new
 from stackjax.growth.base import (
     Growth,
     Order,
@@ -26,9 +26,14 @@ from stackjax.growth.depth import (
     divide_depth,
     sources_in_order,
 )
-from stackjax.growth.values import fill_new, writes_residual
-from stackjax.growth.width import WidthGrowth, check_new_heads
-from stackjax.model.config import ModelConfig
+from stackjax.growth.values import fill_new, multiplied, writes_residual
+from stackjax.growth.width import (
+    WidthGrowth,
+    check_new_heads,
+    embedding_factor,
+    reads_stream,
+)
+from stackjax.model.config import ModelConfig, NormPlacement
 from stackjax.runtime.numbers import Tokens
 from stackjax.sharding.axes import Axes
 
@@ -53,6 +58,7 @@ class Mask(Reparameterization):
     """For each entry along the axis, the share of `tokens` from closed to open; 0 for old
     entries."""
     tie_head: bool
+    norm_placement: NormPlacement
     first_tokens: int
     """Tokens since growth at which the mask starts to open."""
     tokens: int
@@ -74,7 +80,9 @@ class Mask(Reparameterization):
             factor = self._factor(names, mask)
             if factor is None:
                 return leaf
-            return leaf * along(factor, names.names.index(self.axis), leaf.ndim)
+            return multiplied(
+                leaf, names, along(factor, names.names.index(self.axis), leaf.ndim)
+            )
 
         return jax.tree.map(apply, params, axes)
 
@@ -83,11 +91,16 @@ class Mask(Reparameterization):
             return mask if "layers" in names.stacked and writes_residual(names) else None
         if self.axis != "embed":
             return mask if self.axis in names.reads else None
+        scale = jnp.sqrt(mask.size / jnp.sum(mask))
+        if reads_stream(names, self.norm_placement):
+            # No norm undoes the scale of the residual stream.
+            return jnp.full_like(mask, 1 / scale)
         if "embed" not in names.writes:
             return None
-        scale = jnp.sqrt(mask.size / jnp.sum(mask))
         if names.reads:
             return scale * mask
+        if names.joins:
+            return None  # its input has the mask and the scale already
         is_final = not names.stacked
         # A tied head has the embedding's scale; the final gain compensates.
         return mask / (scale * scale if self.tie_head and is_final else scale)
@@ -106,7 +119,8 @@ class DepthRandom(LayerGather):
     mask_tokens: Tokens
     """Tokens from a closed to an open mask."""
     order: Literal["interleave", "stack"] = "interleave"
-    """Place of new layers: `interleave` after each old layer, `stack` after all old layers."""
+    """Place of new layers: `interleave` after each old layer (or period of
+    `model.pattern`), `stack` after all old layers."""
     init: Literal["fresh", "copy"] = "fresh"
     """Values of new layers: `fresh` initial values, or a `copy` of old layers."""
     phases: Literal["together", "bottom_up"] = "together"
@@ -120,6 +134,10 @@ class DepthRandom(LayerGather):
 
     def is_symmetric(self, before: bool = False) -> bool:
         return before and self.init == "copy"
+
+    @property
+    def copies_periods(self) -> bool:
+        return self.order == "interleave"
 
     def sources(self, depth: int) -> tuple[int, ...]:
         return sources_in_order(self.order, self.factor, depth)
@@ -151,7 +169,16 @@ class DepthRandom(LayerGather):
         if self.phases == "bottom_up":
             order = np.cumsum(shares)
             shares = shares * order / max(order[-1], 1)
-        return (Mask("layers", _floats(shares), source.tie_head, 0, self.mask_tokens),)
+        return (
+            Mask(
+                "layers",
+                _floats(shares),
+                source.tie_head,
+                source.norm_placement,
+                0,
+                self.mask_tokens,
+            ),
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -177,7 +204,7 @@ class WidthRandom(WidthGrowth):
         return before and self.init == "copy"
 
     def axis_maps(self, source: ModelConfig) -> dict[str, AxisMap]:
-        check_new_heads(self, self._ratios())
+        check_new_heads(self, self._ratios(), source)
         return super().axis_maps(source)
 
     def grow_params(
@@ -190,7 +217,14 @@ class WidthRandom(WidthGrowth):
         fresh: Callable[[ModelConfig], Any],
     ) -> Any:
         maps = self.axis_maps(source)
-        copies = gather_tree(params, axes, maps)
+        target = self.target_config(source)
+
+        def copy(leaf: jax.Array, names: Axes) -> jax.Array:
+            return multiplied(
+                gather(leaf, names, maps), names, embedding_factor(names, source, target)
+            )
+
+        copies = jax.tree.map(copy, params, axes)
         return copies if self.init == "copy" else _freshen(self, copies, axes, source, fresh)
 
     def unknown_moments(self, source: ModelConfig) -> dict[str, np.ndarray]:
@@ -208,6 +242,7 @@ class WidthRandom(WidthGrowth):
                 axis,
                 _floats(_shares(maps[axis])),
                 source.tie_head,
+                source.norm_placement,
                 i * self.mask_tokens if self.phases == "in_turn" else 0,
                 self.mask_tokens,
             )

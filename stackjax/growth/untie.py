@@ -6,7 +6,7 @@ from typing import Any
 import jax
 
 from stackjax.growth.axis_map import AxisMap
-from stackjax.growth.base import Order, Preservation
+from stackjax.growth.base import Order, Preservation, check_kinds
 from stackjax.growth.depth import Factor, LayerGather, check_depth, divide_depth
 from stackjax.model.config import ModelConfig
 from stackjax.runtime.errors import UserError
@@ -49,7 +49,9 @@ class Untie(LayerGather):
     def target_config(self, source: ModelConfig) -> ModelConfig:
         sources = self.axis_maps(source)["layers"].sources
         loops = source.loops // self.factor
-        return dataclasses.replace(source, num_layers=len(sources), loops=loops)
+        target = dataclasses.replace(source, num_layers=len(sources), loops=loops)
+        check_kinds(self, sources, source, target)
+        return target
 
     def grow_moment(self, moment: Any, axes: Any, source: ModelConfig, *, order: Order) -> Any:
         """Returns copies; each has an equal share of the gradient, summed over the loops."""

@@ -35,6 +35,11 @@ def writes_residual(names: Axes) -> bool:
     return names.joins_stream
 
 
+def multiplied(leaf: jax.Array, names: Axes, factor: Any) -> jax.Array:
+    """Returns a parameter with all values in use multiplied by a broadcastable factor."""
+    return leaf * factor + (factor - 1) if names.unit_offset else leaf * factor
+
+
 def fill_new(
     grown: jax.Array,
     names: Axes,
@@ -51,5 +56,7 @@ def fill_new(
     """
     if not any(name in maps for name in names.names):
         return grown
-    values = jnp.zeros_like(grown) if zero_writers and writes_residual(names) else fresh
+    values = fresh
+    if zero_writers and writes_residual(names):
+        values = jnp.full_like(grown, -1 if names.unit_offset else 0)
     return jnp.where(is_new(names, maps), values, grown)

@@ -5,6 +5,7 @@ A copied unit is split: the weights that read the copies share the old weight.
 """
 
 import dataclasses
+import math
 from collections.abc import Callable
 from fractions import Fraction
 from typing import Annotated, Any, Literal
@@ -16,8 +17,8 @@ import numpy as np
 from stackjax.growth.axis_map import AxisMap, along, gather, is_new
 from stackjax.growth.base import Growth, Order, Preservation
 from stackjax.growth.depth import Factor
-from stackjax.growth.values import map_params
-from stackjax.model.config import MAX_DIM, SIZES, ModelConfig
+from stackjax.growth.values import map_params, multiplied
+from stackjax.model.config import MAX_DIM, SIZES, ModelConfig, NormPlacement
 from stackjax.runtime.errors import UserError
 from stackjax.runtime.numbers import NonNegative
 from stackjax.runtime.ranges import Rational
@@ -150,7 +151,8 @@ class WidthSplit(WidthGrowth):
             for axis, name in enumerate(names.names):
                 if name in maps:
                     factor = self._factor(name, names, source, maps)
-                    grown *= along(factor, axis, leaf.ndim).astype(leaf.dtype)
+                    factor = along(factor, axis, leaf.ndim).astype(leaf.dtype)
+                    grown = multiplied(grown, names, factor)
                     if self.noise and name in names.reads:
                         grown += self._noise(grown, leaf, maps[name], axis, key)
             return grown
@@ -191,7 +193,10 @@ class WidthSplit(WidthGrowth):
     ) -> np.ndarray:
         """Returns a parameter's factor for each copy along a grown axis."""
         if axis in names.reads:
-            return self._shares(axis, source, maps)
+            shares = self._shares(axis, source, maps)
+            if axis == "embed" and reads_stream(names, source.norm_placement):
+                return shares * residual_factor(names, source, maps["embed"].num_copies)
+            return shares
         if axis != "embed":
             return np.ones(len(maps[axis].sources))
         return residual_factor(names, source, maps["embed"].num_copies)
@@ -209,24 +214,58 @@ class WidthSplit(WidthGrowth):
 
 
 def residual_factor(names: Axes, source: ModelConfig, num_copies: np.ndarray) -> np.ndarray:
-    """Returns a parameter's scale along output channels in the residual stream.
+    """Returns a parameter's scale along channels of the residual stream.
 
     Channels are sqrt(target / (source copies)) times as large, to keep the mean square. Norm
-    gains undo this scale. With a tied head, the final gain undoes the scale twice, because the
-    head is as large as the embedding.
+    gains undo this scale, or the matrices that read the stream without a norm. The gain of a
+    norm on a branch has an input with this scale already. With a tied head, the final gain
+    undoes the scale twice, because the head is as large as the embedding.
     """
     target = len(num_copies)
     scale = np.sqrt(target / (source.embed_dim * num_copies))
+    wider = dataclasses.replace(source, embed_dim=target)
+    if reads_stream(names, source.norm_placement):
+        return 1 / scale
     if names.reads:
-        return scale
+        return scale * embedding_factor(names, source, wider)
+    if names.joins:
+        return np.ones(target)
     is_final = not names.stacked
     if source.tie_head and is_final:
-        return np.full(target, source.embed_dim / target)
+        factor = embedding_factor(names, source, wider)
+        return np.full(target, source.embed_dim / target * factor)
     return 1 / scale
 
 
-def check_new_heads(growth: WidthGrowth, ratios: dict[str, Ratio]) -> None:
-    """Raises UserError if an old query head would read a new key and value head."""
+def reads_stream(names: Axes, norm_placement: NormPlacement) -> bool:
+    """Returns whether a matrix reads the residual stream without a norm."""
+    return norm_placement == "after" and "embed" in names.reads and bool(names.stacked)
+
+
+def embedding_factor(names: Axes, source: ModelConfig, target: ModelConfig) -> float:
+    """Returns a parameter's factor for the same embeddings in a wider model.
+
+    With `scale_embedding`, the model multiplies by a factor that grows with the channels. A
+    tied head is smaller by the same factor, which the final gain undoes.
+    """
+    if not source.scale_embedding or names.stacked:
+        return 1.0
+    smaller = math.sqrt(source.embed_dim / target.embed_dim)
+    if names.reads == ("vocab",):
+        return smaller
+    return 1 / smaller if source.tie_head and not names.reads else 1.0
+
+
+def check_new_heads(growth: WidthGrowth, ratios: dict[str, Ratio], source: ModelConfig) -> None:
+    """Raises UserError if an old query head would read a new key and value head.
+
+    Or if a norm over all heads would have new heads in it.
+    """
+    if source.qk_norm_over == "all_heads" and max(ratios["heads"], ratios["kv_heads"]) > 1:
+        raise UserError(
+            f"{growth} adds heads, which change the norm over all heads "
+            f"(model.qk_norm_over); grow heads with width_split."
+        )
     if ratios["kv_heads"] > ratios["heads"]:
         raise UserError(
             f"{type(growth).__name__} grows kv_heads {ratios['kv_heads']} times and heads "

@@ -15,8 +15,8 @@ from stackjax.growth.depth import (
     divide_depth,
     sources_in_order,
 )
-from stackjax.growth.values import fill_new
-from stackjax.growth.width import WidthGrowth, check_new_heads, residual_factor
+from stackjax.growth.values import fill_new, multiplied
+from stackjax.growth.width import WidthGrowth, check_new_heads, reads_stream, residual_factor
 from stackjax.model.config import ModelConfig
 from stackjax.sharding.axes import Axes
 
@@ -32,7 +32,8 @@ class DepthZero(LayerGather):
     factor: Factor
     """Target num_layers divided by source num_layers (the growth factor g)."""
     order: Literal["interleave", "stack"] = "interleave"
-    """Place of new layers: `interleave` after each old layer, `stack` after all old layers."""
+    """Place of new layers: `interleave` after each old layer (or period of
+    `model.pattern`), `stack` after all old layers."""
     rest: Literal["copy", "fresh"] = "copy"
     """Other parameters in new layers: a `copy` of old layers, or `fresh` initial values."""
 
@@ -42,6 +43,10 @@ class DepthZero(LayerGather):
 
     def is_symmetric(self, before: bool = False) -> bool:
         return before and self.rest == "copy"
+
+    @property
+    def copies_periods(self) -> bool:
+        return self.order == "interleave"
 
     def sources(self, depth: int) -> tuple[int, ...]:
         return sources_in_order(self.order, self.factor, depth)
@@ -90,7 +95,7 @@ class WidthZero(WidthGrowth):
         return "always"
 
     def axis_maps(self, source: ModelConfig) -> dict[str, AxisMap]:
-        check_new_heads(self, self._ratios())
+        check_new_heads(self, self._ratios(), source)
         return super().axis_maps(source)
 
     def is_symmetric(self, before: bool = False) -> bool:
@@ -120,7 +125,9 @@ class WidthZero(WidthGrowth):
         maps = self.axis_maps(source)
 
         def grow(leaf: jax.Array, names: Axes) -> jax.Array:
-            return _gather_scaled(leaf, names, source, maps, power=-order)
+            # A moment of a gain stored minus 1 has the same factor, and no offset.
+            plain = dataclasses.replace(names, unit_offset=False)
+            return _gather_scaled(leaf, plain, source, maps, power=-order)
 
         return zero_new(jax.tree.map(grow, moment, axes), axes, maps)
 
@@ -132,10 +139,12 @@ def _gather_scaled(
     maps: Mapping[str, AxisMap],
     power: int,
 ) -> jax.Array:
-    """Returns a grown array, times a power of `residual_factor` along output channels."""
+    """Returns a grown array, times a power of `residual_factor` along channels."""
     grown = gather(leaf, names, maps)
-    if "embed" in maps and "embed" in names.writes:
+    if "embed" not in maps:
+        return grown
+    if "embed" in names.writes or reads_stream(names, source.norm_placement):
         axis = names.names.index("embed")
         factor = residual_factor(names, source, np.ones(grown.shape[axis])) ** power
-        grown *= along(factor, axis, leaf.ndim).astype(leaf.dtype)
+        return multiplied(grown, names, along(factor, axis, leaf.ndim).astype(leaf.dtype))
     return grown

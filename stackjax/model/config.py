@@ -11,6 +11,7 @@ from stackjax.runtime.numbers import Epsilon, Positive
 from stackjax.runtime.ranges import Real, Whole
 
 AttentionKernel = Literal["xla", "cudnn", "splash"]
+NormPlacement = Literal["before", "after", "both"]
 RematPolicy = Literal["none", "dots", "lean", "full"]
 
 MAX_LAYERS = 10_000
@@ -122,7 +123,7 @@ class ModelConfig:
     """Whether to normalize queries and keys before the rotation."""
     qk_norm_over: Literal["head", "all_heads"] = "head"
     """Channels of one norm of `qk_norm`: each head alone, or all heads, as in OLMo 2."""
-    norm_placement: Literal["before", "after", "both"] = "before"
+    norm_placement: NormPlacement = "before"
     """Place of a branch's RMSNorm: at its input, at its output (OLMo 2), or both (Gemma 2)."""
     unit_offset: bool = False
     """Whether the gains of RMSNorm are stored minus 1, as in Gemma."""
@@ -231,11 +232,33 @@ class ModelConfig:
                 f"{self.head_dim} channels; rotary positions turn pairs of channels, so it "
                 f"must be even."
             )
+        if self.qk_norm_over != "head" and not self.qk_norm:
+            raise UserError(
+                f"model.qk_norm_over is {self.qk_norm_over!r}, which has no effect while "
+                f"model.qk_norm is False; leave it out, or set model.qk_norm to True."
+            )
+        self._check_completep()
         if self.attention_cap is not None and self.attention == "cudnn":
             raise UserError(
                 f"model.attention_cap is {self.attention_cap}, and cuDNN's attention has no "
                 f"cap; set model.attention to 'auto'."
             )
+
+    def _check_completep(self) -> None:
+        """Raises UserError for a field that CompleteP has no rule for."""
+        others = {
+            "norm_placement": "before",
+            "unit_offset": False,
+            "qk_norm_over": "head",
+            "scale_embedding": False,
+            "query_scale": None,
+        }
+        for name, plain in others.items():
+            if self.completep is not None and getattr(self, name) != plain:
+                raise UserError(
+                    f"model.{name} is {getattr(self, name)!r}, and model.completep has no rule "
+                    f"for it; leave out either."
+                )
 
 
 EXECUTION = ("init", "compute_dtype", "remat", "attention", "scan_unroll", "loss_chunk")

@@ -3,6 +3,7 @@
 D embed, N heads, K kv heads, H head_dim, F mlp, V vocab, L layers, T sequence length.
 """
 
+import collections
 from collections.abc import Sequence
 
 import jax
@@ -83,7 +84,8 @@ def matmul_flops(
 
       L (2 D H (2 N + 2 K) + 6 D F + 4 T N H) + 2 D V
 
-    FLOPs for projections, SwiGLU, attention and head. The backward pass has two products for
+    FLOPs for projections, SwiGLU, attention and head; in a layer with a window, T in 4 T N H is
+    at most the window. The backward pass has two products for
     each forward product, so the total is three times as much. Attention counts as a full T x T
     product, without the saving from the causal mask. The embedding lookup, rematerialization
     and vocabulary padding do not count.
@@ -94,11 +96,15 @@ def matmul_flops(
         layer count once (forward pass only). Frozen layers above count twice, except for
         attention scores, with a full backward pass.
     """
-    attention = 4 * seq_len * config.num_heads * config.head_dim
+    seen = [min(seq_len, kind.window or seq_len) for kind in config.kinds] * config.loops
     head = 2 * config.embed_dim * config.vocab_size
     passes = _passes(config, trained)
     of_attention = [3 if count > 1 else 1 for count in passes]
-    return 2 * _layer_weights(config) * sum(passes) + attention * sum(of_attention) + 3 * head
+    attention = sum(
+        4 * keys * config.num_heads * config.head_dim * count
+        for keys, count in zip(seen, of_attention, strict=True)
+    )
+    return 2 * _layer_weights(config) * sum(passes) + attention + 3 * head
 
 
 def peak_flops(device: jax.Device) -> float | None:
@@ -132,7 +138,12 @@ def _passes(config: ModelConfig, trained: Sequence[bool] | None) -> list[int]:
 
 
 def _layer_params(config: ModelConfig) -> int:
-    norms = 2 * config.embed_dim + (2 * config.head_dim if config.qk_norm else 0)
+    norms = (4 if config.norm_placement == "both" else 2) * config.embed_dim
+    if config.qk_norm:
+        normed_heads = 2
+        if config.qk_norm_over == "all_heads":
+            normed_heads = config.num_heads + config.num_kv_heads
+        norms += normed_heads * config.head_dim
     biased_heads = config.num_heads + 2 * config.num_kv_heads if config.qkv_bias else 0
     return _layer_weights(config) + norms + biased_heads * config.head_dim
 
@@ -148,7 +159,9 @@ def describe(model: ModelConfig) -> str:
     loops = f"({model.loops} times) " if model.loops > 1 else ""
     base = model.completep
     completep = f", CompleteP {base.base_layers} x {base.base_embed_dim}" if base else ""
+    counts = collections.Counter(str(kind) for kind in model.kinds if model.pattern)
+    kinds = "".join(f", {count} {kind}" for kind, count in counts.items())
     return (
         f"{model.num_layers} layers {loops}x {model.embed_dim} channels, {model.num_heads}/"
-        f"{model.num_kv_heads} heads, {model.mlp_dim} units{completep}"
+        f"{model.num_kv_heads} heads, {model.mlp_dim} units{completep}{kinds}"
     )
