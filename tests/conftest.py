@@ -43,6 +43,7 @@ from stackjax.growth import (
 )
 from stackjax.model import ModelConfig
 from stackjax.model.config import RopeScaling
+from stackjax.model.layer_kind import LayerKind
 from stackjax.optimizers import AdamW
 from stackjax.sharding.config import MESH_AXES, MeshConfig
 from stackjax.sharding.mesh import build_mesh
@@ -133,6 +134,37 @@ MODELS = {
         ),
     ),
     "gqa, tied, qk_norm": tiny_model(tie_head=True, qk_norm=True),
+}
+
+LOCAL = LayerKind(window=3, rope_theta=50.0)
+SLOWED = RopeScaling(factor=4.0, method="linear")
+GLOBAL = LayerKind(rope_theta=200.0, rope_scaling=SLOWED)
+# Layers of several kinds, and every switch; in the table above, no model has them.
+KINDS = {
+    # Whole periods, and one period cut.
+    "local and global": tiny_model(num_layers=4, pattern=(LOCAL, GLOBAL)),
+    "cut period, not rotary": tiny_model(
+        num_layers=5, pattern=(LOCAL, LayerKind(rotary=False)), scan_unroll=2
+    ),
+    "one period": tiny_model(
+        pattern=(LayerKind(), LayerKind(window=2), LayerKind(window=2)), num_kv_heads=1
+    ),
+    "windows": tiny_model(pattern=(LayerKind(window=4),), qkv_bias=True),
+    "looped": tiny_model(num_layers=4, loops=2, pattern=(LOCAL, GLOBAL)),
+    "like gemma": tiny_model(
+        num_layers=4,
+        pattern=(LOCAL, LayerKind()),
+        tie_head=True,
+        norm_placement="both",
+        unit_offset=True,
+        activation="gelu_tanh",
+        attention_cap=2.0,
+        logit_cap=3.0,
+        scale_embedding=True,
+        query_scale=10.0,
+    ),
+    "like olmo": tiny_model(qk_norm=True, qk_norm_over="all_heads", norm_placement="after"),
+    "partly rotary": tiny_model(rotary_share=0.7, activation="gelu", unit_offset=True),
 }
 
 # Growths that copy three layers, with the source layer of every target layer.

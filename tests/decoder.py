@@ -5,6 +5,8 @@ import math
 import jax
 import numpy as np
 
+from stackjax.model.layer_kind import LayerKind
+
 
 class NumpyDecoder:
     """The decoder in float64, token by token and head by head."""
@@ -19,36 +21,54 @@ class NumpyDecoder:
 
     def row(self, tokens, positions, segments):
         xs = [self.params["embedding"][token] for token in tokens]
-        for i in range(self.config.num_layers):
+        if self.config.scale_embedding:
+            xs = [x * math.sqrt(self.config.embed_dim) for x in xs]
+        pattern = self.config.pattern or (LayerKind(),)
+        for i in range(self.config.num_layers * self.config.loops):
+            i %= self.config.num_layers
             layer = jax.tree.map(lambda leaf: leaf[i], self.params["layers"])  # noqa: B023
-            hs = [self.norm(x, layer["attention_norm"]) for x in xs]
-            outs = self.attention(layer, hs, positions, segments)
-            xs = [x + out for x, out in zip(xs, outs, strict=True)]
-            xs = [x + self.mlp(layer, self.norm(x, layer["mlp_norm"])) for x in xs]
+            hs = [self.norm_if(layer, "attention_norm", x) for x in xs]
+            outs = self.attention(layer, pattern[i % len(pattern)], hs, positions, segments)
+            xs = self.joined(xs, [self.norm_if(layer, "attention_out_norm", y) for y in outs])
+            outs = [self.mlp(layer, self.norm_if(layer, "mlp_norm", x)) for x in xs]
+            xs = self.joined(xs, [self.norm_if(layer, "mlp_out_norm", y) for y in outs])
         xs = [self.norm(x, self.params["final_norm"]) for x in xs]
         tied = self.config.tie_head
         head = self.params["embedding"].T if tied else self.params["head"]
-        logits = np.stack([x @ head for x in xs])
+        logits = np.stack([capped(x @ head, self.config.logit_cap) for x in xs])
         logits[:, self.config.vocab_size :] = -np.inf
         return logits
 
+    @staticmethod
+    def joined(xs, outs):
+        return [x + out for x, out in zip(xs, outs, strict=True)]
+
     def norm(self, x, gain):
+        gain = gain + 1 if self.config.unit_offset else gain
         return x / math.sqrt(np.mean(x * x) + self.config.norm_epsilon) * gain
 
-    def rotate(self, x, position):
-        rotated, half = np.empty_like(x), len(x) // 2
-        for i in range(half):
-            angle = position * self.frequency(i / half)
+    def norm_if(self, layer, name, x):
+        """Returns the norm, or the same array in a layer without it."""
+        has = {"before": ("_norm",), "after": ("_out_norm",), "both": ("_norm", "_out_norm")}
+        suffix = "_out_norm" if name.endswith("_out_norm") else "_norm"
+        return self.norm(x, layer[name]) if suffix in has[self.config.norm_placement] else x
+
+    def rotate(self, x, position, kind):
+        rotated, half = x.copy(), int(len(x) * self.config.rotary_share) // 2
+        for i in range(half if kind.rotary else 0):
+            angle = position * self.frequency(i / half, kind)
             rotated[i] = x[i] * math.cos(angle) - x[half + i] * math.sin(angle)
             rotated[half + i] = x[half + i] * math.cos(angle) + x[i] * math.sin(angle)
         return rotated
 
-    def frequency(self, fraction):
+    def frequency(self, fraction, kind):
         """Returns a channel's rotary frequency in radians per position."""
-        frequency = self.config.rope_theta**-fraction
-        scaling = self.config.rope_scaling
+        of = self.config if kind.rope_theta is None else kind
+        frequency, scaling = of.rope_theta**-fraction, of.rope_scaling
         if scaling is None:
             return frequency
+        if scaling.method == "linear":
+            return frequency / scaling.factor
         wavelength = 2 * math.pi / frequency
         if wavelength < scaling.original_seq_len / scaling.high_freq_factor:
             return frequency
@@ -64,27 +84,31 @@ class NumpyDecoder:
         heads = np.einsum("D,DNH->NH", h, layer[kind])
         return heads + layer[f"{kind}_bias"] if self.config.qkv_bias else heads
 
-    def heads(self, layer, kind, h, position):
+    def heads(self, layer, name, kind, h, position):
         """Returns a token's queries or keys, a list over heads."""
-        heads = list(self.project(layer, kind, h))
-        if self.config.qk_norm:
-            heads = [self.norm(x, layer[f"{kind}_norm"]) for x in heads]
-        return [self.rotate(x, position) for x in heads]
+        heads = self.project(layer, name, h)
+        if self.config.qk_norm and self.config.qk_norm_over == "all_heads":
+            heads = self.norm(heads, layer[f"{name}_norm"])
+        elif self.config.qk_norm:
+            heads = [self.norm(x, layer[f"{name}_norm"]) for x in heads]
+        return [self.rotate(x, position, kind) for x in heads]
 
-    def attention(self, layer, hs, positions, segments):
+    def attention(self, layer, kind, hs, positions, segments):
         group = self.config.num_heads // self.config.num_kv_heads
         keys, values = [], []
         for h, position in zip(hs, positions, strict=True):
-            keys.append(np.repeat(self.heads(layer, "key", h, position), group, axis=0))
+            keys.append(np.repeat(self.heads(layer, "key", kind, h, position), group, axis=0))
             value = self.project(layer, "value", h)
             values.append(np.repeat(value, group, axis=0))
         outs = []
         for t, h in enumerate(hs):
-            seen = [s for s in range(t + 1) if segments[s] == segments[t]]
+            first = 0 if kind.window is None else max(0, t + 1 - kind.window)
+            seen = [s for s in range(first, t + 1) if segments[s] == segments[t]]
             out = np.zeros(self.config.embed_dim)
-            for n, query in enumerate(self.heads(layer, "query", h, positions[t])):
+            for n, query in enumerate(self.heads(layer, "query", kind, h, positions[t])):
                 scores = np.array([query @ keys[s][n] for s in seen])
-                weights = np.exp(scores / math.sqrt(len(query)))
+                scores /= math.sqrt(self.config.query_scale or len(query))
+                weights = np.exp(capped(scores, self.config.attention_cap))
                 mixed = sum(w * values[s][n] for w, s in zip(weights, seen, strict=True))
                 out += mixed / weights.sum() @ layer["out"][n]
             outs.append(out)
@@ -92,4 +116,17 @@ class NumpyDecoder:
 
     def mlp(self, layer, h):
         gate, value = h @ layer["gate_up"][:, 0], h @ layer["gate_up"][:, 1]
-        return gate / (1 + np.exp(-gate)) * value @ layer["down"]
+        return ACTIVATIONS[self.config.activation](gate) * value @ layer["down"]
+
+
+def capped(x, cap):
+    return x if cap is None else cap * np.tanh(x / cap)
+
+
+ACTIVATIONS = {
+    "silu": lambda x: x / (1 + np.exp(-x)),
+    "gelu": lambda x: x * np.vectorize(lambda each: 1 + math.erf(each / math.sqrt(2)))(x) / 2,
+    "gelu_tanh": lambda x: (
+        x / 2 * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
+    ),
+}

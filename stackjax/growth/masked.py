@@ -58,11 +58,12 @@ class Mask(Reparameterization):
     """For each entry along the axis, the share of `tokens` from closed to open; 0 for old
     entries."""
     tie_head: bool
-    norm_placement: NormPlacement
     first_tokens: int
     """Tokens since growth at which the mask starts to open."""
     tokens: int
     """Tokens from closed to open."""
+    norm_placement: NormPlacement = "before"
+    """As in the model."""
 
     @property
     def end_tokens(self) -> float:
@@ -169,16 +170,7 @@ class DepthRandom(LayerGather):
         if self.phases == "bottom_up":
             order = np.cumsum(shares)
             shares = shares * order / max(order[-1], 1)
-        return (
-            Mask(
-                "layers",
-                _floats(shares),
-                source.tie_head,
-                source.norm_placement,
-                0,
-                self.mask_tokens,
-            ),
-        )
+        return (Mask("layers", _floats(shares), source.tie_head, 0, self.mask_tokens),)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -242,9 +234,9 @@ class WidthRandom(WidthGrowth):
                 axis,
                 _floats(_shares(maps[axis])),
                 source.tie_head,
-                source.norm_placement,
                 i * self.mask_tokens if self.phases == "in_turn" else 0,
                 self.mask_tokens,
+                source.norm_placement,
             )
             for i, axis in enumerate(grown)
         )

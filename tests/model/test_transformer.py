@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import (
+    KINDS,
     MODELS,
     first_microbatch,
     phase_of,
@@ -59,6 +60,16 @@ def test_logits_match_a_numpy_decoder(config):
     # Float32 through three layers: a few roundings, for logits near 1.
     np.testing.assert_allclose(logits, expected, atol=2e-5)
     np.testing.assert_array_equal(np.isneginf(logits), np.isneginf(expected))
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_logits_of_layer_kinds_match_a_numpy_decoder(name):
+    config, tokens = KINDS[name], inputs()
+    params = random_params(config)
+    expected = NumpyDecoder(config, params).logits(*tokens)
+    logits = jax.jit(functools.partial(model.apply, config))(params, *tokens)
+    # As above; embeddings that are multiplied by 4 have roundings of this size.
+    np.testing.assert_allclose(logits, expected, atol=5e-5)
 
 
 def test_bfloat16_logits_are_float32_and_close_to_float32():
