@@ -56,7 +56,7 @@ class DepthFresh(LayerGather):
         copies = super().grow_params(params, axes, source, key=key, fresh=fresh)
 
         def fill(copy: jax.Array, names: Axes, fresh: jax.Array) -> jax.Array:
-            return fill_new(copy, names, maps, fresh, zero_writers=False)
+            return fill_new(copy, names, maps, fresh)
 
         return jax.tree.map(fill, copies, axes, fresh(self.target_config(source)))
 

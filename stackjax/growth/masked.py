@@ -252,7 +252,7 @@ def _freshen(
     maps = growth.axis_maps(source)
 
     def fill(copy: jax.Array, names: Axes, fresh: jax.Array) -> jax.Array:
-        return fill_new(copy, names, maps, fresh, zero_writers=False)
+        return fill_new(copy, names, maps, fresh)
 
     return jax.tree.map(fill, copies, axes, fresh(growth.target_config(source)))
 

@@ -35,6 +35,14 @@ def writes_residual(names: Axes) -> bool:
     return names.joins_stream
 
 
+def writes_channels(names: Axes) -> bool:
+    """Returns whether a parameter is a matrix whose output has the stream's channels.
+
+    Its output joins the residual stream, or is normalized before.
+    """
+    return bool(names.reads) and names.writes == ("embed",)
+
+
 def multiplied(leaf: jax.Array, names: Axes, factor: Any) -> jax.Array:
     """Returns a parameter with all values in use multiplied by a broadcastable factor."""
     return leaf * factor + (factor - 1) if names.unit_offset else leaf * factor
@@ -46,17 +54,16 @@ def fill_new(
     maps: Mapping[str, AxisMap],
     fresh: jax.Array,
     *,
-    zero_writers: bool,
+    is_zero: bool = False,
 ) -> jax.Array:
     """Returns a grown parameter with fresh values in new entries.
 
     Args:
-      zero_writers: Whether new entries of residual writers are zero instead, so that new
-        entries do not change the function.
+      is_zero: Whether new entries are zero instead, so that they do not change the function.
     """
     if not any(name in maps for name in names.names):
         return grown
     values = fresh
-    if zero_writers and writes_residual(names):
+    if is_zero:
         values = jnp.full_like(grown, -1 if names.unit_offset else 0)
     return jnp.where(is_new(names, maps), values, grown)

@@ -15,7 +15,7 @@ from stackjax.growth.depth import (
     divide_depth,
     sources_in_order,
 )
-from stackjax.growth.values import fill_new, multiplied
+from stackjax.growth.values import fill_new, multiplied, writes_channels, writes_residual
 from stackjax.growth.width import WidthGrowth, check_new_heads, reads_stream, residual_factor
 from stackjax.model.config import ModelConfig
 from stackjax.sharding.axes import Axes
@@ -68,7 +68,7 @@ class DepthZero(LayerGather):
         rest = copies if self.rest == "copy" else fresh(self.target_config(source))
 
         def fill_part(copy: jax.Array, names: Axes, rest: jax.Array) -> jax.Array:
-            return fill_new(copy, names, maps, rest, zero_writers=True)
+            return fill_new(copy, names, maps, rest, is_zero=writes_residual(names))
 
         return jax.tree.map(fill_part, copies, axes, rest)
 
@@ -114,7 +114,7 @@ class WidthZero(WidthGrowth):
 
         def grow(leaf: jax.Array, names: Axes, fresh: jax.Array) -> jax.Array:
             grown = _gather_scaled(leaf, names, source, maps, power=1)
-            return fill_new(grown, names, maps, fresh, zero_writers=True)
+            return fill_new(grown, names, maps, fresh, is_zero=writes_channels(names))
 
         return jax.tree.map(grow, params, axes, fresh(self.target_config(source)))
 
