@@ -4,6 +4,7 @@ import functools
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 import transformers
 
@@ -28,6 +29,7 @@ LLAMA3 = {
     "high_freq_factor": 2.0,
     "original_max_position_embeddings": 20,
 }
+GEMMA = {"head_dim": 6, "sliding_window": 5, "query_pre_attn_scalar": 10, "pad_token_id": 0}
 FOLDERS = {
     "llama": ("Llama", {}, "float32"),
     "llama, all heads, tied, llama 3 rope": (
@@ -45,6 +47,42 @@ FOLDERS = {
         {"num_key_value_heads": 1, "tie_word_embeddings": True},
         "bfloat16",
     ),
+    "qwen2, window in upper layers": (
+        "Qwen2",
+        {"use_sliding_window": True, "sliding_window": 6, "max_window_layers": 1},
+        "float32",
+    ),
+    "mistral, window": ("Mistral", {"sliding_window": 5, "hidden_act": "gelu"}, "bfloat16"),
+    "olmo2": ("Olmo2", {"rms_norm_eps": 1e-4, "tie_word_embeddings": True}, "float32"),
+    "gemma2": (
+        "Gemma2",
+        {
+            **GEMMA,
+            "num_hidden_layers": 4,
+            "attn_logit_softcapping": 2.0,
+            "final_logit_softcapping": 3.0,
+            "tie_word_embeddings": False,
+        },
+        "float32",
+    ),
+    "gemma3": (
+        "Gemma3Text",
+        {
+            **GEMMA,
+            "num_hidden_layers": 7,
+            "layer_types": [*["sliding_attention"] * 2, "full_attention"] * 2
+            + ["sliding_attention"],
+            "hidden_activation": "gelu",
+            "final_logit_softcapping": 4.0,
+            "attn_logit_softcapping": 3.0,
+            "rope_parameters": {
+                "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 500.0},
+                "sliding_attention": {"rope_type": "default", "rope_theta": 30.0},
+            },
+        },
+        "bfloat16",
+    ),
+    "gemma3, tied": ("Gemma3Text", GEMMA, "float32"),
     "qwen3": ("Qwen3", {"head_dim": 6}, "float32"),
     "qwen3, tied, other base": (
         "Qwen3",
@@ -64,7 +102,7 @@ def write(path: Path, name: str, num_shards: int = 1, **changes) -> Path:
     family, fields, dtype = FOLDERS[name]
     config = getattr(transformers, f"{family}Config")(**SIZES | fields | changes)
     torch.manual_seed(0)
-    network = getattr(transformers, f"{family}ForCausalLM")(config)
+    network = getattr(transformers, f"{family.removesuffix('Text')}ForCausalLM")(config)
     for kind, weight in network.named_parameters():
         if kind.endswith("norm.weight"):
             torch.nn.init.uniform_(weight, 0.5, 1.5)
@@ -90,16 +128,26 @@ def tokens(rows: int = 2, length: int = 24) -> np.ndarray:
 def logits(path: Path, dtype: str = "float32") -> np.ndarray:
     """Returns logits from transformers for `tokens`, [B, T, V] in float64."""
     load = transformers.AutoModelForCausalLM.from_pretrained
-    network = load(path, dtype=getattr(torch, dtype), attn_implementation="sdpa")
-    if dtype == "float64":
-        for name, module in list(network.named_modules()):
-            if name.endswith("norm"):
-                # The norms in transformers compute in float32; PyTorch's norms do not.
-                shape, epsilon = tuple(module.weight.shape), module.variance_epsilon
-                norm = torch.nn.RMSNorm(shape, eps=epsilon, dtype=torch.float64)
-                norm.weight.data.copy_(module.weight)
-                network.set_submodule(name, norm)
-    return network(torch.tensor(tokens())).logits.double().numpy()
+    # Only the eager attention has a cap of the logits.
+    kind = "eager" if "softcapping" in (path / "config.json").read_text() else "sdpa"
+    network = load(path, dtype=getattr(torch, dtype), attn_implementation=kind)
+    if dtype != "float64":
+        return network(torch.tensor(tokens())).logits.double().numpy()
+    for name, module in list(network.named_modules()):
+        if name.endswith(("norm", "layernorm")):
+            # The norms in transformers compute in float32; PyTorch's norms do not.
+            shape = tuple(module.weight.shape)
+            epsilon = getattr(module, "variance_epsilon", None) or module.eps
+            norm = torch.nn.RMSNorm(shape, eps=epsilon, dtype=torch.float64)
+            norm.weight.data.copy_(
+                module.weight + 1 if "Gemma" in str(module) else module.weight
+            )
+            network.set_submodule(name, norm)
+    softmax = torch.nn.functional.softmax
+    with pytest.MonkeyPatch.context() as patch:
+        # The eager attention has a float32 softmax.
+        patch.setattr(torch.nn.functional, "softmax", lambda x, dim, **_: softmax(x, dim))
+        return network(torch.tensor(tokens())).logits.double().numpy()
 
 
 def weights(path: Path) -> dict[str, torch.Tensor]:

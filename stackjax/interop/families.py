@@ -3,9 +3,10 @@
 import dataclasses
 import sys
 from collections.abc import Mapping
-from typing import Literal
+from typing import Any, Literal
 
 from stackjax.interop.rule import Rule
+from stackjax.model.config import Activation, ModelConfig
 
 _SIZE = Rule((int,), 1, 2**31 - 1)
 _SIZE_OR_NULL = dataclasses.replace(_SIZE, or_null=True)
@@ -33,7 +34,6 @@ RULES = dict.fromkeys(SIZES.values(), _SIZE) | {
     "head_dim": _SIZE_OR_NULL,
     "max_position_embeddings": _SIZE,
     "rms_norm_eps": Rule((float,), 0),
-    "hidden_act": Rule((str,), supported=("silu", "swish")),
     "tie_word_embeddings": _FLAG,
     "sliding_window": Rule((int,), or_null=True),
     "layer_types": Rule((list,), or_null=True),
@@ -64,8 +64,12 @@ RULES = dict.fromkeys(SIZES.values(), _SIZE) | {
 """Rules for the fields common to all families."""
 _WINDOWS = {"use_sliding_window": _FLAG, "max_window_layers": Rule((int,))}
 ROPE_RULES = {
-    "rope_type": Rule((str,), supported=("default", "llama3")),
+    "rope_type": Rule((str,), supported=("default", "linear", "llama3")),
     "rope_theta": _POSITIVE,
+}
+LINEAR_RULES = {
+    "factor": _POSITIVE,
+    "partial_rotary_factor": Rule((int, float), or_null=True, supported=(None, 1)),
 }
 LLAMA3_RULES = {
     "factor": _POSITIVE,
@@ -76,9 +80,45 @@ LLAMA3_RULES = {
 }
 
 
+ACTIVATIONS: Mapping[str, Activation] = {
+    "silu": "silu",
+    "swish": "silu",
+    "gelu": "gelu",
+    "gelu_pytorch_tanh": "gelu_tanh",
+}
+"""Maps each activation in config.json to `ModelConfig.activation`."""
+_GEMMA_RULES = {
+    "attention_bias": _NO,
+    "use_bidirectional_attention": Rule((bool,), or_null=True, supported=(None, False)),
+    "attention_dropout": Rule((int, float), or_null=True),
+    "num_key_value_heads": _SIZE,
+    "head_dim": _SIZE,
+    "query_pre_attn_scalar": _SIZE,
+    "attn_logit_softcapping": dataclasses.replace(_POSITIVE, or_null=True),
+    "final_logit_softcapping": dataclasses.replace(_POSITIVE, or_null=True),
+}
+_BEFORE = {"attention_norm": "input_layernorm", "mlp_norm": "post_attention_layernorm"}
+_AFTER = {
+    "attention_out_norm": "post_attention_layernorm",
+    "mlp_out_norm": "post_feedforward_layernorm",
+}
+_BOTH = _AFTER | {
+    "attention_norm": "input_layernorm",
+    "mlp_norm": "pre_feedforward_layernorm",
+}
+_SWITCHES = ("qkv_bias", "qk_norm", "qk_norm_over", "norm_placement", "unit_offset")
+_SWITCHES += ("scale_embedding", "rotary_share")
+_PLAIN = {
+    field.name: field.default
+    for field in dataclasses.fields(ModelConfig)
+    if field.name in _SWITCHES
+}
+"""Fields of `ModelConfig` that a family determines, with the values for Llama."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Family:
-    """Defaults and additional field rules for a model family."""
+    """Defaults, additional field rules and tensor names for a model family."""
 
     architecture: str
     seq_len: int
@@ -87,20 +127,66 @@ class Family:
     """Default `num_key_value_heads`; None means `num_attention_heads`."""
     head_dim: int | None = None
     """Default `head_dim`; None means `hidden_size // num_attention_heads`."""
+    norm_epsilon: float = 1e-6
+    """Default `rms_norm_eps`."""
+    tie_head: bool = False
+    """Default `tie_word_embeddings`."""
+    heads_divide: bool = False
+    """Whether `num_attention_heads` must divide `hidden_size`."""
+    activation_field: str = "hidden_act"
+    activation: str = "silu"
+    """Default of the `activation_field`."""
     sliding_window: int | None = None
     """Default `sliding_window`, in tokens."""
-    window: Literal["cache", "switched", "always"] = "cache"
+    window: Literal["cache", "switched", "always", "listed"] = "cache"
     """Effect of `sliding_window`: `cache` limits only the KV cache, `switched` the layers
-    selected by other fields, `always` every layer."""
-    qkv_bias: bool = False
-    qk_norm: bool = False
+    selected by other fields, `always` every layer, `listed` the layers in `layer_types`."""
+    period: int = 1
+    """Without `layer_types`, the last one of so many layers is global, the others slide."""
+    rope_theta: float = 1e4
+    """Default `rope_theta`."""
+    local_rope_theta: float | None = None
+    """Default `rope_theta` of layers that slide; None for the same rotation in all layers."""
+    switches: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    """Fields of `ModelConfig` with other values than for Llama."""
+    numbers: Mapping[str, tuple[str, float | None]] = dataclasses.field(default_factory=dict)
+    """For a field of `ModelConfig`, its name in config.json and its default there."""
+    tensors: Mapping[str, str] = dataclasses.field(default_factory=lambda: _BEFORE)
+    """Names of the norms in a layer, by parameter."""
     rules: Mapping[str, Rule] = dataclasses.field(default_factory=dict)
+
+    @property
+    def fixed(self) -> dict[str, Any]:
+        """The fields of `ModelConfig` that the family determines."""
+        numbers = {name: None for name in ("attention_cap", "logit_cap", "query_scale")}
+        unset = {name: value for name, value in numbers.items() if name not in self.numbers}
+        return _PLAIN | unset | dict(self.switches)
+
+    def holds(self, config: ModelConfig) -> bool:
+        """Returns whether the family's models have the architecture of a model."""
+        kinds = set(config.kinds)
+        windows = {kind.window for kind in kinds} - {None}
+        rotations = {kind.angles for kind in kinds}
+        limits = {
+            "cache": not windows,
+            "always": len({kind.window for kind in kinds}) == 1,
+            "switched": len(windows) <= 1,
+            "listed": len(windows) <= 1,
+        }
+        turns = {(True, None, None)} if self.local_rope_theta is None else rotations
+        return (
+            all(getattr(config, name) == value for name, value in self.fixed.items())
+            and limits[self.window]
+            and rotations <= turns
+            and all(kind.rotary for kind in kinds)
+        )
 
 
 FAMILIES = {
     "llama": Family(
         "LlamaForCausalLM",
         seq_len=2048,
+        heads_divide=True,
         rules={
             "attention_bias": _NO,
             "mlp_bias": _NO,
@@ -122,7 +208,7 @@ FAMILIES = {
         num_kv_heads=32,
         sliding_window=4096,
         window="switched",
-        qkv_bias=True,
+        switches={"qkv_bias": True},
         rules={"head_dim": _SIZE, **_WINDOWS},
     ),
     "qwen3": Family(
@@ -132,7 +218,76 @@ FAMILIES = {
         head_dim=128,
         sliding_window=4096,
         window="switched",
-        qk_norm=True,
+        switches={"qk_norm": True},
         rules={"head_dim": _SIZE, "attention_bias": _NO, **_WINDOWS},
     ),
+    "olmo2": Family(
+        "Olmo2ForCausalLM",
+        seq_len=2048,
+        norm_epsilon=1e-5,
+        switches={"qk_norm": True, "qk_norm_over": "all_heads", "norm_placement": "after"},
+        tensors=_AFTER,
+        rules={"attention_bias": _NO},
+    ),
+    "gemma2": Family(
+        "Gemma2ForCausalLM",
+        seq_len=8192,
+        num_kv_heads=4,
+        head_dim=256,
+        tie_head=True,
+        heads_divide=True,
+        activation_field="hidden_activation",
+        activation="gelu_pytorch_tanh",
+        sliding_window=4096,
+        window="listed",
+        period=2,
+        switches={"norm_placement": "both", "unit_offset": True, "scale_embedding": True},
+        numbers={
+            "query_scale": ("query_pre_attn_scalar", 256),
+            "attention_cap": ("attn_logit_softcapping", 50.0),
+            "logit_cap": ("final_logit_softcapping", 30.0),
+        },
+        tensors=_BOTH,
+        rules=_GEMMA_RULES,
+    ),
+    "gemma3_text": Family(
+        "Gemma3ForCausalLM",
+        seq_len=131072,
+        num_kv_heads=4,
+        head_dim=256,
+        tie_head=True,
+        heads_divide=True,
+        activation_field="hidden_activation",
+        activation="gelu_pytorch_tanh",
+        sliding_window=4096,
+        window="listed",
+        period=6,
+        rope_theta=1e6,
+        local_rope_theta=1e4,
+        switches={
+            "qk_norm": True,
+            "norm_placement": "both",
+            "unit_offset": True,
+            "scale_embedding": True,
+        },
+        numbers={
+            "query_scale": ("query_pre_attn_scalar", 256),
+            "attention_cap": ("attn_logit_softcapping", None),
+            "logit_cap": ("final_logit_softcapping", None),
+        },
+        tensors=_BOTH,
+        rules={"sliding_window_pattern": _SIZE, **_GEMMA_RULES},
+    ),
 }
+
+
+def family_of(config: ModelConfig) -> str | None:
+    """Returns the `model_type` of the first family with a model's architecture, if any."""
+    return next((name for name, family in FAMILIES.items() if family.holds(config)), None)
+
+
+def norm_names(config: ModelConfig) -> Mapping[str, str]:
+    """Returns the names of the norms in a layer's tensors, by parameter."""
+    named = {"before": _BEFORE, "after": _AFTER, "both": _BOTH}
+    name = family_of(config)
+    return named[config.norm_placement] if name is None else FAMILIES[name].tensors

@@ -1,4 +1,4 @@
-"""Hugging Face folders (Llama, Mistral, Qwen2, Qwen3) and their mapping to parameters.
+"""Hugging Face folders and their mapping to parameters, for the families in `families.py`.
 
 The mapping follows from a parameter's name and axes. Transformers stores each layer apart,
 matrices as [outputs, inputs], and the SwiGLU gate and up projections as two tensors.
@@ -23,6 +23,7 @@ from stackjax.interop.config_json import (
     read_fields,
     read_json,
 )
+from stackjax.interop.families import norm_names
 from stackjax.interop.tensors import DTYPES, TensorInfo, Tensors, check_finite, same_values
 from stackjax.model import ModelConfig, Params
 from stackjax.model.config import axis_size
@@ -34,7 +35,7 @@ _TENSORS = {
     "embedding": ("model.embed_tokens.weight",),
     "final_norm": ("model.norm.weight",),
     "head": ("lm_head.weight",),
-    "attention_norm": ("input_layernorm.weight",),
+    "attention_norm": (),
     "query": ("self_attn.q_proj.weight",),
     "key": ("self_attn.k_proj.weight",),
     "value": ("self_attn.v_proj.weight",),
@@ -44,11 +45,13 @@ _TENSORS = {
     "query_norm": ("self_attn.q_norm.weight",),
     "key_norm": ("self_attn.k_norm.weight",),
     "out": ("self_attn.o_proj.weight",),
-    "mlp_norm": ("post_attention_layernorm.weight",),
+    "attention_out_norm": (),
+    "mlp_norm": (),
     "gate_up": ("mlp.gate_proj.weight", "mlp.up_proj.weight"),
     "down": ("mlp.down_proj.weight",),
+    "mlp_out_norm": (),
 }
-"""Tensor names for each parameter, without the layer number."""
+"""Tensor names for each parameter, without the layer number; norms have those of the family."""
 _HEAD = _TENSORS["head"][0]
 _EMBEDDING = _TENSORS["embedding"][0]
 _ADAPTER = "adapter_config.json"
@@ -60,6 +63,8 @@ class Slot:
 
     kind: str
     """Parameter name, the same in every layer."""
+    tensor: str
+    """Tensor name, without the layer number."""
     layer: int | None
     """Layer, from 0; None for parameters outside the layers."""
     half: int | None
@@ -70,8 +75,9 @@ class Slot:
     @property
     def name(self) -> str:
         """Tensor name in the folder."""
-        name = _TENSORS[self.kind][self.half or 0]
-        return name if self.layer is None else f"model.layers.{self.layer}.{name}"
+        if self.layer is None:
+            return self.tensor
+        return f"model.layers.{self.layer}.{self.tensor}"
 
     @property
     def place(self) -> dict[str, int]:
@@ -131,14 +137,16 @@ def slots(config: ModelConfig) -> Iterator[Slot]:
     """Yields every tensor for a model: embedding, layers, final norm, head."""
     axes = model.logical_axes(config)
     outer = {kind: names for kind, names in axes.items() if kind != "layers"}
-    yield Slot("embedding", None, None, outer.pop("embedding"))
+    norms = norm_names(config)
+    yield Slot("embedding", _EMBEDDING, None, None, outer.pop("embedding"))
     for layer in range(config.num_layers):
         for kind in _TENSORS:
             if kind in axes["layers"]:
                 names = dataclasses.replace(axes["layers"][kind], stacked=())
-                yield from _parts(kind, layer, names)
+                tensors = (f"{norms[kind]}.weight",) if kind in norms else _TENSORS[kind]
+                yield from _parts(kind, tensors, layer, names)
     for kind, names in outer.items():
-        yield Slot(kind, None, None, names)
+        yield Slot(kind, _TENSORS[kind][0], None, None, names)
 
 
 def slots_by_kind(config: ModelConfig) -> dict[str, list[Slot]]:
@@ -175,12 +183,12 @@ def to_tensors(
         yield tensor
 
 
-def _parts(kind: str, layer: int, axes: Axes) -> Iterator[Slot]:
+def _parts(kind: str, tensors: Sequence[str], layer: int, axes: Axes) -> Iterator[Slot]:
     if not axes.fused:
-        yield Slot(kind, layer, None, axes)
+        yield Slot(kind, tensors[0], layer, None, axes)
         return
-    for half in range(len(_TENSORS[kind])):
-        yield Slot(kind, layer, half, dataclasses.replace(axes, fused=()))
+    for half, tensor in enumerate(tensors):
+        yield Slot(kind, tensor, layer, half, dataclasses.replace(axes, fused=()))
 
 
 @dataclasses.dataclass(frozen=True)

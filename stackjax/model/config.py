@@ -11,6 +11,7 @@ from stackjax.runtime.numbers import Epsilon, Positive
 from stackjax.runtime.ranges import Real, Whole
 
 AttentionKernel = Literal["xla", "cudnn", "splash"]
+Activation = Literal["silu", "gelu", "gelu_tanh"]
 NormPlacement = Literal["before", "after", "both"]
 RematPolicy = Literal["none", "dots", "lean", "full"]
 
@@ -127,7 +128,7 @@ class ModelConfig:
     """Place of a branch's RMSNorm: at its input, at its output (OLMo 2), or both (Gemma 2)."""
     unit_offset: bool = False
     """Whether the gains of RMSNorm are stored minus 1, as in Gemma."""
-    activation: Literal["silu", "gelu", "gelu_tanh"] = "silu"
+    activation: Activation = "silu"
     """Function of the MLP's gate: `silu` is SwiGLU, the others are GeGLU."""
     attention_cap: Positive | None = None
     """Bound c of the attention logits: c tanh(logits / c)."""

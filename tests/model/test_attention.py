@@ -16,7 +16,9 @@ from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_ke
 from stackjax.model import attention_kernels
 from stackjax.model.attention import causal_attention, choose_kernel
 from stackjax.model.context_attention import query_pieces
+from stackjax.model.masking import ANY_PAST, Masking
 from stackjax.model.rotary import rotate, rotation
+from stackjax.runtime.errors import UserError
 from stackjax.sharding.config import MeshConfig
 from stackjax.sharding.mesh import build_mesh
 from stackjax.sharding.partition import logical
@@ -98,13 +100,17 @@ def kernel_inputs(dtype, rows, seq_len, num_kv_heads, head_dim):
     return jax.device_put((arrays, (np.arange(seq_len) >= cut).astype(np.int32)))
 
 
-def plain_attention(q_BTNH, k_BSKH, v_BSKH, segments_BT):
+def plain_attention(q_BTNH, k_BSKH, v_BSKH, segments_BT, masking=ANY_PAST):
     """Returns attention with a float32 softmax over the full T x T products."""
     q_BTNH, k_BSKH, v_BSKH = (x.astype(jnp.float32) for x in (q_BTNH, k_BSKH, v_BSKH))
     group = q_BTNH.shape[2] // k_BSKH.shape[2]
     k_BSNH, v_BSNH = (jnp.repeat(x, group, axis=2) for x in (k_BSKH, v_BSKH))
     logits = jnp.einsum("BTNH,BSNH->BNTS", q_BTNH, k_BSNH) / q_BTNH.shape[-1] ** 0.5
     mask = np.tri(q_BTNH.shape[1], dtype=bool)[None]
+    if masking.window is not None:
+        mask = mask & ~np.tri(q_BTNH.shape[1], k=-masking.window, dtype=bool)
+    if masking.cap is not None:
+        logits = masking.cap * jnp.tanh(logits / masking.cap)
     if segments_BT is not None:
         mask &= segments_BT[:, :, None] == segments_BT[:, None, :]
     weights = jax.nn.softmax(jnp.where(mask[:, None], logits, -jnp.inf), axis=-1)
@@ -159,6 +165,52 @@ def test_kernels_match_plain_softmax_in_value_and_gradient(
         leaf, other = np.float32(leaf), np.float32(other)
         tolerance = TOLERANCES[dtype] * np.abs(other).max()
         np.testing.assert_allclose(leaf, other, rtol=0, atol=tolerance)
+
+
+# Of 300 tokens, XLA's blocks have 75 queries, or with a window fewer.
+MASKINGS = [
+    ("xla", jnp.float32, 300, Masking(window=2)),
+    ("xla", jnp.float32, 300, Masking(window=40)),
+    ("xla", jnp.float32, 300, Masking(window=150, cap=0.5)),
+    ("xla", jnp.bfloat16, 300, Masking(window=100, cap=0.5)),
+    ("xla", jnp.float32, 300, Masking(window=400)),
+    ("splash", jnp.float32, 384, Masking(window=100)),
+    ("splash", jnp.float32, 128, Masking(window=60, cap=0.5)),
+    ("cudnn", jnp.bfloat16, 256, Masking(window=100)),
+]
+
+
+@pytest.mark.usefixtures("interpreted")
+@pytest.mark.parametrize("documents", [False, True])
+@pytest.mark.parametrize(("kernel", "dtype", "seq_len", "masking"), MASKINGS)
+def test_windows_and_caps_match_plain_softmax_in_value_and_gradient(
+    kernel, dtype, seq_len, masking, documents, monkeypatch
+):
+    monkeypatch.setattr(attention_kernels, "_MASK_BLOCK", 100)
+    monkeypatch.setattr(attention_kernels, "_KEY_MULTIPLE", 8)
+    arrays, segments = kernel_inputs(dtype, 2, seq_len, 2, 8)
+    segments = segments if documents else None
+    attend = functools.partial(causal_attention, kernel=kernel, masking=masking)
+    found = value_and_gradients(attend, arrays, segments)
+    plain = functools.partial(plain_attention, masking=masking)
+    expected = value_and_gradients(plain, arrays, segments)
+    for leaf, other in zip(found, expected, strict=True):
+        leaf, other = np.float32(leaf), np.float32(other)
+        tolerance = TOLERANCES[dtype] * np.abs(other).max()
+        np.testing.assert_allclose(leaf, other, rtol=0, atol=tolerance)
+
+
+def test_blocks_skip_the_keys_before_a_window():
+    x = jnp.zeros((1, 2048, 1, 8))
+
+    def flops(window):
+        attend = functools.partial(
+            causal_attention, segments_BT=None, kernel="xla", masking=Masking(window)
+        )
+        return jax.jit(attend).lower(x, x, x).cost_analysis()["flops"]
+
+    # Blocks of 128 queries have up to 255 keys, and without a window 1280 on average.
+    assert flops(128) < 0.25 * flops(None)
 
 
 @pytest.mark.usefixtures("interpreted")
@@ -216,6 +268,37 @@ CONTEXT = [
     ("splash", jnp.float32, {"fsdp": 2, "context": 2, "tensor": 2}, 512, 2, 4),
     ("splash", jnp.bfloat16, {"context": 4}, 1024, 2, 8),
 ]
+CONTEXT_WINDOWS = [
+    ("xla", jnp.float32, {"fsdp": 2, "context": 4}, 24, 4, Masking(7, 0.5)),
+    ("xla", jnp.float32, {"context": 3}, 24, 2, Masking(7)),
+    ("splash", jnp.float32, {"fsdp": 2, "context": 2}, 512, 1, Masking(150, 0.5)),
+]
+
+
+@pytest.mark.usefixtures("interpreted")
+@pytest.mark.parametrize(
+    ("kernel", "dtype", "sizes", "seq_len", "num_kv_heads", "masking"), CONTEXT_WINDOWS
+)
+def test_sharded_sequences_have_windows_and_caps(
+    kernel, dtype, sizes, seq_len, num_kv_heads, masking
+):
+    arrays, segments = kernel_inputs(dtype, 2, seq_len, num_kv_heads, 8)
+    plain = functools.partial(plain_attention, masking=masking)
+    expected = value_and_gradients(plain, arrays, segments)
+    devices = jax.devices()[: math.prod(sizes.values())]
+    with jax.set_mesh(build_mesh(MeshConfig(**sizes), devices)):
+        arrays = [jax.device_put(x, logical("batch", "seq", "heads", None)) for x in arrays]
+        segments = jax.device_put(segments, logical("batch", "seq"))
+        attend = functools.partial(causal_attention, kernel=kernel, masking=masking)
+        found = value_and_gradients(attend, arrays, segments)
+        if kernel == "xla" and num_kv_heads == 2:
+            capped = functools.partial(attend, masking=Masking(7, 0.5))
+            with pytest.raises(UserError, match=r"attention_cap .* mesh\.context"):
+                capped(*arrays[:3], segments)
+    for leaf, other in zip(found, expected, strict=True):
+        leaf, other = np.float32(leaf), np.float32(other)
+        tolerance = TOLERANCES[dtype] * np.abs(other).max()
+        np.testing.assert_allclose(leaf, other, rtol=0, atol=tolerance)
 
 
 @pytest.mark.sample(7)

@@ -13,6 +13,7 @@ from conftest import phase_of, random_batch, random_params, tiny_model
 from stackjax import model
 from stackjax.data.batch import Batch
 from stackjax.data.device import batch_sharding
+from stackjax.model.layer_kind import LayerKind
 from stackjax.sharding.config import MeshConfig
 from stackjax.sharding.mesh import build_mesh
 from stackjax.sharding.partition import on_mesh
@@ -43,7 +44,8 @@ def loss_and_grads(mesh_config, accumulate, fields):
     config, tx = dataclasses.replace(CONFIG, **fields), keep_gradient()
     phase = phase_of(config)
     step = jax.jit(functools.partial(train_step, phase, tx, 1e-2, phase.step_inputs))
-    params, batch = random_params(CONFIG), batch_of(accumulate)
+    shaped = dataclasses.replace(CONFIG, num_layers=config.num_layers)
+    params, batch = random_params(shaped), batch_of(accumulate)
     if mesh_config is None:
         params = jax.device_put(params)
         state, metrics = step(TrainState(jnp.int32(0), params, tx.init(params)), batch)
@@ -64,10 +66,10 @@ def loss_and_grads(mesh_config, accumulate, fields):
 
 
 @functools.cache
-def expected_loss_and_grads(loops=1):
+def expected_loss_and_grads(**fields):
     """The loss and gradient on one device, without mesh, accumulation and chunks."""
-    fields = {"scan_unroll": 0, "remat": "none", "loss_chunk": 512, "loops": loops}
-    return loss_and_grads(None, 1, fields)
+    plain = {"scan_unroll": 0, "remat": "none", "loss_chunk": 512}
+    return loss_and_grads(None, 1, plain | fields)
 
 
 # Mesh, microbatches, and how the model runs. Every remat, unroll, kind of chunk (3 leaves 2
@@ -92,6 +94,10 @@ WAYS = [
     ),
     (MeshConfig(context=4, tensor=2), 1, {"remat": "none", "scan_unroll": 1, "loss_chunk": 1}),
 ]
+PATTERN = {"num_layers": 5, "pattern": (LayerKind(window=3), LayerKind(rotary=False))}
+OF_KINDS = [
+    (mesh, accumulate, fields | PATTERN) for mesh, accumulate, fields in (WAYS[0], *WAYS[3:7:3])
+]
 LOOPED = [
     (mesh, accumulate, fields | {"loops": 3})
     for mesh, accumulate, fields in (WAYS[0], WAYS[3], WAYS[4], WAYS[7])
@@ -99,10 +105,11 @@ LOOPED = [
 
 
 @pytest.mark.sample(6)
-@pytest.mark.parametrize(("mesh", "accumulate", "fields"), [*WAYS, *LOOPED])
+@pytest.mark.parametrize(("mesh", "accumulate", "fields"), [*WAYS, *LOOPED, *OF_KINDS])
 def test_mesh_and_accumulation_do_not_change_loss_and_gradient(mesh, accumulate, fields):
     loss, grads = loss_and_grads(mesh, accumulate, fields)
-    expected_loss, expected = expected_loss_and_grads(fields.get("loops", 1))
+    shape = {name: fields[name] for name in ("loops", *PATTERN) if name in fields}
+    expected_loss, expected = expected_loss_and_grads(**shape)
     # The same float32 sums in another order, on up to eight devices.
     assert float(loss) == pytest.approx(float(expected_loss), rel=1e-5)
     for leaf, other in zip(jax.tree.leaves(grads), jax.tree.leaves(expected), strict=True):
