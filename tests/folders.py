@@ -105,7 +105,8 @@ def write(path: Path, name: str, num_shards: int = 1, **changes) -> Path:
     network = getattr(transformers, f"{family.removesuffix('Text')}ForCausalLM")(config)
     for kind, weight in network.named_parameters():
         if kind.endswith("norm.weight"):
-            torch.nn.init.uniform_(weight, 0.5, 1.5)
+            low = -0.5 if family.startswith("Gemma") else 0.5  # Gemma adds 1
+            torch.nn.init.uniform_(weight, low, low + 1)
         else:
             torch.nn.init.normal_(weight, std=0.2)
     network.to(getattr(torch, dtype)).save_pretrained(

@@ -272,7 +272,6 @@ FAMILIES = {
         },
         numbers={
             "query_scale": ("query_pre_attn_scalar", 256),
-            "attention_cap": ("attn_logit_softcapping", None),
             "logit_cap": ("final_logit_softcapping", None),
         },
         tensors=_BOTH,

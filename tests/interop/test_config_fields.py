@@ -19,7 +19,15 @@ from decoder import NumpyDecoder
 from stackjax.interop.huggingface import load_params, read_folder
 from stackjax.runtime.errors import UserError
 
-KINDS = {"llama": "llama", "mistral": "mistral, wide heads", "qwen2": "qwen2", "qwen3": "qwen3"}
+KINDS = {
+    "llama": "llama",
+    "mistral": "mistral, wide heads",
+    "qwen2": "qwen2",
+    "qwen3": "qwen3",
+    "olmo2": "olmo2",
+    "gemma2": "gemma2",
+    "gemma3_text": "gemma3, tied",
+}
 CLASSES = {kind: transformers.CONFIG_MAPPING[kind] for kind in KINDS}
 OWN_FIELDS = {
     kind: sorted({field.name for field in dataclasses.fields(config)} | {"model_type"})
