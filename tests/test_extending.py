@@ -24,7 +24,7 @@ from stackjax.training.expand import expand
 from stackjax.training.preflight import check
 
 BLOCK = re.compile(r"```python\n(.*?)```", re.DOTALL)
-METRIC, SUMS, HOOK, OPTIMIZER = BLOCK.findall(Path("docs/extending.md").read_text())[1:]
+METRIC, SUMS, HOOK, OPTIMIZER = BLOCK.findall(Path("docs/extending.md").read_text())[2:]
 OPERATOR = BLOCK.findall(Path("docs/growth.md").read_text())[-1]
 GET_CONFIG = """
 from conftest import tiny_run

@@ -181,11 +181,11 @@ def _with_numbers(
         names = {ours: theirs for theirs, ours in reversed(ACTIVATIONS.items())}
         changed[family.activation_field] = names[config.activation]
     for ours, (theirs, default) in family.numbers.items():
-        value = getattr(config, ours)
+        value: float | None = getattr(config, ours)
         if fields.get(theirs, default) != value:
             # The divisor of a query is an integer in transformers.
-            is_whole = value is not None and isinstance(default, int) and value == int(value)
-            changed[theirs] = int(value) if is_whole else value
+            is_integer = isinstance(default, int) and value is not None
+            changed[theirs] = int(value) if is_integer and value == int(value) else value
     return changed
 
 

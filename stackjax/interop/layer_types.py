@@ -72,7 +72,7 @@ def write_layers(
 ) -> dict[str, Any]:
     """Returns fields with the windows of the model's layers."""
     slides = [kind.window is not None for kind in config.kinds]
-    windows = {kind.window for kind in config.kinds} - {None}
+    windows = [kind.window for kind in config.kinds if kind.window is not None]
     changed = {**fields, "sliding_window": max(windows, default=None)}
     if family.window == "switched":
         changed["use_sliding_window"] = any(slides)

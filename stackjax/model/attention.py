@@ -6,6 +6,7 @@ N / K: query head n reads key head n // G.
 
 import functools
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -90,6 +91,6 @@ def _xla(
     q_BTKGH = jnp.reshape(q_BTNH * head_dim**-0.5, grouped, out_sharding=layout)
     q_BKHGT = q_BTKGH.transpose(0, 2, 4, 3, 1)
     k_BKSH, v_BKSH = k_BSKH.transpose(0, 2, 1, 3), v_BSKH.transpose(0, 2, 1, 3)
-    out_BKHGT = block_attention(q_BKHGT, k_BKSH, v_BKSH, segments_BT, masking)
+    out_BKHGT: Any = block_attention(q_BKHGT, k_BKSH, v_BKSH, segments_BT, masking)
     layout = logical("batch", "seq", "heads", None)
     return jnp.reshape(out_BKHGT.transpose(0, 4, 1, 3, 2), q_BTNH.shape, out_sharding=layout)
