@@ -53,7 +53,8 @@ FOLDERS = {
         "float32",
     ),
     "mistral, window": ("Mistral", {"sliding_window": 5, "hidden_act": "gelu"}, "bfloat16"),
-    "olmo2": ("Olmo2", {"rms_norm_eps": 1e-4, "tie_word_embeddings": True}, "float32"),
+    "olmo2": ("Olmo2", {"rms_norm_eps": 1e-4}, "float32"),
+    "olmo2, tied": ("Olmo2", {"tie_word_embeddings": True}, "bfloat16"),
     "gemma2": (
         "Gemma2",
         {
@@ -82,7 +83,7 @@ FOLDERS = {
         },
         "bfloat16",
     ),
-    "gemma3, tied": ("Gemma3Text", GEMMA, "float32"),
+    "gemma3, untied": ("Gemma3Text", GEMMA | {"tie_word_embeddings": False}, "float32"),
     "qwen3": ("Qwen3", {"head_dim": 6}, "float32"),
     "qwen3, tied, other base": (
         "Qwen3",

@@ -48,7 +48,7 @@ RULES = dict.fromkeys(SIZES.values(), _SIZE) | {
     "configuration_files": _ABSENT,
     "transformers_weights": _ABSENT,
     "attribute_map": _ABSENT,
-    "attention_chunk_size": _ABSENT,
+    "attention_chunk_size": Rule(supported=(None, {})),
     "kv_sharing_modes": _ABSENT,
     # Transformers would read this nested config instead.
     **dict.fromkeys(("text_config", "decoder", "generator"), Rule(supported=(None,))),
@@ -275,7 +275,8 @@ FAMILIES = {
             "logit_cap": ("final_logit_softcapping", None),
         },
         tensors=_BOTH,
-        rules={"sliding_window_pattern": _SIZE, **_GEMMA_RULES},
+        # Transformers makes a mask with a window in any case.
+        rules={"sliding_window_pattern": _SIZE, "sliding_window": _SIZE, **_GEMMA_RULES},
     ),
 }
 

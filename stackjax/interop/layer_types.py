@@ -73,7 +73,9 @@ def write_layers(
     """Returns fields with the windows of the model's layers."""
     slides = [kind.window is not None for kind in config.kinds]
     windows = [kind.window for kind in config.kinds if kind.window is not None]
-    changed = {**fields, "sliding_window": max(windows, default=None)}
+    changed = dict(fields)
+    if windows or family.window != "listed":
+        changed["sliding_window"] = max(windows, default=None)
     if family.window == "switched":
         changed["use_sliding_window"] = any(slides)
         changed["max_window_layers"] = slides.index(True) if any(slides) else len(slides)

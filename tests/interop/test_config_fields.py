@@ -26,7 +26,7 @@ KINDS = {
     "qwen3": "qwen3",
     "olmo2": "olmo2",
     "gemma2": "gemma2",
-    "gemma3_text": "gemma3, tied",
+    "gemma3_text": "gemma3, untied",
 }
 CLASSES = {kind: transformers.CONFIG_MAPPING[kind] for kind in KINDS}
 OWN_FIELDS = {
@@ -149,6 +149,7 @@ COMBINATIONS += [
 STRICTER = {
     "attention_bias": "biases without a tensor are zero",
     "mlp_bias": "biases without a tensor are zero",
+    "use_bidirectional_attention": "tokens of a longer text would see later ones",
     "is_causal": "null masks no future token in a padded batch",
     "per_layer_config": "another model may read it",
     "attribute_map": "it renames fields",
@@ -221,7 +222,8 @@ def transformers_logits(fields, weights):
     """Returns logits from transformers, the last with a KV cache; None if refused."""
     try:
         fields = json.loads(json.dumps(fields))
-        if fields.get("tie_word_embeddings") is True:
+        default = CLASSES[fields["model_type"]]().tie_word_embeddings
+        if fields.get("tie_word_embeddings", default) is True:
             # A stored head with other values is not tied, as in `from_pretrained`.
             fields["tie_word_embeddings"] = False
         config = transformers.CONFIG_MAPPING[fields["model_type"]].from_dict(fields)

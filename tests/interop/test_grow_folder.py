@@ -58,6 +58,17 @@ CASES = [
 ]
 
 
+# Families with windows, other norms and scaled embeddings; here, whole periods fit.
+CASES += [
+    ("gemma2", "depth_zero(factor=2)"),
+    ("gemma2", "width_split(embed=2, mlp=2, heads=2, split=uneven)"),
+    ("gemma3, untied", "width_zero(embed=2, mlp=2, heads=2)"),
+    ("olmo2", "width_split(embed=2, mlp=3/2, heads=2, noise=0.3) + depth_zero(2)"),
+    ("olmo2", "width_zero(embed=2, mlp=2)"),
+    ("qwen2, window in upper layers", "depth_zero(factor=2, order=stack, rest=fresh)"),
+]
+
+
 @pytest.mark.sample(6)
 @pytest.mark.parametrize(("folder", "growth"), CASES, indirect=["folder"])
 def test_exact_growth_keeps_the_logits(folder, growth, run, tmp_path):
@@ -105,6 +116,14 @@ def test_copied_layers_equal_source_layers_bit_for_bit(folder, growth, run, tmp_
     assert config["num_hidden_layers"] == len(sources)
     assert len(config.get("layer_types") or sources) == len(sources)
     assert folders.logits(tmp_path / "grown").shape[-1] == folders.VOCAB
+
+
+def test_growth_that_would_change_a_layers_window_is_refused(run, tmp_path):
+    folder = folders.write(tmp_path / "folder", "gemma2")
+    code, _, error = run(folder, tmp_path / "grown", "--growth", "insert_block(size=1)")
+    assert (code, error.count("\n")) == (2, 1)
+    assert "makes layer 2 (counted from 0; window 5) from layer 1 (global)" in error
+    assert not (tmp_path / "grown").exists()
 
 
 @pytest.mark.parametrize("growth", ["stack(2)", "width_split(mlp=2, split=uneven)"])
