@@ -76,11 +76,10 @@ def model_config(fields: Mapping[str, Any], name: str = CONFIG) -> ModelConfig:
     head_dim = fields.get("head_dim", family.head_dim)
     try:
         (theta, scaling), local_rope = read_rope(fields, family, seq_len(fields), name)
-        return ModelConfig(
+        model = ModelConfig(
             **sizes,
             head_dim=head_dim or sizes["embed_dim"] // sizes["num_heads"],
             num_kv_heads=num_kv_heads or sizes["num_heads"],
-            pattern=read_pattern(fields, family, local_rope, seq_len(fields), name),
             rope_theta=theta,
             rope_scaling=scaling,
             norm_epsilon=fields.get("rms_norm_eps", family.norm_epsilon),
@@ -92,6 +91,9 @@ def model_config(fields: Mapping[str, Any], name: str = CONFIG) -> ModelConfig:
                 for ours, (theirs, default) in family.numbers.items()
             },
         )
+        # Now the number of layers is in range.
+        pattern = read_pattern(fields, family, local_rope, seq_len(fields), name)
+        return dataclasses.replace(model, pattern=pattern)
     except UserError as error:
         if str(error).startswith(name):
             raise

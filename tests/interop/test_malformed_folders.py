@@ -23,7 +23,7 @@ WRONG = {
     "a base": (None, "abc", True, [1], 0, -1e4, np.nan, INFINITE),
     "a flag": (None, "no", 0, 1, [True]),
     "a kind": (None, "evil", 5, ["llama"], {}, "", "a" * 10_000),
-    "an activation": (None, "gelu", 5, ["silu"], True),
+    "an activation": (None, "relu", 5, ["silu"], True),
     "a rotation": (
         *(["x"], "linear", 5, True, {"rope_type": ["llama3"]}, {"rope_type": "llama3"}),
         *({"rope_theta": "1e4"}, {"rope_theta": -1.0}, {"rope_theta": np.nan}, {"type": 5}),
