@@ -7,9 +7,10 @@ import re
 
 import jax
 import pytest
-from conftest import tiny_run
+from conftest import tiny_model, tiny_run
 from etils import epath
 
+from stackjax.analysis.record import Record
 from stackjax.config import BatchStep, Config, Stage
 from stackjax.config_file import (
     changed_fields,
@@ -21,6 +22,7 @@ from stackjax.config_file import (
 from stackjax.data.manifest import Manifest, Split
 from stackjax.growth import LayerMap, Stack
 from stackjax.model.config import CompleteP, RopeScaling
+from stackjax.model.layer_kind import LayerKind
 from stackjax.optimizers import Muon
 from stackjax.runtime.errors import UserError
 from stackjax.sharding.config import MeshConfig
@@ -474,3 +476,16 @@ def test_only_batches_to_come_may_change(recorded, config, parts):
         refused = pytest.raises(UserError, match="already trained")
         with contextlib.nullcontext() if part in parts else refused:
             changed_fields(recorded, config, 0, part)
+
+
+def test_recorded_layer_kinds_are_read_back(tmp_path):
+    model = tiny_model(
+        num_layers=6, pattern=(LayerKind(window=3, rope_theta=50.0), LayerKind())
+    )
+    config = tiny_run(tmp_path, model=model)
+    fields = json.loads(json.dumps(flatten(config)))
+    record = Record(path=epath.Path(tmp_path), config=fields, data={}, rows=[])
+    assert record.final_model.pattern == model.pattern
+    del_kinds = {name: v for name, v in fields.items() if "rope_theta" not in name}
+    older = dataclasses.replace(record, config=del_kinds)
+    assert older.final_model.pattern[0] == LayerKind(window=3)

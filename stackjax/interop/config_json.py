@@ -180,14 +180,15 @@ def _with_numbers(
     changed = dict(fields)
     found = ACTIVATIONS.get(fields.get(family.activation_field, family.activation))
     if found != config.activation:
-        names = {ours: theirs for theirs, ours in reversed(ACTIVATIONS.items())}
+        names = {ours: theirs for theirs, ours in reversed([*ACTIVATIONS.items()])}
         changed[family.activation_field] = names[config.activation]
     for ours, (theirs, default) in family.numbers.items():
         value: float | None = getattr(config, ours)
         if fields.get(theirs, default) != value:
             # The divisor of a query is an integer in transformers.
-            is_integer = isinstance(default, int) and value is not None
-            changed[theirs] = int(value) if is_integer and value == int(value) else value
+            if isinstance(default, int) and value is not None and value.is_integer():
+                value = int(value)
+            changed[theirs] = value
     return changed
 
 

@@ -1,0 +1,92 @@
+"""Scans over layers of several kinds: whole periods, and a program that does not grow."""
+
+import dataclasses
+
+import jax
+import pytest
+from conftest import equations, first_microbatch, random_batch, random_params, tiny_model
+
+from stackjax import model
+from stackjax.model import flops
+from stackjax.model.config import CompleteP, ModelConfig, RopeScaling
+from stackjax.model.layer_kind import LayerKind
+from stackjax.model.layer_scan import layer_runs
+from stackjax.runtime.errors import UserError
+
+A, B = LayerKind(window=2), LayerKind()
+
+# Kinds, period, and the first layer, the end and the kinds of each scan.
+RUNS = {
+    "one kind": ((A, A, A), 1, [(0, 3, (A,))]),
+    "whole periods": ((A, B) * 2, 2, [(0, 4, (A, B))]),
+    "cut period": ((A, A, B) * 2 + (A, A), 3, [(0, 6, (A, A, B)), (6, 8, (A,))]),
+    "one period": ((B, B, A), 3, [(0, 2, (B,)), (2, 3, (A,))]),
+    "equal kinds in a longer pattern": ((A,) * 5, 2, [(0, 5, (A,))]),
+    "from inside a period": ((B, A, B, A), 2, [(0, 4, (B, A))]),
+}
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_whole_periods_are_one_scan_and_others_scans_over_equal_kinds(name):
+    kinds, period, expected = RUNS[name]
+    runs = [(run.start, run.stop, run.kinds) for run in layer_runs(kinds, period)]
+    assert runs == expected
+
+
+@pytest.mark.parametrize("num_layers", [12, 14])
+def test_program_has_as_many_operations_for_any_number_of_periods(num_layers):
+    def count(num_layers):
+        config = tiny_model(num_layers=num_layers, pattern=(A, A, B))
+        batch = first_microbatch(random_batch(rows=1))
+        abstract = jax.eval_shape(lambda: model.init(config, jax.random.key(0)))
+        run = jax.grad(lambda params: model.next_token_loss(config, params, batch).objective)
+        return sum(1 for _ in equations(jax.make_jaxpr(run)(abstract).jaxpr))
+
+    assert count(num_layers) == count(num_layers + 24)
+
+
+def test_parameters_do_not_depend_on_the_pattern():
+    plain, mixed = tiny_model(), tiny_model(pattern=(A, B))
+    assert model.logical_axes(plain) == model.logical_axes(mixed)
+    leaves = zip(*map(jax.tree.leaves, map(random_params, (plain, mixed))), strict=True)
+    assert all((leaf == other).all() for leaf, other in leaves)
+
+
+def test_windows_cost_the_products_inside():
+    config = tiny_model(num_layers=4, loops=2, pattern=(LayerKind(window=3), B))
+    plain = dataclasses.replace(config, pattern=())
+    heads = 4 * config.num_heads * config.head_dim * 3
+    # Four of eight layers see 3 of 8 keys.
+    saved = flops.matmul_flops(plain, 8) - flops.matmul_flops(config, 8)
+    assert saved == 4 * heads * (8 - 3)
+    assert flops.matmul_flops(plain, 3) == flops.matmul_flops(config, 3)
+    assert "2 window 3, 2 global" in flops.describe(config)
+
+
+WRONG = {
+    "window": (lambda: LayerKind(window=0), r"model\.pattern\.window is 0"),
+    "scaling": (lambda: LayerKind(rope_scaling=RopeScaling()), "without rope_theta"),
+    "share": (lambda: tiny_model(rotary_share=0.5), r"rotary_share is 0\.5, 3 of 6"),
+    "norm": (lambda: tiny_model(qk_norm_over="all_heads"), "qk_norm is False"),
+    "cap": (
+        lambda: tiny_model(attention_cap=1.0, attention="cudnn"),
+        "cuDNN's attention has no",
+    ),
+    "completep": (
+        lambda: tiny_model(unit_offset=True, completep=CompleteP.of(tiny_model())),
+        "completep has no rule",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_wrong_switches_are_refused_by_name(name):
+    make, message = WRONG[name]
+    with pytest.raises(UserError, match=message):
+        make()
+
+
+def test_kinds_repeat_over_the_layers():
+    config = tiny_model(num_layers=5, pattern=(A, B))
+    assert config.kinds == (A, B, A, B, A)
+    assert isinstance(config, ModelConfig) and tiny_model().kinds == (B,) * 3
