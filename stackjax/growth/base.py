@@ -241,7 +241,7 @@ def operators() -> dict[str, type[Growth]]:
 def check_kinds(
     growth: Growth, layers: Sequence[int], source: ModelConfig, target: ModelConfig
 ) -> None:
-    """Raises UserError if a copied layer would be of another kind than its source.
+    """Raises UserError if a copied layer's kind would change.
 
     Args:
       layers: The source layer of each target layer; negative for a new layer.

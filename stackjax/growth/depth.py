@@ -38,9 +38,9 @@ class LayerGather(Growth):
 
     @property
     def copies_periods(self) -> bool:
-        """Does `sources` count periods of `model.pattern` instead of layers?
+        """Does `sources` count the periods in `model.pattern`, not the layers?
 
-        Copies in place change the place of later layers, so whole periods are copied.
+        Copies in place move later layers, so whole periods are copied.
         """
         return False
 
@@ -93,7 +93,7 @@ class Stack(LayerGather):
 class Interleave(LayerGather):
     """Repeats every layer in place: 0 1 2 becomes 0 0 1 1 2 2.
 
-    With layers of several kinds, every period of the pattern. Interpolation in
+    With `model.pattern`, every period. Interpolation in
     arXiv:2405.15319.
     """
 

@@ -94,7 +94,7 @@ class Mask(Reparameterization):
             return mask if self.axis in names.reads else None
         scale = jnp.sqrt(mask.size / jnp.sum(mask))
         if reads_stream(names, self.norm_placement):
-            # No norm undoes the scale of the residual stream.
+            # No norm undoes the residual stream's scale.
             return jnp.full_like(mask, 1 / scale)
         if "embed" not in names.writes:
             return None

@@ -214,11 +214,11 @@ class WidthSplit(WidthGrowth):
 
 
 def residual_factor(names: Axes, source: ModelConfig, num_copies: np.ndarray) -> np.ndarray:
-    """Returns a parameter's scale along channels of the residual stream.
+    """Returns a parameter's scale along the residual stream's channels.
 
     Channels are sqrt(target / (source copies)) times as large, to keep the mean square. Norm
-    gains undo this scale, or the matrices that read the stream without a norm. The gain of a
-    norm on a branch has an input with this scale already. With a tied head, the final gain
+    gains undo this scale, or the matrices that read the stream without a norm. A norm's gain
+    on a branch has an input with this scale already. With a tied head, the final gain
     undoes the scale twice, because the head is as large as the embedding.
     """
     target = len(num_copies)

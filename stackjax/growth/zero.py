@@ -125,7 +125,7 @@ class WidthZero(WidthGrowth):
         maps = self.axis_maps(source)
 
         def grow(leaf: jax.Array, names: Axes) -> jax.Array:
-            # A moment of a gain stored minus 1 has the same factor, and no offset.
+            # The moment for a gain stored minus 1 has the same factor, and no offset.
             plain = dataclasses.replace(names, unit_offset=False)
             return _gather_scaled(leaf, plain, source, maps, power=-order)
 
@@ -139,7 +139,7 @@ def _gather_scaled(
     maps: Mapping[str, AxisMap],
     power: int,
 ) -> jax.Array:
-    """Returns a grown array, times a power of `residual_factor` along channels."""
+    """Returns a grown array, times a `residual_factor` power along channels."""
     grown = gather(leaf, names, maps)
     if "embed" not in maps:
         return grown

@@ -91,7 +91,7 @@ def model_config(fields: Mapping[str, Any], name: str = CONFIG) -> ModelConfig:
                 for ours, (theirs, default) in family.numbers.items()
             },
         )
-        # Now the number of layers is in range.
+        # Now `num_layers` is in range.
         pattern = read_pattern(fields, family, local_rope, seq_len(fields), name)
         return dataclasses.replace(model, pattern=pattern)
     except UserError as error:
@@ -110,7 +110,7 @@ def _family(fields: Mapping[str, Any], name: str) -> Family:
 
 
 def _check_heads(fields: Mapping[str, Any], family: Family, name: str) -> None:
-    """Raises UserError if the number of heads has to divide `hidden_size`, and does not."""
+    """Raises UserError if the heads have to divide `hidden_size`, and do not."""
     channels, heads = fields["hidden_size"], fields["num_attention_heads"]
     if family.heads_divide and channels % heads:
         raise UserError(
@@ -185,7 +185,7 @@ def _with_numbers(
     for ours, (theirs, default) in family.numbers.items():
         value: float | None = getattr(config, ours)
         if fields.get(theirs, default) != value:
-            # The divisor of a query is an integer in transformers.
+            # The divisor is an integer in transformers.
             if isinstance(default, int) and value is not None and value.is_integer():
                 value = int(value)
             changed[theirs] = value

@@ -113,7 +113,7 @@ _PLAIN = {
     for field in dataclasses.fields(ModelConfig)
     if field.name in _SWITCHES
 }
-"""Fields of `ModelConfig` that a family determines, with the values for Llama."""
+"""`ModelConfig` fields that a family determines, with Llama's values."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,35 +135,35 @@ class Family:
     """Whether `num_attention_heads` must divide `hidden_size`."""
     activation_field: str = "hidden_act"
     activation: str = "silu"
-    """Default of the `activation_field`."""
+    """Default value in the `activation_field`."""
     sliding_window: int | None = None
     """Default `sliding_window`, in tokens."""
     window: Literal["cache", "switched", "always", "listed"] = "cache"
     """Effect of `sliding_window`: `cache` limits only the KV cache, `switched` the layers
     selected by other fields, `always` every layer, `listed` the layers in `layer_types`."""
     period: int = 1
-    """Without `layer_types`, the last one of so many layers is global, the others slide."""
+    """Without `layer_types`, the last layer in a period is global, the others slide."""
     rope_theta: float = 1e4
     """Default `rope_theta`."""
     local_rope_theta: float | None = None
-    """Default `rope_theta` of layers that slide; None for the same rotation in all layers."""
+    """Default `rope_theta` in layers that slide; None for the same rotation in all layers."""
     switches: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    """Fields of `ModelConfig` with other values than for Llama."""
+    """`ModelConfig` fields with other values than for Llama."""
     numbers: Mapping[str, tuple[str, float | None]] = dataclasses.field(default_factory=dict)
-    """For a field of `ModelConfig`, its name in config.json and its default there."""
+    """For each `ModelConfig` field, the name and the default in config.json."""
     tensors: Mapping[str, str] = dataclasses.field(default_factory=lambda: _BEFORE)
-    """Names of the norms in a layer, by parameter."""
+    """Norm names in a layer, by parameter."""
     rules: Mapping[str, Rule] = dataclasses.field(default_factory=dict)
 
     @property
     def fixed(self) -> dict[str, Any]:
-        """The fields of `ModelConfig` that the family determines."""
+        """The `ModelConfig` fields that the family determines."""
         numbers = {name: None for name in ("attention_cap", "logit_cap", "query_scale")}
         unset = {name: value for name, value in numbers.items() if name not in self.numbers}
         return _PLAIN | unset | dict(self.switches)
 
     def holds(self, config: ModelConfig) -> bool:
-        """Returns whether the family's models have the architecture of a model."""
+        """Returns whether the family has a model's architecture."""
         kinds = set(config.kinds)
         windows = {kind.window for kind in kinds} - {None}
         rotations = {kind.angles for kind in kinds}
@@ -282,12 +282,12 @@ FAMILIES = {
 
 
 def family_of(config: ModelConfig) -> str | None:
-    """Returns the `model_type` of the first family with a model's architecture, if any."""
+    """Returns the first `model_type` with a model's architecture, if any."""
     return next((name for name, family in FAMILIES.items() if family.holds(config)), None)
 
 
 def norm_names(config: ModelConfig) -> Mapping[str, str]:
-    """Returns the names of the norms in a layer's tensors, by parameter."""
+    """Returns the norm names in a layer's tensors, by parameter."""
     named = {"before": _BEFORE, "after": _AFTER, "both": _BOTH}
     name = family_of(config)
     return named[config.norm_placement] if name is None else FAMILIES[name].tensors

@@ -51,7 +51,7 @@ _TENSORS = {
     "down": ("mlp.down_proj.weight",),
     "mlp_out_norm": (),
 }
-"""Tensor names for each parameter, without the layer number; norms have those of the family."""
+"""Tensor names for each parameter, without the layer number; norms have the family's names."""
 _HEAD = _TENSORS["head"][0]
 _EMBEDDING = _TENSORS["embedding"][0]
 _ADAPTER = "adapter_config.json"

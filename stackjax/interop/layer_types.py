@@ -21,12 +21,12 @@ def read_pattern(
     seq_len: int,
     name: str,
 ) -> tuple[LayerKind, ...]:
-    """Returns the shortest pattern of a config.json's layers; empty for global attention.
+    """Returns the shortest pattern for a config.json's layers; empty for global attention.
 
-    A window of at least the longest context counts as none, in families where it can be unset.
+    A window as long as the longest context counts as none, in families where it can be unset.
 
     Args:
-      local_rope: Rotary base and scaling of layers that slide, if of their own.
+      local_rope: Rotary base and scaling in layers that slide, if separate.
       seq_len: The longest context.
       name: File name for messages.
 
@@ -70,7 +70,7 @@ def shortest(kinds: Sequence[LayerKind]) -> tuple[LayerKind, ...]:
 def write_layers(
     fields: Mapping[str, Any], family: Family, config: ModelConfig
 ) -> dict[str, Any]:
-    """Returns fields with the windows of the model's layers."""
+    """Returns fields with the model's windows."""
     slides = [kind.window is not None for kind in config.kinds]
     windows = [kind.window for kind in config.kinds if kind.window is not None]
     changed = dict(fields)

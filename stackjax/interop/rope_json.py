@@ -17,10 +17,10 @@ _GLOBAL, _LOCAL = "full_attention", "sliding_attention"
 def read_rope(
     fields: Mapping[str, Any], family: Family, seq_len: int, name: str
 ) -> tuple[Rope, Rope | None]:
-    """Returns the model's rotation, and that of layers that slide, if of their own.
+    """Returns the model's rotation, and the one for layers that slide, if separate.
 
-    Defaults are those of transformers. `rope_scaling` (before version 5) has priority over
-    `rope_parameters`; with rotations by layer type, it adds to that of global layers.
+    Defaults are as in transformers. `rope_scaling` (before version 5) has priority over
+    `rope_parameters`; with rotations by layer type, it adds to the global layers' rotation.
 
     Raises:
       UserError: A field is malformed or unsupported.
@@ -63,7 +63,7 @@ def _read(
     """Returns a rotation.
 
     Args:
-      theta, theta_field: Default of the base, and the field outside of `rope` with it.
+      theta, theta_field: Default base, and the field outside `rope` with it.
       source: Field with `rope`, for messages.
     """
     rope.setdefault("rope_type", rope.get("type", "default"))
@@ -100,7 +100,7 @@ def write_rope(
 ) -> dict[str, Any]:
     """Returns fields with the model's rotation, in the format before version 5.
 
-    All versions can read it. Rotations of their own for layers that slide are in the format of
+    All versions can read it. Separate rotations for layers that slide are in the format for
     version 5, too.
     """
     other = ("rope_parameters", "original_max_position_embeddings", "partial_rotary_factor")

@@ -35,7 +35,7 @@ def choose_kernel(config: ModelConfig, dtype: jnp.dtype, seq_len: int) -> Attent
         return config.attention
     device = target_device()
     # On all GPUs since Ampere, cuDNN supports bfloat16, at most 128 channels per head, and
-    # masks with an even length. It has no cap of the logits.
+    # masks with an even length. It has no logit cap.
     narrow = dtype == jnp.bfloat16 and config.head_dim % 8 == 0 and config.head_dim <= 128
     narrow = narrow and config.attention_cap is None
     pieces = query_pieces(config.num_kv_heads)
@@ -61,7 +61,7 @@ def causal_attention(
     Args:
       segments_BT: None if each row is a single segment.
       kernel: As from `choose_kernel`.
-      masking: The window and the cap of the logits.
+      masking: The window and the logit cap.
     """
     args = q_BTNH, k_BSKH, v_BSKH, segments_BT
     masking = masking.within(q_BTNH.shape[1])

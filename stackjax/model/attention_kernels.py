@@ -75,7 +75,7 @@ def cudnn_attention(
     masking: Masking,
 ) -> jax.Array:
     """Returns causal attention by cuDNN's flash attention, for bfloat16 and without a cap."""
-    assert masking.cap is None, "cuDNN has no cap of the logits"
+    assert masking.cap is None, "cuDNN has no logit cap"
     attend = functools.partial(jax.nn.dot_product_attention, implementation="cudnn")
     if segments_BT is None:
         window = None if masking.window is None else (masking.window - 1, 0)

@@ -25,7 +25,7 @@ Attend = Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Array, Any]]
 as a KV cache). Queries and keys are already rotated."""
 
 Turn = tuple[jax.Array, jax.Array] | None
-"""Cosine and signed sine of rotary positions; None for a layer without them."""
+"""Cosine and signed sine for rotary positions; None for a layer without them."""
 
 
 class Block(Module):
@@ -45,19 +45,19 @@ class Block(Module):
         return x_BTD + scaled(made_BTD, branch_factor(self.config)), left
 
     def before(self, branch: str, x_BTD: jax.Array) -> jax.Array:
-        """Returns the input of a branch."""
+        """Returns a branch's input."""
         if self.config.norm_placement == "after":
             return x_BTD
         return self.norm(f"{branch}_norm", x_BTD, "embed")
 
     def after(self, branch: str, x_BTD: jax.Array) -> jax.Array:
-        """Returns the output of a branch, for the residual stream."""
+        """Returns a branch's output, for the residual stream."""
         if self.config.norm_placement == "before":
             return x_BTD
         return self.norm(f"{branch}_out_norm", x_BTD, "embed", joins=True)
 
     def writer(self, *reads: str) -> Axes:
-        """Returns the axes of a branch's last matrix."""
+        """Returns the axes for a branch's last matrix."""
         joins = None if self.config.norm_placement == "before" else False
         return Axes(reads=reads, writes=("embed",), joins=joins)
 
@@ -122,4 +122,4 @@ def _geglu_tanh(gate_BTF: jax.Array, value_BTF: jax.Array) -> jax.Array:
 
 
 _GATED = {"silu": _swiglu, "gelu": _geglu, "gelu_tanh": _geglu_tanh}
-"""The hidden activations of the MLP, by `activation`."""
+"""The MLP's hidden activations, by `activation`."""

@@ -47,7 +47,7 @@ def block_attention(
     Args:
       q_BKHGT: Queries, already scaled.
       segments_BT: None if each row is a single segment.
-      masking: The window and the cap of the logits.
+      masking: The window and the logit cap.
     """
     return _forward(q_BKHGT, k_BKSH, v_BKSH, segments_BT, masking)[0]
 
@@ -132,7 +132,7 @@ block_attention.defvjp(_forward, _backward)
 
 
 def _blocks(seq_len: int, masking: Masking) -> list[slice]:
-    """Returns the query range of each block; a window has blocks of about its length."""
+    """Returns the query range of each block; with a window, blocks are about as long."""
     size = -(-seq_len // _MAX_BLOCKS)
     if masking.window is not None:
         size = max(min(size, masking.window), -(-seq_len // _MAX_WINDOW_BLOCKS))
@@ -141,7 +141,7 @@ def _blocks(seq_len: int, masking: Masking) -> list[slice]:
 
 
 def _keys(block: slice, masking: Masking) -> slice:
-    """Returns the range of keys that any query in a block attends to."""
+    """Returns the key range that any query in a block attends to."""
     return slice(masking.first_key(block.start), block.stop)
 
 

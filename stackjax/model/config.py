@@ -86,8 +86,8 @@ class CompleteP:
 class ModelConfig:
     """A LLaMA-style decoder: RMSNorm, rotary positions, grouped-query attention, SwiGLU.
 
-    Layers may be of several kinds (`pattern`), and the model may have the norms, activation
-    and caps of Gemma and OLMo 2.
+    Layers may have several kinds (`pattern`), and the model may have norms, activation and caps
+    as in Gemma and OLMo 2.
     """
 
     vocab_size: Annotated[int, Whole(at_least=1, at_most=2**24)]
@@ -108,8 +108,8 @@ class ModelConfig:
     loops: Annotated[int, Whole(at_least=1, at_most=MAX_LAYERS)] = 1
     """Times the layers are applied: with 2, layers 0 1 run as 0 1 0 1."""
     pattern: tuple[LayerKind, ...] = ()
-    """The repeated pattern of layer kinds: layer l has kind l mod its length. The last period
-    may be cut. Empty for layers of one kind with global attention."""
+    """The repeated layer kinds: layer l has kind l mod its length. The last period
+    may be cut. Empty for global attention in all layers."""
     rope_theta: Annotated[float, Real(at_least=1)] = 1e4
     """Rotary frequency base."""
     rope_scaling: RopeScaling | None = None
@@ -123,23 +123,23 @@ class ModelConfig:
     qk_norm: bool = False
     """Whether to normalize queries and keys before the rotation."""
     qk_norm_over: Literal["head", "all_heads"] = "head"
-    """Channels of one norm of `qk_norm`: each head alone, or all heads, as in OLMo 2."""
+    """Channels in one `qk_norm`: each head alone, or all heads, as in OLMo 2."""
     norm_placement: NormPlacement = "before"
-    """Place of a branch's RMSNorm: at its input, at its output (OLMo 2), or both (Gemma 2)."""
+    """A branch's RMSNorm: at its input, at its output (OLMo 2), or both (Gemma 2)."""
     unit_offset: bool = False
-    """Whether the gains of RMSNorm are stored minus 1, as in Gemma."""
+    """Whether norm gains are stored minus 1, as in Gemma."""
     activation: Activation = "silu"
-    """Function of the MLP's gate: `silu` is SwiGLU, the others are GeGLU."""
+    """The MLP's gate: `silu` is SwiGLU, the others are GeGLU."""
     attention_cap: Positive | None = None
-    """Bound c of the attention logits: c tanh(logits / c)."""
+    """Bound c for attention logits: c tanh(logits / c)."""
     logit_cap: Positive | None = None
-    """Bound c of the next-token logits: c tanh(logits / c)."""
+    """Bound c for next-token logits: c tanh(logits / c)."""
     scale_embedding: bool = False
     """Whether embeddings are multiplied by the square root of `embed_dim`."""
     query_scale: Positive | None = None
     """Attention logits are divided by the square root of this number; by default `head_dim`."""
     rotary_share: Annotated[float, Real(more_than=0, at_most=1)] = 1.0
-    """Share of the channels of a head, the first ones, with rotary positions."""
+    """Share of each head's channels with rotary positions: the first channels."""
     completep: CompleteP | None = None
     """Base sizes of CompleteP, for learning rates that hold for all depths and widths; None for
     the standard parametrization."""
@@ -169,17 +169,17 @@ class ModelConfig:
 
     @property
     def rotary_dim(self) -> int:
-        """Channels of a head with rotary positions."""
+        """Channels with rotary positions in a head."""
         return int(self.head_dim * self.rotary_share)
 
     @property
     def period_kinds(self) -> tuple[LayerKind, ...]:
-        """The kinds of a period of the pattern, at least one."""
+        """The kinds in a period, at least one."""
         return self.pattern or (LayerKind(),)
 
     @property
     def kinds(self) -> tuple[LayerKind, ...]:
-        """The kind of each layer."""
+        """Every layer's kind."""
         period = self.period_kinds
         return tuple(period[i % len(period)] for i in range(self.num_layers))
 

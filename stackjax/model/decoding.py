@@ -134,7 +134,7 @@ def _attend(
     """Returns the attention output of a layer, [B, T, N, H], and the updated cache.
 
     Args:
-      masking: The window and the cap of the logits.
+      masking: The window and the logit cap.
       new: Keys and values for the new tokens, [B, T, K, H].
       index: The layer, counted over all loops.
     """

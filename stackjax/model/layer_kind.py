@@ -1,4 +1,4 @@
-"""Layer kinds: attention window and rotary positions of a layer."""
+"""Layer kinds: attention window and rotary positions."""
 
 import dataclasses
 from typing import Annotated, Literal
@@ -41,7 +41,7 @@ class RopeScaling:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LayerKind:
-    """What may differ between layers with parameters of the same shapes."""
+    """Differences between layers with equal parameter shapes."""
 
     window: Size | None = None
     """Tokens that a query attends to, with its own; None for all tokens before it."""
@@ -63,7 +63,7 @@ class LayerKind:
 
     @property
     def angles(self) -> tuple[bool, float | None, RopeScaling | None]:
-        """Kinds with equal entries share the angles of rotary positions."""
+        """Kinds with equal entries share rotary angles."""
         return self.rotary, self.rope_theta, self.rope_scaling
 
     def __str__(self) -> str:

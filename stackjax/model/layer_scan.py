@@ -21,25 +21,24 @@ Carry = TypeVar("Carry")
 
 @dataclasses.dataclass(frozen=True)
 class LayerRun:
-    """Consecutive layers in whole periods of some kinds."""
+    """Consecutive layers in whole periods."""
 
     start: int
     """First layer."""
     stop: int
     """First layer after the run."""
     kinds: tuple[LayerKind, ...]
-    """Kinds of one period."""
+    """Kinds in a period."""
 
 
 def layer_runs(kinds: Sequence[LayerKind], period: int) -> list[LayerRun]:
-    """Returns the runs of some layers, from first to last.
+    """Returns the runs, from first to last.
 
-    Whole periods are one run if there are two or more of them. The other layers are runs of
-    equal kinds.
+    Two or more whole periods are a single run. The other layers are runs with equal kinds.
 
     Args:
-      kinds: The kind of each layer.
-      period: Length of the pattern.
+      kinds: Every layer's kind.
+      period: The pattern's length.
     """
     whole = len(kinds) // period * period
     if whole <= period or len(set(kinds)) == 1:
@@ -54,7 +53,7 @@ def layer_runs(kinds: Sequence[LayerKind], period: int) -> list[LayerRun]:
 
 
 def _runs(config: ModelConfig, first: int, length: int) -> list[LayerRun]:
-    """Returns the runs of `length` layers; of no layers, an empty run."""
+    """Returns the runs for `length` layers; without layers, an empty run."""
     if not length:
         return [LayerRun(0, 0, config.period_kinds[:1])]
     return layer_runs(config.kinds[first : first + length], len(config.period_kinds))
@@ -103,12 +102,12 @@ def _period(
     run_layer: Callable[[LayerKind], Callable[[Carry, Any], tuple[Carry, Any]]],
     kinds: Sequence[LayerKind],
 ) -> Callable[[Carry, Any], tuple[Carry, Any]]:
-    """Returns the body of a scan over periods."""
+    """Returns a scan's body for a period."""
     bodies = [run_layer(kind) for kind in kinds]
 
     def run(carry: Carry, layers: Any) -> tuple[Carry, Any]:
         leaves, tree = jax.tree.flatten(layers)
-        # The transpose of a split is one concatenation; indexing would add padded arrays.
+        # A split's transpose is a concatenation; indexing would add padded arrays.
         cut = [jax.lax.split(leaf, [1] * len(kinds)) for leaf in leaves]
         outputs = []
         for i, body in enumerate(bodies):

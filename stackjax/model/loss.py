@@ -177,7 +177,7 @@ def _chunk_loss(
         is_label_BTV, weights_BT[:, :, None], 0.0
     )
     if config.logit_cap is not None:
-        # Logits of the padding are -inf, and have no gradient.
+        # Padding logits are -inf, and have no gradient.
         share_BTV = jnp.maximum(logits_BTV / config.logit_cap, -1.0)
         gradient_BTV *= 1 - jnp.square(share_BTV)
     return LossSums(nll, nll + z_loss * squares), gradient_BTV

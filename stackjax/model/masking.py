@@ -1,4 +1,4 @@
-"""Which keys a query attends to besides documents, and the cap of attention logits."""
+"""Which keys a query attends to besides documents, and the attention logits' cap."""
 
 import dataclasses
 from typing import TypeVar
@@ -8,12 +8,12 @@ T = TypeVar("T")
 
 @dataclasses.dataclass(frozen=True)
 class Masking:
-    """Options of causal attention."""
+    """Options for causal attention."""
 
     window: int | None = None
     """Keys for each query, with its own; None for all keys up to the query."""
     cap: float | None = None
-    """Bound of the logits: c tanh(logits / c); None for no bound."""
+    """Bound for the logits: c tanh(logits / c); None for no bound."""
 
     def within(self, seq_len: int) -> "Masking":
         """Returns the same options without a window that covers all keys."""

@@ -67,7 +67,7 @@ class Module(nn.Module):
         """Returns RMSNorm (arXiv:1910.07467) over the last axes, in the dtype of `x`.
 
         Args:
-          axes: Names of the normalized axes.
+          axes: The normalized axes.
           factor: Multiplies the gain.
           joins: As in `Axes`.
         """

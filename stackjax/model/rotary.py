@@ -40,7 +40,7 @@ def _frequency_scale(scaling: RopeScaling, frequencies: jax.Array) -> jax.Array:
 def rotate(x_BTNH: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
     """Returns queries or keys rotated by rotary angles, in the input dtype.
 
-    Channels after those of the angles stay.
+    Channels without angles stay.
 
     Args:
       cos, sin: As from `rotation`.
@@ -54,7 +54,7 @@ def rotate(x_BTNH: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
 
 @jax.custom_vjp
 def _rotate(x_BTNH: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
-    """Returns `rotate` for angles of all channels.
+    """Returns `rotate` for angles in all channels.
 
     As in LLaMA checkpoints, channel i is paired with channel i + H / 2.
     """

@@ -89,6 +89,28 @@ def test_preserving_growth_keeps_the_logits(growth, name):
     assert error < FLOAT64
 
 
+@pytest.mark.sample(4)
+@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("growth_name", GROWTHS)
+def test_grown_parameters_have_the_target_shapes(growth_name, name):
+    growth, config = GROWTHS[growth_name], KINDS[name]
+    if not fits(growth, config):
+        return
+    target, key = growth.target_config(config), jax.random.key(0)
+    fresh = functools.partial(model.init, key=key)
+    grow_shapes = functools.partial(
+        growth.grow_params,
+        axes=model.logical_axes(config),
+        source=config,
+        key=key,
+        fresh=fresh,
+    )
+    grown = jax.eval_shape(grow_shapes, jax.eval_shape(lambda: fresh(config)))
+    expected = jax.eval_shape(lambda: fresh(target))
+    shapes = [jax.tree.map(lambda leaf: leaf.shape, tree) for tree in (grown, expected)]
+    assert shapes[0] == shapes[1]
+
+
 LOCAL, GLOBAL = LayerKind(window=3), LayerKind()
 ALTERNATING = tiny_model(num_layers=4, pattern=(LOCAL, GLOBAL))
 CUT = tiny_model(num_layers=3, pattern=(LOCAL, GLOBAL))
