@@ -78,20 +78,31 @@ class RunStore:
 
     def runs(self, config: Config) -> Mapping[tuple[float, int], StoredRun]:
         """Returns the runs of a config, by learning rate and seed."""
+        # Stores of versions with different fields may be concatenated.
+        return {
+            label: run
+            for name in self._names(config)
+            for label, run in self._runs.get(name, {}).items()
+        }
+
+    def _names(self, config: Config) -> list[str]:
+        """Returns the names of a config in the file; one for each set of fields."""
         fields = _fields(config)
-        for name, stored in self._fields.items():
-            if _known(with_defaults(config, stored)) == fields:
-                return self._runs.get(name, {})
-        return {}
+        return [
+            name
+            for name, stored in self._fields.items()
+            if _known(with_defaults(config, stored)) == fields
+        ]
 
     def add(self, config: Config) -> None:
         """Adds a finished run to the file, from its directory."""
-        fields = _fields(config)
-        name = hash_of(fields)[:12]
         lines: list[dict[str, Any]] = []
-        if name not in self._fields:
-            lines.append({"config": name, "fields": fields})
-        lines.append({"config": name, **dataclasses.asdict(_read(config))})
+        names = self._names(config)
+        if not names:
+            fields = _fields(config)
+            names = [hash_of(fields)[:12]]
+            lines.append({"config": names[0], "fields": fields})
+        lines.append({"config": names[0], **dataclasses.asdict(_read(config))})
         text = "".join(f"{json.dumps(line)}\n" for line in lines)
         old = self._path.read_text() if self._path.exists() else ""
         replace_text(epath.Path(self._path), old + text)

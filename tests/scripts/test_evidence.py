@@ -130,6 +130,11 @@ def test_field_newer_than_the_store_has_its_default(uncut, world, tmp_path):
     del first["fields"]["model.loops"]
     path.write_text(f"{json.dumps(first)}\n{json.dumps(second)}\n")
     assert len(RunStore(path).runs(config)) == 1
+    # A later run of the same config joins the earlier one.
+    later = dataclasses.replace(config, seed=config.seed + 1)
+    RunStore(path).add(later)
+    assert len(path.read_text().splitlines()) == 3
+    assert len(RunStore(path).runs(config)) == 2
     model = dataclasses.replace(config.model, loops=2)
     assert RunStore(path).runs(dataclasses.replace(config, model=model)) == {}
 
