@@ -37,7 +37,13 @@ class LayerGather(Growth):
         return self.preserves_function != "never"
 
     def axis_maps(self, source: ModelConfig) -> dict[str, AxisMap]:
-        return {"layers": AxisMap(self.sources(source.num_layers))}
+        sources = self.sources(source.num_layers)
+        if not sources:
+            raise UserError(
+                f"{self} grows layers, and model.num_layers is 0; begin with "
+                f"depth_fresh(LAYERS)."
+            )
+        return {"layers": AxisMap(sources)}
 
     def source_config(self, target: ModelConfig) -> ModelConfig:
         return dataclasses.replace(target, num_layers=self.source_depth(target.num_layers))
@@ -180,7 +186,7 @@ class InsertBlock(LayerGather):
     def sources(self, depth: int) -> tuple[int, ...]:
         blocks = divide_depth("InsertBlock", depth, self.size, field="size")
         if not blocks:
-            raise UserError(f"{self} copies layers, and model.num_layers is 0.")
+            return ()
         index = blocks if self.at == "last" else -(-blocks // 2)
         end = index * self.size
         stop = end
