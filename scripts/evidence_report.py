@@ -195,6 +195,7 @@ def draw(arms: Sequence[Arm], output: Path) -> None:
             plot.errorbar(np.array(x) + shift, y, margin, fmt="o", capsize=3, label=label)
     plot.axhline(0, color="black", lw=1)
     plot.set_xticks(range(len(groups)), groups)
+    plot.set_xlim(-0.5, len(groups) - 0.5)
     plot.set_xlabel(arms[0].labels[-1][0])
     plot.set_ylabel("held-out loss minus scratch, nats per token")
     plot.grid(axis="y", alpha=0.25)
