@@ -169,8 +169,8 @@ def other_advice(
         advice.append(Advice("arXiv:2510.08008", text))
     text = (
         "at 20 tokens per parameter, with 0.1M parameters and the learning rate tuned for each "
-        "side, stack(4) ends 0.018 nats below scratch (95 % interval -0.006 to 0.043) and 0.034 "
-        "below interleave(4): no certain gain over scratch at this length."
+        "side, stack(4) ends 0.018 nats below scratch (95 % interval -0.006 to 0.043) and "
+        "0.034 below interleave(4): no certain gain over scratch at this length."
     )
     advice.append(Advice("docs/evidence.md", text))
     text = (
