@@ -9,8 +9,6 @@ are kept as data in the output directory and are not trained again, so the same 
 """
 
 import dataclasses
-import shlex
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, NamedTuple
@@ -18,7 +16,7 @@ from typing import Annotated, NamedTuple
 import matplotlib.pyplot as plt
 import tyro
 
-from scripts.cells import check_phases
+from scripts.cells import check_phases, pick, print_commands
 from scripts.page import check_page, write_table
 from scripts.run_pool import Jobs, run_all, train_all
 from scripts.run_store import RunStore, provenance
@@ -101,15 +99,10 @@ def transfer(options: TransferConfig) -> None:
     runs = {(config.workdir, options.seed): config for config in cells.values()}
     check_phases(runs)
     if options.dry_run:
-        given = [each for each in sys.argv[1:] if each != "--dry-run"]
-        command = shlex.join(["python", "-m", "scripts.transfer", *given])
-        for place in range(len(runs)):
-            print(f"{command} --cell {place}")
+        print_commands("scripts.transfer", len(runs))
         return
     if options.cell is not None:
-        if options.cell >= len(runs):
-            raise UserError(f"--cell is {options.cell}; the grid has 0 to {len(runs) - 1}.")
-        run_all(dict([list(runs.items())[options.cell]]), options.jobs)
+        run_all(pick(runs, options.cell), options.jobs)
         return
     check_output_directory("output", options.output)
     check_page("transfer", options.page)

@@ -7,9 +7,10 @@ from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
 import jax
+import numpy as np
 
-from stackjax.growth.axis_map import AxisMap, gather_tree
-from stackjax.growth.base import Growth
+from stackjax.growth.axis_map import AxisMap, gather_tree, new_indices, zero_new
+from stackjax.growth.base import Growth, Order
 from stackjax.growth.pattern import parse_pattern
 from stackjax.model.config import MAX_LAYERS, ModelConfig
 from stackjax.runtime.errors import UserError
@@ -58,6 +59,18 @@ class LayerGather(Growth):
         fresh: Callable[[ModelConfig], Any],
     ) -> Any:
         return gather_tree(params, axes, self.axis_maps(source))
+
+
+@dataclasses.dataclass(frozen=True)
+class NewLayers(LayerGather, is_operator=False):
+    """Adds layers whose moments are unknown: zero, until these layers learn."""
+
+    def unknown_moments(self, source: ModelConfig) -> dict[str, np.ndarray]:
+        return new_indices(self.axis_maps(source))
+
+    def grow_moment(self, moment: Any, axes: Any, source: ModelConfig, *, order: Order) -> Any:
+        grown = super().grow_moment(moment, axes, source, order=order)
+        return zero_new(grown, axes, self.axis_maps(source))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -53,3 +53,18 @@ def fill_new(
         return grown
     values = jnp.zeros_like(grown) if zero_writers and writes_residual(names) else fresh
     return jnp.where(is_new(names, maps), values, grown)
+
+
+def fill_all_new(
+    grown: Any, axes: Any, maps: Mapping[str, AxisMap], fresh: Any, *, zero_writers: bool
+) -> Any:
+    """Returns `fill_new` of every parameter.
+
+    Args:
+      fresh: Values for new entries, in the target's tree.
+    """
+
+    def fill(leaf: jax.Array, names: Axes, values: jax.Array) -> jax.Array:
+        return fill_new(leaf, names, maps, values, zero_writers=zero_writers)
+
+    return jax.tree.map(fill, grown, axes, fresh)
