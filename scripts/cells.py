@@ -2,6 +2,8 @@
 
 import contextlib
 import dataclasses
+import shlex
+import sys
 from collections.abc import Iterator, Mapping
 
 import jax
@@ -53,6 +55,21 @@ def check_phases(cells: Cells) -> None:
     for (name, seed), config in cells.items():
         with named(f"{name}, seed {seed}"):
             expand(config)
+
+
+def print_commands(module: str, count: int) -> None:
+    """Prints the present command line once for each cell, with `--cell` for `--dry-run`."""
+    given = [each for each in sys.argv[1:] if each != "--dry-run"]
+    command = shlex.join(["python", "-m", module, *given])
+    for place in range(count):
+        print(f"{command} --cell {place}")
+
+
+def pick(cells: Cells, place: int) -> Cells:
+    """Returns a single cell; UserError if there is none at this place."""
+    if place >= len(cells):
+        raise UserError(f"--cell is {place}; the grid has 0 to {len(cells) - 1}.")
+    return dict([list(cells.items())[place]])
 
 
 @contextlib.contextmanager

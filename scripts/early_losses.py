@@ -5,7 +5,9 @@
 For arms of a question with equal FLOPs, takes the mean losses at several shares of the FLOPs,
 and compares their order with the order at the end: Spearman's rank correlation over the arms,
 and the regret, which is the final loss of the arm that led early minus the lowest final loss.
-Reads finished runs only; see `scripts.evidence`.
+An arm counts from its first loss after growth on, for the lowest final loss always. Schedules
+and optimizers of a question are compared together. Reads finished runs only; see
+`scripts.evidence`.
 """
 
 import dataclasses
@@ -21,6 +23,7 @@ from scripts.evidence import load_arms
 from scripts.evidence_report import Arm, finished
 from scripts.page import replace_table
 from scripts.run_store import RunStore, StoredRun
+from stackjax.analysis.settings import SAME_FLOPS
 from stackjax.runtime.command_line import parse
 from stackjax.runtime.constraints import Checked
 from stackjax.runtime.errors import one_line_errors
@@ -60,12 +63,14 @@ def early_losses(options: EarlyLossesConfig) -> str:
     store = RunStore(options.output / "runs.jsonl")
     rows = []
     for path in options.configs:
-        groups: dict[str, list[Arm]] = {}
-        for arm in finished(load_arms(path), store):
-            groups.setdefault(f"{arm.flops_6nd:.2g}", []).append(arm)
-        for flops, arms in groups.items():
+        groups: list[list[Arm]] = []
+        for arm in sorted(finished(load_arms(path), store), key=lambda arm: arm.flops_6nd):
+            if not groups or arm.flops_6nd > (1 + SAME_FLOPS) * groups[-1][0].flops_6nd:
+                groups.append([])
+            groups[-1].append(arm)
+        for arms in groups:
             if len(arms) >= MIN_ARMS:
-                rows += _rows([path.stem, flops], arms)
+                rows += _rows([path.stem, f"{arms[0].flops_6nd:.2e}"], arms)
     head = ["question", "FLOPs", "arms", "share of FLOPs", "rank correlation", "regret, nats"]
     return markdown_table(head, rows)
 
@@ -78,7 +83,7 @@ def _rows(group: list[str], arms: Sequence[Arm]) -> Iterator[list[str]]:
         if known.sum() < MIN_ARMS:
             continue
         correlation = np.corrcoef(rankdata(early[known]), rankdata(finals[known]))[0, 1]
-        regret = finals[known][early[known].argmin()] - finals[known].min()
+        regret = finals[known][early[known].argmin()] - finals.min()
         yield [
             *group,
             str(known.sum()),

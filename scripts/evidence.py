@@ -3,9 +3,9 @@
     python -m scripts.evidence configs/evidence/length.py --jobs 2
 
 An arm is a config. Its learning rate is tuned with seed 0: three rates, a factor of 2 apart,
-and more rates until the best one has a worse neighbor on both sides. The best rate then trains
-with seeds 1, 2, ..., and only these are in the table. Arms of a group, such as a length, are
-finished before the next group begins.
+and more rates until the best one has a worse neighbor on both sides; a run that diverges has an
+infinite loss. The best rate then trains with seeds 1, 2, ..., and only these are in the table.
+Arms of a group, such as a length, are finished before the next group begins.
 
 Finished runs are kept as data in the output directory, by default docs/evidence, and are not
 trained again, so the same command resumes. `--report` only writes table and picture.
@@ -20,8 +20,8 @@ from typing import Annotated
 import tyro
 
 from scripts.cells import check_phases
-from scripts.evidence_report import Labels, draw, finished, table
-from scripts.page import write_table
+from scripts.evidence_report import Labels, best_rate, draw, finished, table
+from scripts.page import check_page, write_table
 from scripts.run_pool import Jobs, train_all
 from scripts.run_store import RunStore
 from stackjax.config import Config
@@ -66,6 +66,8 @@ def answer(options: EvidenceConfig) -> None:
     arms = load_arms(options.config)
     check_phases({(_text(labels), 0): arm for labels, arm in arms.items()})
     check_output_directory("output", options.output)
+    check_page(options.config.stem, options.page)
+    options.output.mkdir(parents=True, exist_ok=True)
     store = RunStore(options.output / "runs.jsonl")
     if options.report:
         _report(options, arms, store)
@@ -73,8 +75,8 @@ def answer(options: EvidenceConfig) -> None:
     for group in dict.fromkeys(labels[-1] for labels in arms):
         of_group = {labels: arm for labels, arm in arms.items() if labels[-1] == group}
         while missing := dict(_missing(of_group, store, options.seeds)):
-            for label in train_all(missing, options.jobs):
-                store.add(missing[label])
+            for label, diverged in train_all(missing, options.jobs, may_diverge=True):
+                store.add(missing[label], diverged=diverged)
         _report(options, arms, store)
 
 
@@ -133,11 +135,6 @@ def next_rates(losses: Mapping[float, float], first: float) -> list[float]:
     """
     best = best_rate(losses) if losses else first
     return [rate for rate in (best / 2, best, 2 * best) if rate not in losses]
-
-
-def best_rate(losses: Mapping[float, float]) -> float:
-    """Returns the learning rate with the lowest loss."""
-    return min(losses, key=losses.__getitem__)
 
 
 def _run(arm: Config, name: str, rate: float, seed: int) -> Config:

@@ -10,9 +10,10 @@ import numpy as np
 
 from scripts.run_store import RunStore, StoredRun, provenance
 from stackjax.analysis.plots import sign
-from stackjax.analysis.speedup import Estimate, difference
+from stackjax.analysis.speedup import Estimate, difference, t_margin
 from stackjax.analysis.tables import markdown
 from stackjax.config import Config
+from stackjax.runtime.errors import UserError
 from stackjax.runtime.text_table import markdown_table
 
 Labels = tuple[tuple[str, str], ...]
@@ -51,19 +52,34 @@ class Arm:
 
 
 def finished(arms: Mapping[Labels, Config], store: RunStore) -> list[Arm]:
-    """Returns the arms with a best learning rate and fresh seeds."""
+    """Returns the arms with a best learning rate and fresh seeds.
+
+    Raises:
+      UserError: Runs have read different data.
+    """
     found = []
     for labels, config in arms.items():
         runs = store.runs(config)
-        tuning = {rate: run.loss for (rate, seed), run in sorted(runs.items()) if not seed}
+        tuning = {rate: run.loss for (rate, seed), run in runs.items() if not seed}
         if not tuning:
             continue
-        rate = min(tuning, key=tuning.__getitem__)
+        rate = best_rate(tuning)
         fresh = [run for (at, seed), run in sorted(runs.items()) if seed and at == rate]
         if fresh:
-            fastest = min(run.device_seconds for run in runs.values())
+            fastest = min(run.device_seconds for run in runs.values() if not run.diverged)
             found.append(Arm(labels, tuning, rate, fresh, fastest))
+    data = {run.data[:12] for arm in found for run in arm.runs}
+    if len(data) > 1:
+        raise UserError(
+            f"the runs of this question read different data, {' and '.join(sorted(data))}; "
+            f"remove the lines of one from runs.jsonl, or give another --output."
+        )
     return found
+
+
+def best_rate(losses: Mapping[float, float]) -> float:
+    """Returns the learning rate with the lowest loss; of equal ones, the lowest rate."""
+    return min(sorted(losses), key=losses.__getitem__)
 
 
 def scratch_of(arm: Arm, arms: Sequence[Arm]) -> Arm | None:
@@ -114,9 +130,10 @@ def _neighbors(arm: Arm) -> list[str]:
 
 
 def _mean(losses: np.ndarray) -> str:
-    half = difference(losses, losses)
-    margin = "" if half.high is None else f" ± {half.high / math.sqrt(2):.3f}"
-    return f"{losses.mean():.4f}{margin}"
+    if len(losses) < 2:
+        return f"{losses.mean():.4f}"
+    margin = t_margin(float(losses.var(ddof=1)) / len(losses), len(losses) - 1)
+    return f"{losses.mean():.4f} ± {margin:.3f}"
 
 
 def _signed(gap: Estimate) -> str:
@@ -127,7 +144,9 @@ def _signed(gap: Estimate) -> str:
 def _saved(gap: Estimate, arm: Arm, scratch: Arm, arms: Sequence[Arm]) -> str:
     """Returns the share of FLOPs (6ND) saved at the arm's loss, from scratch's other lengths.
 
-    The loss from scratch is a power law of FLOPs between two lengths, and beyond the last.
+    Between two lengths, the loss from scratch is a power law of FLOPs. Beyond the first and the
+    last length, the law continues; such shares are marked with ~. The interval is that of the
+    gap; scratch's curve counts as exact. Empty if the curve does not fall.
     """
     group, _ = arm.labels[-1]
     others = {name: at for name, at in scratch.labels if name != group}
@@ -139,6 +158,8 @@ def _saved(gap: Estimate, arm: Arm, scratch: Arm, arms: Sequence[Arm]) -> str:
         return ""
     flops = np.log([other.flops_6nd for other in lengths])
     losses = np.log([other.losses.mean() for other in lengths])
+    if np.any(np.diff(losses) >= 0):
+        return ""
 
     def share(loss: float) -> float:
         place = int(np.clip(np.searchsorted(-losses, -math.log(loss)), 1, len(losses) - 1))
@@ -149,7 +170,8 @@ def _saved(gap: Estimate, arm: Arm, scratch: Arm, arms: Sequence[Arm]) -> str:
     mean = float(scratch.losses.mean())
     ends = [share(mean + each) for each in (gap.high, gap.low) if each is not None]
     interval = f" [{', '.join(f'{100 * end:.0f}' for end in ends)}]" if ends else ""
-    return f"{100 * share(mean + gap.value):.0f} %{interval}"
+    beyond = "" if losses[-1] <= math.log(mean + gap.value) <= losses[0] else "~ "
+    return f"{beyond}{100 * share(mean + gap.value):.0f} %{interval}"
 
 
 def draw(arms: Sequence[Arm], output: Path) -> None:
@@ -167,12 +189,13 @@ def draw(arms: Sequence[Arm], output: Path) -> None:
                 margin = 0.0 if gap.high is None else gap.high - gap.value
                 points.append((groups.index(arm.labels[-1][1]), gap.value, margin))
         if points:
-            shift = 0.6 * (place / max(1, len(names) - 1) - 0.5)
+            shift = 0.6 * ((place + 0.5) / len(names) - 0.5)
             x, y, margin = zip(*points, strict=True)
             label = ", ".join(value for _, value in name if value)
             plot.errorbar(np.array(x) + shift, y, margin, fmt="o", capsize=3, label=label)
     plot.axhline(0, color="black", lw=1)
     plot.set_xticks(range(len(groups)), groups)
+    plot.set_xlim(-0.5, len(groups) - 0.5)
     plot.set_xlabel(arms[0].labels[-1][0])
     plot.set_ylabel("held-out loss minus scratch, nats per token")
     plot.grid(axis="y", alpha=0.25)

@@ -32,17 +32,23 @@ Jobs = Annotated[int, Whole(at_least=1, at_most=1000)]
 
 
 def run_all(runs: Cells, jobs: int) -> None:
-    """Trains every unfinished run; see `train_all`."""
+    """Trains every unfinished run; see `train_all`. A run that diverges has failed."""
     for _ in train_all(runs, jobs):
         pass
 
 
-def train_all(runs: Cells, jobs: int) -> Iterator[tuple[str, int]]:
-    """Trains every unfinished run, by name and seed; yields the label of each finished run.
+def train_all(
+    runs: Cells, jobs: int, *, may_diverge: bool = False
+) -> Iterator[tuple[tuple[str, int], bool]]:
+    """Trains every unfinished run; yields each label at its end, and whether the run diverged.
 
     Equal first stages, up to the first growth, are trained only once. If a run's first stages
     continue another run's, the longer sequence is trained. A run with longer sequences after
     growth has its own first stages, because the order of its data follows from the longest.
+
+    Args:
+      runs: Configs by name and seed.
+      may_diverge: Whether a run whose loss becomes NaN or infinite has ended, not failed.
 
     Raises:
       UserError: A run cannot start or resume, and nothing was trained; or some runs failed.
@@ -62,13 +68,15 @@ def train_all(runs: Cells, jobs: int) -> Iterator[tuple[str, int]]:
     shared = {trunk.workdir: trunk for trunk in trunks.values()}
     begun = {(f"the first stages, in {path}", run.seed): run for path, run in shared.items()}
     _check_apart({**runs, **begun})
-    for _ in _train_each(shared, jobs):
-        pass
+    ended = dict(_train_each(shared, jobs, may_diverge))
     for config in missing:
-        _branch(trunks[config.workdir], config)
+        trunk = trunks[config.workdir]
+        if not ended[trunk.workdir]:  # else the run itself diverges, in its own directory
+            _branch(trunk, config)
     labels = {f"{name}, seed {seed}": (name, seed) for name, seed in runs}
-    for text in _train_each({text: runs[label] for text, label in labels.items()}, jobs):
-        yield labels[text]
+    named = {text: runs[label] for text, label in labels.items()}
+    for text, has_diverged in _train_each(named, jobs, may_diverge):
+        yield labels[text], has_diverged
 
 
 def _shares_first_stages(config: Config) -> bool:
@@ -115,8 +123,13 @@ def _branch(trunk: Config, config: Config) -> None:
     partial.rename(workdir)
 
 
-def _train_each(configs: Mapping[str, Config], jobs: int) -> Iterator[str]:
-    """Trains runs in parallel jobs, each on separate cores; yields names of finished runs."""
+def _train_each(
+    configs: Mapping[str, Config], jobs: int, may_diverge: bool
+) -> Iterator[tuple[str, bool]]:
+    """Trains runs in parallel jobs, each on separate cores.
+
+    Yields each name at its run's end, and whether the run diverged.
+    """
     cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
     context = multiprocessing.get_context("spawn")
     shares = context.Queue()
@@ -127,11 +140,12 @@ def _train_each(configs: Mapping[str, Config], jobs: int) -> Iterator[str]:
         failed = []
         try:
             for place, end in enumerate(as_completed(ends), 1):
-                has_failed, said = _outcome(end)
-                failed += [ends[end]] if has_failed else []
-                print(f"[{place}/{len(ends)}] {ends[end]}: {said}", flush=True)
-                if not has_failed:
-                    yield ends[end]
+                outcome, said = _outcome(end)
+                print(f"[{place}/{len(ends)}] {ends[end]}: {outcome} {said}", flush=True)
+                if outcome == "failed:" or (outcome == "diverged:" and not may_diverge):
+                    failed.append(ends[end])
+                else:
+                    yield ends[end], outcome == "diverged:"
         finally:
             pool.shutdown(cancel_futures=True)
     if failed:
@@ -141,12 +155,14 @@ def _train_each(configs: Mapping[str, Config], jobs: int) -> Iterator[str]:
         )
 
 
-def _outcome(end: "Future[float]") -> tuple[bool, str]:
-    """Returns whether a run has failed, and the loss or the reason; bugs are raised."""
+def _outcome(end: "Future[float]") -> tuple[str, str]:
+    """Returns how a run ended, and the loss or the reason; bugs are raised."""
     try:
-        return False, f"held-out loss {end.result():.4f}"
-    except (UserError, OSError, FloatingPointError) as error:
-        return True, f"failed: {' '.join(str(error).splitlines())}"
+        return "held-out loss", f"{end.result():.4f}"
+    except FloatingPointError as error:
+        return "diverged:", " ".join(str(error).splitlines())
+    except (UserError, OSError) as error:
+        return "failed:", " ".join(str(error).splitlines())
 
 
 def _check_apart(runs: Cells) -> None:

@@ -6,6 +6,7 @@ count. Stores of several machines can be concatenated.
 
 import dataclasses
 import json
+import math
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,8 @@ from etils import epath
 from stackjax.analysis.reading import read_record
 from stackjax.config import Config
 from stackjax.config_file import flatten, with_defaults
+from stackjax.config_record import RECORD, read_config_record
 from stackjax.files.json_file import Fields, decode, hash_of, parse_object
-from stackjax.files.storage import replace_text
 from stackjax.runtime.errors import UserError
 
 Scalar = str | bool | int | float | None
@@ -41,10 +42,13 @@ class StoredRun:
     jax: str
     """Version of JAX."""
 
+    diverged: bool = False
+    """Whether the loss became NaN or infinite, before the end."""
+
     @property
     def loss(self) -> float:
-        """The final held-out loss."""
-        return self.evaluations[-1][-1]
+        """The final held-out loss; infinity if the run diverged."""
+        return math.inf if self.diverged else self.evaluations[-1][-1]
 
 
 class RunStore:
@@ -78,23 +82,36 @@ class RunStore:
 
     def runs(self, config: Config) -> Mapping[tuple[float, int], StoredRun]:
         """Returns the runs of a config, by learning rate and seed."""
-        fields = _fields(config)
-        for name, stored in self._fields.items():
-            if _known(with_defaults(config, stored)) == fields:
-                return self._runs.get(name, {})
-        return {}
+        # Stores of versions with different fields may be concatenated.
+        return {
+            label: run
+            for name in self._names(config)
+            for label, run in self._runs.get(name, {}).items()
+        }
 
-    def add(self, config: Config) -> None:
-        """Adds a finished run to the file, from its directory."""
+    def _names(self, config: Config) -> list[str]:
+        """Returns the names of a config in the file; one for each set of fields."""
         fields = _fields(config)
-        name = hash_of(fields)[:12]
+        return [
+            name
+            for name, stored in self._fields.items()
+            if _known(with_defaults(config, stored)) == fields
+        ]
+
+    def add(self, config: Config, *, diverged: bool = False) -> None:
+        """Adds a run to the file, at its end, from its directory."""
         lines: list[dict[str, Any]] = []
-        if name not in self._fields:
-            lines.append({"config": name, "fields": fields})
-        lines.append({"config": name, **dataclasses.asdict(_read(config))})
+        names = self._names(config)
+        if not names:
+            fields = _fields(config)
+            names = [hash_of(fields)[:12]]
+            lines.append({"config": names[0], "fields": fields})
+        run = _diverged(config) if diverged else _read(config)
+        lines.append({"config": names[0], **dataclasses.asdict(run)})
         text = "".join(f"{json.dumps(line)}\n" for line in lines)
-        old = self._path.read_text() if self._path.exists() else ""
-        replace_text(epath.Path(self._path), old + text)
+        # A single write, so that two commands can share the file.
+        with self._path.open("a") as file:
+            file.write(text)
         for line in text.splitlines():
             self._add(parse_object(line.encode()))
 
@@ -126,4 +143,17 @@ def _read(config: Config) -> StoredRun:
         device_seconds=float(record.curve("held_out").costs["device_seconds"][-1]),
         data=record.data["data"],
         jax=jax.__version__,
+    )
+
+
+def _diverged(config: Config) -> StoredRun:
+    return StoredRun(
+        rate=config.optimizer.peak_learning_rate,
+        seed=config.seed,
+        evaluations=(),
+        growths=(),
+        device_seconds=0.0,
+        data=read_config_record(epath.Path(config.workdir) / RECORD)["data"],
+        jax=jax.__version__,
+        diverged=True,
     )

@@ -10,15 +10,13 @@ resumes. `--dry-run` prints a command for each cell, for a job array.
 import dataclasses
 import itertools
 import math
-import shlex
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated
 
 import tyro
 
-from scripts.cells import check_phases
+from scripts.cells import check_phases, pick, print_commands
 from scripts.run_pool import Jobs, run_all
 from stackjax.analysis.budget import cell
 from stackjax.analysis.comparison_report import write as write_comparison
@@ -73,15 +71,10 @@ def sweep(options: SweepConfig) -> None:
     runs = grid(options)
     check_phases(runs)
     if options.dry_run:
-        given = [each for each in sys.argv[1:] if each != "--dry-run"]
-        command = shlex.join(["python", "-m", "scripts.sweep", *given])
-        for place in range(len(runs)):
-            print(f"{command} --cell {place}")
+        print_commands("scripts.sweep", len(runs))
         return
     if options.cell is not None:
-        if options.cell >= len(runs):
-            raise UserError(f"--cell is {options.cell}; the grid has 0 to {len(runs) - 1}.")
-        runs = dict([list(runs.items())[options.cell]])
+        runs = pick(runs, options.cell)
     run_all(runs, options.jobs)
     if options.cell is None:
         print(report(runs, Path(read_config(options.config).workdir) / "comparison"))

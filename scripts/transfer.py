@@ -9,8 +9,6 @@ are kept as data in the output directory and are not trained again, so the same 
 """
 
 import dataclasses
-import shlex
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, NamedTuple
@@ -18,8 +16,8 @@ from typing import Annotated, NamedTuple
 import matplotlib.pyplot as plt
 import tyro
 
-from scripts.cells import check_phases
-from scripts.page import write_table
+from scripts.cells import check_phases, pick, print_commands
+from scripts.page import check_page, write_table
 from scripts.run_pool import Jobs, run_all, train_all
 from scripts.run_store import RunStore, provenance
 from stackjax.analysis.plots import sign
@@ -101,21 +99,18 @@ def transfer(options: TransferConfig) -> None:
     runs = {(config.workdir, options.seed): config for config in cells.values()}
     check_phases(runs)
     if options.dry_run:
-        given = [each for each in sys.argv[1:] if each != "--dry-run"]
-        command = shlex.join(["python", "-m", "scripts.transfer", *given])
-        for place in range(len(runs)):
-            print(f"{command} --cell {place}")
+        print_commands("scripts.transfer", len(runs))
         return
     if options.cell is not None:
-        if options.cell >= len(runs):
-            raise UserError(f"--cell is {options.cell}; the grid has 0 to {len(runs) - 1}.")
-        run_all(dict([list(runs.items())[options.cell]]), options.jobs)
+        run_all(pick(runs, options.cell), options.jobs)
         return
     check_output_directory("output", options.output)
+    check_page("transfer", options.page)
+    options.output.mkdir(parents=True, exist_ok=True)
     store = RunStore(options.output / "runs.jsonl")
     missing = {label: run for label, run in runs.items() if _label(run) not in store.runs(run)}
-    for label in train_all(missing, options.jobs):
-        store.add(missing[label])
+    for label, diverged in train_all(missing, options.jobs, may_diverge=True):
+        store.add(missing[label], diverged=diverged)
     found = {cell: store.runs(config)[_label(config)] for cell, config in cells.items()}
     losses = {cell: run.loss for cell, run in found.items()}
     write_table(table(losses), "transfer", options.output, options.page)
@@ -178,8 +173,8 @@ def best_rates(losses: Mapping[Cell, float]) -> dict[tuple[str, str, int], tuple
 
 
 def table(losses: Mapping[Cell, float]) -> str:
-    """Returns the best rate of each size in Markdown, and the loss at the smallest
-    size's best rate.
+    """Returns the best rate of each size in Markdown, and the loss that the smallest size's
+    best rate adds.
 
     Best rates at the end of the grid are marked, because better rates may lie outside.
     """
@@ -200,7 +195,7 @@ def table(losses: Mapping[Cell, float]) -> str:
         "size",
         "best rate",
         "held-out loss",
-        "more at the smallest size's best rate",
+        "added by the smallest size's best rate",
     ]
     return f"{markdown_table(head, rows)}\n\nOne seed; no intervals.\n"
 

@@ -29,6 +29,7 @@ from stackjax.checkpoint.lineage import Generation
 from stackjax.checkpoint.save import write_first
 from stackjax.compare import main
 from stackjax.config import Stage
+from stackjax.config_record import RECORD, config_record, read_config_record
 from stackjax.growth import Stack
 from stackjax.options import CompareConfig
 from stackjax.run.train import train
@@ -524,12 +525,36 @@ def test_each_side_is_compared_at_its_best_rate(tmp_path):
     printed = report(tmp_path, scratch + grown)
     finals = [read_record(path).final_loss for path in scratch]
     tried = "; ".join(
-        f"{rate}: {loss:.4f}" for rate, loss in zip((0.001, 0.002, 0.004), finals, strict=True)
+        f"{rate}: {loss:.4f}, 1 seed"
+        for rate, loss in zip((0.001, 0.002, 0.004), finals, strict=True)
     )
     assert f"scratch: the best of 3 peak learning rates ({tried})." in printed
     assert "scratch: 0.002 is at the end" not in printed
     assert "stack(2) at 500M tokens: 0.004 is at the end of the rates tried" in printed
     assert "Not tuned alike" not in printed
+
+
+def test_rates_in_another_order_are_other_rates(tmp_path):
+    paths = [write_run(tmp_path / "scratch", grown=False)]
+    for place, rates in enumerate([(1e-3, 2e-3), (2e-3, 1e-3), (1e-3, 1e-3)]):
+        own = {f"stages.{i}.peak_learning_rate": rate for i, rate in enumerate(rates)}
+        paths.append(write_run(tmp_path / str(place), **own))
+    printed = report(tmp_path, paths)
+    for text in ("0.001: ", "0.001, then 0.002: ", "0.002, then 0.001: "):
+        assert text in printed
+    assert "the best of 3 peak learning rates" in printed
+
+
+def test_older_record_without_newer_fields_is_of_the_same_training(tmp_path):
+    paths = [write_run(tmp_path / str(seed), grown=False, seed=seed) for seed in range(2)]
+    record = read_config_record(paths[0] / RECORD)
+    for name in ("model.loops", "model.completep", "data.packing", "stages.0.seq_len"):
+        del record["config"][name]
+    del record["config"]["stages.0.average_checkpoints"]
+    (paths[0] / RECORD).write_text(config_record(record))
+    paths.append(write_run(tmp_path / "grown"))
+    groups = group([read_record(path) for path in paths])
+    assert [len(each.records) for each in groups] == [2, 1]
 
 
 @pytest.mark.parametrize("num_scratch", [1, 2])

@@ -146,14 +146,14 @@ def sources(found):
 
 
 def test_conflicting_advice_is_listed(inside):
-    late, safest = "arXiv:2511.04981", "arXiv:2605.13405"
+    late, safest, measured = "arXiv:2511.04981", "arXiv:2605.13405", "docs/evidence.md"
     # 11.4 % of D satisfies the scale-free rule, but is 26 tokens per small parameter.
-    assert sources(inside) == ["arXiv:2510.08008", late, safest]
+    assert sources(inside) == ["arXiv:2510.08008", measured, late, safest]
     far = plan(PlanConfig(params=8e9, tokens=15e12))
-    assert sources(far) == ["scale-free rule", late, safest]
+    assert sources(far) == ["scale-free rule", measured, late, safest]
     assert "1.5e+12 to 3e+12 tokens instead of 6.58e+09" in far.advice[0].text
     twice = plan(dataclasses.replace(TINY, factor=2))
-    assert sources(twice) == [late]
+    assert sources(twice) == [measured, late]
     assert sources(plan(dataclasses.replace(TINY, factor=8)))[-1] == "arXiv:2405.15319"
 
 

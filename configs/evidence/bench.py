@@ -37,6 +37,7 @@ from stackjax.model.config import CompleteP
 from stackjax.model.flops import flops_6nd, num_layer_params
 from stackjax.optimizers import AdamW, Muon, Optimizer
 
+Shape = Literal["wsd", "cosine"]
 BASE_LAYERS = 2
 """Layers of CompleteP's base model, and of the source of a fourfold growth."""
 ADAMW = AdamW(peak_learning_rate=4e-3)
@@ -73,7 +74,7 @@ def run(
     parametrization: str = "standard",
     layers: int = 8,
     share: float = 0.15,
-    shape: Literal["wsd", "cosine"] = "wsd",
+    shape: Shape = "wsd",
     optimizer: Optimizer = ADAMW,
     state: Literal["reset", "grow", "keep"] = "reset",
     warmup: float = 0.04,

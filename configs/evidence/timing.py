@@ -6,8 +6,6 @@ trains `stack(4)` after 2, 10, 20, 40 and 80 % of the FLOPs, `stack(2)` and `sta
 and 12 layers from one layer after 20 and 80 %.
 """
 
-import itertools
-
 import bench
 
 from stackjax.config import Config
@@ -17,19 +15,21 @@ SHARES = (0.02, 0.1, 0.2, 0.4, 0.8)
 
 def get_arms() -> list[tuple[dict[str, str], Config]]:
     """Returns labels and config of each arm."""
-    grown = [
+    runs: list[tuple[int, str, float | None]] = [
+        (8, "scratch", None),
+        (12, "scratch", None),
         *((8, "stack(4)", share) for share in SHARES),
         (8, "stack(2)", 0.2),
         (8, "stack(8)", 0.2),
         (12, "stack(12)", 0.2),
         (12, "stack(12)", 0.8),
     ]
-    runs = [(8, "scratch", None), (12, "scratch", None), *grown]
-    return [_arm(*run, shape) for shape, run in itertools.product(("wsd", "cosine"), runs)]
+    shapes: tuple[bench.Shape, ...] = ("wsd", "cosine")
+    return [_arm(*run, shape) for shape in shapes for run in runs]
 
 
 def _arm(
-    layers: int, growth: str, share: float | None, shape: str
+    layers: int, growth: str, share: float | None, shape: bench.Shape
 ) -> tuple[dict[str, str], Config]:
     labels = {
         "run": growth,

@@ -34,6 +34,12 @@ _NOT_TRAINING = re.compile(
 """Fields without influence on training, except for rounding. The data digest and the lineage
 stand for the data path and the initial model."""
 _AVERAGE = re.compile(r"stages\.\d+\.average_checkpoints")
+_NEWER = {
+    _AVERAGE: 1,
+    re.compile(r"model\.loops"): 1,
+    re.compile(r"data\.packing"): "joined",
+}
+"""Defaults of fields that older records lack."""
 _SIZES = ("num_layers", "embed_dim", "mlp_dim", "num_heads", "num_kv_heads", "head_dim")
 
 
@@ -96,8 +102,9 @@ class Record:
             for name, value in self.config.items()
             if not _NOT_TRAINING.fullmatch(name)
             # As in older records, without these fields.
+            and value is not None
             and not (ignores_spikes and name.startswith("spikes."))
-            and not (_AVERAGE.fullmatch(name) and value == 1)
+            and not any(n.fullmatch(name) and value == old for n, old in _NEWER.items())
         }
         if any(map(_AVERAGE.fullmatch, fields)):
             interval = "checkpoints.every_tokens"  # determines which checkpoints are averaged

@@ -1,6 +1,7 @@
 """Settings in words: models, data, learning rates, and differences between runs."""
 
 import dataclasses
+import itertools
 import os.path
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -133,7 +134,7 @@ def _data(record: Record) -> str:
 
 def rates(record: Record) -> str:
     """Returns the peak learning rates of the stages, in words."""
-    return ", then ".join(f"{rate:g}" for rate in dict.fromkeys(record.peak_rates))
+    return ", then ".join(f"{rate:g}" for rate, _ in itertools.groupby(record.peak_rates))
 
 
 def _paths(paths: Sequence[str]) -> str:

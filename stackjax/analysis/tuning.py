@@ -13,36 +13,36 @@ _RATE = re.compile(r"(optimizer|stages\.\d+)\.peak_learning_rate")
 
 @dataclasses.dataclass(frozen=True)
 class Tuned:
-    """The runs of a training at its best peak learning rates."""
+    """A training at the peak learning rates tried, from low to high; equal but for seeds."""
 
-    records: tuple[Record, ...]
-    tried: Mapping[str, float]
-    """Mean final held-out loss by peak learning rates, from low to high rates."""
+    tried: tuple[tuple[Record, ...], ...]
 
     @property
-    def best(self) -> str:
-        """The best rates."""
-        return rates(self.records[0])
+    def best(self) -> int:
+        """The place of the rates with the lowest mean of final held-out losses."""
+        return min(range(len(self.tried)), key=lambda place: _loss(self.tried[place]))
+
+    @property
+    def records(self) -> tuple[Record, ...]:
+        """The runs at the best rates."""
+        return self.tried[self.best]
 
 
 def at_best_rates(trainings: Sequence[Sequence[Record]]) -> list[Tuned]:
-    """Returns trainings at their best rates; two that differ only in rates are one.
+    """Returns trainings with the rates tried; two that differ only in rates are one.
 
     Args:
       trainings: Runs of each training, equal but for their seeds.
     """
-    alike: dict[str, list[Sequence[Record]]] = {}
+    alike: dict[str, list[tuple[Record, ...]]] = {}
     for runs in trainings:
         fields = runs[0].training.items()
         others = sorted((name, value) for name, value in fields if not _RATE.fullmatch(name))
-        alike.setdefault(str(others), []).append(runs)
-    found = []
-    for tried in alike.values():
-        tried = sorted(tried, key=lambda runs: runs[0].peak_rates)
-        best = min(tried, key=_loss)
-        losses = {rates(runs[0]): _loss(runs) for runs in tried}
-        found.append(Tuned(tuple(best), losses))
-    return found
+        alike.setdefault(str(others), []).append(tuple(runs))
+    return [
+        Tuned(tuple(sorted(tried, key=lambda runs: runs[0].peak_rates)))
+        for tried in alike.values()
+    ]
 
 
 def notes(tuned: Mapping[str, Tuned]) -> list[str]:
@@ -63,19 +63,25 @@ def notes(tuned: Mapping[str, Tuned]) -> list[str]:
 
 
 def _tried(name: str, tuned: Tuned) -> Iterator[str]:
-    tried = list(tuned.tried)
-    if len(tried) == 1:
+    count = len(tuned.tried)
+    if count == 1:
         return
-    losses = "; ".join(f"{rate}: {loss:.4f}" for rate, loss in tuned.tried.items())
-    yield f"{name}: the best of {len(tried)} peak learning rates ({losses})."
-    if tuned.best in (tried[0], tried[-1]):
+    losses = "; ".join(
+        f"{rates(runs[0])}: {_loss(runs):.4f}, {len(runs)} seed{'s' * (len(runs) > 1)}"
+        for runs in tuned.tried
+    )
+    yield f"{name}: the best of {count} peak learning rates ({losses})."
+    if tuned.best in (0, count - 1):
         yield (
-            f"{name}: {tuned.best} is at the end of the rates tried, so better rates may lie "
-            f"outside."
+            f"{name}: {rates(tuned.records[0])} is at the end of the rates tried, so better "
+            f"rates may lie outside."
         )
+    for runs in tuned.tried:
+        for record in runs:
+            if not record.is_finished and record not in tuned.records:
+                yield f"{record.path} is unfinished, and its rate may be better at the end."
 
 
 def _loss(runs: Sequence[Record]) -> float:
     """Returns the mean final held-out loss; infinity if a run has none or diverged."""
-    finals = [record.final_loss for record in runs]
-    return math.fsum(finals) / len(finals)
+    return math.fsum(record.final_loss for record in runs) / len(runs)

@@ -7,9 +7,10 @@ from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
 import jax
+import numpy as np
 
-from stackjax.growth.axis_map import AxisMap, gather_tree
-from stackjax.growth.base import Growth
+from stackjax.growth.axis_map import AxisMap, gather_tree, new_indices, zero_new
+from stackjax.growth.base import Growth, Order
 from stackjax.growth.pattern import parse_pattern
 from stackjax.model.config import MAX_LAYERS, ModelConfig
 from stackjax.runtime.errors import UserError
@@ -52,6 +53,11 @@ class LayerGather(Growth):
                 f"{source.num_layers} is no multiple of its {size} layers."
             )
         units = self.sources(source.num_layers // size)
+        if not units:
+            raise UserError(
+                f"{self} grows layers, and model.num_layers is 0; begin with "
+                f"depth_fresh(LAYERS)."
+            )
         return {
             "layers": AxisMap(tuple(size * unit + i for unit in units for i in range(size)))
         }
@@ -69,6 +75,18 @@ class LayerGather(Growth):
         fresh: Callable[[ModelConfig], Any],
     ) -> Any:
         return gather_tree(params, axes, self.axis_maps(source))
+
+
+@dataclasses.dataclass(frozen=True)
+class NewLayers(LayerGather, is_operator=False):
+    """Adds layers whose moments are unknown: zero, until these layers learn."""
+
+    def unknown_moments(self, source: ModelConfig) -> dict[str, np.ndarray]:
+        return new_indices(self.axis_maps(source))
+
+    def grow_moment(self, moment: Any, axes: Any, source: ModelConfig, *, order: Order) -> Any:
+        grown = super().grow_moment(moment, axes, source, order=order)
+        return zero_new(grown, axes, self.axis_maps(source))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -202,7 +220,7 @@ class InsertBlock(LayerGather):
     def sources(self, depth: int) -> tuple[int, ...]:
         blocks = divide_depth("InsertBlock", depth, self.size, field="size")
         if not blocks:
-            raise UserError(f"{self} copies layers, and model.num_layers is 0.")
+            return ()
         index = blocks if self.at == "last" else -(-blocks // 2)
         end = index * self.size
         stop = end

@@ -5,20 +5,17 @@ from collections.abc import Callable
 from typing import Annotated, Any
 
 import jax
-import numpy as np
 
-from stackjax.growth.axis_map import NEW, new_indices, zero_new
-from stackjax.growth.base import Order
-from stackjax.growth.depth import LayerGather, check_depth
-from stackjax.growth.values import fill_new
+from stackjax.growth.axis_map import NEW
+from stackjax.growth.depth import NewLayers, check_depth
+from stackjax.growth.values import fill_all_new
 from stackjax.model.config import MAX_LAYERS, ModelConfig
 from stackjax.runtime.errors import UserError
 from stackjax.runtime.ranges import Whole
-from stackjax.sharding.axes import Axes
 
 
 @dataclasses.dataclass(frozen=True)
-class DepthFresh(LayerGather):
+class DepthFresh(NewLayers):
     """Adds initialized layers on top: 0 1 becomes 0 1 and new layers.
 
     The random initialization of zero/one-layer progressive training (arXiv:2511.04981). A
@@ -52,17 +49,6 @@ class DepthFresh(LayerGather):
         key: jax.Array,
         fresh: Callable[[ModelConfig], Any],
     ) -> Any:
-        maps = self.axis_maps(source)
         copies = super().grow_params(params, axes, source, key=key, fresh=fresh)
-
-        def fill(copy: jax.Array, names: Axes, fresh: jax.Array) -> jax.Array:
-            return fill_new(copy, names, maps, fresh)
-
-        return jax.tree.map(fill, copies, axes, fresh(self.target_config(source)))
-
-    def unknown_moments(self, source: ModelConfig) -> dict[str, np.ndarray]:
-        return new_indices(self.axis_maps(source))
-
-    def grow_moment(self, moment: Any, axes: Any, source: ModelConfig, *, order: Order) -> Any:
-        maps = self.axis_maps(source)
-        return zero_new(super().grow_moment(moment, axes, source, order=order), axes, maps)
+        values = fresh(self.target_config(source))
+        return fill_all_new(copies, axes, self.axis_maps(source), values, zero_writers=False)

@@ -22,11 +22,11 @@ from stackjax.growth.base import (
 )
 from stackjax.growth.depth import (
     Factor,
-    LayerGather,
+    NewLayers,
     divide_depth,
     sources_in_order,
 )
-from stackjax.growth.values import fill_new, multiplied, writes_residual
+from stackjax.growth.values import fill_all_new, multiplied, writes_residual
 from stackjax.growth.width import (
     WidthGrowth,
     check_new_heads,
@@ -108,7 +108,7 @@ class Mask(Reparameterization):
 
 
 @dataclasses.dataclass(frozen=True)
-class DepthRandom(LayerGather):
+class DepthRandom(NewLayers):
     """Adds initialized layers behind a mask that opens: X + layer(X) m.
 
     G_random, depthwise, with the formula in arXiv:2405.15319. The released code instead mixes
@@ -157,13 +157,6 @@ class DepthRandom(LayerGather):
     ) -> Any:
         copies = super().grow_params(params, axes, source, key=key, fresh=fresh)
         return copies if self.init == "copy" else _freshen(self, copies, axes, source, fresh)
-
-    def unknown_moments(self, source: ModelConfig) -> dict[str, np.ndarray]:
-        return new_indices(self.axis_maps(source))
-
-    def grow_moment(self, moment: Any, axes: Any, source: ModelConfig, *, order: Order) -> Any:
-        grown = super().grow_moment(moment, axes, source, order=order)
-        return zero_new(grown, axes, self.axis_maps(source))
 
     def reparameterizations(self, source: ModelConfig) -> tuple[Reparameterization, ...]:
         shares = _shares(self.axis_maps(source)["layers"])
@@ -249,12 +242,8 @@ def _freshen(
     source: ModelConfig,
     fresh: Callable[[ModelConfig], Any],
 ) -> Any:
-    maps = growth.axis_maps(source)
-
-    def fill(copy: jax.Array, names: Axes, fresh: jax.Array) -> jax.Array:
-        return fill_new(copy, names, maps, fresh)
-
-    return jax.tree.map(fill, copies, axes, fresh(growth.target_config(source)))
+    maps, values = growth.axis_maps(source), fresh(growth.target_config(source))
+    return fill_all_new(copies, axes, maps, values, zero_writers=False)
 
 
 def _shares(axis_map: AxisMap) -> np.ndarray:

@@ -67,3 +67,20 @@ def fill_new(
     if is_zero:
         values = jnp.full_like(grown, -1 if names.unit_offset else 0)
     return jnp.where(is_new(names, maps), values, grown)
+
+
+def fill_all_new(
+    grown: Any, axes: Any, maps: Mapping[str, AxisMap], fresh: Any, *, zero_writers: bool
+) -> Any:
+    """Returns `fill_new` of every parameter.
+
+    Args:
+      fresh: Values for new entries, in the target's tree.
+      zero_writers: Whether new entries that write to the residual stream are zero instead.
+    """
+
+    def fill(leaf: jax.Array, names: Axes, values: jax.Array) -> jax.Array:
+        is_zero = zero_writers and writes_residual(names)
+        return fill_new(leaf, names, maps, values, is_zero=is_zero)
+
+    return jax.tree.map(fill, grown, axes, fresh)

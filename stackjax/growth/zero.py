@@ -11,18 +11,18 @@ from stackjax.growth.axis_map import AxisMap, along, gather, new_indices, zero_n
 from stackjax.growth.base import Order, Preservation
 from stackjax.growth.depth import (
     Factor,
-    LayerGather,
+    NewLayers,
     divide_depth,
     sources_in_order,
 )
-from stackjax.growth.values import fill_new, multiplied, writes_channels, writes_residual
+from stackjax.growth.values import fill_all_new, fill_new, multiplied, writes_channels
 from stackjax.growth.width import WidthGrowth, check_new_heads, reads_stream, residual_factor
 from stackjax.model.config import ModelConfig
 from stackjax.sharding.axes import Axes
 
 
 @dataclasses.dataclass(frozen=True)
-class DepthZero(LayerGather):
+class DepthZero(NewLayers):
     """Adds layers without effect: the outputs of attention and SwiGLU are zero.
 
     G_zero, depthwise, in arXiv:2405.15319. Only residual writers are zero. Residual writers
@@ -63,21 +63,9 @@ class DepthZero(LayerGather):
         key: jax.Array,
         fresh: Callable[[ModelConfig], Any],
     ) -> Any:
-        maps = self.axis_maps(source)
         copies = super().grow_params(params, axes, source, key=key, fresh=fresh)
         rest = copies if self.rest == "copy" else fresh(self.target_config(source))
-
-        def fill_part(copy: jax.Array, names: Axes, rest: jax.Array) -> jax.Array:
-            return fill_new(copy, names, maps, rest, is_zero=writes_residual(names))
-
-        return jax.tree.map(fill_part, copies, axes, rest)
-
-    def unknown_moments(self, source: ModelConfig) -> dict[str, np.ndarray]:
-        return new_indices(self.axis_maps(source))
-
-    def grow_moment(self, moment: Any, axes: Any, source: ModelConfig, *, order: Order) -> Any:
-        maps = self.axis_maps(source)
-        return zero_new(super().grow_moment(moment, axes, source, order=order), axes, maps)
+        return fill_all_new(copies, axes, self.axis_maps(source), rest, zero_writers=True)
 
 
 @dataclasses.dataclass(frozen=True)

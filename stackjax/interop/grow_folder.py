@@ -10,6 +10,7 @@ import numpy as np
 
 from stackjax import model
 from stackjax.growth import Growth
+from stackjax.growth.axis_map import NEW
 from stackjax.growth.grow_tree import grow_tree
 from stackjax.interop.huggingface import Folder, Slot, load_part, slots_by_kind, to_tensors
 from stackjax.interop.tensors import DTYPES, TensorInfo, widest
@@ -24,7 +25,7 @@ def grown_infos(folder: Folder, growth: Growth) -> dict[str, TensorInfo]:
     """
     maps, target = growth.axis_maps(folder.model), growth.target_config(folder.model)
     layers = maps["layers"].sources if "layers" in maps else range(target.num_layers)
-    layers = [max(0, layer) for layer in layers]
+    layers = [0 if layer == NEW else layer for layer in layers]
 
     def info(slot: Slot) -> TensorInfo:
         source = slot if slot.layer is None else slot.in_layer(layers[slot.layer])

@@ -43,7 +43,7 @@ class CompleteP:
     """
 
     base_layers: Annotated[int, Whole(at_least=1, at_most=MAX_LAYERS)]
-    """The base model's `num_layers`."""
+    """The base model's depth."""
     base_embed_dim: Dim
     """The base model's `embed_dim`."""
     base_mlp_dim: Dim
@@ -208,7 +208,9 @@ class ModelConfig:
     @property
     def has_factors(self) -> bool:
         """Does CompleteP change the model or training? Not for the base sizes."""
-        return self.base != dataclasses.replace(self, completep=None)
+        if self.completep is None:
+            return False
+        return self.base != dataclasses.replace(untied(self), completep=None)
 
     def __post_init__(self):
         check_fields(self, "model")

@@ -7,16 +7,14 @@ from fractions import Fraction
 import hypothesis
 import hypothesis.strategies as st
 import jax
-import jax.numpy as jnp
 import judge
 import numpy as np
 import pytest
 from conftest import GROWTHS, HALF_MORE, MODELS, tiny_model
+from float64_growth import grow, source_params
 
 from stackjax import model
 from stackjax.growth import DepthRandom, DepthZero, WidthRandom, WidthSplit, WidthZero, chain
-from stackjax.model.config import axis_size
-from stackjax.sharding.axes import Axes
 
 B, T = 2, 8
 KEY = jax.random.key(0)
@@ -78,42 +76,6 @@ def preserving(preservation, models=tuple(MODELS)):
         if growth.preserves_function == preservation and can_grow(growth, MODELS[model_name])
     ]
     return pytest.mark.parametrize(("name", "config"), cases)
-
-
-def random_values(config, axes, seed):
-    """Random float64 parameters; matrices preserve activation scale and gains are near 1."""
-    rng = np.random.default_rng(seed)
-
-    def draw(names):
-        shape = tuple(axis_size(config, axis) for axis in names.names)
-        return rng.normal(size=shape) / 4 if names.reads else rng.uniform(0.5, 1.5, shape)
-
-    return jax.tree.map(draw, axes, is_leaf=lambda node: isinstance(node, Axes))
-
-
-def source_params(config):
-    return random_values(config, model.logical_axes(config), seed=0)
-
-
-def grow(growth, config):
-    """Returns the target config and the grown float64 parameters."""
-    axes = model.logical_axes(config)
-    fresh = functools.partial(random_values, axes=axes, seed=1)
-    draws = np.random.default_rng(2)
-
-    def normal(key, shape, dtype=None):
-        return jnp.asarray(draws.normal(size=shape), dtype)
-
-    @jax.jit
-    def run(params):
-        return growth.grow_params(params, axes, config, key=KEY, fresh=fresh)
-
-    with jax.enable_x64(True), pytest.MonkeyPatch.context() as patch:
-        # Any noise works. Compiling float64 draws would take longer than the whole test.
-        patch.setattr(jax.random, "normal", normal)
-        grown = jax.tree.map(np.asarray, run(source_params(config)))
-    assert {leaf.dtype for leaf in jax.tree.leaves(grown)} == {np.dtype(np.float64)}
-    return growth.target_config(config), grown
 
 
 @functools.cache

@@ -39,9 +39,11 @@ from stackjax.growth import (
     WidthSplit,
     WidthZero,
     chain,
+    parse_growth,
 )
 from stackjax.growth.axis_map import NEW, is_new
 from stackjax.optimizers import AdamW
+from stackjax.runtime.errors import UserError
 from stackjax.sharding.axes import Axes
 from stackjax.sharding.partition import on_mesh
 from stackjax.training.compile import fit_transformation
@@ -778,3 +780,21 @@ def test_fit_lowers_the_loss_and_keeps_the_source_fixed():
 def test_invalid_growths_are_rejected_with_the_reason(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+@pytest.mark.parametrize(
+    "growth",
+    [
+        "stack(4)",
+        "interleave(2)",
+        "insert_block(size=4)",
+        "depth_zero(factor=2)",
+        "depth_random(factor=2, mask_tokens=9, phases=bottom_up)",
+        "learn(factor=2)",
+    ],
+)
+def test_growth_by_copies_of_no_layers_is_refused(growth):
+    with pytest.raises(UserError, match=r"grows layers, and model\.num_layers is 0; .*fresh"):
+        parse_growth(growth).target_config(tiny_model(num_layers=0))
+    target = parse_growth("depth_fresh(3)").target_config(tiny_model(num_layers=0))
+    assert target.num_layers == 3

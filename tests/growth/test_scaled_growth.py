@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from completep import standard, with_completep
 from conftest import GROWTHS, MODELS, tiny_model
+from float64_growth import KEY, grow, random_values, source_params
 
 from stackjax import model
 from stackjax.growth import (
@@ -21,51 +22,13 @@ from stackjax.growth import (
     chain,
 )
 from stackjax.growth.grow_tree import grow_tree
-from stackjax.model.config import CompleteP, axis_size
+from stackjax.model.config import CompleteP
 from stackjax.model.transformer import hidden
 from stackjax.runtime.errors import UserError
-from stackjax.sharding.axes import Axes
 
-KEY = jax.random.key(0)
 TOKENS = np.random.default_rng(0).integers(0, 11, (2, 8), dtype=np.int32)
 # As in `test_function_preserving`.
 FLOAT64, DIFFERENT = 1e-12, 1e-3
-
-
-def random_values(config, axes, seed):
-    rng = np.random.default_rng(seed)
-
-    def draw(names):
-        shape = tuple(axis_size(config, axis) for axis in names.names)
-        return rng.normal(size=shape) / 4 if names.reads else rng.uniform(0.5, 1.5, shape)
-
-    return jax.tree.map(draw, axes, is_leaf=lambda node: isinstance(node, Axes))
-
-
-def source_params(config):
-    return random_values(config, model.logical_axes(config), seed=0)
-
-
-def grow(growth, config):
-    """Returns the target config and the grown float64 parameters, with closed masks."""
-    axes = model.logical_axes(config)
-    fresh = functools.partial(random_values, axes=axes, seed=1)
-    draws = np.random.default_rng(2)
-
-    def normal(key, shape, dtype=None):
-        return jnp.asarray(draws.normal(size=shape), dtype)
-
-    @jax.jit
-    def run(params):
-        params = growth.target_params(params, axes, config, key=KEY, fresh=fresh)
-        for reparameterization in growth.reparameterizations(config):
-            params = reparameterization.model_params(params, axes, jnp.float64(0))
-        return params
-
-    with jax.enable_x64(True), pytest.MonkeyPatch.context() as patch:
-        patch.setattr(jax.random, "normal", normal)
-        grown = jax.tree.map(np.asarray, run(source_params(config)))
-    return growth.target_config(config), grown
 
 
 def logits(config, params):
@@ -87,7 +50,9 @@ def cases():
 @pytest.mark.sample(3)
 @pytest.mark.parametrize(("growth", "config"), list(cases()))
 def test_growth_preserves_the_function_as_it_says(growth, config):
-    error = logits(*grow(growth, config)) - logits(config, source_params(config))
+    error = logits(*grow(growth, config, closes_masks=True)) - logits(
+        config, source_params(config)
+    )
     if growth.preserves_function == "never":
         assert np.abs(error).max() > DIFFERENT
     else:
@@ -107,7 +72,7 @@ COPIES = {"stack": Stack(2), "interleave": Interleave(2), "learn": Learn(2)}
 @pytest.mark.parametrize("name", COPIES)
 def test_copied_layers_keep_their_values_and_halve_their_branches(name):
     config = with_completep(MODELS["gqa"])
-    target, grown = grow(COPIES[name], config)
+    target, grown = grow(COPIES[name], config, closes_masks=True)
     _, copies = standard(target, grown)
     _, source = standard(config, source_params(config))
     sources = COPIES[name].axis_maps(config)["layers"].sources
@@ -166,7 +131,7 @@ def test_grown_moments_are_the_gradients_of_copies(name, tied):
     growth = SPLITS[name]
     config = with_completep(tiny_model(tie_head=tied, compute_dtype="float32"))
     axes, params = model.logical_axes(config), source_params(config)
-    target, grown = grow(growth, config)
+    target, grown = grow(growth, config, closes_masks=True)
     narrow = functools.partial(jax.tree.map, np.float32)
     source_gradient = gradient(config, narrow(params))
     expected = gradient(target, narrow(grown))
@@ -193,7 +158,7 @@ def test_moments_of_copied_layers_are_divided_by_the_growth_factor():
 def test_old_layers_of_zero_growth_have_the_gradients_of_the_source():
     """Under CompleteP, output matrices grow by the factor lost by their branches."""
     config, growth = with_completep(MODELS["gqa"]), DepthZero(2)
-    target, grown = grow(growth, config)
+    target, grown = grow(growth, config, closes_masks=True)
     np.testing.assert_allclose(
         grown["layers"]["out"][::2], 2 * source_params(config)["layers"]["out"], rtol=1e-12
     )

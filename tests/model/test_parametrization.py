@@ -146,3 +146,12 @@ REFUSED = [
 def test_impossible_base_sizes_are_refused(fields, message):
     with pytest.raises(UserError, match=message):
         dataclasses.replace(SIZES, **fields)
+
+
+@pytest.mark.parametrize("loops", [1, 3])
+def test_model_that_is_its_own_base_has_no_factors(loops):
+    config = tiny_model(loops=loops)
+    assert not config.has_factors
+    scaled = dataclasses.replace(config, completep=CompleteP.of(config))
+    assert not scaled.has_factors
+    assert dataclasses.replace(scaled, loops=2 * loops).has_factors

@@ -105,7 +105,7 @@ def test_record_has_the_losses_by_source_and_the_last_stages_length(trained):
     places = ((trained, 32), (trained / "stage_0" / "train" / "8", 16))
     assert [open_model(str(path)).seq_len for path, _ in places] == [32, 16]
     assert len(record.data_paths) == 3
-    table = sources_table([Group(label="grown", tuned=Tuned((record,), {}))])
+    table = sources_table([Group(label="grown", tuned=Tuned(((record,),)))])
     assert table is not None
     assert [row[2] for row in table.rows] == list(NAMES)
 

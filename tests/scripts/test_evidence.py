@@ -12,7 +12,7 @@ import pytest
 from scripts import evidence
 from scripts.early_losses import EarlyLossesConfig, early_losses, loss_at
 from scripts.evidence import EvidenceConfig, answer, load_arms, next_rates
-from scripts.evidence_report import Arm, scratch_of, table
+from scripts.evidence_report import Arm, best_rate, finished, scratch_of, table
 from scripts.run_store import RunStore, StoredRun
 from stackjax.runtime.errors import UserError
 from stackjax.training.expand import expand
@@ -85,10 +85,14 @@ def test_table_has_gaps_with_intervals_and_flops_of_scratch_for_the_same_loss():
     for line, flops in zip(lines[3:], (1, 4, 16), strict=True):
         cells = [cell.strip() for cell in line.split("|")[1:-1]]
         assert cells[3:6] == ["0.001", "+0.250", "+0.500"]
-        gap = 3 * (1.25 * flops) ** -0.1 - 3 * flops**-0.1
+        # Student's t with two degrees of freedom.
+        mean = 3 * (1.25 * flops) ** -0.1
+        assert cells[6] == f"{mean:.4f} ± {4.3026527 * 0.01 / math.sqrt(3):.3f}"
+        gap = mean - 3 * flops**-0.1
         expected = f"{gap:+.3f} [{gap - margin:+.3f}, {gap + margin:+.3f}]"
         assert cells[7] == expected
-        assert re.match(r"20 % \[", cells[8])
+        # Beyond the last length from scratch, the law continues.
+        assert cells[8].startswith("~ 20 % [" if flops == 16 else "20 % [")
         low, high = (float(end) for end in re.findall(r"-?\d+", cells[8])[1:])
         assert low < 20 < high
 
@@ -130,6 +134,11 @@ def test_field_newer_than_the_store_has_its_default(uncut, world, tmp_path):
     del first["fields"]["model.loops"]
     path.write_text(f"{json.dumps(first)}\n{json.dumps(second)}\n")
     assert len(RunStore(path).runs(config)) == 1
+    # A later run of the same config joins the earlier one.
+    later = dataclasses.replace(config, seed=config.seed + 1)
+    RunStore(path).add(later)
+    assert len(path.read_text().splitlines()) == 3
+    assert len(RunStore(path).runs(config)) == 2
     model = dataclasses.replace(config.model, loops=2)
     assert RunStore(path).runs(dataclasses.replace(config, model=model)) == {}
 
@@ -169,10 +178,10 @@ def question(world, tmp_path):
 def test_arms_are_tuned_then_repeated_and_nothing_trains_twice(question, monkeypatch, capsys):
     trained = []
 
-    def train(runs, jobs):
+    def train(runs, jobs, may_diverge):
         for (name, seed), config in runs.items():
             trained.append((name.split(", ")[0], config.optimizer.peak_learning_rate, seed))
-            yield name, seed
+            yield (name, seed), False
 
     def read(config):
         rate = config.optimizer.peak_learning_rate
@@ -182,7 +191,6 @@ def test_arms_are_tuned_then_repeated_and_nothing_trains_twice(question, monkeyp
     first = next(iter(arms.values())).optimizer.peak_learning_rate
     monkeypatch.setattr(evidence, "train_all", train)
     monkeypatch.setattr("scripts.run_store._read", read)
-    question.output.mkdir()
     answer(question)
     tuning = [(first / 2, 0), (first, 0), (2 * first, 0)]
     fresh = [(first, 1), (first, 2)]
@@ -199,9 +207,47 @@ def test_arms_are_tuned_then_repeated_and_nothing_trains_twice(question, monkeyp
     assert trained[len(expected) :] == [(name, first, 3) for name in names]
 
 
+def test_run_that_diverges_has_an_infinite_loss(uncut, world, question, tmp_path):
+    config = world.config(workdir=uncut)
+    store = RunStore(tmp_path / "runs.jsonl")
+    store.add(config)
+    other = dataclasses.replace(config.optimizer, peak_learning_rate=0.5)
+    store.add(dataclasses.replace(config, optimizer=other), diverged=True)
+    losses = {
+        rate: run.loss
+        for (rate, _), run in RunStore(tmp_path / "runs.jsonl").runs(config).items()
+    }
+    assert losses[0.5] == math.inf
+    assert best_rate(losses) == config.optimizer.peak_learning_rate
+
+
+def test_different_data_in_a_question_is_refused(question, monkeypatch):
+    arms = load_arms(question.config)
+    found = iter("ab")
+
+    class Store:
+        def runs(self, config):
+            data = next(found)
+            return {
+                (1.0, seed): dataclasses.replace(stored(1.0, seed=seed), data=data)
+                for seed in (0, 1)
+            }
+
+    with pytest.raises(UserError, match=r"read different data, a and b; .*--output"):
+        finished(arms, Store())
+
+
+def test_page_without_markers_is_refused_before_training(question, tmp_path, monkeypatch):
+    monkeypatch.setattr(evidence, "train_all", None)
+    page = tmp_path / "page.md"
+    with pytest.raises(UserError, match=r"page\.md must have one <!-- begin question -->"):
+        answer(dataclasses.replace(question, page=page))
+    page.write_text("before\n<!-- begin question -->\n<!-- end question -->\nafter\n")
+    answer(dataclasses.replace(question, page=page, report=True))
+
+
 def test_report_trains_nothing(question, monkeypatch, capsys):
     monkeypatch.setattr(evidence, "train_all", None)
-    question.output.mkdir()
     answer(dataclasses.replace(question, report=True))
     assert "no arm is finished" in capsys.readouterr().out
 
