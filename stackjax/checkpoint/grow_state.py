@@ -46,7 +46,7 @@ def grow_by_parts(
         state = jax.jit(grow)(load(abstract_part(source, optimizer, part)), key=key)
         # Wait: the source parameter is free before the next parameter is read.
         grown |= by_path(jax.block_until_ready(state))
-    whole = abstract_part(target, optimizer, axes)
+    whole = abstract_part(target, optimizer, growth.target_axes(axes, source))
     return jax.tree_util.tree_map_with_path(
         lambda path, _: grown[jax.tree_util.keystr(path, simple=True, separator=".")], whole
     )

@@ -9,7 +9,7 @@ import inspect
 import math
 import pkgutil
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -93,8 +93,8 @@ class Growth(abc.ABC):
     `my_stack(...)` in a config, on the command line and in a checkpoint. `axis_maps`,
     `source_config` and `grow_params` are required.
 
-    Parameter trees are plain dicts; `axes` is the tree of their `Axes`, equal for source and
-    target. Each parameter grows alone, so any part of a tree can grow without the rest.
+    Parameter trees are plain dicts; `axes` is the tree of the source's `Axes`. Each parameter
+    grows alone, so any part of a tree can grow without the rest.
     """
 
     def __init_subclass__(cls, *, is_operator: bool = True, **kwargs: Any):
@@ -169,7 +169,7 @@ class Growth(abc.ABC):
         Args:
           source: The config of `params`.
           key: Randomness of the operator.
-          fresh: Returns initial parameters of a config, with the structure of `params`.
+          fresh: Returns initial parameters of a config, with the structure of the result.
         """
 
     def grow_moment(self, moment: Any, axes: Any, source: ModelConfig, *, order: Order) -> Any:
@@ -192,7 +192,11 @@ class Growth(abc.ABC):
         key: jax.Array,
         fresh: Callable[[ModelConfig], Any],
     ) -> Any:
-        """Returns the target parameters, like `grow_params`, also under CompleteP."""
+        """Returns the target parameters, like `grow_params`, also under CompleteP.
+
+        Args:
+          fresh: Returns all initial parameters of a config.
+        """
         from stackjax.growth.parametrized import grow_params
 
         return grow_params(self, params, axes, source, key=key, fresh=fresh)
@@ -222,6 +226,31 @@ class Growth(abc.ABC):
         if "layers" in maps:
             check_kinds(self, maps["layers"].sources, source, target)
         return target
+
+    def origins(self, source: ModelConfig) -> dict[str, str]:
+        """Returns the source parameter's name for each target parameter with another name."""
+        return {}
+
+    def target_tree(self, tree: Any, source: ModelConfig) -> Any:
+        """Returns a tree like the target parameters, with the leaf of each one's origin.
+
+        Args:
+          tree: A tree like the source parameters, or like any part of them.
+        """
+        made: dict[str, list[str]] = {}
+        for name, origin in self.origins(source).items():
+            made.setdefault(origin, []).append(name)
+        return _renamed(tree, made) if made else tree
+
+    def target_axes(self, axes: Any, source: ModelConfig) -> Any:
+        """Returns the `Axes` of the target parameters with an origin in a part of the tree."""
+        if not self.origins(source):
+            return axes
+        from stackjax import model
+        from stackjax.growth.values import part_of
+
+        whole = model.logical_axes(self.target_config(source))
+        return part_of(whole, self.target_tree(axes, source))
 
     def reparameterizations(self, source: ModelConfig) -> tuple[Reparameterization, ...]:
         """Returns the functions from trained parameters to model parameters, in order."""
@@ -256,6 +285,17 @@ def check_kinds(
                 f"{layer} ({old[layer]}), and the kind of a layer stays: copy whole periods of "
                 f"the {len(source.pattern)} layers in model.pattern."
             )
+
+
+def _renamed(tree: Any, made: Mapping[str, Sequence[str]]) -> Any:
+    """Returns nested dicts with each leaf under the names made of its own."""
+    renamed: dict[str, Any] = {}
+    for name, branch in tree.items():
+        if isinstance(branch, dict):
+            renamed[name] = _renamed(branch, made)
+        else:
+            renamed |= dict.fromkeys(made.get(name, (name,)), branch)
+    return renamed
 
 
 def snake_case(name: str) -> str:

@@ -62,6 +62,18 @@ class Chain(Growth, is_operator=False):
             lambda config, growth: growth.target_config(config), self.growths, source
         )
 
+    def target_tree(self, tree: Any, source: ModelConfig) -> Any:
+        for growth in self.growths:
+            tree = growth.target_tree(tree, source)
+            source = growth.target_config(source)
+        return tree
+
+    def target_axes(self, axes: Any, source: ModelConfig) -> Any:
+        for growth in self.growths:
+            axes = growth.target_axes(axes, source)
+            source = growth.target_config(source)
+        return axes
+
     def grow_params(
         self,
         params: Any,
@@ -74,6 +86,7 @@ class Chain(Growth, is_operator=False):
         for i, growth in enumerate(self.growths):
             link_key = jax.random.fold_in(key, i)
             params = growth.target_params(params, axes, source, key=link_key, fresh=fresh)
+            axes = growth.target_axes(axes, source)
             source = growth.target_config(source)
         return params
 
@@ -96,6 +109,7 @@ class Chain(Growth, is_operator=False):
     def grow_moment(self, moment: Any, axes: Any, source: ModelConfig, *, order: Order) -> Any:
         for growth in self.growths:
             moment = growth.target_moment(moment, axes, source, order=order)
+            axes = growth.target_axes(axes, source)
             source = growth.target_config(source)
         return moment
 

@@ -1,5 +1,6 @@
 """Growth of parameter trees in runs, checkpoints and Hugging Face folders."""
 
+import functools
 from collections.abc import Iterator
 from typing import Any
 
@@ -7,6 +8,7 @@ import jax
 
 from stackjax import model
 from stackjax.growth.base import Growth
+from stackjax.growth.values import part_of
 from stackjax.model import ModelConfig, Params
 from stackjax.sharding.axes import Axes
 from stackjax.sharding.partition import auto_sharded, partition
@@ -24,20 +26,18 @@ def grow_tree(growth: Growth, source: ModelConfig, params: Params, key: jax.Arra
 
     def grow(params: Params, key: jax.Array) -> Params:
         grow_key, fresh_key = jax.random.split(key)
-
-        def fresh(config: ModelConfig) -> Params:
-            return _part(model.init(config, fresh_key), params)
-
+        fresh = functools.partial(model.init, key=fresh_key)
         return growth.target_params(params, axes, source, key=grow_key, fresh=fresh)
 
-    layout = jax.tree.map(partition, axes, is_leaf=lambda node: isinstance(node, Axes))
+    target = growth.target_axes(axes, source)
+    layout = jax.tree.map(partition, target, is_leaf=lambda node: isinstance(node, Axes))
     # Operators do not choose layouts: the compiler does.
     return auto_sharded(grow, layout)(params, key)
 
 
 def axes_of(config: ModelConfig, params: Params) -> Any:
     """Returns the `Axes` of each parameter in a part of a model's tree."""
-    return _part(model.logical_axes(config), params)
+    return part_of(model.logical_axes(config), params)
 
 
 def split_tree(tree: Any) -> Iterator[Any]:
@@ -45,11 +45,3 @@ def split_tree(tree: Any) -> Iterator[Any]:
     for name, branch in tree.items():
         parts = split_tree(branch) if isinstance(branch, dict) else (branch,)
         yield from ({name: part} for part in parts)
-
-
-def _part(tree: Any, like: Any) -> Any:
-    """Returns the entries of nested dicts with a counterpart in another tree."""
-    return {
-        name: _part(tree[name], part) if isinstance(part, dict) else tree[name]
-        for name, part in like.items()
-    }

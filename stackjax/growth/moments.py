@@ -48,7 +48,8 @@ def grow_opt_state(
         if moments == "grow":
             return growth.target_moment(moment, axes, source, order=order)
         copies = growth.target_moment(moment, axes, source, order=0)
-        return zero_new(copies, axes, growth.axis_maps(source))
+        target = growth.target_axes(axes, source)
+        return zero_new(copies, target, growth.axis_maps(source))
 
     def grow_present(moment: Any, order: Order) -> Any:
         # Another optimizer updates this parameter.
@@ -59,7 +60,7 @@ def grow_opt_state(
         filled = jax.tree.map(whole, moment, axes, is_leaf=_is_absent)
         return jax.tree.map(
             lambda leaf, grown: leaf if _is_absent(leaf) else grown.astype(leaf.dtype),
-            moment,
+            growth.target_tree(moment, source),
             grow_whole(filled, order),
             is_leaf=_is_absent,
         )

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import jax
 
+from stackjax.growth.values import part_of
 from stackjax.model.config import ModelConfig
 from stackjax.model.parametrization import branch_factor, fold_factor, scaled
 from stackjax.sharding.axes import Axes
@@ -24,17 +25,26 @@ def grow_params(
     key: jax.Array,
     fresh: Callable[[ModelConfig], Any],
 ) -> Any:
-    """Returns `growth.grow_params`, of folded parameters if the operator grows these."""
+    """Returns `growth.grow_params`, of folded parameters if the operator grows these.
+
+    Args:
+      fresh: Returns all initial parameters of a config.
+    """
+
+    def fresh_part(config: ModelConfig) -> Any:
+        return part_of(fresh(config), growth.target_tree(params, source))
+
     if source.completep is None or not growth.grows_folded:
-        return growth.grow_params(params, axes, source, key=key, fresh=fresh)
+        return growth.grow_params(params, axes, source, key=key, fresh=fresh_part)
+    target = growth.target_axes(axes, source)
     grown = growth.grow_params(
         fold(params, axes, source),
         axes,
         source,
         key=key,
-        fresh=lambda config: fold(fresh(config), axes, config),
+        fresh=lambda config: fold(fresh_part(config), target, config),
     )
-    return fold(grown, axes, growth.target_config(source), power=-1)
+    return fold(grown, target, growth.target_config(source), power=-1)
 
 
 def grow_moment(
@@ -51,15 +61,14 @@ def grow_moment(
     if growth.grows_folded:
         moment = fold(moment, axes, source, power=-order)
         grown = growth.grow_moment(moment, axes, source, order=order)
-        return fold(grown, axes, target, power=order)
+        return fold(grown, growth.target_axes(axes, source), target, power=order)
     change = (branch_factor(target) / branch_factor(source)) ** order
 
     def change_layers(leaf: jax.Array, names: Axes) -> jax.Array:
         return scaled(leaf, change) if "layers" in names.stacked else leaf
 
-    return jax.tree.map(
-        change_layers, growth.grow_moment(moment, axes, source, order=order), axes
-    )
+    grown = growth.grow_moment(moment, axes, source, order=order)
+    return jax.tree.map(change_layers, grown, growth.target_axes(axes, source))
 
 
 def fold(params: Any, axes: Any, config: ModelConfig, power: int = 1) -> Any:

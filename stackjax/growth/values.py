@@ -25,6 +25,14 @@ def map_params(
     return jax.tree_util.tree_map_with_path(grow_leaf, params, axes, *rest)
 
 
+def part_of(tree: Any, like: Any) -> Any:
+    """Returns the entries of nested dicts with a counterpart in another tree."""
+    return {
+        name: part_of(tree[name], part) if isinstance(part, dict) else tree[name]
+        for name, part in like.items()
+    }
+
+
 def key_for(name: str, key: jax.Array) -> jax.Array:
     """Returns a key for a name."""
     return jax.random.fold_in(key, zlib.crc32(name.encode()))
