@@ -1,0 +1,332 @@
+"""Growth along experts: MLPs become experts, and experts become more experts."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+
+from stackjax.growth.axis_map import NEW, AxisMap, gather
+from stackjax.growth.base import Growth, Order, Preservation
+from stackjax.growth.depth import Factor
+from stackjax.growth.values import key_for, map_params
+from stackjax.model.config import ModelConfig
+from stackjax.model.routing_config import Routing
+from stackjax.runtime.errors import UserError
+from stackjax.runtime.numbers import NonNegative, Share, Size
+from stackjax.sharding.axes import Axes
+
+
+@dataclasses.dataclass(frozen=True)
+class Upcycle(Growth):
+    """Turns every MLP into experts: copies of the MLP, with a new router.
+
+    Sparse upcycling (arXiv:2212.05055). With `granularity` G, an expert is one of G slices of a
+    copy, and the slices of a copy have equal router columns: virtual groups
+    (arXiv:2410.07524). A token's output is the MLP's output if its shares sum to 1 and it has
+    whole copies. So growth is function-preserving with `normalize` or all experts for every
+    token, with `top_k` a multiple of G, and without `drop`. Output matrices are multiplied by
+    G, and by what the shares of a new router lack to 1.
+
+    The routing besides `top_k` and `normalize` is the source's `model.routing`, if it has one.
+    Moments grow by the expected gradient under equal loads; moments of routers are zero.
+    """
+
+    experts: Size
+    """Target num_experts."""
+    top_k: Size = 2
+    """Experts for each token."""
+    granularity: Size = 1
+    """Source mlp_dim divided by target expert_dim."""
+    drop: Share = 0.0
+    """Share of each expert's units with new random weights, of the old weights' mean and
+    deviation (Drop-Upcycling, arXiv:2502.19261). A dropped unit loses gate, value and output;
+    the paper's code draws the three apart."""
+    normalize: bool = True
+    """Whether a token's shares sum to 1."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.experts % self.granularity:
+            raise UserError(
+                f"{self} makes {self.experts} experts from slices of whole MLPs; choose a "
+                f"multiple of granularity {self.granularity}."
+            )
+        if self.top_k > self.experts:
+            raise UserError(f"{self} has top_k {self.top_k}; at most all experts fit.")
+
+    @property
+    def preserves_function(self) -> Preservation:
+        is_one = self.normalize or self.top_k == self.experts
+        has_whole_copies = self.top_k % self.granularity == 0
+        return "always" if is_one and has_whole_copies and not self.drop else "never"
+
+    def is_symmetric(self, before: bool = False) -> bool:
+        return before
+
+    def axis_maps(self, source: ModelConfig) -> dict[str, AxisMap]:
+        return {
+            "experts": AxisMap((0,) * self.experts),
+            "routes": AxisMap((NEW,) * self.experts),
+        }
+
+    def source_config(self, target: ModelConfig) -> ModelConfig:
+        units = target.expert_dim * self.granularity
+        wanted = {
+            "num_experts": (target.num_experts, self.experts),
+            "num_shared_experts": (target.num_shared_experts, 0),
+            "mlp_dim": (target.mlp_dim, units),
+        }
+        for name, (found, value) in wanted.items():
+            if found != value:
+                raise UserError(
+                    f"{self} cannot make model.{name} {found}; with model.expert_dim "
+                    f"{target.expert_dim}, it must be {value}."
+                )
+        if target.is_mixed:
+            raise UserError(
+                f"{self} makes experts in all layers, and some kinds in model.pattern are "
+                f"dense; leave out their `dense`."
+            )
+        assert target.routing is not None, "a config with experts has a routing"
+        if self._routing(target) != target.routing:
+            raise UserError(
+                f"{self} cannot make model.routing with top_k {target.routing.top_k} and "
+                f"normalize {target.routing.normalize}; let both agree."
+            )
+        return dataclasses.replace(target, num_experts=0, expert_dim=0)
+
+    def target_config(self, source: ModelConfig) -> ModelConfig:
+        if source.num_experts:
+            raise UserError(
+                f"{self} makes experts from MLPs, and the model has {source.num_experts} "
+                f"experts already; experts_copy(2) copies experts."
+            )
+        if source.mlp_dim % self.granularity:
+            raise UserError(
+                f"{self} does not fit model.mlp_dim {source.mlp_dim}: granularity does not "
+                f"divide it."
+            )
+        return dataclasses.replace(
+            source,
+            num_experts=self.experts,
+            expert_dim=source.mlp_dim // self.granularity,
+            routing=self._routing(source),
+        )
+
+    def _routing(self, config: ModelConfig) -> Routing:
+        """Returns the target's routing; UserError if the shares have no expected sum."""
+        routing = config.routing or Routing(top_k=self.top_k)
+        if routing.score == "sigmoid" and not self.normalize:
+            raise UserError(
+                f"{self} has normalize False, and model.routing.score is 'sigmoid'; upcycling "
+                f"normalizes sigmoid scores."
+            )
+        return dataclasses.replace(routing, top_k=self.top_k, normalize=self.normalize)
+
+    def origins(self, source: ModelConfig) -> dict[str, str]:
+        after = source.norm_placement == "after"
+        norm = "attention_out_norm" if after else "attention_norm"
+        found = {"expert_gate_up": "gate_up", "expert_down": "down", "router": "down"}
+        if self._routing(source).balance == "bias":
+            # Optimizers treat the bias as they treat a norm's gain.
+            found |= {norm: norm, "router_bias": norm}
+        return found
+
+    def grow_params(
+        self,
+        params: Any,
+        axes: Any,
+        source: ModelConfig,
+        *,
+        key: jax.Array,
+        fresh: Callable[[ModelConfig], Any],
+    ) -> Any:
+        new = fresh(self.target_config(source))
+
+        def grow(leaf: jax.Array, names: Axes, target: Axes, fresh: jax.Array) -> jax.Array:
+            if target == names:
+                return leaf
+            if "experts" not in target.stacked:
+                columns = fresh[..., :: self.granularity]
+                return jnp.repeat(columns, self.granularity, axis=-1).astype(leaf.dtype)
+            grown = self._spread(leaf, names, target)
+            if "expert_mlp" in target.reads:
+                grown *= self._output_factor(source)
+            return self._redrawn(grown, target, key) if self.drop else grown
+
+        return self._map(grow, params, axes, source, new)
+
+    def grow_moment(self, moment: Any, axes: Any, source: ModelConfig, *, order: Order) -> Any:
+        def grow(leaf: jax.Array, names: Axes, target: Axes) -> jax.Array:
+            if target == names:
+                return leaf
+            if "experts" not in target.stacked:
+                shape = (*leaf.shape[:1], *_router_shape(target, source, self.experts))
+                return jnp.zeros(shape, leaf.dtype)
+            factor = self.granularity / self.experts
+            if "expert_mlp" in target.reads:
+                factor /= self._output_factor(source)
+            return factor**order * self._spread(leaf, names, target)
+
+        return self._map(grow, moment, axes, source)
+
+    def _map(
+        self, grow: Callable[..., Any], tree: Any, axes: Any, source: ModelConfig, *rest: Any
+    ) -> Any:
+        """Returns `grow(origin's leaf, its axes, axes, *rest)` for each target parameter."""
+        origin, names = self.target_tree(tree, source), self.target_tree(axes, source)
+        return jax.tree.map(grow, origin, names, self.target_axes(axes, source), *rest)
+
+    def unknown_moments(self, source: ModelConfig) -> dict[str, Any]:
+        return {"routes": self.axis_maps(source)["routes"].is_new}
+
+    def _output_factor(self, source: ModelConfig) -> float:
+        """Returns the factor of output matrices."""
+        sum_of_shares = 1.0 if self.normalize else self.top_k / self.experts
+        return self.granularity / (sum_of_shares * self._routing(source).scale)
+
+    def _spread(self, leaf: jax.Array, names: Axes, target: Axes) -> jax.Array:
+        """Returns the slices of an MLP's matrix, repeated along the axis of experts."""
+        units, place = names.names.index("mlp"), target.names.index("experts")
+        shape = (*leaf.shape[:units], self.granularity, -1, *leaf.shape[units + 1 :])
+        slices = jnp.moveaxis(leaf.reshape(shape), units, place)
+        return jnp.concatenate([slices] * (self.experts // self.granularity), axis=place)
+
+    def _redrawn(self, grown: jax.Array, names: Axes, key: jax.Array) -> jax.Array:
+        """Returns a matrix with normal values in dropped units, as the old ones of each map."""
+        # The key has no parameter's name: all matrices of an expert lose the same units.
+        units = names.names.index("expert_mlp")
+        shape = [1] * grown.ndim
+        for axis in (*range(len(names.stacked)), units):
+            shape[axis] = grown.shape[axis]
+        rank = jnp.argsort(jax.random.uniform(key_for("dropped units", key), shape), axis=units)
+        is_dropped = rank < round(self.drop * grown.shape[units])
+        over = tuple(names.names.index(name) for name in (*names.reads, *names.writes))
+        mean = jnp.mean(grown, over, keepdims=True, where=is_dropped)
+        deviation = jnp.std(grown, over, keepdims=True, where=is_dropped)
+        noise = jax.random.normal(key_for(str(names), key), grown.shape, grown.dtype)
+        return jnp.where(is_dropped, mean + deviation * noise, grown)
+
+
+@dataclasses.dataclass(frozen=True)
+class ExpertsCopy(Growth):
+    """Copies every expert, with its router column.
+
+    Expert upcycling (arXiv:2604.19835) keeps `top_k`, and so the FLOPs of a token. With
+    `top_k` grown by the same factor, growth is function-preserving without noise: a token has
+    all copies of its experts. Otherwise, a token's best experts are copies of one, and noise
+    on the router parts them. Output matrices have a factor where the sum of shares changes.
+    Moments grow by the expected gradient under equal loads of the copies.
+    """
+
+    factor: Factor = 2
+    """Target num_experts divided by source num_experts."""
+    top_k: Literal["keep", "grow"] = "keep"
+    """Experts for each token: as before, or `factor` times as many."""
+    noise: NonNegative = 0.0
+    """Noise on the router, in standard deviations of the matrix. Without noise, copies of an
+    expert stay equal if a token always has all of them."""
+
+    @property
+    def preserves_function(self) -> Preservation:
+        return "always" if self.top_k == "grow" and not self.noise else "never"
+
+    def is_symmetric(self, before: bool = False) -> bool:
+        return before or (self.top_k == "grow" and not self.noise)
+
+    @property
+    def _top_k_factor(self) -> int:
+        return self.factor if self.top_k == "grow" else 1
+
+    def axis_maps(self, source: ModelConfig) -> dict[str, AxisMap]:
+        copies = AxisMap(tuple(range(source.num_experts)) * self.factor)
+        return {"experts": copies, "routes": copies}
+
+    def source_config(self, target: ModelConfig) -> ModelConfig:
+        routing = _routing_of(self, target)
+        sizes = {"num_experts": target.num_experts}
+        if self.top_k == "grow":
+            sizes["routing.top_k"] = routing.top_k
+        for name, size in sizes.items():
+            if size % self.factor:
+                raise UserError(
+                    f"{self} cannot make model.{name} {size}: {self.factor} does not divide it."
+                )
+        return dataclasses.replace(
+            target,
+            num_experts=target.num_experts // self.factor,
+            routing=dataclasses.replace(routing, top_k=routing.top_k // self._top_k_factor),
+        )
+
+    def target_config(self, source: ModelConfig) -> ModelConfig:
+        routing = _routing_of(self, source)
+        return dataclasses.replace(
+            source,
+            num_experts=source.num_experts * self.factor,
+            routing=dataclasses.replace(routing, top_k=routing.top_k * self._top_k_factor),
+        )
+
+    def grow_params(
+        self,
+        params: Any,
+        axes: Any,
+        source: ModelConfig,
+        *,
+        key: jax.Array,
+        fresh: Callable[[ModelConfig], Any],
+    ) -> Any:
+        maps = self.axis_maps(source)
+
+        def grow(leaf: jax.Array, names: Axes, key: jax.Array) -> jax.Array:
+            grown = gather(leaf, names, maps)
+            if _is_output(names):
+                grown *= self._output_factor(source)
+            if self.noise and "routes" in names.writes and names.reads:
+                noise = jax.random.normal(key, grown.shape, leaf.dtype)
+                grown += self.noise * jnp.std(leaf) * noise
+            return grown
+
+        return map_params(grow, params, axes, key=key)
+
+    def grow_moment(self, moment: Any, axes: Any, source: ModelConfig, *, order: Order) -> Any:
+        maps = self.axis_maps(source)
+
+        def grow(leaf: jax.Array, names: Axes) -> jax.Array:
+            if not maps.keys() & {*names.names}:
+                return leaf
+            factor = 1 / self.factor
+            if _is_output(names):
+                factor /= self._output_factor(source)
+            return factor**order * gather(leaf, names, maps)
+
+        return jax.tree.map(grow, moment, axes)
+
+    def _output_factor(self, source: ModelConfig) -> float:
+        """Returns the factor of output matrices, from the change in the sum of shares."""
+        routing = _routing_of(self, source)
+        if routing.normalize:
+            return 1.0
+        # Scores of a softmax are `factor` times as small; those of sigmoids do not change.
+        softmax = routing.score == "softmax"
+        return (self.factor if softmax else 1) / self._top_k_factor
+
+
+def _is_output(names: Axes) -> bool:
+    """Returns whether a parameter is the experts' output matrix."""
+    return "experts" in names.stacked and "expert_mlp" in names.reads
+
+
+def _routing_of(growth: Growth, config: ModelConfig) -> Routing:
+    """Returns the routing; UserError for a model without experts."""
+    if config.routing is None or not config.num_experts:
+        raise UserError(
+            f"{growth} copies experts, and the model has none; begin with upcycle(EXPERTS)."
+        )
+    return config.routing
+
+
+def _router_shape(names: Axes, source: ModelConfig, experts: int) -> tuple[int, ...]:
+    """Returns a router parameter's shape in a layer."""
+    return (source.embed_dim, experts) if names.reads else (experts,)
