@@ -10,7 +10,7 @@ from stackjax.accelerators.programs import programs
 from stackjax.config import Config
 from stackjax.model.config import RematPolicy
 from stackjax.runtime.errors import UserError
-from stackjax.sharding.config import MESH_AXES, MeshConfig, MomentMemory
+from stackjax.sharding.config import MeshConfig, MomentMemory, mesh_axes
 from stackjax.sharding.mesh import default_fsdp, num_slices_of
 from stackjax.training.expand import expand
 from stackjax.training.preflight import Estimate, check_phase
@@ -35,7 +35,8 @@ class Choice:
 
     def __str__(self) -> str:
         moments = ", moments on the host" if self.moment_memory == "host" else ""
-        sizes = " x ".join(f"{axis} {getattr(self.mesh, axis)}" for axis in MESH_AXES)
+        axes = mesh_axes(self.mesh)
+        sizes = " x ".join(f"{axis} {getattr(self.mesh, axis)}" for axis in axes)
         return (
             f"{sizes}, accumulate {self.accumulate}, remat {self.remat}, "
             f"loss_chunk {self.loss_chunk}{moments}"

@@ -7,7 +7,7 @@ from stackjax.analysis.published import Published
 from stackjax.model.flops import describe
 from stackjax.runtime.numbers import short
 from stackjax.runtime.text_table import aligned
-from stackjax.sharding.config import MESH_AXES
+from stackjax.sharding.config import mesh_axes
 from stackjax.sharding.mesh import mesh_shape
 from stackjax.training.expand import expand
 
@@ -133,8 +133,9 @@ def _time(plan: Plan) -> str:
 
 def _memory(plan: Plan) -> str:
     assert plan.num_devices is not None
+    axes = mesh_axes(plan.config.mesh)
     shape = mesh_shape(plan.config.mesh, plan.num_devices)
-    sizes = ", ".join(f"{axis} {n}" for axis, n in zip(MESH_AXES, shape, strict=True))
+    sizes = ", ".join(f"{axis} {n}" for axis, n in zip(axes, shape, strict=True))
     return (
         f"parameters, optimizer state and gradients, on {_devices(plan)} ({sizes}); "
         f"not included: activations, and a second copy of the gradients with accumulation"

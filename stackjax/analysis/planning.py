@@ -193,7 +193,7 @@ def grown_run(template: Config, factor: int, small_tokens: float, tokens: float)
 
 def batch_shards(mesh: MeshConfig, num_devices: int | None) -> int:
     """Returns the batch shards; 1 if the device count is unknown."""
-    return math.prod(mesh_shape(mesh, num_devices)[:2]) if num_devices else 1
+    return math.prod(mesh_shape(mesh, num_devices)[:2]) * mesh.expert if num_devices else 1
 
 
 def _warmup(config: Config, stage: Stage) -> int:

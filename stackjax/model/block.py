@@ -1,7 +1,7 @@
-"""A decoder layer: attention and a gated MLP on a residual stream.
+"""A decoder layer: attention, and a gated MLP or experts, on a residual stream.
 
-Shapes: B batch, T time, D embed, N query heads, K key/value heads, H head_dim, F mlp. G is 2:
-gate and value of a SwiGLU.
+Shapes: B batch, T time, D embed, N query heads, K key/value heads, H head_dim, F mlp, E
+experts, S shared experts. G is 2: gate and value of a SwiGLU.
 """
 
 import math
@@ -13,9 +13,11 @@ import jax
 import jax.numpy as jnp
 
 from stackjax.model.einsum import MLP_PRODUCT, contract
+from stackjax.model.experts import mixture
 from stackjax.model.module import Module
 from stackjax.model.parametrization import branch_factor, query_factor, scaled
 from stackjax.model.rotary import rotate
+from stackjax.model.router import Routed, route
 from stackjax.sharding.axes import Axes
 from stackjax.sharding.partition import logical
 from stackjax.sharding.platform import platform_of, target_device
@@ -35,14 +37,25 @@ class Block(Module):
     CompleteP, both branches are multiplied by `branch_factor`.
     """
 
+    has_experts: bool = False
+    """Whether the second branch is a mixture of experts instead of one MLP."""
+
     @nn.compact
-    def __call__(self, x_BTD: jax.Array, turn: Turn, attend: Attend) -> tuple[jax.Array, Any]:
-        """Returns the residual stream [B, T, D] and the auxiliary output of `attend`."""
+    def __call__(
+        self, x_BTD: jax.Array, turn: Turn, attend: Attend
+    ) -> tuple[jax.Array, Any, Routed | None]:
+        """Returns the residual stream [B, T, D], the auxiliary output of `attend`, and the
+        router's statistics in a layer with experts."""
         read_BTD, left = self.attention(self.before("attention", x_BTD), turn, attend)
         read_BTD = self.after("attention", read_BTD)
         x_BTD += scaled(read_BTD, branch_factor(self.config))
-        made_BTD = self.after("mlp", self.mlp(self.before("mlp", x_BTD)))
-        return x_BTD + scaled(made_BTD, branch_factor(self.config)), left
+        made_BTD, routed = self.before("mlp", x_BTD), None
+        if self.has_experts:
+            made_BTD, routed = self.experts(made_BTD)
+        else:
+            made_BTD = self.mlp(made_BTD)
+        made_BTD = self.after("mlp", made_BTD)
+        return x_BTD + scaled(made_BTD, branch_factor(self.config)), left, routed
 
     def before(self, branch: str, x_BTD: jax.Array) -> jax.Array:
         """Returns a branch's input."""
@@ -56,10 +69,10 @@ class Block(Module):
             return x_BTD
         return self.norm(f"{branch}_out_norm", x_BTD, "embed", joins=True)
 
-    def writer(self, *reads: str) -> Axes:
+    def writer(self, *reads: str, stacked: tuple[str, ...] = ()) -> Axes:
         """Returns the axes for a branch's last matrix."""
         joins = None if self.config.norm_placement == "before" else False
-        return Axes(reads=reads, writes=("embed",), joins=joins)
+        return Axes(stacked, reads, ("embed",), joins=joins)
 
     def attention(self, x_BTD: jax.Array, turn: Turn, attend: Attend) -> tuple[jax.Array, Any]:
         def project(name: str, heads: str) -> jax.Array:
@@ -106,6 +119,37 @@ class Block(Module):
         h_BTF = jax.checkpoint(gated, prevent_cse=on_cpu)(gate_BTF, value_BTF)
         w_FD = self.weight("down", self.writer("mlp"))
         return contract("BTF,FD->BTD", h_BTF, w_FD, logical("batch", "seq", None))
+
+    def experts(self, x_BTD: jax.Array) -> tuple[jax.Array, Routed]:
+        """Returns the experts' output, and the router's statistics."""
+        routing = self.config.routing
+        assert routing is not None, "a config with experts has a routing"
+        w_DE = self.weight("router", Axes(reads=("embed",), writes=("experts",)))
+        bias_E = None
+        if routing.balance == "bias":
+            bias_E = self.choice_bias("router_bias")
+        share_BTK, chosen_BTK, routed = route(routing, x_BTD, w_DE, bias_E)
+        into = Axes(("experts",), ("embed",), ("expert_mlp",), ("gate_up",))
+        w_EDGF = self.weight("expert_gate_up", into)
+        w_EFD = self.weight("expert_down", self.writer("expert_mlp", stacked=("experts",)))
+        gated = _GATED[self.config.activation]
+        out_BTD = mixture(x_BTD, share_BTK, chosen_BTK, w_EDGF, w_EFD, gated)
+        if self.config.num_shared_experts:
+            out_BTD += self.shared(x_BTD)
+        return out_BTD, routed
+
+    def shared(self, x_BTD: jax.Array) -> jax.Array:
+        """Returns the shared experts' sum: together they are one MLP."""
+        axes = Axes((), ("embed",), ("shared_experts", "expert_mlp"), ("gate_up",))
+        w_DGSF = self.weight("shared_gate_up", axes)
+        layout = logical("batch", "seq", None, "expert_mlp")
+        gate_BTSF, value_BTSF = (
+            contract("BTD,DSF->BTSF", x_BTD, jnp.squeeze(w_D1SF, 1), layout, MLP_PRODUCT)
+            for w_D1SF in jnp.split(w_DGSF, 2, axis=1)
+        )
+        h_BTSF = jax.checkpoint(_GATED[self.config.activation])(gate_BTSF, value_BTSF)
+        w_SFD = self.weight("shared_down", self.writer("shared_experts", "expert_mlp"))
+        return contract("BTSF,SFD->BTD", h_BTSF, w_SFD, logical("batch", "seq", None))
 
 
 def _swiglu(gate_BTF: jax.Array, value_BTF: jax.Array) -> jax.Array:

@@ -2,13 +2,15 @@
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from stackjax.model.layer_kind import LayerKind, RopeScaling
-from stackjax.runtime.constraints import check_fields
+from stackjax.model.routing_config import Routing
+from stackjax.runtime.constraints import OnlyWith, check_fields
 from stackjax.runtime.errors import UserError
 from stackjax.runtime.numbers import Epsilon, Positive
 from stackjax.runtime.ranges import Real, Whole
+from stackjax.sharding.axes import LAYER_AXES
 
 AttentionKernel = Literal["xla", "cudnn", "splash"]
 Activation = Literal["silu", "gelu", "gelu_tanh"]
@@ -28,6 +30,9 @@ SIZES = {
     "kv_heads": "num_kv_heads",
     "head_dim": "head_dim",
     "vocab": "padded_vocab_size",
+    "experts": "num_experts",
+    "expert_mlp": "expert_dim",
+    "shared_experts": "num_shared_experts",
 }
 """The `ModelConfig` field with the length of each logical axis."""
 
@@ -97,7 +102,7 @@ class ModelConfig:
     embed_dim: Dim
     """Residual stream width."""
     mlp_dim: Dim
-    """Hidden units of each SwiGLU."""
+    """Hidden units of each SwiGLU. Without effect if all layers have experts."""
     num_heads: Dim
     """Number of query heads."""
     num_kv_heads: Dim
@@ -107,6 +112,17 @@ class ModelConfig:
     """Channels per head; must be even for rotary positions."""
     loops: Annotated[int, Whole(at_least=1, at_most=MAX_LAYERS)] = 1
     """Times the layers are applied: with 2, layers 0 1 run as 0 1 0 1."""
+    num_experts: Annotated[int, Whole(at_least=0, at_most=MAX_DIM)] = 0
+    """Experts in each layer (arXiv:1701.06538): SwiGLUs, of which each token has some. With 0,
+    all layers are dense."""
+    expert_dim: Annotated[int, Whole(at_least=0, at_most=MAX_DIM), OnlyWith("num_experts")] = 0
+    """Hidden units of each expert."""
+    num_shared_experts: Annotated[
+        int, Whole(at_least=0, at_most=MAX_DIM), OnlyWith("num_experts")
+    ] = 0
+    """Experts that every token has besides (arXiv:2401.06066)."""
+    routing: Annotated[Routing | None, OnlyWith("num_experts")] = None
+    """How tokens choose experts; required with experts."""
     pattern: tuple[LayerKind, ...] = ()
     """The repeated layer kinds: layer l has kind l mod its length. The last period
     may be cut. Empty for global attention in all layers."""
@@ -183,6 +199,19 @@ class ModelConfig:
         period = self.period_kinds
         return tuple(period[i % len(period)] for i in range(self.num_layers))
 
+    def has_experts(self, kind: LayerKind) -> bool:
+        """Returns whether layers of a kind have experts."""
+        return self.num_experts > 0 and not kind.dense
+
+    def is_along(self, axis: str, kind: LayerKind) -> bool:
+        """Returns whether layers of a kind are along an axis from `LAYER_AXES`."""
+        return axis == "layers" or self.has_experts(kind) == (axis == "expert_layers")
+
+    @property
+    def is_mixed(self) -> bool:
+        """Whether some layers have experts, and others have not."""
+        return len({self.has_experts(kind) for kind in self.kinds}) > 1
+
     @property
     def depth(self) -> int:
         """Number of layers that a token passes: `num_layers` times `loops`."""
@@ -240,6 +269,7 @@ class ModelConfig:
                 f"model.qk_norm_over is {self.qk_norm_over!r}, which has no effect while "
                 f"model.qk_norm is False; leave it out, or set model.qk_norm to True."
             )
+        self._check_experts()
         self._check_completep()
         if self.attention_cap is not None and self.attention == "cudnn":
             raise UserError(
@@ -247,9 +277,38 @@ class ModelConfig:
                 f"cap; set model.attention to 'auto'."
             )
 
+    def _check_experts(self) -> None:
+        """Raises UserError for experts that do not fit together."""
+        kinds = self.period_kinds
+        if not self.num_experts:
+            if any(kind.dense for kind in kinds):
+                raise UserError(
+                    "model.pattern has a dense kind, which has no effect while "
+                    "model.num_experts is 0; leave it out, or set model.num_experts."
+                )
+            return
+        if all(kind.dense for kind in kinds):
+            raise UserError(
+                f"model.num_experts is {self.num_experts}, which has no effect while all kinds "
+                f"in model.pattern are dense; leave out either."
+            )
+        for name, unset in (("expert_dim", 0), ("routing", None)):
+            if getattr(self, name) == unset:
+                raise UserError(
+                    f"model.{name} is {unset}, and model.num_experts is {self.num_experts}; "
+                    f"set both."
+                )
+        assert self.routing is not None
+        if self.routing.top_k > self.num_experts:
+            raise UserError(
+                f"model.routing.top_k is {self.routing.top_k}; it may be model.num_experts, "
+                f"{self.num_experts}, at most."
+            )
+
     def _check_completep(self) -> None:
         """Raises UserError for a field that CompleteP has no rule for."""
         others = {
+            "num_experts": 0,
             "norm_placement": "before",
             "unit_offset": False,
             "qk_norm_over": "head",
@@ -276,11 +335,17 @@ def differences(config: ModelConfig, other: ModelConfig, *, besides: Sequence[st
     """
     names = (field.name for field in dataclasses.fields(config))
     pairs = {
-        name: (getattr(config, name), getattr(other, name))
+        name: (_architecture(config, name), _architecture(other, name))
         for name in names
         if name not in (*EXECUTION, *besides)
     }
     return ", ".join(f"model.{n} is {a}, not {b}" for n, (a, b) in pairs.items() if a != b)
+
+
+def _architecture(config: ModelConfig, name: str) -> Any:
+    """Returns a field without what only training reads."""
+    value = getattr(config, name)
+    return value.architecture if isinstance(value, Routing) else value
 
 
 def untied(config: ModelConfig) -> ModelConfig:
@@ -290,4 +355,16 @@ def untied(config: ModelConfig) -> ModelConfig:
 
 def axis_size(config: ModelConfig, axis: str) -> int:
     """Returns the length of a logical axis."""
+    if axis in LAYER_AXES:
+        return len(layers_along(config, axis))
     return 2 if axis == "gate_up" else getattr(config, SIZES[axis])
+
+
+def layers_along(config: ModelConfig, axis: str) -> tuple[int, ...]:
+    """Returns the layers along a stacked axis from `LAYER_AXES`, in order.
+
+    A parameter of all layers is stacked along `layers`, another one along `expert_layers` or
+    `dense_layers`.
+    """
+    kinds = enumerate(config.kinds)
+    return tuple(i for i, kind in kinds if config.is_along(axis, kind))

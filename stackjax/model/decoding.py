@@ -17,7 +17,14 @@ from stackjax.model.layer_kind import LayerKind
 from stackjax.model.layer_scan import scan_layers
 from stackjax.model.masking import Masking
 from stackjax.model.module import compute_dtype
-from stackjax.model.transformer import Params, block_function, embed, final_norm, unembed
+from stackjax.model.transformer import (
+    Params,
+    block_function,
+    embed,
+    final_norm,
+    layer_axes,
+    unembed,
+)
 from stackjax.sharding.partition import logical
 
 
@@ -71,7 +78,7 @@ def extend(
             return _on_each_device(masking, q_BTNH, new, cache, positions_BT, index)
 
         masking = Masking(kind.window, config.attention_cap)
-        return run_block(x_BTD, layer, kind, attend), None
+        return run_block(x_BTD, layer, kind, attend)[:2], None
 
     def body(kind: LayerKind) -> Any:
         return functools.partial(run_layer, kind=kind)
@@ -80,7 +87,8 @@ def extend(
         carry: tuple[jax.Array, Cache], first: jax.Array
     ) -> tuple[tuple[jax.Array, Cache], None]:
         layers = params["layers"], first + jnp.arange(config.num_layers)
-        return scan_layers(body, carry, layers, config)
+        axes = layer_axes(config), "layers"
+        return scan_layers(body, carry, layers, config, axes=axes)
 
     x_BTD = embed(config, params, tokens_BT)
     if config.num_layers:  # an empty cache cannot be indexed, even in a loop of no steps

@@ -13,7 +13,7 @@ from stackjax.data.batch import Batch
 from stackjax.model.config import ModelConfig
 from stackjax.model.layer_kind import LayerKind
 from stackjax.model.layer_scan import scan_layers
-from stackjax.model.transformer import Params, embed, layer_function
+from stackjax.model.transformer import Params, embed, layer_axes, layer_function
 
 
 def contributions(config: ModelConfig, params: Params, batch: Batch) -> jax.Array:
@@ -30,7 +30,7 @@ def contributions(config: ModelConfig, params: Params, batch: Batch) -> jax.Arra
     def measure(
         x_BTD: jax.Array, layer: Params, kind: LayerKind
     ) -> tuple[jax.Array, jax.Array]:
-        y_BTD = run_layer(x_BTD, layer, kind)
+        y_BTD, _ = run_layer(x_BTD, layer, kind)
         before_BTD, after_BTD = (x.astype(wide) for x in (x_BTD, y_BTD))
         return y_BTD, jnp.sqrt(square(after_BTD - before_BTD) / square(before_BTD))
 
@@ -38,7 +38,7 @@ def contributions(config: ModelConfig, params: Params, batch: Batch) -> jax.Arra
         def body(kind: LayerKind) -> Any:
             return functools.partial(measure, kind=kind)
 
-        return scan_layers(body, x_BTD, params["layers"], config)
+        return scan_layers(body, x_BTD, params["layers"], config, axes=layer_axes(config))
 
     x_BTD = embed(config, params, batch.tokens)
     wide = jnp.promote_types(x_BTD.dtype, jnp.float32)

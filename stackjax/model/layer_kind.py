@@ -1,4 +1,4 @@
-"""Layer kinds: attention window and rotary positions."""
+"""Layer kinds: attention window, rotary positions, and experts."""
 
 import dataclasses
 from typing import Annotated, Literal
@@ -41,7 +41,7 @@ class RopeScaling:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LayerKind:
-    """Differences between layers with equal parameter shapes."""
+    """Differences between layers."""
 
     window: Size | None = None
     """Tokens that a query attends to, with its own; None for all tokens before it."""
@@ -52,6 +52,8 @@ class LayerKind:
     scaling."""
     rope_scaling: RopeScaling | None = None
     """Rotary frequency scaling, next to an own `rope_theta`."""
+    dense: bool = False
+    """Whether the layer has one MLP, in a model with experts."""
 
     def __post_init__(self):
         check_fields(self, "model.pattern")
@@ -75,4 +77,6 @@ class LayerKind:
             parts.append(f"rope_theta {self.rope_theta:g}")
         if self.rope_scaling is not None:
             parts.append(f"scaled {self.rope_scaling.factor:g} times")
+        if self.dense:
+            parts.append("dense")
         return ", ".join(parts)

@@ -14,6 +14,7 @@ from jax.sharding import PartitionSpec as P
 
 from stackjax.model.config import ModelConfig
 from stackjax.model.layer_kind import LayerKind
+from stackjax.sharding.axes import LAYER_AXES
 from stackjax.sharding.partition import layout
 
 Carry = TypeVar("Carry")
@@ -66,55 +67,120 @@ def scan_layers(
     config: ModelConfig,
     first: int = 0,
     unroll: int = 1,
+    axes: Any = None,
 ) -> tuple[Carry, Any]:
     """Returns the carry after all layers and the stacked outputs, as `jax.lax.scan`.
 
+    In mixed models, a body has None for the arrays of other layers. Outputs of layers with the
+    output None are left out.
+
     Args:
       run_layer: Returns the scan's body for a kind.
-      layers: Arrays with a leading axis of layers.
+      layers: Arrays with a leading axis over layers.
       first: The model's layer that is first in `layers`.
       unroll: Layers per iteration, rounded down to whole periods, at least one.
+      axes: The leading axis of each array, from `LAYER_AXES`; None for `layers` everywhere.
     """
-    outputs, runs = [], _runs(config, first, jax.tree.leaves(layers)[0].shape[0])
+    axes = jax.tree.map(lambda _: "layers", layers) if axes is None else _filled(axes, layers)
+    outputs, runs = [], _runs(config, first, _num_layers(layers, axes))
     for run in runs:
         part = layers
         if len(runs) > 1:
-            part = jax.tree.map(lambda leaf: leaf[run.start : run.stop], layers)  # noqa: B023
+            part = layers_between(layers, axes, config, run.start, run.stop, first)
         length = run.stop - run.start
         if len(run.kinds) == 1:
-            body = run_layer(run.kinds[0])
+            (kind,) = run.kinds
+            body = run_layer(kind)
             steps = max(1, min(unroll, length))
-            carry, output = jax.lax.scan(body, carry, part, unroll=steps)
+            part = _of_kind(config, part, axes, kind)
+            carry, output = jax.lax.scan(body, carry, part, length, unroll=steps)
         else:
             size = len(run.kinds)
-            periods = jax.tree.map(lambda leaf: _in_periods(leaf, size), part)  # noqa: B023
+            counts = {axis: sum(config.is_along(axis, k) for k in run.kinds) for axis in LAYER_AXES}
+            periods = jax.tree.map(
+                lambda leaf, axis: _in_periods(leaf, counts[axis]),  # noqa: B023
+                part,
+                axes,
+            )
             steps = max(1, min(unroll, length) // size)
-            body = _period(run_layer, run.kinds)
+            body = _period(run_layer, run.kinds, config, axes)
             carry, output = jax.lax.scan(body, carry, periods, unroll=steps)
             output = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), output)
         outputs.append(output)
-    if len(outputs) == 1:
-        return carry, outputs[0]
-    return carry, jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *outputs)
+    return carry, joined(outputs)
+
+
+def joined(outputs: Sequence[Any]) -> Any:
+    """Returns stacked outputs of consecutive layers as one; None stands for no outputs."""
+    present = [output for output in outputs if output is not None]
+    if len(present) < 2:
+        return present[0] if present else None
+    return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *present)
+
+
+def layers_between(
+    layers: Any, axes: Any, config: ModelConfig, start: int, stop: int, first: int = 0
+) -> Any:
+    """Returns the part of stacked arrays from one layer to another, counted from `first`.
+
+    Args:
+      axes: As in `scan_layers`.
+    """
+
+    def part(leaf: jax.Array, axis: str = "layers") -> jax.Array:
+        along = [config.is_along(axis, kind) for kind in config.kinds[first : first + stop]]
+        return leaf[sum(along[:start]) : sum(along)]
+
+    return jax.tree.map(part, layers) if axes is None else jax.tree.map(part, layers, axes)
+
+
+def _num_layers(layers: Any, axes: Any) -> int:
+    pairs = zip(jax.tree.leaves(layers), jax.tree.leaves(axes), strict=True)
+    return next(leaf.shape[0] for leaf, axis in pairs if axis == "layers")
+
+
+def _filled(axes: Any, layers: Any) -> Any:
+    """Returns the axis of each array, where None stands for `layers` in a part of the tree."""
+    return jax.tree.map(
+        lambda part, arrays: (
+            jax.tree.map(lambda _: "layers", arrays) if part is None else part
+        ),
+        axes,
+        layers,
+        is_leaf=lambda node: node is None,
+    )
+
+
+def _of_kind(config: ModelConfig, layers: Any, axes: Any, kind: LayerKind) -> Any:
+    """Returns the arrays that layers of a kind have, and None for the others."""
+    return jax.tree.map(
+        lambda leaf, axis: leaf if config.is_along(axis, kind) else None, layers, axes
+    )
 
 
 def _period(
     run_layer: Callable[[LayerKind], Callable[[Carry, Any], tuple[Carry, Any]]],
     kinds: Sequence[LayerKind],
+    config: ModelConfig,
+    axes: Any,
 ) -> Callable[[Carry, Any], tuple[Carry, Any]]:
     """Returns a scan's body for a period."""
     bodies = [run_layer(kind) for kind in kinds]
 
     def run(carry: Carry, layers: Any) -> tuple[Carry, Any]:
         leaves, tree = jax.tree.flatten(layers)
+        of_leaf = jax.tree.leaves(axes)
         # A split's transpose is a concatenation; indexing would add padded arrays.
-        cut = [jax.lax.split(leaf, [1] * len(kinds)) for leaf in leaves]
+        cut = [iter(jax.lax.split(leaf, [1] * leaf.shape[0])) for leaf in leaves]
         outputs = []
-        for i, body in enumerate(bodies):
-            layer = tree.unflatten([jnp.squeeze(parts[i], 0) for parts in cut])
+        for body, kind in zip(bodies, kinds, strict=True):
+            layer = tree.unflatten(
+                jnp.squeeze(next(parts), 0) if config.is_along(axis, kind) else None
+                for parts, axis in zip(cut, of_leaf, strict=True)
+            )
             carry, output = body(carry, layer)
-            outputs.append(output)
-        return carry, jax.tree.map(lambda *each: jnp.stack(each), *outputs)
+            outputs += [] if output is None else [output]
+        return carry, jax.tree.map(lambda *each: jnp.stack(each), *outputs) if outputs else None
 
     return run
 

@@ -56,6 +56,12 @@ class Module(nn.Module):
         stored: Any = self.param(name, lambda _: Named(zeros, Axes(writes=axes)))
         return jnp.expand_dims(stored.astype(x.dtype), range(x.ndim - len(axes)))
 
+    def choice_bias(self, name: str) -> jax.Array:
+        """Returns a bias for each expert, [E]; no gradient reaches it."""
+        zeros = jnp.zeros(self.config.num_experts)
+        stored: Any = self.param(name, lambda _: Named(zeros, Axes(writes=("experts",))))
+        return stored
+
     def norm(
         self,
         name: str,
@@ -88,8 +94,8 @@ def init_stddev(config: ModelConfig, axes: Axes) -> float:
     """Returns the standard deviation of a matrix's initial values.
 
     "reference" follows the code of arXiv:2405.15319: sqrt(2 / (5 fan_in)), with fan-in
-    embed_dim for the embedding, and 1 / (sqrt(fan_in) num_layers) for the SwiGLU's output
-    matrix. "scaled" follows GPT-2: 0.02, divided by sqrt(2 num_layers) for matrices that write
+    embed_dim for the embedding, and 1 / (sqrt(fan_in) num_layers) for a SwiGLU's or expert's
+    output matrix. "scaled" follows GPT-2: 0.02, divided by sqrt(2 num_layers) for matrices that write
     to the residual stream. With loops, num_layers is the depth.
 
     With CompleteP (arXiv:2505.01618), embedding and head have the deviation of the base model,
@@ -106,7 +112,7 @@ def init_stddev(config: ModelConfig, axes: Axes) -> float:
         writes_residual = axes.writes == ("embed",) and not embeds
         return 0.02 / math.sqrt(2 * depth) if writes_residual else 0.02
     fan_in = math.prod(axis_size(config, axis) for axis in axes.reads)
-    if axes.reads == ("mlp",):
+    if axes.reads[-1] in ("mlp", "expert_mlp"):
         return 1 / (math.sqrt(fan_in) * depth)
     return math.sqrt(2 / (5 * (config.embed_dim if embeds else fan_in)))
 

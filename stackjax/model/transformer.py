@@ -19,10 +19,12 @@ from stackjax.model.block import Attend, Block, Turn
 from stackjax.model.config import ModelConfig, RematPolicy
 from stackjax.model.einsum import MLP_PRODUCT, PRODUCT, contract
 from stackjax.model.layer_kind import LayerKind
-from stackjax.model.layer_scan import scan_layers
+from stackjax.model.layer_scan import joined, layers_between, scan_layers
+from stackjax.model.layer_stack import init_layers
 from stackjax.model.masking import Masking
 from stackjax.model.module import Module, Named, compute_dtype
 from stackjax.model.parametrization import logits_factor
+from stackjax.model.router import Routed
 from stackjax.model.rotary import rotation
 from stackjax.sharding.axes import Axes
 from stackjax.sharding.partition import logical, num_shards, resharded
@@ -109,19 +111,13 @@ def _init_named(config: ModelConfig, key: jax.Array) -> dict[str, Any]:
     )
     turn = _rotation(config, LayerKind(), zeros_BT)
 
-    def init_layer(layer_key: jax.Array) -> dict[str, Any]:
+    def init_layer(layer_key: jax.Array, has_experts: bool) -> dict[str, Any]:
         # Skip attention: the output has the shape of the queries.
-        return _init(Block(config), layer_key, x_BTD, turn, lambda q, k, v: (q, None))
+        block = Block(config, has_experts)
+        return _init(block, layer_key, x_BTD, turn, lambda q, k, v: (q, None))
 
-    def is_named(node: Any) -> bool:
-        return isinstance(node, Named)
-
-    layers = jax.vmap(init_layer)(jax.random.split(layers_key, config.num_layers))
-    layers = jax.tree.map(
-        lambda leaf: leaf.replace(axes=leaf.axes.stack("layers")),
-        layers,
-        is_leaf=is_named,
-    )
+    keys = jax.random.split(layers_key, config.num_layers)
+    layers = init_layers(config, keys, init_layer)
     named = _init(_Embedding(config), embedding_key, zeros_BT)
     named |= {"layers": layers} | _init(_FinalNorm(config), head_key, x_BTD)
     if not config.tie_head:
@@ -136,19 +132,16 @@ def _run_layers(
     positions_BT: jax.Array,
     segments_BT: jax.Array | None,
     spans: Sequence[LayerSpan],
-) -> jax.Array:
-    run_layer = layer_function(config, positions_BT, segments_BT)
+) -> tuple[jax.Array, Routed | None]:
+    run_layer, axes = layer_function(config, positions_BT, segments_BT), layer_axes(config)
 
-    def block(x_BTD: jax.Array, layer: Params, kind: LayerKind) -> tuple[jax.Array, None]:
-        return run_layer(x_BTD, layer, kind), None
-
-    def run_spans(x_BTD: jax.Array, _: None) -> tuple[jax.Array, None]:
-        start = 0
+    def run_spans(x_BTD: jax.Array, _: None) -> tuple[jax.Array, Routed | None]:
+        start, routed = 0, []
         for span in spans:
             stop = start + span.num_layers
             part = layers
             if len(spans) > 1:
-                part = jax.tree.map(lambda leaf: leaf[start:stop], layers)  # noqa: B023
+                part = layers_between(layers, axes, config, start, stop)
             if not span.trains:
                 part = jax.lax.stop_gradient(part)
             unroll = layers_per_iteration(span)
@@ -157,28 +150,35 @@ def _run_layers(
             barrier = unroll == span.num_layers and not on_cpu
 
             def body(kind: LayerKind) -> Any:
-                run = functools.partial(block, kind=kind)
+                run = functools.partial(run_layer, kind=kind)
                 return _remat(run, span.remat, barrier)  # noqa: B023
 
-            x_BTD, _ = scan_layers(body, x_BTD, part, config, start, unroll)
+            x_BTD, of_span = scan_layers(body, x_BTD, part, config, start, unroll, axes)
+            routed.append(of_span)
             start = stop
         assert start == config.num_layers, "the spans do not cover the layers"
-        return x_BTD, None
+        return x_BTD, joined(routed)
 
     if config.loops == 1:
-        return run_spans(x_BTD, None)[0]
+        return run_spans(x_BTD, None)
     whole = dataclasses.replace(all_layers(config), num_layers=config.depth)
     unroll = max(1, layers_per_iteration(whole) // max(1, config.num_layers))
-    return jax.lax.scan(run_spans, x_BTD, length=config.loops, unroll=unroll)[0]
+    x_BTD, routed = jax.lax.scan(run_spans, x_BTD, length=config.loops, unroll=unroll)
+    return x_BTD, jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), routed)
 
 
 def layer_function(
     config: ModelConfig, positions_BT: jax.Array, segments_BT: jax.Array | None
-) -> Callable[[jax.Array, Params, LayerKind], jax.Array]:
-    """Returns a layer as a function (x_BTD, parameters, kind) -> x_BTD."""
+) -> Callable[[jax.Array, Params, LayerKind], tuple[jax.Array, Routed | None]]:
+    """Returns a layer as a function (x_BTD, parameters, kind) -> (x_BTD, statistics).
+
+    Layers with experts have the router's statistics, others None.
+    """
     run_block = block_function(config, positions_BT)
 
-    def run(x_BTD: jax.Array, layer: Params, kind: LayerKind) -> jax.Array:
+    def run(
+        x_BTD: jax.Array, layer: Params, kind: LayerKind
+    ) -> tuple[jax.Array, Routed | None]:
         masking = Masking(kind.window, config.attention_cap)
 
         def attend(
@@ -187,15 +187,16 @@ def layer_function(
             kernel = choose_kernel(config, q_BTNH.dtype, q_BTNH.shape[1])
             return causal_attention(q_BTNH, k_BTKH, v_BTKH, segments_BT, kernel, masking), None
 
-        return run_block(x_BTD, layer, kind, attend)[0]
+        x_BTD, _, routed = run_block(x_BTD, layer, kind, attend)
+        return x_BTD, routed
 
     return run
 
 
 def block_function(
     config: ModelConfig, positions_BT: jax.Array
-) -> Callable[[jax.Array, Params, LayerKind, Attend], tuple[jax.Array, Any]]:
-    """Returns a layer as a function (x_BTD, parameters, kind, attend) -> (x_BTD, auxiliary)."""
+) -> Callable[[jax.Array, Params, LayerKind, Attend], tuple[jax.Array, Any, Routed | None]]:
+    """Returns a layer as a function (x_BTD, parameters, kind, attend) -> as `Block`."""
     # Without the barrier, the compiler recomputes the angles at every use.
     turns = {
         kind.angles: jax.lax.optimization_barrier(_rotation(config, kind, positions_BT))
@@ -204,8 +205,9 @@ def block_function(
 
     def run(
         x_BTD: jax.Array, layer: Params, kind: LayerKind, attend: Attend
-    ) -> tuple[jax.Array, Any]:
-        return _call(Block(config), layer, x_BTD, turns[kind.angles], attend)
+    ) -> tuple[jax.Array, Any, Routed | None]:
+        block = Block(config, config.has_experts(kind))
+        return _call(block, layer, x_BTD, turns[kind.angles], attend)
 
     return run
 
@@ -277,6 +279,18 @@ def hidden(
     spans: Sequence[LayerSpan] | None = None,
 ) -> jax.Array:
     """Returns the residual stream after the final norm, [B, T, D] in the compute dtype."""
+    return hidden_and_routed(config, params, tokens_BT, positions_BT, segments_BT, spans)[0]
+
+
+def hidden_and_routed(
+    config: ModelConfig,
+    params: Params,
+    tokens_BT: jax.Array,
+    positions_BT: jax.Array,
+    segments_BT: jax.Array | None,
+    spans: Sequence[LayerSpan] | None = None,
+) -> tuple[jax.Array, Routed | None]:
+    """Returns `hidden`, and the statistics of all layers with experts, stacked."""
     if spans is None:
         spans = [all_layers(config)]
     x_BTD = embed(config, params, tokens_BT)
@@ -284,8 +298,8 @@ def hidden(
         # The embedding is frozen too: layers below the first trained layer only run forward.
         x_BTD = jax.lax.stop_gradient(x_BTD)
     layers = params["layers"]
-    x_BTD = _run_layers(config, layers, x_BTD, positions_BT, segments_BT, spans)
-    return final_norm(config, params, x_BTD)
+    x_BTD, routed = _run_layers(config, layers, x_BTD, positions_BT, segments_BT, spans)
+    return final_norm(config, params, x_BTD), routed
 
 
 def embed(config: ModelConfig, params: Params, tokens_BT: jax.Array) -> jax.Array:
@@ -333,3 +347,11 @@ def logical_axes(config: ModelConfig) -> Any:
     return jax.tree.map(
         lambda leaf: leaf.axes, named, is_leaf=lambda node: isinstance(node, Named)
     )
+
+
+def layer_axes(config: ModelConfig) -> dict[str, str] | None:
+    """Returns the stacked axis of each parameter in layers; None if it is `layers` for all."""
+    if not config.is_mixed:
+        return None
+    axes = logical_axes(config)["layers"]
+    return {name: names.layer_axis for name, names in axes.items()}

@@ -2,6 +2,9 @@
 
 import dataclasses
 
+LAYER_AXES = ("layers", "expert_layers", "dense_layers")
+"""Stacked axes over layers: all, those with experts, those without."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Axes:
@@ -33,6 +36,11 @@ class Axes:
         if self.joins is not None:
             return self.joins
         return bool(self.reads) and self.writes == ("embed",)
+
+    @property
+    def layer_axis(self) -> str | None:
+        """The stacked axis over layers; None outside of layers."""
+        return next((name for name in self.stacked if name in LAYER_AXES), None)
 
     @property
     def names(self) -> tuple[str, ...]:

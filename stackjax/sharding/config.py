@@ -6,8 +6,16 @@ from typing import Literal
 from stackjax.runtime.numbers import Size
 
 MESH_AXES = ("replica", "fsdp", "context", "tensor")
+EXPERT = "expert"
+"""The mesh axis for experts, before `tensor`, in meshes with more than one shard of them."""
 MomentMemory = Literal["device", "host"]
 """Where the optimizer's moments are between steps."""
+
+
+def mesh_axes(config: "MeshConfig") -> tuple[str, ...]:
+    """Returns the axes of a config's mesh, in order."""
+    *others, tensor = MESH_AXES
+    return MESH_AXES if config.expert == 1 else (*others, EXPERT, tensor)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -25,6 +33,9 @@ class MeshConfig:
     context: Size = 1
     """Shards for the sequence (context parallelism) and, with `fsdp`, for parameters and
     optimizer state."""
+    expert: Size = 1
+    """Shards for experts (expert parallelism) and, with `fsdp`, for the batch, other parameters
+    and optimizer state."""
     tensor: Literal[-1] | Size = 1
     """Shards for heads, mlp and vocabulary (tensor parallelism); -1 takes the remaining devices
     with a stated `fsdp`."""

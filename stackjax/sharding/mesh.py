@@ -8,7 +8,7 @@ from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh
 
 from stackjax.runtime.errors import UserError
-from stackjax.sharding.config import MESH_AXES, MeshConfig
+from stackjax.sharding.config import MESH_AXES, MeshConfig, mesh_axes
 from stackjax.sharding.platform import platform_of
 
 _MAX_SHARDS = 32
@@ -17,10 +17,8 @@ the compiler replaces gradient reduce-scatters by synchronous all-reduces of who
 gradients (docs/performance.md)."""
 
 
-def mesh_shape(
-    config: MeshConfig, num_devices: int, num_slices: int = 1
-) -> tuple[int, int, int, int]:
-    """Returns the mesh axis sizes.
+def mesh_shape(config: MeshConfig, num_devices: int, num_slices: int = 1) -> tuple[int, ...]:
+    """Returns the sizes of the axes from `mesh_axes`.
 
     Args:
       num_slices: Number of TPU slices or GPU hosts, as from `num_slices_of`.
@@ -28,36 +26,44 @@ def mesh_shape(
     Raises:
       UserError: The sizes do not fit the devices.
     """
-    replica, fsdp, context, tensor = sizes = [getattr(config, axis) for axis in MESH_AXES]
-    stated = f"mesh {dict(zip(MESH_AXES, sizes, strict=True))}"
-    if any(size < 1 and size != -1 for size in sizes) or fsdp == tensor == -1:
+    axes = mesh_axes(config)
+    sizes = {axis: getattr(config, axis) for axis in axes}
+    replica, fsdp, tensor = config.replica, config.fsdp, config.tensor
+    stated = f"mesh {sizes}"
+    if any(size < 1 and size != -1 for size in sizes.values()) or fsdp == tensor == -1:
         raise UserError(
             f"{stated}: sizes are at least 1, or -1; fsdp and tensor cannot both be -1."
         )
-    known = math.prod(size for size in sizes if size != -1)
-    if num_devices % known or (-1 not in sizes and known != num_devices):
+    known = math.prod(size for size in sizes.values() if size != -1)
+    if num_devices % known or (-1 not in sizes.values() and known != num_devices):
         raise UserError(
             f"{stated} does not fit {num_devices} devices; the sizes must multiply to "
             f"{num_devices}, or set one of them to -1."
         )
     left = num_devices // known
     if tensor == -1:
-        return max(replica, 1), fsdp, context, left
-    if replica != -1:
-        return replica, left if fsdp == -1 else fsdp, context, tensor
-    if fsdp != -1:
-        return left, fsdp, context, tensor
-    fsdp = default_fsdp(left // num_slices if left % num_slices == 0 else left, context)
-    return left // fsdp, fsdp, context, tensor
+        found = {"replica": max(replica, 1), "tensor": left}
+    elif replica != -1:
+        found = {"fsdp": left if fsdp == -1 else fsdp}
+    elif fsdp != -1:
+        found = {"replica": left}
+    else:
+        others = left // num_slices if left % num_slices == 0 else left
+        fsdp = default_fsdp(others, config.context * config.expert)
+        found = {"replica": left // fsdp, "fsdp": fsdp}
+    return tuple((sizes | found)[axis] for axis in axes)
 
 
-def default_fsdp(num_devices: int, context: int = 1) -> int:
+def default_fsdp(num_devices: int, others: int = 1) -> int:
     """Returns the largest divisor with up to 32 parameter shards.
 
-    >>> default_fsdp(256), default_fsdp(48), default_fsdp(64, context=2)
+    >>> default_fsdp(256), default_fsdp(48), default_fsdp(64, others=2)
     (32, 24, 16)
+
+    Args:
+      others: Parameter shards along other axes: `context` and `expert`.
     """
-    most = max(_MAX_SHARDS // context, 1)
+    most = max(_MAX_SHARDS // others, 1)
     return max(size for size in range(1, most + 1) if num_devices % size == 0)
 
 
@@ -99,7 +105,8 @@ def build_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) 
             process_is_granule=_are_described_gpus(devices),
             allow_split_physical_axes=True,
         )
-    return Mesh(layout, MESH_AXES, axis_types=(AxisType.Explicit,) * len(MESH_AXES))
+    axes = mesh_axes(config)
+    return Mesh(layout, axes, axis_types=(AxisType.Explicit,) * len(axes))
 
 
 def slices_along_axes(shape: Sequence[int], num_slices: int) -> tuple[int, ...]:
@@ -114,7 +121,7 @@ def slices_along_axes(shape: Sequence[int], num_slices: int) -> tuple[int, ...]:
     replica = math.gcd(shape[0], num_slices)
     fsdp = num_slices // replica
     if shape[1] % fsdp:
-        sizes = dict(zip(MESH_AXES, shape, strict=True))
+        sizes = dict(zip(MESH_AXES, shape, strict=False))
         raise UserError(
             f"mesh {sizes} does not fit {num_slices} TPU slices or GPU hosts: they must divide "
             f"replica x fsdp; set mesh.replica to {num_slices}, and mesh.fsdp to -1."
@@ -127,9 +134,9 @@ def without_context(mesh: Mesh) -> Mesh:
 
     Parameters keep their shards. Whole sequences are on every device.
     """
-    replica, fsdp, context, tensor = mesh.devices.shape
-    devices = mesh.devices.reshape(replica, fsdp * context, 1, tensor)
-    return Mesh(devices, MESH_AXES, axis_types=mesh.axis_types)
+    replica, fsdp, context, *others = mesh.devices.shape
+    devices = mesh.devices.reshape(replica, fsdp * context, 1, *others)
+    return Mesh(devices, mesh.axis_names, axis_types=mesh.axis_types)
 
 
 def largest_mesh(*sizes: int) -> Mesh:

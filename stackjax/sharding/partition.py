@@ -11,26 +11,31 @@ from jax.sharding import PartitionSpec as P
 from stackjax.sharding.axes import Axes
 
 RULES: dict[str, str | tuple[str, ...]] = {
-    "batch": ("replica", "fsdp"),
+    "batch": ("replica", "fsdp", "expert"),
     "seq": "context",
-    "embed": ("fsdp", "context"),
+    "embed": ("fsdp", "context", "expert"),
     "heads": "tensor",
     "kv_heads": "tensor",
     # Attention reads whole sequences: each device then has some of the heads.
     "attention_heads": ("tensor", "context"),
     # A device looks up its channels of the embedding for all tokens in its replica.
     "lookup_batch": "replica",
-    "lookup_embed": "fsdp",
+    "lookup_embed": ("fsdp", "expert"),
     "mlp": "tensor",
+    # Of an array's dimensions, the first one has a mesh axis: `embed` of an expert is not
+    # split over `expert`, and the router's `experts` are not, as its `embed` is.
+    "experts": "expert",
+    "expert_mlp": "tensor",
     "vocab": "tensor",
 }
 """Mesh axes for each logical axis.
 
 Model code gives every array dimension a logical name, such as "batch" or "heads". The device
-mesh has the axes `replica`, `fsdp`, `context` and `tensor`. This table maps logical names to
+mesh has the axes `replica`, `fsdp`, `context`, `tensor` and, if it has more than one shard of
+the experts, `expert`. This table maps logical names to
 mesh axes; a dimension is split over these mesh axes. A dimension without mesh axes is not
-split. To shard another dimension, change the table; no two dimensions in the same array may
-share a mesh axis.
+split. To shard another dimension, change the table. A mesh axis splits one dimension of an
+array: the first that has it in the table.
 """
 
 
@@ -42,15 +47,24 @@ def logical(*names: str | None) -> P | None:
     """
     if not _is_explicit(jax.sharding.get_abstract_mesh()):
         return None
-    return P(*(_mesh_axes(name) if name else None for name in names))
+    entries, taken = [], ()
+    for name in names:
+        entries.append(_mesh_axes(name, taken) if name else None)
+        taken += mesh_axes_in(P(entries[-1]))
+    return P(*entries)
 
 
-def _mesh_axes(name: str) -> str | tuple[str, ...] | None:
-    """Returns the explicit mesh axes of a logical axis."""
+def mesh_axes_in(spec: P) -> tuple[str, ...]:
+    """Returns all mesh axes in a partition spec, in order."""
+    return tuple(jax.tree.leaves(tuple(spec)))
+
+
+def _mesh_axes(name: str, taken: tuple[str, ...] = ()) -> str | tuple[str, ...] | None:
+    """Returns the explicit mesh axes of a logical axis, without those that are taken."""
     rule = RULES.get(name, ())
     axes = (rule,) if isinstance(rule, str) else rule
     mesh = jax.sharding.get_abstract_mesh()
-    left = tuple(axis for axis in axes if axis in mesh.explicit_axes)
+    left = tuple(axis for axis in axes if axis in mesh.explicit_axes and axis not in taken)
     if left == ("context",) and mesh.shape["context"] == 1:
         # A product of queries and keys would have this mesh axis twice, which JAX refuses.
         return None

@@ -13,7 +13,7 @@ from stackjax.growth.moments import check_moments
 from stackjax.model.attention_kernels import has_kernel
 from stackjax.model.config import axis_size
 from stackjax.runtime.errors import UserError
-from stackjax.sharding.config import MESH_AXES
+from stackjax.sharding.config import mesh_axes
 from stackjax.sharding.mesh import mesh_shape
 from stackjax.sharding.partition import RULES, num_shards, partition_of
 from stackjax.sharding.platform import DeviceKind, platform_of
@@ -29,6 +29,8 @@ _FIELDS = {
     "heads": "num_heads",
     "kv_heads": "num_kv_heads",
     "vocab": "vocab_size, padded to model.vocab_multiple,",
+    "experts": "num_experts",
+    "expert_mlp": "expert_dim",
 }
 
 
@@ -114,7 +116,8 @@ def check_phase(
 ) -> Estimate:
     """Returns an estimate for one phase; arguments and errors as for `check`."""
     shape = mesh_shape(phase.mesh, num_devices, num_slices)
-    mesh = AbstractMesh(shape, MESH_AXES, axis_types=(AxisType.Explicit,) * len(MESH_AXES))
+    axes = mesh_axes(phase.mesh)
+    mesh = AbstractMesh(shape, axes, axis_types=(AxisType.Explicit,) * len(axes))
     with jax.sharding.use_abstract_mesh(mesh):
         _check_steps(phase)
         _check_batch(config, phase)
@@ -153,7 +156,7 @@ def _check_batch(config: Config, phase: Phase) -> None:
         raise UserError(
             f"{phase.batch_field}.batch_size is {phase.batch_size}, which does not divide "
             f"into accumulate {phase.accumulate} x {shards} shards of the batch (mesh "
-            f"replica x fsdp); use a multiple of {rows}."
+            f"{_mesh_axes('batch')}); use a multiple of {rows}."
         )
     context = num_shards("seq")
     if phase.seq_len % context:
@@ -225,7 +228,9 @@ def _check_divides(phase: Phase) -> None:
 def _mesh_axes(axis: str) -> str:
     """Returns the mesh axes of a logical axis, for a message."""
     rule = RULES[axis]
-    return rule if isinstance(rule, str) else " x ".join(rule)
+    axes = (rule,) if isinstance(rule, str) else rule
+    present = jax.sharding.get_abstract_mesh().shape
+    return " x ".join(axis for axis in axes if axis in present)
 
 
 def bytes_per_device(tree: object, mesh: AbstractMesh) -> int:

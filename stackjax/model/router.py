@@ -1,0 +1,67 @@
+"""The router of a layer with experts: which experts a token has, and with which shares.
+
+Shapes: B batch, T time, D embed, E experts, K chosen experts, L layers with experts.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from stackjax.model.einsum import contract
+from stackjax.model.routing_config import Routing
+from stackjax.sharding.partition import logical
+
+
+class Routed(NamedTuple):
+    """A router's statistics: means over the tokens of a batch."""
+
+    load_E: jax.Array
+    """Share of tokens that chose each expert, without a gradient; the sum is `top_k`."""
+    score_E: jax.Array
+    """Mean score of each expert, relative to the sum over experts."""
+    square: jax.Array
+    """Mean squared log-normalizer of the logits."""
+    entropy: jax.Array
+    """Mean entropy of the relative scores in nats, without a gradient."""
+
+
+def route(
+    routing: Routing, x_BTD: jax.Array, w_DE: jax.Array, bias_E: jax.Array | None
+) -> tuple[jax.Array, jax.Array, Routed]:
+    """Returns shares and chosen experts, [B, T, K] each, and the router's statistics.
+
+    Scores are float32 or wider. Equal scores choose the experts with the lowest numbers.
+
+    Args:
+      bias_E: Added to the scores for the choice only.
+    """
+    wide_BTD = x_BTD.astype(jnp.promote_types(x_BTD.dtype, jnp.float32))
+    logits_BTE = contract("BTD,DE->BTE", wide_BTD, w_DE, logical("batch", "seq", None))
+    if routing.score == "softmax":
+        score_BTE = jax.nn.softmax(logits_BTE)
+    else:
+        score_BTE = jax.nn.sigmoid(logits_BTE)
+    ranked_BTE = score_BTE if bias_E is None else score_BTE + bias_E[None, None]
+    _, chosen_BTK = jax.lax.top_k(jax.lax.stop_gradient(ranked_BTE), routing.top_k)
+    expert_111E = jnp.arange(score_BTE.shape[-1])[None, None, None]
+    is_chosen_BTKE = chosen_BTK[..., None] == expert_111E
+    share_BTK = jnp.sum(jnp.where(is_chosen_BTKE, score_BTE[:, :, None], 0), axis=-1)
+    if routing.normalize:
+        share_BTK /= jnp.sum(share_BTK, axis=-1, keepdims=True)
+    if routing.scale != 1:
+        share_BTK *= routing.scale
+    load_BTE = jnp.sum(is_chosen_BTKE, axis=2, dtype=score_BTE.dtype)
+    relative_BTE = score_BTE
+    if routing.score == "sigmoid":
+        relative_BTE /= jnp.sum(score_BTE, axis=-1, keepdims=True)
+    normalizer_BT = jax.nn.logsumexp(logits_BTE, axis=-1)
+    fixed_BTE = jax.lax.stop_gradient(relative_BTE)
+    entropy_BT = -jnp.sum(jax.scipy.special.xlogy(fixed_BTE, fixed_BTE), axis=-1)
+    routed = Routed(
+        load_E=jnp.mean(load_BTE, axis=(0, 1)),
+        score_E=jnp.mean(relative_BTE, axis=(0, 1)),
+        square=jnp.mean(jnp.square(normalizer_BT)),
+        entropy=jnp.mean(entropy_BT),
+    )
+    return share_BTK.astype(x_BTD.dtype), chosen_BTK, routed
