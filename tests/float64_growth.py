@@ -1,7 +1,5 @@
 """Growth of float64 parameters, for judges of functions and gradients."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -36,18 +34,21 @@ def grow(growth, config, *, closes_masks=False):
     Args:
       closes_masks: Whether to apply the masks as they are at the start.
     """
-    axes = model.logical_axes(config)
-    fresh = functools.partial(random_values, axes=axes, seed=1)
+    axes, grown_axes = (model.logical_axes(c) for c in (config, growth.target_config(config)))
+
+    def fresh(model_config):
+        return random_values(model_config, model.logical_axes(model_config), seed=1)
+
     draws = np.random.default_rng(2)
 
-    def normal(key, shape, dtype=None):
+    def normal(key, shape, dtype=None, out_sharding=None):
         return jnp.asarray(draws.normal(size=shape), dtype)
 
     @jax.jit
     def run(params):
         params = growth.target_params(params, axes, config, key=KEY, fresh=fresh)
         for mask in growth.reparameterizations(config) if closes_masks else ():
-            params = mask.model_params(params, axes, jnp.float64(0))
+            params = mask.model_params(params, grown_axes, jnp.float64(0))
         return params
 
     with jax.enable_x64(True), pytest.MonkeyPatch.context() as patch:

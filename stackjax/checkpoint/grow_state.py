@@ -39,7 +39,9 @@ def grow_by_parts(
     axes, target = model.logical_axes(source), growth.target_config(source)
     grown: dict[str, jax.Array] = {}
     for part in split_tree(axes):
-        tx = None if optimizer is None else optimizer.build(part)
+        tx = None
+        if optimizer is not None:
+            tx = optimizer.build(growth.target_axes(part, source))
         grow = functools.partial(
             grow_state, growth, source, tx, optimizer_state=optimizer_state
         )

@@ -8,6 +8,7 @@ from stackjax.growth.depth import (
     LayerMap,
     Stack,
 )
+from stackjax.growth.experts_copy import ExpertsCopy
 from stackjax.growth.fresh import DepthFresh
 from stackjax.growth.learned import Learn
 from stackjax.growth.masked import DepthRandom, WidthRandom
@@ -16,6 +17,7 @@ from stackjax.growth.noise import Noise
 from stackjax.growth.shrink import Shrink
 from stackjax.growth.text import parse_growth
 from stackjax.growth.untie import Untie
+from stackjax.growth.upcycle import Upcycle
 from stackjax.growth.width import WidthSplit
 from stackjax.growth.zero import DepthZero, WidthZero
 
@@ -24,6 +26,7 @@ __all__ = [
     "DepthRandom",
     "DepthUpscale",
     "DepthZero",
+    "ExpertsCopy",
     "Growth",
     "InsertBlock",
     "Interleave",
@@ -36,6 +39,7 @@ __all__ = [
     "Shrink",
     "Stack",
     "Untie",
+    "Upcycle",
     "WidthRandom",
     "WidthSplit",
     "WidthZero",

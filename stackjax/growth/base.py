@@ -221,7 +221,7 @@ class Growth(abc.ABC):
         maps = self.axis_maps(source)
         target = dataclasses.replace(
             source,
-            **{SIZES[axis]: len(axis_map.sources) for axis, axis_map in maps.items()},
+            **{SIZES[axis]: len(maps[axis].sources) for axis in maps if axis in SIZES},
         )
         if "layers" in maps:
             check_kinds(self, maps["layers"].sources, source, target)

@@ -9,13 +9,14 @@ from typing import Annotated, Any, Literal
 import jax
 import numpy as np
 
-from stackjax.growth.axis_map import AxisMap, gather_tree, new_indices, zero_new
-from stackjax.growth.base import Growth, Order
+from stackjax.growth.axis_map import NEW, AxisMap, gather_tree, new_indices, zero_new
+from stackjax.growth.base import Growth, Order, check_kinds
 from stackjax.growth.pattern import parse_pattern
-from stackjax.model.config import MAX_LAYERS, ModelConfig
+from stackjax.model.config import MAX_LAYERS, ModelConfig, layers_along
 from stackjax.runtime.errors import UserError
 from stackjax.runtime.numbers import Size
 from stackjax.runtime.ranges import Length, Whole
+from stackjax.sharding.axes import LAYER_AXES
 
 Factor = Annotated[int, Whole(at_least=1, at_most=1000)]
 """Target size divided by source size, for depth or width."""
@@ -58,9 +59,24 @@ class LayerGather(Growth):
                 f"{self} grows layers, and model.num_layers is 0; begin with "
                 f"depth_fresh(LAYERS)."
             )
-        return {
-            "layers": AxisMap(tuple(size * unit + i for unit in units for i in range(size)))
-        }
+        sources = tuple(size * unit + i for unit in units for i in range(size))
+        return {"layers": AxisMap(sources)} | self._maps_by_kind(sources, source)
+
+    def _maps_by_kind(
+        self, sources: tuple[int, ...], source: ModelConfig
+    ) -> dict[str, AxisMap]:
+        """Returns the maps of `expert_layers` and `dense_layers` in a mixed model."""
+        if not source.is_mixed:
+            return {}
+        target = dataclasses.replace(source, num_layers=len(sources))
+        check_kinds(self, sources, source, target)
+        maps = {}
+        for axis in LAYER_AXES[1:]:
+            place = {layer: i for i, layer in enumerate(layers_along(source, axis))}
+            place[NEW] = NEW
+            along = layers_along(target, axis)
+            maps[axis] = AxisMap(tuple(place[sources[layer]] for layer in along))
+        return maps
 
     def source_config(self, target: ModelConfig) -> ModelConfig:
         return dataclasses.replace(target, num_layers=self.source_depth(target.num_layers))
@@ -248,6 +264,16 @@ def sources_in_order(
     """Returns each target layer's source layer under `Interleave` or `Stack`."""
     growth = Interleave(factor) if order == "interleave" else Stack(factor)
     return growth.sources(depth)
+
+
+def check_alike(growth: Growth, source: ModelConfig) -> None:
+    """Raises UserError for a model with dense layers among layers with experts."""
+    if source.is_mixed:
+        raise UserError(
+            f"{growth} grows layers with the same parameters, and model.pattern has dense "
+            f"layers among layers with experts; take stack, interleave, layer_map, "
+            f"insert_block or depth_zero."
+        )
 
 
 def check_depth(growth: Growth, depth: int) -> None:

@@ -68,6 +68,8 @@ class Learn(Growth):
                 f"{self} grows model.embed_dim, which changes the logits under model.completep "
                 f"by a factor unknown to the maps; leave out embed, or take width_split."
             )
+        if source.num_experts:
+            raise UserError(f"{self} has no maps for experts; grow before upcycle.")
         layers = Stack(self.factor).axis_maps(source) if self.factor > 1 else {}
         return layers | self._width().axis_maps(source)
 

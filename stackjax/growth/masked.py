@@ -23,6 +23,7 @@ from stackjax.growth.base import (
 from stackjax.growth.depth import (
     Factor,
     NewLayers,
+    check_alike,
     divide_depth,
     sources_in_order,
 )
@@ -159,6 +160,7 @@ class DepthRandom(NewLayers):
         return copies if self.init == "copy" else _freshen(self, copies, axes, source, fresh)
 
     def reparameterizations(self, source: ModelConfig) -> tuple[Reparameterization, ...]:
+        check_alike(self, source)
         shares = _shares(self.axis_maps(source)["layers"])
         if self.phases == "bottom_up":
             order = np.cumsum(shares)
@@ -221,7 +223,8 @@ class WidthRandom(WidthGrowth):
 
     def reparameterizations(self, source: ModelConfig) -> tuple[Reparameterization, ...]:
         maps = self.axis_maps(source)
-        grown = [axis for axis in ("mlp", "embed", "heads") if axis in maps]
+        units = ("mlp", "expert_mlp") if source.num_experts else ("mlp",)
+        turns = [axes for axes in (units, ("embed",), ("heads",)) if axes[0] in maps]
         return tuple(
             Mask(
                 axis,
@@ -231,7 +234,8 @@ class WidthRandom(WidthGrowth):
                 self.mask_tokens,
                 source.norm_placement,
             )
-            for i, axis in enumerate(grown)
+            for i, axes in enumerate(turns)
+            for axis in axes
         )
 
 

@@ -65,7 +65,7 @@ def grow_moment(
     change = (branch_factor(target) / branch_factor(source)) ** order
 
     def change_layers(leaf: jax.Array, names: Axes) -> jax.Array:
-        return scaled(leaf, change) if "layers" in names.stacked else leaf
+        return scaled(leaf, change) if names.layer_axis else leaf
 
     grown = growth.grow_moment(moment, axes, source, order=order)
     return jax.tree.map(change_layers, grown, growth.target_axes(axes, source))

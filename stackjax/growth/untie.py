@@ -57,7 +57,7 @@ class Untie(LayerGather):
         """Returns copies; each has an equal share of the gradient, summed over the loops."""
 
         def share(leaf: jax.Array, names: Axes) -> jax.Array:
-            return leaf * self.factor**-order if "layers" in names.stacked else leaf
+            return leaf * self.factor**-order if names.layer_axis else leaf
 
         grown = super().grow_moment(moment, axes, source, order=order)
         return jax.tree.map(share, grown, axes)

@@ -39,7 +39,7 @@ class WidthGrowth(Growth):
     embed: Ratio = 1
     """Target embed_dim divided by source embed_dim; any ratio."""
     mlp: Ratio = 1
-    """Target mlp_dim divided by source mlp_dim; any ratio."""
+    """Target mlp_dim divided by source mlp_dim, and of expert_dim; any ratio."""
     heads: Factor = 1
     """Target num_heads divided by source num_heads."""
     kv_heads: Factor | None = None
@@ -56,12 +56,15 @@ class WidthGrowth(Growth):
 
     def axis_maps(self, source: ModelConfig) -> dict[str, AxisMap]:
         ratios = self._ratios()
-        for axis, ratio in ratios.items():
+        cyclic = {axis: ratios[axis] for axis in ("embed", "mlp", "kv_heads")}
+        if source.num_experts:
+            cyclic["expert_mlp"] = self.mlp
+        for axis, ratio in (ratios | cyclic).items():
             _check_size(getattr(source, SIZES[axis]) * ratio, self, axis)
         maps = {
-            axis: _round_map(getattr(source, SIZES[axis]), ratios[axis], self, axis)
-            for axis in ("embed", "mlp", "kv_heads")
-            if ratios[axis] != 1
+            axis: _round_map(getattr(source, SIZES[axis]), ratio, self, axis)
+            for axis, ratio in cyclic.items()
+            if ratio != 1
         }
         if ratios["heads"] != 1 or ratios["kv_heads"] != 1:
             maps["heads"] = self._heads_map(source)
@@ -89,7 +92,10 @@ class WidthGrowth(Growth):
 
     def source_config(self, target: ModelConfig) -> ModelConfig:
         sizes = {}
-        for axis, ratio in self._ratios().items():
+        ratios = self._ratios()
+        if target.num_experts:
+            ratios["expert_mlp"] = self.mlp
+        for axis, ratio in ratios.items():
             size = getattr(target, SIZES[axis]) / Fraction(ratio)
             if size.denominator != 1:
                 raise UserError(
@@ -143,7 +149,7 @@ class WidthSplit(WidthGrowth):
         def grow(leaf: jax.Array, names: Axes, key: jax.Array) -> jax.Array:
             grown = gather(leaf, names, maps)
             is_gain = not names.reads and "embed" in names.writes
-            if self.new_units == "next_layer" and "layers" in names.stacked and not is_gain:
+            if self.new_units == "next_layer" and names.layer_axis and not is_gain:
                 following = jnp.concatenate([leaf[1:], leaf[-1:]])
                 written = {axis: maps[axis] for axis in names.writes if axis in maps}
                 new = is_new(names, written)

@@ -124,7 +124,7 @@ class Block(Module):
         """Returns the experts' output, and the router's statistics."""
         routing = self.config.routing
         assert routing is not None, "a config with experts has a routing"
-        w_DE = self.weight("router", Axes(reads=("embed",), writes=("experts",)))
+        w_DE = self.weight("router", Axes(reads=("embed",), writes=("routes",)))
         bias_E = None
         if routing.balance == "bias":
             bias_E = self.choice_bias("router_bias")

@@ -31,6 +31,7 @@ SIZES = {
     "head_dim": "head_dim",
     "vocab": "padded_vocab_size",
     "experts": "num_experts",
+    "routes": "num_experts",
     "expert_mlp": "expert_dim",
     "shared_experts": "num_shared_experts",
 }
@@ -121,8 +122,9 @@ class ModelConfig:
         int, Whole(at_least=0, at_most=MAX_DIM), OnlyWith("num_experts")
     ] = 0
     """Experts that every token has besides (arXiv:2401.06066)."""
-    routing: Annotated[Routing | None, OnlyWith("num_experts")] = None
-    """How tokens choose experts; required with experts."""
+    routing: Routing | None = None
+    """How tokens choose experts; required with experts. A dense model keeps the routing for
+    experts from `upcycle`."""
     pattern: tuple[LayerKind, ...] = ()
     """The repeated layer kinds: layer l has kind l mod its length. The last period
     may be cut. Empty for global attention in all layers."""

@@ -59,7 +59,7 @@ class Module(nn.Module):
     def choice_bias(self, name: str) -> jax.Array:
         """Returns a bias for each expert, [E]; no gradient reaches it."""
         zeros = jnp.zeros(self.config.num_experts)
-        stored: Any = self.param(name, lambda _: Named(zeros, Axes(writes=("experts",))))
+        stored: Any = self.param(name, lambda _: Named(zeros, Axes(writes=("routes",))))
         return stored
 
     def norm(

@@ -24,8 +24,8 @@ from stackjax.model.layer_stack import init_layers
 from stackjax.model.masking import Masking
 from stackjax.model.module import Module, Named, compute_dtype
 from stackjax.model.parametrization import logits_factor
-from stackjax.model.router import Routed
 from stackjax.model.rotary import rotation
+from stackjax.model.router import Routed
 from stackjax.sharding.axes import Axes
 from stackjax.sharding.partition import logical, num_shards, resharded
 from stackjax.sharding.platform import platform_of, target_device

@@ -61,9 +61,9 @@ def layer_statistics(
 
 
 def _matrices(layers: Params, axes: Any) -> list[jax.Array]:
-    """Returns all layers' matrices, without norm gains."""
+    """Returns the matrices that all layers have, without norm gains."""
     stacked = zip(jax.tree.leaves(layers), jax.tree.leaves(axes), strict=True)
-    return [leaf for leaf, names in stacked if names.reads]
+    return [leaf for leaf, names in stacked if names.reads and names.layer_axis == "layers"]
 
 
 def _products(matrix: jax.Array) -> jax.Array:

@@ -159,6 +159,11 @@ def trained_layers(
     if stage.train_layers == "all":
         return None
     field = f"stages.{index}.train_layers"
+    if model.is_mixed:
+        raise UserError(
+            f"{field} is {stage.train_layers!r}, and model.pattern has dense layers among "
+            f"layers with experts, where all layers train; leave it out."
+        )
     if stage.train_layers == "new":
         maps = stage.growth.axis_maps(source) if stage.growth else {}
         if "layers" not in maps or not maps["layers"].is_new.any():
