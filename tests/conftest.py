@@ -44,6 +44,7 @@ from stackjax.growth import (
 from stackjax.model import ModelConfig
 from stackjax.model.config import RopeScaling
 from stackjax.model.layer_kind import LayerKind
+from stackjax.model.routing_config import Routing
 from stackjax.optimizers import AdamW
 from stackjax.sharding.config import MESH_AXES, MeshConfig
 from stackjax.sharding.mesh import build_mesh
@@ -165,6 +166,43 @@ KINDS = {
     ),
     "like olmo": tiny_model(qk_norm=True, qk_norm_over="all_heads", norm_placement="after"),
     "partly rotary": tiny_model(rotary_share=0.7, activation="gelu", unit_offset=True),
+}
+
+DENSE = LayerKind(dense=True)
+# Models with experts: every field of the routing, and dense layers among the others.
+EXPERTS = {
+    "experts": tiny_model(num_experts=4, expert_dim=8, routing=Routing(top_k=2)),
+    "not normalized, scaled": tiny_model(
+        num_experts=8,
+        expert_dim=4,
+        routing=Routing(top_k=3, normalize=False, scale=1.5, balance="none", z_loss=0.1),
+        qk_norm=True,
+    ),
+    "like deepseek": tiny_model(
+        num_layers=4,
+        num_experts=8,
+        expert_dim=6,
+        num_shared_experts=2,
+        routing=Routing(top_k=2, score="sigmoid", scale=2.0, balance="bias", bias_rate=0.1),
+        pattern=(DENSE, LayerKind(), LayerKind(), LayerKind()),
+    ),
+    "dense and experts, cut": tiny_model(
+        num_layers=5,
+        num_experts=4,
+        expert_dim=8,
+        routing=Routing(top_k=1, balance_weight=0.1),
+        pattern=(DENSE, LayerKind(window=3)),
+        activation="gelu_tanh",
+    ),
+    "looped experts": tiny_model(
+        num_layers=4,
+        loops=2,
+        num_experts=4,
+        expert_dim=8,
+        routing=Routing(top_k=4, z_loss=0.01),
+        pattern=(LayerKind(), DENSE),
+        norm_placement="both",
+    ),
 }
 
 # Growths that copy three layers, with the source layer of every target layer.

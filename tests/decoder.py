@@ -26,11 +26,12 @@ class NumpyDecoder:
         pattern = self.config.pattern or (LayerKind(),)
         for i in range(self.config.num_layers * self.config.loops):
             i %= self.config.num_layers
-            layer = jax.tree.map(lambda leaf: leaf[i], self.params["layers"])  # noqa: B023
+            layer = self.layer(i)
             hs = [self.norm_if(layer, "attention_norm", x) for x in xs]
             outs = self.attention(layer, pattern[i % len(pattern)], hs, positions, segments)
             xs = self.joined(xs, [self.norm_if(layer, "attention_out_norm", y) for y in outs])
-            outs = [self.mlp(layer, self.norm_if(layer, "mlp_norm", x)) for x in xs]
+            feed = self.experts if "router" in layer else self.mlp
+            outs = [feed(layer, self.norm_if(layer, "mlp_norm", x)) for x in xs]
             xs = self.joined(xs, [self.norm_if(layer, "mlp_out_norm", y) for y in outs])
         xs = [self.norm(x, self.params["final_norm"]) for x in xs]
         tied = self.config.tie_head
@@ -38,6 +39,40 @@ class NumpyDecoder:
         logits = np.stack([capped(x @ head, self.config.logit_cap) for x in xs])
         logits[:, self.config.vocab_size :] = -np.inf
         return logits
+
+    def layer(self, i):
+        """Returns a layer's parameters; parameters of some layers are lists of those layers."""
+        pattern = self.config.pattern or (LayerKind(),)
+        dense = [pattern[j % len(pattern)].dense for j in range(self.config.num_layers)]
+        some = ("gate_up", "down") if dense[i] else ("router", "expert", "shared")
+        others = ("router", "expert", "shared") if dense[i] else ("gate_up", "down")
+        if self.config.num_experts == 0 or len(set(dense)) == 1:
+            some, others = (), ()
+        place = dense[:i].count(dense[i])
+        return {
+            name: leaf[place if name.startswith(some) and some else i]
+            for name, leaf in self.params["layers"].items()
+            if not (others and name.startswith(others))
+        }
+
+    def experts(self, layer, h):
+        """Returns the sum over a token's experts, one after another."""
+        routing = self.config.routing
+        logits = h @ layer["router"]
+        if routing.score == "softmax":
+            scores = np.exp(logits - logits.max()) / np.exp(logits - logits.max()).sum()
+        else:
+            scores = 1 / (1 + np.exp(-logits))
+        chosen = np.argsort(-(scores + layer.get("router_bias", 0.0)))[: routing.top_k]
+        whole = scores[chosen].sum() if routing.normalize else 1.0
+        out = np.zeros_like(h)
+        for e in chosen:
+            one = {"gate_up": layer["expert_gate_up"][e], "down": layer["expert_down"][e]}
+            out += routing.scale * scores[e] / whole * self.mlp(one, h)
+        for s in range(self.config.num_shared_experts):
+            one = {"gate_up": layer["shared_gate_up"][:, :, s], "down": layer["shared_down"][s]}
+            out += self.mlp(one, h)
+        return out
 
     @staticmethod
     def joined(xs, outs):

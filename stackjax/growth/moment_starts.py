@@ -16,8 +16,8 @@ import numpy as np
 
 from stackjax.growth.axis_map import along
 from stackjax.growth.base import Growth
-from stackjax.model.config import ModelConfig
-from stackjax.sharding.axes import Axes
+from stackjax.model.config import ModelConfig, layers_along
+from stackjax.sharding.axes import LAYER_AXES, Axes
 
 
 @jax.tree_util.register_pytree_node_class
@@ -84,24 +84,27 @@ class MomentStarts:
         return dataclasses.replace(self, axes=_sorted(known))
 
     def after_freezing(
-        self, trained_layers: Sequence[bool], now: int, *, has_frozen_embedding: bool
+        self, trained_layers: Sequence[bool], now: int, model: ModelConfig
     ) -> "MomentStarts":
-        """Returns the moment starts after frozen layers have lost their moments."""
+        """Returns the moment starts after frozen layers of a model have lost their moments."""
         known = dict(self.axes)
-        before = known.get("layers", (0,) * len(trained_layers))
-        known["layers"] = tuple(np.where(trained_layers, before, now).tolist())
-        embedding = now if has_frozen_embedding else self.embedding
+        for axis in LAYER_AXES if model.is_mixed else ("layers",):
+            trained = [trained_layers[layer] for layer in layers_along(model, axis)]
+            before = known.get(axis, (0,) * len(trained))
+            known[axis] = tuple(np.where(trained, before, now).tolist())
+        embedding = self.embedding if model.tie_head else now
         return MomentStarts(axes=_sorted(known), embedding=embedding)
 
 
 def learns(
-    names: Axes, trained_layers: Sequence[bool], *, has_tied_head: bool
+    names: Axes, trained_layers: Sequence[bool], model: ModelConfig
 ) -> jax.Array | float:
     """Returns 1 for trained layers, head and final norm, and 0 for frozen entries."""
-    if "layers" in names.stacked:
-        trained = jnp.array(trained_layers, jnp.float32)
-        return along(trained, names.names.index("layers"), len(names.names))
-    return 0.0 if names.reads == ("vocab",) and not has_tied_head else 1.0
+    if names.layer_axis is not None:
+        layers = layers_along(model, names.layer_axis)
+        trained = jnp.array([trained_layers[layer] for layer in layers], jnp.float32)
+        return along(trained, names.names.index(names.layer_axis), len(names.names))
+    return 0.0 if names.reads == ("vocab",) and not model.tie_head else 1.0
 
 
 def _int32(counts: Any) -> Any:

@@ -40,7 +40,7 @@ from stackjax.interop.stored_types import read_types, types_of
 from stackjax.interop.tensors import DTYPES, TensorInfo
 from stackjax.model import ModelConfig
 from stackjax.model.config import untied
-from stackjax.model.flops import describe, num_params
+from stackjax.model.flops import active, describe, num_params
 from stackjax.model.parametrization import fold_factor
 from stackjax.options import ConvertConfig
 from stackjax.runtime.constraints import check_unset
@@ -184,4 +184,4 @@ def _tensors(
 
 
 def _sizes(config: ModelConfig) -> str:
-    return f"{describe(config)}, {short(num_params(config))} parameters"
+    return f"{describe(config)}, {short(num_params(config))} parameters{active(config)}"

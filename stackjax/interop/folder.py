@@ -18,7 +18,7 @@ from stackjax.interop.config_json import CONFIG
 from stackjax.interop.huggingface import Folder
 from stackjax.interop.tensors import TensorInfo, write_tensors
 from stackjax.model import ModelConfig
-from stackjax.model.flops import flops_6nd, num_params
+from stackjax.model.flops import active, flops_6nd, num_params, units
 from stackjax.runtime.errors import UserError
 from stackjax.runtime.numbers import short
 from stackjax.runtime.progress_bar import progress_bar
@@ -197,7 +197,7 @@ tags:
 - stackjax
 ---
 
-# A model of {short(num_params(model))} parameters, grown with stackjax
+# A model of {short(num_params(model))} parameters{active(model)}, grown with stackjax
 
 {_sizes(model)}, a vocabulary of {model.vocab_size:,}.
 
@@ -206,7 +206,7 @@ tags:
 {rows}
 | **total** | | | | | **{short(spent.tokens)}** | **{spent.flops_6nd:.3e}** | |
 {unknown}
-FLOPs are 6 x parameters x tokens, those of every smaller model on the way included.
+FLOPs are 6 x active parameters x tokens, those of every smaller model on the way included.
 `{LINEAGE_FILE}` has the same for machines.
 """
 
@@ -230,6 +230,6 @@ def _row(index: int, generation: Generation) -> str:
 def _sizes(model: ModelConfig) -> str:
     return (
         f"{model.num_layers} layers of {model.embed_dim} channels, {model.num_heads} query "
-        f"and {model.num_kv_heads} key/value heads of {model.head_dim}, {model.mlp_dim} "
-        f"hidden units"
+        f"and {model.num_kv_heads} key/value heads of {model.head_dim}, "
+        f"{units(model)}"
     )

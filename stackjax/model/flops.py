@@ -1,6 +1,7 @@
 """Model cost: number of parameters, FLOPs per token, and MFU.
 
-D embed, N heads, K kv heads, H head_dim, F mlp, V vocab, L layers, T sequence length.
+D embed, N heads, K kv heads, H head_dim, F mlp, E experts, V vocab, L layers, T sequence
+length.
 """
 
 import collections
@@ -9,6 +10,8 @@ from collections.abc import Sequence
 import jax
 
 from stackjax.model.config import ModelConfig
+from stackjax.model.layer_kind import LayerKind
+from stackjax.runtime.numbers import short
 
 # Dense bfloat16 FLOP/s per JAX device, by `device_kind`. NVIDIA datasheets give the sparse
 # figure, twice as much. Google datasheets count chips; a TPU v3 or TPU7x chip is two devices.
@@ -39,27 +42,31 @@ _PEAK_FLOPS = {
 def num_params(config: ModelConfig) -> int:
     """Returns the number of parameters, without vocabulary padding.
 
-    Embedding, untied head and norms are included.
+    Embedding, untied head, norms, and all experts are included.
     """
-    tables = 1 if config.tie_head else 2
-    return (
-        tables * config.vocab_size * config.embed_dim
-        + num_layer_params(config)
-        + config.embed_dim
-    )
+    return _outer_params(config) + num_layer_params(config)
+
+
+def num_active_params(config: ModelConfig) -> int:
+    """Returns the number of parameters that a token passes, each loop counted once.
+
+    Of the experts, these are `top_k` and the shared ones; without experts, `num_params`.
+    """
+    active = sum(_layer_params(config, kind, is_active=True) for kind in config.kinds)
+    return _outer_params(config) + active
 
 
 def num_layer_params(config: ModelConfig) -> int:
     """Returns the number of parameters in all layers; the growth factor g multiplies it."""
-    return config.num_layers * _layer_params(config)
+    return sum(_layer_params(config, kind) for kind in config.kinds)
 
 
 def flops_6nd(config: ModelConfig, trained: Sequence[bool] | None = None) -> int:
-    """Returns the training FLOPs per token as 6 N, where N counts all parameters.
+    """Returns the training FLOPs per token as 6 N, where N counts all active parameters.
 
     N includes embedding and untied head, and attention scores are not counted. This is the
     convention of arXiv:2405.15319, so curves are comparable with the paper. With loops, N
-    counts the layers once for each loop.
+    counts the layers once for each loop. With experts, N counts `num_active_params`.
 
     Args:
       trained: Whether each layer trains; None for all. The embedding and frozen layers below
@@ -70,9 +77,9 @@ def flops_6nd(config: ModelConfig, trained: Sequence[bool] | None = None) -> int
     frozen = 0
     if trained is not None and not config.tie_head:
         frozen = 4 * config.vocab_size * config.embed_dim
-    frozen += sum(2 * (3 - count) for count in passes) * _layer_params(config)
-    looped = (config.loops - 1) * num_layer_params(config)
-    return 6 * (num_params(config) + looped) - frozen
+    active = [_layer_params(config, kind, is_active=True) for kind in config.kinds]
+    pairs = zip(passes, active * config.loops, strict=True)
+    return 6 * _outer_params(config) + sum(2 * count * size for count, size in pairs) - frozen
 
 
 def matmul_flops(
@@ -85,10 +92,11 @@ def matmul_flops(
       L (2 D H (2 N + 2 K) + 6 D F + 4 T N H) + 2 D V
 
     FLOPs for projections, SwiGLU, attention and head; in a layer with a window, T in 4 T N H is
-    at most the window. The backward pass has two products for
+    at most the window, and in a layer with E experts, F is the hidden units of the `top_k` and
+    of the shared experts, and the router adds 2 D E. The backward pass has two products for
     each forward product, so the total is three times as much. Attention counts as a full T x T
-    product, without the saving from the causal mask. The embedding lookup, rematerialization
-    and vocabulary padding do not count.
+    product, without the saving from the causal mask. The embedding lookup, rematerialization,
+    vocabulary padding and rows that pad the blocks of experts do not count.
 
     Args:
       seq_len: Tokens in each sequence (T).
@@ -96,15 +104,15 @@ def matmul_flops(
         layer count once (forward pass only). Frozen layers above count twice, except for
         attention scores, with a full backward pass.
     """
-    seen = [min(seq_len, kind.window or seq_len) for kind in config.kinds] * config.loops
+    kinds = config.kinds * config.loops
     head = 2 * config.embed_dim * config.vocab_size
-    passes = _passes(config, trained)
-    of_attention = [3 if count > 1 else 1 for count in passes]
-    attention = sum(
-        4 * keys * config.num_heads * config.head_dim * count
-        for keys, count in zip(seen, of_attention, strict=True)
-    )
-    return 2 * _layer_weights(config) * sum(passes) + attention + 3 * head
+    total = 3 * head
+    for kind, count in zip(kinds, _passes(config, trained), strict=True):
+        keys = min(seq_len, kind.window or seq_len)
+        attention = 4 * keys * config.num_heads * config.head_dim
+        total += 2 * _layer_weights(config, kind, is_active=True) * count
+        total += attention * (3 if count > 1 else 1)
+    return total
 
 
 def peak_flops(device: jax.Device) -> float | None:
@@ -137,7 +145,13 @@ def _passes(config: ModelConfig, trained: Sequence[bool] | None) -> list[int]:
     return [3 if learns else 2 - (i < first) for i, learns in enumerate(trained)]
 
 
-def _layer_params(config: ModelConfig) -> int:
+def _outer_params(config: ModelConfig) -> int:
+    """Returns the number of parameters outside of layers."""
+    tables = 1 if config.tie_head else 2
+    return (tables * config.vocab_size + 1) * config.embed_dim
+
+
+def _layer_params(config: ModelConfig, kind: LayerKind, *, is_active: bool = False) -> int:
     norms = (4 if config.norm_placement == "both" else 2) * config.embed_dim
     if config.qk_norm:
         normed_heads = 2
@@ -145,17 +159,30 @@ def _layer_params(config: ModelConfig) -> int:
             normed_heads = config.num_heads + config.num_kv_heads
         norms += normed_heads * config.head_dim
     biased_heads = config.num_heads + 2 * config.num_kv_heads if config.qkv_bias else 0
-    return _layer_weights(config) + norms + biased_heads * config.head_dim
+    biases = biased_heads * config.head_dim
+    if config.has_experts(kind) and config.routing and config.routing.balance == "bias":
+        biases += config.num_experts
+    return _layer_weights(config, kind, is_active=is_active) + norms + biases
 
 
-def _layer_weights(config: ModelConfig) -> int:
-    """Returns the matrix entries in a layer: attention and SwiGLU."""
+def _layer_weights(config: ModelConfig, kind: LayerKind, *, is_active: bool) -> int:
+    """Returns the matrix entries in a layer: attention, and SwiGLU, or router and experts.
+
+    Args:
+      is_active: Count only the experts that a token has.
+    """
     heads = 2 * config.num_heads + 2 * config.num_kv_heads
-    return config.embed_dim * (heads * config.head_dim + 3 * config.mlp_dim)
+    hidden, router = config.mlp_dim, 0
+    if config.has_experts(kind):
+        assert config.routing is not None
+        chosen = config.routing.top_k if is_active else config.num_experts
+        hidden = (chosen + config.num_shared_experts) * config.expert_dim
+        router = config.num_experts
+    return config.embed_dim * (heads * config.head_dim + 3 * hidden + router)
 
 
 def describe(model: ModelConfig) -> str:
-    """Returns a text with the model's sizes: layers, channels, heads, and MLP units."""
+    """Returns a text with the model's sizes: layers, channels, heads, MLP units or experts."""
     loops = f"({model.loops} times) " if model.loops > 1 else ""
     base = model.completep
     completep = f", CompleteP {base.base_layers} x {base.base_embed_dim}" if base else ""
@@ -163,5 +190,21 @@ def describe(model: ModelConfig) -> str:
     kinds = "".join(f", {count} {kind}" for kind, count in counts.items())
     return (
         f"{model.num_layers} layers {loops}x {model.embed_dim} channels, {model.num_heads}/"
-        f"{model.num_kv_heads} heads, {model.mlp_dim} units{completep}{kinds}"
+        f"{model.num_kv_heads} heads, {units(model)}{completep}{kinds}"
     )
+
+
+def active(model: ModelConfig) -> str:
+    """Returns the active parameters in words, to follow all; empty for a dense model."""
+    count = num_active_params(model)
+    return "" if count == num_params(model) else f", {short(count)} of them active"
+
+
+def units(model: ModelConfig) -> str:
+    """Returns the hidden units of MLPs and experts in words."""
+    if model.routing is None:
+        return f"{model.mlp_dim} units"
+    chosen = f"top {model.routing.top_k} of {model.num_experts}"
+    shared = f" and {model.num_shared_experts} shared" if model.num_shared_experts else ""
+    dense = f", {model.mlp_dim} units in dense layers" if model.is_mixed else ""
+    return f"{chosen}{shared} experts of {model.expert_dim} units{dense}"

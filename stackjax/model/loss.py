@@ -13,12 +13,13 @@ import jax.numpy as jnp
 from stackjax.data.batch import Batch
 from stackjax.model.config import ModelConfig
 from stackjax.model.einsum import contract_gradients, gathered
+from stackjax.model.router import RouterSums, router_loss
 from stackjax.model.transformer import (
     HEAD_PRODUCT,
     LayerSpan,
     Params,
     head_weight,
-    hidden,
+    hidden_and_routed,
     logits,
 )
 from stackjax.sharding.partition import logical, num_shards, resharded
@@ -30,7 +31,10 @@ class LossSums(NamedTuple):
     nll: jax.Array
     """Negative log-likelihood of the next token in nats, without a gradient."""
     objective: jax.Array
-    """The minimized value: nll + z_loss * (log-normalizer squared)."""
+    """The minimized value: nll + z_loss * (log-normalizer squared), and in models with experts
+    the routers' losses, times the sum of `loss_weights`."""
+    router: RouterSums | None = None
+    """The routers' statistics; None without experts."""
 
 
 def next_token_loss(
@@ -50,11 +54,18 @@ def next_token_loss(
       z_loss: Weight of the squared log-normalizer (arXiv:2204.02311).
       spans: Execution of the layers, as in `apply`.
     """
-    x_BTD = hidden(config, params, batch.tokens, batch.positions, batch.segments, spans)
+    args = batch.tokens, batch.positions, batch.segments, spans
+    x_BTD, routed = hidden_and_routed(config, params, *args)
     labels_BT = _next_tokens(batch.tokens)
     w = head_weight(config, params)
     sums: Any = _loss_sums(config, z_loss, x_BTD, w, labels_BT, batch.loss_weights)
-    return LossSums(jax.lax.stop_gradient(sums.nll), sums.objective)
+    nll, objective, router = jax.lax.stop_gradient(sums.nll), sums.objective, None
+    if routed is not None:
+        assert config.routing is not None
+        weight = jnp.sum(batch.loss_weights)
+        of_routers, router = router_loss(config.routing, routed, weight)
+        objective += of_routers
+    return LossSums(nll, objective, router)
 
 
 def _next_tokens(tokens_BT: jax.Array) -> jax.Array:

@@ -86,7 +86,7 @@ def fold_factor(config: ModelConfig, axes: Axes) -> float:
     The factors are multiplied into residual writers, query projections (or, for `qk_norm`, the
     gains of queries and keys alike), and the head; for a tied head, into the final gain.
     """
-    if "layers" not in axes.stacked:
+    if axes.layer_axis is None:
         is_last = not axes.reads if config.tie_head else axes.writes == ("vocab",)
         return logits_factor(config) if is_last else 1.0
     if axes.reads and axes.writes == ("embed",):

@@ -1,4 +1,4 @@
-"""The router of a layer with experts: which experts a token has, and with which shares.
+"""The router of a layer with experts: which experts a token has, with which shares, and losses.
 
 Shapes: B batch, T time, D embed, E experts, K chosen experts, L layers with experts.
 """
@@ -8,6 +8,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from stackjax.model.config import ModelConfig
 from stackjax.model.einsum import contract
 from stackjax.model.routing_config import Routing
 from stackjax.sharding.partition import logical
@@ -24,6 +25,19 @@ class Routed(NamedTuple):
     """Mean squared log-normalizer of the logits."""
     entropy: jax.Array
     """Mean entropy of the relative scores in nats, without a gradient."""
+
+
+class RouterSums(NamedTuple):
+    """Means over tokens, times a batch's weight, so that sums over batches are means."""
+
+    load_LE: jax.Array
+    """As `Routed.load_E`, in all layers with experts that a token passes."""
+    entropy_L: jax.Array
+    """As `Routed.entropy`."""
+    balance: jax.Array
+    """The balance loss, without its weight."""
+    square: jax.Array
+    """The mean squared log-normalizer of all layers."""
 
 
 def route(
@@ -65,3 +79,56 @@ def route(
         entropy=jnp.mean(entropy_BT),
     )
     return share_BTK.astype(x_BTD.dtype), chosen_BTK, routed
+
+
+def router_shapes(config: ModelConfig) -> RouterSums | None:
+    """Returns the shapes of a model's sums, abstract; None without experts."""
+    passes = config.loops * sum(config.has_experts(kind) for kind in config.kinds)
+    if not passes:
+        return None
+    shapes = (passes, config.num_experts), (passes,), (), ()
+    return RouterSums(*(jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes))  # type: ignore
+
+
+def router_loss(
+    routing: Routing, routed: Routed, weight: jax.Array
+) -> tuple[jax.Array, RouterSums]:
+    """Returns the routers' part of the objective, and the sums, both times a batch's weight.
+
+    The balance loss of a layer is E times the sum over experts of load times mean score
+    (arXiv:2101.03961); it is `top_k` for equal loads. It is not additive over tokens: loads and
+    scores are means over one batch, a microbatch of all devices.
+
+    Args:
+      routed: Statistics with a leading axis of layers.
+      weight: The batch's share of a step.
+    """
+    num_experts = routed.load_E.shape[-1]
+    balance = num_experts * jnp.mean(jnp.sum(routed.load_E * routed.score_E, axis=-1))
+    square = jnp.mean(routed.square)
+    loss = routing.z_loss * square
+    if routing.balance == "loss":
+        loss += routing.balance_weight * balance
+    sums = RouterSums(routed.load_E, routed.entropy, balance, square)
+    sums = jax.tree.map(lambda leaf: jax.lax.stop_gradient(weight * leaf), sums)
+    return weight * loss, sums
+
+
+def router_metrics(sums: RouterSums) -> dict[str, jax.Array]:
+    """Returns a step's metrics from the sums of all its batches.
+
+    Loads are relative to equal loads: `max_load` and `min_load` are the largest and smallest of
+    all layers, `layer_max_load` is each layer's largest. `router_entropy` is in nats, at most
+    the logarithm of the number of experts. `balance_loss` and `router_z_loss` are without
+    weights.
+    """
+    num_experts = sums.load_LE.shape[-1]
+    load_LE = sums.load_LE * num_experts / jnp.sum(sums.load_LE, axis=-1, keepdims=True)
+    return {
+        "balance_loss": sums.balance,
+        "router_z_loss": sums.square,
+        "router_entropy": jnp.mean(sums.entropy_L),
+        "max_load": jnp.max(load_LE),
+        "min_load": jnp.min(load_LE),
+        "layer_max_load": jnp.max(load_LE, axis=-1),
+    }

@@ -32,7 +32,7 @@ from stackjax.interop.folder import copy_portable_files, new_folder, write_folde
 from stackjax.interop.grow_folder import grown_infos, grown_tensors
 from stackjax.interop.huggingface import grown_fields
 from stackjax.model import ModelConfig, Params
-from stackjax.model.flops import describe, num_params
+from stackjax.model.flops import active, describe, num_params
 from stackjax.options import GrowConfig
 from stackjax.run.validation import check_num_sequences, check_preserved, validation_loss
 from stackjax.runtime.constraints import check_unset
@@ -167,7 +167,7 @@ def _plan(name: str, source: ModelConfig, tokens: int, growth: Growth) -> str:
 
 
 def _sizes(config: ModelConfig) -> str:
-    return f"{describe(config)}, {num_params(config) / 1e6:.3g}M parameters"
+    return f"{describe(config)}, {num_params(config) / 1e6:.3g}M parameters{active(config)}"
 
 
 def _print_written(path: epath.Path, num_bytes: int, start: float) -> None:

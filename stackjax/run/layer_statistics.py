@@ -15,6 +15,8 @@ from stackjax import model
 from stackjax.data.batch import Batch
 from stackjax.growth.axis_map import NEW
 from stackjax.model import ModelConfig, Params
+from stackjax.model.config import layers_along
+from stackjax.sharding.axes import Axes
 from stackjax.sharding.partition import logical
 from stackjax.training.phase import Phase
 
@@ -45,13 +47,15 @@ def layer_statistics(
       sources: Every layer's source; without sources there is no similarity.
     """
     microbatch = jax.tree.map(lambda field: field[0], batch)
-    matrices = _matrices(params["layers"], model.logical_axes(config)["layers"])
-    products_LL = sum(map(_products, matrices))
+    products_LL, size_L = 0, np.zeros(config.num_layers)
+    for leaf, names in _matrices(params["layers"], model.logical_axes(config)["layers"]):
+        layers = np.array(layers_along(config, names.layer_axis))
+        products_LL += _among(layers, _products(leaf), config.num_layers)
+        size_L[layers] += math.prod(leaf.shape[1:])
     squares_L = jnp.diagonal(products_LL)
-    size = sum(math.prod(matrix.shape[1:]) for matrix in matrices)
     found = {
         "contribution": model.contributions(config, params, microbatch),
-        "norm": jnp.sqrt(squares_L / size),
+        "norm": jnp.sqrt(squares_L / size_L.astype(np.float32)),
     }
     if sources is not None:
         lengths_L = jnp.sqrt(squares_L)
@@ -60,10 +64,17 @@ def layer_statistics(
     return found
 
 
-def _matrices(layers: Params, axes: Any) -> list[jax.Array]:
-    """Returns the matrices that all layers have, without norm gains."""
+def _matrices(layers: Params, axes: Any) -> list[tuple[jax.Array, Axes]]:
+    """Returns all layers' matrices, without norm gains."""
     stacked = zip(jax.tree.leaves(layers), jax.tree.leaves(axes), strict=True)
-    return [leaf for leaf, names in stacked if names.reads and names.layer_axis == "layers"]
+    return [(leaf, names) for leaf, names in stacked if names.reads]
+
+
+def _among(layers: np.ndarray, products: jax.Array, num_layers: int) -> jax.Array:
+    """Returns products of some layers as those of all [L, L], zero for the others."""
+    if len(layers) == num_layers:
+        return products
+    return jnp.zeros((num_layers,) * 2, products.dtype).at[np.ix_(layers, layers)].set(products)
 
 
 def _products(matrix: jax.Array) -> jax.Array:

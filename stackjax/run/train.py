@@ -21,7 +21,7 @@ from stackjax.data.sources import TokenSource
 from stackjax.files.rows_file import read_rows
 from stackjax.files.run_lock import run_lock
 from stackjax.inference.run_tokenizer import copy_data_tokenizer
-from stackjax.model.flops import describe, num_params, peak_flops
+from stackjax.model.flops import active, describe, num_params, peak_flops
 from stackjax.options import ResumeConfig, TrainOptions
 from stackjax.run.averaging import check_averages
 from stackjax.run.compile_ahead import compile_ahead, ends_while_compiling
@@ -272,7 +272,8 @@ def _compiled_step(run: Run, phase: Phase, step: int) -> jax.stages.Compiled | N
     """Returns a phase's compiled train step; None after a signal to stop."""
     run.progress.note(
         f"stage {phase.stage}, {phase.name}: {describe(phase.model)}, "
-        f"{num_params(phase.model) / 1e6:.3g}M parameters, {phase.num_steps - step} steps"
+        f"{num_params(phase.model) / 1e6:.3g}M parameters{active(phase.model)}, "
+        f"{phase.num_steps - step} steps"
     )
     following = next(iter(run.phases[phase.index + 1 :]), None)
     is_seam = phase.index > 0 and step == 0

@@ -106,6 +106,5 @@ class ParameterRates:
         if self.optimizer is not None:
             factor *= self.optimizer.rate_factor(names, ratios(self.target, names))
         if self.trained_layers is not None:
-            has_tied_head = self.source.tie_head
-            factor *= learns(names, self.trained_layers, has_tied_head=has_tied_head)
+            factor *= learns(names, self.trained_layers, self.target)
         return factor

@@ -297,9 +297,9 @@ class Phase:
     def frozen(self) -> Any:
         """Returns the frozen entries per parameter, as booleans for broadcasting."""
         assert self.trained_layers is not None, "some layers do not learn"
-        trained, has_tied_head = self.trained_layers, self.model.tie_head
+        trained, config = self.trained_layers, self.model
         return jax.tree.map(
-            lambda names: jnp.equal(learns(names, trained, has_tied_head=has_tied_head), 0),
+            lambda names: jnp.equal(learns(names, trained, config), 0),
             logical_axes(self.model),
             is_leaf=lambda node: isinstance(node, Axes),
         )
@@ -327,9 +327,7 @@ def with_moment_starts(phases: Sequence[Phase]) -> tuple[Phase, ...]:
         if phase.optimizer_state == "reset":
             starts, updates = MomentStarts(), 0
         elif before.trained_layers is not None and not phase.part:
-            starts = starts.after_freezing(
-                before.trained_layers, updates, has_frozen_embedding=not before.model.tie_head
-            )
+            starts = starts.after_freezing(before.trained_layers, updates, before.model)
         if phase.optimizer_state != "reset" and phase.growth is not None:
             keeps = phase.optimizer_state == "keep"
             starts = starts.after_growth(phase.growth, phase.source, updates, keeps=keeps)

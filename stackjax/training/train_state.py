@@ -15,10 +15,12 @@ from stackjax.growth.base import Fit
 from stackjax.growth.grow_tree import axes_of, grow_tree
 from stackjax.growth.moments import check_moments
 from stackjax.model import LossSums, ModelConfig, Params
+from stackjax.model.router import RouterSums, router_metrics, router_shapes
 from stackjax.sharding.host_memory import on_device, on_host
 from stackjax.sharding.partition import auto_sharded, partition_of
-from stackjax.training.gradients import sum_gradients
+from stackjax.training.gradients import LOSS, sum_gradients
 from stackjax.training.phase import Phase, StepInputs
+from stackjax.training.router_bias import with_balanced_biases
 from stackjax.training.spikes import find_spike
 
 
@@ -60,7 +62,7 @@ def train_step(
       phase: The model and the trained layers.
       tx: The optimizer without learning rate. Moment starts are an extra argument.
       z_loss: Weight of the squared log-normalizer in the minimized loss; the reported loss is
-        without it.
+        without it, and without the routers' losses.
       inputs: The phase's learning rate, tokens and moment starts.
       batch: Microbatches `[accumulate, B, T]`; their gradients are added.
     """
@@ -70,16 +72,17 @@ def train_step(
 
     def objective(
         params: Params, tokens: jax.Array, microbatch: Batch
-    ) -> tuple[jax.Array, jax.Array]:
+    ) -> tuple[jax.Array, tuple[jax.Array, RouterSums | None]]:
         run = phase.model_params(params, tokens)
         sums = model.next_token_loss(
             phase.model, run, microbatch, z_loss=z_loss, spans=phase.spans
         )
-        return sums.objective, sums.nll
+        return sums.objective, (sums.nll, sums.router)
 
     tokens = phase.tokens(state.step, inputs.first_tokens)
     gradient = jax.grad(objective, has_aux=True)
-    loss, grads = sum_gradients(gradient, state.params, tokens, batch)
+    like = LOSS, router_shapes(phase.model)
+    (loss, router), grads = sum_gradients(gradient, state.params, tokens, batch, like)
     grad_norm = optax.tree.norm(grads)
     is_finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
     moments = state.opt_state
@@ -91,6 +94,8 @@ def train_step(
     rate = inputs.learning_rate(state.step)
     tokens = phase.tokens(state.step + 1, inputs.first_tokens)
     stepped = phase.step_params(state.params, updates, rate, tokens)
+    if router is not None:
+        stepped = with_balanced_biases(phase, stepped, router)
     is_taken = is_finite
     spike_metrics: dict[str, Any] = {}
     if inputs.spikes is not None:
@@ -105,6 +110,7 @@ def train_step(
         "grad_norm": grad_norm,
         "learning_rate": rate,
         "is_finite": is_finite,
+        **({} if router is None else router_metrics(router)),
         **spike_metrics,
     }
     return placed(phase, TrainState(state.step + 1, params, opt_state)), metrics

@@ -48,37 +48,8 @@ DIFFERENT = 1e-6
 KEY = jax.random.key(0)
 
 
-class ExpertsDecoder(NumpyDecoder):
-    """The decoder with a loop over a token's experts."""
-
-    def mlp(self, layer, h):
-        if not self.config.num_experts:
-            return super().mlp(layer, h)
-        routing, logits = self.config.routing, h @ layer["router"]
-        scores = 1 / (1 + np.exp(-logits))
-        if routing.score == "softmax":
-            scores = np.exp(logits - logits.max())
-            scores /= scores.sum()
-        ranks = scores + layer["router_bias"] if routing.balance == "bias" else scores
-        # Columns of copies have equal logits, possibly up to the last bits of a product.
-        chosen = np.argsort(-np.round(ranks, 12), kind="stable")[: routing.top_k]
-        total = scores[chosen].sum() if routing.normalize else 1
-        out = sum(
-            scores[e] * routing.scale / total * self.expert(layer, e, h, "expert")
-            for e in chosen
-        )
-        shared = range(self.config.num_shared_experts)
-        return out + sum(self.expert(layer, s, h, "shared") for s in shared)
-
-    def expert(self, layer, e, h, name):
-        gate_up, down = layer[f"{name}_gate_up"], layer[f"{name}_down"][e]
-        gate_up = gate_up[e] if name == "expert" else gate_up[:, :, e]
-        one = {"gate_up": gate_up, "down": down}
-        return super().mlp(one, h)
-
-
 def logits(config, params):
-    found = ExpertsDecoder(config, params).logits(TOKENS, POSITIONS, SEGMENTS)
+    found = NumpyDecoder(config, params).logits(TOKENS, POSITIONS, SEGMENTS)
     return found[..., : config.vocab_size]
 
 
@@ -160,12 +131,14 @@ def distance(growth, config):
     return np.abs(logits(target, params) - logits(config, source_params(config))).max()
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize(("growth", "config"), cases(GROWTHS))
 def test_preserving_growth_keeps_the_logits(growth, config):
     assert growth.preserves_function != "never"
     assert distance(growth, config) < FLOAT64
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize(("growth", "config"), cases(CHANGING))
 def test_other_growth_changes_the_logits(growth, config):
     if growth == ExpertsCopy(2) and config.routing.top_k == 1:
@@ -176,6 +149,7 @@ def test_other_growth_changes_the_logits(growth, config):
     assert distance(growth, config) > DIFFERENT
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize(("growth", "config"), cases(GROWTHS | CHANGING))
 def test_grown_parameters_have_the_targets_shapes_and_text(growth, config):
     target = growth.target_config(config)
@@ -264,6 +238,7 @@ def test_moments_of_upcycled_experts_sum_to_those_of_the_mlp(normalize, granular
     assert unknown.keys() == {"routes"} and unknown["routes"].all()
 
 
+@pytest.mark.sample(5)
 @pytest.mark.parametrize("optimizer", [AdamW, Muon])
 @pytest.mark.parametrize("moments", ["grow", "keep", "reset"])
 @pytest.mark.parametrize("name", ["upcycle", "upcycle, then depth", "copies"])
@@ -374,14 +349,10 @@ def test_depth_growth_of_mixed_layers_maps_each_list_of_layers():
 @pytest.mark.parametrize("growth", [DepthZero(2), DepthZero(2, order="stack", rest="fresh")])
 def test_mixed_layers_keep_the_function_under_zero_growth(growth):
     target = growth.target_config(MIXED)
-    params = jax.tree.map(jnp.float32, source_params(MIXED))
-    fresh = functools.partial(model.init, key=KEY)
-    axes = model.logical_axes(MIXED)
-    grown = growth.target_params(params, axes, MIXED, key=KEY, fresh=fresh)
+    fresh, axes = functools.partial(model.init, key=KEY), model.logical_axes(MIXED)
+    grown = growth.target_params(fresh(MIXED), axes, MIXED, key=KEY, fresh=fresh)
     assert jax.tree.map(jnp.shape, grown) == jax.tree.map(jnp.shape, fresh(target))
-    inputs = TOKENS, POSITIONS, SEGMENTS
-    before, after = model.apply(MIXED, params, *inputs), model.apply(target, grown, *inputs)
-    np.testing.assert_array_equal(before, after)
+    assert distance(growth, MIXED) < FLOAT64
 
 
 REFUSED = {

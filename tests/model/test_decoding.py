@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import KINDS, MODELS, random_params, tiny_model
+from conftest import EXPERTS, KINDS, MODELS, random_params, tiny_model
 
 from stackjax import model
 from stackjax.model.decoding import empty_cache, extend, next_logits
@@ -55,9 +55,9 @@ def test_incremental_logits_match_the_full_forward_pass(config, pieces):
     np.testing.assert_allclose(np.concatenate(found, 1), expected(config), atol=TOLERANCE)
 
 
-@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("name", [*KINDS, *EXPERTS])
 def test_incremental_logits_of_layer_kinds_match_the_full_forward_pass(name):
-    config = KINDS[name]
+    config = (KINDS | EXPERTS)[name]
     params, cache = random_params(config), filled(empty_cache(config, B, CAPACITY))
     found = []
     for piece in (np.s_[:, :3], np.s_[:, 3:4], np.s_[:, 4:]):

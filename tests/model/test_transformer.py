@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import (
+    EXPERTS,
     KINDS,
     MODELS,
     first_microbatch,
@@ -62,9 +63,9 @@ def test_logits_match_a_numpy_decoder(config):
     np.testing.assert_array_equal(np.isneginf(logits), np.isneginf(expected))
 
 
-@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("name", [*KINDS, *EXPERTS])
 def test_logits_of_layer_kinds_match_a_numpy_decoder(name):
-    config, tokens = KINDS[name], inputs()
+    config, tokens = (KINDS | EXPERTS)[name], inputs()
     params = random_params(config)
     expected = NumpyDecoder(config, params).logits(*tokens)
     logits = jax.jit(functools.partial(model.apply, config))(params, *tokens)
