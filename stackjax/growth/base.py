@@ -224,11 +224,6 @@ class Growth(abc.ABC):
             **{SIZES[axis]: len(maps[axis].sources) for axis in maps if axis in SIZES},
         )
         if "layers" in maps:
-            if source.is_mixed:
-                raise UserError(
-                    f"{self} grows a model with experts in some layers alone in depth, which is "
-                    f"not supported; give all layers experts, or grow it in width."
-                )
             check_kinds(self, maps["layers"].sources, source, target)
         return target
 

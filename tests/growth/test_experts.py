@@ -109,6 +109,10 @@ CHANGING = {
 }
 
 
+def shapes(tree):
+    return jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), tree)
+
+
 def fits(growth, config):
     try:
         return growth.target_config(config) is not None
@@ -158,9 +162,9 @@ def test_grown_parameters_have_the_targets_shapes_and_text(growth, config):
         lambda params: growth.target_params(
             params, model.logical_axes(config), config, key=KEY, fresh=fresh
         ),
-        fresh(config),
+        jax.eval_shape(lambda: fresh(config)),
     )
-    assert jax.tree.map(jnp.shape, grown) == jax.tree.map(jnp.shape, fresh(target))
+    assert shapes(grown) == shapes(jax.eval_shape(lambda: fresh(target)))
     assert growth.target_axes(model.logical_axes(config), config) == model.logical_axes(target)
     source = growth.source_config(target)
     assert growth.target_config(source) == target
@@ -196,9 +200,9 @@ def test_moments_of_copies_grow_like_gradients(name, order):
     params = jax.tree.map(jnp.float32, source_params(config))
     axes = model.logical_axes(config)
     with jax.default_matmul_precision("highest"):
-        gradient = jax.grad(functools.partial(loss, config))(params)
+        gradient = jax.jit(jax.grad(functools.partial(loss, config)))(params)
         grown = growth.target_params(params, axes, config, key=KEY, fresh=None)
-        expected = jax.grad(functools.partial(loss, target))(grown)
+        expected = jax.jit(jax.grad(functools.partial(loss, target)))(grown)
     moment = jax.tree.map(lambda g: g**order, gradient)
     found = growth.target_moment(moment, axes, config, order=order)
     scale = max(jnp.abs(leaf).max() for leaf in jax.tree.leaves(gradient)) ** order
@@ -218,7 +222,7 @@ def test_moments_of_upcycled_experts_sum_to_those_of_the_mlp(normalize, granular
         return jax.tree.map(jnp.zeros_like, model.init(model_config, KEY))
 
     with jax.default_matmul_precision("highest"):
-        gradient = jax.grad(functools.partial(loss, config))(params)
+        gradient = jax.jit(jax.grad(functools.partial(loss, config)))(params)
         grown = growth.target_params(
             params,
             axes,
@@ -226,7 +230,7 @@ def test_moments_of_upcycled_experts_sum_to_those_of_the_mlp(normalize, granular
             key=KEY,
             fresh=zeros,
         )
-        expected = jax.grad(functools.partial(loss, target))(grown)
+        expected = jax.jit(jax.grad(functools.partial(loss, target)))(grown)
     found = growth.target_moment(gradient, axes, config, order=1)
     for name in ("expert_gate_up", "expert_down"):
         scale = jnp.abs(expected["layers"][name]).max()
@@ -251,9 +255,6 @@ def test_state_grows_by_parts_like_the_whole_state(optimizer, moments, name):
     opt_state = jax.tree.map(lambda leaf: leaf + 1 if leaf.ndim else leaf, opt_state)
     state = TrainState(jnp.int32(3), params, opt_state)
     target = growth.target_config(config)
-
-    def shapes(tree):
-        return jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), tree)
 
     @functools.partial(jax.jit, static_argnums=0)
     def run(part, state):
@@ -350,8 +351,10 @@ def test_depth_growth_of_mixed_layers_maps_each_list_of_layers():
 def test_mixed_layers_keep_the_function_under_zero_growth(growth):
     target = growth.target_config(MIXED)
     fresh, axes = functools.partial(model.init, key=KEY), model.logical_axes(MIXED)
-    grown = growth.target_params(fresh(MIXED), axes, MIXED, key=KEY, fresh=fresh)
-    assert jax.tree.map(jnp.shape, grown) == jax.tree.map(jnp.shape, fresh(target))
+    grown = jax.eval_shape(
+        lambda: growth.target_params(fresh(MIXED), axes, MIXED, key=KEY, fresh=fresh)
+    )
+    assert shapes(grown) == shapes(jax.eval_shape(lambda: fresh(target)))
     assert distance(growth, MIXED) < FLOAT64
 
 
