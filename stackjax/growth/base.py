@@ -222,8 +222,9 @@ class Growth(abc.ABC):
         if "layers" in maps:
             if source.is_mixed:
                 raise UserError(
-                    f"{self} grows a model with experts in some layers alone in depth, which is "
-                    f"not supported; give all layers experts, or grow it in width."
+                    f"{self} grows a model in depth that has dense layers among layers with "
+                    f"experts, which is not supported; give all layers experts, or grow it in "
+                    f"width."
                 )
             check_kinds(self, maps["layers"].sources, source, target)
         return target

@@ -9,7 +9,6 @@ Shapes: R rows, C input channels, F output channels, E groups, M blocks, S rows 
 
 import math
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -96,9 +95,7 @@ def grouped_outer(
         )
 
     def step(m: jax.Array, out_ECF: jax.Array, group: jax.Array) -> jax.Array:
-        x_SC, g_SF = (
-            jax.lax.dynamic_slice_in_dim(a, m * block, block) for a in (x_RC, g_RF)
-        )
+        x_SC, g_SF = (jax.lax.dynamic_slice_in_dim(a, m * block, block) for a in (x_RC, g_RF))
         found = jnp.einsum("SC,SF->CF", x_SC, g_SF, preferred_element_type=dtype)
         return out_ECF.at[group].add(found)
 

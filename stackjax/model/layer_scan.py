@@ -96,7 +96,9 @@ def scan_layers(
             carry, output = jax.lax.scan(body, carry, part, length, unroll=steps)
         else:
             size = len(run.kinds)
-            counts = {axis: sum(config.is_along(axis, k) for k in run.kinds) for axis in LAYER_AXES}
+            counts = {
+                axis: sum(config.is_along(axis, k) for k in run.kinds) for axis in LAYER_AXES
+            }
             periods = jax.tree.map(
                 lambda leaf, axis: _in_periods(leaf, counts[axis]),  # noqa: B023
                 part,
@@ -142,9 +144,7 @@ def _num_layers(layers: Any, axes: Any) -> int:
 def _filled(axes: Any, layers: Any) -> Any:
     """Returns the axis of each array, where None stands for `layers` in a part of the tree."""
     return jax.tree.map(
-        lambda part, arrays: (
-            jax.tree.map(lambda _: "layers", arrays) if part is None else part
-        ),
+        lambda part, arrays: jax.tree.map(lambda _: "layers", arrays) if part is None else part,
         axes,
         layers,
         is_leaf=lambda node: node is None,
