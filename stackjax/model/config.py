@@ -362,11 +362,11 @@ def axis_size(config: ModelConfig, axis: str) -> int:
     return 2 if axis == "gate_up" else getattr(config, SIZES[axis])
 
 
-def layers_along(config: ModelConfig, axis: str) -> tuple[int, ...]:
-    """Returns the layers along a stacked axis from `LAYER_AXES`, in order.
+def layers_along(config: ModelConfig, axis: str | None) -> tuple[int, ...]:
+    """Returns the layers along a stacked axis from `LAYER_AXES`, in order; none for None.
 
     A parameter of all layers is stacked along `layers`, another one along `expert_layers` or
     `dense_layers`.
     """
     kinds = enumerate(config.kinds)
-    return tuple(i for i, kind in kinds if config.is_along(axis, kind))
+    return tuple(i for i, kind in kinds if axis and config.is_along(axis, kind))

@@ -1,6 +1,5 @@
 """Parameters of layers, stacked by name along the layers that have them."""
 
-import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -17,7 +16,7 @@ Layer = dict[str, Any]
 
 
 def init_layers(
-    config: ModelConfig, keys: jax.Array, init_layer: Callable[[jax.Array, bool], Layer]
+    config: ModelConfig, keys: jax.Array, init_layer: Callable[[bool], Callable[..., Layer]]
 ) -> Layer:
     """Returns the initial parameters of all layers, stacked along their first axis.
 
@@ -26,17 +25,17 @@ def init_layers(
 
     Args:
       keys: A random key for each layer.
-      init_layer: Returns a layer's parameters, given its key and whether it has experts.
+      init_layer: Returns a function from a layer's key to its parameters, given whether the
+        layer has experts.
     """
     has_experts = [config.has_experts(kind) for kind in config.kinds or config.period_kinds]
     if len(set(has_experts)) == 1:
-        layers = jax.vmap(functools.partial(init_layer, has_experts=has_experts[0]))(keys)
+        layers = jax.vmap(init_layer(has_experts[0]))(keys)
         return {name: _along("layers", leaf) for name, leaf in layers.items()}
     stacks, order = {}, []
     for axis in ("expert_layers", "dense_layers"):
         places = np.array(layers_along(config, axis))
-        init = functools.partial(init_layer, has_experts=axis == "expert_layers")
-        stacks[axis] = jax.vmap(init)(keys[places])
+        stacks[axis] = jax.vmap(init_layer(axis == "expert_layers"))(keys[places])
         order += [*places]
     found: Layer = {}
     back = np.argsort(order)

@@ -94,9 +94,9 @@ def init_stddev(config: ModelConfig, axes: Axes) -> float:
     """Returns the standard deviation of a matrix's initial values.
 
     "reference" follows the code of arXiv:2405.15319: sqrt(2 / (5 fan_in)), with fan-in
-    embed_dim for the embedding, and 1 / (sqrt(fan_in) num_layers) for a SwiGLU's or expert's
-    output matrix. "scaled" follows GPT-2: 0.02, divided by sqrt(2 num_layers) for matrices that write
-    to the residual stream. With loops, num_layers is the depth.
+    embed_dim for the embedding, and 1 / (sqrt(fan_in) num_layers) for the output matrix of a
+    SwiGLU or an expert. "scaled" follows GPT-2: 0.02, divided by sqrt(2 num_layers) for
+    matrices that write to the residual stream. With loops, num_layers is the depth.
 
     With CompleteP (arXiv:2505.01618), embedding and head have the deviation of the base model,
     and matrices in layers the deviation of the base model divided by the square root of the

@@ -111,10 +111,10 @@ def _init_named(config: ModelConfig, key: jax.Array) -> dict[str, Any]:
     )
     turn = _rotation(config, LayerKind(), zeros_BT)
 
-    def init_layer(layer_key: jax.Array, has_experts: bool) -> dict[str, Any]:
-        # Skip attention: the output has the shape of the queries.
+    def init_layer(has_experts: bool) -> Callable[[jax.Array], dict[str, Any]]:
         block = Block(config, has_experts)
-        return _init(block, layer_key, x_BTD, turn, lambda q, k, v: (q, None))
+        # Skip attention: the output has the shape of the queries.
+        return lambda key: _init(block, key, x_BTD, turn, lambda q, k, v: (q, None))
 
     keys = jax.random.split(layers_key, config.num_layers)
     layers = init_layers(config, keys, init_layer)
@@ -150,7 +150,9 @@ def _run_layers(
             barrier = unroll == span.num_layers and not on_cpu
 
             def body(kind: LayerKind) -> Any:
-                run = functools.partial(run_layer, kind=kind)
+                def run(x: jax.Array, layer: Params) -> tuple[jax.Array, Routed | None]:
+                    return run_layer(x, layer, kind)
+
                 return _remat(run, span.remat, barrier)  # noqa: B023
 
             x_BTD, of_span = scan_layers(body, x_BTD, part, config, start, unroll, axes)

@@ -401,5 +401,5 @@ def test_fields_without_effect_are_refused(name):
 
 @pytest.mark.parametrize("fields", [{"balance_weight": 0.1}, {"bias_rate": 0.1}])
 def test_fields_of_other_balances_are_refused(fields):
-    with pytest.raises(UserError, match="no effect while model.routing.balance is"):
+    with pytest.raises(UserError, match=r"no effect while model\.routing\.balance is"):
         Routing(top_k=2, balance="none", **fields)

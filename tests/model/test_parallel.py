@@ -14,6 +14,7 @@ from stackjax import model
 from stackjax.data.batch import Batch
 from stackjax.data.device import batch_sharding
 from stackjax.model.layer_kind import LayerKind
+from stackjax.model.routing_config import Routing
 from stackjax.sharding.config import MeshConfig
 from stackjax.sharding.mesh import build_mesh
 from stackjax.sharding.partition import on_mesh
@@ -44,7 +45,10 @@ def loss_and_grads(mesh_config, accumulate, fields):
     config, tx = dataclasses.replace(CONFIG, **fields), keep_gradient()
     phase = phase_of(config)
     step = jax.jit(functools.partial(train_step, phase, tx, 1e-2, phase.step_inputs))
-    shaped = dataclasses.replace(CONFIG, num_layers=config.num_layers)
+    running = ("scan_unroll", "remat", "loss_chunk", "loops")
+    shaped = dataclasses.replace(
+        CONFIG, **{name: value for name, value in fields.items() if name not in running}
+    )
     params, batch = random_params(shaped), batch_of(accumulate)
     if mesh_config is None:
         params = jax.device_put(params)
@@ -98,6 +102,26 @@ PATTERN = {"num_layers": 5, "pattern": (LayerKind(window=3), LayerKind(rotary=Fa
 OF_KINDS = [
     (mesh, accumulate, fields | PATTERN) for mesh, accumulate, fields in (WAYS[0], *WAYS[3:7:3])
 ]
+ROUTED = {"num_experts": 4, "expert_dim": 8, "routing": Routing(top_k=2, balance="none")}
+# The balance loss is not additive over microbatches, so it has one.
+BALANCED = {
+    "num_layers": 5,
+    "num_experts": 8,
+    "expert_dim": 8,
+    "num_shared_experts": 1,
+    "pattern": (LayerKind(dense=True), LayerKind()),
+    "routing": Routing(top_k=2, balance_weight=0.1, z_loss=0.1),
+}
+OF_EXPERTS = [
+    (mesh, accumulate, fields | (ROUTED if accumulate > 1 else BALANCED))
+    for mesh, accumulate, fields in (
+        *(WAYS[0], WAYS[3], WAYS[7]),
+        (MeshConfig(fsdp=2, expert=4), 1, WAYS[1][2]),
+        (MeshConfig(replica=2, fsdp=2, expert=2), 2, WAYS[0][2]),
+        (MeshConfig(fsdp=1, context=2, expert=2, tensor=2), 1, WAYS[3][2]),
+        (MeshConfig(replica=1, fsdp=2, context=2, expert=2), 4, WAYS[4][2]),
+    )
+]
 LOOPED = [
     (mesh, accumulate, fields | {"loops": 3})
     for mesh, accumulate, fields in (WAYS[0], WAYS[3], WAYS[4], WAYS[7])
@@ -105,10 +129,13 @@ LOOPED = [
 
 
 @pytest.mark.sample(6)
-@pytest.mark.parametrize(("mesh", "accumulate", "fields"), [*WAYS, *LOOPED, *OF_KINDS])
+@pytest.mark.parametrize(
+    ("mesh", "accumulate", "fields"), [*WAYS, *LOOPED, *OF_KINDS, *OF_EXPERTS]
+)
 def test_mesh_and_accumulation_do_not_change_loss_and_gradient(mesh, accumulate, fields):
     loss, grads = loss_and_grads(mesh, accumulate, fields)
-    shape = {name: fields[name] for name in ("loops", *PATTERN) if name in fields}
+    names = ("loops", *PATTERN, *BALANCED)
+    shape = {name: fields[name] for name in names if name in fields}
     expected_loss, expected = expected_loss_and_grads(**shape)
     # The same float32 sums in another order, on up to eight devices.
     assert float(loss) == pytest.approx(float(expected_loss), rel=1e-5)
