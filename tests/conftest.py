@@ -164,6 +164,18 @@ KINDS = {
         query_scale=10.0,
     ),
     "like olmo": tiny_model(qk_norm=True, qk_norm_over="all_heads", norm_placement="after"),
+    "yarn": tiny_model(
+        head_dim=8,
+        rope_theta=100.0,
+        rope_scaling=RopeScaling(
+            factor=4.0,
+            low_freq_factor=0.3,
+            high_freq_factor=2.0,
+            original_seq_len=20,
+            attention_factor=0.8,
+            method="yarn",
+        ),
+    ),
     "partly rotary": tiny_model(rotary_share=0.7, activation="gelu", unit_offset=True),
 }
 

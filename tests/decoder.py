@@ -55,6 +55,11 @@ class NumpyDecoder:
 
     def rotate(self, x, position, kind):
         rotated, half = x.copy(), int(len(x) * self.config.rotary_share) // 2
+        scaling = (self.config if kind.rope_theta is None else kind).rope_scaling
+        if kind.rotary and scaling is not None and scaling.method == "yarn":
+            factor = scaling.attention_factor or 1 + math.log(scaling.factor) / 10
+            rotated[: 2 * half] *= factor
+            x = rotated.copy()
         for i in range(half if kind.rotary else 0):
             angle = position * self.frequency(i / half, kind)
             rotated[i] = x[i] * math.cos(angle) - x[half + i] * math.sin(angle)
@@ -69,6 +74,9 @@ class NumpyDecoder:
             return frequency
         if scaling.method == "linear":
             return frequency / scaling.factor
+        if scaling.method == "yarn":
+            kept = yarn_share(fraction, scaling, of.rope_theta, self.config.rotary_dim)
+            return frequency * (kept + (1 - kept) / scaling.factor)
         wavelength = 2 * math.pi / frequency
         if wavelength < scaling.original_seq_len / scaling.high_freq_factor:
             return frequency
@@ -117,6 +125,19 @@ class NumpyDecoder:
     def mlp(self, layer, h):
         gate, value = h @ layer["gate_up"][:, 0], h @ layer["gate_up"][:, 1]
         return ACTIVATIONS[self.config.activation](gate) * value @ layer["down"]
+
+
+def yarn_share(fraction, scaling, theta, channels):
+    """Returns the share of a frequency that YaRN keeps (arXiv:2309.00071)."""
+    first, last = (
+        channels / 2 * math.log(scaling.original_seq_len / 2 / math.pi / turns, theta)
+        for turns in (scaling.high_freq_factor, scaling.low_freq_factor)
+    )
+    if scaling.truncate:
+        first, last = math.floor(first), math.ceil(last)
+    first, last = max(first, 0), min(last, channels - 1)
+    last += 0.001 if first == last else 0
+    return 1 - min(max((fraction * channels / 2 - first) / (last - first), 0), 1)
 
 
 def capped(x, cap):

@@ -29,6 +29,14 @@ LLAMA3 = {
     "high_freq_factor": 2.0,
     "original_max_position_embeddings": 20,
 }
+YARN = {
+    "rope_type": "yarn",
+    "rope_theta": 100.0,
+    "factor": 4.0,
+    "beta_fast": 2.0,
+    "beta_slow": 0.3,
+    "original_max_position_embeddings": 20,
+}
 GEMMA = {"head_dim": 6, "sliding_window": 5, "query_pre_attn_scalar": 10, "pad_token_id": 0}
 FOLDERS = {
     "llama": ("Llama", {}, "float32"),
@@ -38,6 +46,60 @@ FOLDERS = {
         "float32",
     ),
     "llama, bfloat16": ("Llama", {"rms_norm_eps": 1e-5}, "bfloat16"),
+    "llama, yarn": (
+        "Llama",
+        {"hidden_size": 32, "rope_parameters": YARN | {"attention_factor": 0.8}},
+        "float32",
+    ),
+    "qwen3, yarn": (
+        "Qwen3",
+        {"head_dim": 10, "rope_parameters": YARN | {"truncate": False}},
+        "float32",
+    ),
+    "qwen2, yarn": (
+        "Qwen2",
+        {"rope_parameters": YARN | {"mscale": 0.7, "mscale_all_dim": 1.3, "factor": 6}},
+        "float32",
+    ),
+    "phi3": ("Phi3", {"pad_token_id": 0, "rms_norm_eps": 1e-4}, "float32"),
+    "phi3, partly rotary, window": (
+        "Phi3",
+        {
+            "pad_token_id": 0,
+            "hidden_size": 24,
+            "hidden_act": "gelu",
+            "sliding_window": 5,
+            "tie_word_embeddings": True,
+            "rope_parameters": {
+                "rope_type": "default",
+                "rope_theta": 100.0,
+                "partial_rotary_factor": 0.7,
+            },
+        },
+        "bfloat16",
+    ),
+    "smollm3": (
+        "SmolLM3",
+        {
+            "num_hidden_layers": 3,
+            "no_rope_layer_interval": 2,
+            "tie_word_embeddings": False,
+            "pad_token_id": 0,
+        },
+        "float32",
+    ),
+    "smollm3, windows": (
+        "SmolLM3",
+        {
+            "num_hidden_layers": 4,
+            "no_rope_layers": [1, 0, 1, 0],
+            "use_sliding_window": True,
+            "sliding_window": 5,
+            "rope_parameters": YARN,
+            "pad_token_id": 0,
+        },
+        "bfloat16",
+    ),
     "llama, float64": ("Llama", {}, "float64"),
     "mistral, wide heads": ("Mistral", {"head_dim": 6, "sliding_window": None}, "float32"),
     "mistral, float16": ("Mistral", {"sliding_window": 2**20}, "float16"),

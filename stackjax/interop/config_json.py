@@ -9,7 +9,7 @@ from typing import Any
 from stackjax.files.paths import file_inside
 from stackjax.interop.families import ACTIVATIONS, FAMILIES, RULES, SIZES, Family, family_of
 from stackjax.interop.layer_types import read_pattern, shortest, write_layers
-from stackjax.interop.rope_json import read_rope, write_rope
+from stackjax.interop.rope_json import read_rope, read_rotary_share, write_rope
 from stackjax.interop.rule import Rule, check_fields, shown
 from stackjax.model import ModelConfig
 from stackjax.model.config import differences
@@ -85,7 +85,8 @@ def model_config(fields: Mapping[str, Any], name: str = CONFIG) -> ModelConfig:
             norm_epsilon=fields.get("rms_norm_eps", family.norm_epsilon),
             tie_head=fields.get("tie_word_embeddings", family.tie_head),
             activation=ACTIVATIONS[fields.get(family.activation_field, family.activation)],
-            **family.fixed,
+            rotary_share=read_rotary_share(fields, family, name),
+            **{ours: value for ours, value in family.fixed.items() if ours != "rotary_share"},
             **{
                 ours: fields.get(theirs, default)
                 for ours, (theirs, default) in family.numbers.items()
@@ -197,13 +198,16 @@ def _with_layers(
 ) -> dict[str, Any]:
     """Returns fields with the model's windows and rotations; unchanged if equivalent."""
     changed = dict(fields)
-    listed = fields.get("layer_types")
-    if listed and len(listed) != config.num_layers:
+    lists = [fields.get(name) or () for name in ("layer_types", "no_rope_layers")]
+    if any(len(listed) not in (0, config.num_layers) for listed in lists):
         changed = write_layers(changed, family, config)
     if model_config(changed).kinds != config.kinds:
         changed = write_layers(changed, family, config)
     found = model_config(changed)
-    rotations = [(each.rope_theta, each.rope_scaling, each.kinds) for each in (found, config)]
+    rotations = [
+        (each.rope_theta, each.rope_scaling, each.rotary_share, each.kinds)
+        for each in (found, config)
+    ]
     return changed if rotations[0] == rotations[1] else write_rope(changed, family, config)
 
 

@@ -11,6 +11,7 @@ from stackjax.model.config import Activation, ModelConfig
 _SIZE = Rule((int,), 1, 2**31 - 1)
 _SIZE_OR_NULL = dataclasses.replace(_SIZE, or_null=True)
 _POSITIVE = Rule((int, float), sys.float_info.min)
+_NUMBER = Rule((int, float))
 _FLAG = Rule((bool,))
 _NO = Rule((bool,), supported=(False,))
 _ABSENT = Rule(supported=(None, {}, []))
@@ -63,20 +64,26 @@ RULES = dict.fromkeys(SIZES.values(), _SIZE) | {
 }
 """Rules for the fields common to all families."""
 _WINDOWS = {"use_sliding_window": _FLAG, "max_window_layers": Rule((int,))}
-ROPE_RULES = {
-    "rope_type": Rule((str,), supported=("default", "linear", "llama3")),
-    "rope_theta": _POSITIVE,
-}
+ROPE_RULES = {"rope_theta": _POSITIVE}
+SHARE_RULE = Rule((int, float), sys.float_info.min, 1)
 LINEAR_RULES = {
     "factor": _POSITIVE,
-    "partial_rotary_factor": Rule((int, float), or_null=True, supported=(None, 1)),
+}
+YARN_RULES = {
+    "factor": dataclasses.replace(_POSITIVE, or_null=True),
+    "attention_factor": dataclasses.replace(_POSITIVE, or_null=True),
+    **dict.fromkeys(
+        ("beta_fast", "beta_slow", "mscale", "mscale_all_dim"),
+        Rule((int, float), 0, or_null=True),
+    ),
+    "truncate": _FLAG,
+    "original_max_position_embeddings": _SIZE,
 }
 LLAMA3_RULES = {
     "factor": _POSITIVE,
     "low_freq_factor": _POSITIVE,
     "high_freq_factor": _POSITIVE,
     "original_max_position_embeddings": _SIZE,
-    "partial_rotary_factor": Rule((int, float), or_null=True, supported=(None, 1)),
 }
 
 
@@ -97,15 +104,32 @@ _GEMMA_RULES = {
     "attn_logit_softcapping": dataclasses.replace(_POSITIVE, or_null=True),
     "final_logit_softcapping": dataclasses.replace(_POSITIVE, or_null=True),
 }
-_BEFORE = {"attention_norm": "input_layernorm", "mlp_norm": "post_attention_layernorm"}
+_TENSORS = {
+    "embedding": ("model.embed_tokens.weight",),
+    "final_norm": ("model.norm.weight",),
+    "head": ("lm_head.weight",),
+    "attention_norm": ("input_layernorm.weight",),
+    "query": ("self_attn.q_proj.weight",),
+    "key": ("self_attn.k_proj.weight",),
+    "value": ("self_attn.v_proj.weight",),
+    "query_bias": ("self_attn.q_proj.bias",),
+    "key_bias": ("self_attn.k_proj.bias",),
+    "value_bias": ("self_attn.v_proj.bias",),
+    "query_norm": ("self_attn.q_norm.weight",),
+    "key_norm": ("self_attn.k_norm.weight",),
+    "out": ("self_attn.o_proj.weight",),
+    "attention_out_norm": (),
+    "mlp_norm": ("post_attention_layernorm.weight",),
+    "gate_up": ("mlp.gate_proj.weight", "mlp.up_proj.weight"),
+    "down": ("mlp.down_proj.weight",),
+    "mlp_out_norm": (),
+}
+"""Llama's tensors for each parameter, without the layer number, in a layer's order."""
 _AFTER = {
-    "attention_out_norm": "post_attention_layernorm",
-    "mlp_out_norm": "post_feedforward_layernorm",
+    "attention_out_norm": ("post_attention_layernorm.weight",),
+    "mlp_out_norm": ("post_feedforward_layernorm.weight",),
 }
-_BOTH = _AFTER | {
-    "attention_norm": "input_layernorm",
-    "mlp_norm": "pre_feedforward_layernorm",
-}
+_BOTH = _AFTER | {"mlp_norm": ("pre_feedforward_layernorm.weight",)}
 _SWITCHES = ("qkv_bias", "qk_norm", "qk_norm_over", "norm_placement", "unit_offset")
 _SWITCHES += ("scale_embedding", "rotary_share")
 _PLAIN = {
@@ -143,24 +167,52 @@ class Family:
     selected by other fields, `always` every layer, `listed` the layers in `layer_types`."""
     period: int = 1
     """Without `layer_types`, the last layer in a period is global, the others slide."""
+    no_rope_interval: int | None = None
+    """Default `no_rope_layer_interval`: one of so many layers has no rotary positions. None for
+    rotary positions in all layers."""
+    rope_types: tuple[str, ...] = ("default", "linear", "llama3", "yarn")
+    """Supported `rope_type`s."""
     rope_theta: float = 1e4
     """Default `rope_theta`."""
+    theta_field: str = "rope_theta"
+    """Field with `rope_theta`, besides `rope_parameters`."""
+    rotary_share: tuple[str, float] | None = None
+    """Name and default of the field with the share of rotary channels, besides
+    `rope_parameters`; None if all channels are rotary."""
     local_rope_theta: float | None = None
     """Default `rope_theta` in layers that slide; None for the same rotation in all layers."""
     switches: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     """`ModelConfig` fields with other values than for Llama."""
     numbers: Mapping[str, tuple[str, float | None]] = dataclasses.field(default_factory=dict)
     """For each `ModelConfig` field, the name and the default in config.json."""
-    tensors: Mapping[str, str] = dataclasses.field(default_factory=lambda: _BEFORE)
-    """Norm names in a layer, by parameter."""
+    tensors: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
+    """Tensor names other than Llama's, by parameter. Parameters of a layer with the same tensor
+    are concatenated along the outputs."""
+    layers: str = "model.layers"
+    """Name of the layers, before the layer number."""
+    fused_by_head: bool = False
+    """Whether a tensor with several parameters has the first head of each, then the second."""
+    transposed: bool = False
+    """Whether a layer's matrices are stored as [inputs, outputs]."""
     rules: Mapping[str, Rule] = dataclasses.field(default_factory=dict)
+
+    @property
+    def tensor_names(self) -> dict[str, tuple[str, ...]]:
+        """Tensor names for each parameter, without the layer number, in a layer's order."""
+        return _TENSORS | dict(self.tensors)
+
+    def tensor(self, kind: str) -> str:
+        """Returns the tensor of a parameter outside the layers."""
+        return self.tensor_names[kind][0]
 
     @property
     def fixed(self) -> dict[str, Any]:
         """The `ModelConfig` fields that the family determines."""
         numbers = {name: None for name in ("attention_cap", "logit_cap", "query_scale")}
         unset = {name: value for name, value in numbers.items() if name not in self.numbers}
-        return _PLAIN | unset | dict(self.switches)
+        fixed = _PLAIN | unset | dict(self.switches)
+        free = () if self.rotary_share is None else ("rotary_share",)
+        return {name: value for name, value in fixed.items() if name not in free}
 
     def holds(self, config: ModelConfig) -> bool:
         """Returns whether the family has a model's architecture."""
@@ -178,7 +230,7 @@ class Family:
             all(getattr(config, name) == value for name, value in self.fixed.items())
             and limits[self.window]
             and rotations <= turns
-            and all(kind.rotary for kind in kinds)
+            and (self.no_rope_interval is not None or all(kind.rotary for kind in kinds))
         )
 
 
@@ -221,6 +273,38 @@ FAMILIES = {
         switches={"qk_norm": True},
         rules={"head_dim": _SIZE, "attention_bias": _NO, **_WINDOWS},
     ),
+    "phi3": Family(
+        "Phi3ForCausalLM",
+        seq_len=4096,
+        norm_epsilon=1e-5,
+        window="always",
+        rope_types=("default",),
+        rotary_share=("partial_rotary_factor", 1.0),
+        tensors={
+            **dict.fromkeys(("query", "key", "value"), ("self_attn.qkv_proj.weight",)),
+            "gate_up": ("mlp.gate_up_proj.weight",),
+        },
+        rules={
+            "original_max_position_embeddings": Rule((int,)),
+            **dict.fromkeys(("resid_pdrop", "embd_pdrop"), _NUMBER),
+        },
+    ),
+    "smollm3": Family(
+        "SmolLM3ForCausalLM",
+        seq_len=32768,
+        num_kv_heads=4,
+        tie_head=True,
+        window="listed",
+        no_rope_interval=4,
+        rope_theta=2e6,
+        rules={
+            "attention_bias": _NO,
+            "mlp_bias": _NO,
+            "use_sliding_window": _FLAG,
+            "no_rope_layers": Rule((list,), or_null=True),
+            "no_rope_layer_interval": _SIZE,
+        },
+    ),
     "olmo2": Family(
         "Olmo2ForCausalLM",
         seq_len=2048,
@@ -262,6 +346,7 @@ FAMILIES = {
         sliding_window=4096,
         window="listed",
         period=6,
+        rope_types=("default", "linear", "llama3"),
         rope_theta=1e6,
         local_rope_theta=1e4,
         switches={
@@ -284,10 +369,3 @@ FAMILIES = {
 def family_of(config: ModelConfig) -> str | None:
     """Returns the first `model_type` with a model's architecture, if any."""
     return next((name for name, family in FAMILIES.items() if family.holds(config)), None)
-
-
-def norm_names(config: ModelConfig) -> Mapping[str, str]:
-    """Returns the norm names in a layer's tensors, by parameter."""
-    named = {"before": _BEFORE, "after": _AFTER, "both": _BOTH}
-    name = family_of(config)
-    return named[config.norm_placement] if name is None else FAMILIES[name].tensors

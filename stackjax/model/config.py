@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Annotated, Literal
 
-from stackjax.model.layer_kind import LayerKind, RopeScaling
+from stackjax.model.layer_kind import LayerKind, RopeScaling, check_rotation
 from stackjax.runtime.constraints import check_fields
 from stackjax.runtime.errors import UserError
 from stackjax.runtime.numbers import Epsilon, Positive
@@ -235,6 +235,7 @@ class ModelConfig:
                 f"{self.head_dim} channels; rotary positions turn pairs of channels, so it "
                 f"must be even."
             )
+        check_rotation(self.rope_theta, self.rope_scaling, "model")
         if self.qk_norm_over != "head" and not self.qk_norm:
             raise UserError(
                 f"model.qk_norm_over is {self.qk_norm_over!r}, which has no effect while "

@@ -27,6 +27,8 @@ KINDS = {
     "olmo2": "olmo2",
     "gemma2": "gemma2",
     "gemma3_text": "gemma3, untied",
+    "phi3": "phi3",
+    "smollm3": "smollm3",
 }
 CLASSES = {kind: transformers.CONFIG_MAPPING[kind] for kind in KINDS}
 OWN_FIELDS = {
@@ -42,6 +44,7 @@ ANYTHING = (None, True, False, 0, 2, -3, 0.5, math.nan, math.inf, "x", [1], {"a"
 """Values of many types; every field is tried with each."""
 DEFAULT = {"rope_type": "default", "rope_theta": 1e4}
 LLAMA3 = folders.LLAMA3
+YARN = folders.YARN
 LLAMA3_OPEN = {k: v for k, v in LLAMA3.items() if k != "original_max_position_embeddings"}
 SLIDES = ["sliding_attention"] * 3
 FULL = ["full_attention"] * 3
@@ -74,6 +77,21 @@ CHANGES = {
         {"rope_type": "proportional"},
         {"rope_type": "dynamic", "factor": 2.0},
         {"rope_type": "yarn", "factor": 4.0},
+        YARN,
+        YARN | {"truncate": False},
+        YARN | {"truncate": None},
+        YARN | {"factor": None},
+        YARN | {"factor": None, "original_max_position_embeddings": 6},
+        YARN | {"attention_factor": 0.7},
+        YARN | {"attention_factor": -1.0},
+        YARN | {"mscale": 0.7, "mscale_all_dim": 2},
+        YARN | {"mscale": 0.7},
+        YARN | {"beta_fast": None, "beta_slow": 0},
+        YARN | {"beta_fast": 0.1},
+        YARN | {"partial_rotary_factor": 0.5},
+        {k: v for k, v in YARN.items() if k != "original_max_position_embeddings"},
+        {"rope_type": "longrope", "short_factor": [1.0, 1.0], "long_factor": [2.0, 2.0]},
+        {"type": "su", "factor": 2.0},
         DEFAULT | {"partial_rotary_factor": 0.5},
         DEFAULT | {"factor": 8.0},
         DEFAULT | {"rope_theta": None},
@@ -109,7 +127,16 @@ CHANGES = {
     "query_pre_attn_scalar": [3.0],
     "rope_interleaved": [True],
     "use_qk_norm": [True],
-    "no_rope_layers": [[0, 0, 0]],
+    "no_rope_layers": [
+        [0, 0, 0],
+        [1, 0, 1],
+        [True, False, True],
+        [1, 1],
+        [1, 1, 0, 0],
+        [1, 2, 0],
+    ],
+    "no_rope_layer_interval": [1, 2, 3],
+    "use_sliding_window": [True],
     "use_bidirectional_attention": [True],
     "text_config": [None, {}, {"hidden_size": 8}, 2],
     "decoder": [None, {}, 2],
@@ -164,6 +191,7 @@ STRICTER = {
     "rms_norm_eps": "0 divides by zero where a position is zero",
     "kv_sharing_modes": "it shares the cache of some layers",
     "attention_dropout": "NaN and infinity are not rates",
+    **dict.fromkeys(("embd_pdrop", "resid_pdrop"), "NaN and infinity are not rates"),
     "initializer_range": "NaN and infinity are not ranges",
 }
 """Fields with values refused only by stackjax although the logits stay equal, with reasons."""

@@ -66,6 +66,10 @@ CASES += [
     ("olmo2", "width_split(embed=2, mlp=3/2, heads=2, noise=0.3) + depth_zero(2)"),
     ("olmo2", "width_zero(embed=2, mlp=2)"),
     ("qwen2, window in upper layers", "depth_zero(factor=2, order=stack, rest=fresh)"),
+    ("phi3", "width_split(embed=2, mlp=2, heads=2, split=uneven)"),
+    ("phi3, partly rotary, window", "width_zero(embed=2, mlp=2, heads=2)"),
+    ("smollm3, windows", "depth_zero(factor=2)"),
+    ("qwen3, yarn", "width_split(embed=2, mlp=3/2, heads=2, noise=0.3) + depth_zero(2)"),
 ]
 
 
@@ -229,7 +233,8 @@ import jax
 from stackjax.growth import parse_growth
 from stackjax.interop.folder import read_lineage, write_folder
 from stackjax.interop.grow_folder import grown_infos, grown_tensors
-from stackjax.interop.huggingface import read_folder, slots_by_kind
+from stackjax.interop.huggingface import read_folder
+from stackjax.interop.slots import slots_by_kind
 
 
 def anonymous_memory():
@@ -266,7 +271,7 @@ source, growth = read_folder(Path(sys.argv[2])), parse_growth(sys.argv[3])
 parameters = {}
 target = growth.target_config(source.model)
 for config, held in ((source.model, source.tensors), (target, infos)):
-    for kind, stored in slots_by_kind(config).items():
+    for kind, stored in slots_by_kind(config, source.model_type).items():
         num_bytes = sum(held[slot.name].num_bytes for slot in stored)
         parameters[kind] = parameters.get(kind, 0) + num_bytes
 print(peak[0] - before, max(parameters.values()))

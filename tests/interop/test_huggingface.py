@@ -401,14 +401,15 @@ UNSUPPORTED = {
     "biases": ({"attention_bias": True}, "attention_bias True"),
     "mlp biases": ({"mlp_bias": True}, "mlp_bias True"),
     "quantized": ({"quantization_config": {"bits": 4}}, "quantization_config"),
-    "yarn": (
-        {"rope_parameters": {"rope_type": "yarn", "factor": 4.0}},
-        "rope_type 'yarn'",
+    "dynamic": (
+        {"rope_parameters": {"rope_type": "dynamic", "factor": 4.0}},
+        "rope_type 'dynamic'",
     ),
-    "yarn in rope_scaling": (
-        {"rope_parameters": None, "rope_scaling": {"type": "yarn", "factor": 4.0}},
-        "rope_type 'yarn'",
+    "longrope in rope_scaling": (
+        {"rope_parameters": None, "rope_scaling": {"type": "longrope", "factor": 4.0}},
+        "rope_type 'longrope'",
     ),
+    "yarn without factor": ({"rope_parameters": {"rope_type": "yarn"}}, "lacks factor"),
     "partial rotation": (
         {"rope_parameters": folders.LLAMA3 | {"partial_rotary_factor": 0.5}},
         "partial_rotary_factor 0.5",
