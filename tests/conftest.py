@@ -176,6 +176,34 @@ KINDS = {
             method="yarn",
         ),
     ),
+    "like gpt-neox": tiny_model(
+        norm="layer",
+        num_kv_heads=4,
+        parallel_residual=True,
+        qkv_bias=True,
+        out_bias=True,
+        mlp_bias=True,
+        gated=False,
+        activation="gelu",
+        rotary_share=0.7,
+    ),
+    "like gpt-2": tiny_model(
+        norm="layer",
+        norm_epsilon=1e-3,
+        positions="learned",
+        max_seq_len=9,
+        num_kv_heads=4,
+        qkv_bias=True,
+        out_bias=True,
+        mlp_bias=True,
+        gated=False,
+        activation="gelu_tanh",
+        tie_head=True,
+    ),
+    "biases and RMSNorm": tiny_model(out_bias=True, mlp_bias=True, parallel_residual=True),
+    "LayerNorm after": tiny_model(
+        norm="layer", norm_placement="both", out_bias=True, unit_offset=True, gated=False
+    ),
     "partly rotary": tiny_model(rotary_share=0.7, activation="gelu", unit_offset=True),
 }
 

@@ -84,12 +84,23 @@ class MomentStarts:
         return dataclasses.replace(self, axes=_sorted(known))
 
     def after_freezing(
-        self, trained_layers: Sequence[bool], now: int, *, has_frozen_embedding: bool
+        self,
+        trained_layers: Sequence[bool],
+        now: int,
+        *,
+        has_frozen_embedding: bool,
+        has_positions: bool = False,
     ) -> "MomentStarts":
-        """Returns the moment starts after frozen layers have lost their moments."""
+        """Returns the moment starts after frozen layers have lost their moments.
+
+        Args:
+          has_positions: Whether there are learned positions, which are frozen, too.
+        """
         known = dict(self.axes)
         before = known.get("layers", (0,) * len(trained_layers))
         known["layers"] = tuple(np.where(trained_layers, before, now).tolist())
+        if has_positions:
+            known["positions"] = (now,)  # one count for all
         embedding = now if has_frozen_embedding else self.embedding
         return MomentStarts(axes=_sorted(known), embedding=embedding)
 
@@ -101,7 +112,8 @@ def learns(
     if "layers" in names.stacked:
         trained = jnp.array(trained_layers, jnp.float32)
         return along(trained, names.names.index("layers"), len(names.names))
-    return 0.0 if names.reads == ("vocab",) and not has_tied_head else 1.0
+    frozen = [("positions",)] if has_tied_head else [("vocab",), ("positions",)]
+    return 0.0 if names.reads in frozen else 1.0
 
 
 def _int32(counts: Any) -> Any:

@@ -39,14 +39,11 @@ _PEAK_FLOPS = {
 def num_params(config: ModelConfig) -> int:
     """Returns the number of parameters, without vocabulary padding.
 
-    Embedding, untied head and norms are included.
+    Embeddings, untied head, norms and biases are included.
     """
     tables = 1 if config.tie_head else 2
-    return (
-        tables * config.vocab_size * config.embed_dim
-        + num_layer_params(config)
-        + config.embed_dim
-    )
+    rows = tables * config.vocab_size + (config.max_seq_len or 0) + _norm_vectors(config)
+    return rows * config.embed_dim + num_layer_params(config)
 
 
 def num_layer_params(config: ModelConfig) -> int:
@@ -62,14 +59,15 @@ def flops_6nd(config: ModelConfig, trained: Sequence[bool] | None = None) -> int
     counts the layers once for each loop.
 
     Args:
-      trained: Whether each layer trains; None for all. The embedding and frozen layers below
-        the first trained layer cost 2 FLOPs per parameter (forward pass only), frozen layers
+      trained: Whether each layer trains; None for all. Embeddings and frozen layers below the
+        first trained layer cost 2 FLOPs per parameter (forward pass only), frozen layers
         above cost 4.
     """
     passes = _passes(config, trained)
     frozen = 0
-    if trained is not None and not config.tie_head:
-        frozen = 4 * config.vocab_size * config.embed_dim
+    if trained is not None:
+        rows = (0 if config.tie_head else config.vocab_size) + (config.max_seq_len or 0)
+        frozen = 4 * rows * config.embed_dim
     frozen += sum(2 * (3 - count) for count in passes) * _layer_params(config)
     looped = (config.loops - 1) * num_layer_params(config)
     return 6 * (num_params(config) + looped) - frozen
@@ -84,11 +82,11 @@ def matmul_flops(
 
       L (2 D H (2 N + 2 K) + 6 D F + 4 T N H) + 2 D V
 
-    FLOPs for projections, SwiGLU, attention and head; in a layer with a window, T in 4 T N H is
-    at most the window. The backward pass has two products for
-    each forward product, so the total is three times as much. Attention counts as a full T x T
-    product, without the saving from the causal mask. The embedding lookup, rematerialization
-    and vocabulary padding do not count.
+    FLOPs for projections, SwiGLU, attention and head; an MLP without a gate has 4 D F, and in a
+    layer with a window, T in 4 T N H is at most the window. The backward pass has two products
+    for each forward product, so the total is three times as much. Attention counts as a full
+    T x T product, without the saving from the causal mask. The embedding lookup,
+    rematerialization and vocabulary padding do not count.
 
     Args:
       seq_len: Tokens in each sequence (T).
@@ -139,19 +137,29 @@ def _passes(config: ModelConfig, trained: Sequence[bool] | None) -> list[int]:
 
 def _layer_params(config: ModelConfig) -> int:
     norms = (4 if config.norm_placement == "both" else 2) * config.embed_dim
+    norms *= _norm_vectors(config)
     if config.qk_norm:
         normed_heads = 2
         if config.qk_norm_over == "all_heads":
             normed_heads = config.num_heads + config.num_kv_heads
         norms += normed_heads * config.head_dim
     biased_heads = config.num_heads + 2 * config.num_kv_heads if config.qkv_bias else 0
-    return _layer_weights(config) + norms + biased_heads * config.head_dim
+    biases = biased_heads * config.head_dim + config.out_bias * config.embed_dim
+    if config.mlp_bias:
+        biases += config.embed_dim + (2 if config.gated else 1) * config.mlp_dim
+    return _layer_weights(config) + norms + biases
+
+
+def _norm_vectors(config: ModelConfig) -> int:
+    """Returns the number of vectors in a norm: a gain, and LayerNorm's bias."""
+    return 2 if config.norm == "layer" else 1
 
 
 def _layer_weights(config: ModelConfig) -> int:
-    """Returns the matrix entries in a layer: attention and SwiGLU."""
+    """Returns the matrix entries in a layer: attention and MLP."""
     heads = 2 * config.num_heads + 2 * config.num_kv_heads
-    return config.embed_dim * (heads * config.head_dim + 3 * config.mlp_dim)
+    of_unit = 3 if config.gated else 2
+    return config.embed_dim * (heads * config.head_dim + of_unit * config.mlp_dim)
 
 
 def describe(model: ModelConfig) -> str:
@@ -160,7 +168,14 @@ def describe(model: ModelConfig) -> str:
     base = model.completep
     completep = f", CompleteP {base.base_layers} x {base.base_embed_dim}" if base else ""
     counts = collections.Counter(str(kind) for kind in model.kinds if model.pattern)
-    kinds = "".join(f", {count} {kind}" for kind, count in counts.items())
+    switches = {
+        "LayerNorm": model.norm == "layer",
+        "parallel": model.parallel_residual,
+        "no gate": not model.gated,
+        f"{model.max_seq_len} learned positions": model.positions == "learned",
+    }
+    kinds = "".join(f", {name}" for name, is_on in switches.items() if is_on)
+    kinds += "".join(f", {count} {kind}" for kind, count in counts.items())
     return (
         f"{model.num_layers} layers {loops}x {model.embed_dim} channels, {model.num_heads}/"
         f"{model.num_kv_heads} heads, {model.mlp_dim} units{completep}{kinds}"

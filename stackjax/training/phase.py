@@ -328,7 +328,10 @@ def with_moment_starts(phases: Sequence[Phase]) -> tuple[Phase, ...]:
             starts, updates = MomentStarts(), 0
         elif before.trained_layers is not None and not phase.part:
             starts = starts.after_freezing(
-                before.trained_layers, updates, has_frozen_embedding=not before.model.tie_head
+                before.trained_layers,
+                updates,
+                has_frozen_embedding=not before.model.tie_head,
+                has_positions=before.model.positions == "learned",
             )
         if phase.optimizer_state != "reset" and phase.growth is not None:
             keeps = phase.optimizer_state == "keep"
