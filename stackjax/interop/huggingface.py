@@ -86,9 +86,10 @@ def read_folder(path: Path) -> Folder:
             f"{path} has {_ADAPTER}, and transformers would load the adapter; merge the "
             f"adapter into the weights, or remove this file."
         )
-    tensors = Tensors(path)
     kind = fields["model_type"]
-    config = dataclasses.replace(config, tie_head=_is_tied(config, tensors, FAMILIES[kind]))
+    family = FAMILIES[kind]
+    tensors = Tensors(path, family.renamed, family.ignored)
+    config = dataclasses.replace(config, tie_head=_is_tied(config, tensors, family))
     check_tensors(tensors, config, kind, str(path))
     return Folder(path, path.resolve().name, fields, config, tensors)
 

@@ -29,6 +29,8 @@ KINDS = {
     "gemma3_text": "gemma3, untied",
     "phi3": "phi3",
     "smollm3": "smollm3",
+    "gpt_neox": "gpt_neox",
+    "gpt2": "gpt2, untied",
 }
 CLASSES = {kind: transformers.CONFIG_MAPPING[kind] for kind in KINDS}
 OWN_FIELDS = {
@@ -108,6 +110,21 @@ CHANGES = {
         {k: v for k, v in LLAMA3.items() if k != "factor"},
     ],
     "partial_rotary_factor": [0.5, 1.0],
+    "rotary_pct": [0.5, 1.0, 2],
+    "rotary_emb_base": [50.0, "x"],
+    "layer_norm_eps": [1e-2, 0.0, "x"],
+    "use_parallel_residual": [False, None],
+    "n_embd": [16, 32],
+    "n_head": [2, 3],
+    "n_layer": [2],
+    "n_positions": [LENGTH - 4, 30],
+    "n_inner": [None, 64, 8],
+    "layer_norm_epsilon": [1e-2, ABSENT],
+    "activation_function": ["gelu_fast", "relu", ABSENT],
+    "scale_attn_weights": [False],
+    "scale_attn_by_inverse_layer_idx": [True],
+    "reorder_and_upcast_attn": [True],
+    "add_cross_attention": [True],
     "sliding_window": [4, LENGTH, 10**7, "4", ABSENT],
     "is_causal": [False, True, None, 0],
     "pad_token_id": [5, -1, 300],
@@ -191,7 +208,9 @@ STRICTER = {
     "rms_norm_eps": "0 divides by zero where a position is zero",
     "kv_sharing_modes": "it shares the cache of some layers",
     "attention_dropout": "NaN and infinity are not rates",
-    **dict.fromkeys(("embd_pdrop", "resid_pdrop"), "NaN and infinity are not rates"),
+    **dict.fromkeys(
+        ("embd_pdrop", "resid_pdrop", "attn_pdrop"), "NaN and infinity are not rates"
+    ),
     "initializer_range": "NaN and infinity are not ranges",
 }
 """Fields with values refused only by stackjax although the logits stay equal, with reasons."""
@@ -236,9 +255,14 @@ class ValidFolder:
         self.path = path
         fields = json.loads((path / "config.json").read_text())
         # The context is as long as the tested text.
-        self.fields = fields | {"max_position_embeddings": LENGTH}
+        length = "n_positions" if "n_positions" in fields else "max_position_embeddings"
+        self.fields = fields | {length: LENGTH}
         (path / "config.json").write_text(json.dumps(self.fields))
-        self.weights = {n: tensor.double() for n, tensor in folders.weights(path).items()}
+        self.weights = {
+            # The name in the network of GPT-NeoX.
+            name.replace("embed_out", "lm_head"): tensor.double()
+            for name, tensor in folders.weights(path).items()
+        }
         self.model = read_folder(path).model
         logits = transformers_logits(self.fields, self.weights)
         assert logits is not None
