@@ -457,6 +457,8 @@ FAMILIES = {
         ignored=(".attn.bias", ".attn.masked_bias"),
         rules={
             "intermediate_size": _SIZE_OR_NULL,
+            **dict.fromkeys(("rope_parameters", "rope_scaling"), Rule(supported=(None, {}))),
+            "attribute_map": Rule(supported=()),
             "scale_attn_weights": Rule((bool,), supported=(True,)),
             "scale_attn_by_inverse_layer_idx": _NO,
             "reorder_and_upcast_attn": _FLAG,

@@ -209,8 +209,12 @@ STRICTER = {
     "kv_sharing_modes": "it shares the cache of some layers",
     "attention_dropout": "NaN and infinity are not rates",
     **dict.fromkeys(
-        ("embd_pdrop", "resid_pdrop", "attn_pdrop"), "NaN and infinity are not rates"
+        ("embd_pdrop", "resid_pdrop", "attn_pdrop", "summary_first_dropout"),
+        "NaN and infinity are not rates",
     ),
+    **dict.fromkeys(("hidden_dropout", "classifier_dropout"), "NaN is no rate"),
+    "add_cross_attention": "layers without an input",
+    "pad_token_id": "no token of the vocabulary",
     "initializer_range": "NaN and infinity are not ranges",
 }
 """Fields with values refused only by stackjax although the logits stay equal, with reasons."""
@@ -245,7 +249,9 @@ def kind(request):
 @pytest.fixture(scope="module")
 def folder(kind, tmp_path_factory):
     """A valid folder of the model family."""
-    return ValidFolder(folders.write(tmp_path_factory.mktemp(kind), KINDS[kind]))
+    # Learned positions are a tensor; other folders get the length below.
+    changes = {"n_positions": LENGTH} if kind == "gpt2" else {}
+    return ValidFolder(folders.write(tmp_path_factory.mktemp(kind), KINDS[kind], **changes))
 
 
 class ValidFolder:
