@@ -326,5 +326,7 @@ def _new_fields(config: ModelConfig, seq_len: int) -> dict[str, Any]:
         "max_position_embeddings": seq_len,
         "bos_token_id": None,
         "eos_token_id": None,
+        # The class's default may not be in the vocabulary.
+        "pad_token_id": None,
         **({} if config.positions == "learned" else write_rope({}, family, config)),
     }

@@ -295,7 +295,7 @@ class Family:
         """Returns whether the family has a model's architecture."""
         kinds = set(config.kinds)
         windows = {kind.window for kind in kinds} - {None}
-        rotations = {kind.angles for kind in kinds}
+        rotations = {kind.angles for kind in kinds if kind.rotary}
         limits = {
             "cache": not windows,
             "always": len({kind.window for kind in kinds}) == 1,

@@ -178,10 +178,11 @@ def _parts(kind: str, layer: int, axes: Mapping[str, Axes], family: Family) -> I
             yield Slot(kind, tensor, layer, half, dataclasses.replace(own, fused=()), family)
         return
     sharing = [other for other in axes if names[other] == tensors]
-    outputs, index = (), 0
+    slot = Slot(kind, tensors[0], layer, None, own, family)
     if len(sharing) > 1:
-        outputs, index = tuple(axes[other].writes for other in sharing), sharing.index(kind)
-    yield Slot(kind, tensors[0], layer, None, own, family, outputs, index)
+        outputs = tuple(axes[other].writes for other in sharing)
+        slot = dataclasses.replace(slot, outputs=outputs, index=sharing.index(kind))
+    yield slot
 
 
 def slots_by_kind(config: ModelConfig, model_type: str) -> dict[str, list[Slot]]:

@@ -98,6 +98,14 @@ PATTERN = {"num_layers": 5, "pattern": (LayerKind(window=3), LayerKind(rotary=Fa
 OF_KINDS = [
     (mesh, accumulate, fields | PATTERN) for mesh, accumulate, fields in (WAYS[0], *WAYS[3:7:3])
 ]
+LIKE_GPT2 = {
+    "norm": "layer",
+    "positions": "learned",
+    "max_seq_len": 8,
+    "gated": False,
+    **dict.fromkeys(("qkv_bias", "out_bias", "mlp_bias", "parallel_residual"), True),
+}
+OF_GPT2 = [(mesh, accumulate, fields | LIKE_GPT2) for mesh, accumulate, fields in WAYS[::3]]
 LOOPED = [
     (mesh, accumulate, fields | {"loops": 3})
     for mesh, accumulate, fields in (WAYS[0], WAYS[3], WAYS[4], WAYS[7])
@@ -105,10 +113,13 @@ LOOPED = [
 
 
 @pytest.mark.sample(6)
-@pytest.mark.parametrize(("mesh", "accumulate", "fields"), [*WAYS, *LOOPED, *OF_KINDS])
+@pytest.mark.parametrize(
+    ("mesh", "accumulate", "fields"), [*WAYS, *LOOPED, *OF_KINDS, *OF_GPT2]
+)
 def test_mesh_and_accumulation_do_not_change_loss_and_gradient(mesh, accumulate, fields):
     loss, grads = loss_and_grads(mesh, accumulate, fields)
-    shape = {name: fields[name] for name in ("loops", *PATTERN) if name in fields}
+    names = ("loops", *PATTERN, *LIKE_GPT2)
+    shape = {name: fields[name] for name in names if name in fields}
     expected_loss, expected = expected_loss_and_grads(**shape)
     # The same float32 sums in another order, on up to eight devices.
     assert float(loss) == pytest.approx(float(expected_loss), rel=1e-5)
