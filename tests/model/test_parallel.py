@@ -13,6 +13,7 @@ from conftest import phase_of, random_batch, random_params, tiny_model
 from stackjax import model
 from stackjax.data.batch import Batch
 from stackjax.data.device import batch_sharding
+from stackjax.model.config import EXECUTION
 from stackjax.model.layer_kind import LayerKind
 from stackjax.sharding.config import MeshConfig
 from stackjax.sharding.mesh import build_mesh
@@ -44,7 +45,8 @@ def loss_and_grads(mesh_config, accumulate, fields):
     config, tx = dataclasses.replace(CONFIG, **fields), keep_gradient()
     phase = phase_of(config)
     step = jax.jit(functools.partial(train_step, phase, tx, 1e-2, phase.step_inputs))
-    shaped = dataclasses.replace(CONFIG, num_layers=config.num_layers)
+    execution = {name: getattr(CONFIG, name) for name in EXECUTION}
+    shaped = dataclasses.replace(config, loops=1, pattern=(), **execution)
     params, batch = random_params(shaped), batch_of(accumulate)
     if mesh_config is None:
         params = jax.device_put(params)
@@ -124,7 +126,9 @@ def test_mesh_and_accumulation_do_not_change_loss_and_gradient(mesh, accumulate,
     # The same float32 sums in another order, on up to eight devices.
     assert float(loss) == pytest.approx(float(expected_loss), rel=1e-5)
     for leaf, other in zip(jax.tree.leaves(grads), jax.tree.leaves(expected), strict=True):
-        np.testing.assert_allclose(leaf, other, rtol=0, atol=1e-5 * np.abs(other).max())
+        # Without rotation, the bias of keys has no gradient: only roundings.
+        bound = max(1e-5 * np.abs(other).max(), 1e-7)
+        np.testing.assert_allclose(leaf, other, rtol=0, atol=bound)
 
 
 @pytest.mark.slow
