@@ -29,12 +29,16 @@ def standard(config, params):
     logits = base.base_embed_dim / config.embed_dim
     query = np.sqrt(base.base_head_dim / config.head_dim)
     layers = dict(params["layers"])
-    for name in ("out", "down"):
-        layers[name] = layers[name] * branch
+    for name in ("out", "down", "out_bias", "down_bias"):
+        if name in layers:
+            layers[name] = layers[name] * branch
     # Norms remove the scale of their inputs.
     for name in ("query_norm",) if config.qk_norm else ("query", "query_bias"):
         if name in layers:
             layers[name] = layers[name] * query
     last = "final_norm" if config.tie_head else "head"
     plain = dataclasses.replace(config, completep=None)
-    return plain, {**params, "layers": layers, last: params[last] * logits}
+    scaled = {last: params[last] * logits}
+    if config.tie_head and "final_norm_bias" in params:
+        scaled["final_norm_bias"] = params["final_norm_bias"] * logits
+    return plain, {**params, "layers": layers, **scaled}

@@ -165,6 +165,46 @@ KINDS = {
         query_scale=10.0,
     ),
     "like olmo": tiny_model(qk_norm=True, qk_norm_over="all_heads", norm_placement="after"),
+    "yarn": tiny_model(
+        head_dim=8,
+        rope_theta=100.0,
+        rope_scaling=RopeScaling(
+            factor=4.0,
+            low_freq_factor=0.3,
+            high_freq_factor=2.0,
+            original_seq_len=20,
+            attention_factor=0.8,
+            method="yarn",
+        ),
+    ),
+    "like gpt-neox": tiny_model(
+        norm="layer",
+        num_kv_heads=4,
+        parallel_residual=True,
+        qkv_bias=True,
+        out_bias=True,
+        mlp_bias=True,
+        gated=False,
+        activation="gelu",
+        rotary_share=0.7,
+    ),
+    "like gpt-2": tiny_model(
+        norm="layer",
+        norm_epsilon=1e-3,
+        positions="learned",
+        max_seq_len=9,
+        num_kv_heads=4,
+        qkv_bias=True,
+        out_bias=True,
+        mlp_bias=True,
+        gated=False,
+        activation="gelu_tanh",
+        tie_head=True,
+    ),
+    "biases and RMSNorm": tiny_model(out_bias=True, mlp_bias=True, parallel_residual=True),
+    "LayerNorm after": tiny_model(
+        norm="layer", norm_placement="both", out_bias=True, unit_offset=True, gated=False
+    ),
     "partly rotary": tiny_model(rotary_share=0.7, activation="gelu", unit_offset=True),
 }
 

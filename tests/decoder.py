@@ -23,17 +23,22 @@ class NumpyDecoder:
         xs = [self.params["embedding"][token] for token in tokens]
         if self.config.scale_embedding:
             xs = [x * math.sqrt(self.config.embed_dim) for x in xs]
+        if self.config.positions == "learned":
+            xs = self.joined(xs, [self.params["position_embedding"][p] for p in positions])
         pattern = self.config.pattern or (LayerKind(),)
         for i in range(self.config.num_layers * self.config.loops):
             i %= self.config.num_layers
             layer = self.layer(i)
             hs = [self.norm_if(layer, "attention_norm", x) for x in xs]
             outs = self.attention(layer, pattern[i % len(pattern)], hs, positions, segments)
+            before = xs
             xs = self.joined(xs, [self.norm_if(layer, "attention_out_norm", y) for y in outs])
+            seen = before if self.config.parallel_residual else xs
             feed = self.experts if "router" in layer else self.mlp
-            outs = [feed(layer, self.norm_if(layer, "mlp_norm", x)) for x in xs]
+            outs = [feed(layer, self.norm_if(layer, "mlp_norm", x)) for x in seen]
             xs = self.joined(xs, [self.norm_if(layer, "mlp_out_norm", y) for y in outs])
-        xs = [self.norm(x, self.params["final_norm"]) for x in xs]
+        bias = self.params.get("final_norm_bias")
+        xs = [self.norm(x, self.params["final_norm"], bias) for x in xs]
         tied = self.config.tie_head
         head = self.params["embedding"].T if tied else self.params["head"]
         logits = np.stack([capped(x @ head, self.config.logit_cap) for x in xs])
@@ -78,18 +83,30 @@ class NumpyDecoder:
     def joined(xs, outs):
         return [x + out for x, out in zip(xs, outs, strict=True)]
 
-    def norm(self, x, gain):
+    def norm(self, x, gain, bias=None):
         gain = gain + 1 if self.config.unit_offset else gain
+        if self.config.norm == "layer":
+            deviation = math.sqrt(np.var(x) + self.config.norm_epsilon)
+            return (x - np.mean(x)) / deviation * gain + bias
         return x / math.sqrt(np.mean(x * x) + self.config.norm_epsilon) * gain
 
     def norm_if(self, layer, name, x):
         """Returns the norm, or the same array in a layer without it."""
         has = {"before": ("_norm",), "after": ("_out_norm",), "both": ("_norm", "_out_norm")}
         suffix = "_out_norm" if name.endswith("_out_norm") else "_norm"
-        return self.norm(x, layer[name]) if suffix in has[self.config.norm_placement] else x
+        if suffix not in has[self.config.norm_placement]:
+            return x
+        return self.norm(x, layer[name], layer.get(f"{name}_bias"))
 
     def rotate(self, x, position, kind):
         rotated, half = x.copy(), int(len(x) * self.config.rotary_share) // 2
+        scaling = (self.config if kind.rope_theta is None else kind).rope_scaling
+        if self.config.positions == "learned":
+            return x
+        if kind.rotary and scaling is not None and scaling.method == "yarn":
+            factor = scaling.attention_factor or 1 + math.log(scaling.factor) / 10
+            rotated[: 2 * half] *= factor
+            x = rotated.copy()
         for i in range(half if kind.rotary else 0):
             angle = position * self.frequency(i / half, kind)
             rotated[i] = x[i] * math.cos(angle) - x[half + i] * math.sin(angle)
@@ -104,6 +121,9 @@ class NumpyDecoder:
             return frequency
         if scaling.method == "linear":
             return frequency / scaling.factor
+        if scaling.method == "yarn":
+            kept = yarn_share(fraction, scaling, of.rope_theta, self.config.rotary_dim)
+            return frequency * (kept + (1 - kept) / scaling.factor)
         wavelength = 2 * math.pi / frequency
         if wavelength < scaling.original_seq_len / scaling.high_freq_factor:
             return frequency
@@ -146,12 +166,31 @@ class NumpyDecoder:
                 weights = np.exp(capped(scores, self.config.attention_cap))
                 mixed = sum(w * values[s][n] for w, s in zip(weights, seen, strict=True))
                 out += mixed / weights.sum() @ layer["out"][n]
-            outs.append(out)
+            outs.append(out + layer.get("out_bias", 0))
         return outs
 
     def mlp(self, layer, h):
-        gate, value = h @ layer["gate_up"][:, 0], h @ layer["gate_up"][:, 1]
-        return ACTIVATIONS[self.config.activation](gate) * value @ layer["down"]
+        activation = ACTIVATIONS[self.config.activation]
+        if not self.config.gated:
+            units = activation(h @ layer["up"] + layer.get("up_bias", 0))
+        else:
+            biases = layer.get("gate_up_bias", (0, 0))
+            gate, value = (h @ layer["gate_up"][:, i] + biases[i] for i in range(2))
+            units = activation(gate) * value
+        return units @ layer["down"] + layer.get("down_bias", 0)
+
+
+def yarn_share(fraction, scaling, theta, channels):
+    """Returns the share of a frequency that YaRN keeps (arXiv:2309.00071)."""
+    first, last = (
+        channels / 2 * math.log(scaling.original_seq_len / 2 / math.pi / turns, theta)
+        for turns in (scaling.high_freq_factor, scaling.low_freq_factor)
+    )
+    if scaling.truncate:
+        first, last = math.floor(first), math.ceil(last)
+    first, last = max(first, 0), min(last, channels - 1)
+    last += 0.001 if first == last else 0
+    return 1 - min(max((fraction * channels / 2 - first) / (last - first), 0), 1)
 
 
 def capped(x, cap):

@@ -29,6 +29,14 @@ LLAMA3 = {
     "high_freq_factor": 2.0,
     "original_max_position_embeddings": 20,
 }
+YARN = {
+    "rope_type": "yarn",
+    "rope_theta": 100.0,
+    "factor": 4.0,
+    "beta_fast": 2.0,
+    "beta_slow": 0.3,
+    "original_max_position_embeddings": 20,
+}
 GEMMA = {"head_dim": 6, "sliding_window": 5, "query_pre_attn_scalar": 10, "pad_token_id": 0}
 FOLDERS = {
     "llama": ("Llama", {}, "float32"),
@@ -38,6 +46,60 @@ FOLDERS = {
         "float32",
     ),
     "llama, bfloat16": ("Llama", {"rms_norm_eps": 1e-5}, "bfloat16"),
+    "llama, yarn": (
+        "Llama",
+        {"hidden_size": 32, "rope_parameters": YARN | {"attention_factor": 0.8}},
+        "float32",
+    ),
+    "qwen3, yarn": (
+        "Qwen3",
+        {"head_dim": 10, "rope_parameters": YARN | {"truncate": False}},
+        "float32",
+    ),
+    "qwen2, yarn": (
+        "Qwen2",
+        {"rope_parameters": YARN | {"mscale": 0.7, "mscale_all_dim": 1.3, "factor": 6}},
+        "float32",
+    ),
+    "phi3": ("Phi3", {"pad_token_id": 0, "rms_norm_eps": 1e-4}, "float32"),
+    "phi3, partly rotary, window": (
+        "Phi3",
+        {
+            "pad_token_id": 0,
+            "hidden_size": 24,
+            "hidden_act": "gelu",
+            "sliding_window": 5,
+            "tie_word_embeddings": True,
+            "rope_parameters": {
+                "rope_type": "default",
+                "rope_theta": 100.0,
+                "partial_rotary_factor": 0.7,
+            },
+        },
+        "bfloat16",
+    ),
+    "smollm3": (
+        "SmolLM3",
+        {
+            "num_hidden_layers": 3,
+            "no_rope_layer_interval": 2,
+            "tie_word_embeddings": False,
+            "pad_token_id": 0,
+        },
+        "float32",
+    ),
+    "smollm3, windows": (
+        "SmolLM3",
+        {
+            "num_hidden_layers": 4,
+            "no_rope_layers": [1, 0, 1, 0],
+            "use_sliding_window": True,
+            "sliding_window": 5,
+            "rope_parameters": YARN,
+            "pad_token_id": 0,
+        },
+        "bfloat16",
+    ),
     "llama, float64": ("Llama", {}, "float64"),
     "mistral, wide heads": ("Mistral", {"head_dim": 6, "sliding_window": None}, "float32"),
     "mistral, float16": ("Mistral", {"sliding_window": 2**20}, "float16"),
@@ -84,6 +146,44 @@ FOLDERS = {
         "bfloat16",
     ),
     "gemma3, untied": ("Gemma3Text", GEMMA | {"tie_word_embeddings": False}, "float32"),
+    "gpt_neox": (
+        "GPTNeoX",
+        {
+            "num_key_value_heads": 4,
+            "layer_norm_eps": 1e-3,
+            "rope_parameters": {
+                "rope_type": "default",
+                "rope_theta": 100.0,
+                "partial_rotary_factor": 0.5,
+            },
+        },
+        "float32",
+    ),
+    "gpt_neox, in turn, tied, yarn": (
+        "GPTNeoX",
+        {
+            "hidden_size": 32,
+            "hidden_act": "gelu_new",
+            "use_parallel_residual": False,
+            "attention_bias": False,
+            "tie_word_embeddings": True,
+            "rope_parameters": YARN | {"partial_rotary_factor": 0.75},
+        },
+        "float16",
+    ),
+    "gpt2": ("GPT2", {"n_positions": 25, "layer_norm_epsilon": 1e-3, "n_inner": 20}, "float32"),
+    "gpt2, untied": (
+        "GPT2",
+        {
+            "n_positions": 30,
+            "activation_function": "gelu",
+            "tie_word_embeddings": False,
+            "bos_token_id": 1,
+            "eos_token_id": 2,
+        },
+        "bfloat16",
+    ),
+    "llama, biases": ("Llama", {"attention_bias": True, "mlp_bias": True}, "float32"),
     "qwen3": ("Qwen3", {"head_dim": 6}, "float32"),
     "qwen3, tied, other base": (
         "Qwen3",
@@ -101,11 +201,13 @@ FOLDERS = {
 def write(path: Path, name: str, num_shards: int = 1, **changes) -> Path:
     """Writes a folder from `FOLDERS`, with logits near 1."""
     family, fields, dtype = FOLDERS[name]
-    config = getattr(transformers, f"{family}Config")(**SIZES | fields | changes)
+    values = SIZES | fields | changes
+    config = getattr(transformers, f"{family}Config")(**values)
     torch.manual_seed(0)
-    network = getattr(transformers, f"{family.removesuffix('Text')}ForCausalLM")(config)
+    head = "LMHeadModel" if family == "GPT2" else "ForCausalLM"
+    network = getattr(transformers, f"{family.removesuffix('Text')}{head}")(config)
     for kind, weight in network.named_parameters():
-        if kind.endswith("norm.weight"):
+        if kind.endswith(("norm.weight", "ln_1.weight", "ln_2.weight", "ln_f.weight")):
             low = -0.5 if family.startswith("Gemma") else 0.5  # Gemma adds 1
             torch.nn.init.uniform_(weight, low, low + 1)
         else:
@@ -136,7 +238,9 @@ def logits(path: Path, dtype: str = "float32") -> np.ndarray:
     if dtype != "float64":
         return network(torch.tensor(tokens())).logits.double().numpy()
     for name, module in list(network.named_modules()):
-        if name.endswith(("norm", "layernorm")):
+        if isinstance(module, torch.nn.LayerNorm):
+            module.double()  # computes in the type of its input
+        elif name.endswith(("norm", "layernorm")):
             # The norms in transformers compute in float32; PyTorch's norms do not.
             shape = tuple(module.weight.shape)
             epsilon = getattr(module, "variance_epsilon", None) or module.eps

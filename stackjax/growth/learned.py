@@ -12,7 +12,7 @@ from stackjax.growth.axis_map import AxisMap
 from stackjax.growth.base import Fit, Growth, Order
 from stackjax.growth.depth import Factor, Stack
 from stackjax.growth.values import key_for
-from stackjax.growth.width import Ratio, WidthSplit
+from stackjax.growth.width import Ratio, WidthGrowth, WidthSplit
 from stackjax.model.config import ModelConfig, axis_size
 from stackjax.runtime.errors import UserError
 from stackjax.runtime.numbers import Positive, Size
@@ -71,7 +71,8 @@ class Learn(Growth):
         if source.num_experts:
             raise UserError(f"{self} has no maps for experts; grow before upcycle.")
         layers = Stack(self.factor).axis_maps(source) if self.factor > 1 else {}
-        return layers | self._width().axis_maps(source)
+        # The maps preserve no function, so a fractional ratio is possible with LayerNorm, too.
+        return layers | WidthGrowth.axis_maps(self._width(), source)
 
     def source_config(self, target: ModelConfig) -> ModelConfig:
         return self._width().source_config(Stack(self.factor).source_config(target))
@@ -142,7 +143,7 @@ class Learn(Growth):
                 leaf = _contract(matrix, leaf, axis)
         if "layers" in names.stacked and "layers" in maps:
             # A SwiGLU's gate and value have separate depth maps.
-            rule = "GJL,LDGF->JDGF" if names.fused else "JL,L...->J..."
+            rule = "GJL,L...GF->J...GF" if names.fused else "JL,L...->J..."
             leaf = jnp.einsum(rule, maps["layers"][kind], leaf, precision=_EXACT)
         return leaf
 

@@ -30,6 +30,7 @@ from stackjax.growth.depth import (
 from stackjax.growth.values import fill_all_new, multiplied, writes_residual
 from stackjax.growth.width import (
     WidthGrowth,
+    check_mean,
     check_new_heads,
     embedding_factor,
     reads_stream,
@@ -99,7 +100,7 @@ class Mask(Reparameterization):
             return jnp.full_like(mask, 1 / scale)
         if "embed" not in names.writes:
             return None
-        if names.reads:
+        if names.reads or names.bias:
             return scale * mask
         if names.joins:
             return None  # its input has the mask and the scale already
@@ -192,6 +193,7 @@ class WidthRandom(WidthGrowth):
 
     def axis_maps(self, source: ModelConfig) -> dict[str, AxisMap]:
         check_new_heads(self, self._ratios(), source)
+        check_mean(self, self._ratios(), source, allows_copies=False)
         return super().axis_maps(source)
 
     def grow_params(

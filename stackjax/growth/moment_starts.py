@@ -86,12 +86,17 @@ class MomentStarts:
     def after_freezing(
         self, trained_layers: Sequence[bool], now: int, model: ModelConfig
     ) -> "MomentStarts":
-        """Returns the moment starts after frozen layers of a model have lost their moments."""
+        """Returns the moment starts after frozen layers of a model have lost their moments.
+
+        Learned positions are frozen, too.
+        """
         known = dict(self.axes)
         for axis in LAYER_AXES if model.is_mixed else ("layers",):
             trained = [trained_layers[layer] for layer in layers_along(model, axis)]
             before = known.get(axis, (0,) * len(trained))
             known[axis] = tuple(np.where(trained, before, now).tolist())
+        if model.positions == "learned":
+            known["positions"] = (now,)  # one count for all
         embedding = self.embedding if model.tie_head else now
         return MomentStarts(axes=_sorted(known), embedding=embedding)
 
@@ -104,7 +109,8 @@ def learns(
         layers = layers_along(model, names.layer_axis)
         trained = jnp.array([trained_layers[layer] for layer in layers], jnp.float32)
         return along(trained, names.names.index(names.layer_axis), len(names.names))
-    return 0.0 if names.reads == ("vocab",) and not model.tie_head else 1.0
+    frozen = [("positions",)] if model.tie_head else [("vocab",), ("positions",)]
+    return 0.0 if names.reads in frozen else 1.0
 
 
 def _int32(counts: Any) -> Any:

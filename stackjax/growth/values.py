@@ -44,11 +44,11 @@ def writes_residual(names: Axes) -> bool:
 
 
 def writes_channels(names: Axes) -> bool:
-    """Returns whether a parameter is a matrix whose output has the stream's channels.
+    """Returns whether a parameter is a matrix, or its bias, with the stream's output channels.
 
     Its output joins the residual stream, or is normalized before.
     """
-    return bool(names.reads) and names.writes == ("embed",)
+    return (bool(names.reads) or names.bias) and names.writes == ("embed",)
 
 
 def multiplied(leaf: jax.Array, names: Axes, factor: Any) -> jax.Array:

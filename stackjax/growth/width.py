@@ -130,6 +130,10 @@ class WidthSplit(WidthGrowth):
     def preserves_function(self) -> Preservation:
         return "always" if self.new_units == "same_layer" else "never"
 
+    def axis_maps(self, source: ModelConfig) -> dict[str, AxisMap]:
+        check_mean(self, self._ratios(), source, allows_copies=True)
+        return super().axis_maps(source)
+
     def is_symmetric(self, before: bool = False) -> bool:
         grows = any(ratio != 1 for ratio in self._ratios().values())
         even = self.split == "even" and not self.noise and self.new_units == "same_layer"
@@ -224,15 +228,16 @@ def residual_factor(names: Axes, source: ModelConfig, num_copies: np.ndarray) ->
 
     Channels are sqrt(target / (source copies)) times as large, to keep the mean square. Norm
     gains undo this scale, or the matrices that read the stream without a norm. A norm's gain
-    on a branch has an input with this scale already. With a tied head, the final gain
-    undoes the scale twice, because the head is as large as the embedding.
+    on a branch has an input with this scale already. With a tied head, the final norm
+    undoes the scale twice, because the head is as large as the embedding. A bias has the scale
+    of the output to which it is added. With LayerNorm, the scale is 1 (`check_mean`).
     """
     target = len(num_copies)
     scale = np.sqrt(target / (source.embed_dim * num_copies))
     wider = dataclasses.replace(source, embed_dim=target)
     if reads_stream(names, source.norm_placement):
         return 1 / scale
-    if names.reads:
+    if names.reads or (names.bias and names.joins is not None):
         return scale * embedding_factor(names, source, wider)
     if names.joins:
         return np.ones(target)
@@ -240,7 +245,7 @@ def residual_factor(names: Axes, source: ModelConfig, num_copies: np.ndarray) ->
     if source.tie_head and is_final:
         factor = embedding_factor(names, source, wider)
         return np.full(target, source.embed_dim / target * factor)
-    return 1 / scale
+    return np.ones(target) if names.bias else 1 / scale
 
 
 def reads_stream(names: Axes, norm_placement: NormPlacement) -> bool:
@@ -260,6 +265,25 @@ def embedding_factor(names: Axes, source: ModelConfig, target: ModelConfig) -> f
     if names.reads == ("vocab",):
         return smaller
     return 1 / smaller if source.tie_head and not names.reads else 1.0
+
+
+def check_mean(
+    growth: WidthGrowth, ratios: dict[str, Ratio], source: ModelConfig, *, allows_copies: bool
+) -> None:
+    """Raises UserError if new channels would change the mean in LayerNorm.
+
+    The mean of the channels stays only if all have equally many copies, of the same size.
+
+    Args:
+      allows_copies: Whether new channels are copies.
+    """
+    ratio = Fraction(ratios["embed"])
+    if source.norm == "rms" or ratio == 1 or (allows_copies and ratio.denominator == 1):
+        return
+    raise UserError(
+        f"{growth} grows model.embed_dim {ratio} times, which changes the mean in LayerNorm "
+        f"(model.norm 'layer'); grow channels with width_split at a whole ratio."
+    )
 
 
 def check_new_heads(growth: WidthGrowth, ratios: dict[str, Ratio], source: ModelConfig) -> None:

@@ -16,7 +16,13 @@ from stackjax.growth.depth import (
     sources_in_order,
 )
 from stackjax.growth.values import fill_all_new, fill_new, multiplied, writes_channels
-from stackjax.growth.width import WidthGrowth, check_new_heads, reads_stream, residual_factor
+from stackjax.growth.width import (
+    WidthGrowth,
+    check_mean,
+    check_new_heads,
+    reads_stream,
+    residual_factor,
+)
 from stackjax.model.config import ModelConfig
 from stackjax.sharding.axes import Axes
 
@@ -84,6 +90,7 @@ class WidthZero(WidthGrowth):
 
     def axis_maps(self, source: ModelConfig) -> dict[str, AxisMap]:
         check_new_heads(self, self._ratios(), source)
+        check_mean(self, self._ratios(), source, allows_copies=False)
         return super().axis_maps(source)
 
     def is_symmetric(self, before: bool = False) -> bool:

@@ -27,7 +27,7 @@ from stackjax.inference.saved_model import (
     open_model,
 )
 from stackjax.inference.verify import verify
-from stackjax.interop import check_installed, config_json, huggingface
+from stackjax.interop import check_installed, config_json
 from stackjax.interop.folder import (
     copy_portable_files,
     new_folder,
@@ -36,6 +36,7 @@ from stackjax.interop.folder import (
     write_tokenizer,
 )
 from stackjax.interop.litgpt import is_litgpt
+from stackjax.interop.slots import kinds_of, slot_groups, to_tensors
 from stackjax.interop.stored_types import read_types, types_of
 from stackjax.interop.tensors import DTYPES, TensorInfo
 from stackjax.model import ModelConfig
@@ -130,8 +131,10 @@ def export_model(config: ConvertConfig, source: SavedCheckpoint) -> epath.Path:
     if tokenizer is not None:
         fields["bos_token_id"] = next(iter(tokenizer.begin_ids), None)
         fields["eos_token_id"] = tokenizer.end_id
-    infos = _infos(untied(source.model), dtype, {} if files is None else read_types(files))
-    tensors = _tensors(source, infos, config.allow_nonfinite)
+    kind: str = fields["model_type"]
+    types = {} if files is None else read_types(files)
+    infos = _infos(untied(source.model), kind, dtype, types)
+    tensors = _tensors(source, kind, infos, config.allow_nonfinite)
     with staging_directory(target) as staging:
         if tokenizer is not None:
             write_tokenizer(tokenizer, staging)
@@ -142,14 +145,14 @@ def export_model(config: ConvertConfig, source: SavedCheckpoint) -> epath.Path:
 
 
 def _infos(
-    config: ModelConfig, dtype: str | None, stored: Mapping[str, str]
+    config: ModelConfig, model_type: str, dtype: str | None, stored: Mapping[str, str]
 ) -> dict[str, TensorInfo]:
     """Returns the tensors to write, grouped by parameter.
 
     Args:
       dtype: Type for all tensors; None uses the types in `stored`.
     """
-    found = list(itertools.chain(*huggingface.slots_by_kind(config).values()))
+    found = list(itertools.chain(*slot_groups(config, model_type)))
     names = [slot.name for slot in found]
     if dtype is None:
         types = types_of(names, stored)
@@ -161,26 +164,34 @@ def _infos(
 
 
 def _tensors(
-    source: SavedCheckpoint, infos: Mapping[str, TensorInfo], allow_nonfinite: bool
+    source: SavedCheckpoint,
+    model_type: str,
+    infos: Mapping[str, TensorInfo],
+    allow_nonfinite: bool,
 ) -> Iterator[np.ndarray]:
     """Yields a checkpoint's tensors in the order of `infos`.
 
     Raises:
       UserError: A number is NaN or infinite, possibly only after the cast to float16.
     """
-    config, axes = untied(source.model), model.logical_axes(source.model)
-    loops = source.model.loops
+    config = untied(source.model)
     where = None if allow_nonfinite else str(source.path)
-    for kind, stored in huggingface.slots_by_kind(config).items():
-        keys = (kind,) if stored[0].layer is None else ("layers", kind)
-        parameter = np.asarray(source.load_parameter(keys, largest_mesh(1)))
-        names = axes[kind] if stored[0].layer is None else axes["layers"][kind]
-        factor = fold_factor(config, names)
-        if factor != 1:
-            parameter = np.float32(factor) * parameter
-        if loops > 1 and stored[0].layer is not None:
-            parameter = np.concatenate([parameter] * loops)
-        yield from huggingface.to_tensors(parameter, stored, config, infos, where)
+    for group in slot_groups(config, model_type):
+        in_layers = group[0].layer is not None
+        parameters = {kind: _parameter(source, kind, in_layers) for kind in kinds_of(group)}
+        yield from to_tensors(parameters, group, config, infos, where)
+
+
+def _parameter(source: SavedCheckpoint, kind: str, in_layers: bool) -> np.ndarray:
+    """Returns a parameter without the factors of CompleteP, with a layer for each loop."""
+    axes, loops = model.logical_axes(source.model), source.model.loops
+    keys = ("layers", kind) if in_layers else (kind,)
+    parameter = np.asarray(source.load_parameter(keys, largest_mesh(1)))
+    names = axes["layers"][kind] if in_layers else axes[kind]
+    factor = fold_factor(untied(source.model), names)
+    if factor != 1:
+        parameter = np.float32(factor) * parameter
+    return np.concatenate([parameter] * loops) if loops > 1 and in_layers else parameter
 
 
 def _sizes(config: ModelConfig) -> str:

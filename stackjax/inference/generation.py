@@ -14,6 +14,7 @@ from stackjax.data.device import put_rows
 from stackjax.inference.pretrained import Pretrained
 from stackjax.inference.sampling import sample
 from stackjax.model import ModelConfig, Params
+from stackjax.model.config import check_length
 from stackjax.model.decoding import Cache, empty_cache, extend, next_logits
 from stackjax.options import Sampling
 from stackjax.runtime.errors import UserError
@@ -48,12 +49,15 @@ def generate(
       vocab_size: Only tokens below this are drawn; the tokenizer's vocabulary by default.
 
     Raises:
-      UserError: There are no prompts, or `max_tokens` is below 1.
+      UserError: There are no prompts, `max_tokens` is below 1, or a text would have more tokens
+        than learned positions.
     """
     if not prompts:
         raise UserError("prompts is empty; give at least one prompt; it may be empty.")
     if max_tokens < 1:
         raise UserError(f"max_tokens is {max_tokens}; it must be at least 1.")
+    longest = max(1, *map(len, prompts)) + max_tokens
+    check_length(pretrained.config, longest, "the longest prompt with its continuation")
     num_known = pretrained.tokenizer.vocab_size if vocab_size is None else vocab_size
     drawn = _draws(pretrained, prompts, sampling, max_tokens, key, num_known)
     return _until_ended(drawn, len(prompts), pretrained.tokenization.end_ids)

@@ -22,7 +22,8 @@ def verify(folder: Path, checkpoint: str, mesh: Mesh) -> str:
     """Returns a one-line comparison of float32 logits on random tokens."""
     saved = open_model(checkpoint)
     vocab_size = saved.model.vocab_size
-    tokens_BT = np.random.default_rng(0).integers(0, vocab_size, (_ROWS, _TOKENS))
+    shape = _ROWS, min(_TOKENS, saved.model.max_seq_len or _TOKENS)
+    tokens_BT = np.random.default_rng(0).integers(0, vocab_size, shape)
     theirs_BTV = _transformers_logits(folder, tokens_BT)
     params = saved.load_params(saved.model, mesh)
     ours_BTV = _own_logits(saved.model, params, tokens_BT)

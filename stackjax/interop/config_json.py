@@ -9,7 +9,7 @@ from typing import Any
 from stackjax.files.paths import file_inside
 from stackjax.interop.families import ACTIVATIONS, FAMILIES, RULES, SIZES, Family, family_of
 from stackjax.interop.layer_types import read_pattern, shortest, write_layers
-from stackjax.interop.rope_json import read_rope, write_rope
+from stackjax.interop.rope_json import read_rope, read_rotary_share, write_rope
 from stackjax.interop.rule import Rule, check_fields, shown
 from stackjax.model import ModelConfig
 from stackjax.model.config import differences
@@ -64,35 +64,77 @@ def model_config(fields: Mapping[str, Any], name: str = CONFIG) -> ModelConfig:
       UserError: A field is missing, malformed or unsupported.
     """
     family = _family(fields, name)
+    return _read(_standard(fields, family, name), family, name)
+
+
+def _standard(fields: Mapping[str, Any], family: Family, name: str = CONFIG) -> dict[str, Any]:
+    """Returns the fields with Llama's names, without those that transformers does not read."""
+    known = set(family.names.values())
+    found = {key: v for key, v in fields.items() if key not in known or key in family.aliases}
+    for theirs, ours in family.names.items():
+        if theirs in fields:
+            if ours in found:
+                raise UserError(f"{name} has both {theirs} and {ours}; leave out {ours}.")
+            found[ours] = found.pop(theirs)
+    return found
+
+
+def _own_names(fields: Mapping[str, Any], family: Family) -> dict[str, Any]:
+    """Returns fields with the family's names, from fields with Llama's."""
+    names = {ours: theirs for theirs, ours in family.names.items()}
+    return {names.get(key, key): value for key, value in fields.items()}
+
+
+def _read(fields: Mapping[str, Any], family: Family, name: str = CONFIG) -> ModelConfig:
+    """Returns `model_config` for fields with Llama's names."""
+    activation = {family.activation_field: Rule((str,), supported=tuple(ACTIVATIONS))}
+    flags = dict.fromkeys(family.flags, Rule((bool,)))
+    rules = {**RULES, **activation, **flags, **family.rules}
+    rules = {key: rule for key, rule in rules.items() if key not in family.unread}
+    check_fields(_own_names(fields, family), _own_names(rules, family), name)
+    if family.mlp_ratio is not None and "hidden_size" in fields:
+        units = fields.get("intermediate_size") or family.mlp_ratio * fields["hidden_size"]
+        fields = {**fields, "intermediate_size": units}
     missing = [field for field in SIZES.values() if field not in fields]
     if missing:
+        missing = _own_names(dict.fromkeys(missing), family)
         raise UserError(f"{name} lacks {', '.join(missing)}; download it again.")
-    activation = {family.activation_field: Rule((str,), supported=tuple(ACTIVATIONS))}
-    check_fields(fields, {**RULES, **activation, **family.rules}, name)
     sizes = {ours: fields[theirs] for ours, theirs in SIZES.items()}
     _check_heads(fields, family, name)
     _check_padding(fields, name)
-    num_kv_heads = fields.get("num_key_value_heads", family.num_kv_heads)
-    head_dim = fields.get("head_dim", family.head_dim)
+    heads = {key: v for key, v in fields.items() if key not in family.unread}
+    num_kv_heads = heads.get("num_key_value_heads", family.num_kv_heads)
+    head_dim = heads.get("head_dim", family.head_dim)
+    length = _seq_len(fields, family)
+    is_rotary = family.fixed["positions"] == "rotary"
     try:
-        (theta, scaling), local_rope = read_rope(fields, family, seq_len(fields), name)
+        (theta, scaling), local_rope = (1e4, None), None
+        if is_rotary:
+            (theta, scaling), local_rope = read_rope(fields, family, length, name)
         model = ModelConfig(
             **sizes,
             head_dim=head_dim or sizes["embed_dim"] // sizes["num_heads"],
             num_kv_heads=num_kv_heads or sizes["num_heads"],
+            max_seq_len=None if is_rotary else length,
             rope_theta=theta,
             rope_scaling=scaling,
             norm_epsilon=fields.get("rms_norm_eps", family.norm_epsilon),
             tie_head=fields.get("tie_word_embeddings", family.tie_head),
             activation=ACTIVATIONS[fields.get(family.activation_field, family.activation)],
-            **family.fixed,
+            rotary_share=read_rotary_share(fields, family, name),
+            **{ours: value for ours, value in family.fixed.items() if ours != "rotary_share"},
+            **{
+                ours: fields.get(theirs, default)
+                for theirs, (default, names) in family.flags.items()
+                for ours in names
+            },
             **{
                 ours: fields.get(theirs, default)
                 for ours, (theirs, default) in family.numbers.items()
             },
         )
         # Now `num_layers` is in range.
-        pattern = read_pattern(fields, family, local_rope, seq_len(fields), name)
+        pattern = read_pattern(fields, family, local_rope, length, name)
         return dataclasses.replace(model, pattern=pattern)
     except UserError as error:
         if str(error).startswith(name):
@@ -110,8 +152,17 @@ def _family(fields: Mapping[str, Any], name: str) -> Family:
 
 
 def _check_heads(fields: Mapping[str, Any], family: Family, name: str) -> None:
-    """Raises UserError if the heads have to divide `hidden_size`, and do not."""
+    """Raises UserError if the heads have to divide `hidden_size`, and do not.
+
+    Or if a size of the heads is given that only the rotation would have.
+    """
     channels, heads = fields["hidden_size"], fields["num_attention_heads"]
+    turned = None if family.has_heads or not family.rotary_share else fields.get("head_dim")
+    if turned is not None and turned != channels / heads:
+        raise UserError(
+            f"{name} has head_dim {shown(turned)}, which stackjax cannot represent; the heads "
+            f"have {channels / heads:g} channels."
+        )
     if family.heads_divide and channels % heads:
         raise UserError(
             f"{name}: num_attention_heads is {heads}; it must divide hidden_size {channels}."
@@ -129,8 +180,8 @@ def _check_padding(fields: Mapping[str, Any], name: str) -> None:
 
 def seq_len(fields: Mapping[str, Any]) -> int:
     """Returns the longest context for a config.json, in tokens."""
-    default = FAMILIES[fields["model_type"]].seq_len
-    return fields.get("max_position_embeddings", default)
+    family = FAMILIES[fields["model_type"]]
+    return _seq_len(_standard(fields, family), family)
 
 
 def config_fields(
@@ -150,23 +201,40 @@ def config_fields(
         raise UserError(
             "model.num_layers is 0, and a folder holds a model with layers; grow it first."
         )
-    fields = dict(template) if template else _new_fields(config, seq_len)
+    fields = _standard(template, FAMILIES[template["model_type"]]) if template else None
+    fields = fields or _new_fields(config, seq_len)
     family = FAMILIES[fields["model_type"]]
     _check_family(config, fields["model_type"])
-    fields |= {theirs: getattr(config, ours) for ours, theirs in SIZES.items()}
-    fields["num_key_value_heads"] = config.num_kv_heads
-    head_dim = family.head_dim or config.embed_dim / config.num_heads
-    if "head_dim" in fields or config.head_dim != head_dim:
-        fields["head_dim"] = config.head_dim
+    fields |= _sizes(config, family, fields)
     fields["rms_norm_eps"] = float(config.norm_epsilon)
     fields["tie_word_embeddings"] = config.tie_head
     if dtype is not None:
         fields["dtype" if "dtype" in fields else "torch_dtype"] = dtype
-    if _seq_len(fields, family) < seq_len:
+    if config.max_seq_len is not None:
+        fields["max_position_embeddings"] = config.max_seq_len
+    elif _seq_len(fields, family) < seq_len:
         fields["max_position_embeddings"] = seq_len
     fields = _with_layers(_with_numbers(fields, family, config), family, config)
     _check_same_model(config, fields)
-    return fields
+    # Fields that only other families read stay as they were.
+    kept = {key: v for key, v in (template or {}).items() if key in family.names.values()}
+    own = _own_names(fields, family)
+    return {key: v for key, v in kept.items() if key not in family.aliases} | own
+
+
+def _sizes(config: ModelConfig, family: Family, fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns fields with the model's sizes."""
+    sizes = {theirs: getattr(config, ours) for ours, theirs in SIZES.items()}
+    units = "intermediate_size"
+    is_default = config.mlp_dim == (family.mlp_ratio or 0) * config.embed_dim
+    if is_default and fields.get(units) is None:
+        del sizes[units]
+    if family.has_heads:
+        sizes["num_key_value_heads"] = config.num_kv_heads
+        head_dim = family.head_dim or config.embed_dim / config.num_heads
+        if "head_dim" in fields or config.head_dim != head_dim:
+            sizes["head_dim"] = config.head_dim
+    return sizes
 
 
 def _seq_len(fields: Mapping[str, Any], family: Family) -> int:
@@ -189,6 +257,10 @@ def _with_numbers(
             if isinstance(default, int) and value is not None and value.is_integer():
                 value = int(value)
             changed[theirs] = value
+    for theirs, (default, names) in family.flags.items():
+        flag = getattr(config, names[0])
+        if fields.get(theirs, default) != flag:
+            changed[theirs] = flag
     return changed
 
 
@@ -197,13 +269,16 @@ def _with_layers(
 ) -> dict[str, Any]:
     """Returns fields with the model's windows and rotations; unchanged if equivalent."""
     changed = dict(fields)
-    listed = fields.get("layer_types")
-    if listed and len(listed) != config.num_layers:
+    lists = [fields.get(name) or () for name in ("layer_types", "no_rope_layers")]
+    if any(len(listed) not in (0, config.num_layers) for listed in lists):
         changed = write_layers(changed, family, config)
-    if model_config(changed).kinds != config.kinds:
+    if _read(changed, family).kinds != config.kinds:
         changed = write_layers(changed, family, config)
-    found = model_config(changed)
-    rotations = [(each.rope_theta, each.rope_scaling, each.kinds) for each in (found, config)]
+    found = _read(changed, family)
+    rotations = [
+        (each.rope_theta, each.rope_scaling, each.rotary_share, each.kinds)
+        for each in (found, config)
+    ]
     return changed if rotations[0] == rotations[1] else write_rope(changed, family, config)
 
 
@@ -211,7 +286,8 @@ def _check_same_model(config: ModelConfig, fields: Mapping[str, Any]) -> None:
     """Raises UserError if a config.json describes another model."""
     # Another pattern may have the same layers.
     config = dataclasses.replace(config, pattern=shortest(config.kinds))
-    if lost := differences(config, model_config(fields), besides=("vocab_multiple",)):
+    found = _read(fields, FAMILIES[fields["model_type"]])
+    if lost := differences(config, found, besides=("vocab_multiple",)):
         raise UserError(
             f"config.json of model_type {fields['model_type']} cannot hold this model: {lost}; "
             f"for a new field, extend config_fields and model_config (docs/interop.md)."
@@ -250,5 +326,7 @@ def _new_fields(config: ModelConfig, seq_len: int) -> dict[str, Any]:
         "max_position_embeddings": seq_len,
         "bos_token_id": None,
         "eos_token_id": None,
-        **write_rope({}, family, config),
+        # The class's default may not be in the vocabulary.
+        "pad_token_id": None,
+        **({} if config.positions == "learned" else write_rope({}, family, config)),
     }

@@ -12,7 +12,8 @@ from stackjax import model
 from stackjax.growth import Growth
 from stackjax.growth.axis_map import NEW
 from stackjax.growth.grow_tree import grow_tree
-from stackjax.interop.huggingface import Folder, Slot, load_part, slots_by_kind, to_tensors
+from stackjax.interop.huggingface import Folder, load_part
+from stackjax.interop.slots import Slot, kinds_of, slot_groups, slots_by_kind, to_tensors
 from stackjax.interop.tensors import DTYPES, TensorInfo, widest
 from stackjax.sharding.mesh import largest_mesh
 
@@ -31,7 +32,7 @@ def grown_infos(folder: Folder, growth: Growth) -> dict[str, TensorInfo]:
         source = slot if slot.layer is None else slot.in_layer(layers[slot.layer])
         return TensorInfo(slot.shape(target), folder.tensors[source.name].dtype)
 
-    stored = itertools.chain(*slots_by_kind(target).values())
+    stored = itertools.chain(*slot_groups(target, folder.model_type))
     return {slot.name: info(slot) for slot in stored}
 
 
@@ -45,7 +46,8 @@ def grown_tensors(
 ) -> Iterator[np.ndarray]:
     """Yields the grown tensors in the order of `infos`.
 
-    Memory holds a single parameter: all layers of the source and of the target.
+    Memory holds a single parameter, or all parameters of a tensor: all layers of the source and
+    of the target.
 
     Args:
       infos: The `grown_infos`.
@@ -58,9 +60,12 @@ def grown_tensors(
     source = dataclasses.replace(folder.model, vocab_multiple=1)
     target, axes = growth.target_config(source), model.logical_axes(source)
     where = None if allow_nonfinite else "the grown folder"
-    for kind, stored in slots_by_kind(target).items():
-        part = {kind: axes[kind]} if kind in axes else {"layers": {kind: axes["layers"][kind]}}
-        types = [folder.dtypes[slot.name] for slot in slots_by_kind(source)[kind]]
+    stored = slots_by_kind(source, folder.model_type)
+    for group in slot_groups(target, folder.model_type):
+        kinds, in_layers = kinds_of(group), group[0].layer is not None
+        part = {kind: (axes["layers"] if in_layers else axes)[kind] for kind in kinds}
+        part = {"layers": part} if in_layers else part
+        types = [folder.dtypes[slot.name] for kind in kinds for slot in stored[kind]]
         dtype = jnp.promote_types(DTYPES[widest(types)], jnp.float32)
         mesh = largest_mesh(1)
         # Without x64, JAX converts float64 to float32.
@@ -69,6 +74,6 @@ def grown_tensors(
                 folder, source, part, mesh, dtype, allow_nonfinite=allow_nonfinite
             )
             params = jax.jit(grow_tree, static_argnums=(0, 1))(growth, source, params, key)
-            (grown,) = jax.tree.leaves(params)
-        yield from to_tensors(np.asarray(grown), stored, target, infos, where)
-        del params, grown  # before the next parameter is read
+            grown = jax.tree.map(np.asarray, params["layers"] if in_layers else params)
+        yield from to_tensors(grown, group, target, infos, where)
+        del params, grown  # before the next group is read

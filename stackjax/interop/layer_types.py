@@ -12,6 +12,7 @@ from stackjax.runtime.errors import UserError
 
 _KNOWN = ("full_attention", "attention", "sliding_attention")
 _SLIDES = "sliding_attention"
+_NO_ROPE = "no_rope_layers"
 
 
 def read_pattern(
@@ -34,6 +35,7 @@ def read_pattern(
       UserError: `layer_types` or the window is malformed, or has no equivalent.
     """
     _check_types(fields, name)
+    turns = _turns(fields, family, name)
     window, slides = _window(fields, family), _slides(fields, family)
     if any(slides) and window is None:
         raise UserError(
@@ -50,8 +52,12 @@ def read_pattern(
     if family.window != "listed" and window is not None and window >= seq_len:
         return ()
     theta, scaling = local_rope or (None, None)
-    local = LayerKind(window=window, rope_theta=theta, rope_scaling=scaling)
-    kinds = [local if slide else LayerKind() for slide in slides]
+    kinds = [
+        LayerKind(window=window, rotary=turn, rope_theta=theta, rope_scaling=scaling)
+        if slide
+        else LayerKind(rotary=turn)
+        for slide, turn in zip(slides, turns, strict=True)
+    ]
     return shortest(kinds)
 
 
@@ -81,6 +87,9 @@ def write_layers(
         changed["max_window_layers"] = slides.index(True) if any(slides) else len(slides)
     if family.window in ("switched", "listed"):
         changed["layer_types"] = [_SLIDES if slide else "full_attention" for slide in slides]
+    if family.no_rope_interval is not None:
+        changed[_NO_ROPE] = [int(kind.rotary) for kind in config.kinds]
+        changed["use_sliding_window"] = any(slides)
     return changed
 
 
@@ -100,6 +109,27 @@ def _check_types(fields: Mapping[str, Any], name: str) -> None:
             )
 
 
+def _turns(fields: Mapping[str, Any], family: Family, name: str) -> list[bool]:
+    """Returns whether each layer has rotary positions.
+
+    Raises:
+      UserError: The list has another length, or other values than 0 and 1.
+    """
+    num_layers = fields["num_hidden_layers"]
+    if family.no_rope_interval is None:
+        return [True] * num_layers
+    listed = fields.get(_NO_ROPE)
+    if listed is None:
+        interval = fields.get("no_rope_layer_interval", family.no_rope_interval)
+        return [(i + 1) % interval != 0 for i in range(num_layers)]
+    if len(listed) != num_layers or not all(type(i) is int and i in (0, 1) for i in listed):
+        raise UserError(
+            f"{name}: {_NO_ROPE} is {shown(listed)}; it must have 1, or 0 for a layer without "
+            f"rotary positions, for each of the {num_layers} layers."
+        )
+    return [bool(each) for each in listed]
+
+
 def _window(fields: Mapping[str, Any], family: Family) -> int | None:
     """Returns the sliding window in tokens; None if transformers uses none."""
     if family.window == "switched" and not fields.get("use_sliding_window", False):
@@ -116,6 +146,9 @@ def _slides(fields: Mapping[str, Any], family: Family) -> list[bool]:
         return [True for _ in layers]
     if kinds is not None:
         return listed
+    if family.no_rope_interval is not None:
+        switched = fields.get("use_sliding_window", False) and window is not None
+        return [switched and not turn for turn in _turns(fields, family, "config.json")]
     if family.window == "listed":
         period = fields.get("sliding_window_pattern", family.period)
         return [(i + 1) % period != 0 for i in layers]

@@ -151,7 +151,7 @@ def read_litgpt(path: Path, head_dim: int | None = None) -> Folder:
     }
     tensors: Any = _Tensors(state, num_kv_heads, head_dim)
     config = model_config(fields, str(path))
-    check_tensors(tensors, config, str(path))
+    check_tensors(tensors, config, fields["model_type"], str(path))
     return Folder(path.parent, path.name, fields, config, tensors)
 
 

@@ -5,7 +5,7 @@ import functools
 import itertools
 import json
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -45,7 +45,9 @@ class TensorInfo:
 
     @property
     def num_bytes(self) -> int:
-        return math.prod(self.shape) * DTYPES[self.dtype].itemsize
+        masks = {"BOOL": 1, "U8": 1}  # of ignored tensors
+        width = masks.get(self.dtype) or DTYPES[self.dtype].itemsize
+        return math.prod(self.shape) * width
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,8 +62,17 @@ class _File:
 class Tensors(Mapping[str, TensorInfo]):
     """All tensors in a folder; `read` maps a tensor into memory."""
 
-    def __init__(self, folder: Path):
+    def __init__(
+        self,
+        folder: Path,
+        renamed: Callable[[str], str] = str,
+        ignored: tuple[str, ...] = (),
+    ):
         """Opens a folder and reads all file headers.
+
+        Args:
+          renamed: Returns a tensor's name, from its name in a file.
+          ignored: Ends of the names of tensors that are left out, of any type.
 
         Raises:
           UserError: A file is missing, damaged, or has an unsupported type.
@@ -70,23 +81,28 @@ class Tensors(Mapping[str, TensorInfo]):
         named = _files(folder)
         # As in transformers, the last file with a tensor wins.
         for path in sorted(named):
-            file = _open(path)
+            file = _open(path, ignored)
             _check_index(file, named, self._file_of)
             self._file_of |= dict.fromkeys(file.infos, file)
+        self._stored = {
+            renamed(name): name for name in self._file_of if not name.endswith(ignored)
+        }
 
     def __getitem__(self, name: str) -> TensorInfo:
-        return self._file_of[name].infos[name]
+        stored = self._stored[name]
+        return self._file_of[stored].infos[stored]
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._file_of)
+        return iter(self._stored)
 
     def __len__(self) -> int:
-        return len(self._file_of)
+        return len(self._stored)
 
     def read(self, name: str) -> np.ndarray:
         """Returns a memory-mapped tensor."""
-        file, info = self._file_of[name], self[name]
-        return np.memmap(file.path, DTYPES[info.dtype], "r", file.starts[name], info.shape)
+        stored, info = self._stored[name], self[name]
+        file = self._file_of[stored]
+        return np.memmap(file.path, DTYPES[info.dtype], "r", file.starts[stored], info.shape)
 
 
 def _files(folder: Path) -> dict[Path, set[str]]:
@@ -159,7 +175,7 @@ def _check_index(
             )
 
 
-def _open(path: Path) -> _File:
+def _open(path: Path, ignored: tuple[str, ...]) -> _File:
     """Returns a file's header; safetensors verifies the file size."""
     try:
         with safetensors.safe_open(path, framework="np") as file:
@@ -171,7 +187,7 @@ def _open(path: Path) -> _File:
     except safetensors.SafetensorError as error:
         raise UserError(f"{path} is damaged ({error}); download it again.") from error
     for name, info in infos.items():
-        if info.dtype not in DTYPES:
+        if info.dtype not in DTYPES and not name.endswith(ignored):
             raise UserError(
                 f"{name} in {path} is of type {info.dtype}; it must be {', '.join(DTYPES)}: "
                 f"quantized weights are not supported."

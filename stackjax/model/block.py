@@ -1,9 +1,10 @@
-"""A decoder layer: attention, and a gated MLP or experts, on a residual stream.
+"""A decoder layer: attention, and an MLP or experts, on a residual stream.
 
 Shapes: B batch, T time, D embed, N query heads, K key/value heads, H head_dim, F mlp, E
 experts, S shared experts. G is 2: gate and value of a SwiGLU.
 """
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -33,8 +34,9 @@ Turn = tuple[jax.Array, jax.Array] | None
 class Block(Module):
     """A decoder layer: x + attention(norm(x)), then x + MLP(norm(x)).
 
-    `norm_placement` moves the norms to the outputs of both branches, or adds norms there. With
-    CompleteP, both branches are multiplied by `branch_factor`.
+    With `parallel_residual`, x + attention(norm(x)) + MLP(norm(x)). `norm_placement` moves the
+    norms to the outputs of both branches, or adds norms there. With CompleteP, both branches
+    are multiplied by `branch_factor`.
     """
 
     has_experts: bool = False
@@ -46,10 +48,12 @@ class Block(Module):
     ) -> tuple[jax.Array, Any, Routed | None]:
         """Returns the residual stream [B, T, D], the auxiliary output of `attend`, and the
         router's statistics in a layer with experts."""
+        stream_BTD = x_BTD
         read_BTD, left = self.attention(self.before("attention", x_BTD), turn, attend)
         read_BTD = self.after("attention", read_BTD)
         x_BTD += scaled(read_BTD, branch_factor(self.config))
-        made_BTD, routed = self.before("mlp", x_BTD), None
+        seen_BTD = stream_BTD if self.config.parallel_residual else x_BTD
+        made_BTD, routed = self.before("mlp", seen_BTD), None
         if self.has_experts:
             made_BTD, routed = self.experts(made_BTD)
         else:
@@ -100,9 +104,36 @@ class Block(Module):
         out_BTNH, left = attend(q_BTNH, k_BTKH, v_BTKH)
         w_NHD = self.weight("out", self.writer("heads", "head_dim"))
         layout = logical("batch", "seq", None)
-        return contract("BTNH,NHD->BTD", out_BTNH, w_NHD, layout), left
+        y_BTD = contract("BTNH,NHD->BTD", out_BTNH, w_NHD, layout)
+        return self.shifted("out_bias", y_BTD, self.config.out_bias), left
+
+    def shifted(self, name: str, y_BTD: jax.Array, has_bias: bool) -> jax.Array:
+        """Returns a branch's last product, with its bias if it has one."""
+        if not has_bias:
+            return y_BTD
+        joins = self.config.norm_placement == "before"
+        return y_BTD + self.bias(name, y_BTD, ("embed",), joins=joins)
 
     def mlp(self, x_BTD: jax.Array) -> jax.Array:
+        h_BTF = self.gated(x_BTD) if self.config.gated else self.ungated(x_BTD)
+        w_FD = self.weight("down", self.writer("mlp"))
+        y_BTD = contract("BTF,FD->BTD", h_BTF, w_FD, logical("batch", "seq", None))
+        return self.shifted("down_bias", y_BTD, self.config.mlp_bias)
+
+    def ungated(self, x_BTD: jax.Array) -> jax.Array:
+        """Returns the hidden activations of an MLP without a gate, [B, T, F]."""
+        w_DF = self.weight("up", Axes(reads=("embed",), writes=("mlp",)))
+        x_BTF = contract(
+            "BTD,DF->BTF", x_BTD, w_DF, logical("batch", "seq", "mlp"), MLP_PRODUCT
+        )
+        if self.config.mlp_bias:
+            x_BTF += self.bias("up_bias", x_BTF, ("mlp",))
+        on_cpu = platform_of(target_device()) == "cpu"
+        activation = _UNGATED[self.config.activation]
+        return jax.checkpoint(activation, prevent_cse=on_cpu)(x_BTF)
+
+    def gated(self, x_BTD: jax.Array) -> jax.Array:
+        """Returns the hidden activations of a gated MLP, [B, T, F]."""
         axes = Axes(reads=("embed",), fused=("gate_up",), writes=("mlp",))
         w_DGF = self.weight("gate_up", axes)
         layout = logical("batch", "seq", "mlp")
@@ -111,14 +142,15 @@ class Block(Module):
             contract("BTD,DF->BTF", x_BTD, jnp.squeeze(w_D1F, 1), layout, MLP_PRODUCT)
             for w_D1F in jnp.split(w_DGF, 2, axis=1)
         )
+        if self.config.mlp_bias:
+            bias_1GF = self.bias("gate_up_bias", gate_BTF, ("mlp",), fused=("gate_up",))
+            gate_BTF, value_BTF = gate_BTF + bias_1GF[:, :1], value_BTF + bias_1GF[:, 1:]
         # Recomputing the intermediate arrays is cheaper than storing them. Without the barrier,
         # products compute them from their operands; TPUs then write a third less to memory. On
         # a CPU, where layers are in no loop, the compiler would store them.
         on_cpu = platform_of(target_device()) == "cpu"
         gated = _GATED[self.config.activation]
-        h_BTF = jax.checkpoint(gated, prevent_cse=on_cpu)(gate_BTF, value_BTF)
-        w_FD = self.weight("down", self.writer("mlp"))
-        return contract("BTF,FD->BTD", h_BTF, w_FD, logical("batch", "seq", None))
+        return jax.checkpoint(gated, prevent_cse=on_cpu)(gate_BTF, value_BTF)
 
     def experts(self, x_BTD: jax.Array) -> tuple[jax.Array, Routed]:
         """Returns the experts' output, and the router's statistics."""
@@ -166,4 +198,10 @@ def _geglu_tanh(gate_BTF: jax.Array, value_BTF: jax.Array) -> jax.Array:
 
 
 _GATED = {"silu": _swiglu, "gelu": _geglu, "gelu_tanh": _geglu_tanh}
-"""The MLP's hidden activations, by `activation`."""
+"""A gated MLP's hidden activations, by `activation`."""
+_UNGATED = {
+    "silu": nn.silu,
+    "gelu": functools.partial(nn.gelu, approximate=False),
+    "gelu_tanh": functools.partial(nn.gelu, approximate=True),
+}
+"""The hidden activations of an MLP without a gate."""

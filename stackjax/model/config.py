@@ -4,11 +4,11 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
-from stackjax.model.layer_kind import LayerKind, RopeScaling
+from stackjax.model.layer_kind import LayerKind, RopeScaling, check_rotation
 from stackjax.model.routing_config import Routing
 from stackjax.runtime.constraints import OnlyWith, check_fields
 from stackjax.runtime.errors import UserError
-from stackjax.runtime.numbers import Epsilon, Positive
+from stackjax.runtime.numbers import Epsilon, Positive, Size
 from stackjax.runtime.ranges import Real, Whole
 from stackjax.sharding.axes import LAYER_AXES
 
@@ -34,6 +34,7 @@ SIZES = {
     "routes": "num_experts",
     "expert_mlp": "expert_dim",
     "shared_experts": "num_shared_experts",
+    "positions": "max_seq_len",
 }
 """The `ModelConfig` field with the length of each logical axis."""
 
@@ -93,7 +94,8 @@ class ModelConfig:
     """A LLaMA-style decoder: RMSNorm, rotary positions, grouped-query attention, SwiGLU.
 
     Layers may have several kinds (`pattern`), and the model may have norms, activation and caps
-    as in Gemma and OLMo 2.
+    as in Gemma and OLMo 2, or LayerNorm, biases and an MLP without a gate as in GPT-2 and
+    GPT-NeoX.
     """
 
     vocab_size: Annotated[int, Whole(at_least=1, at_most=2**24)]
@@ -103,7 +105,7 @@ class ModelConfig:
     embed_dim: Dim
     """Residual stream width."""
     mlp_dim: Dim
-    """Hidden units of each SwiGLU. Without effect if all layers have experts."""
+    """Hidden units of each MLP. Without effect if all layers have experts."""
     num_heads: Dim
     """Number of query heads."""
     num_kv_heads: Dim
@@ -128,26 +130,41 @@ class ModelConfig:
     pattern: tuple[LayerKind, ...] = ()
     """The repeated layer kinds: layer l has kind l mod its length. The last period
     may be cut. Empty for global attention in all layers."""
+    positions: Literal["rotary", "learned"] = "rotary"
+    """Rotary positions, or a learned vector for each position, added to the embedding."""
+    max_seq_len: Size | None = None
+    """Number of learned positions, in tokens; None for rotary positions."""
     rope_theta: Annotated[float, Real(at_least=1)] = 1e4
     """Rotary frequency base."""
     rope_scaling: RopeScaling | None = None
     """Rotary frequency scaling for long contexts."""
+    norm: Literal["rms", "layer"] = "rms"
+    """RMSNorm, or LayerNorm with a bias."""
     norm_epsilon: Epsilon = 1e-5
-    """Epsilon inside RMSNorm, added to the mean square."""
+    """Epsilon inside the norm, added to the mean square or the variance."""
     tie_head: bool = False
     """Whether the output head shares the embedding's weights."""
     qkv_bias: bool = False
     """Whether queries, keys and values have biases, as in Qwen2."""
+    out_bias: bool = False
+    """Whether attention's output projection has a bias."""
+    mlp_bias: bool = False
+    """Whether the MLP's projections have biases."""
     qk_norm: bool = False
     """Whether to normalize queries and keys before the rotation."""
     qk_norm_over: Literal["head", "all_heads"] = "head"
     """Channels in one `qk_norm`: each head alone, or all heads, as in OLMo 2."""
     norm_placement: NormPlacement = "before"
-    """A branch's RMSNorm: at its input, at its output (OLMo 2), or both (Gemma 2)."""
+    """A branch's norm: at its input, at its output (OLMo 2), or both (Gemma 2)."""
+    parallel_residual: bool = False
+    """Whether the MLP reads the same stream as attention, as in GPT-NeoX."""
     unit_offset: bool = False
     """Whether norm gains are stored minus 1, as in Gemma."""
+    gated: bool = True
+    """Whether the MLP has a gate, which multiplies its units."""
     activation: Activation = "silu"
-    """The MLP's gate: `silu` is SwiGLU, the others are GeGLU."""
+    """Activation of the MLP's gate: `silu` is SwiGLU, the others are GeGLU; without a gate, of
+    its units."""
     attention_cap: Positive | None = None
     """Bound c for attention logits: c tanh(logits / c)."""
     logit_cap: Positive | None = None
@@ -255,6 +272,7 @@ class ModelConfig:
                 f"model.num_heads is {self.num_heads}, which model.num_kv_heads "
                 f"{self.num_kv_heads} does not divide; choose a divisor of {self.num_heads}."
             )
+        self._check_positions()
         if self.head_dim % 2:
             raise UserError(
                 f"model.head_dim is {self.head_dim}; rotary positions turn pairs of "
@@ -266,10 +284,16 @@ class ModelConfig:
                 f"{self.head_dim} channels; rotary positions turn pairs of channels, so it "
                 f"must be even."
             )
+        check_rotation(self.rope_theta, self.rope_scaling, "model")
         if self.qk_norm_over != "head" and not self.qk_norm:
             raise UserError(
                 f"model.qk_norm_over is {self.qk_norm_over!r}, which has no effect while "
                 f"model.qk_norm is False; leave it out, or set model.qk_norm to True."
+            )
+        if self.qk_norm and self.norm == "layer":
+            raise UserError(
+                "model.qk_norm is True, and there is no LayerNorm of queries and keys; set "
+                "model.norm to 'rms', or leave out model.qk_norm."
             )
         self._check_experts()
         self._check_completep()
@@ -294,6 +318,12 @@ class ModelConfig:
                 f"model.num_experts is {self.num_experts}, which has no effect while all kinds "
                 f"in model.pattern are dense; leave out either."
             )
+        for name in ("gated", "mlp_bias"):
+            if getattr(self, name) != (name == "gated"):
+                raise UserError(
+                    f"model.{name} is {getattr(self, name)}, and experts are gated and have no "
+                    f"biases; leave it out, or set model.num_experts to 0."
+                )
         for name, unset in (("expert_dim", 0), ("routing", None)):
             if getattr(self, name) == unset:
                 raise UserError(
@@ -307,6 +337,25 @@ class ModelConfig:
                 f"{self.num_experts}, at most."
             )
 
+    def _check_positions(self) -> None:
+        """Raises UserError for fields of the other kind of positions."""
+        if (self.positions == "learned") != (self.max_seq_len is not None):
+            raise UserError(
+                f"model.max_seq_len is {self.max_seq_len} and model.positions "
+                f"{self.positions!r}; learned positions need their number, and rotary "
+                f"positions have none."
+            )
+        names = ("rope_theta", "rope_scaling", "rotary_share")
+        plain = {f.name: f.default for f in dataclasses.fields(self) if f.name in names}
+        changed = [name for name in names if getattr(self, name) != plain[name]]
+        if any(kind.angles != LayerKind().angles for kind in self.pattern):
+            changed.append("pattern")
+        if self.positions == "learned" and changed:
+            raise UserError(
+                f"model.{changed[0]} is {getattr(self, changed[0])}, which has no effect while "
+                f"model.positions is 'learned'; leave it out."
+            )
+
     def _check_completep(self) -> None:
         """Raises UserError for a field that CompleteP has no rule for."""
         others = {
@@ -316,6 +365,7 @@ class ModelConfig:
             "qk_norm_over": "head",
             "scale_embedding": False,
             "query_scale": None,
+            "positions": "rotary",
         }
         for name, plain in others.items():
             if self.completep is not None and getattr(self, name) != plain:
@@ -370,3 +420,16 @@ def layers_along(config: ModelConfig, axis: str | None) -> tuple[int, ...]:
     """
     kinds = enumerate(config.kinds)
     return tuple(i for i, kind in kinds if axis and config.is_along(axis, kind))
+
+
+def check_length(config: ModelConfig, length: int, what: str) -> None:
+    """Raises UserError for a text with more tokens than learned positions.
+
+    Args:
+      what: The text's name, for the message.
+    """
+    if config.max_seq_len is not None and length > config.max_seq_len:
+        raise UserError(
+            f"{what} has {length} tokens, and the model has {config.max_seq_len} learned "
+            f"positions (model.max_seq_len); take a shorter one."
+        )

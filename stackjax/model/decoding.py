@@ -90,7 +90,7 @@ def extend(
         axes = layer_axes(config), "layers"
         return scan_layers(body, carry, layers, config, axes=axes)
 
-    x_BTD = embed(config, params, tokens_BT)
+    x_BTD = embed(config, params, tokens_BT, positions_BT)
     if config.num_layers:  # an empty cache cannot be indexed, even in a loop of no steps
         # Carry the cache instead of scanning over it, to update it in place.
         firsts = config.num_layers * jnp.arange(config.loops)

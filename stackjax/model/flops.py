@@ -42,7 +42,7 @@ _PEAK_FLOPS = {
 def num_params(config: ModelConfig) -> int:
     """Returns the number of parameters, without vocabulary padding.
 
-    Embedding, untied head, norms, and all experts are included.
+    Embeddings, untied head, norms, biases, and all experts are included.
     """
     return _outer_params(config) + num_layer_params(config)
 
@@ -69,14 +69,15 @@ def flops_6nd(config: ModelConfig, trained: Sequence[bool] | None = None) -> int
     counts the layers once for each loop. With experts, N counts `num_active_params`.
 
     Args:
-      trained: Whether each layer trains; None for all. The embedding and frozen layers below
-        the first trained layer cost 2 FLOPs per parameter (forward pass only), frozen layers
+      trained: Whether each layer trains; None for all. Embeddings and frozen layers below the
+        first trained layer cost 2 FLOPs per parameter (forward pass only), frozen layers
         above cost 4.
     """
     passes = _passes(config, trained)
     frozen = 0
-    if trained is not None and not config.tie_head:
-        frozen = 4 * config.vocab_size * config.embed_dim
+    if trained is not None:
+        rows = (0 if config.tie_head else config.vocab_size) + (config.max_seq_len or 0)
+        frozen = 4 * rows * config.embed_dim
     active = [_layer_params(config, kind, is_active=True) for kind in config.kinds]
     pairs = zip(passes, active * config.loops, strict=True)
     return 6 * _outer_params(config) + sum(2 * count * size for count, size in pairs) - frozen
@@ -91,12 +92,13 @@ def matmul_flops(
 
       L (2 D H (2 N + 2 K) + 6 D F + 4 T N H) + 2 D V
 
-    FLOPs for projections, SwiGLU, attention and head; in a layer with a window, T in 4 T N H is
-    at most the window, and in a layer with E experts, F is the hidden units of the `top_k` and
-    of the shared experts, and the router adds 2 D E. The backward pass has two products for
-    each forward product, so the total is three times as much. Attention counts as a full T x T
-    product, without the saving from the causal mask. The embedding lookup, rematerialization,
-    vocabulary padding and rows that pad the blocks of experts do not count.
+    FLOPs for projections, SwiGLU, attention and head; an MLP without a gate has 4 D F. In a
+    layer with a window, T in 4 T N H is at most the window. In a layer with E experts, F is the
+    hidden units of the `top_k` and of the shared experts, and the router adds 2 D E. The
+    backward pass has two products for each forward product, so the total is three times as
+    much. Attention counts as a full T x T product, without the saving from the causal mask. The
+    embedding lookup, rematerialization, vocabulary padding and rows that pad the blocks of
+    experts do not count.
 
     Args:
       seq_len: Tokens in each sequence (T).
@@ -148,25 +150,34 @@ def _passes(config: ModelConfig, trained: Sequence[bool] | None) -> list[int]:
 def _outer_params(config: ModelConfig) -> int:
     """Returns the number of parameters outside of layers."""
     tables = 1 if config.tie_head else 2
-    return (tables * config.vocab_size + 1) * config.embed_dim
+    rows = tables * config.vocab_size + (config.max_seq_len or 0) + _norm_vectors(config)
+    return rows * config.embed_dim
 
 
 def _layer_params(config: ModelConfig, kind: LayerKind, *, is_active: bool = False) -> int:
     norms = (4 if config.norm_placement == "both" else 2) * config.embed_dim
+    norms *= _norm_vectors(config)
     if config.qk_norm:
         normed_heads = 2
         if config.qk_norm_over == "all_heads":
             normed_heads = config.num_heads + config.num_kv_heads
         norms += normed_heads * config.head_dim
     biased_heads = config.num_heads + 2 * config.num_kv_heads if config.qkv_bias else 0
-    biases = biased_heads * config.head_dim
+    biases = biased_heads * config.head_dim + config.out_bias * config.embed_dim
+    if config.mlp_bias:
+        biases += config.embed_dim + (2 if config.gated else 1) * config.mlp_dim
     if config.has_experts(kind) and config.routing and config.routing.balance == "bias":
         biases += config.num_experts
     return _layer_weights(config, kind, is_active=is_active) + norms + biases
 
 
+def _norm_vectors(config: ModelConfig) -> int:
+    """Returns the number of vectors in a norm: a gain, and LayerNorm's bias."""
+    return 2 if config.norm == "layer" else 1
+
+
 def _layer_weights(config: ModelConfig, kind: LayerKind, *, is_active: bool) -> int:
-    """Returns the matrix entries in a layer: attention, and SwiGLU, or router and experts.
+    """Returns the matrix entries in a layer: attention, and MLP, or router and experts.
 
     Args:
       is_active: Count only the experts that a token has.
@@ -178,7 +189,8 @@ def _layer_weights(config: ModelConfig, kind: LayerKind, *, is_active: bool) -> 
         chosen = config.routing.top_k if is_active else config.num_experts
         hidden = (chosen + config.num_shared_experts) * config.expert_dim
         router = config.num_experts
-    return config.embed_dim * (heads * config.head_dim + 3 * hidden + router)
+    of_unit = 3 if config.gated else 2
+    return config.embed_dim * (heads * config.head_dim + of_unit * hidden + router)
 
 
 def describe(model: ModelConfig) -> str:
@@ -187,7 +199,14 @@ def describe(model: ModelConfig) -> str:
     base = model.completep
     completep = f", CompleteP {base.base_layers} x {base.base_embed_dim}" if base else ""
     counts = collections.Counter(str(kind) for kind in model.kinds if model.pattern)
-    kinds = "".join(f", {count} {kind}" for kind, count in counts.items())
+    switches = {
+        "LayerNorm": model.norm == "layer",
+        "parallel": model.parallel_residual,
+        "no gate": not model.gated,
+        f"{model.max_seq_len} learned positions": model.positions == "learned",
+    }
+    kinds = "".join(f", {name}" for name, is_on in switches.items() if is_on)
+    kinds += "".join(f", {count} {kind}" for kind, count in counts.items())
     return (
         f"{model.num_layers} layers {loops}x {model.embed_dim} channels, {model.num_heads}/"
         f"{model.num_kv_heads} heads, {units(model)}{completep}{kinds}"
@@ -202,7 +221,7 @@ def active(model: ModelConfig) -> str:
 
 def units(model: ModelConfig) -> str:
     """Returns the hidden units of MLPs and experts in words."""
-    if model.routing is None:
+    if model.routing is None or not model.num_experts:
         return f"{model.mlp_dim} units"
     chosen = f"top {model.routing.top_k} of {model.num_experts}"
     shared = f" and {model.num_shared_experts} shared" if model.num_shared_experts else ""

@@ -40,6 +40,6 @@ def contributions(config: ModelConfig, params: Params, batch: Batch) -> jax.Arra
 
         return scan_layers(body, x_BTD, params["layers"], config, axes=layer_axes(config))
 
-    x_BTD = embed(config, params, batch.tokens)
+    x_BTD = embed(config, params, batch.tokens, batch.positions)
     wide = jnp.promote_types(x_BTD.dtype, jnp.float32)
     return jnp.ravel(jax.lax.scan(loop, x_BTD, length=config.loops)[1])

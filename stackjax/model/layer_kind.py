@@ -16,7 +16,8 @@ class RopeScaling:
     With `method` "linear", all frequencies are divided by `factor`, and no other field counts.
     Otherwise, frequencies below `low_freq_factor` turns per original context are divided by
     `factor`. Frequencies above `high_freq_factor` turns stay the same. In between, the scale is
-    interpolated linearly.
+    interpolated linearly: in the number of turns for "llama3", in the number of the channel for
+    "yarn" (arXiv:2309.00071), which also multiplies rotated queries and keys.
     """
 
     factor: Annotated[float, Real(at_least=1)] = 8.0
@@ -27,8 +28,12 @@ class RopeScaling:
     """Turns per original context; higher frequencies stay the same."""
     original_seq_len: Annotated[int, Whole(at_least=1, at_most=2**31 - 1)] = 8192
     """Original context length in tokens."""
-    method: Literal["llama3", "linear"] = "llama3"
-    """Frequencies that are divided: `llama3` low frequencies, `linear` all."""
+    method: Literal["llama3", "linear", "yarn"] = "llama3"
+    """Frequencies that are divided: `llama3` and `yarn` low frequencies, `linear` all."""
+    attention_factor: Positive | None = None
+    """YaRN's factor of rotated queries and keys; by default 0.1 ln(factor) + 1."""
+    truncate: bool = True
+    """Whether YaRN interpolates between whole numbers of channels."""
 
     def __post_init__(self):
         check_fields(self, "model.rope_scaling")
@@ -37,6 +42,22 @@ class RopeScaling:
                 f"model.rope_scaling.high_freq_factor is {self.high_freq_factor}; it must be "
                 f"more than model.rope_scaling.low_freq_factor, {self.low_freq_factor}."
             )
+        plain = self.attention_factor is None and self.truncate
+        if self.method != "yarn" and not plain:
+            raise UserError(
+                f"model.rope_scaling has attention_factor {self.attention_factor} and truncate "
+                f"{self.truncate}, which belong to method 'yarn', not {self.method!r}; leave "
+                f"both out."
+            )
+
+
+def check_rotation(theta: float, scaling: RopeScaling | None, name: str) -> None:
+    """Raises UserError for a base without YaRN scaling."""
+    if scaling is not None and scaling.method == "yarn" and theta == 1:
+        raise UserError(
+            f"{name}.rope_theta is {theta}; for rope_scaling with method 'yarn', it must be "
+            f"above 1."
+        )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -57,6 +78,8 @@ class LayerKind:
 
     def __post_init__(self):
         check_fields(self, "model.pattern")
+        if self.rope_theta is not None:
+            check_rotation(self.rope_theta, self.rope_scaling, "model.pattern")
         if self.rope_scaling is not None and self.rope_theta is None:
             raise UserError(
                 "model.pattern has a kind with rope_scaling and without rope_theta; set both, "

@@ -50,11 +50,24 @@ class Module(nn.Module):
         stored: Any = self.param(name, init)
         return stored
 
-    def bias(self, name: str, x: jax.Array, axes: tuple[str, ...]) -> jax.Array:
-        """Returns a bias over the last axes of `x`, broadcastable to `x`."""
-        zeros = jnp.zeros(tuple(axis_size(self.config, axis) for axis in axes))
-        stored: Any = self.param(name, lambda _: Named(zeros, Axes(writes=axes)))
-        return jnp.expand_dims(stored.astype(x.dtype), range(x.ndim - len(axes)))
+    def bias(
+        self,
+        name: str,
+        x: jax.Array,
+        axes: tuple[str, ...],
+        fused: tuple[str, ...] = (),
+        joins: bool | None = None,
+    ) -> jax.Array:
+        """Returns a bias over the last axes of `x`, broadcastable to `x`.
+
+        Args:
+          axes: The output axes.
+          fused, joins: As in `Axes`.
+        """
+        names = Axes(writes=axes, fused=fused, bias=True, joins=joins)
+        zeros = jnp.zeros(tuple(axis_size(self.config, axis) for axis in names.names))
+        stored: Any = self.param(name, lambda _: Named(zeros, names))
+        return jnp.expand_dims(stored.astype(x.dtype), range(x.ndim - len(names.names)))
 
     def choice_bias(self, name: str) -> jax.Array:
         """Returns a bias for each expert, [E]; no gradient reaches it."""
@@ -70,11 +83,13 @@ class Module(nn.Module):
         factor: float = 1.0,
         joins: bool | None = None,
     ) -> jax.Array:
-        """Returns RMSNorm (arXiv:1910.07467) over the last axes, in the dtype of `x`.
+        """Returns the norm over the last axes, in the dtype of `x`.
+
+        RMSNorm (arXiv:1910.07467), or LayerNorm (arXiv:1607.06450) with a bias.
 
         Args:
           axes: The normalized axes.
-          factor: Multiplies the gain.
+          factor: Multiplies the gain and the bias.
           joins: As in `Axes`.
         """
         offset = self.config.unit_offset
@@ -84,19 +99,25 @@ class Module(nn.Module):
         gain: Any = self.param(name, lambda _: Named(start, names))
         wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
         over = tuple(range(-len(axes), 0)) if len(axes) > 1 else -1
+        has_bias = self.config.norm == "layer"
+        if has_bias:
+            wide -= jnp.mean(wide, axis=over, keepdims=True)
         mean_square = jnp.mean(jnp.square(wide), axis=over, keepdims=True)
         wide *= jax.lax.rsqrt(mean_square + self.config.norm_epsilon)
         gain = scaled(1 + gain if offset else gain, factor)
-        return (wide * jnp.expand_dims(gain, range(x.ndim - len(axes)))).astype(x.dtype)
+        wide *= jnp.expand_dims(gain, range(x.ndim - len(axes)))
+        if has_bias:
+            wide += scaled(self.bias(f"{name}_bias", wide, axes, joins=joins), factor)
+        return wide.astype(x.dtype)
 
 
 def init_stddev(config: ModelConfig, axes: Axes) -> float:
     """Returns the standard deviation of a matrix's initial values.
 
     "reference" follows the code of arXiv:2405.15319: sqrt(2 / (5 fan_in)), with fan-in
-    embed_dim for the embedding, and 1 / (sqrt(fan_in) num_layers) for the output matrix of a
-    SwiGLU or an expert. "scaled" follows GPT-2: 0.02, divided by sqrt(2 num_layers) for
-    matrices that write to the residual stream. With loops, num_layers is the depth.
+    embed_dim for embeddings, and 1 / (sqrt(fan_in) num_layers) for the output matrix of an MLP
+    or an expert. "scaled" follows GPT-2: 0.02, divided by sqrt(2 num_layers) for matrices that
+    write to the residual stream. With loops, num_layers is the depth.
 
     With CompleteP (arXiv:2505.01618), embedding and head have the deviation of the base model,
     and matrices in layers the deviation of the base model divided by the square root of the
@@ -106,7 +127,7 @@ def init_stddev(config: ModelConfig, axes: Axes) -> float:
         is_hidden = "vocab" not in axes.names
         growth = ratios(config, axes).fan_in if is_hidden else 1.0
         return init_stddev(config.base, axes) / math.sqrt(growth)
-    embeds = axes.reads == ("vocab",)
+    embeds = axes.reads in (("vocab",), ("positions",))
     depth = max(1, config.depth)  # without layers, only the shapes of a layer count
     if config.init == "scaled":
         writes_residual = axes.writes == ("embed",) and not embeds

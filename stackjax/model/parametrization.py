@@ -62,7 +62,7 @@ def all_ratios(config: ModelConfig, axes: Any) -> Any:
 
 
 def branch_factor(config: ModelConfig) -> float:
-    """Returns the factor of attention and SwiGLU outputs: 1 / m_L."""
+    """Returns the factor of attention and MLP outputs: 1 / m_L."""
     return max(1, config.base.depth) / max(1, config.depth)  # without layers, no branch has it
 
 
@@ -83,13 +83,14 @@ def query_factor(config: ModelConfig) -> float:
 def fold_factor(config: ModelConfig, axes: Axes) -> float:
     """Returns a parameter's factor in the standard model with the same function.
 
-    The factors are multiplied into residual writers, query projections (or, for `qk_norm`, the
-    gains of queries and keys alike), and the head; for a tied head, into the final gain.
+    The factors are multiplied into residual writers and their biases, query projections (or,
+    for `qk_norm`, the gains of queries and keys alike), and the head; for a tied head, into the
+    final norm.
     """
     if axes.layer_axis is None:
         is_last = not axes.reads if config.tie_head else axes.writes == ("vocab",)
         return logits_factor(config) if is_last else 1.0
-    if axes.reads and axes.writes == ("embed",):
+    if (axes.reads or axes.joins) and axes.writes == ("embed",):
         return branch_factor(config)
     if config.qk_norm:
         return math.sqrt(query_factor(config)) if axes.writes == ("head_dim",) else 1.0

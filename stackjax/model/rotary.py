@@ -16,25 +16,53 @@ def rotation(
 ) -> tuple[jax.Array, jax.Array]:
     """Returns cosine and signed sine for rotary positions (arXiv:2104.09864), [B, T, 1, H].
 
-    The sine of the first half of the channels is negative.
+    The sine of the first half of the channels is negative. With YaRN, both have its factor.
     """
     frequencies = theta ** (-jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
     if scaling is not None:
-        frequencies *= _frequency_scale(scaling, frequencies)
+        frequencies *= _frequency_scale(scaling, frequencies, theta)
     frequencies = jnp.expand_dims(frequencies, (0, 1, 2))
     angles = positions_BT[:, :, None, None].astype(jnp.float32) * frequencies
     cos, sin = jnp.cos(angles), jnp.sin(angles)
+    if scaling is not None and scaling.method == "yarn":
+        factor = scaling.attention_factor or 0.1 * math.log(scaling.factor) + 1
+        cos, sin = factor * cos, factor * sin
     return jnp.concatenate([cos, cos], axis=-1), jnp.concatenate([-sin, sin], axis=-1)
 
 
-def _frequency_scale(scaling: RopeScaling, frequencies: jax.Array) -> jax.Array:
+def _frequency_scale(scaling: RopeScaling, frequencies: jax.Array, theta: float) -> jax.Array:
     """Returns the factors on the rotary frequencies, [H / 2]."""
     if scaling.method == "linear":
         return jnp.full_like(frequencies, 1 / scaling.factor)
-    turns = scaling.original_seq_len * frequencies / (2 * math.pi)
     low, high = scaling.low_freq_factor, scaling.high_freq_factor
+    if scaling.method == "yarn":
+        kept = _kept_by_yarn(scaling, len(frequencies), theta)
+        return kept + (1 - kept) / scaling.factor
+    turns = scaling.original_seq_len * frequencies / (2 * math.pi)
     kept = jnp.clip((turns - low) / (high - low), 0.0, 1.0)
     return kept + (1 - kept) / scaling.factor
+
+
+def _kept_by_yarn(scaling: RopeScaling, half: int, theta: float) -> jax.Array:
+    """Returns the share of each frequency that is not divided in YaRN, [H / 2].
+
+    It is 1 for the first channels and 0 for the last, and linear in between (arXiv:2309.00071,
+    by channels as in transformers).
+    """
+
+    def channel(turns: float) -> float:
+        """Returns the channel with so many turns per original context, a real number."""
+        return half * math.log(scaling.original_seq_len / (turns * 2 * math.pi), theta)
+
+    first, last = channel(scaling.high_freq_factor), channel(scaling.low_freq_factor)
+    if scaling.truncate:
+        first, last = math.floor(first), math.ceil(last)
+    first, last = max(first, 0), min(last, 2 * half - 1)
+    if first == last:
+        last += 1e-3
+    return 1 - jnp.clip(
+        (jnp.arange(half, dtype=jnp.float32) - first) / (last - first), 0.0, 1.0
+    )
 
 
 def rotate(x_BTNH: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:

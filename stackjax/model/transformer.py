@@ -33,6 +33,7 @@ from stackjax.sharding.platform import platform_of, target_device
 Params = dict[str, Any]
 
 _EMBEDDING = Axes(reads=("vocab",), writes=("embed",))
+_POSITIONS = Axes(reads=("positions",), writes=("embed",))
 _HEAD = Axes(reads=("embed",), writes=("vocab",))
 
 HEAD_PRODUCT = {True: "BTD,VD->BTV", False: "BTD,DV->BTV"}
@@ -60,17 +61,24 @@ def all_layers(config: ModelConfig) -> LayerSpan:
 
 class _Embedding(Module):
     @nn.compact
-    def __call__(self, tokens_BT: jax.Array) -> jax.Array:
+    def __call__(self, tokens_BT: jax.Array, positions_BT: jax.Array) -> jax.Array:
         table_VD = self.weight("embedding", _EMBEDDING)
         # To exchange the channels of tokens takes less communication than to gather the table
         # and to sum its gradient.
         tokens_BT = resharded(tokens_BT, logical("lookup_batch", None))
-        x_BTD = table_VD.at[tokens_BT].get(out_sharding=logical("lookup_batch", None, "embed"))
+        layout = logical("lookup_batch", None, "embed")
+        x_BTD = table_VD.at[tokens_BT].get(out_sharding=layout)
         # Cast after the lookup, so that gradients of repeated tokens are summed in float32.
         x_BTD = x_BTD.astype(compute_dtype(self.config))
         if self.config.scale_embedding:
             # The factor, too, is rounded to the compute dtype.
             x_BTD *= jnp.asarray(math.sqrt(self.config.embed_dim), x_BTD.dtype)
+        if self.config.positions == "learned":
+            table_PD = self.weight("position_embedding", _POSITIONS)
+            positions_BT = resharded(positions_BT, logical("lookup_batch", None))
+            # Padding may come after the last position.
+            added_BTD = table_PD.at[positions_BT].get(mode="clip", out_sharding=layout)
+            x_BTD += added_BTD.astype(x_BTD.dtype)
         # With a step for each mesh axis, the compiler needs no gather.
         x_BTD = resharded(x_BTD, logical("lookup_batch", "seq", "lookup_embed"))
         return resharded(x_BTD, logical("batch", "seq", None))
@@ -118,7 +126,7 @@ def _init_named(config: ModelConfig, key: jax.Array) -> dict[str, Any]:
 
     keys = jax.random.split(layers_key, config.num_layers)
     layers = init_layers(config, keys, init_layer)
-    named = _init(_Embedding(config), embedding_key, zeros_BT)
+    named = _init(_Embedding(config), embedding_key, zeros_BT, zeros_BT)
     named |= {"layers": layers} | _init(_FinalNorm(config), head_key, x_BTD)
     if not config.tie_head:
         named |= _init(_Head(config), head_key, x_BTD)
@@ -215,7 +223,7 @@ def block_function(
 
 
 def _rotation(config: ModelConfig, kind: LayerKind, positions_BT: jax.Array) -> Turn:
-    if not kind.rotary:
+    if not kind.rotary or config.positions == "learned":
         return None
     theta, scaling = kind.rope_theta, kind.rope_scaling
     if theta is None:
@@ -295,18 +303,20 @@ def hidden_and_routed(
     """Returns `hidden`, and the statistics of all layers with experts, stacked."""
     if spans is None:
         spans = [all_layers(config)]
-    x_BTD = embed(config, params, tokens_BT)
+    x_BTD = embed(config, params, tokens_BT, positions_BT)
     if not all(span.trains for span in spans):
-        # The embedding is frozen too: layers below the first trained layer only run forward.
+        # The embeddings are frozen too: layers below the first trained layer only run forward.
         x_BTD = jax.lax.stop_gradient(x_BTD)
     layers = params["layers"]
     x_BTD, routed = _run_layers(config, layers, x_BTD, positions_BT, segments_BT, spans)
     return final_norm(config, params, x_BTD), routed
 
 
-def embed(config: ModelConfig, params: Params, tokens_BT: jax.Array) -> jax.Array:
+def embed(
+    config: ModelConfig, params: Params, tokens_BT: jax.Array, positions_BT: jax.Array
+) -> jax.Array:
     """Returns the residual stream before the first layer, [B, T, D] in the compute dtype."""
-    return _call(_Embedding(config), params, tokens_BT)
+    return _call(_Embedding(config), params, tokens_BT, positions_BT)
 
 
 def final_norm(config: ModelConfig, params: Params, x_BTD: jax.Array) -> jax.Array:

@@ -24,11 +24,14 @@ class Axes:
     fused: tuple[str, ...] = ()
     """Axes over different maps with the same inputs, such as gate and value of a SwiGLU."""
 
+    bias: bool = False
+    """Whether the values are added to an output, which has these output axes."""
     unit_offset: bool = False
     """Whether 1 is added to the values when they are used, as to the gains in Gemma."""
     joins: bool | None = None
     """Whether the output joins the residual stream; None for a matrix that writes `embed`.
-    With a norm on a branch, the norm's gain joins the stream, and the matrix does not."""
+    With a norm on a branch, the norm's gain joins the stream, and the matrix does not. The bias
+    of a branch's output has True or False, the bias of a norm at its input has None."""
 
     @property
     def joins_stream(self) -> bool:

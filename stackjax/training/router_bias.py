@@ -18,7 +18,8 @@ def with_balanced_biases(phase: Phase, params: Any, sums: RouterSums) -> Any:
     expert above falls. Biases of frozen layers, and in a fit, stay.
     """
     routing = phase.model.routing
-    if routing is None or routing.balance != "bias" or phase.fit is not None:
+    is_balanced = phase.model.num_experts and routing and routing.balance == "bias"
+    if not is_balanced or phase.fit is not None:
         return params
     load_LE = jnp.sum(
         sums.load_LE.reshape(phase.model.loops, -1, phase.model.num_experts), axis=0
@@ -30,7 +31,7 @@ def with_balanced_biases(phase: Phase, params: Any, sums: RouterSums) -> Any:
         is_frozen = phase.frozen()
 
     def step(leaf: jax.Array, names: Axes, is_frozen: Any) -> jax.Array:
-        if names.reads or names.writes != ("experts",):
+        if names.reads or names.writes != ("routes",):
             return leaf
         return leaf + jnp.where(is_frozen, 0, move_LE.astype(leaf.dtype))
 

@@ -10,7 +10,7 @@ import jax
 from stackjax.config import Config, Stage
 from stackjax.data.mixture import Mixture
 from stackjax.growth.pattern import parse_pattern
-from stackjax.model.config import ModelConfig, differences
+from stackjax.model.config import ModelConfig, check_length, differences
 from stackjax.model.parametrization import ratios
 from stackjax.model.transformer import logical_axes
 from stackjax.optimizers import Optimizer
@@ -97,6 +97,7 @@ def planned_tokens(
 def stage_seq_lens(config: Config) -> list[int]:
     """Returns the sequence length per stage; UserError if one does not divide the longest."""
     lengths = [stage.seq_len or config.data.seq_len for stage in config.stages]
+    check_length(config.model, max(lengths, default=0), "a sequence")
     if config.data.packing == "best_fit" and len(set(lengths)) > 1:
         raise UserError(
             f"data.packing is 'best_fit', and the stages have sequences of {lengths} tokens; "

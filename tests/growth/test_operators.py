@@ -435,11 +435,22 @@ def source_gradient(source):
     ("name", "source"),
     [
         (name, source)
-        for source in ("gqa", "mqa, tied, slowed", "like gemma", "like olmo")
+        for source in (
+            "gqa",
+            "mqa, tied, slowed",
+            "like gemma",
+            "like olmo",
+            "like gpt-neox",
+            "like gpt-2",
+            "biases and RMSNorm",
+        )
         for name in MULTIPLES
         # New heads would change a norm over all heads, and with uneven shares its gradient
         # mixes them.
         if source != "like olmo" or name not in ("width zero", "uneven units and heads")
+        # New channels would change the mean in LayerNorm.
+        if "gpt" not in source or not ("zero" in name and "width" in name)
+        if "gpt" not in source or "odd" not in name
     ],
 )
 def test_moments_scale_by_the_gradient_factor_and_its_square(name, source):
@@ -456,7 +467,9 @@ def test_moments_scale_by_the_gradient_factor_and_its_square(name, source):
         old = ~np.broadcast_to(new, gradient.shape)
         known = old | only_copies  # gradients of new entries are unknown
         scale = np.abs(gradient).max()
-        np.testing.assert_allclose(gradient[known], moment[known], rtol=1e-3, atol=2e-5 * scale)
+        # Without rotation, the bias of keys has no gradient: only roundings.
+        bound = max(2e-5 * scale, 1e-7)
+        np.testing.assert_allclose(gradient[known], moment[known], rtol=1e-3, atol=bound)
         np.testing.assert_allclose(square, np.square(moment), rtol=1e-5, atol=1e-12)
         assert only_copies or not moment[~old].any()
 

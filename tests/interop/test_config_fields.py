@@ -27,6 +27,10 @@ KINDS = {
     "olmo2": "olmo2",
     "gemma2": "gemma2",
     "gemma3_text": "gemma3, untied",
+    "phi3": "phi3",
+    "smollm3": "smollm3",
+    "gpt_neox": "gpt_neox",
+    "gpt2": "gpt2, untied",
 }
 CLASSES = {kind: transformers.CONFIG_MAPPING[kind] for kind in KINDS}
 OWN_FIELDS = {
@@ -42,6 +46,7 @@ ANYTHING = (None, True, False, 0, 2, -3, 0.5, math.nan, math.inf, "x", [1], {"a"
 """Values of many types; every field is tried with each."""
 DEFAULT = {"rope_type": "default", "rope_theta": 1e4}
 LLAMA3 = folders.LLAMA3
+YARN = folders.YARN
 LLAMA3_OPEN = {k: v for k, v in LLAMA3.items() if k != "original_max_position_embeddings"}
 SLIDES = ["sliding_attention"] * 3
 FULL = ["full_attention"] * 3
@@ -74,6 +79,21 @@ CHANGES = {
         {"rope_type": "proportional"},
         {"rope_type": "dynamic", "factor": 2.0},
         {"rope_type": "yarn", "factor": 4.0},
+        YARN,
+        YARN | {"truncate": False},
+        YARN | {"truncate": None},
+        YARN | {"factor": None},
+        YARN | {"factor": None, "original_max_position_embeddings": 6},
+        YARN | {"attention_factor": 0.7},
+        YARN | {"attention_factor": -1.0},
+        YARN | {"mscale": 0.7, "mscale_all_dim": 2},
+        YARN | {"mscale": 0.7},
+        YARN | {"beta_fast": None, "beta_slow": 0},
+        YARN | {"beta_fast": 0.1},
+        YARN | {"partial_rotary_factor": 0.5},
+        {k: v for k, v in YARN.items() if k != "original_max_position_embeddings"},
+        {"rope_type": "longrope", "short_factor": [1.0, 1.0], "long_factor": [2.0, 2.0]},
+        {"type": "su", "factor": 2.0},
         DEFAULT | {"partial_rotary_factor": 0.5},
         DEFAULT | {"factor": 8.0},
         DEFAULT | {"rope_theta": None},
@@ -90,6 +110,21 @@ CHANGES = {
         {k: v for k, v in LLAMA3.items() if k != "factor"},
     ],
     "partial_rotary_factor": [0.5, 1.0],
+    "rotary_pct": [0.5, 1.0, 2],
+    "rotary_emb_base": [50.0, "x"],
+    "layer_norm_eps": [1e-2, 0.0, "x"],
+    "use_parallel_residual": [False, None],
+    "n_embd": [16, 32],
+    "n_head": [2, 3],
+    "n_layer": [2],
+    "n_positions": [LENGTH - 4, 30],
+    "n_inner": [None, 64, 8],
+    "layer_norm_epsilon": [1e-2, ABSENT],
+    "activation_function": ["gelu_fast", "relu", ABSENT],
+    "scale_attn_weights": [False],
+    "scale_attn_by_inverse_layer_idx": [True],
+    "reorder_and_upcast_attn": [True],
+    "add_cross_attention": [True],
     "sliding_window": [4, LENGTH, 10**7, "4", ABSENT],
     "is_causal": [False, True, None, 0],
     "pad_token_id": [5, -1, 300],
@@ -109,7 +144,16 @@ CHANGES = {
     "query_pre_attn_scalar": [3.0],
     "rope_interleaved": [True],
     "use_qk_norm": [True],
-    "no_rope_layers": [[0, 0, 0]],
+    "no_rope_layers": [
+        [0, 0, 0],
+        [1, 0, 1],
+        [True, False, True],
+        [1, 1],
+        [1, 1, 0, 0],
+        [1, 2, 0],
+    ],
+    "no_rope_layer_interval": [1, 2, 3],
+    "use_sliding_window": [True],
     "use_bidirectional_attention": [True],
     "text_config": [None, {}, {"hidden_size": 8}, 2],
     "decoder": [None, {}, 2],
@@ -164,6 +208,13 @@ STRICTER = {
     "rms_norm_eps": "0 divides by zero where a position is zero",
     "kv_sharing_modes": "it shares the cache of some layers",
     "attention_dropout": "NaN and infinity are not rates",
+    **dict.fromkeys(
+        ("embd_pdrop", "resid_pdrop", "attn_pdrop", "summary_first_dropout"),
+        "NaN and infinity are not rates",
+    ),
+    **dict.fromkeys(("hidden_dropout", "classifier_dropout"), "NaN is no rate"),
+    "add_cross_attention": "layers without an input",
+    "pad_token_id": "no token of the vocabulary",
     "initializer_range": "NaN and infinity are not ranges",
 }
 """Fields with values refused only by stackjax although the logits stay equal, with reasons."""
@@ -198,7 +249,9 @@ def kind(request):
 @pytest.fixture(scope="module")
 def folder(kind, tmp_path_factory):
     """A valid folder of the model family."""
-    return ValidFolder(folders.write(tmp_path_factory.mktemp(kind), KINDS[kind]))
+    # Learned positions are a tensor; other folders get the length below.
+    changes = {"n_positions": LENGTH} if kind == "gpt2" else {}
+    return ValidFolder(folders.write(tmp_path_factory.mktemp(kind), KINDS[kind], **changes))
 
 
 class ValidFolder:
@@ -208,9 +261,14 @@ class ValidFolder:
         self.path = path
         fields = json.loads((path / "config.json").read_text())
         # The context is as long as the tested text.
-        self.fields = fields | {"max_position_embeddings": LENGTH}
+        length = "n_positions" if "n_positions" in fields else "max_position_embeddings"
+        self.fields = fields | {length: LENGTH}
         (path / "config.json").write_text(json.dumps(self.fields))
-        self.weights = {n: tensor.double() for n, tensor in folders.weights(path).items()}
+        self.weights = {
+            # The name in the network of GPT-NeoX.
+            name.replace("embed_out", "lm_head"): tensor.double()
+            for name, tensor in folders.weights(path).items()
+        }
         self.model = read_folder(path).model
         logits = transformers_logits(self.fields, self.weights)
         assert logits is not None

@@ -66,6 +66,15 @@ CASES += [
     ("olmo2", "width_split(embed=2, mlp=3/2, heads=2, noise=0.3) + depth_zero(2)"),
     ("olmo2", "width_zero(embed=2, mlp=2)"),
     ("qwen2, window in upper layers", "depth_zero(factor=2, order=stack, rest=fresh)"),
+    ("gpt_neox", "width_split(embed=2, mlp=2, heads=2, split=uneven)"),
+    ("gpt_neox, in turn, tied, yarn", "depth_zero(factor=2)"),
+    ("gpt2", "width_split(embed=2, mlp=3/2, heads=2, noise=0.3) + depth_zero(2)"),
+    ("gpt2, untied", "width_split(embed=2, mlp=2, heads=2)"),
+    ("llama, biases", "width_zero(embed=2, mlp=2, heads=2)"),
+    ("phi3", "width_split(embed=2, mlp=2, heads=2, split=uneven)"),
+    ("phi3, partly rotary, window", "width_zero(embed=2, mlp=2, heads=2)"),
+    ("smollm3, windows", "depth_zero(factor=2)"),
+    ("qwen3, yarn", "width_split(embed=2, mlp=3/2, heads=2, noise=0.3) + depth_zero(2)"),
 ]
 
 
@@ -77,7 +86,7 @@ def test_exact_growth_keeps_the_logits(folder, growth, run, tmp_path):
     assert "keeps the function" in out
     found, expected = (folders.logits(path) for path in (tmp_path / "grown", folder))
     # bfloat16 weights are rounded if a share is not a power of two.
-    tolerances = {torch.float32: 2e-5, torch.bfloat16: 0.15}
+    tolerances = {torch.float32: 2e-5, torch.float16: 0.02, torch.bfloat16: 0.15}
     (dtype,) = {tensor.dtype for tensor in folders.weights(folder).values()}
     assert np.abs(found - expected).max() < tolerances[dtype]
     assert {tensor.dtype for tensor in folders.weights(tmp_path / "grown").values()} == {dtype}
@@ -183,6 +192,15 @@ def test_model_card_marks_unknown_source_tokens(run, tmp_path):
     assert "is not known here" in (tmp_path / "grown" / "README.md").read_text()
 
 
+def test_new_channels_in_a_layer_norm_are_refused(run, tmp_path):
+    folder = folders.write(tmp_path / "folder", "gpt_neox")
+    for growth in ("width_zero(embed=2)", "width_split(embed=3/2)"):
+        code, _, error = run(folder, tmp_path / "grown", "--growth", growth)
+        assert (code, error.count("\n")) == (2, 1)
+        assert "changes the mean in LayerNorm" in error
+    assert not (tmp_path / "grown").exists()
+
+
 REFUSED = {
     "masks": (("--growth", "depth_random(factor=2, mask_tokens=8)"), "works only inside a run"),
     "moments": (
@@ -229,7 +247,8 @@ import jax
 from stackjax.growth import parse_growth
 from stackjax.interop.folder import read_lineage, write_folder
 from stackjax.interop.grow_folder import grown_infos, grown_tensors
-from stackjax.interop.huggingface import read_folder, slots_by_kind
+from stackjax.interop.huggingface import read_folder
+from stackjax.interop.slots import slots_by_kind
 
 
 def anonymous_memory():
@@ -266,7 +285,7 @@ source, growth = read_folder(Path(sys.argv[2])), parse_growth(sys.argv[3])
 parameters = {}
 target = growth.target_config(source.model)
 for config, held in ((source.model, source.tensors), (target, infos)):
-    for kind, stored in slots_by_kind(config).items():
+    for kind, stored in slots_by_kind(config, source.model_type).items():
         num_bytes = sum(held[slot.name].num_bytes for slot in stored)
         parameters[kind] = parameters.get(kind, 0) + num_bytes
 print(peak[0] - before, max(parameters.values()))

@@ -394,21 +394,37 @@ def test_verify_reports_different_weights(tmp_path, capsys):
     assert float(report.split("KL ")[1].split()[0]) > 1e-4
 
 
+GPT2 = {"model_type": "gpt2", "rope_parameters": None}
 UNSUPPORTED = {
-    "unknown": ({"model_type": "gpt2"}, "model_type is 'gpt2'"),
+    "unknown": ({"model_type": "bloom"}, "model_type is 'bloom'"),
     "no sizes": ({"hidden_size": None}, "hidden_size is None"),
     "activation": ({"hidden_act": "relu"}, "hidden_act 'relu', which stackjax cannot"),
-    "biases": ({"attention_bias": True}, "attention_bias True"),
-    "mlp biases": ({"mlp_bias": True}, "mlp_bias True"),
+    "biases": ({"attention_bias": True}, "no tensor model.layers.0.self_attn.q_proj.bias"),
+    "mlp biases": ({"mlp_bias": True}, "no tensor model.layers.0.mlp.gate_proj.bias"),
+    "longrope of phi3": (
+        {"model_type": "phi3", "rope_scaling": {"type": "su", "factor": 4.0}},
+        "rope_type 'su'",
+    ),
+    "scaled scores of gpt2": (
+        GPT2 | {"scale_attn_by_inverse_layer_idx": True},
+        "scale_attn_by_inverse_layer_idx True",
+    ),
+    "cross attention of gpt2": (
+        GPT2 | {"add_cross_attention": True},
+        "add_cross_attention True",
+    ),
+    "both names of gpt2": ({"model_type": "gpt2", "n_embd": 16}, "both n_embd and hidden_size"),
+    "head_dim of gpt_neox": ({"model_type": "gpt_neox", "head_dim": 8}, "head_dim 8"),
     "quantized": ({"quantization_config": {"bits": 4}}, "quantization_config"),
-    "yarn": (
-        {"rope_parameters": {"rope_type": "yarn", "factor": 4.0}},
-        "rope_type 'yarn'",
+    "dynamic": (
+        {"rope_parameters": {"rope_type": "dynamic", "factor": 4.0}},
+        "rope_type 'dynamic'",
     ),
-    "yarn in rope_scaling": (
-        {"rope_parameters": None, "rope_scaling": {"type": "yarn", "factor": 4.0}},
-        "rope_type 'yarn'",
+    "longrope in rope_scaling": (
+        {"rope_parameters": None, "rope_scaling": {"type": "longrope", "factor": 4.0}},
+        "rope_type 'longrope'",
     ),
+    "yarn without factor": ({"rope_parameters": {"rope_type": "yarn"}}, "lacks factor"),
     "partial rotation": (
         {"rope_parameters": folders.LLAMA3 | {"partial_rotary_factor": 0.5}},
         "partial_rotary_factor 0.5",
@@ -466,6 +482,37 @@ def test_sliding_window_is_refused(name, changes, message, tmp_path):
         read_folder(path)
 
 
+def old_gpt2(name):
+    """Returns the name of a tensor in the folders of GPT-2 on the Hub."""
+    return name.removeprefix("transformer.")
+
+
+def old_gpt_neox(name):
+    """Returns the name of a tensor in transformers' network."""
+    return name.replace("embed_out", "lm_head")
+
+
+@pytest.mark.parametrize(
+    ("name", "old", "mask"),
+    [("gpt2", old_gpt2, "h.0.attn"), ("gpt_neox", old_gpt_neox, "gpt_neox.layers.0.attention")],
+)
+def test_older_names_and_stored_masks_are_read(name, old, mask, tmp_path):
+    folder = folders.write(tmp_path / "folder", name)
+    expected = load_arrays(read_folder(folder))
+    masks = {
+        f"{mask}.bias": torch.ones(1, 1, 8, 8, dtype=torch.bool),
+        f"{mask}.masked_bias": torch.tensor(-1e9),
+    }
+    change_tensors(
+        folder, lambda tensors: {old(key): value for key, value in tensors.items()} | masks
+    )
+    found = read_folder(folder)
+    jax.tree.map(np.testing.assert_array_equal, load_arrays(found), expected)
+    convert_model(folder, tmp_path / "checkpoint", verify=True)
+    convert_model(tmp_path / "checkpoint", tmp_path / "back")
+    folders.assert_same_weights(tmp_path / "back", folders.write(tmp_path / "new names", name))
+
+
 def test_mistral_without_window_field_has_the_default_window():
     fields = {"model_type": "mistral", "max_position_embeddings": 32768} | folders.SIZES
     (kind,) = config_json.model_config(fields).pattern
@@ -476,6 +523,13 @@ NEW_FAMILIES = {
     "mistral": KINDS["windows"],
     "qwen2": KINDS["one period"],
     "olmo2": KINDS["like olmo"],
+    "phi3": dataclasses.replace(KINDS["partly rotary"], head_dim=4, unit_offset=False),
+    "smollm3": dataclasses.replace(
+        KINDS["cut period, not rotary"],
+        pattern=(LayerKind(), LayerKind(window=3, rotary=False)),
+    ),
+    "gpt_neox": dataclasses.replace(KINDS["like gpt-neox"], head_dim=4),
+    "gpt2": dataclasses.replace(KINDS["like gpt-2"], head_dim=4, max_seq_len=70),
     "gemma2": dataclasses.replace(
         KINDS["like gemma"], pattern=(LayerKind(window=3), LayerKind())
     ),

@@ -8,7 +8,7 @@ import hypothesis
 import hypothesis.strategies as st
 import jax
 import pytest
-from conftest import first_microbatch, phase_of, random_batch, tiny_model
+from conftest import KINDS, first_microbatch, phase_of, random_batch, tiny_model
 
 from stackjax import model
 from stackjax.model import flops
@@ -95,6 +95,22 @@ def test_base_of_the_1b_model_has_a_quarter_of_the_layers():
 def test_num_params_match_all_arrays(tie_head, qk_norm, qkv_bias):
     config = dataclasses.replace(TINY, tie_head=tie_head, qk_norm=qk_norm, qkv_bias=qkv_bias)
     assert flops.num_params(config) == sum(map(size, parameter_shapes(config)))
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_num_params_match_the_arrays_of_init(name):
+    config = dataclasses.replace(KINDS[name], vocab_multiple=1)
+    params = jax.eval_shape(lambda: model.init(config, jax.random.key(0)))
+    arrays = jax.tree.leaves(params)
+    assert flops.num_params(config) == sum(leaf.size for leaf in arrays)
+    in_layers = sum(leaf.size for leaf in jax.tree.leaves(params["layers"]))
+    assert flops.num_layer_params(config) == in_layers
+
+
+def test_mlp_without_a_gate_has_two_products():
+    ungated = dataclasses.replace(TINY, gated=False)
+    saved = 3 * 2 * TINY.num_layers * TINY.embed_dim * TINY.mlp_dim
+    assert flops.matmul_flops(TINY, 16) - flops.matmul_flops(ungated, 16) == saved
 
 
 def test_matmul_flops_add_up_over_a_list_of_products():

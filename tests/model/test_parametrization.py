@@ -10,9 +10,11 @@ import judge
 import numpy as np
 import pytest
 from completep import SIZES, standard, with_completep
-from conftest import MODELS, first_microbatch, random_batch, random_params, tiny_model
+from conftest import KINDS, MODELS, first_microbatch, random_batch, random_params, tiny_model
+from decoder import NumpyDecoder
 
 from stackjax import model
+from stackjax.growth.parametrized import fold
 from stackjax.model.config import CompleteP
 from stackjax.model.decoding import empty_cache, extend
 from stackjax.model.transformer import unembed
@@ -38,6 +40,28 @@ def test_logits_match_transformers_with_the_factors_in_the_weights(config):
     # Float32 rounding through three layers; logits are near 1.
     np.testing.assert_allclose(logits_of(scaled), expected, atol=1e-5)
     assert np.abs(logits_of(scaled) - logits_of(config)).max() > 0.1
+
+
+@pytest.mark.parametrize("name", ["like gpt-neox", "biases and RMSNorm", "tied"])
+def test_factors_of_biases_are_in_the_standard_model(name):
+    tied = dataclasses.replace(KINDS["like gpt-neox"], tie_head=True)
+    config = tied if name == "tied" else KINDS[name]
+    config = with_completep(dataclasses.replace(config, rotary_share=1.0))
+    axes, params = model.logical_axes(config), random_params(config)
+    plain, expected = standard(config, params)
+    jax.tree.map(
+        functools.partial(np.testing.assert_allclose, rtol=1e-6),
+        fold(params, axes, config),
+        expected,
+    )
+    segments = np.zeros_like(TOKENS)
+    logits = NumpyDecoder(plain, expected).logits(TOKENS, POSITIONS, segments)
+    np.testing.assert_allclose(logits_of(config), logits[..., : config.vocab_size], atol=2e-5)
+
+
+def test_learned_positions_have_no_rule_under_completep():
+    with pytest.raises(UserError, match=r"model\.positions is 'learned', and model\.completep"):
+        with_completep(KINDS["like gpt-2"])
 
 
 def test_decoding_and_loss_have_the_factors_of_the_forward_pass(config):

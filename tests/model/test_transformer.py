@@ -23,6 +23,8 @@ from decoder import NumpyDecoder
 from stackjax import model
 from stackjax.model import LayerSpan
 from stackjax.model.flops import num_params
+from stackjax.model.layer_kind import LayerKind, RopeScaling
+from stackjax.runtime.errors import UserError
 from stackjax.sharding.axes import Axes
 from stackjax.sharding.config import MeshConfig
 from stackjax.sharding.mesh import build_mesh
@@ -71,6 +73,36 @@ def test_logits_of_layer_kinds_match_a_numpy_decoder(name):
     logits = jax.jit(functools.partial(model.apply, config))(params, *tokens)
     # As above; embeddings that are multiplied by 4 have roundings of this size.
     np.testing.assert_allclose(logits, expected, atol=5e-5)
+
+
+REFUSED = {
+    "positions without a number": ({"positions": "learned"}, "max_seq_len is None"),
+    "a number of rotary positions": ({"max_seq_len": 8}, "max_seq_len is 8"),
+    "a base of learned positions": (
+        {"positions": "learned", "max_seq_len": 8, "rope_theta": 10.0},
+        "rope_theta is 10.0, which has no effect",
+    ),
+    "layers without rotary positions": (
+        {"positions": "learned", "max_seq_len": 8, "pattern": (LayerKind(rotary=False),)},
+        "model.pattern is .*which has no effect",
+    ),
+    "LayerNorm of queries": ({"norm": "layer", "qk_norm": True}, "no LayerNorm of queries"),
+    "YaRN without a base": (
+        {"rope_theta": 1.0, "rope_scaling": RopeScaling(method="yarn")},
+        "rope_theta is 1.0",
+    ),
+}
+
+
+@pytest.mark.parametrize(("fields", "message"), REFUSED.values(), ids=REFUSED)
+def test_fields_without_effect_are_refused(fields, message):
+    with pytest.raises(UserError, match=message):
+        tiny_model(**fields)
+
+
+def test_fields_of_yarn_are_refused_elsewhere():
+    with pytest.raises(UserError, match="belong to method 'yarn', not 'linear'"):
+        RopeScaling(method="linear", attention_factor=2.0)
 
 
 def test_bfloat16_logits_are_float32_and_close_to_float32():
