@@ -143,6 +143,8 @@ class Family:
     selected by other fields, `always` every layer, `listed` the layers in `layer_types`."""
     period: int = 1
     """Without `layer_types`, the last layer in a period is global, the others slide."""
+    period_field: str | None = None
+    """Field for another `period`, if there is one."""
     rope_theta: float = 1e4
     """Default `rope_theta`."""
     local_rope_theta: float | None = None
@@ -262,6 +264,7 @@ FAMILIES = {
         sliding_window=4096,
         window="listed",
         period=6,
+        period_field="sliding_window_pattern",
         rope_theta=1e6,
         local_rope_theta=1e4,
         switches={
