@@ -13,8 +13,8 @@ from stackjax.interop.rope_json import read_rope, write_rope
 from stackjax.interop.rule import Rule, check_fields, shown
 from stackjax.model import ModelConfig
 from stackjax.model.config import differences
-from stackjax.model.layer_kind import LayerKind
 from stackjax.model.flops import describe
+from stackjax.model.layer_kind import LayerKind
 from stackjax.model.masking import Masking
 from stackjax.runtime.errors import UserError
 
