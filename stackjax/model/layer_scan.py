@@ -66,6 +66,7 @@ def scan_layers(
     config: ModelConfig,
     first: int = 0,
     unroll: int = 1,
+    wrap: Callable[[Any, bool], Any] = lambda body, _: body,
 ) -> tuple[Carry, Any]:
     """Returns the carry after all layers and the stacked outputs, as `jax.lax.scan`.
 
@@ -74,23 +75,22 @@ def scan_layers(
       layers: Arrays with a leading axis of layers.
       first: The model's layer that is first in `layers`.
       unroll: Layers per iteration, rounded down to whole periods, at least one.
+      wrap: Returns a body to run instead of a body. Its second argument is whether the body's
+        loop has a single iteration, which the compiler inlines.
     """
     outputs, runs = [], _runs(config, first, jax.tree.leaves(layers)[0].shape[0])
     for run in runs:
         part = layers
         if len(runs) > 1:
             part = jax.tree.map(lambda leaf: leaf[run.start : run.stop], layers)  # noqa: B023
-        length = run.stop - run.start
-        if len(run.kinds) == 1:
-            body = run_layer(run.kinds[0])
-            steps = max(1, min(unroll, length))
-            carry, output = jax.lax.scan(body, carry, part, unroll=steps)
+        length, size = run.stop - run.start, len(run.kinds)
+        steps = max(1, min(unroll, length) // size)
+        bodies = [wrap(run_layer(kind), steps * size >= length) for kind in run.kinds]
+        if size == 1:
+            carry, output = jax.lax.scan(bodies[0], carry, part, unroll=steps)
         else:
-            size = len(run.kinds)
             periods = jax.tree.map(lambda leaf: _in_periods(leaf, size), part)  # noqa: B023
-            steps = max(1, min(unroll, length) // size)
-            body = _period(run_layer, run.kinds)
-            carry, output = jax.lax.scan(body, carry, periods, unroll=steps)
+            carry, output = jax.lax.scan(_period(bodies), carry, periods, unroll=steps)
             output = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), output)
         outputs.append(output)
     if len(outputs) == 1:
@@ -99,16 +99,14 @@ def scan_layers(
 
 
 def _period(
-    run_layer: Callable[[LayerKind], Callable[[Carry, Any], tuple[Carry, Any]]],
-    kinds: Sequence[LayerKind],
+    bodies: Sequence[Callable[[Carry, Any], tuple[Carry, Any]]],
 ) -> Callable[[Carry, Any], tuple[Carry, Any]]:
-    """Returns a scan's body for a period."""
-    bodies = [run_layer(kind) for kind in kinds]
+    """Returns a scan's body for a period, from one for each layer."""
 
     def run(carry: Carry, layers: Any) -> tuple[Carry, Any]:
         leaves, tree = jax.tree.flatten(layers)
         # A split's transpose is a concatenation; indexing would add padded arrays.
-        cut = [jax.lax.split(leaf, [1] * len(kinds)) for leaf in leaves]
+        cut = [jax.lax.split(leaf, [1] * len(bodies)) for leaf in leaves]
         outputs = []
         for i, body in enumerate(bodies):
             layer = tree.unflatten([jnp.squeeze(parts[i], 0) for parts in cut])

@@ -153,14 +153,15 @@ def _run_layers(
                 part = jax.lax.stop_gradient(part)
             unroll = layers_per_iteration(span)
             on_cpu = platform_of(target_device()) == "cpu"
-            # A loop of one iteration is inlined. On a CPU, the compiler ignores the barrier.
-            barrier = unroll == span.num_layers and not on_cpu
 
             def body(kind: LayerKind) -> Any:
-                run = functools.partial(block, kind=kind)
-                return _remat(run, span.remat, barrier)  # noqa: B023
+                return functools.partial(block, kind=kind)
 
-            x_BTD, _ = scan_layers(body, x_BTD, part, config, start, unroll)
+            def remat(run: Any, is_inlined: bool) -> Any:
+                # On a CPU, the compiler ignores the barrier.
+                return _remat(run, span.remat, is_inlined and not on_cpu)  # noqa: B023
+
+            x_BTD, _ = scan_layers(body, x_BTD, part, config, start, unroll, remat)
             start = stop
         assert start == config.num_layers, "the spans do not cover the layers"
         return x_BTD, None

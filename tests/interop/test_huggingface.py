@@ -489,8 +489,8 @@ NEW_FAMILIES = {
 }
 
 
-# Equal to what the folder says: a query scale of `head_dim`, the model's rotation in layers
-# that slide, and a window of the whole context.
+# Equal to what the folder says: a query scale of `head_dim`, the model's rotation in all
+# layers, and a window of the whole context.
 IMPLIED = {
     "mistral": {"pattern": (LayerKind(window=40),)},
     "gemma2": {"query_scale": None},
