@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from stackjax.growth.axis_map import AxisMap, along, gather, gather_tree, new_indices, zero_new
+from stackjax.growth.axis_map import AxisMap, along, gather, new_indices, zero_new
 from stackjax.growth.base import (
     Growth,
     Order,
@@ -220,8 +220,13 @@ class WidthRandom(WidthGrowth):
         return new_indices(self.axis_maps(source))
 
     def grow_moment(self, moment: Any, axes: Any, source: ModelConfig, *, order: Order) -> Any:
-        maps = self.axis_maps(source)
-        return zero_new(gather_tree(moment, axes, maps), axes, maps)
+        maps, target = self.axis_maps(source), self.target_config(source)
+
+        def grow(leaf: jax.Array, names: Axes) -> jax.Array:
+            # A mask's factors cancel those of the wider stream.
+            return gather(leaf, names, maps) * embedding_factor(names, source, target) ** -order
+
+        return zero_new(jax.tree.map(grow, moment, axes), axes, maps)
 
     def reparameterizations(self, source: ModelConfig) -> tuple[Reparameterization, ...]:
         maps = self.axis_maps(source)

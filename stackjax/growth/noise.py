@@ -9,7 +9,7 @@ import jax
 
 from stackjax.growth.axis_map import AxisMap
 from stackjax.growth.base import Growth, Preservation
-from stackjax.growth.values import map_params, writes_residual
+from stackjax.growth.values import map_params, writes_channels
 from stackjax.model.config import ModelConfig
 from stackjax.model.parametrization import ratios
 from stackjax.runtime.numbers import Share
@@ -59,7 +59,7 @@ class Noise(Growth):
                 return leaf
             base = source.base
             stddev = math.sqrt(2 / (5 * base.embed_dim))
-            if names.stacked and writes_residual(names):
+            if names.stacked and writes_channels(names):
                 stddev = 1 / (math.sqrt(base.embed_dim) * max(1, base.depth))
             if names.stacked:
                 stddev /= math.sqrt(ratios(source, names).fan_in)

@@ -8,12 +8,14 @@ from typing import Any
 
 from stackjax.files.paths import file_inside
 from stackjax.interop.families import ACTIVATIONS, FAMILIES, RULES, SIZES, Family, family_of
-from stackjax.interop.layer_types import read_pattern, shortest, write_layers
+from stackjax.interop.layer_types import read_pattern, write_layers
 from stackjax.interop.rope_json import read_rope, read_rotary_share, write_rope
 from stackjax.interop.rule import Rule, check_fields, shown
 from stackjax.model import ModelConfig
 from stackjax.model.config import differences
 from stackjax.model.flops import describe
+from stackjax.model.layer_kind import LayerKind
+from stackjax.model.masking import Masking
 from stackjax.runtime.errors import UserError
 
 CONFIG = "config.json"
@@ -251,7 +253,7 @@ def _with_numbers(
         names = {ours: theirs for theirs, ours in reversed([*ACTIVATIONS.items()])}
         changed[family.activation_field] = names[config.activation]
     for ours, (theirs, default) in family.numbers.items():
-        value: float | None = getattr(config, ours)
+        value: float | None = getattr(_explicit(config, seq_len(fields)), ours)
         if fields.get(theirs, default) != value:
             # The divisor is an integer in transformers.
             if isinstance(default, int) and value is not None and value.is_integer():
@@ -282,12 +284,31 @@ def _with_layers(
     return changed if rotations[0] == rotations[1] else write_rope(changed, family, config)
 
 
+def _explicit(config: ModelConfig, seq_len: int) -> ModelConfig:
+    """Returns the model with its defaults written out, for texts of up to `seq_len` tokens."""
+
+    def explicit(kind: LayerKind) -> LayerKind:
+        window = Masking(kind.window).within(seq_len).window
+        kind = dataclasses.replace(kind, window=window)
+        is_rotary = kind.rotary and config.positions == "rotary"
+        if not is_rotary or kind.rope_theta is not None:
+            return kind
+        theta, scaling = config.rope_theta, config.rope_scaling
+        return dataclasses.replace(kind, rope_theta=theta, rope_scaling=scaling)
+
+    return dataclasses.replace(
+        config,
+        query_scale=config.query_scale or float(config.head_dim),
+        pattern=tuple(map(explicit, config.kinds)),
+    )
+
+
 def _check_same_model(config: ModelConfig, fields: Mapping[str, Any]) -> None:
     """Raises UserError if a config.json describes another model."""
-    # Another pattern may have the same layers.
-    config = dataclasses.replace(config, pattern=shortest(config.kinds))
-    found = _read(fields, FAMILIES[fields["model_type"]])
-    if lost := differences(config, found, besides=("vocab_multiple",)):
+    family = FAMILIES[fields["model_type"]]
+    length, found = _seq_len(fields, family), _read(fields, family)
+    models = (_explicit(each, length) for each in (config, found))
+    if lost := differences(*models, besides=("vocab_multiple",)):
         raise UserError(
             f"config.json of model_type {fields['model_type']} cannot hold this model: {lost}; "
             f"for a new field, extend config_fields and model_config (docs/interop.md)."

@@ -218,6 +218,8 @@ class Family:
     rotary positions in all layers."""
     rope_types: tuple[str, ...] = ("default", "linear", "llama3", "yarn")
     """Supported `rope_type`s."""
+    period_field: str | None = None
+    """Field for another `period`, if there is one."""
     rope_theta: float = 1e4
     """Default `rope_theta`."""
     theta_field: str = "rope_theta"
@@ -504,6 +506,7 @@ FAMILIES = {
         window="listed",
         period=6,
         rope_types=("default", "linear", "llama3"),
+        period_field="sliding_window_pattern",
         rope_theta=1e6,
         local_rope_theta=1e4,
         switches={

@@ -76,7 +76,7 @@ def shortest(kinds: Sequence[LayerKind]) -> tuple[LayerKind, ...]:
 def write_layers(
     fields: Mapping[str, Any], family: Family, config: ModelConfig
 ) -> dict[str, Any]:
-    """Returns fields with the model's windows."""
+    """Returns fields with the model's windows; a list of types has one for each layer."""
     slides = [kind.window is not None for kind in config.kinds]
     windows = [kind.window for kind in config.kinds if kind.window is not None]
     changed = dict(fields)
@@ -85,7 +85,7 @@ def write_layers(
     if family.window == "switched":
         changed["use_sliding_window"] = any(slides)
         changed["max_window_layers"] = slides.index(True) if any(slides) else len(slides)
-    if family.window in ("switched", "listed"):
+    if family.window in ("switched", "listed") or fields.get("layer_types"):
         changed["layer_types"] = [_SLIDES if slide else "full_attention" for slide in slides]
     if family.no_rope_interval is not None:
         changed[_NO_ROPE] = [int(kind.rotary) for kind in config.kinds]
@@ -150,7 +150,7 @@ def _slides(fields: Mapping[str, Any], family: Family) -> list[bool]:
         switched = fields.get("use_sliding_window", False) and window is not None
         return [switched and not turn for turn in _turns(fields, family, "config.json")]
     if family.window == "listed":
-        period = fields.get("sliding_window_pattern", family.period)
+        period = fields.get(family.period_field or "", family.period)
         return [(i + 1) % period != 0 for i in layers]
     first = fields.get("max_window_layers", 28) if family.window == "switched" else 0
     return [window is not None and i >= first for i in layers]

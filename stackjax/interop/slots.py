@@ -172,8 +172,8 @@ def _parts(kind: str, layer: int, axes: Mapping[str, Axes], family: Family) -> I
       axes: The axes of every parameter in a layer.
     """
     names, own = family.tensor_names, axes[kind]
-    tensors: Sequence[str] = names[kind]
-    if len(tensors) > 1:
+    tensors = names[kind]
+    if len(tensors) != 1:
         for half, tensor in enumerate(tensors):
             yield Slot(kind, tensor, layer, half, dataclasses.replace(own, fused=()), family)
         return

@@ -258,7 +258,8 @@ class ModelConfig:
         """Does CompleteP change the model or training? Not for the base sizes."""
         if self.completep is None:
             return False
-        return self.base != dataclasses.replace(untied(self), completep=None)
+        same = dataclasses.replace(untied(self), completep=None, pattern=self.pattern)
+        return self.base != same
 
     def __post_init__(self):
         check_fields(self, "model")
@@ -382,14 +383,18 @@ EXECUTION = ("init", "compute_dtype", "remat", "attention", "scan_unroll", "loss
 def differences(config: ModelConfig, other: ModelConfig, *, besides: Sequence[str] = ()) -> str:
     """Returns a text with the differences between two architectures; empty if equal.
 
+    Patterns with the same kind in each layer are equal.
+
     Args:
       besides: Fields to ignore.
     """
-    names = (field.name for field in dataclasses.fields(config))
+    ignored = [*EXECUTION, *besides]
+    if config.kinds == other.kinds:
+        ignored.append("pattern")
     pairs = {
-        name: (_architecture(config, name), _architecture(other, name))
-        for name in names
-        if name not in (*EXECUTION, *besides)
+        field.name: (_architecture(config, field.name), _architecture(other, field.name))
+        for field in dataclasses.fields(config)
+        if field.name not in ignored
     }
     return ", ".join(f"model.{n} is {a}, not {b}" for n, (a, b) in pairs.items() if a != b)
 
@@ -402,7 +407,10 @@ def _architecture(config: ModelConfig, name: str) -> Any:
 
 def untied(config: ModelConfig) -> ModelConfig:
     """Returns the config with a layer of its own for each loop."""
-    return dataclasses.replace(config, num_layers=config.depth, loops=1)
+    pattern = config.pattern
+    if pattern and config.num_layers % len(pattern):
+        pattern = config.kinds  # each loop begins with the first kind
+    return dataclasses.replace(config, num_layers=config.depth, loops=1, pattern=pattern)
 
 
 def axis_size(config: ModelConfig, axis: str) -> int:

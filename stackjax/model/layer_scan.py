@@ -68,6 +68,7 @@ def scan_layers(
     first: int = 0,
     unroll: int = 1,
     axes: Any = None,
+    wrap: Callable[[Any, bool], Any] = lambda body, _: body,
 ) -> tuple[Carry, Any]:
     """Returns the carry after all layers and the stacked outputs, as `jax.lax.scan`.
 
@@ -80,6 +81,8 @@ def scan_layers(
       first: The model's layer that is first in `layers`.
       unroll: Layers per iteration, rounded down to whole periods, at least one.
       axes: The leading axis of each array, from `LAYER_AXES`; None for `layers` everywhere.
+      wrap: Returns a body to run instead of a body. Its second argument is whether the body's
+        loop has a single iteration, which the compiler inlines.
     """
     axes = jax.tree.map(lambda _: "layers", layers) if axes is None else _filled(axes, layers)
     outputs, runs = [], _runs(config, first, _num_layers(layers, axes))
@@ -87,15 +90,13 @@ def scan_layers(
         part = layers
         if len(runs) > 1:
             part = layers_between(layers, axes, config, run.start, run.stop, first)
-        length = run.stop - run.start
-        if len(run.kinds) == 1:
-            (kind,) = run.kinds
-            body = run_layer(kind)
-            steps = max(1, min(unroll, length))
-            part = _of_kind(config, part, axes, kind)
-            carry, output = jax.lax.scan(body, carry, part, length, unroll=steps)
+        length, size = run.stop - run.start, len(run.kinds)
+        steps = max(1, min(unroll, length) // size)
+        bodies = [wrap(run_layer(kind), steps * size >= length) for kind in run.kinds]
+        if size == 1:
+            part = _of_kind(config, part, axes, run.kinds[0])
+            carry, output = jax.lax.scan(bodies[0], carry, part, length, unroll=steps)
         else:
-            size = len(run.kinds)
             counts = {
                 axis: sum(config.is_along(axis, k) for k in run.kinds) for axis in LAYER_AXES
             }
@@ -104,8 +105,7 @@ def scan_layers(
                 part,
                 axes,
             )
-            steps = max(1, min(unroll, length) // size)
-            body = _period(run_layer, run.kinds, config, axes)
+            body = _period(bodies, run.kinds, config, axes)
             carry, output = jax.lax.scan(body, carry, periods, unroll=steps)
             output = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), output)
         outputs.append(output)
@@ -159,13 +159,12 @@ def _of_kind(config: ModelConfig, layers: Any, axes: Any, kind: LayerKind) -> An
 
 
 def _period(
-    run_layer: Callable[[LayerKind], Callable[[Carry, Any], tuple[Carry, Any]]],
+    bodies: Sequence[Callable[[Carry, Any], tuple[Carry, Any]]],
     kinds: Sequence[LayerKind],
     config: ModelConfig,
     axes: Any,
 ) -> Callable[[Carry, Any], tuple[Carry, Any]]:
-    """Returns a scan's body for a period."""
-    bodies = [run_layer(kind) for kind in kinds]
+    """Returns a scan's body for a period, from one for each layer."""
 
     def run(carry: Carry, layers: Any) -> tuple[Carry, Any]:
         leaves, tree = jax.tree.flatten(layers)

@@ -154,16 +154,18 @@ def _run_layers(
                 part = jax.lax.stop_gradient(part)
             unroll = layers_per_iteration(span)
             on_cpu = platform_of(target_device()) == "cpu"
-            # A loop of one iteration is inlined. On a CPU, the compiler ignores the barrier.
-            barrier = unroll == span.num_layers and not on_cpu
 
             def body(kind: LayerKind) -> Any:
                 def run(x: jax.Array, layer: Params) -> tuple[jax.Array, Routed | None]:
                     return run_layer(x, layer, kind)
 
-                return _remat(run, span.remat, barrier)  # noqa: B023
+                return run
 
-            x_BTD, of_span = scan_layers(body, x_BTD, part, config, start, unroll, axes)
+            def remat(run: Any, is_inlined: bool) -> Any:
+                # On a CPU, the compiler ignores the barrier.
+                return _remat(run, span.remat, is_inlined and not on_cpu)  # noqa: B023
+
+            x_BTD, of_span = scan_layers(body, x_BTD, part, config, start, unroll, axes, remat)
             routed.append(of_span)
             start = stop
         assert start == config.num_layers, "the spans do not cover the layers"

@@ -18,8 +18,9 @@ def with_balanced_biases(phase: Phase, params: Any, sums: RouterSums) -> Any:
     expert above falls. Biases of frozen layers, and in a fit, stay.
     """
     routing = phase.model.routing
-    is_balanced = phase.model.num_experts and routing and routing.balance == "bias"
-    if not is_balanced or phase.fit is not None:
+    if routing is None or routing.balance != "bias" or phase.fit is not None:
+        return params
+    if not phase.model.num_experts:
         return params
     load_LE = jnp.sum(
         sums.load_LE.reshape(phase.model.loops, -1, phase.model.num_experts), axis=0

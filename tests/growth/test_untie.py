@@ -9,6 +9,7 @@ import judge
 import numpy as np
 import pytest
 from conftest import (
+    KINDS,
     MODELS,
     first_microbatch,
     mesh_of,
@@ -22,7 +23,7 @@ from conftest import (
 from stackjax import model
 from stackjax.growth import Stack, Untie, WidthSplit, chain, parse_growth
 from stackjax.growth.grow_tree import grow_tree
-from stackjax.model.config import untied
+from stackjax.model.config import CompleteP, untied
 from stackjax.model.decoding import empty_cache, extend
 from stackjax.model.flops import flops_6nd, matmul_flops, num_params
 from stackjax.model.transformer import unembed
@@ -65,6 +66,18 @@ def test_looped_model_matches_transformers_with_repeated_layers(name, loops):
     expected = judge.logits(untied(config), copied(params, loops), TOKENS)
     # Float32 through six or nine layers; logits are near 1.
     np.testing.assert_allclose(logits(config, params), expected, atol=5e-5)
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_looped_layer_kinds_equal_repeated_layers(name):
+    # Each loop begins with the first kind, also after a cut period.
+    config = dataclasses.replace(KINDS[name], loops=2)
+    params = random_params(config)
+    expected = logits(untied(config), jax.tree.map(jnp.asarray, copied(params, 2)))
+    # Embeddings that are multiplied by 4 have larger roundings.
+    np.testing.assert_allclose(logits(config, params), expected, atol=2e-4)
+    based = dataclasses.replace(tiny_model(pattern=config.pattern), loops=2)
+    assert not dataclasses.replace(based, completep=CompleteP.of(based)).has_factors
 
 
 # How the layers run: number of layers, loops, and fields of execution.

@@ -158,6 +158,8 @@ CHANGES = {
     "text_config": [None, {}, {"hidden_size": 8}, 2],
     "decoder": [None, {}, 2],
     "scale_embedding": [True],
+    "hidden_activation": ["silu", "gelu", "gelu_pytorch_tanh", "GELU"],
+    "rope_local_base_freq": [1e3, 0, "x"],
 }
 """Additional values per field; every field is also tried with `ANYTHING`."""
 COMBINATIONS = [
@@ -189,6 +191,12 @@ COMBINATIONS += [
     for on, window, first, kinds in itertools.product(
         (True, ABSENT), (4, None, ABSENT), (0, 2, 3, ABSENT), (FULL, SLIDES, None)
     )
+]
+COMBINATIONS += [
+    {"layer_types": kinds, "sliding_window": 4, name: period}
+    for kinds in (None, ABSENT, FULL)
+    for name in ("sliding_window_pattern", "_sliding_window_pattern")
+    for period in (1, 2, 3, 0, "x")
 ]
 STRICTER = {
     "attention_bias": "biases without a tensor are zero",

@@ -127,6 +127,18 @@ def test_copied_layers_equal_source_layers_bit_for_bit(folder, growth, run, tmp_
     assert folders.logits(tmp_path / "grown").shape[-1] == folders.VOCAB
 
 
+@pytest.mark.parametrize("name", ["llama", "mistral, window", "olmo2"])
+def test_list_of_layer_types_grows_with_the_layers(name, run, tmp_path):
+    path = folders.write(tmp_path / "source", name)
+    config = json.loads((path / "config.json").read_text())
+    config |= {"layer_types": ["full_attention"] * 3}
+    (path / "config.json").write_text(json.dumps(config))
+    assert run(path, tmp_path / "grown", "--growth", "stack(2)")[0] == 0
+    grown = json.loads((tmp_path / "grown" / "config.json").read_text())
+    assert len(grown["layer_types"]) == 6
+    assert folders.logits(tmp_path / "grown").shape[-1] == folders.VOCAB
+
+
 def test_growth_that_would_change_a_layers_window_is_refused(run, tmp_path):
     folder = folders.write(tmp_path / "folder", "gemma2")
     code, _, error = run(folder, tmp_path / "grown", "--growth", "insert_block(size=1)")

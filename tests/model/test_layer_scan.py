@@ -8,7 +8,7 @@ from conftest import equations, first_microbatch, random_batch, random_params, t
 
 from stackjax import model
 from stackjax.model import flops
-from stackjax.model.config import CompleteP, ModelConfig, RopeScaling
+from stackjax.model.config import CompleteP, ModelConfig, RopeScaling, differences
 from stackjax.model.layer_kind import LayerKind
 from stackjax.model.layer_scan import layer_runs
 from stackjax.runtime.errors import UserError
@@ -84,6 +84,15 @@ def test_wrong_switches_are_refused_by_name(name):
     make, message = WRONG[name]
     with pytest.raises(UserError, match=message):
         make()
+
+
+def test_models_with_the_same_kinds_do_not_differ():
+    config = tiny_model(num_layers=4, pattern=(A, B))
+    for pattern in ((A, B, A, B), (A, B, A, B, B)):
+        assert differences(config, dataclasses.replace(config, pattern=pattern)) == ""
+    other = dataclasses.replace(config, pattern=(A, B, B))
+    assert "model.pattern" in differences(config, other)
+    assert differences(tiny_model(), tiny_model(pattern=(B,))) == ""
 
 
 def test_kinds_repeat_over_the_layers():

@@ -1,5 +1,6 @@
 """Lowering of the paper's 1.1B train step for devices that this process lacks."""
 
+import dataclasses
 import functools
 import re
 
@@ -11,6 +12,7 @@ from conftest import described_mesh
 
 from stackjax.config import Config
 from stackjax.config_file import load_config
+from stackjax.model.layer_kind import LayerKind
 from stackjax.sharding.partition import on_mesh
 from stackjax.training.compile import abstract_batch, abstract_state, jit_step
 from stackjax.training.compiler_options import COMPILER_OPTIONS
@@ -103,9 +105,21 @@ def test_forward_attention_runs_once_per_layer_unless_everything_is_recomputed(
     assert len(re.findall(forward, text)) == num_calls * num_backward
 
 
-@pytest.mark.parametrize(("scan_unroll", "has_barrier"), [(1, False), (6, True)])
+# Layers per iteration, layers in a period, and the barriers. 6 layers are two periods of 3, or
+# a period of 5 in two runs with equal kinds and a cut one.
+@pytest.mark.parametrize(
+    ("scan_unroll", "period", "has_barrier"),
+    [
+        (1, 0, {False}),
+        (6, 0, {True}),
+        (1, 3, {False}),
+        (4, 3, {False}),
+        (6, 3, {True}),
+        (1, 5, {False, True}),
+    ],
+)
 def test_remat_has_a_barrier_where_no_loop_over_layers_remains(
-    monkeypatch, scan_unroll, has_barrier
+    monkeypatch, scan_unroll, period, has_barrier
 ):
     barriers, checkpoint = [], jax.checkpoint
 
@@ -116,8 +130,11 @@ def test_remat_has_a_barrier_where_no_loop_over_layers_remains(
 
     monkeypatch.setattr(jax, "checkpoint", record)
     config = config_with(f"--model.scan-unroll={scan_unroll}", "--model.remat=lean")
+    pattern = tuple(LayerKind(window=64 + (i + 1 == period)) for i in range(period))
+    shape = dataclasses.replace(config.model, num_layers=6, pattern=pattern)
+    config = dataclasses.replace(config, model=shape, stages=config.stages[:1])
     lowered_step.__wrapped__("tpu", 0, config)
-    assert set(barriers) == {has_barrier}
+    assert set(barriers) == has_barrier
 
 
 def test_head_is_cast_and_gathered_once_per_microbatch():

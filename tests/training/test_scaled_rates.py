@@ -24,6 +24,7 @@ from stackjax import model
 from stackjax.config import Stage
 from stackjax.growth import Learn, Stack, WidthSplit
 from stackjax.model.config import CompleteP, axis_size
+from stackjax.model.layer_kind import LayerKind
 from stackjax.model.transformer import embed, final_norm, layer_function, unembed
 from stackjax.optimizers import AdamW, Muon, Optimizer
 from stackjax.runtime.errors import UserError
@@ -195,7 +196,7 @@ def coordinates(config, optimizer):
         run = layer_function(config, COORDINATES.positions, COORDINATES.segments)
 
         def layer(x, weights):
-            y = run(x, weights)
+            y = run(x, weights, LayerKind())
             return y, y
 
         x = embed(config, params, COORDINATES.tokens)
