@@ -35,7 +35,7 @@ _MAY_CHANGE = re.compile(
     r"|stages\.\d+\.(mesh(\..*)?|(batch_steps\.\d+\.)?accumulate|remat|loss_chunk|moment_memory)"
     r"|data\.(path|sources\.\d+\.path|cache_dir|corpus|num_workers|prefetch)"
     r"|data\.(sources\.\d+\.)?max_epochs"
-    r"|model\.(attention|remat|scan_unroll|loss_chunk)"
+    r"|model\.(attention|remat|scan_unroll|loss_chunk|routing\.(balance_weight|bias_rate|z_loss))"
 )
 """Fields that may change when a run resumes. Changes in the optimizer apply from the resumed
 step on. Other fields do not change training, apart from the order of float additions, the steps

@@ -46,7 +46,7 @@ from stackjax.model.config import RopeScaling
 from stackjax.model.layer_kind import LayerKind
 from stackjax.model.routing_config import Routing
 from stackjax.optimizers import AdamW
-from stackjax.sharding.config import MESH_AXES, MeshConfig
+from stackjax.sharding.config import MeshConfig, mesh_axes
 from stackjax.sharding.mesh import build_mesh
 from stackjax.training.learning_rate import LearningRate
 from stackjax.training.phase import Counts, Phase, Waypoint
@@ -317,10 +317,11 @@ def undrawn(monkeypatch):
 
 def described_mesh(device_kind: str, platform: str, **sizes: int) -> jax.sharding.AbstractMesh:
     """Returns a mesh of described devices, with size 1 along other axes."""
+    axes = mesh_axes(MeshConfig(expert=sizes.get("expert", 1)))
     return jax.sharding.AbstractMesh(
-        tuple(sizes.get(axis, 1) for axis in MESH_AXES),
-        MESH_AXES,
-        axis_types=(jax.sharding.AxisType.Explicit,) * len(MESH_AXES),
+        tuple(sizes.get(axis, 1) for axis in axes),
+        axes,
+        axis_types=(jax.sharding.AxisType.Explicit,) * len(axes),
         abstract_device=jax.sharding.AbstractDevice(device_kind, None, platform),
     )
 

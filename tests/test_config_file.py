@@ -133,7 +133,7 @@ def test_help_lists_every_field_with_its_documentation(load, capsys):
     assert not exit_info.value.code
     shown = capsys.readouterr().out
     # Optional groups are listed by their fields.
-    unset = ("rewarm", "schedule", "mesh", "rope_scaling", "completep")
+    unset = ("rewarm", "schedule", "mesh", "rope_scaling", "completep", "routing")
     for field in flatten(tiny_run()):
         if field.split(".")[-1] not in unset and field != "optimizer.name":
             assert re.search(rf"--{field.replace('_', '-')}[ ,]", shown), field

@@ -1,6 +1,6 @@
-"""Tokens to the rows of their experts, and back: sorted on a device, exchanged between devices.
+"""Tokens to their experts' rows, and back: sorted on a device, exchanged between devices.
 
-No token is dropped: with experts on X devices, a device can receive all rows of the others, so
+No token is dropped: with experts on X devices, a device can receive all the other rows, so
 its buffers are X times as long as without `expert` in the mesh.
 
 Shapes: N tokens on a device, K experts per token, D channels, R rows, E experts on a device, X
@@ -21,18 +21,18 @@ class Places(NamedTuple):
     source_R: jax.Array
     """The entry (token times K, plus choice) at each row; N K for a row without one."""
     row_NK: jax.Array
-    """The row of each entry; R for an entry without one."""
+    """Each entry's row; R for an entry without one."""
 
 
 class Plan(NamedTuple):
-    """The rows of a batch of tokens, for `to_rows` and `from_rows`."""
+    """Places for a batch, for `to_rows` and `from_rows`."""
 
     sent: Places | None
     """From tokens to the rows sent to each device; None without `expert` in the mesh."""
     sorted: Places
     """From tokens, or from received rows, to rows by expert."""
     sizes_E: jax.Array
-    """Rows of each expert, whole blocks."""
+    """Each expert's rows, whole blocks."""
 
     @property
     def num_tokens(self) -> int:
@@ -41,11 +41,11 @@ class Plan(NamedTuple):
 
 
 def plan_rows(chosen_NK: jax.Array, num_experts: int, devices: int, block: int) -> Plan:
-    """Returns the plan of a device for its tokens' choices.
+    """Returns a device's plan for its tokens' choices.
 
     Args:
       num_experts: All experts, on all devices.
-      devices: The number of devices along `expert`.
+      devices: Devices along `expert`.
       block: Rows in a block, as from `rows_per_block`.
     """
     num_local = num_experts // devices
@@ -62,7 +62,7 @@ def plan_rows(chosen_NK: jax.Array, num_experts: int, devices: int, block: int) 
 
 
 def of_choices(plan: Plan) -> Plan:
-    """Returns the plan of choices instead of tokens: each has a single row."""
+    """Returns the plan for choices instead of tokens: each has a single row."""
     if plan.sent is None:
         return plan._replace(sorted=_of_choices(plan.sorted))
     return plan._replace(sent=_of_choices(plan.sent))  # received rows are single already
@@ -80,19 +80,19 @@ def to_rows(x_ND: jax.Array, plan: Plan) -> jax.Array:
 
 
 def from_rows(y_RD: jax.Array, plan: Plan) -> jax.Array:
-    """Returns each token's sum over its rows, [N, D]: the transpose of `to_rows`."""
+    """Returns each token's sum over its rows, [N, D]: `to_rows` transposed."""
     y_ND = gathered_back(y_RD, plan.sorted)
     return y_ND if plan.sent is None else gathered_back(_exchanged(y_ND), plan.sent)
 
 
 def moved(x_ND: jax.Array, places: Places, empty: int = 0) -> jax.Array:
-    """Returns the rows of tokens, [R, D], with `empty` in rows without a token."""
+    """Returns the tokens' rows, [R, D], with `empty` in rows without a token."""
     token_R = places.source_R // places.row_NK.shape[1]
     return x_ND.at[token_R].get(mode="fill", fill_value=empty)
 
 
 def gathered_back(y_RD: jax.Array, places: Places) -> jax.Array:
-    """Returns the sum over each token's rows, [N, D]: the transpose of `moved`."""
+    """Returns the sum over each token's rows, [N, D]: `moved` transposed."""
     return sum(
         y_RD.at[places.row_NK[:, k]].get(mode="fill", fill_value=0)
         for k in range(places.row_NK.shape[1])
@@ -100,7 +100,7 @@ def gathered_back(y_RD: jax.Array, places: Places) -> jax.Array:
 
 
 def _by_expert(group_NK: jax.Array, num_groups: int, block: int) -> tuple[Places, jax.Array]:
-    """Returns the places of rows by expert, each with whole blocks, and the rows of each.
+    """Returns places by expert, in whole blocks, and each expert's rows.
 
     Args:
       group_NK: The expert; `num_groups` for an entry without a row.
@@ -108,17 +108,17 @@ def _by_expert(group_NK: jax.Array, num_groups: int, block: int) -> tuple[Places
     counts_E = jnp.bincount(group_NK.reshape(-1), length=num_groups)
     sizes_E = -(-counts_E // block) * block
     entries = group_NK.size
-    # Every expert has at most `block - 1` rows of padding, if it has rows at all.
+    # Every expert has at most `block - 1` padding rows, and without tokens none.
     num_rows = -(-(entries + min(num_groups, entries) * (block - 1)) // block) * block
     return _places(group_NK, jnp.cumsum(sizes_E) - sizes_E, num_rows), sizes_E
 
 
 def _places(group_NK: jax.Array, firsts_G: jax.Array, num_rows: int) -> Places:
-    """Returns the places of entries in groups.
+    """Returns the entries' places in groups.
 
     Args:
       group_NK: The group; one past the last for an entry without a row.
-      firsts_G: The first row of each group.
+      firsts_G: Each group's first row.
     """
     num_groups = firsts_G.shape[0]
     group_N = group_NK.reshape(-1)

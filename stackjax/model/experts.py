@@ -1,11 +1,11 @@
 """Mixtures of experts: each token's experts, and products with the experts' matrices.
 
-Every device sorts its tokens by expert; with `expert` in the mesh, tokens go to the devices of
-their experts, and back. Gradients are written by hand, so that no gathered weight and no copy
-of a token outlives the forward pass.
+Every device sorts its tokens by expert; with `expert` in the mesh, tokens go to their
+experts' devices, and back. Gradients are written by hand, so that no gathered weight outlives
+the forward pass.
 
-Shapes: B batch, T time, D embed, F hidden units of an expert, E experts, K experts per token,
-R rows of all devices, each device's by expert. G is 2: gate and value of a SwiGLU.
+Shapes: B batch, T time, D embed, F hidden units per expert, E experts, K experts per token, R
+rows on all devices, sorted by expert on each. G is 2: gate and value of a SwiGLU.
 """
 
 import functools
@@ -68,7 +68,7 @@ def _on_devices(function: Callable[..., Any], in_specs: Any, out_specs: Any) -> 
 
 
 def _rows(*names: str | None) -> P:
-    """Returns the partition spec of rows, with logical names for further axes."""
+    """Returns the rows' partition spec, with logical names for further axes."""
     tokens, others = logical("batch", "seq"), logical(*names)
     return P() if tokens is None or others is None else P(mesh_axes_in(tokens), *others)
 
@@ -79,7 +79,7 @@ def _plan_specs(devices: int) -> Any:
 
 
 def _plan(chosen_BTK: jax.Array, num_experts: int, devices: int) -> tuple[Plan, int]:
-    """Returns the plans of all devices, and the rows in a block."""
+    """Returns all devices' plans, and the rows in a block."""
 
     def plan(chosen_BTK: jax.Array) -> Plan:
         chosen_NK = chosen_BTK.reshape(-1, chosen_BTK.shape[-1])
@@ -92,14 +92,14 @@ def _plan(chosen_BTK: jax.Array, num_experts: int, devices: int) -> tuple[Plan, 
 
 
 def _of_choices(plan: Plan) -> Plan:
-    """Returns the plan of choices instead of tokens: each has a single row."""
+    """Returns the plan for choices instead of tokens: each has a single row."""
     specs = _plan_specs(1 if plan.sent is None else 2)
     return _on_devices(dispatch.of_choices, (specs,), specs)(plan)
 
 
 @jax.custom_vjp
 def _to_rows(x_BTD: jax.Array, plan: Plan) -> jax.Array:
-    """Returns `dispatch.to_rows` of every device."""
+    """Returns `dispatch.to_rows` on every device."""
 
     def to_rows(x_BTD: jax.Array, plan: Plan) -> jax.Array:
         return dispatch.to_rows(x_BTD.reshape(plan.num_tokens, -1), plan)
@@ -110,7 +110,7 @@ def _to_rows(x_BTD: jax.Array, plan: Plan) -> jax.Array:
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _from_rows(shape: tuple[int, ...], y_RD: jax.Array, plan: Plan) -> jax.Array:
-    """Returns `dispatch.from_rows` of every device, the transpose of `_to_rows`.
+    """Returns `dispatch.from_rows` on every device: `_to_rows` transposed.
 
     Args:
       shape: The result's shape [B, T, D].
@@ -138,13 +138,13 @@ _from_rows.defvjp(
 def _product(
     names: tuple[str, ...], block: int, x_RC: jax.Array, w: jax.Array, sizes_E: jax.Array
 ) -> jax.Array:
-    """Returns the product of each row with its expert's matrix, [R, ...].
+    """Returns each row times its expert's matrix, [R, ...].
 
-    Weights are gathered along `embed` in the dtype of the rows, again for the backward pass;
+    Weights are gathered along `embed` in the rows' dtype, again for the backward pass;
     their gradient is summed in the stored dtype, and scattered to the stored shards.
 
     Args:
-      names: The logical axes of `w`: experts, input channels, output channels.
+      names: The weight's logical axes: experts, input channels, output channels.
       block: As for `grouped_product`.
     """
 
@@ -182,7 +182,7 @@ def _backward(
     x_RC, w, sizes_E = kept
     stored, is_sparse = w.dtype, num_shards("experts") > 1
     summed, scatter = _axes(names[-1]), _sum_to_shards(names)
-    # Without the barrier, the compiler keeps the gathered weights of all layers.
+    # Without the barrier, the compiler keeps all layers' gathered weights.
     again = jax.lax.optimization_barrier(w) if num_shards("embed") > 1 else w
     whole = _gathered(again, x_RC.dtype, names)
     rows = _rows(_split(names[1]))
@@ -200,7 +200,7 @@ def _split(name: str) -> str | None:
 
 
 def _whole(names: tuple[str, ...]) -> P | None:
-    """Returns the partition spec of a weight in a product: whole along `embed`."""
+    """Returns a weight's partition spec in a product: whole along `embed`."""
     return logical(*(name if name != "embed" else None for name in names))
 
 
@@ -214,7 +214,7 @@ def _axes(name: str) -> tuple[str, ...]:
 
 
 def _sum_to_shards(names: tuple[str, ...]) -> Callable[[jax.Array], jax.Array]:
-    """Returns the function from a device's gradient of a weight to its shard of the sum."""
+    """Returns the function from a device's weight gradient to its shard in the sum."""
     stored = logical(*names)
     if stored is None:
         return lambda w: w

@@ -1,6 +1,6 @@
-"""Products of sorted rows with their groups' matrices, on a single device.
+"""Products between sorted rows and their groups' matrices, on a single device.
 
-Rows of group 0 come first, then those of group 1, and so on. On CPUs and GPUs, where
+Group 0 comes first, then group 1, and so on. On CPUs and GPUs, where
 `jax.lax.ragged_dot` multiplies every row with every matrix, products run block by block: each
 group fills whole blocks, and rows that pad a block are zero.
 
@@ -16,13 +16,13 @@ import jax.numpy as jnp
 from stackjax.sharding.platform import platform_of, target_device
 
 _BLOCKS = {"cpu": (16, 256), "gpu": (64, 512)}
-"""Smallest and largest number of rows in a block, by platform."""
+"""Fewest and most rows in a block, by platform."""
 
 
 def rows_per_block(num_rows: int, num_groups: int) -> int:
-    """Returns the rows in a block, a power of two; 1 if the device needs no blocks.
+    """Returns the rows in a block, 2 to some power; 1 if the device needs no blocks.
 
-    A block has about a quarter of a group's mean rows: an eighth of all rows is then padding.
+    On average, a group fills about four blocks: an eighth is then padding.
     """
     platform = platform_of(target_device())
     if platform == "tpu":
@@ -41,12 +41,12 @@ def grouped_product(
     is_sparse: bool = False,
     is_transposed: bool = False,
 ) -> jax.Array:
-    """Returns the product of each row with its group's matrix, [R, F] in the dtype of `x`.
+    """Returns each row times its group's matrix, [R, F] in the dtype of `x`.
 
     Rows after the last group are zero; they must be zero in `x` for `block` above 1.
 
     Args:
-      sizes_E: Rows in each group, multiples of `block`.
+      sizes_E: Rows in each group, divisible by `block`.
       block: As from `rows_per_block`.
       is_sparse: Whether most rows may be after the last group, and so are skipped.
       is_transposed: Whether the matrices are [E, F, C].
@@ -79,7 +79,7 @@ def grouped_outer(
     *,
     is_sparse: bool = False,
 ) -> jax.Array:
-    """Returns each group's sum over rows of outer products, [E, C, F].
+    """Returns each group's outer products, summed over rows, [E, C, F].
 
     Arguments as for `grouped_product`.
     """
@@ -116,7 +116,7 @@ def _each_block(
     Blocks after the last group count to it.
 
     Args:
-      num_blocks: None for the blocks of the groups alone.
+      num_blocks: None for the groups' blocks alone.
     """
     ends_E = jnp.cumsum(sizes_E) // block
 

@@ -72,15 +72,15 @@ def scan_layers(
 ) -> tuple[Carry, Any]:
     """Returns the carry after all layers and the stacked outputs, as `jax.lax.scan`.
 
-    In mixed models, a body has None for the arrays of other layers. Outputs of layers with the
-    output None are left out.
+    In mixed models, a body has None for other layers' arrays. Layers with the output None are
+    left out of the outputs.
 
     Args:
       run_layer: Returns the scan's body for a kind.
       layers: Arrays with a leading axis over layers.
       first: The model's layer that is first in `layers`.
       unroll: Layers per iteration, rounded down to whole periods, at least one.
-      axes: The leading axis of each array, from `LAYER_AXES`; None for `layers` everywhere.
+      axes: Each array's leading axis, from `LAYER_AXES`; None for `layers` everywhere.
       wrap: Returns a body to run instead of a body. Its second argument is whether the body's
         loop has a single iteration, which the compiler inlines.
     """
@@ -113,7 +113,7 @@ def scan_layers(
 
 
 def joined(outputs: Sequence[Any]) -> Any:
-    """Returns stacked outputs of consecutive layers as one; None stands for no outputs."""
+    """Returns consecutive layers' stacked outputs as one; None stands for no outputs."""
     present = [output for output in outputs if output is not None]
     if len(present) < 2:
         return present[0] if present else None
@@ -123,7 +123,7 @@ def joined(outputs: Sequence[Any]) -> Any:
 def layers_between(
     layers: Any, axes: Any, config: ModelConfig, start: int, stop: int, first: int = 0
 ) -> Any:
-    """Returns the part of stacked arrays from one layer to another, counted from `first`.
+    """Returns stacked arrays from one layer to another, counted from `first`.
 
     Args:
       axes: As in `scan_layers`.
@@ -142,7 +142,7 @@ def _num_layers(layers: Any, axes: Any) -> int:
 
 
 def _filled(axes: Any, layers: Any) -> Any:
-    """Returns the axis of each array, where None stands for `layers` in a part of the tree."""
+    """Returns each array's axis, where None stands for `layers` in a whole subtree."""
     return jax.tree.map(
         lambda part, arrays: jax.tree.map(lambda _: "layers", arrays) if part is None else part,
         axes,
@@ -152,7 +152,7 @@ def _filled(axes: Any, layers: Any) -> Any:
 
 
 def _of_kind(config: ModelConfig, layers: Any, axes: Any, kind: LayerKind) -> Any:
-    """Returns the arrays that layers of a kind have, and None for the others."""
+    """Returns the arrays in a kind's layers, and None for others."""
     return jax.tree.map(
         lambda leaf, axis: leaf if config.is_along(axis, kind) else None, layers, axes
     )

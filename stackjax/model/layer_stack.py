@@ -1,4 +1,4 @@
-"""Parameters of layers, stacked by name along the layers that have them."""
+"""Layer parameters, stacked by name along the layers that have them."""
 
 from collections.abc import Callable
 from typing import Any
@@ -18,7 +18,7 @@ Layer = dict[str, Any]
 def init_layers(
     config: ModelConfig, keys: jax.Array, init_layer: Callable[[bool], Callable[..., Layer]]
 ) -> Layer:
-    """Returns the initial parameters of all layers, stacked along their first axis.
+    """Returns all layers' initial parameters, stacked along the first axis.
 
     Parameters that all layers have are stacked along `layers`, others along `expert_layers` or
     `dense_layers`.
@@ -53,7 +53,7 @@ def _along(axis: str, leaf: Named) -> Named:
 
 
 def _merged(first: Named, second: Named, back: np.ndarray) -> Named:
-    """Returns a parameter of all layers, from two stacks of them, in the order of layers."""
+    """Returns all layers' parameter, from two stacks, in the layers' order."""
     axes = first.axes.stack("layers")
     both = jnp.concatenate([first.value, second.value])
     merged = both.at[back].get(out_sharding=partition(axes))

@@ -1,4 +1,4 @@
-"""The router of a layer with experts: which experts a token has, with which shares, and losses.
+"""A layer's router: a token's experts, their shares, and losses.
 
 Shapes: B batch, T time, D embed, E experts, K chosen experts, L layers with experts.
 """
@@ -15,16 +15,16 @@ from stackjax.sharding.partition import logical
 
 
 class Routed(NamedTuple):
-    """A router's statistics: means over the tokens of a batch."""
+    """A router's statistics: means over a batch's tokens."""
 
     load_E: jax.Array
-    """Share of tokens that chose each expert, without a gradient; the sum is `top_k`."""
+    """Each expert's share in the tokens, without a gradient; the sum is `top_k`."""
     score_E: jax.Array
-    """Mean score of each expert, relative to the sum over experts."""
+    """Each expert's mean score, relative to the sum over experts."""
     square: jax.Array
-    """Mean squared log-normalizer of the logits."""
+    """The logits' mean squared log-normalizer."""
     entropy: jax.Array
-    """Mean entropy of the relative scores in nats, without a gradient."""
+    """The relative scores' mean entropy in nats, without a gradient."""
 
 
 class RouterSums(NamedTuple):
@@ -37,7 +37,7 @@ class RouterSums(NamedTuple):
     balance: jax.Array
     """The balance loss, without its weight."""
     square: jax.Array
-    """The mean squared log-normalizer of all layers."""
+    """The mean squared log-normalizer."""
 
 
 def route(
@@ -82,7 +82,7 @@ def route(
 
 
 def router_shapes(config: ModelConfig) -> RouterSums | None:
-    """Returns the shapes of a model's sums, abstract; None without experts."""
+    """Returns the shapes in a model's sums, abstract; None without experts."""
     passes = config.loops * sum(config.has_experts(kind) for kind in config.kinds)
     if not passes:
         return None
@@ -93,15 +93,15 @@ def router_shapes(config: ModelConfig) -> RouterSums | None:
 def router_loss(
     routing: Routing, routed: Routed, weight: jax.Array
 ) -> tuple[jax.Array, RouterSums]:
-    """Returns the routers' part of the objective, and the sums, both times a batch's weight.
+    """Returns the routers' loss, and the sums, both times a batch's weight.
 
-    The balance loss of a layer is E times the sum over experts of load times mean score
+    A layer's balance loss is E times load times mean score, summed over experts
     (arXiv:2101.03961); it is `top_k` for equal loads. It is not additive over tokens: loads and
-    scores are means over one batch, a microbatch of all devices.
+    scores are means over one batch, a microbatch on all devices.
 
     Args:
-      routed: Statistics with a leading axis of layers.
-      weight: The batch's share of a step.
+      routed: Statistics with a leading axis for layers.
+      weight: The batch's share in a step.
     """
     num_experts = routed.load_E.shape[-1]
     balance = num_experts * jnp.mean(jnp.sum(routed.load_E * routed.score_E, axis=-1))
@@ -115,11 +115,11 @@ def router_loss(
 
 
 def router_metrics(sums: RouterSums) -> dict[str, jax.Array]:
-    """Returns a step's metrics from the sums of all its batches.
+    """Returns a step's metrics, from its batches' sums.
 
-    Loads are relative to equal loads: `max_load` and `min_load` are the largest and smallest of
-    all layers, `layer_max_load` is each layer's largest. `router_entropy` is in nats, at most
-    the logarithm of the number of experts. `balance_loss` and `router_z_loss` are without
+    Loads are relative to equal loads: `max_load` and `min_load` are the largest and smallest in
+    any layer, `layer_max_load` is each layer's largest. `router_entropy` is in nats, at most
+    the logarithm for equal scores. `balance_loss` and `router_z_loss` are without
     weights.
     """
     num_experts = sums.load_LE.shape[-1]

@@ -22,8 +22,7 @@ RULES: dict[str, str | tuple[str, ...]] = {
     "lookup_batch": "replica",
     "lookup_embed": ("fsdp", "expert"),
     "mlp": "tensor",
-    # Of an array's dimensions, the first one has a mesh axis: `embed` of an expert is not
-    # split over `expert`, and the router's `experts` are not, as its `embed` is.
+    # The router's `experts` come after `embed`, which `expert` splits: they stay whole.
     "experts": "expert",
     "expert_mlp": "tensor",
     "vocab": "tensor",
@@ -31,11 +30,10 @@ RULES: dict[str, str | tuple[str, ...]] = {
 """Mesh axes for each logical axis.
 
 Model code gives every array dimension a logical name, such as "batch" or "heads". The device
-mesh has the axes `replica`, `fsdp`, `context`, `tensor` and, if it has more than one shard of
-the experts, `expert`. This table maps logical names to
-mesh axes; a dimension is split over these mesh axes. A dimension without mesh axes is not
-split. To shard another dimension, change the table. A mesh axis splits one dimension of an
-array: the first that has it in the table.
+mesh has the axes `replica`, `fsdp`, `context`, `tensor` and, with shards of the experts,
+`expert`. This table maps logical names to mesh axes; a dimension is split over these mesh axes.
+A dimension without mesh axes is not split. To shard another dimension, change the table. A mesh
+axis splits a single dimension of an array, the first one that it is for.
 """
 
 

@@ -14,8 +14,8 @@ from stackjax.training.phase import Phase
 def with_balanced_biases(phase: Phase, params: Any, sums: RouterSums) -> Any:
     """Returns parameters whose router biases have moved by one step toward equal loads.
 
-    The bias of an expert below the mean load of its layer rises by `bias_rate`, that of an
-    expert above falls. Biases of frozen layers, and in a fit, stay.
+    Below the layer's mean load, an expert's bias rises by `bias_rate`; above, it falls. Frozen
+    layers' biases stay, as do all biases in a fit.
     """
     routing = phase.model.routing
     if routing is None or routing.balance != "bias" or phase.fit is not None:

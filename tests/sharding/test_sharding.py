@@ -12,7 +12,7 @@ from jax.sharding import PartitionSpec as P
 from stackjax.runtime.errors import UserError
 from stackjax.sharding import mesh
 from stackjax.sharding.axes import Axes
-from stackjax.sharding.config import MeshConfig
+from stackjax.sharding.config import MeshConfig, mesh_axes
 from stackjax.sharding.mesh import (
     build_mesh,
     mesh_shape,
@@ -33,6 +33,21 @@ def test_mesh_size_minus_one_takes_remaining_devices():
     assert mesh_shape(MeshConfig(replica=2, fsdp=2, tensor=2), 8) == (2, 2, 1, 2)
     assert mesh_shape(MeshConfig(fsdp=8, tensor=-1), 8) == (1, 8, 1, 1)
     assert mesh_shape(MeshConfig(fsdp=2), 8) == (4, 2, 1, 1)
+
+
+def test_mesh_has_an_expert_axis_before_tensor_only_with_several_shards():
+    config = MeshConfig(replica=1, expert=2, tensor=2)
+    assert mesh_axes(config) == ("replica", "fsdp", "context", "expert", "tensor")
+    assert mesh_shape(config, 8) == (1, 2, 1, 2, 2)
+    assert mesh_shape(MeshConfig(context=2, expert=2), 8) == (1, 2, 2, 2, 1)
+    assert "expert" not in mesh_axes(MeshConfig(fsdp=8))
+    with jax.set_mesh(build_mesh(config)):
+        assert num_shards("batch") == 4
+        # `embed` and `experts` share a mesh axis, which the first dimension has.
+        expert = Axes(("layers", "experts"), ("embed",), ("expert_mlp",))
+        assert partition(expert) == P(None, "expert", ("fsdp", "context"), "tensor")
+        router = Axes(("layers",), ("embed",), ("experts",))
+        assert partition(router) == P(None, ("fsdp", "context", "expert"), None)
 
 
 @pytest.mark.parametrize(

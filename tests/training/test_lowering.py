@@ -13,6 +13,7 @@ from conftest import described_mesh
 from stackjax.config import Config
 from stackjax.config_file import load_config
 from stackjax.model.layer_kind import LayerKind
+from stackjax.model.routing_config import Routing
 from stackjax.sharding.partition import on_mesh
 from stackjax.training.compile import abstract_batch, abstract_state, jit_step
 from stackjax.training.compiler_options import COMPILER_OPTIONS
@@ -67,9 +68,10 @@ def config_with(*overrides: str) -> Config:
 
 
 @functools.cache
-def lowered_step(platform: str, stage: int, config: Config) -> str:
+def lowered_step(platform: str, stage: int, config: Config, expert: int = 1) -> str:
     phase = expand(config)[stage]
-    mesh = described_mesh(*PLATFORMS[platform][0], fsdp=4, tensor=2)
+    experts = {} if expert == 1 else {"expert": expert}
+    mesh = described_mesh(*PLATFORMS[platform][0], fsdp=4 // expert, tensor=2, **experts)
     with jax.sharding.use_abstract_mesh(mesh):
         inputs = on_mesh(jax.eval_shape(lambda: phase.step_inputs), mesh)
         state = on_mesh(abstract_state(phase), mesh)
@@ -166,3 +168,14 @@ def test_gpu_compiler_options_exist_and_have_valid_types(name, value):
     assert program.compile({name: value})(1.0) == 2.0
     with pytest.raises(Exception, match=f"{name}_"):
         program.compile({f"{name}_": value})
+
+
+@pytest.mark.parametrize("platform", ["tpu", "cuda"])
+def test_experts_have_grouped_products_and_exchanges_of_tokens(platform):
+    config = config_with()
+    model = dataclasses.replace(
+        config.model, num_experts=8, expert_dim=1024, routing=Routing(top_k=2)
+    )
+    text = lowered_step(platform, 0, dataclasses.replace(config, model=model), expert=2)
+    assert bool(re.search(r"chlo\.ragged_dot", text)) == (platform == "tpu")
+    assert "stablehlo.all_to_all" in text
