@@ -173,12 +173,13 @@ def _parts(kind: str, layer: int, axes: Mapping[str, Axes], family: Family) -> I
     """
     names, own = family.tensor_names, axes[kind]
     tensors = names[kind]
-    if len(tensors) != 1:
+    first, *others = tensors
+    if others:
         for half, tensor in enumerate(tensors):
             yield Slot(kind, tensor, layer, half, dataclasses.replace(own, fused=()), family)
         return
     sharing = [other for other in axes if names[other] == tensors]
-    slot = Slot(kind, tensors[0], layer, None, own, family)
+    slot = Slot(kind, first, layer, None, own, family)
     if len(sharing) > 1:
         outputs = tuple(axes[other].writes for other in sharing)
         slot = dataclasses.replace(slot, outputs=outputs, index=sharing.index(kind))
