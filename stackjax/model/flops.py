@@ -85,10 +85,10 @@ def matmul_flops(
       L (2 D H (2 N + 2 K) + 6 D F + 4 T N H) + 2 D V
 
     FLOPs for projections, SwiGLU, attention and head; in a layer with a window, T in 4 T N H is
-    at most the window. The backward pass has two products for
-    each forward product, so the total is three times as much. Attention counts as a full T x T
-    product, without the saving from the causal mask. The embedding lookup, rematerialization
-    and vocabulary padding do not count.
+    at most the window. The backward pass has two products for each forward product, so the
+    total is three times as much. Attention counts as a full product of queries and keys,
+    without the saving from the causal mask. The embedding lookup, rematerialization and
+    vocabulary padding do not count.
 
     Args:
       seq_len: Tokens in each sequence (T).
