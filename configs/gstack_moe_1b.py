@@ -15,6 +15,7 @@ from stackjax.config import Config
 from stackjax.model import ModelConfig
 from stackjax.model.routing_config import Routing
 
+ROUTING = Routing(top_k=8, normalize=False, balance_weight=0.01, z_loss=1e-3)
 MODEL = ModelConfig(
     vocab_size=50_304,
     num_layers=16,
@@ -25,7 +26,7 @@ MODEL = ModelConfig(
     head_dim=128,
     num_experts=64,
     expert_dim=1024,
-    routing=Routing(top_k=8, normalize=False, balance_weight=0.01, z_loss=1e-3),
+    routing=ROUTING,
     qk_norm=True,
     qk_norm_over="all_heads",
 )

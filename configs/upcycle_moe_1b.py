@@ -17,7 +17,7 @@ from stackjax.growth import Upcycle
 def get_config() -> Config:
     """Returns the run."""
     config = gstack_moe_1b.get_config()
-    routing = dataclasses.replace(gstack_moe_1b.MODEL.routing, normalize=True)
+    routing = dataclasses.replace(gstack_moe_1b.ROUTING, normalize=True)
     base, last = config.stages
     growth = Upcycle(experts=64, top_k=8, granularity=8)
     return dataclasses.replace(

@@ -127,8 +127,7 @@ class Stack(LayerGather):
 class Interleave(LayerGather):
     """Repeats every layer in place: 0 1 2 becomes 0 0 1 1 2 2.
 
-    With `model.pattern`, every period. Interpolation in
-    arXiv:2405.15319.
+    With `model.pattern`, every period. Interpolation in arXiv:2405.15319.
     """
 
     factor: Factor = 2

@@ -287,10 +287,7 @@ def check_mean(
 
 
 def check_new_heads(growth: WidthGrowth, ratios: dict[str, Ratio], source: ModelConfig) -> None:
-    """Raises UserError if an old query head would read a new key and value head.
-
-    Or if a norm over all heads would have new heads in it.
-    """
+    """Raises UserError if old queries would read new keys, or a norm over all heads grows."""
     if source.qk_norm_over == "all_heads" and max(ratios["heads"], ratios["kv_heads"]) > 1:
         raise UserError(
             f"{growth} adds heads, which change the norm over all heads "
