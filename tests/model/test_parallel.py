@@ -44,8 +44,7 @@ def loss_and_grads(mesh_config, accumulate, fields):
     config, tx = dataclasses.replace(CONFIG, **fields), keep_gradient()
     phase = phase_of(config)
     step = jax.jit(functools.partial(train_step, phase, tx, 1e-2, phase.step_inputs))
-    shaped = dataclasses.replace(CONFIG, num_layers=config.num_layers)
-    params, batch = random_params(shaped), batch_of(accumulate)
+    params, batch = random_params(config), batch_of(accumulate)
     if mesh_config is None:
         params = jax.device_put(params)
         state, metrics = step(TrainState(jnp.int32(0), params, tx.init(params)), batch)
@@ -65,11 +64,13 @@ def loss_and_grads(mesh_config, accumulate, fields):
     return metrics["loss"], state.opt_state
 
 
+PLAIN = {"scan_unroll": 0, "remat": "none", "loss_chunk": 512}
+
+
 @functools.cache
 def expected_loss_and_grads(**fields):
     """The loss and gradient on one device, without mesh, accumulation and chunks."""
-    plain = {"scan_unroll": 0, "remat": "none", "loss_chunk": 512}
-    return loss_and_grads(None, 1, plain | fields)
+    return loss_and_grads(None, 1, PLAIN | fields)
 
 
 # Mesh, microbatches, and how the model runs. Every remat, unroll, kind of chunk (3 leaves 2
@@ -95,8 +96,21 @@ WAYS = [
     (MeshConfig(context=4, tensor=2), 1, {"remat": "none", "scan_unroll": 1, "loss_chunk": 1}),
 ]
 PATTERN = {"num_layers": 5, "pattern": (LayerKind(window=3), LayerKind(rotary=False))}
+LIKE_OLMO = {"qk_norm": True, "qk_norm_over": "all_heads", "norm_placement": "after"}
+LIKE_GEMMA = {
+    "norm_placement": "both",
+    "unit_offset": True,
+    "scale_embedding": True,
+    "attention_cap": 2.0,
+    "logit_cap": 3.0,
+}
 OF_KINDS = [
     (mesh, accumulate, fields | PATTERN) for mesh, accumulate, fields in (WAYS[0], *WAYS[3:7:3])
+]
+OF_KINDS += [
+    (mesh, 1, {"remat": "full"} | switches)
+    for mesh in (MeshConfig(fsdp=2, tensor=2), MeshConfig(fsdp=2, context=2, tensor=2))
+    for switches in (LIKE_OLMO, LIKE_GEMMA)
 ]
 LOOPED = [
     (mesh, accumulate, fields | {"loops": 3})
@@ -108,7 +122,7 @@ LOOPED = [
 @pytest.mark.parametrize(("mesh", "accumulate", "fields"), [*WAYS, *LOOPED, *OF_KINDS])
 def test_mesh_and_accumulation_do_not_change_loss_and_gradient(mesh, accumulate, fields):
     loss, grads = loss_and_grads(mesh, accumulate, fields)
-    shape = {name: fields[name] for name in ("loops", *PATTERN) if name in fields}
+    shape = {name: value for name, value in fields.items() if name not in PLAIN}
     expected_loss, expected = expected_loss_and_grads(**shape)
     # The same float32 sums in another order, on up to eight devices.
     assert float(loss) == pytest.approx(float(expected_loss), rel=1e-5)
