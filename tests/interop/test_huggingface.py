@@ -564,9 +564,9 @@ def test_model_from_scratch_is_exported_in_its_family(
         checkpoint = write_checkpoint(tmp_path / "run", config, random_params(config))
     convert_model(checkpoint, tmp_path / "folder", tokenizer="bytes", verify=True)
     report = capsys.readouterr().out
-    # Float32 rounding, relative to the size of the logits.
+    # Float32 rounding, relative to the size of the logits, with embeddings four times as large.
     difference, deviation = re.search(r"at most (\S+) .* is (\S+)\)", report).groups()
-    assert float(difference) < 1e-5 * max(1, 4 * float(deviation))
+    assert float(difference) < 2e-5 * max(1, 4 * float(deviation))
     found = read_folder(tmp_path / "folder")
     assert found.fields["model_type"] == kind
     assert changes or found.model.kinds == config.kinds

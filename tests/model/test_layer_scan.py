@@ -3,6 +3,8 @@
 import dataclasses
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
 from conftest import equations, first_microbatch, random_batch, random_params, tiny_model
 
@@ -11,6 +13,7 @@ from stackjax.model import flops
 from stackjax.model.config import CompleteP, ModelConfig, RopeScaling, differences
 from stackjax.model.layer_kind import LayerKind
 from stackjax.model.layer_scan import layer_runs
+from stackjax.model.transformer import LayerSpan
 from stackjax.runtime.errors import UserError
 
 A, B = LayerKind(window=2), LayerKind()
@@ -43,6 +46,33 @@ def test_program_has_as_many_operations_for_any_number_of_periods(num_layers):
         return sum(1 for _ in equations(jax.make_jaxpr(run)(abstract).jaxpr))
 
     assert count(num_layers) == count(num_layers + 24)
+
+
+@pytest.mark.parametrize("frozen", [(1, 2), (2, 5), (4, 6)])
+def test_spans_from_inside_a_period_have_the_same_function_and_gradient(frozen):
+    config = tiny_model(num_layers=8, pattern=(A, A, LayerKind(rotary=False)))
+    batch, (start, stop) = first_microbatch(random_batch(rows=1)), frozen
+    sizes = ((start, True), (stop - start, False), (8 - stop, True))
+    cut = [
+        LayerSpan(num_layers=size, remat="none", unroll=1, trains=trains)
+        for size, trains in sizes
+    ]
+
+    def value_and_gradient(spans):
+        def objective(params):
+            inputs = batch.tokens, batch.positions, batch.segments
+            logits = model.apply(config, params, *inputs, spans)
+            return jnp.sum(jnp.sin(logits[..., : config.vocab_size]))
+
+        return jax.jit(jax.value_and_grad(objective))(random_params(config))
+
+    (value, found), (plain, expected) = map(value_and_gradient, (cut, None))
+    np.testing.assert_allclose(value, plain, rtol=1e-5)
+    for name, leaf in expected["layers"].items():
+        leaf = np.array(leaf)
+        leaf[start:stop] = 0
+        tolerance = 1e-5 * np.abs(leaf).max()
+        np.testing.assert_allclose(found["layers"][name], leaf, rtol=0, atol=tolerance)
 
 
 def test_parameters_do_not_depend_on_the_pattern():

@@ -13,7 +13,6 @@ from conftest import phase_of, random_batch, random_params, tiny_model
 from stackjax import model
 from stackjax.data.batch import Batch
 from stackjax.data.device import batch_sharding
-from stackjax.model.config import EXECUTION
 from stackjax.model.layer_kind import LayerKind
 from stackjax.model.routing_config import Routing
 from stackjax.sharding.config import MeshConfig
@@ -46,9 +45,7 @@ def loss_and_grads(mesh_config, accumulate, fields):
     config, tx = dataclasses.replace(CONFIG, **fields), keep_gradient()
     phase = phase_of(config)
     step = jax.jit(functools.partial(train_step, phase, tx, 1e-2, phase.step_inputs))
-    execution = {name: getattr(CONFIG, name) for name in EXECUTION}
-    shaped = dataclasses.replace(config, loops=1, **execution)
-    params, batch = random_params(shaped), batch_of(accumulate)
+    params, batch = random_params(config), batch_of(accumulate)
     if mesh_config is None:
         params = jax.device_put(params)
         state, metrics = step(TrainState(jnp.int32(0), params, tx.init(params)), batch)
@@ -68,11 +65,13 @@ def loss_and_grads(mesh_config, accumulate, fields):
     return metrics["loss"], state.opt_state
 
 
+PLAIN = {"scan_unroll": 0, "remat": "none", "loss_chunk": 512}
+
+
 @functools.cache
 def expected_loss_and_grads(**fields):
     """The loss and gradient on one device, without mesh, accumulation and chunks."""
-    plain = {"scan_unroll": 0, "remat": "none", "loss_chunk": 512}
-    return loss_and_grads(None, 1, plain | fields)
+    return loss_and_grads(None, 1, PLAIN | fields)
 
 
 # Mesh, microbatches, and how the model runs. Every remat, unroll, kind of chunk (3 leaves 2
@@ -98,6 +97,14 @@ WAYS = [
     (MeshConfig(context=4, tensor=2), 1, {"remat": "none", "scan_unroll": 1, "loss_chunk": 1}),
 ]
 PATTERN = {"num_layers": 5, "pattern": (LayerKind(window=3), LayerKind(rotary=False))}
+LIKE_OLMO = {"qk_norm": True, "qk_norm_over": "all_heads", "norm_placement": "after"}
+LIKE_GEMMA = {
+    "norm_placement": "both",
+    "unit_offset": True,
+    "scale_embedding": True,
+    "attention_cap": 2.0,
+    "logit_cap": 3.0,
+}
 OF_KINDS = [
     (mesh, accumulate, fields | PATTERN) for mesh, accumulate, fields in (WAYS[0], *WAYS[3:7:3])
 ]
@@ -129,6 +136,11 @@ LIKE_GPT2 = {
     **dict.fromkeys(("qkv_bias", "out_bias", "mlp_bias", "parallel_residual"), True),
 }
 OF_GPT2 = [(mesh, accumulate, fields | LIKE_GPT2) for mesh, accumulate, fields in WAYS[::3]]
+OF_KINDS += [
+    (mesh, 1, {"remat": "full"} | switches)
+    for mesh in (MeshConfig(fsdp=2, tensor=2), MeshConfig(fsdp=2, context=2, tensor=2))
+    for switches in (LIKE_OLMO, LIKE_GEMMA)
+]
 LOOPED = [
     (mesh, accumulate, fields | {"loops": 3})
     for mesh, accumulate, fields in (WAYS[0], WAYS[3], WAYS[4], WAYS[7])
@@ -141,8 +153,7 @@ LOOPED = [
 )
 def test_mesh_and_accumulation_do_not_change_loss_and_gradient(mesh, accumulate, fields):
     loss, grads = loss_and_grads(mesh, accumulate, fields)
-    names = ("loops", *PATTERN, *BALANCED, *LIKE_GPT2)
-    shape = {name: fields[name] for name in names if name in fields}
+    shape = {name: value for name, value in fields.items() if name not in PLAIN}
     expected_loss, expected = expected_loss_and_grads(**shape)
     # The same float32 sums in another order, on up to eight devices.
     assert float(loss) == pytest.approx(float(expected_loss), rel=1e-5)
