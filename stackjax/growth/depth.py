@@ -66,9 +66,17 @@ class LayerGather(Growth):
         self, sources: tuple[int, ...], source: ModelConfig
     ) -> dict[str, AxisMap]:
         """Returns the maps of `expert_layers` and `dense_layers` in a mixed model."""
-        if not source.is_mixed:
+        if not source.num_experts:
             return {}
         target = dataclasses.replace(source, num_layers=len(sources))
+        if source.is_mixed != target.is_mixed:
+            raise UserError(
+                f"{self} makes {len(sources)} layers from {source.num_layers}, and only one of "
+                f"both models has dense layers among layers with experts; begin with a whole "
+                f"period of model.pattern."
+            )
+        if not source.is_mixed:
+            return {}
         check_kinds(self, sources, source, target)
         maps = {}
         for axis in LAYER_AXES[1:]:

@@ -49,7 +49,7 @@ def layer_statistics(
     microbatch = jax.tree.map(lambda field: field[0], batch)
     products_LL, size_L = 0, np.zeros(config.num_layers)
     for leaf, names in _matrices(params["layers"], model.logical_axes(config)["layers"]):
-        layers = np.array(layers_along(config, names.layer_axis))
+        layers = np.array(layers_along(config, names.layer_axis), int)
         products_LL += _among(layers, _products(leaf), config.num_layers)
         size_L[layers] += math.prod(leaf.shape[1:])
     squares_L = jnp.diagonal(products_LL)

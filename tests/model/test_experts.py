@@ -384,7 +384,6 @@ WRONG = {
     "no units": ({"num_experts": 4, "routing": Routing(top_k=1)}, "expert_dim is 0"),
     "units alone": ({"expert_dim": 8}, "expert_dim is 8, which has no effect"),
     "shared alone": ({"num_shared_experts": 1}, "no effect while model.num_experts is 0"),
-    "routing alone": ({"routing": Routing(top_k=1)}, "no effect while model.num_experts is 0"),
     "dense kind alone": ({"pattern": (DENSE,)}, "dense kind, which has no effect"),
     "all dense": (FIELDS | {"pattern": (DENSE,)}, "all kinds in model.pattern are dense"),
     "top_k": (FIELDS | {"routing": Routing(top_k=5)}, "top_k is 5; it may be"),

@@ -196,10 +196,10 @@ def coordinates(config, optimizer):
         run = layer_function(config, COORDINATES.positions, COORDINATES.segments)
 
         def layer(x, weights):
-            y = run(x, weights, LayerKind())
+            y, _ = run(x, weights, LayerKind())
             return y, y
 
-        x = embed(config, params, COORDINATES.tokens)
+        x = embed(config, params, COORDINATES.tokens, COORDINATES.positions)
         x, streams = jax.lax.scan(layer, x, params["layers"])
         half = streams[config.num_layers // 2 - 1]
         return half, x, unembed(config, params, final_norm(config, params, x))

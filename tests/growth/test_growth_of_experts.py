@@ -368,6 +368,11 @@ REFUSED = {
     ),
     "no experts": (ExpertsCopy(2), DENSE, r"begin with upcycle\(EXPERTS\)"),
     "learned": (Learn(2), experts(), "no maps for experts"),
+    "first layers with experts": (
+        DepthFresh(2),
+        dataclasses.replace(MIXED, num_layers=1),
+        "begin with a whole period",
+    ),
     "kind would change": (LayerMap((1, 2, 3)), MIXED, "makes layer 0 .* from layer 1"),
 }
 
