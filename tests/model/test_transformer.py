@@ -16,11 +16,14 @@ from conftest import (
     random_batch,
     random_params,
     tiny_model,
+    tiny_run,
 )
 from decoder import NumpyDecoder
 
 from stackjax import model
+from stackjax.data.config import DataConfig
 from stackjax.model import LayerSpan
+from stackjax.model.config import check_length
 from stackjax.model.flops import num_params
 from stackjax.model.layer_kind import LayerKind, RopeScaling
 from stackjax.runtime.errors import UserError
@@ -28,6 +31,7 @@ from stackjax.sharding.axes import Axes
 from stackjax.sharding.config import MeshConfig
 from stackjax.sharding.mesh import build_mesh
 from stackjax.sharding.partition import num_shards
+from stackjax.training.stages import stage_seq_lens
 
 B, T = 2, 8
 
@@ -97,6 +101,19 @@ REFUSED = {
 def test_fields_without_effect_are_refused(fields, message):
     with pytest.raises(UserError, match=message):
         tiny_model(**fields)
+
+
+def test_texts_longer_than_the_learned_positions_are_refused():
+    check_length(KINDS["like gpt-2"], 9, "a sequence")
+    check_length(KINDS["like gpt-neox"], 10**6, "a sequence")
+    with pytest.raises(
+        UserError, match="a sequence has 10 tokens, and the model has 9 learned"
+    ):
+        check_length(KINDS["like gpt-2"], 10, "a sequence")
+    data = DataConfig(path="data", seq_len=10)
+    run = tiny_run(model=KINDS["like gpt-2"], data=data)
+    with pytest.raises(UserError, match="has 10 tokens"):
+        stage_seq_lens(run)
 
 
 def test_fields_of_yarn_are_refused_elsewhere():
