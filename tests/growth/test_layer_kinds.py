@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from conftest import GROWTHS, KINDS, tiny_model
 from decoder import NumpyDecoder
-from test_function_preserving import grow, random_values
+from float64_growth import grow, random_values
 
 from stackjax import model
 from stackjax.growth import (

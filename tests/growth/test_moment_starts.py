@@ -231,7 +231,7 @@ def test_released_layers_start_with_fresh_moments(optimizer):
     frozen = dataclasses.replace(
         phase_of(config), trained_layers=trained, num_steps=STEPS_BEFORE
     )
-    starts = MomentStarts().after_freezing(trained, STEPS_BEFORE, has_frozen_embedding=True)
+    starts = MomentStarts().after_freezing(trained, STEPS_BEFORE, config)
     released = dataclasses.replace(
         frozen, trained_layers=None, moment_starts=starts, optimizer_state="keep", index=1
     )
