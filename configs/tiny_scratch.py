@@ -6,16 +6,12 @@ The learning rate is tuned: held-out loss is 1.700 with 2e-3, 1.653 with 4e-3, a
 (512 held-out sequences, seed 0). The cosine ends with the run.
 """
 
-import dataclasses
-
 import tiny
+from common import scratch
 
-from stackjax.analysis.budget import scratch_tokens
 from stackjax.config import Config
 
 
 def get_config() -> Config:
     """Returns the run."""
-    grown = tiny.get_config()
-    stage = dataclasses.replace(grown.stages[-1], tokens=scratch_tokens(grown), growth=None)
-    return dataclasses.replace(grown, stages=(stage,), workdir="runs/tiny_scratch")
+    return scratch.of(tiny.get_config(), "runs/tiny_scratch")

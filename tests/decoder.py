@@ -193,6 +193,15 @@ def yarn_share(fraction, scaling, theta, channels):
     return 1 - min(max((fraction * channels / 2 - first) / (last - first), 0), 1)
 
 
+def logits_of_documents(config, params, tokens_BT):
+    """Returns the logits of one document per row, without vocabulary padding."""
+    positions_BT = np.broadcast_to(np.arange(tokens_BT.shape[1]), tokens_BT.shape)
+    found = NumpyDecoder(config, params).logits(
+        tokens_BT, positions_BT, np.zeros_like(tokens_BT)
+    )
+    return found[..., : config.vocab_size]
+
+
 def capped(x, cap):
     return x if cap is None else cap * np.tanh(x / cap)
 

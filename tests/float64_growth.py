@@ -7,6 +7,7 @@ import pytest
 
 from stackjax import model
 from stackjax.model.config import axis_size
+from stackjax.runtime.errors import UserError
 from stackjax.sharding.axes import Axes
 
 KEY = jax.random.key(0)
@@ -21,6 +22,15 @@ def random_values(config, axes, seed):
         return rng.normal(size=shape) / 4 if names.reads else rng.uniform(0.5, 1.5, shape)
 
     return jax.tree.map(draw, axes, is_leaf=lambda node: isinstance(node, Axes))
+
+
+def fits(growth, config):
+    """Whether a model can grow."""
+    try:
+        growth.target_config(config)
+    except UserError:
+        return False
+    return True
 
 
 def source_params(config):

@@ -7,8 +7,9 @@ earlier.
 
 import dataclasses
 
+from common import scratch as scratch_run
+
 from stackjax.analysis.architectures import BATCH_SIZE, DATA, PAPER, SEQ_LEN, WARMUP_STEPS
-from stackjax.analysis.budget import scratch_tokens
 from stackjax.config import (
     CheckpointConfig,
     Config,
@@ -68,5 +69,4 @@ def gstack(size: str, *, tokens: int, accumulate: int, schedule: Schedule = SCHE
 
 def scratch(size: str, grown: Config) -> Config:
     """Returns the run of a grown run's target from scratch, with equal FLOPs."""
-    stage = dataclasses.replace(grown.stages[-1], tokens=scratch_tokens(grown), growth=None)
-    return dataclasses.replace(grown, stages=(stage,), workdir=f"runs/scratch_{size}")
+    return scratch_run.of(grown, f"runs/scratch_{size}")

@@ -235,7 +235,8 @@ class Growth(abc.ABC):
         """Returns a tree like the target parameters, with the leaf of each one's origin.
 
         Args:
-          tree: A tree like the source parameters, or like any part of them.
+          tree: A tree like the source parameters, or like any part of them; returned itself
+            if no parameter has another name.
         """
         made: dict[str, list[str]] = {}
         for name, origin in self.origins(source).items():
@@ -244,13 +245,13 @@ class Growth(abc.ABC):
 
     def target_axes(self, axes: Any, source: ModelConfig) -> Any:
         """Returns the `Axes` of the target parameters with an origin in a part of the tree."""
-        if not self.origins(source):
+        origins = self.target_tree(axes, source)
+        if origins is axes:
             return axes
         from stackjax import model
         from stackjax.growth.values import part_of
 
-        whole = model.logical_axes(self.target_config(source))
-        return part_of(whole, self.target_tree(axes, source))
+        return part_of(model.logical_axes(self.target_config(source)), origins)
 
     def reparameterizations(self, source: ModelConfig) -> tuple[Reparameterization, ...]:
         """Returns the functions from trained parameters to model parameters, in order."""

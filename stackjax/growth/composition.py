@@ -68,12 +68,6 @@ class Chain(Growth, is_operator=False):
             source = growth.target_config(source)
         return tree
 
-    def target_axes(self, axes: Any, source: ModelConfig) -> Any:
-        for growth in self.growths:
-            axes = growth.target_axes(axes, source)
-            source = growth.target_config(source)
-        return axes
-
     def grow_params(
         self,
         params: Any,

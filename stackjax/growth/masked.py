@@ -27,7 +27,7 @@ from stackjax.growth.depth import (
     divide_depth,
     sources_in_order,
 )
-from stackjax.growth.values import fill_all_new, multiplied, writes_residual
+from stackjax.growth.values import fill_all_new, multiplied
 from stackjax.growth.width import (
     WidthGrowth,
     check_mean,
@@ -91,7 +91,7 @@ class Mask(Reparameterization):
 
     def _factor(self, names: Axes, mask: jax.Array) -> jax.Array | None:
         if self.axis == "layers":
-            return mask if "layers" in names.stacked and writes_residual(names) else None
+            return mask if "layers" in names.stacked and names.joins_stream else None
         if self.axis != "embed":
             return mask if self.axis in names.reads else None
         scale = jnp.sqrt(mask.size / jnp.sum(mask))
@@ -192,8 +192,8 @@ class WidthRandom(WidthGrowth):
         return before and self.init == "copy"
 
     def axis_maps(self, source: ModelConfig) -> dict[str, AxisMap]:
-        check_new_heads(self, self._ratios(), source)
-        check_mean(self, self._ratios(), source, allows_copies=False)
+        check_new_heads(self, self._ratios(source), source)
+        check_mean(self, self._ratios(source), source, allows_copies=False)
         return super().axis_maps(source)
 
     def grow_params(

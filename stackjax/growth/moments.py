@@ -11,7 +11,7 @@ import optax.contrib
 
 from stackjax.growth.axis_map import zero_new
 from stackjax.growth.base import Growth, Order
-from stackjax.model.config import ModelConfig, axis_size
+from stackjax.model.config import ModelConfig, shape_of
 from stackjax.runtime.errors import UserError
 from stackjax.sharding.axes import Axes
 
@@ -54,8 +54,7 @@ def grow_opt_state(
     def grow_present(moment: Any, order: Order) -> Any:
         # Another optimizer updates this parameter.
         def whole(leaf: Any, names: Axes) -> Any:
-            shape = tuple(axis_size(source, name) for name in names.names)
-            return jnp.zeros(shape) if _is_absent(leaf) else _widened(leaf)
+            return jnp.zeros(shape_of(source, names)) if _is_absent(leaf) else _widened(leaf)
 
         filled = jax.tree.map(whole, moment, axes, is_leaf=_is_absent)
         return jax.tree.map(

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from stackjax.growth.axis_map import NEW, AxisMap
 from stackjax.growth.base import Growth, Order, Preservation
 from stackjax.growth.values import key_for
-from stackjax.model.config import ModelConfig
+from stackjax.model.config import ModelConfig, shape_of
 from stackjax.model.routing_config import Routing
 from stackjax.runtime.errors import UserError
 from stackjax.runtime.numbers import Share, Size
@@ -158,12 +158,13 @@ class Upcycle(Growth):
         return self._map(grow, params, axes, source, new)
 
     def grow_moment(self, moment: Any, axes: Any, source: ModelConfig, *, order: Order) -> Any:
+        config = self.target_config(source)
+
         def grow(leaf: jax.Array, names: Axes, target: Axes) -> jax.Array:
             if target == names:
                 return leaf
             if "experts" not in target.stacked:
-                shape = (*leaf.shape[:1], *_router_shape(target, source, self.experts))
-                return jnp.zeros(shape, leaf.dtype)
+                return jnp.zeros(shape_of(config, target), leaf.dtype)
             factor = self.granularity / self.experts
             if "expert_mlp" in target.reads:
                 factor /= self._output_factor(source)
@@ -207,8 +208,3 @@ class Upcycle(Growth):
         deviation = jnp.std(grown, over, keepdims=True, where=is_dropped)
         noise = jax.random.normal(key_for(str(names), key), grown.shape, grown.dtype)
         return jnp.where(is_dropped, mean + deviation * noise, grown)
-
-
-def _router_shape(names: Axes, source: ModelConfig, experts: int) -> tuple[int, ...]:
-    """Returns a router parameter's shape in a layer."""
-    return (source.embed_dim, experts) if names.reads else (experts,)

@@ -38,11 +38,6 @@ def key_for(name: str, key: jax.Array) -> jax.Array:
     return jax.random.fold_in(key, zlib.crc32(name.encode()))
 
 
-def writes_residual(names: Axes) -> bool:
-    """Returns whether a parameter's output joins the residual stream."""
-    return names.joins_stream
-
-
 def writes_channels(names: Axes) -> bool:
     """Returns whether a parameter is a matrix, or its bias, with the stream's output channels.
 
@@ -88,7 +83,7 @@ def fill_all_new(
     """
 
     def fill(leaf: jax.Array, names: Axes, values: jax.Array) -> jax.Array:
-        is_zero = zero_writers and writes_residual(names)
+        is_zero = zero_writers and names.joins_stream
         return fill_new(leaf, names, maps, values, is_zero=is_zero)
 
     return jax.tree.map(fill, grown, axes, fresh)

@@ -45,26 +45,24 @@ class WidthGrowth(Growth):
     kv_heads: Factor | None = None
     """Target num_kv_heads divided by source num_kv_heads; by default `heads`."""
 
-    def _ratios(self) -> dict[str, Ratio]:
-        kv_heads = self.heads if self.kv_heads is None else self.kv_heads
-        return {
+    def _ratios(self, config: ModelConfig) -> dict[str, Ratio]:
+        """Returns the ratio of each axis in a model, source or target."""
+        ratios = {
             "embed": self.embed,
             "mlp": self.mlp,
             "heads": self.heads,
-            "kv_heads": kv_heads,
+            "kv_heads": self.heads if self.kv_heads is None else self.kv_heads,
         }
+        return ratios | {"expert_mlp": self.mlp} if config.num_experts else ratios
 
     def axis_maps(self, source: ModelConfig) -> dict[str, AxisMap]:
-        ratios = self._ratios()
-        cyclic = {axis: ratios[axis] for axis in ("embed", "mlp", "kv_heads")}
-        if source.num_experts:
-            cyclic["expert_mlp"] = self.mlp
-        for axis, ratio in (ratios | cyclic).items():
+        ratios = self._ratios(source)
+        for axis, ratio in ratios.items():
             _check_size(getattr(source, SIZES[axis]) * ratio, self, axis)
         maps = {
             axis: _round_map(getattr(source, SIZES[axis]), ratio, self, axis)
-            for axis, ratio in cyclic.items()
-            if ratio != 1
+            for axis, ratio in ratios.items()
+            if axis != "heads" and ratio != 1
         }
         if ratios["heads"] != 1 or ratios["kv_heads"] != 1:
             maps["heads"] = self._heads_map(source)
@@ -72,7 +70,7 @@ class WidthGrowth(Growth):
 
     def _heads_map(self, source: ModelConfig) -> AxisMap:
         """Returns the query head map: a copy reads a copy of the old key and value head."""
-        kv_ratio = int(self._ratios()["kv_heads"])
+        kv_ratio = int(self._ratios(source)["kv_heads"])
         group = source.num_heads // source.num_kv_heads
         if group * self.heads % kv_ratio:
             raise UserError(
@@ -92,10 +90,7 @@ class WidthGrowth(Growth):
 
     def source_config(self, target: ModelConfig) -> ModelConfig:
         sizes = {}
-        ratios = self._ratios()
-        if target.num_experts:
-            ratios["expert_mlp"] = self.mlp
-        for axis, ratio in ratios.items():
+        for axis, ratio in self._ratios(target).items():
             size = getattr(target, SIZES[axis]) / Fraction(ratio)
             if size.denominator != 1:
                 raise UserError(
@@ -131,11 +126,12 @@ class WidthSplit(WidthGrowth):
         return "always" if self.new_units == "same_layer" else "never"
 
     def axis_maps(self, source: ModelConfig) -> dict[str, AxisMap]:
-        check_mean(self, self._ratios(), source, allows_copies=True)
+        check_mean(self, self._ratios(source), source, allows_copies=True)
         return super().axis_maps(source)
 
     def is_symmetric(self, before: bool = False) -> bool:
-        grows = any(ratio != 1 for ratio in self._ratios().values())
+        ratios = self.embed, self.mlp, self.heads, self.kv_heads or 1
+        grows = any(ratio != 1 for ratio in ratios)
         even = self.split == "even" and not self.noise and self.new_units == "same_layer"
         return before or (grows and even)
 

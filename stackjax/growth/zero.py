@@ -89,8 +89,8 @@ class WidthZero(WidthGrowth):
         return "always"
 
     def axis_maps(self, source: ModelConfig) -> dict[str, AxisMap]:
-        check_new_heads(self, self._ratios(), source)
-        check_mean(self, self._ratios(), source, allows_copies=False)
+        check_new_heads(self, self._ratios(source), source)
+        check_mean(self, self._ratios(source), source, allows_copies=False)
         return super().axis_maps(source)
 
     def is_symmetric(self, before: bool = False) -> bool:

@@ -252,8 +252,9 @@ def _with_numbers(
     if found != config.activation:
         names = {ours: theirs for theirs, ours in reversed([*ACTIVATIONS.items()])}
         changed[family.activation_field] = names[config.activation]
+    explicit = _explicit(config, _seq_len(fields, family))
     for ours, (theirs, default) in family.numbers.items():
-        value: float | None = getattr(_explicit(config, seq_len(fields)), ours)
+        value: float | None = getattr(explicit, ours)
         if fields.get(theirs, default) != value:
             # The divisor is an integer in transformers.
             if isinstance(default, int) and value is not None and value.is_integer():
@@ -274,9 +275,10 @@ def _with_layers(
     lists = [fields.get(name) or () for name in ("layer_types", "no_rope_layers")]
     if any(len(listed) not in (0, config.num_layers) for listed in lists):
         changed = write_layers(changed, family, config)
-    if _read(changed, family).kinds != config.kinds:
-        changed = write_layers(changed, family, config)
     found = _read(changed, family)
+    if found.kinds != config.kinds:
+        changed = write_layers(changed, family, config)
+        found = _read(changed, family)
     rotations = [
         (each.rope_theta, each.rope_scaling, each.rotary_share, each.kinds)
         for each in (found, config)

@@ -21,7 +21,7 @@ from stackjax.interop.families import FAMILIES, Family
 from stackjax.interop.slots import Slot, slots, slots_by_kind
 from stackjax.interop.tensors import TensorInfo, Tensors, check_finite, same_values
 from stackjax.model import ModelConfig, Params
-from stackjax.model.config import axis_size
+from stackjax.model.config import shape_of
 from stackjax.runtime.errors import UserError
 from stackjax.sharding.axes import Axes
 from stackjax.sharding.partition import partition
@@ -185,7 +185,7 @@ def load_part(
     """
 
     def load(path: Any, names: Axes) -> jax.Array:
-        shape = tuple(axis_size(config, name) for name in names.names)
+        shape = shape_of(config, names)
         sharding = NamedSharding(mesh, partition(names) or jax.sharding.PartitionSpec())
         stored = slots_by_kind(folder.model, folder.model_type)[path[-1].key]
         read = _reader(folder, stored, names, shape, dtype, allow_nonfinite)

@@ -4,7 +4,6 @@ Shapes: B batch, T time, D embed, N query heads, K key/value heads, H head_dim, 
 experts, S shared experts. G is 2: gate and value of a SwiGLU.
 """
 
-import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -12,7 +11,9 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec as P
 
+from stackjax.model.activation import GATED, UNGATED, recomputed
 from stackjax.model.einsum import MLP_PRODUCT, contract
 from stackjax.model.experts import mixture
 from stackjax.model.module import Module
@@ -21,7 +22,6 @@ from stackjax.model.rotary import rotate
 from stackjax.model.router import Routed, route
 from stackjax.sharding.axes import Axes
 from stackjax.sharding.partition import logical
-from stackjax.sharding.platform import platform_of, target_device
 
 Attend = Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Array, Any]]
 """Attention function: (q_BTNH, k_BTKH, v_BTKH) -> (output [B, T, N, H], auxiliary output such
@@ -128,29 +128,18 @@ class Block(Module):
         )
         if self.config.mlp_bias:
             x_BTF += self.bias("up_bias", x_BTF, ("mlp",))
-        on_cpu = platform_of(target_device()) == "cpu"
-        activation = _UNGATED[self.config.activation]
-        return jax.checkpoint(activation, prevent_cse=on_cpu)(x_BTF)
+        return recomputed(UNGATED[self.config.activation])(x_BTF)
 
     def gated(self, x_BTD: jax.Array) -> jax.Array:
         """Returns the hidden activations of a gated MLP, [B, T, F]."""
         axes = Axes(reads=("embed",), fused=("gate_up",), writes=("mlp",))
         w_DGF = self.weight("gate_up", axes)
         layout = logical("batch", "seq", "mlp")
-        # Two products avoid a concatenation in the backward pass.
-        gate_BTF, value_BTF = (
-            contract("BTD,DF->BTF", x_BTD, jnp.squeeze(w_D1F, 1), layout, MLP_PRODUCT)
-            for w_D1F in jnp.split(w_DGF, 2, axis=1)
-        )
+        gate_BTF, value_BTF = _gate_and_value("BTD,DF->BTF", x_BTD, w_DGF, layout)
         if self.config.mlp_bias:
             bias_1GF = self.bias("gate_up_bias", gate_BTF, ("mlp",), fused=("gate_up",))
             gate_BTF, value_BTF = gate_BTF + bias_1GF[:, :1], value_BTF + bias_1GF[:, 1:]
-        # Recomputing the intermediate arrays is cheaper than storing them. Without the barrier,
-        # products compute them from their operands; TPUs then write a third less to memory. On
-        # a CPU, where layers are in no loop, the compiler would store them.
-        on_cpu = platform_of(target_device()) == "cpu"
-        gated = _GATED[self.config.activation]
-        return jax.checkpoint(gated, prevent_cse=on_cpu)(gate_BTF, value_BTF)
+        return recomputed(GATED[self.config.activation])(gate_BTF, value_BTF)
 
     def experts(self, x_BTD: jax.Array) -> tuple[jax.Array, Routed]:
         """Returns the experts' output, and the router's statistics."""
@@ -164,7 +153,7 @@ class Block(Module):
         into = Axes(("experts",), ("embed",), ("expert_mlp",), ("gate_up",))
         w_EDGF = self.weight("expert_gate_up", into)
         w_EFD = self.weight("expert_down", self.writer("expert_mlp", stacked=("experts",)))
-        gated = _GATED[self.config.activation]
+        gated = GATED[self.config.activation]
         out_BTD = mixture(x_BTD, share_BTK, chosen_BTK, w_EDGF, w_EFD, gated)
         if self.config.num_shared_experts:
             out_BTD += self.shared(x_BTD)
@@ -175,33 +164,18 @@ class Block(Module):
         axes = Axes((), ("embed",), ("shared_experts", "expert_mlp"), ("gate_up",))
         w_DGSF = self.weight("shared_gate_up", axes)
         layout = logical("batch", "seq", None, "expert_mlp")
-        gate_BTSF, value_BTSF = (
-            contract("BTD,DSF->BTSF", x_BTD, jnp.squeeze(w_D1SF, 1), layout, MLP_PRODUCT)
-            for w_D1SF in jnp.split(w_DGSF, 2, axis=1)
-        )
-        h_BTSF = jax.checkpoint(_GATED[self.config.activation])(gate_BTSF, value_BTSF)
+        gate_BTSF, value_BTSF = _gate_and_value("BTD,DSF->BTSF", x_BTD, w_DGSF, layout)
+        h_BTSF = recomputed(GATED[self.config.activation])(gate_BTSF, value_BTSF)
         w_SFD = self.weight("shared_down", self.writer("shared_experts", "expert_mlp"))
         return contract("BTSF,SFD->BTD", h_BTSF, w_SFD, logical("batch", "seq", None))
 
 
-def _swiglu(gate_BTF: jax.Array, value_BTF: jax.Array) -> jax.Array:
-    """Returns the SwiGLU hidden activations (arXiv:2002.05202)."""
-    return nn.silu(gate_BTF) * value_BTF
-
-
-def _geglu(gate_BTF: jax.Array, value_BTF: jax.Array) -> jax.Array:
-    return nn.gelu(gate_BTF, approximate=False) * value_BTF
-
-
-def _geglu_tanh(gate_BTF: jax.Array, value_BTF: jax.Array) -> jax.Array:
-    return nn.gelu(gate_BTF, approximate=True) * value_BTF
-
-
-_GATED = {"silu": _swiglu, "gelu": _geglu, "gelu_tanh": _geglu_tanh}
-"""A gated MLP's hidden activations, by `activation`."""
-_UNGATED = {
-    "silu": nn.silu,
-    "gelu": functools.partial(nn.gelu, approximate=False),
-    "gelu_tanh": functools.partial(nn.gelu, approximate=True),
-}
-"""The hidden activations of an MLP without a gate."""
+def _gate_and_value(
+    spec: str, x_BTD: jax.Array, w_DG: jax.Array, layout: P | None
+) -> list[jax.Array]:
+    """Returns the products with both halves of a fused weight [D, 2, ...]."""
+    # Two products avoid a concatenation in the backward pass.
+    return [
+        contract(spec, x_BTD, jnp.squeeze(half, 1), layout, MLP_PRODUCT)
+        for half in jnp.split(w_DG, 2, axis=1)
+    ]

@@ -10,7 +10,7 @@ from stackjax.runtime.constraints import OnlyWith, check_fields
 from stackjax.runtime.errors import UserError
 from stackjax.runtime.numbers import Epsilon, Positive, Size
 from stackjax.runtime.ranges import Real, Whole
-from stackjax.sharding.axes import LAYER_AXES
+from stackjax.sharding.axes import LAYER_AXES, Axes
 
 AttentionKernel = Literal["xla", "cudnn", "splash"]
 Activation = Literal["silu", "gelu", "gelu_tanh"]
@@ -418,6 +418,11 @@ def axis_size(config: ModelConfig, axis: str) -> int:
     if axis in LAYER_AXES:
         return len(layers_along(config, axis))
     return 2 if axis == "gate_up" else getattr(config, SIZES[axis])
+
+
+def shape_of(config: ModelConfig, axes: Axes) -> tuple[int, ...]:
+    """Returns a parameter's shape."""
+    return tuple(axis_size(config, axis) for axis in axes.names)
 
 
 def layers_along(config: ModelConfig, axis: str | None) -> tuple[int, ...]:

@@ -15,7 +15,7 @@ import numpy as np
 from stackjax.model.config import ModelConfig
 from stackjax.model.layer_kind import LayerKind
 from stackjax.model.layer_scan import scan_layers
-from stackjax.model.masking import Masking
+from stackjax.model.masking import Masking, capped
 from stackjax.model.module import compute_dtype
 from stackjax.model.transformer import (
     Params,
@@ -161,8 +161,7 @@ def _attend(
         "BTKGH,BKSH->BKGTS", q_BTKGH, k_BKSH, preferred_element_type=jnp.float32
     )
     slots_1111S = np.expand_dims(np.arange(k_BKSH.shape[2]), (0, 1, 2, 3))
-    if masking.cap is not None:
-        scores_BKGTS = masking.cap * jnp.tanh(scores_BKGTS / masking.cap)
+    scores_BKGTS = capped(scores_BKGTS, masking.cap)
     is_seen_B11TS = masking.is_seen(positions_BT[:, None, None, :, None], slots_1111S)
     scores_BKGTS = jnp.where(is_seen_B11TS, scores_BKGTS, -jnp.inf)
     weights_BKGTS = jax.nn.softmax(scores_BKGTS, axis=-1).astype(v_BKSH.dtype)

@@ -17,12 +17,12 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import PartitionSpec as P
 
 from stackjax.model import dispatch
+from stackjax.model.activation import recomputed
 from stackjax.model.dispatch import Places, Plan
 from stackjax.model.einsum import MLP_PRODUCT, PRODUCT
 from stackjax.model.grouped import grouped_outer, grouped_product, rows_per_block
 from stackjax.sharding.config import EXPERT
 from stackjax.sharding.partition import layout, logical, mesh_axes_in, num_shards, resharded
-from stackjax.sharding.platform import platform_of, target_device
 
 _INTO = ("experts", "embed", "gate_up", "expert_mlp")
 _OUT = ("experts", "expert_mlp", "embed")
@@ -52,8 +52,7 @@ def mixture(
 
     both_RGF: Any = _product(_INTO, block, x_RD, gate_up_EDGF, plan.sizes_E)
     both_RGF = checkpoint_name(both_RGF, MLP_PRODUCT)
-    on_cpu = platform_of(target_device()) == "cpu"
-    h_RF = jax.checkpoint(weighted, prevent_cse=on_cpu)(both_RGF, share_R1)
+    h_RF = recomputed(weighted)(both_RGF, share_R1)
     y_RD: Any = _product(_OUT, block, h_RF, down_EFD, plan.sizes_E)
     out_BTD: Any = _from_rows(x_BTD.shape, checkpoint_name(y_RD, PRODUCT), plan)
     return out_BTD

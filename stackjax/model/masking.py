@@ -3,7 +3,15 @@
 import dataclasses
 from typing import TypeVar
 
+import jax
+import jax.numpy as jnp
+
 T = TypeVar("T")
+
+
+def capped(logits: jax.Array, cap: float | None) -> jax.Array:
+    """Returns c tanh(logits / c) for a cap c; the logits themselves for None."""
+    return logits if cap is None else cap * jnp.tanh(logits / cap)
 
 
 @dataclasses.dataclass(frozen=True)

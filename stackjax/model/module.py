@@ -8,7 +8,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
-from stackjax.model.config import ModelConfig, axis_size
+from stackjax.model.config import ModelConfig, axis_size, shape_of
 from stackjax.model.parametrization import ratios, scaled
 from stackjax.sharding.axes import Axes
 from stackjax.sharding.partition import partition
@@ -41,7 +41,7 @@ class Module(nn.Module):
 
     def weight(self, name: str, axes: Axes) -> jax.Array:
         """Returns a matrix parameter: float32, sharded by its axes."""
-        shape = tuple(axis_size(self.config, axis) for axis in axes.names)
+        shape = shape_of(self.config, axes)
 
         def init(key: jax.Array) -> Named:
             normal = jax.random.normal(key, shape, out_sharding=partition(axes))
@@ -65,7 +65,7 @@ class Module(nn.Module):
           fused, joins: As in `Axes`.
         """
         names = Axes(writes=axes, fused=fused, bias=True, joins=joins)
-        zeros = jnp.zeros(tuple(axis_size(self.config, axis) for axis in names.names))
+        zeros = jnp.zeros(shape_of(self.config, names))
         stored: Any = self.param(name, lambda _: Named(zeros, names))
         return jnp.expand_dims(stored.astype(x.dtype), range(x.ndim - len(names.names)))
 

@@ -21,7 +21,7 @@ from stackjax.model.einsum import MLP_PRODUCT, PRODUCT, contract
 from stackjax.model.layer_kind import LayerKind
 from stackjax.model.layer_scan import joined, layers_between, scan_layers
 from stackjax.model.layer_stack import init_layers
-from stackjax.model.masking import Masking
+from stackjax.model.masking import Masking, capped
 from stackjax.model.module import Module, Named, compute_dtype
 from stackjax.model.parametrization import logits_factor
 from stackjax.model.rotary import rotation
@@ -341,8 +341,7 @@ def logits(config: ModelConfig, w: jax.Array, x_BTD: jax.Array) -> jax.Array:
     sharding = logical("batch", "seq", "vocab")
     logits_BTV = contract(HEAD_PRODUCT[config.tie_head], x_BTD, w, sharding)
     wide = logits_BTV.astype(jnp.promote_types(x_BTD.dtype, jnp.float32))
-    if config.logit_cap is not None:
-        wide = config.logit_cap * jnp.tanh(wide / config.logit_cap)
+    wide = capped(wide, config.logit_cap)
     if config.vocab_size == config.padded_vocab_size:
         return wide
     token_V = jax.lax.broadcasted_iota(jnp.int32, (1, 1, wide.shape[-1]), 2)

@@ -21,7 +21,7 @@ from stackjax.data.batch import Batch
 from stackjax.data.device import batch_sharding
 from stackjax.files.storage import check_bucket, is_remote
 from stackjax.model import ModelConfig
-from stackjax.model.config import axis_size
+from stackjax.model.config import shape_of
 from stackjax.model.parametrization import all_ratios
 from stackjax.optimizers import Optimizer
 from stackjax.sharding.mesh import build_mesh
@@ -112,10 +112,7 @@ def abstract_part(config: ModelConfig, optimizer: Optimizer | None, axes: Any) -
 
     def state() -> TrainState:
         params = jax.tree.map(
-            lambda names: jnp.zeros(
-                tuple(axis_size(config, name) for name in names.names),
-                out_sharding=partition(names),
-            ),
+            lambda names: jnp.zeros(shape_of(config, names), out_sharding=partition(names)),
             axes,
         )
         opt_state = None if optimizer is None else optimizer.build(axes).init(params)

@@ -18,9 +18,9 @@ def with_balanced_biases(phase: Phase, params: Any, sums: RouterSums) -> Any:
     layers' biases stay, as do all biases in a fit.
     """
     routing = phase.model.routing
-    if routing is None or routing.balance != "bias" or phase.fit is not None:
+    if not phase.model.num_experts or phase.fit is not None:
         return params
-    if not phase.model.num_experts:
+    if routing is None or routing.balance != "bias":
         return params
     load_LE = jnp.sum(
         sums.load_LE.reshape(phase.model.loops, -1, phase.model.num_experts), axis=0

@@ -11,7 +11,7 @@ import judge
 import numpy as np
 import pytest
 from conftest import GROWTHS, HALF_MORE, MODELS, tiny_model
-from float64_growth import grow, source_params
+from float64_growth import fits, grow, source_params
 
 from stackjax import model
 from stackjax.growth import DepthRandom, DepthZero, WidthRandom, WidthSplit, WidthZero, chain
@@ -59,21 +59,13 @@ OPENS_OVER = {"depth random, bottom up": np.array([1, 128 / 3, 1, 256 / 3, 1, 12
 ALL_OPEN = 384
 
 
-def can_grow(growth, config):
-    try:
-        growth.target_config(config)
-    except ValueError:
-        return False
-    return True
-
-
 def preserving(preservation, models=tuple(MODELS)):
     """Parametrizes a test over operators with this preservation and their valid models."""
     cases = [
         pytest.param(name, MODELS[model_name], id=f"{model_name}-{name}")
         for model_name in models
         for name, growth in OPERATORS.items()
-        if growth.preserves_function == preservation and can_grow(growth, MODELS[model_name])
+        if growth.preserves_function == preservation and fits(growth, MODELS[model_name])
     ]
     return pytest.mark.parametrize(("name", "config"), cases)
 

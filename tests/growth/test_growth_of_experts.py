@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import tiny_model
-from decoder import NumpyDecoder
-from float64_growth import grow, source_params
+from decoder import logits_of_documents
+from float64_growth import fits, grow, source_params
 
 from stackjax import model
 from stackjax.growth import (
@@ -49,8 +49,7 @@ KEY = jax.random.key(0)
 
 
 def logits(config, params):
-    found = NumpyDecoder(config, params).logits(TOKENS, POSITIONS, SEGMENTS)
-    return found[..., : config.vocab_size]
+    return logits_of_documents(config, params, TOKENS)
 
 
 def experts(**fields):
@@ -111,13 +110,6 @@ CHANGING = {
 
 def shapes(tree):
     return jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), tree)
-
-
-def fits(growth, config):
-    try:
-        return growth.target_config(config) is not None
-    except UserError:
-        return False
 
 
 def cases(growths):

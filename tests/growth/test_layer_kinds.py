@@ -6,8 +6,8 @@ import jax
 import numpy as np
 import pytest
 from conftest import GROWTHS, KINDS, tiny_model
-from decoder import NumpyDecoder
-from float64_growth import grow, source_params
+from decoder import logits_of_documents
+from float64_growth import fits, grow, source_params
 
 from stackjax import model
 from stackjax.growth import (
@@ -30,29 +30,17 @@ from stackjax.runtime.errors import UserError
 
 T = 8
 TOKENS = np.random.default_rng(0).integers(0, 11, (1, T))
-POSITIONS = np.arange(T)[None]
-SEGMENTS = np.zeros((1, T), int)
 # As in test_function_preserving.
 FLOAT64 = 1e-12
 
 
 def logits(config, params):
-    """Returns the logits in float64, without vocabulary padding."""
-    found = NumpyDecoder(config, params).logits(TOKENS, POSITIONS, SEGMENTS)
-    return found[..., : config.vocab_size]
+    return logits_of_documents(config, params, TOKENS)
 
 
 @functools.cache
 def source_logits(name):
     return logits(KINDS[name], source_params(KINDS[name]))
-
-
-def fits(growth, config):
-    try:
-        growth.target_config(config)
-    except UserError:
-        return False
-    return True
 
 
 # For some of the models, copies as in COPIES are no whole periods: these are refused.

@@ -14,7 +14,7 @@ import pytest
 import torch
 import transformers
 from conftest import mesh_of
-from decoder import NumpyDecoder
+from decoder import logits_of_documents
 
 from stackjax.interop.huggingface import load_params, read_folder
 from stackjax.runtime.errors import UserError
@@ -318,10 +318,7 @@ def stackjax_logits(path):
     mesh = mesh_of("one device")
     with jax.set_mesh(mesh):
         params = jax.tree.map(np.asarray, load_params(found, found.model, mesh))
-    tokens = TOKENS.numpy()
-    positions = np.arange(tokens.shape[1])[None]
-    logits = NumpyDecoder(found.model, params).logits(tokens, positions, np.zeros_like(tokens))
-    return logits[..., : folders.VOCAB]
+    return logits_of_documents(found.model, params, TOKENS.numpy())[..., : folders.VOCAB]
 
 
 def mismatch(original, changes):
